@@ -1,0 +1,199 @@
+"""Samplers as generators: a walk along levels that yields one :class:`Step` per network call.
+
+A walk has a start (:func:`prior` or :func:`paired`) and a source: free running, or teacher forced, where every
+state is replaced by ``q(x_t | x0)`` before its step. Solver indices i count down to 0, the least noisy level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bench.diffusion.corrections import Identity
+from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.posterior import Posterior, sample_exact, step_log_variance
+from bench.diffusion.types import Correction, Denoiser, Level, Prediction, Step
+
+__all__ = ["DDIM", "VARIANCES", "Ancestral", "Draws", "Solver", "paired", "prior", "teacher_forced", "walk"]
+
+VARIANCES = ("learned", "fixed-small", "fixed-large", "exact")
+
+
+class Solver(Protocol):
+    """One update from a level to the next, given what the denoiser said."""
+
+    def update(
+        self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
+    ) -> Tensor:
+        """Return x_next; ``z`` [B, C, H, W] is this step's unit noise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """DDPM sampling: the posterior mean of Ho et al. 2020, eq. 7, at x0_hat plus noise of a chosen variance.
+
+    ``fixed-small`` is the posterior variance, ``fixed-large`` beta of the respaced process, ``learned`` interpolates
+    their logarithms by the network's fraction, ``exact`` adds the variance of x0 given x_t (closed-form denoisers
+    only). The last step, to the clean level, adds no noise.
+    """
+
+    variance: str = "learned"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown variance."""
+        if self.variance not in VARIANCES:
+            raise ValueError(f"unknown variance {self.variance!r}; choose {', '.join(VARIANCES)}")
+
+    def update(
+        self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
+    ) -> Tensor:
+        """Draw x_next ~ p(x_next | x)."""
+        q = Posterior.between(level, level_next)
+        mean = q.c1 * x0 + q.c2 * x
+        if self.variance == "exact":
+            return mean + sample_exact(q, pred, z)
+        if level_next.sigma == 0:
+            return mean
+        log_variance = step_log_variance(self.variance, q, pred)
+        scale = torch.exp(0.5 * log_variance) if isinstance(log_variance, Tensor) else q.std(self.variance)
+        return mean + scale * z
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """Song et al. 2021, eq. 12 and 16; ``eta`` = 0 is deterministic, 1 has the posterior variance."""
+
+    eta: float = 0.0
+
+    def update(
+        self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
+    ) -> Tensor:
+        """Move along x0_hat and eps to the next level."""
+        noise_std = self.eta * Posterior.between(level, level_next).std("fixed-small")
+        direction = max(level_next.sigma**2 - noise_std**2, 0.0) ** 0.5
+        x_next = level_next.alpha * x0 + direction * eps
+        return x_next + noise_std * z if noise_std else x_next
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a batch: a noise stream and the samples' numbers, int64 [B] on the batch's device."""
+
+    noise: Noise
+    samples: Tensor
+
+    def normal(self, purpose: Purpose, step: int, shape: Sequence[int]) -> Tensor:
+        """Draw float32 [B, *shape] of one purpose and step."""
+        return self.noise.normal(self.samples, purpose, step, shape)
+
+
+def prior(level: Level, draws: Draws, shape: Sequence[int]) -> Tensor:
+    """Start from noise: ``sigma_T * noise``, float32 [B, *shape], whatever signal the level would keep."""
+    return level.sigma * draws.normal(Purpose.START, 0, shape)
+
+
+def paired(level: Level, draws: Draws, x0: Tensor) -> Tensor:
+    """Start from real images in [-1, 1]: ``alpha * x0 + sigma * noise`` with the same noise as :func:`prior`."""
+    return level.alpha * x0 + prior(level, draws, x0.shape[1:])
+
+
+@torch.no_grad()
+def walk(
+    denoiser: Denoiser,
+    levels: Sequence[Level],
+    x: Tensor,
+    solver: Solver,
+    draws: Draws,
+    *,
+    clip: bool = True,
+    correction: Correction | None = None,
+    x0: Tensor | None = None,
+    cond: Tensor | None = None,
+) -> Iterator[Step]:
+    """Let a denoiser feed itself from ``x`` at ``levels[0]`` down to the clean level.
+
+    Args:
+        denoiser: the model.
+        levels: noisiest first, ending in the clean level. A paired walk from level i takes ``levels[-(i + 2):]``,
+            which keeps indices and noise those of the full walk.
+        x: start state [B, C, H, W].
+        solver: the update rule.
+        draws: the batch's random numbers.
+        clip: clamp x0_hat to [-1, 1] and re-derive eps, as the published code does.
+        correction: an intervention; None is the plain sampler.
+        x0: real images the walk is paired with; recorded, never used.
+        cond: per-sample conditioning, passed to the denoiser.
+
+    Yields:
+        One step per network call.
+    """
+    hooks = correction or Identity()
+    for i, level, level_next in _indexed(levels):
+        step = _step(denoiser, i, level, level_next, x, solver, draws, Purpose.ANCESTRAL, clip, hooks, x0, cond)
+        yield step
+        x = step.x_next
+
+
+@torch.no_grad()
+def teacher_forced(
+    denoiser: Denoiser,
+    levels: Sequence[Level],
+    x0: Tensor,
+    solver: Solver,
+    draws: Draws,
+    *,
+    clip: bool = True,
+    correction: Correction | None = None,
+    cond: Tensor | None = None,
+    indices: Collection[int] | None = None,
+) -> Iterator[Step]:
+    """Take single steps from real noised data: before each, x ~ q(x_t | x0) with noise of its own.
+
+    Args as in :func:`walk`; ``x0`` [B, C, H, W] in [-1, 1] is what the states are made of, and ``indices`` the
+    solver indices to visit (all by default).
+    """
+    hooks = correction or Identity()
+    for i, level, level_next in _indexed(levels):
+        if indices is None or i in indices:
+            x = level.alpha * x0 + level.sigma * draws.normal(Purpose.FORCED, i, x0.shape[1:])
+            purpose = Purpose.FORCED_ANCESTRAL
+            yield _step(denoiser, i, level, level_next, x, solver, draws, purpose, clip, hooks, x0, cond)
+
+
+def _indexed(levels: Sequence[Level]) -> Iterator[tuple[int, Level, Level]]:
+    count = len(levels) - 1
+    for position in range(count):
+        yield count - 1 - position, levels[position], levels[position + 1]
+
+
+def _step(
+    denoiser: Denoiser,
+    i: int,
+    level: Level,
+    level_next: Level,
+    x: Tensor,
+    solver: Solver,
+    draws: Draws,
+    purpose: Purpose,
+    clip: bool,
+    hooks: Correction,
+    x0: Tensor | None,
+    cond: Tensor | None,
+) -> Step:
+    """Make one network call and one update."""
+    seen, seen_level = hooks.before(x, level)
+    pred = denoiser(seen, seen_level, cond)
+    x0_used, eps_used = hooks.prediction(pred, seen, seen_level)
+    if clip:
+        clamped = x0_used.clamp(-1.0, 1.0)
+        eps_used = eps_used + (seen_level.alpha / seen_level.sigma) * (x0_used - clamped)
+        x0_used = clamped
+    z = draws.normal(purpose, i, x.shape[1:])
+    x_next = solver.update(seen, x0_used, eps_used, pred, seen_level, level_next, z)
+    x_next = hooks.after(x_next, pred, level_next)
+    return Step(i, 0, level, level_next, x, x_next, pred, x0_used, eps_used, x0)

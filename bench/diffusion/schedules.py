@@ -1,0 +1,98 @@
+"""Noise schedules, respacing and the levels a solver visits, in float64.
+
+Conventions of guided-diffusion (``gaussian_diffusion.py``, ``respace.py``): training indices t count from 0, the
+least noisy, to T - 1; papers count from 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.diffusion.types import CLEAN, Level
+
+__all__ = ["alpha_bars", "betas", "levels", "respace"]
+
+
+def betas(name: str, T: int) -> NDArray[np.float64]:
+    """Return the forward variances beta_t, float64 [T], t from 0.
+
+    ``linear`` is Ho et al. 2020 rescaled to T steps; ``cosine`` is Nichol & Dhariwal 2021, eq. 17, with beta
+    capped at .999.
+
+    Raises:
+        ValueError: unknown name, or T below 1.
+    """
+    if T < 1:
+        raise ValueError(f"a schedule needs at least one training step, not {T}")
+    if name == "linear":
+        scale = 1000 / T
+        return np.linspace(scale * 1e-4, scale * 0.02, T, dtype=np.float64)
+    if name == "cosine":
+
+        def signal(u: float) -> float:
+            return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        return np.array([min(1 - signal((t + 1) / T) / signal(t / T), 0.999) for t in range(T)])
+    raise ValueError(f"unknown noise schedule {name!r}; choose cosine or linear")
+
+
+def alpha_bars(name: str, T: int) -> NDArray[np.float64]:
+    """Return the cumulative signal powers alpha_bar_t = prod_{s<=t} (1 - beta_s), float64 [T]."""
+    return np.cumprod(1.0 - betas(name, T))
+
+
+def respace(spec: int | str, T: int) -> NDArray[np.int64]:
+    """Return the sorted training indices a shortened process visits, int64 [steps].
+
+    Args:
+        spec: ``"N"`` for N evenly spread indices that always include 0 and T - 1, rounded half to even as
+            the published code does; ``"ddimN"`` for the smallest whole stride from 0 that gives exactly N.
+        T: training length.
+
+    Raises:
+        ValueError: N is not a whole number in 1..T, or no whole stride gives "ddimN" (the nearest N that one
+            gives is named).
+    """
+    text = str(spec).strip()
+    strided = text.startswith("ddim")
+    digits = text.removeprefix("ddim")
+    if not digits.isascii() or not digits.isdigit():
+        raise ValueError(f"steps must be a whole number or 'ddimN', not {text!r}")
+    steps = int(digits)
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps must lie between 1 and {T}, the training length, not {steps}")
+    return _strided(steps, T) if strided else _spread(steps, T)
+
+
+def _spread(steps: int, T: int) -> NDArray[np.int64]:
+    if steps == 1:  # the published code keeps index 0 alone; a one-step sampler must start from noise
+        return np.array([T - 1])
+    stride = (T - 1) / (steps - 1)
+    # The published code accumulates the stride, so its rounding is kept too.
+    position, chosen = 0.0, []
+    for _ in range(steps):
+        chosen.append(round(position))
+        position += stride
+    return np.array(chosen, dtype=np.int64)
+
+
+def _strided(steps: int, T: int) -> NDArray[np.int64]:
+    possible = {len(range(0, T, stride)): stride for stride in range(T, 0, -1)}  # the smallest stride wins
+    if steps not in possible:
+        nearest = min(possible, key=lambda n: (abs(n - steps), n))
+        raise ValueError(f"no whole stride gives ddim{steps} with {T} training steps; the nearest is ddim{nearest}")
+    return np.arange(0, T, possible[steps], dtype=np.int64)
+
+
+def levels(schedule: str, T: int, spec: int | str) -> tuple[Level, ...]:
+    """Return the levels of a variance-preserving walk, noisiest first, ending in the clean level (steps + 1 of them).
+
+    The respaced process has exactly the training process's alpha_bar at its indices, and the network sees the
+    original index.
+    """
+    bars = alpha_bars(schedule, T)
+    noisy = [Level(int(t), math.sqrt(bars[t]), math.sqrt(1.0 - bars[t])) for t in respace(spec, T)]
+    return (*reversed(noisy), CLEAN)

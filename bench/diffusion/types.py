@@ -1,0 +1,94 @@
+"""The records every other file speaks in: levels, predictions, steps, and the three protocols around them.
+
+One frame for all models: a state is ``x_t = alpha_t * x0 + sigma_t * noise``. Variance-preserving models have
+``alpha = sqrt(alpha_bar_t)`` and ``sigma = sqrt(1 - alpha_bar_t)``; EDM has ``alpha = 1``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["CLEAN", "Correction", "Denoiser", "Level", "Prediction", "Probe", "Step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A noise level: ``t`` the 0-based training index the network is conditioned on, and the frame's two factors."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+
+CLEAN = Level(t=-1, alpha=1.0, sigma=0.0)  # the data themselves, one step below the least noisy level
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a denoiser says about a state x [B, C, H, W]; ``eps`` and ``x0`` are consistent and unclipped.
+
+    ``variance_fraction`` is the raw second half of a learned-range network's output (Nichol & Dhariwal 2021,
+    eq. 15, before the mapping to [0, 1]); ``x0_cov`` is an exact posterior covariance Cov(x0 | x_t), [D, D] or
+    [B, D, D] with D = C*H*W, which only closed-form denoisers know.
+    """
+
+    eps: Tensor
+    x0: Tensor
+    variance_fraction: Tensor | None = None
+    x0_cov: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One network call of a walk. Tensors are shared with the sampler and valid until the next step.
+
+    ``i`` counts solver steps down to 0, the least noisy (the published code's respaced index); ``stage`` counts the
+    network calls within one solver step. ``prediction`` is raw; ``x0_used`` and ``eps_used`` are what the update
+    took after corrections and clipping. ``x0`` is the real image the walk is paired with, where there is one.
+    """
+
+    i: int
+    stage: int
+    level: Level
+    level_next: Level
+    x: Tensor
+    x_next: Tensor
+    prediction: Prediction
+    x0_used: Tensor
+    eps_used: Tensor
+    x0: Tensor | None
+
+
+class Denoiser(Protocol):
+    """A model at a noise level: state x [B, C, H, W] to a :class:`Prediction`; ``cond`` is drawn per sample."""
+
+    def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
+        """Predict the noise and the data of ``x``."""
+        ...
+
+
+class Correction(Protocol):
+    """An intervention on a walk. Each hook's identity leaves the plain sampler bit for bit."""
+
+    def before(self, x: Tensor, level: Level) -> tuple[Tensor, Level]:
+        """Change the state or the level the network sees."""
+        ...
+
+    def prediction(self, pred: Prediction, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Return the (x0, eps) the update shall use, before clipping."""
+        ...
+
+    def after(self, x_next: Tensor, pred: Prediction, level_next: Level) -> Tensor:
+        """Change the state the update produced."""
+        ...
+
+
+class Probe(Protocol):
+    """An observer of walks: reads steps, never writes to them and never draws random numbers."""
+
+    def update(self, step: Step) -> None:
+        """Take one step into account, without synchronising with the device."""
+        ...

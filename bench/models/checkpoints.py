@@ -1,0 +1,146 @@
+"""Weights on disk: our safetensors files, which carry their own description, and guided-diffusion's ``.pt``.
+
+Nothing is ever executed from a file: safetensors holds only tensors and text, and ``.pt`` files are read with
+``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bench.models.networks import CheckpointError, adm_unet, load_guided_diffusion
+
+__all__ = ["Description", "file_hash", "load_network", "read_description", "save_network"]
+
+_FORMAT = "exposure-bias-1"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint is besides its numbers.
+
+    ``network`` holds guided-diffusion's ``UNetModel`` arguments; ``training`` the recipe that made it, if known.
+    """
+
+    network: Mapping[str, Any]
+    schedule: str = "cosine"
+    T: int = 1000
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file, hexadecimal.
+
+    Raises:
+        CheckpointError: the file is missing or unreadable.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from None
+
+
+def save_network(path: Path, unet: Any, description: Description, dtype: torch.dtype = torch.float16) -> None:
+    """Write weights (in half precision unless told otherwise) and description to a safetensors file, atomically."""
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in unet.state_dict().items()}
+    text = {
+        "format": _FORMAT,
+        "network": json.dumps(dict(description.network)),
+        "schedule": description.schedule,
+        "T": str(description.T),
+        "training": json.dumps(dict(description.training)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata=text)
+    os.replace(partial, path)
+
+
+def read_description(path: Path) -> Description | None:
+    """Return the description inside one of our files, or None for a format that carries none (``.pt``).
+
+    Raises:
+        CheckpointError: missing, truncated, or a safetensors file of other origin.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    with _open_safetensors(path) as file:
+        text = file.metadata() or {}
+    if text.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this suite; write one with python -m bench.models.train")
+    try:
+        return Description(
+            json.loads(text["network"]), text["schedule"], int(text["T"]), json.loads(text["training"])
+        )
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} has a damaged description ({error}); train or copy it again") from None
+
+
+def load_network(path: Path, description: Description) -> Any:
+    """Build the network of ``description``, load the file's weights as float32 and set evaluation mode.
+
+    Raises:
+        CheckpointError: missing, truncated, of another architecture, not plain tensors, or not finite.
+    """
+    file_hash(path)  # one clear message for a missing file, whatever its format
+    unet = adm_unet(description.network)
+    if path.suffix == ".safetensors":
+        _load_own(path, unet)
+    else:
+        try:
+            load_guided_diffusion(unet, _read_pickle(path))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+    if not all(torch.isfinite(tensor).all() for tensor in unet.state_dict().values()):
+        raise CheckpointError(f"{path} holds weights that are not finite; train or copy it again")
+    return unet.eval().requires_grad_(False)
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise CheckpointError(f"cannot read the checkpoint {path}: no such file; check the path") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file ({error})") from None
+
+
+def _load_own(path: Path, unet: Any) -> None:
+    own = unet.state_dict()
+    with _open_safetensors(path) as file:
+        names = set(file.keys())
+        differing = sorted(names ^ set(own))
+        if differing:
+            raise CheckpointError(f"{path} is of another architecture: {differing[0]!r} is not in both")
+        tensors = {name: file.get_tensor(name) for name in names}
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(f"{path} is of another architecture: {name!r} has shape {tuple(tensor.shape)}")
+    unet.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+
+
+def _read_pickle(path: Path) -> Mapping[str, Tensor]:
+    """Read a ``.pt`` file of plain tensors; anything else in it is refused unexecuted."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile):
+        raise CheckpointError(
+            f"{path} is truncated or not a file of plain tensors; save it with torch.save(model.state_dict(), path)"
+        ) from None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} does not hold a state dict (names to tensors)")
+    return state

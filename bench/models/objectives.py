@@ -1,0 +1,128 @@
+"""Training objectives: what the network is shown, what it must say, and the loss.
+
+Indices t count from 0. ``noise`` and ``xi`` are independent unit normals; ``gamma`` is the input-perturbation
+strength and ``s = sqrt(1 + gamma**2)``.
+
+* ``ddpm``: Ho et al. 2020, eq. 14.
+* ``ddpm-ip``: Ning et al. 2023, Algorithm 1: the input carries ``noise + gamma * xi``, the target is ``noise``.
+* ``ddpm-y``: same input, target ``(noise + gamma * xi) / s`` (ibid., Table 7): plain DDPM on a larger schedule.
+* ``ip-equivalent``: input ``alpha x0 + s sigma noise``, target ``noise / s``. Its expected gradient is that of
+  ``ddpm-ip``, because given the input's noise n' = (noise + gamma xi) / s the target is n'/s plus independent noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bench.diffusion.schedules import alpha_bars, betas
+
+__all__ = ["OBJECTIVES", "Process", "gradient_penalty", "hybrid_loss", "make_pair"]
+
+Pair = tuple[Tensor, Tensor]
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Process:
+    """Per-index constants of the training process, float32 [T, 1, 1, 1] each, computed in float64.
+
+    ``log_beta`` and ``log_btil`` bound the learned variance; ``log_btil`` at index 0, where the posterior variance
+    is 0, repeats index 1 as the published code does. ``c1`` is the posterior mean's weight of x0.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    c1: Tensor
+    log_beta: Tensor
+    log_btil: Tensor
+
+    @classmethod
+    def make(cls, schedule: str, T: int, device: torch.device | str = "cpu") -> Process:
+        """Build the constants of a named schedule."""
+        beta = torch.from_numpy(betas(schedule, T))
+        bar = torch.from_numpy(alpha_bars(schedule, T))
+        previous = torch.cat([torch.ones(1, dtype=bar.dtype), bar[:-1]])
+        btil = beta * (1 - previous) / (1 - bar)
+        btil = torch.cat([btil[1:2], btil[1:]])
+        columns = (bar.sqrt(), (1 - bar).sqrt(), beta * previous.sqrt() / (1 - bar), beta.log(), btil.log())
+        return cls(*(column.to(device, torch.float32).reshape(-1, 1, 1, 1) for column in columns))
+
+
+def _ddpm(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: float) -> Pair:
+    return alpha * x0 + sigma * noise, noise
+
+
+def _ddpm_ip(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: float) -> Pair:
+    return alpha * x0 + sigma * (noise + gamma * xi), noise
+
+
+def _ddpm_y(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: float) -> Pair:
+    total = noise + gamma * xi
+    return alpha * x0 + sigma * total, total / math.sqrt(1 + gamma**2)
+
+
+def _ip_equivalent(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: float) -> Pair:
+    s = math.sqrt(1 + gamma**2)
+    return alpha * x0 + s * sigma * noise, noise / s
+
+
+OBJECTIVES: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Pair]] = {
+    "ddpm": _ddpm,
+    "ddpm-ip": _ddpm_ip,
+    "ddpm-y": _ddpm_y,
+    "ip-equivalent": _ip_equivalent,
+}
+
+
+def make_pair(name: str, process: Process, x0: Tensor, t: Tensor, noise: Tensor, xi: Tensor, gamma: float) -> Pair:
+    """Return (network input, target), both [B, C, H, W], for real images x0 in [-1, 1] at indices t [B]."""
+    return OBJECTIVES[name](x0, process.alpha[t], process.sigma[t], noise, xi, gamma)
+
+
+def hybrid_loss(process: Process, output: Tensor, y: Tensor, target: Tensor, x0: Tensor, t: Tensor) -> Pair:
+    """Return (mean squared error, variational bound in bits per dimension), each [B].
+
+    ``output`` [B, 2C, H, W] holds eps and the variance fraction. The bound trains the variance alone: eps is
+    detached (Nichol & Dhariwal 2021, section 3.1). With T = 1000 the published weighting of the two is 1 : 1.
+    Under input perturbation the bound takes the perturbed input for x_t, as the published code does.
+    """
+    eps, raw = output.chunk(2, dim=1)
+    mse = (eps - target).square().flatten(1).mean(1)
+    fraction = (raw + 1) / 2
+    log_var = fraction * process.log_beta[t] + (1 - fraction) * process.log_btil[t]
+    x0_hat = (y - process.sigma[t] * eps.detach()) / process.alpha[t]
+    shift = process.c1[t] * (x0 - x0_hat)
+    log_ratio = process.log_btil[t] - log_var
+    kl = 0.5 * (log_ratio.exp() - 1 - log_ratio + shift.square() * (-log_var).exp())
+    nll = -_log_bin_probability(x0, x0_hat, 0.5 * log_var)
+    bound = torch.where(t.reshape(-1, 1, 1, 1) == 0, nll, kl)
+    return mse, bound.flatten(1).mean(1) / math.log(2)
+
+
+def _log_bin_probability(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log mass a Gaussian gives to x's bin among 256 in [-1, 1], the outer bins open (Ho et al. 2020, eq. 13)."""
+    upper = torch.special.ndtr((x + 1 / 255 - mean) * (-log_scale).exp())
+    lower = torch.special.ndtr((x - 1 / 255 - mean) * (-log_scale).exp())
+    upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
+    lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)
+    return (upper - lower).clamp(min=1e-12).log()
+
+
+def gradient_penalty(network: Network, y: Tensor, t: Tensor, probe: Tensor) -> Tensor:
+    """Estimate ||d eps / d y||_F^2 / D per image, [B], by one Hutchinson probe.
+
+    With a unit normal or random-sign ``probe`` [B, C, H, W] the expectation of ||J^T probe||^2 is ||J||_F^2; it is
+    divided by D = C*H*W so that, like the squared error, it does not grow with the image. Attention runs on the
+    math backend, the only one with a second derivative on CPU.
+    """
+    y = y.detach().requires_grad_(True)
+    with sdpa_kernel(SDPBackend.MATH):
+        eps = network(y, t)[:, : y.shape[1]]
+        (product,) = torch.autograd.grad((eps * probe).sum(), y, create_graph=True)
+    return product.square().flatten(1).mean(1)

@@ -1,0 +1,236 @@
+"""Train a checkpoint of the embedded family: ``python -m bench.models.train --recipe adm``.
+
+Indices, noise and data order are pure functions of (seed, image number), so every recipe sees the same draws and a
+resumed training equals an undisturbed one bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bench.data import DataError, load, to_unit
+from bench.diffusion.noise import Noise, Purpose, uniform_words
+from bench.models.checkpoints import Description, save_network
+from bench.models.networks import CheckpointError, adm_unet
+from bench.models.objectives import Process, gradient_penalty, hybrid_loss, make_pair
+from bench.models.recipes import DIGITS_NETWORK, RECIPES, Recipe
+
+__all__ = ["Batches", "Trainer", "learning_rate", "main", "train"]
+
+_LOG_EVERY = 50
+_SAVE_EVERY = 500
+
+
+class Batches:
+    """Endless shuffled batches: epoch e is a permutation drawn from (seed, e) alone."""
+
+    def __init__(self, images: Tensor, batch: int, seed: int) -> None:
+        self.images, self.batch, self.seed = images, batch, seed
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def at(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Return (images float32 [batch, C, H, W], their running numbers int64 [batch]) of an iteration."""
+        numbers = torch.arange(iteration * self.batch, (iteration + 1) * self.batch)
+        chosen = [self._lookup(int(number)) for number in numbers]
+        return self.images[chosen], numbers
+
+    def _lookup(self, number: int) -> int:
+        epoch, position = divmod(number, len(self.images))
+        if epoch != self._epoch:
+            members = torch.arange(len(self.images))
+            words = uniform_words(self.seed, members, Purpose.TRAIN_ORDER, epoch, 1)
+            self._epoch, self._order = epoch, words[:, 0, 0].argsort(stable=True)
+        return int(self._order[position])
+
+
+def learning_rate(recipe: Recipe, iteration: int) -> float:
+    """Return the rate of an iteration: linear warm-up, then linear decay to a hundredth."""
+    rising = min(1.0, (iteration + 1) / recipe.warmup)
+    falling = 1.0 - 0.99 * iteration / recipe.iterations
+    return recipe.learning_rate * rising * falling
+
+
+@dataclass
+class Losses:
+    """One iteration's losses as device scalars: squared error, bound in bits, gradient penalty."""
+
+    mse: Tensor
+    bound: Tensor
+    penalty: Tensor
+
+
+class Trainer:
+    """A network, its moving average and its optimiser at some iteration of a recipe."""
+
+    def __init__(self, recipe: Recipe, network: dict[str, Any], device: torch.device) -> None:
+        self.recipe, self.device, self.iteration = recipe, device, 0
+        torch.manual_seed(recipe.seed)  # initial weights: the same in every recipe of a seed
+        self.network = adm_unet(network).to(device).train()
+        self.average = adm_unet(network).to(device).eval().requires_grad_(False)
+        self.average.load_state_dict(self.network.state_dict())
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.process = Process.make(recipe.schedule, recipe.T, device)
+        self.noise = Noise(recipe.seed)
+
+    def predict(self, x: Tensor, t: Tensor) -> Tensor:
+        """Call the network; [B, C, H, W] to [B, 2C, H, W]."""
+        output: Tensor = self.network(x, t).sample
+        return output
+
+    def step(self, x0: Tensor, numbers: Tensor) -> Losses:
+        """Take one optimiser step on real images x0 in [-1, 1] with their running numbers."""
+        recipe, shape = self.recipe, x0.shape[1:]
+        torch.manual_seed(recipe.seed + self.iteration)  # dropout masks, so that a resumed run repeats them
+        t = self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, recipe.T)
+        noise = self.noise.normal(numbers, Purpose.TRAIN_NOISE, 0, shape)
+        xi = self.noise.normal(numbers, Purpose.TRAIN_PERTURBATION, 0, shape)
+        y, target = make_pair(recipe.objective, self.process, x0, t, noise, xi, recipe.gamma)
+        mse, bound = hybrid_loss(self.process, self.predict(y, t), y, target, x0, t)
+        penalty = torch.zeros((), device=self.device)
+        if recipe.gradient_penalty:
+            part = slice(0, max(1, len(x0) // 8))
+            probe = self.noise.normal(numbers[part], Purpose.TRAIN_PROBE, 0, shape)
+            penalty = gradient_penalty(self.predict, y[part], t[part], probe).mean()
+        losses = Losses(mse.mean(), bound.mean(), penalty)
+        self._descend(losses.mse + losses.bound + recipe.gradient_penalty * losses.penalty)
+        return losses
+
+    def _descend(self, loss: Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships no annotation for it
+        self.optimizer.step()
+        # The average warms up, so that a short training is not dominated by its initial weights.
+        decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
+        with torch.no_grad():
+            averaged, current = list(self.average.parameters()), list(self.network.parameters())
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        self.iteration += 1
+
+    def save(self, path: Path) -> None:
+        """Write everything a resumed training needs, atomically."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "iteration": self.iteration,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        partial = path.with_name(path.name + ".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a file that :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: the file is damaged or belongs to another recipe.
+        """
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, OSError, ValueError, EOFError) as error:
+            raise CheckpointError(f"{path} cannot be resumed ({error}); delete it to start again") from None
+        if state["recipe"] != asdict(self.recipe):
+            raise CheckpointError(f"{path} was written by another recipe; delete it or choose another --out")
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration = state["iteration"]
+
+
+def train(recipe: Recipe, out: Path, device: torch.device, quiet: bool = False, images: Tensor | None = None) -> Path:
+    """Run a recipe to its end, resuming what ``out`` holds, and return the path of the averaged weights.
+
+    Writes ``resume.pt``, ``loss.csv`` (iteration, images, mse, bound, penalty: means over 50 iterations) and
+    ``<name>.safetensors`` in ``out``. ``images`` (float32 in [-1, 1]) replaces the dataset's training part.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    x0 = to_unit(load(recipe.dataset).part("train")) if images is None else images
+    network = dict(DIGITS_NETWORK) | {"in_channels": x0.shape[1], "out_channels": 2 * x0.shape[1]}
+    trainer = Trainer(recipe, network, device)
+    resume = out / "resume.pt"
+    if resume.exists():
+        trainer.resume(resume)
+    batches = Batches(x0, recipe.batch, recipe.seed)
+    with tqdm(total=recipe.iterations, initial=trainer.iteration, desc=recipe.name, disable=quiet) as bar:
+        for rows in _windows(trainer, batches, recipe.iterations):
+            _log(out / "loss.csv", rows)
+            bar.update(trainer.iteration - bar.n)
+            bar.set_postfix(mse=f"{rows[-1][2]:.4f}")
+            if trainer.iteration % _SAVE_EVERY == 0:
+                trainer.save(resume)
+    trainer.save(resume)
+    path = out / f"{recipe.name}.safetensors"
+    save_network(path, trainer.average, Description(network, recipe.schedule, recipe.T, asdict(recipe)))
+    return path
+
+
+def _windows(trainer: Trainer, batches: Batches, iterations: int) -> Iterator[list[list[float]]]:
+    """Train on, and yield mean losses once a window: the only host synchronisation of the loop."""
+    while trainer.iteration < iterations:
+        window: list[Losses] = []
+        while trainer.iteration < iterations:
+            x0, numbers = batches.at(trainer.iteration)
+            window.append(trainer.step(x0.to(trainer.device), numbers.to(trainer.device)))
+            if trainer.iteration % _LOG_EVERY == 0:
+                break
+        means = torch.stack([torch.stack([w.mse, w.bound, w.penalty]).detach() for w in window]).mean(0)
+        yield [[trainer.iteration, trainer.iteration * batches.batch, *means.tolist()]]
+
+
+def _log(path: Path, rows: list[list[float]]) -> None:
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(["iteration", "images", "mse", "bound", "penalty"])
+        writer.writerows(rows)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.models.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", required=True, choices=sorted(RECIPES), help="which checkpoint to train")
+    parser.add_argument("--out", type=Path, help="folder of weights and log (default: training/<dataset>/<recipe>)")
+    parser.add_argument("--iterations", type=int, help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--gamma", type=float, help="input perturbation strength")
+    parser.add_argument("--gradient-penalty", type=float, help="lambda of the gradient penalty")
+    parser.add_argument("--weight-decay", type=float, help="lambda of the decoupled weight decay")
+    parser.add_argument("--seed", type=int, help="seed of weights, order and noise")
+    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    args = _arguments(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    names = ("iterations", "gamma", "gradient_penalty", "weight_decay", "seed")
+    changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    recipe = replace(RECIPES[args.recipe], **changed)
+    out = args.out or Path("training") / recipe.dataset / recipe.name
+    try:
+        print(train(recipe, out, torch.device(args.device), args.quiet))
+    except (CheckpointError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
