@@ -19,7 +19,7 @@ DIGITS_NETWORK: Mapping[str, Any] = {
     "model_channels": 32,
     "out_channels": 2,
     "num_res_blocks": 1,
-    "channel_mult": (1, 2),
+    "channel_mult": (1, 1),
     "attention_resolutions": (2,),
     "num_head_channels": 32,
     "dropout": 0.0,
@@ -58,7 +58,7 @@ _ALL = (
     _ADM,
     replace(_ADM, name="adm-ip", objective="ddpm-ip", gamma=0.1),
     replace(_ADM, name="ddpm-y", objective="ddpm-y", gamma=0.1),
-    replace(_ADM, name="adm-gp", gradient_penalty=1e-3),
-    replace(_ADM, name="adm-wd", weight_decay=3e-2),
+    replace(_ADM, name="adm-gp", gradient_penalty=1e-5),
+    replace(_ADM, name="adm-wd", weight_decay=1e-1),
 )
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

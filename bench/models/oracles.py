@@ -1,0 +1,91 @@
+"""Exact denoisers: data distributions whose posterior mean and covariance have a closed form.
+
+They are the ground truth of every instrument: what is measured on them must be what algebra says. All arithmetic is
+float64; predictions come back in the state's dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.diffusion.types import Level, Prediction
+
+__all__ = ["GaussianOracle", "MixtureOracle"]
+
+
+class GaussianOracle:
+    """The exact denoiser of x0 ~ N(mean, cov) with full covariance.
+
+    Args:
+        mean: [C, H, W].
+        cov: [D, D] symmetric positive semi-definite over the flattened image, D = C*H*W.
+    """
+
+    def __init__(self, mean: Tensor, cov: Tensor) -> None:
+        self.mean, self.cov = mean.double(), cov.double()
+        self.values, self.vectors = torch.linalg.eigh(self.cov)
+        self.values = self.values.clamp(min=0)
+
+    def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
+        """Return E[x0 | x], the eps consistent with it and Cov(x0 | x) [D, D], for x [B, C, H, W]."""
+        total = level.alpha**2 * self.values + level.sigma**2
+        gain = level.alpha * self.values / total
+        seen = (x.double() - level.alpha * self.mean).flatten(1) @ self.vectors
+        x0 = self.mean + ((seen * gain) @ self.vectors.T).reshape(x.shape)
+        # eps = sigma * (x - alpha mean) / total, which needs no division by a vanishing alpha or sigma.
+        eps = ((seen * (level.sigma / total)) @ self.vectors.T).reshape(x.shape)
+        spread = (self.vectors * (self.values * level.sigma**2 / total)) @ self.vectors.T
+        return Prediction(eps.to(x.dtype), x0.to(x.dtype), None, spread)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw images, float64 [count, C, H, W]."""
+        z = torch.randn(count, len(self.values), dtype=torch.float64, generator=generator)
+        drawn = (z * self.values.sqrt()) @ self.vectors.T
+        return self.mean + drawn.reshape(count, *self.mean.shape)
+
+
+class MixtureOracle:
+    """The exact denoiser of a mixture of Gaussians with full covariances.
+
+    Args:
+        weights: [K], summing to 1.
+        means: [K, C, H, W].
+        covs: [K, D, D].
+    """
+
+    def __init__(self, weights: Tensor, means: Tensor, covs: Tensor) -> None:
+        self.log_weights = weights.double().log()
+        self.parts = [GaussianOracle(mean, cov) for mean, cov in zip(means, covs, strict=True)]
+
+    def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
+        """Return E[x0 | x], eps and Cov(x0 | x) [B, D, D]; x [B, C, H, W]."""
+        wide = x.double()
+        within = [part(wide, level) for part in self.parts]
+        share = torch.stack([self._log_density(part, wide, level) for part in self.parts], dim=1)
+        share = (share + self.log_weights).softmax(dim=1)  # [B, K]
+        x0s = torch.stack([pred.x0.flatten(1) for pred in within], dim=1)  # [B, K, D]
+        epss = torch.stack([pred.eps.flatten(1) for pred in within], dim=1)
+        covs = torch.stack([_cov(pred) for pred in within])  # [K, D, D]
+        x0 = (share[..., None] * x0s).sum(1)
+        eps = (share[..., None] * epss).sum(1)
+        apart = x0s - x0[:, None]
+        cov = torch.einsum("bk,kij->bij", share, covs) + torch.einsum("bk,bki,bkj->bij", share, apart, apart)
+        return Prediction(eps.reshape(x.shape).to(x.dtype), x0.reshape(x.shape).to(x.dtype), None, cov)
+
+    @staticmethod
+    def _log_density(part: GaussianOracle, x: Tensor, level: Level) -> Tensor:
+        total = level.alpha**2 * part.values + level.sigma**2
+        seen = (x - level.alpha * part.mean).flatten(1) @ part.vectors
+        return -0.5 * (seen.square() / total + total.log()).sum(1)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw images, float64 [count, C, H, W]."""
+        chosen = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
+        drawn = torch.stack([part.sample(count, generator) for part in self.parts])
+        return drawn[chosen, torch.arange(count)]
+
+
+def _cov(pred: Prediction) -> Tensor:
+    assert pred.x0_cov is not None  # a GaussianOracle always knows it
+    return pred.x0_cov

@@ -1,0 +1,242 @@
+"""The models a run can name: the embedded family, entries of a TOML file, and weights given on the command line."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bench.data import DATASETS, DataError, Dataset, load, load_path
+from bench.models.checkpoints import Description, file_hash, read_description
+from bench.models.networks import CheckpointError
+from bench.models.recipes import DIGITS_NETWORK
+from bench.suite.config import ConfigError, nearest, positive
+
+__all__ = ["EMBEDDED", "Model", "Registry", "Scaling", "load_registry"]
+
+WEIGHTS = Path(__file__).parent.parent / "models" / "weights"
+_CONSTANTS = Path(__file__).parent / "scaling.toml"
+_TRAINED = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd")
+_SCALED = {"adm-es": "adm", "adm-es-linear": "adm", "ddpm-y-es": "ddpm-y"}
+EMBEDDED: Mapping[str, str] = {
+    "adm": "the baseline: DDPM objective, ADM network",
+    "adm-ip": "input perturbation, gamma 0.1 (Ning et al. 2023)",
+    "ddpm-y": "DDPM on the perturbed input, eps' as its target (ibid., Table 7)",
+    "adm-gp": "baseline with a gradient penalty",
+    "adm-wd": "baseline with decoupled weight decay",
+    "adm-es": "adm with uniform epsilon scaling (Ning et al. 2024)",
+    "adm-es-linear": "adm with linear epsilon scaling, the paper's ADM-ES*",
+    "ddpm-y-es": "ddpm-y with eps divided by sqrt(1 + gamma^2), in theory equal to adm-ip",
+}
+_MODEL_KEYS = ("weights", "base", "eps_scale", "eps_slope", "network", "schedule", "T")
+_DATASET_KEYS = ("path", "heldout_every")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Epsilon-scaling constants of a model and sampler: knots over step counts.
+
+    ``b`` is the divisor at the least noisy step; ``span`` is k * (steps - 1), the rise to the noisiest one. Both are
+    interpolated linearly in log steps and held constant outside the knots.
+    """
+
+    steps: tuple[int, ...]
+    b: tuple[float, ...]
+    span: tuple[float, ...]
+
+    def at(self, steps: int) -> tuple[float, float]:
+        """Return (b, k) for a step count."""
+        x = math.log(steps)
+        knots = [math.log(s) for s in self.steps]
+        b, span = (_interpolate(x, knots, values) for values in (self.b, self.span))
+        return b, span / (steps - 1) if steps > 1 else 0.0
+
+
+def _interpolate(x: float, knots: list[float], values: tuple[float, ...]) -> float:
+    if x <= knots[0]:
+        return values[0]
+    for left, right, low, high in zip(knots, knots[1:], values, values[1:], strict=False):
+        if x <= right:
+            return low + (high - low) * (x - left) / (right - left)
+    return values[-1]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A named model: a weights file, what is in it, and its epsilon scaling by sampler, if it has one."""
+
+    name: str
+    weights: Path
+    description: Description
+    scaling: Mapping[str, Scaling] = field(default_factory=dict)
+
+    @property
+    def learns_variance(self) -> bool:
+        """Tell whether the network predicts a variance beside eps."""
+        network = self.description.network
+        channels = network.get("in_channels", 3)
+        return bool(network.get("learn_sigma")) or network.get("out_channels") == 2 * channels
+
+    def weights_hash(self) -> str:
+        """Return the sha256 of the weights file."""
+        return file_hash(self.weights)
+
+    def scale_at(self, sampler: str, steps: int) -> tuple[float, float]:
+        """Return epsilon scaling's (b, k), (1, 0) for a model without it."""
+        return self.scaling[sampler].at(steps) if self.scaling else (1.0, 0.0)
+
+    def overridden(self, b: float | None, k: float | None) -> Model:
+        """Return the model with its scaling constants replaced, at every step count."""
+        if not self.scaling:
+            return self
+        constants = {}
+        for sampler, old in self.scaling.items():
+            new = replace(old, b=(b,) * len(old.b) if b is not None else old.b)
+            if k is not None:
+                new = _fixed_slope(new, k)
+            constants[sampler] = new
+        return replace(self, scaling=constants)
+
+
+def _fixed_slope(scaling: Scaling, k: float) -> Scaling:
+    return _Slope(scaling.steps, scaling.b, scaling.span, k)
+
+
+@dataclass(frozen=True)
+class _Slope(Scaling):
+    """Scaling whose slope the user fixed."""
+
+    k: float = 0.0
+
+    def at(self, steps: int) -> tuple[float, float]:
+        """Return (b, k) with the given k at any step count."""
+        return super().at(steps)[0], self.k
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Every model and dataset a run may name."""
+
+    dataset: str
+    entries: Mapping[str, Mapping[str, Any]]
+    datasets: Mapping[str, Mapping[str, Any]]
+
+    def names(self) -> list[str]:
+        """Return the known model names, the embedded family first."""
+        return [*EMBEDDED, *(name for name in self.entries if name not in EMBEDDED)]
+
+    def model(self, name: str, path: Path | None = None) -> Model:
+        """Look a model up, with ``path`` in place of its own weights if given.
+
+        Raises:
+            ConfigError: unknown name, or nothing to load it from.
+            CheckpointError: the weights file cannot be described.
+        """
+        entry = self.entries.get(name)
+        if entry is not None:
+            return self._configured(name, entry, path)
+        if name not in EMBEDDED:
+            raise nearest("model", name, self.names())
+        base = _SCALED.get(name, name)
+        weights = path or WEIGHTS / self.dataset / f"{base}.safetensors"
+        if path is None and not weights.exists():
+            raise ConfigError(f"no embedded weights of {name!r} for dataset {self.dataset!r}; give {name}=PATH")
+        description = _describe(weights, None)
+        return Model(name, weights, description, self._scaling(name, description))
+
+    def _scaling(self, name: str, description: Description) -> Mapping[str, Scaling]:
+        if name == "ddpm-y-es":
+            gamma = float(description.training.get("gamma", 0.0))
+            return {sampler: Scaling((1,), (math.sqrt(1 + gamma**2),), (0.0,)) for sampler in ("ddpm", "ddim")}
+        if name not in _SCALED:
+            return {}
+        tables = tomllib.loads(_CONSTANTS.read_text())
+        known = tables.get(self.dataset, {}).get(name)
+        if known is None:  # nothing was tuned for this dataset: off until the user says otherwise
+            return {sampler: Scaling((1,), (1.0,), (0.0,)) for sampler in ("ddpm", "ddim")}
+        return {
+            sampler: Scaling(tuple(row["steps"]), tuple(row["b"]), tuple(row["span"])) for sampler, row in known.items()
+        }
+
+    def _configured(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
+        if "base" in entry:
+            base = self.model(str(entry["base"]), path)
+            model = replace(base, name=name)
+        else:
+            weights = path or Path(str(entry.get("weights", "")))
+            if not str(entry.get("weights", "")) and path is None:
+                raise ConfigError(f"model {name!r} needs 'weights' or 'base' in the config file")
+            model = Model(name, weights, _describe(weights, entry))
+        if "eps_scale" in entry or "eps_slope" in entry:
+            b, k = float(entry.get("eps_scale", 1.0)), float(entry.get("eps_slope", 0.0))
+            positive(f"eps_scale of model {name!r}", b)
+            fixed = _fixed_slope(Scaling((1,), (b,), (0.0,)), k)
+            model = replace(model, scaling=dict.fromkeys(("ddpm", "ddim"), fixed))
+        return model
+
+    def load_dataset(self, data_dir: Path | None) -> Dataset:
+        """Load the run's dataset."""
+        entry = self.datasets.get(self.dataset)
+        if entry is None:
+            return load(self.dataset, data_dir)
+        path = Path(str(entry["path"]))
+        full = path if data_dir is None or path.is_absolute() else data_dir / path
+        return load_path(self.dataset, full, int(entry.get("heldout_every", 0)))
+
+
+def _describe(weights: Path, entry: Mapping[str, Any] | None) -> Description:
+    """Describe a weights file from its own header, from a TOML entry, or as the embedded digits network."""
+    own = read_description(weights)
+    if own is not None:
+        return own
+    file_hash(weights)  # a missing file is the first thing to report
+    entry = entry or {}
+    network = entry.get("network", DIGITS_NETWORK)
+    if not isinstance(network, Mapping):
+        raise ConfigError("'network' in the config file must be a table of U-Net arguments")
+    return Description(dict(network), str(entry.get("schedule", "cosine")), int(entry.get("T", 1000)))
+
+
+def load_registry(config: Path | None, dataset: str) -> Registry:
+    """Read the TOML file, if any, and return the registry of a dataset.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or holds an unknown key; or the dataset is unknown.
+    """
+    document = _read_toml(config) if config else {}
+    _check_keys("section", document, ("models", "datasets"))
+    for name, entry in document.get("models", {}).items():
+        _check_table(f"models.{name}", entry)
+        _check_keys(f"key of models.{name}", entry, _MODEL_KEYS)
+    for name, entry in document.get("datasets", {}).items():
+        _check_table(f"datasets.{name}", entry)
+        _check_keys(f"key of datasets.{name}", entry, _DATASET_KEYS)
+        if "path" not in entry:
+            raise ConfigError(f"datasets.{name} in {config} needs 'path'")
+    datasets = document.get("datasets", {})
+    if dataset not in datasets and dataset not in DATASETS:
+        raise nearest("dataset", dataset, [*DATASETS, *datasets])
+    return Registry(dataset, document.get("models", {}), datasets)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not valid TOML: {error}") from None
+
+
+def _check_table(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"[{name}] in the config file must be a table")
+
+
+def _check_keys(kind: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in known:
+            raise nearest(kind, key, known)
