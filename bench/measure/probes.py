@@ -7,17 +7,18 @@ state live one level on, at index i - 1; -1 is the clean level.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.diffusion.types import Step
+from bench.diffusion.types import Prediction, Probe, Step
 from bench.measure.moments import Moments
 from bench.measure.spectra import RadialBins
 
-__all__ = ["SCALARS", "ErrorProbe", "PixelProbe", "ScalarProbe", "spread_indices"]
+__all__ = ["SCALARS", "ErrorProbe", "PixelProbe", "ScalarProbe", "Selected", "spread_indices"]
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -131,7 +132,41 @@ class ErrorProbe:
         if step.i in self.kept and step.x0 is not None:
             self.kept[step.i].append(step.x0_used - step.x0)
 
+    @property
+    def seen(self) -> bool:
+        """Tell whether any image was seen."""
+        return any(self.kept.values())
+
     def result(self) -> NDArray[np.float32]:
         """Return the errors, float32 [indices, images, C, H, W], indices ascending."""
         rows = [torch.cat(self.kept[index]) for index in sorted(self.kept)]
         return torch.stack(rows).float().cpu().numpy()
+
+
+class Selected:
+    """A probe that sees only some rows of each batch: the real part of a padded one, or one part of the data.
+
+    Args:
+        probe: the observer.
+        rows: which rows of the batch it sees.
+    """
+
+    def __init__(self, probe: Probe, rows: slice) -> None:
+        self.probe, self.rows = probe, rows
+
+    def update(self, step: Step) -> None:
+        """Pass the selected rows on; views, not copies."""
+        rows, pred = self.rows, step.prediction
+        fraction = None if pred.variance_fraction is None else pred.variance_fraction[rows]
+        cov = pred.x0_cov[rows] if pred.x0_cov is not None and pred.x0_cov.ndim == 3 else pred.x0_cov
+        self.probe.update(
+            replace(
+                step,
+                x=step.x[rows],
+                x_next=step.x_next[rows],
+                prediction=Prediction(pred.eps[rows], pred.x0[rows], fraction, cov),
+                x0_used=step.x0_used[rows],
+                eps_used=step.eps_used[rows],
+                x0=None if step.x0 is None else step.x0[rows],
+            )
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "RESERVED_SEEDS",
     "ConfigError",
     "SamplerConfig",
     "nearest",
@@ -21,6 +22,8 @@ __all__ = [
     "positive",
     "short_hash",
 ]
+
+RESERVED_SEEDS = 1_000_000  # seeds from here on belong to the tuning of constants; no reported number uses them
 
 
 class ConfigError(ValueError):
@@ -112,8 +115,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             low, high = int(first), int(last) if dash else int(first)
         except ValueError:
             raise ConfigError(f"--seeds: {item!r} is neither a seed (0, 1, ...) nor a range such as 0-4") from None
-        if high < low or high - low >= 10_000 or high >= 2**63:
-            raise ConfigError(f"--seeds: {item!r} is empty or too large")
+        if high < low or high - low >= 10_000 or high >= RESERVED_SEEDS:
+            raise ConfigError(f"--seeds: {item!r} is empty or too large (seeds from {RESERVED_SEEDS} on are for tuning)")
         seeds.extend(range(low, high + 1))
     if len(set(seeds)) < len(seeds):
         raise ConfigError("--seeds names a seed twice")

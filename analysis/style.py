@@ -1,0 +1,74 @@
+"""One style for all figures: column width, colours that colour-blind readers can tell apart, PNG and PDF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: works without a display
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["ARM_LINES", "colours", "panels", "save", "step_axis"]
+
+# Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
+ARM_LINES = {"free": "-", "forced-train": "--", "forced-heldout": ":", "paired": "-."}
+_SETTINGS = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "lines.linewidth": 1.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """Give each name a colour, the same for the same sequence of names."""
+    return {name: _PALETTE[position % len(_PALETTE)] for position, name in enumerate(names)}
+
+
+@contextmanager
+def panels(rows: int, columns: int, **settings: Any) -> Iterator[tuple[Figure, Any]]:
+    """Open a figure of rows x columns panels, 3.4 inches wide for one column and 7 for more."""
+    with sns.axes_style("ticks"), plt.rc_context(_SETTINGS):
+        width = 3.4 if columns == 1 else 7.0
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(width, 0.5 + 1.9 * rows), squeeze=False, layout="constrained", **settings
+        )
+        try:
+            yield figure, axes
+        finally:
+            plt.close(figure)
+
+
+def step_axis(axis: Axes, steps: Sequence[int]) -> None:
+    """Make a logarithmic axis of step counts with a tick at each."""
+    axis.set_xscale("log")
+    axis.set_xticks(list(steps), [str(count) for count in steps])
+    axis.minorticks_off()
+    axis.set_xlabel("sampling steps")
+
+
+def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Write a figure as ``<name>.png`` and ``<name>.pdf``; return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{suffix}" for suffix in formats]
+    for path in paths:
+        figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    return paths

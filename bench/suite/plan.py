@@ -1,0 +1,199 @@
+"""The plan: which cells a run has, what each costs in network calls, and how each is cut into units of work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from bench.data import Dataset
+from bench.diffusion.corrections import EpsilonScaling
+from bench.diffusion.samplers import DDIM, Ancestral, Solver
+from bench.diffusion.schedules import levels
+from bench.diffusion.types import Level
+from bench.measure.probes import spread_indices
+from bench.suite.config import ConfigError, SamplerConfig, short_hash
+from bench.suite.registry import Model
+
+__all__ = ["RECORD_VERSION", "Cell", "Instruments", "Unit", "plan_cells"]
+
+RECORD_VERSION = 1  # raise when the meaning of a record changes: older cells are then recomputed
+SHARD = 256  # samples in a unit of work, unless a batch is larger
+_LEVELS = 100  # most levels with per-pixel records and teacher forcing
+_ERROR_LEVELS = 20
+_ERROR_IMAGES = 100
+_FEWEST = 64  # teacher-forced images, where that many samples are drawn
+_SHARE = 0.15  # of the samples' network calls, for teacher forcing
+_REMEMBERS = 1e-3  # a start level with at least this alpha keeps a trace of x0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A range of images of one arm: ``free``, ``forced``, ``errors`` (more images, error levels only) or ``paired``."""
+
+    arm: str
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """Return the folder name of the unit's shard."""
+        return f"shard-{self.arm}-{self.start:08d}-{self.stop:08d}"
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What the instruments of a cell look at besides its samples.
+
+    ``indices`` are the solver indices with per-pixel records, which are also those of teacher forcing;
+    ``error_indices`` those whose single errors are kept. Counts are images by part; ``paired`` is 0 where a start
+    from noise cannot be told from a paired one.
+    """
+
+    indices: tuple[int, ...]
+    error_indices: tuple[int, ...]
+    train: int
+    heldout: int
+    error_train: int
+    error_heldout: int
+    paired: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model, step count and seed: the unit of caching."""
+
+    model: Model
+    config: SamplerConfig
+    steps: int
+    seed: int
+    samples: int
+    probes: bool
+    data_hash: str
+    parts: tuple[int, int]  # how many training and held-out images there are
+    weights_hash: str
+
+    @property
+    def name(self) -> str:
+        """Return the cell's folder name."""
+        return f"{self.model.name}-{self.config.sampler}-{self.steps}-seed{self.seed}"
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Return epsilon scaling's (b, k)."""
+        return self.model.scale_at(self.config.sampler, self.steps)
+
+    def description(self) -> dict[str, object]:
+        """Return everything that determines the cell's numbers, and nothing else."""
+        return {
+            "version": RECORD_VERSION,
+            "model": self.model.name,
+            "weights": self.weights_hash,
+            "schedule": self.model.description.schedule,
+            "T": self.model.description.T,
+            "eps_scale": self.scale[0],
+            "eps_slope": self.scale[1],
+            **asdict(self.config),
+            "steps": self.steps,
+            "seed": self.seed,
+            "samples": self.samples,
+            "probes": self.probes,
+            "data": self.data_hash,
+        }
+
+    def key(self) -> str:
+        """Return the cache key."""
+        return short_hash(self.description())
+
+    def levels(self) -> tuple[Level, ...]:
+        """Return the walk's levels, noisiest first, ending in the clean one."""
+        return levels(self.model.description.schedule, self.model.description.T, self.config.respacing(self.steps))
+
+    def solver(self) -> Solver:
+        """Return the update rule."""
+        return DDIM(self.config.eta) if self.config.variance is None else Ancestral(self.config.variance)
+
+    def correction(self) -> EpsilonScaling | None:
+        """Return the model's epsilon scaling, None where it has none."""
+        return None if self.scale == (1.0, 0.0) else EpsilonScaling(self.levels(), *self.scale)
+
+    def instruments(self) -> Instruments | None:
+        """Return what the instruments look at, None without probes."""
+        if not self.probes:
+            return None
+        indices = spread_indices(self.steps, _LEVELS)
+        errors = [indices[position] for position in spread_indices(len(indices), _ERROR_LEVELS)]
+        wanted = min(self.samples, max(_FEWEST, round(_SHARE * self.samples * self.steps / len(indices))))
+        train, heldout = self._split(wanted)
+        remembers = self.levels()[0].alpha > _REMEMBERS
+        paired = min(self.samples, max(_FEWEST, round(_SHARE * self.samples)), self.parts[0]) if remembers else 0
+        return Instruments(tuple(indices), tuple(errors), train, heldout, *self._split(_ERROR_IMAGES), paired)
+
+    def _split(self, images: int) -> tuple[int, int]:
+        """Share images between the training and the held-out part, evenly as far as they go."""
+        heldout = min(images // 2, self.parts[1])
+        return min(images - heldout, self.parts[0]), heldout
+
+    def units(self, batch: int) -> Iterator[Unit]:
+        """Yield the units of work in merging order."""
+        size = max(SHARD, batch)
+        yield from _ranges("free", self.samples, size)
+        look = self.instruments()
+        if look is not None:
+            yield from _ranges("forced", look.train + look.heldout, size)
+            if _extra(look):
+                yield Unit("errors", 0, _extra(look))
+            yield from _ranges("paired", look.paired, size)
+
+    def unit_cost(self, unit: Unit) -> int:
+        """Return a unit's network calls (one call is one image at one level)."""
+        look = self.instruments()
+        if look is None or unit.arm in ("free", "paired"):
+            visited = self.steps
+        else:
+            visited = len(look.indices if unit.arm == "forced" else look.error_indices)
+        return (unit.stop - unit.start) * visited
+
+    def cost(self) -> tuple[int, int]:
+        """Return the network calls of (the samples, the instruments)."""
+        costs = [(unit.arm == "free", self.unit_cost(unit)) for unit in self.units(SHARD)]
+        return sum(c for free, c in costs if free), sum(c for free, c in costs if not free)
+
+
+def _ranges(arm: str, count: int, size: int) -> Iterator[Unit]:
+    for start in range(0, count, size):
+        yield Unit(arm, start, min(start + size, count))
+
+
+def _extra(look: Instruments) -> int:
+    """Return how many images must be visited for their errors alone."""
+    return max(0, look.error_train - look.train) + max(0, look.error_heldout - look.heldout)
+
+
+def plan_cells(
+    models: tuple[Model, ...],
+    config: SamplerConfig,
+    steps: tuple[int, ...],
+    seeds: tuple[int, ...],
+    samples: int,
+    probes: bool,
+    data: Dataset,
+) -> list[Cell]:
+    """Return every cell of the grid, checked: each can be built before the first network call.
+
+    Raises:
+        ConfigError: a step count the model or spacing cannot do, or a scaling that would divide by 0.
+    """
+    parts = (len(data.part("train")), len(data.part("heldout")))
+    data_hash = data.content_hash()
+    cells = []
+    for model in models:
+        weights_hash = model.weights_hash()
+        for count in steps:
+            for seed in seeds:
+                cell = Cell(model, config, count, seed, samples, probes, data_hash, parts, weights_hash)
+                try:
+                    cell.correction() or cell.levels()
+                except ValueError as error:
+                    raise ConfigError(f"model {model.name!r}: {error}") from None
+                cells.append(cell)
+    return cells

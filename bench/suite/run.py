@@ -1,0 +1,245 @@
+"""A whole run: resolve what was asked, say what it costs, compute what is missing, keep the account."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bench.data import Dataset
+from bench.measure.features import Extractor, open_extractor
+from bench.models.checkpoints import load_network
+from bench.models.denoisers import EpsDenoiser
+from bench.suite.config import ConfigError, SamplerConfig, short_hash
+from bench.suite.plan import Cell, plan_cells
+from bench.suite.registry import Model, Registry
+from bench.suite.runner import CellRunner, Reference
+from bench.suite.store import Store, write_json
+
+__all__ = ["Request", "Run", "device_of", "dry_run"]
+
+_PACKAGES = (
+    "torch", "numpy", "scipy", "pandas", "diffusers", "safetensors", "torch-fidelity", "clean-fid", "scikit-learn", "matplotlib",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, parsed but not yet checked against models and data."""
+
+    models: tuple[tuple[str, Path | None], ...]
+    steps: tuple[int, ...]
+    seeds: tuple[int, ...]
+    samples: int
+    sampler: SamplerConfig
+    variance: str | None
+    batch: int
+    device: str
+    probes: bool
+    features: str
+    inception_weights: Path | None
+    eps_scale: float | None
+    eps_slope: float | None
+    data_dir: Path | None
+    out: Path | None
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    if not there[name]:
+        raise ConfigError(f"--device {name} is not available here; use --device auto")
+    return torch.device(name)
+
+
+class Run:
+    """A resolved run.
+
+    Raises (on construction):
+        ConfigError, DataError, CheckpointError: before anything is computed or written.
+    """
+
+    def __init__(self, request: Request, registry: Registry) -> None:
+        self.request = request
+        self.device = device_of(request.device)
+        self.models = _resolve_models(request, registry)
+        self.data: Dataset = registry.load_dataset(request.data_dir)
+        self.sampler = _resolve_sampler(request, self.models)
+        self.networks = {model.name: self._load(model) for model in self.models}
+        self.cells = plan_cells(
+            self.models, self.sampler, request.steps, request.seeds, request.samples, request.probes, self.data
+        )
+        self.out = request.out or Path("results") / f"{self.data.name}-{self.sampler.sampler}-{self.hash()}"
+        self.store = Store(self.out)
+        for cell in self.cells:
+            self.store.check(cell)
+
+    def _load(self, model: Model) -> Any:
+        channels = model.description.network.get("in_channels", 3)
+        if channels != self.data.shape[0]:
+            raise ConfigError(
+                f"model {model.name!r} takes {channels} channels, dataset {self.data.name!r} has {self.data.shape[0]}"
+            )
+        return load_network(model.weights, model.description)
+
+    def configuration(self) -> dict[str, Any]:
+        """Return the resolved configuration, JSON-like; everything that determines the numbers, and the features."""
+        request = self.request
+        return {
+            "models": {
+                model.name: {"weights": model.weights_hash(), "eps": [model.scale_at(self.sampler.sampler, s) for s in request.steps]}
+                for model in self.models
+            },
+            "dataset": self.data.name,
+            "data": self.data.content_hash(),
+            **asdict(self.sampler),
+            "steps": request.steps,
+            "seeds": request.seeds,
+            "samples": request.samples,
+            "probes": request.probes,
+            "features": request.features,
+        }
+
+    def hash(self) -> str:
+        """Return the short hash of the configuration."""
+        return short_hash(self.configuration())
+
+    def open_features(self) -> Extractor | None:
+        """Open the features the run scores with.
+
+        Raises:
+            ConfigError: the digits classifier is asked to look at other images.
+            FeatureError: weights are missing.
+        """
+        if self.request.features == "digits" and self.data.shape[1:] != (8, 8):
+            raise ConfigError("--features digits reads 8x8 images only; use --features inception or none")
+        return open_extractor(self.request.features, self.request.inception_weights)
+
+    def execute(self, quiet: bool) -> None:
+        """Compute every cell that is not complete, with a progress bar counting network calls."""
+        reference = Reference(self.data, self.open_features())
+        missing = [cell for cell in self.cells if not self.store.is_sampled(cell)]
+        if missing:
+            with self._account(), tqdm(
+                total=sum(sum(cell.cost()) for cell in missing), unit="call", unit_scale=True, disable=quiet
+            ) as bar:
+                for cell in missing:
+                    bar.set_description(f"{cell.model.name} {cell.steps} steps")
+                    self._runner(cell, reference, bar).run()
+        for cell in self.cells:
+            found = self.store.metrics(cell) or {}
+            if found.get("features") != reference.key():
+                facts = {name: found[name] for name in ("network_calls", "seconds") if name in found}
+                self._runner(cell, reference, None).rescore(facts)
+
+    def _runner(self, cell: Cell, reference: Reference, bar: tqdm[Any] | None) -> CellRunner:
+        denoiser = EpsDenoiser(self.networks[cell.model.name].to(self.device))
+        progress = (lambda calls: None) if bar is None else (lambda calls: bar.update(calls) and None)
+        return CellRunner(cell, denoiser, reference, self.store, self.device, self.request.batch, progress)
+
+    @contextmanager
+    def _account(self) -> Iterator[None]:
+        """Write ``run.json`` before and after the work."""
+        start = datetime.now(UTC)
+        record = {
+            "configuration": self.configuration(),
+            "hash": self.hash(),
+            "command": sys.argv,
+            "packages": {name: _version(name) for name in _PACKAGES},
+            "python": platform.python_version(),
+            "commit": _commit(),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "batch_size": self.request.batch,
+            "start": start.isoformat(timespec="seconds"),
+            "end": None,
+            "network_calls": None,
+            "images_per_second": None,
+        }
+        write_json(self.out / "run.json", record)
+        yield
+        done = [self.store.metrics(cell) or {} for cell in self.cells]
+        calls = sum(int(found.get("network_calls", 0)) for found in done)
+        seconds = sum(float(found.get("seconds", 0.0)) for found in done)
+        record["end"] = datetime.now(UTC).isoformat(timespec="seconds")
+        record["network_calls"] = calls
+        # Network calls a second: a call is one image at one level.
+        record["images_per_second"] = round(calls / seconds, 1) if seconds else None
+        write_json(self.out / "run.json", record)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of the code, recorded but never part of a cache key."""
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _resolve_models(request: Request, registry: Registry) -> tuple[Model, ...]:
+    models = tuple(registry.model(name, path) for name, path in request.models)
+    if request.eps_scale is None and request.eps_slope is None:
+        return models
+    if not any(model.scaling for model in models):
+        raise ConfigError("--eps-scale and --eps-slope change scaling models only; add one, e.g. adm-es, to --models")
+    return tuple(model.overridden(request.eps_scale, request.eps_slope) for model in models)
+
+
+def _resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConfig:
+    """Choose the variance mode and refuse flags that would have no effect."""
+    sampler = request.sampler
+    if sampler.sampler == "ddim":
+        if request.variance is not None:
+            raise ConfigError("--variance has no effect with --sampler ddim; use --eta")
+        return replace(sampler, variance=None)
+    if sampler.eta:
+        raise ConfigError("--eta has no effect with --sampler ddpm; use --sampler ddim")
+    unlearned = [model.name for model in models if not model.learns_variance]
+    if request.variance == "learned" and unlearned:
+        raise ConfigError(f"model {unlearned[0]!r} does not learn its variance; use --variance fixed-small or fixed-large")
+    # guided-diffusion's default for networks without a learned variance is the large fixed one.
+    return replace(sampler, variance=request.variance or ("fixed-large" if unlearned else "learned"))
+
+
+def dry_run(run: Run) -> Iterator[str]:
+    """Yield the resolved plan and its cost, line by line."""
+    yield f"dataset   {run.data.name} ({len(run.data.images)} images, {len(run.data.part('heldout'))} held out)"
+    settings = ", ".join(f"{name} {value}" for name, value in asdict(run.sampler).items())
+    yield f"sampling  {settings}"
+    yield f"samples   {run.request.samples} a cell, internal batch {run.request.batch}, on {run.device}"
+    yield f"out       {run.out}"
+    total, share = 0, 0
+    for cell in run.cells:
+        free, instruments = cell.cost()
+        state = "done" if run.store.is_sampled(cell) else "to do"
+        b, k = cell.scale
+        scaling = f"  eps / ({b:.5g} + {k:.3g} i)" if cell.correction() else ""
+        yield f"  {cell.name:<32} {free + instruments:>12,} network calls  {state}{scaling}"
+        total, share = total + free + instruments, share + instruments
+    yield f"total     {total:,} network calls, {100 * share / total:.1f} % of them for the instruments"

@@ -1,0 +1,330 @@
+"""The runner: walks a cell's units, merges their records and scores the samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.data import Dataset, quantize, to_unit
+from bench.diffusion.noise import Noise
+from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
+from bench.diffusion.schedules import alpha_bars
+from bench.diffusion.types import Denoiser, Probe, Step
+from bench.measure.features import Extractor
+from bench.measure.kernel import kernel_terms
+from bench.measure.metrics import FeatureSet, Score, neighbour_ratio, score
+from bench.measure.moments import Moments
+from bench.measure.probes import ErrorProbe, PixelProbe, ScalarProbe, Selected
+from bench.measure.recursion import LinearGaussian
+from bench.measure.steps import PixelStatistics, Row, gaussian_rows, measured_rows, to_table
+from bench.suite.plan import Cell, Instruments, Unit
+from bench.suite.store import Store, write_atomic
+
+__all__ = ["CellRunner", "RunError", "Reference", "merge_records"]
+
+Arrays = dict[str, NDArray[Any]]
+_GAUSSIAN_PIXELS = 1024  # the exact recursion multiplies D x D matrices at every step
+
+
+class RunError(RuntimeError):
+    """A computation went wrong in a way the user must know of; the message names model, steps and seed."""
+
+
+class Reference:
+    """What samples are compared with: the data's statistics and, on first use, their features."""
+
+    def __init__(self, data: Dataset, extractor: Extractor | None) -> None:
+        self.data, self.extractor = data, extractor
+        self._features: FeatureSet | None = None
+        pixels = to_unit(data.part("train")).double()
+        self.centre = pixels.mean(0)
+        self.statistics = PixelStatistics(self.centre.numpy(), pixels.var(0).numpy())
+
+    @property
+    def name(self) -> str:
+        """Return what tables call the reference."""
+        part = "train" if self.data.heldout.any() else "all"
+        return f"{self.data.name}-{part} ({len(self.data.part('train'))})"
+
+    def key(self) -> str:
+        """Return what the scores depend on besides the samples."""
+        return self.extractor.name + "-" + self.extractor.weights_hash[:16] if self.extractor else "none"
+
+    def features(self) -> FeatureSet:
+        """Return the features of the training part."""
+        if self._features is None:
+            assert self.extractor is not None  # scoring asks only where there is an extractor
+            self._features = FeatureSet(*self.extractor.extract(self.data.part("train")))
+        return self._features
+
+    def gaussian(self, schedule: str, T: int) -> LinearGaussian | None:
+        """Return a Gaussian with the data's mean and covariance, None for images too large for it."""
+        pixels = to_unit(self.data.part("train")).double().flatten(1)
+        if pixels.shape[1] > _GAUSSIAN_PIXELS:
+            return None
+        return LinearGaussian(pixels.mean(0).numpy(), pixels.T.cov().numpy(), alpha_bars(schedule, T))
+
+
+def merge_records(parts: Sequence[Mapping[str, NDArray[Any]]]) -> Arrays:
+    """Merge the probe records of one arm's shards, in shard order."""
+    merged: Arrays = {}
+    for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in parts[0]):
+        states = [{key: part[f"{name}/{key}"] for key in ("count", "mean", "second")} for part in parts]
+        merged |= {f"{name}/{key}": value for key, value in Moments.merge(states).items()}
+    return merged
+
+
+class CellRunner:
+    """Computes one cell.
+
+    Args:
+        cell: what to compute.
+        denoiser: the cell's model, on ``device``.
+        reference: what to compare with.
+        store: where to put it.
+        device: where to walk.
+        batch: internal batch size; the last batch is padded to it.
+        progress: called with the network calls just made.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        denoiser: Denoiser,
+        reference: Reference,
+        store: Store,
+        device: torch.device,
+        batch: int,
+        progress: Callable[[int], None],
+    ) -> None:
+        self.cell, self.denoiser, self.reference = cell, denoiser, reference
+        self.store, self.device, self.batch, self.progress = store, device, batch, progress
+        self.levels, self.solver, self.correction = cell.levels(), cell.solver(), cell.correction()
+        self.noise, self.look = Noise(cell.seed), cell.instruments()
+        self.shape = reference.data.shape
+        self.calls = 0
+
+    def run(self) -> None:
+        """Sample what is missing, merge, score, and complete the cell."""
+        started = time.perf_counter()
+        self.store.begin(self.cell)
+        units = list(self.cell.units(self.batch))
+        for unit in units:
+            if self.store.has_shard(self.cell, unit):
+                self.progress(self.cell.unit_cost(unit))
+            else:
+                self.store.put_shard(self.cell, unit, self._unit(unit))
+        shards = {unit: self.store.get_shard(self.cell, unit) for unit in units}
+        images = np.concatenate([shards[unit]["samples"] for unit in units if unit.arm == "free"])
+        self.store.put_arrays(self.cell, "samples.npz", {"arr_0": np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]})
+        if self.look is not None:
+            self._merge(self.look, shards)
+        self.rescore({"network_calls": sum(map(self.cell.unit_cost, units)), "seconds": time.perf_counter() - started})
+
+    def rescore(self, facts: Mapping[str, Any]) -> None:
+        """Extract features and score a sampled cell, and complete it."""
+        samples = torch.from_numpy(self.store.samples(self.cell)).movedim(3, 1)
+        scores = list(self._scores(samples))
+        facts = {**facts, "nfe": self.cell.steps, "features": self.reference.key(), "scores": [asdict(s) for s in scores]}
+        self.store.finish(self.cell, facts)
+
+    def _scores(self, samples: Tensor) -> Iterator[Score]:
+        data = self.reference.data
+        grey = samples[:, : data.shape[0]]
+        yield neighbour_ratio(grey, data.part("train"), data.part("heldout"))
+        extractor = self.reference.extractor
+        if extractor is None:
+            return
+        features = FeatureSet(*extractor.extract(samples))
+        self.store.put_arrays(self.cell, "features.npz", {"pooled": features.pooled, "spatial": features.spatial})
+        if len(samples) > 1:
+            self.store.put_array(self.cell, "kernel.npy", kernel_terms(features.pooled, self.reference.features().pooled))
+        yield from score(features, self.reference.features(), extractor, self.reference.name)
+
+    def _unit(self, unit: Unit) -> Arrays:
+        runs = {"free": self._free, "forced": self._forced, "errors": self._errors, "paired": self._paired}
+        return runs[unit.arm](unit)
+
+    def _chunks(self, unit: Unit) -> Iterator[tuple[Tensor, int]]:
+        """Yield (sample numbers padded to the internal batch, how many of them are real)."""
+        size = min(self.batch, self.cell.samples) if unit.arm == "free" else min(self.batch, unit.stop)
+        for start in range(unit.start, unit.stop, size):
+            yield torch.arange(start, start + size, device=self.device), min(size, unit.stop - start)
+
+    def _watch(self, steps: Iterator[Step], probes: Sequence[Probe], images: int) -> Tensor | None:
+        """Drive a walk, showing each step to the probes; return the last state."""
+        last = None
+        for step in steps:
+            for probe in probes:
+                probe.update(step)
+            last = step.x_next
+            self.calls += images
+            self.progress(images)
+        return last
+
+    def _free(self, unit: Unit) -> Arrays:
+        """Sample from noise, with instruments looking on."""
+        probes = self._probes(paired=False)
+        parts = []
+        for samples, valid in self._chunks(unit):
+            draws = Draws(self.noise, samples)
+            x = prior(self.levels[0], draws, self.shape)
+            steps = walk(
+                self.denoiser, self.levels, x, self.solver, draws, clip=self.cell.config.clip, correction=self.correction
+            )
+            x0 = self._watch(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
+            assert x0 is not None  # a walk has at least one step
+            parts.append(x0[:valid].cpu())
+        return {"samples": self._pixels(torch.cat(parts)), **_named("free", probes)}
+
+    def _pixels(self, x0: Tensor) -> NDArray[np.uint8]:
+        if not torch.isfinite(x0).all():
+            cell = self.cell
+            raise RunError(
+                f"model {cell.model.name!r} at {cell.steps} steps, seed {cell.seed}, gave values that are not finite;"
+                " check the weights, or the scaling constants"
+            )
+        return quantize(x0, self.cell.config.quantize).movedim(1, -1).numpy()
+
+    def _probes(self, paired: bool) -> list[ScalarProbe | PixelProbe]:
+        if self.look is None:
+            return []
+        centre = self.reference.centre.float().to(self.device)
+        return [
+            ScalarProbe(self.cell.steps, centre),
+            PixelProbe(self.look.indices, self.shape, paired, self.device),
+        ]
+
+    def _images(self, part: str, rows: Tensor) -> Tensor:
+        """Return real images as the network sees them; rows beyond the part (padding) wrap around."""
+        images = self.reference.data.part(part)
+        return to_unit(images[rows.cpu() % len(images)]).to(self.device)
+
+    def _forced(self, unit: Unit) -> Arrays:
+        """Take single steps from real images: training images first, then held-out ones."""
+        look = self._looking()
+        arms = {"forced-train": self._probes(paired=True), "forced-heldout": self._probes(paired=True)}
+        errors = {"train": ErrorProbe(look.error_indices), "heldout": ErrorProbe(look.error_indices)}
+        for rows, valid in self._chunks(unit):
+            boundary = min(max(look.train - int(rows[0]), 0), valid)  # training images in this batch
+            x0, numbers = self._forced_images(rows, look.train)
+            probes: list[Probe] = []
+            if boundary:
+                probes += [Selected(probe, slice(0, boundary)) for probe in arms["forced-train"]]
+                kept = min(boundary, max(look.error_train - int(rows[0]), 0))
+                probes += [Selected(errors["train"], slice(0, kept))] if kept else []
+            if boundary < valid:
+                probes += [Selected(probe, slice(boundary, valid)) for probe in arms["forced-heldout"]]
+                first = int(rows[0]) + boundary - look.train
+                kept = min(valid - boundary, max(look.error_heldout - first, 0))
+                probes += [Selected(errors["heldout"], slice(boundary, boundary + kept))] if kept else []
+            self._force(x0, numbers, look.indices, probes, valid)
+        records = _named("forced-train", arms["forced-train"]) | _named("forced-heldout", arms["forced-heldout"])
+        return records | {f"errors/{part}": probe.result() for part, probe in errors.items() if probe.seen}
+
+    def _forced_images(self, rows: Tensor, train: int) -> tuple[Tensor, Tensor]:
+        """Return images and noise numbers: image k of the training part draws as 2k, of the held-out part as 2k + 1."""
+        rows = rows.clamp(max=train + self._looking().heldout - 1)  # padding repeats the last image
+        held = rows >= train
+        index = torch.where(held, rows - train, rows)
+        x0 = self._images("train", index)
+        if held.any():
+            x0[held] = self._images("heldout", index[held])
+        return x0, 2 * index + held.long()
+
+    def _force(self, x0: Tensor, numbers: Tensor, indices: Sequence[int], probes: Sequence[Probe], images: int) -> None:
+        steps = teacher_forced(
+            self.denoiser,
+            self.levels,
+            x0,
+            self.solver,
+            Draws(self.noise, numbers),
+            clip=self.cell.config.clip,
+            correction=self.correction,
+            indices=set(indices),
+        )
+        self._watch(steps, probes, images)
+
+    def _errors(self, unit: Unit) -> Arrays:
+        """Visit the images that teacher forcing left out, at the error levels alone."""
+        look = self._looking()
+        more = {"train": range(look.train, look.error_train), "heldout": range(look.heldout, look.error_heldout)}
+        result: Arrays = {}
+        for offset, (part, range_) in enumerate(more.items()):
+            if not range_:
+                continue
+            rows = torch.arange(range_.start, range_.stop, device=self.device)
+            probe = ErrorProbe(look.error_indices)
+            self._force(self._images(part, rows), 2 * rows + offset, look.error_indices, [probe], len(rows))
+            result[f"errors/{part}"] = probe.result()
+        return result
+
+    def _paired(self, unit: Unit) -> Arrays:
+        """Walk from noised real images at the top level: the published multi-step measurement."""
+        probes = self._probes(paired=True)
+        for rows, valid in self._chunks(unit):
+            x0 = self._images("train", rows)
+            draws = Draws(self.noise, rows)
+            x = paired(self.levels[0], draws, x0)
+            clip, correction = self.cell.config.clip, self.correction
+            steps = walk(self.denoiser, self.levels, x, self.solver, draws, clip=clip, correction=correction, x0=x0)
+            self._watch(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
+        return _named("paired", probes)
+
+    def _looking(self) -> Instruments:
+        assert self.look is not None  # units of the instruments exist only with probes
+        return self.look
+
+    def _merge(self, look: Instruments, shards: Mapping[Unit, Arrays]) -> None:
+        """Merge the shards' records into ``moments.npz``, ``errors.npz`` and ``steps.csv``."""
+        rows: list[Row] = []
+        record: Arrays = {"i": np.array(look.indices)}
+        for arm in ("free", "forced-train", "forced-heldout", "paired"):
+            parts = [_of_arm(arm, arrays) for arrays in shards.values()]
+            parts = [part for part in parts if part]
+            if parts:
+                merged = merge_records(parts)
+                if merged["scalars/count"].any():
+                    rows += measured_rows(arm, merged, look.indices, self.levels, self.reference.statistics)
+                    record |= {f"{arm}/{name}": value for name, value in merged.items()}
+        rows += self._gaussian(look)
+        self.store.put_arrays(self.cell, "moments.npz", record)
+        self.store.put_arrays(self.cell, "errors.npz", self._error_record(look, shards))
+        table = to_table(rows)
+        write_atomic(self.store.folder(self.cell) / "steps.csv", lambda path: table.to_csv(path, index=False))
+
+    def _gaussian(self, look: Instruments) -> Iterator[Row]:
+        model, config = self.cell.model.description, self.cell.config
+        oracle = self.reference.gaussian(model.schedule, model.T)
+        if oracle is not None:
+            yield from gaussian_rows(oracle, self.levels, look.indices, config.variance, config.eta)
+
+    def _error_record(self, look: Instruments, shards: Mapping[Unit, Arrays]) -> Arrays:
+        """Join the kept errors: [levels, images, C, H, W], training images first, with their indices and parts."""
+        joined, parts = [], []
+        for part in ("train", "heldout"):
+            found = [arrays[f"errors/{part}"] for arrays in shards.values() if f"errors/{part}" in arrays]
+            joined += found
+            parts += [part] * sum(array.shape[1] for array in found)
+        at = {len(self.levels) - 2 - position: level for position, level in enumerate(self.levels)}
+        return {
+            "errors": np.concatenate(joined, axis=1),
+            "i": np.array(look.error_indices),
+            "t": np.array([at[i].t for i in look.error_indices]),
+            "part": np.array(parts),
+        }
+
+
+def _named(arm: str, probes: Sequence[ScalarProbe | PixelProbe]) -> Arrays:
+    return {f"{arm}/{name}": value for probe in probes for name, value in probe.state().items()}
+
+
+def _of_arm(arm: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    return {name.removeprefix(f"{arm}/"): value for name, value in arrays.items() if name.startswith(f"{arm}/")}
