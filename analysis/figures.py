@@ -82,7 +82,7 @@ def _noisy_left(axis: Axes) -> None:
         axis.invert_xaxis()
 
 
-def _legend(figure: Figure, paint: dict[str, str], styles: dict[str, tuple[str, str]]) -> None:
+def _legend(figure: Figure, paint: dict[str, str], styles: dict[str, tuple[Any, str]]) -> None:
     """Explain colours (models) and line styles (label to style and colour) above the panels."""
     handles = [Line2D([], [], color=colour, label=name) for name, colour in paint.items()]
     handles += [Line2D([], [], color=colour, linestyle=style, label=name) for name, (style, colour) in styles.items()]
@@ -177,7 +177,7 @@ def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def draw_samples(results: Results, folder: Path, count: int = 16) -> list[Path]:
-    """The first samples of each model on the first seed at the most steps all share: a row a model, a column a noise."""
+    """The first samples of each model, first seed, most shared steps: a row a model, a column a starting noise."""
     seed = min(record.cell["seed"] for record in results.cells)
     by_model: dict[str, dict[int, Any]] = {}
     for record in results.cells:

@@ -108,11 +108,15 @@ def load_results(root: Path) -> Results:
         except FileNotFoundError:
             problems.append(f"{folder} is incomplete and left out; run again to finish it")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(f"{folder} is damaged and left out ({type(error).__name__}: {error}); delete it and run again")
+            problems.append(
+                f"{folder} is damaged and left out ({type(error).__name__}: {error}); delete it and run again"
+            )
     if not cells:
         raise ResultsError(f"{root} holds no complete cell")
     order = _model_order(root)
-    cells.sort(key=lambda r: (order.get(r.cell["model"], len(order)), r.cell["sampler"], r.cell["steps"], r.cell["seed"]))
+    cells.sort(
+        key=lambda r: (order.get(r.cell["model"], len(order)), r.cell["sampler"], r.cell["steps"], r.cell["seed"])
+    )
     return Results(root, cells, problems)
 
 

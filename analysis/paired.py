@@ -1,7 +1,7 @@
 """Which of two models is better on shared seeds: the paired difference of kernel distances.
 
-With within_i and cross_i the per-sample kernel terms, the squared kernel distance to the reference is, up to a constant,
-D = mean(within) - 2 mean(cross). Samples of one number share their noise, so that for two models the difference
+With within_i and cross_i the per-sample kernel terms, the squared kernel distance to the reference is, up to a
+constant, D = mean(within) - 2 mean(cross). Samples of one number share their noise, so for two models the difference
 Delta = D_A - D_B has the standard error 2 std(p) / sqrt(N), p_i = (within_i - cross_i)_A - (within_i - cross_i)_B.
 """
 

@@ -21,7 +21,7 @@ __all__ = ["ARM_LINES", "colours", "panels", "save", "step_axis"]
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
 ARM_LINES = {"free": "-", "forced-train": "--", "forced-heldout": ":", "paired": "-."}
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,

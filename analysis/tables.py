@@ -109,6 +109,11 @@ def _best(means: Mapping[Row, float], terms: Mapping[Row, Terms]) -> set[Row]:
     return chosen
 
 
+def _row(key: object) -> Row:
+    assert isinstance(key, tuple)  # groups by two columns
+    return str(key[0]), str(key[1])
+
+
 def quality_table(results: Results) -> QualityTable | None:
     """Build the table of Frechet distance against steps, None where nothing was scored."""
     metrics = results.metrics()
@@ -123,14 +128,14 @@ def quality_table(results: Results) -> QualityTable | None:
         rows[row] = {"model": row[0], "sampler": row[1], "metric": metric}
     for count in steps:
         here = scores[scores["steps"] == count].groupby(["model", "sampler"])["value"].agg(["mean", "std", "count"])
-        means = {row: value for row, value in here["mean"].items() if value == value}
+        means = {_row(key): float(value) for key, value in here["mean"].items() if value == value}
         best = _best(means, terms.get(count, {}))
         for row, entry in rows.items():
             entry[f"{count}"] = means.get(row)
             entry[f"{count}_sd"] = here["std"].get(row)
             entry[f"{count}_best"] = row in best
     caption = _caption(metric, scores, len(rows))
-    nfe = {int(count): int(calls) for count, calls in scores.groupby("steps")["nfe"].first().items()}
+    nfe = {int(count): int(calls) for count, calls in scores[["steps", "nfe"]].to_numpy(dtype=int)}
     return QualityTable(metric, caption, pd.DataFrame(rows.values()), steps, nfe)
 
 
@@ -139,5 +144,9 @@ def _caption(metric: str, scores: pd.DataFrame, rows: int) -> str:
     seeds = len(scores["seed"].unique())
     reference = ", ".join(sorted(scores["reference"].unique()))
     spread = f"mean ± std over {seeds} seeds" if seeds > 1 else "1 seed"
-    bold = " Bold: not told from the column's best by the paired kernel test (|z| < 1.96, shared seeds)." if rows > 1 else ""
+    bold = (
+        " Bold: not told from the column's best by the paired kernel test (|z| < 1.96, shared seeds)."
+        if rows > 1
+        else ""
+    )
     return f"{metric} against {reference}; N = {sizes} samples a seed, {spread}; lower is better.{bold}"

@@ -47,7 +47,9 @@ class EpsilonScaling(Identity):
         noisy = list(reversed(levels[:-1]))
         self._divisor = {level: b + k * i for i, level in enumerate(noisy)}
         if min(self._divisor.values()) <= 0:
-            raise ValueError(f"epsilon scaling by {b} + {k}*i reaches {min(self._divisor.values()):g}; it must stay positive")
+            raise ValueError(
+                f"epsilon scaling by {b} + {k}*i reaches {min(self._divisor.values()):g}; it must stay positive"
+            )
 
     def prediction(self, pred: Prediction, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """Return x0_hat of the scaled eps, and the scaled eps."""

@@ -29,7 +29,7 @@ def betas(name: str, T: int) -> NDArray[np.float64]:
         raise ValueError(f"a schedule needs at least one training step, not {T}")
     if name == "linear":
         scale = 1000 / T
-        return np.linspace(scale * 1e-4, scale * 0.02, T, dtype=np.float64)
+        return np.linspace(scale * 1e-4, scale * 0.02, T).astype(np.float64)
     if name == "cosine":
 
         def signal(u: float) -> float:

@@ -177,11 +177,15 @@ def _metric_names(suffix: str) -> dict[str, str]:
 def _check_plain(path: Path) -> None:
     """Refuse a weights file that is missing or more than plain tensors, before torch-fidelity unpickles it."""
     if not path.exists():
-        raise FeatureError(f"no Inception weights at {path}; download {URL_INCEPTION_V3} and name it with --inception-weights")
+        raise FeatureError(
+            f"no Inception weights at {path}; download {URL_INCEPTION_V3} and name it with --inception-weights"
+        )
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no common base class for what a damaged file makes it raise
-        raise FeatureError(f"{path} is damaged or not plain tensors ({type(error).__name__}); download it again") from None
+        raise FeatureError(
+            f"{path} is damaged or not plain tensors ({type(error).__name__}); download it again"
+        ) from None
 
 
 def _sha256(path: Path) -> str:
@@ -190,4 +194,6 @@ def _sha256(path: Path) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0] + (f" [{os.strerror(error.errno)}]" if isinstance(error, OSError) and error.errno else "")
+    return (str(error).splitlines() or [type(error).__name__])[0] + (
+        f" [{os.strerror(error.errno)}]" if isinstance(error, OSError) and error.errno else ""
+    )

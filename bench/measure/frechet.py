@@ -35,7 +35,9 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
     m1, m2 = (np.atleast_1d(np.asarray(m, dtype=np.float64)) for m in (mean1, mean2))
     c1, c2 = (np.atleast_2d(np.asarray(c, dtype=np.float64)) for c in (cov1, cov2))
     if m1.shape != m2.shape or c1.shape != c2.shape or c1.shape != (len(m1), len(m1)):
-        raise ValueError(f"moments of different features: means {m1.shape}, {m2.shape}, covariances {c1.shape}, {c2.shape}")
+        raise ValueError(
+            f"moments of different features: means {m1.shape}, {m2.shape}, covariances {c1.shape}, {c2.shape}"
+        )
     if not all(np.isfinite(a).all() for a in (m1, m2, c1, c2)):
         raise ValueError("moments hold values that are not finite")
     values, vectors = np.linalg.eigh(c1)

@@ -74,7 +74,10 @@ class LinearGaussian:
         return gain, (self.vectors * (self.values * level.sigma**2 / total)) @ self.vectors.T
 
     def eps_energy(self, state: GaussianState) -> float:
-        """Return E||eps_hat||^2 of the exact denoiser on a state; eps_hat = sigma Cov(x)^-1 (x - alpha mean) under q."""
+        """Return E||eps_hat||^2 of the exact denoiser on a state.
+
+        eps_hat = sigma Cov(x)^-1 (x - alpha mean), with Cov(x) that of real noised data.
+        """
         level = state.level
         factor = level.sigma / (level.alpha**2 * self.values + level.sigma**2)
         shift = self.vectors.T @ (state.mean - level.alpha * self.mean)
@@ -96,7 +99,9 @@ class LinearGaussian:
             noise = np.diag(np.exp(v * np.log(q.large) + (1 - v) * np.log(q.small)))
         else:
             noise = q.std(variance) ** 2 * eye
-        return self._move(state, level_next, q.c1 * gain + q.c2 * eye, q.c1 * (self.mean - level.alpha * gain @ self.mean), noise)
+        return self._move(
+            state, level_next, q.c1 * gain + q.c2 * eye, q.c1 * (self.mean - level.alpha * gain @ self.mean), noise
+        )
 
     def ddim(self, state: GaussianState, level_next: Level, eta: float) -> GaussianState:
         """Take one DDIM step."""

@@ -83,9 +83,7 @@ def read_description(path: Path) -> Description | None:
     if text.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this suite; write one with python -m bench.models.train")
     try:
-        return Description(
-            json.loads(text["network"]), text["schedule"], int(text["T"]), json.loads(text["training"])
-        )
+        return Description(json.loads(text["network"]), text["schedule"], int(text["T"]), json.loads(text["training"]))
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} has a damaged description ({error}); train or copy it again") from None
 

@@ -111,15 +111,19 @@ def adm_unet(config: Mapping[str, Any]) -> Any:
     Raises:
         CheckpointError: an unknown argument, or a network diffusers cannot express (``conv_resample=False``).
     """
-    from diffusers import UNet2DModel  # slow to import: only whoever needs a network pays
+    import diffusers  # slow to import: only whoever needs a network pays
 
     config = _complete(config)
     widths = _widths(config)
     factors = [2**level for level in range(len(widths))]
     attended = [factor in config["attention_resolutions"] for factor in factors]
-    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if config["resblock_updown"] else ("DownBlock2D", "UpBlock2D")
+    plain = (
+        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+        if config["resblock_updown"]
+        else ("DownBlock2D", "UpBlock2D")
+    )
     resample = "resnet" if config["resblock_updown"] else "conv"
-    unet = UNet2DModel(
+    unet: Any = diffusers.UNet2DModel(
         sample_size=config["image_size"],
         in_channels=config["in_channels"],
         out_channels=config["out_channels"],
@@ -186,8 +190,8 @@ def _parts(config: Mapping[str, Any]) -> Iterator[_Part]:
                 yield _Part(f"input_blocks.{count}.1", f"down_blocks.{level}.attentions.{block}", "attention")
             count += 1
         if level < levels - 1:
-            suffix = ("", "") if resample == "res" else (".op", ".conv")
-            yield _Part(f"input_blocks.{count}.0{suffix[0]}", f"down_blocks.{level}.downsamplers.0{suffix[1]}", resample)
+            old, new = ("", "") if resample == "res" else (".op", ".conv")
+            yield _Part(f"input_blocks.{count}.0{old}", f"down_blocks.{level}.downsamplers.0{new}", resample)
             count += 1
     yield _Part("middle_block.0", "mid_block.resnets.0", "res")
     yield _Part("middle_block.1", "mid_block.attentions.0", "attention")
@@ -222,7 +226,9 @@ def guided_keys(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[
         if part.kind == "attention":
             renamed.update(_attention(part, left, config))
     if left:
-        raise CheckpointError(f"the checkpoint has keys this network lacks, e.g. {min(left)!r}; is the architecture right?")
+        raise CheckpointError(
+            f"the checkpoint has keys this network lacks, e.g. {min(left)!r}; is the architecture right?"
+        )
     return renamed
 
 

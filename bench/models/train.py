@@ -111,7 +111,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.iteration)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch ships no annotation for it
+        loss.backward()
         self.optimizer.step()
         # The average warms up, so that a short training is not dominated by its initial weights.
         decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))

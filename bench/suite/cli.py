@@ -37,30 +37,55 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     grid = parser.add_argument_group("what to compare")
-    grid.add_argument("--models", default="adm,adm-ip", metavar="NAME[=PATH],...", help="models, with other weights if wished (default %(default)s)")
+    grid.add_argument(
+        "--models",
+        default="adm,adm-ip",
+        metavar="NAME[=PATH],...",
+        help="models, with other weights if wished (default %(default)s)",
+    )
     grid.add_argument("--steps", default="80,100,300,1000", metavar="N,...", help="step counts (default %(default)s)")
-    grid.add_argument("--seeds", default="0", metavar="LIST", help="seeds or ranges, e.g. 0,3 or 0-4 (default %(default)s)")
-    grid.add_argument("--samples", type=int, metavar="N", help="samples a cell and seed (default 256 on digits, else 1000)")
-    grid.add_argument("--dataset", default="digits", metavar="NAME", help="digits, or one of the config file's (default %(default)s)")
-    grid.add_argument("--data-dir", type=Path, metavar="DIR", help="where relative dataset paths of the config file start")
+    grid.add_argument(
+        "--seeds", default="0", metavar="LIST", help="seeds or ranges, e.g. 0,3 or 0-4 (default %(default)s)"
+    )
+    grid.add_argument(
+        "--samples", type=int, metavar="N", help="samples a cell and seed (default 256 on digits, else 1000)"
+    )
+    grid.add_argument(
+        "--dataset", default="digits", metavar="NAME", help="digits, or one of the config file's (default %(default)s)"
+    )
+    grid.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where relative dataset paths of the config file start"
+    )
     grid.add_argument("--config", type=Path, metavar="FILE.toml", help="adds models and datasets")
     how = parser.add_argument_group("how to sample")
     how.add_argument("--sampler", default="ddpm", help="ddpm (ancestral) or ddim (default %(default)s)")
-    how.add_argument("--spacing", default="plain", help="plain (ends included) or ddim (whole strides) (default %(default)s)")
+    how.add_argument(
+        "--spacing", default="plain", help="plain (ends included) or ddim (whole strides) (default %(default)s)"
+    )
     how.add_argument("--eta", type=float, default=0.0, help="DDIM's noise, 0 to 1 (default %(default)s)")
-    how.add_argument("--variance", help="learned, fixed-small or fixed-large (default: what the network was trained for)")
-    how.add_argument("--clip", action=argparse.BooleanOptionalAction, default=True, help="clamp x0_hat to [-1, 1] (default on)")
-    how.add_argument("--quantize", default="round", help="round, or floor as the papers' scripts do (default %(default)s)")
+    how.add_argument(
+        "--variance", help="learned, fixed-small or fixed-large (default: what the network was trained for)"
+    )
+    how.add_argument(
+        "--clip", action=argparse.BooleanOptionalAction, default=True, help="clamp x0_hat to [-1, 1] (default on)"
+    )
+    how.add_argument(
+        "--quantize", default="round", help="round, or floor as the papers' scripts do (default %(default)s)"
+    )
     how.add_argument("--eps-scale", type=float, metavar="B", help="override b of scaling models")
     how.add_argument("--eps-slope", type=float, metavar="K", help="override k of scaling models")
     how.add_argument("--batch-size", type=int, default=128, metavar="N", help="internal batch (default %(default)s)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     look = parser.add_argument_group("what to measure")
-    look.add_argument("--probes", action=argparse.BooleanOptionalAction, default=True, help="per-step instruments (default on)")
+    look.add_argument(
+        "--probes", action=argparse.BooleanOptionalAction, default=True, help="per-step instruments (default on)"
+    )
     look.add_argument("--features", help="digits, inception or none (default: digits for digits, else inception)")
     look.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
     run_group = parser.add_argument_group("running")
-    run_group.add_argument("--out", type=Path, metavar="DIR", help="results folder (default results/<dataset>-<sampler>-<hash>)")
+    run_group.add_argument(
+        "--out", type=Path, metavar="DIR", help="results folder (default results/<dataset>-<sampler>-<hash>)"
+    )
     run_group.add_argument("--list-models", action="store_true", help="list the known models and exit")
     run_group.add_argument("--dry-run", action="store_true", help="print the plan and its cost and exit")
     run_group.add_argument("--quiet", action="store_true", help="no progress bar, no closing lines")

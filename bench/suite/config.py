@@ -116,7 +116,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         except ValueError:
             raise ConfigError(f"--seeds: {item!r} is neither a seed (0, 1, ...) nor a range such as 0-4") from None
         if high < low or high - low >= 10_000 or high >= RESERVED_SEEDS:
-            raise ConfigError(f"--seeds: {item!r} is empty or too large (seeds from {RESERVED_SEEDS} on are for tuning)")
+            raise ConfigError(
+                f"--seeds: {item!r} is empty or too large (seeds from {RESERVED_SEEDS} on are for tuning)"
+            )
         seeds.extend(range(low, high + 1))
     if len(set(seeds)) < len(seeds):
         raise ConfigError("--seeds names a seed twice")

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.data import DATASETS, DataError, Dataset, load, load_path
+from bench.data import DATASETS, Dataset, load, load_path
 from bench.models.checkpoints import Description, file_hash, read_description
-from bench.models.networks import CheckpointError
 from bench.models.recipes import DIGITS_NETWORK
 from bench.suite.config import ConfigError, nearest, positive
 

@@ -29,7 +29,7 @@ from bench.suite.store import Store, write_json
 __all__ = ["Request", "Run", "device_of", "dry_run"]
 
 _PACKAGES = (
-    "torch", "numpy", "scipy", "pandas", "diffusers", "safetensors", "torch-fidelity", "clean-fid", "scikit-learn", "matplotlib",
+    "torch", "numpy", "scipy", "pandas", "diffusers", "safetensors", "torch-fidelity", "clean-fid", "scikit-learn",
 )  # fmt: skip
 
 
@@ -103,7 +103,10 @@ class Run:
         request = self.request
         return {
             "models": {
-                model.name: {"weights": model.weights_hash(), "eps": [model.scale_at(self.sampler.sampler, s) for s in request.steps]}
+                model.name: {
+                    "weights": model.weights_hash(),
+                    "eps": [model.scale_at(self.sampler.sampler, s) for s in request.steps],
+                }
                 for model in self.models
             },
             "dataset": self.data.name,
@@ -136,28 +139,35 @@ class Run:
         reference = Reference(self.data, self.open_features())
         missing = [cell for cell in self.cells if not self.store.is_sampled(cell)]
         if missing:
-            with self._account(), tqdm(
-                total=sum(sum(cell.cost()) for cell in missing), unit="call", unit_scale=True, disable=quiet
-            ) as bar:
+            with (
+                self._account(),
+                tqdm(
+                    total=sum(sum(cell.cost()) for cell in missing), unit="call", unit_scale=True, disable=quiet
+                ) as bar,
+            ):
                 for cell in missing:
                     bar.set_description(f"{cell.model.name} {cell.steps} steps")
                     self._runner(cell, reference, bar).run()
         for cell in self.cells:
             found = self.store.metrics(cell) or {}
             if found.get("features") != reference.key():
-                facts = {name: found[name] for name in ("network_calls", "seconds") if name in found}
+                facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds") if name in found}
                 self._runner(cell, reference, None).rescore(facts)
 
     def _runner(self, cell: Cell, reference: Reference, bar: tqdm[Any] | None) -> CellRunner:
         denoiser = EpsDenoiser(self.networks[cell.model.name].to(self.device))
-        progress = (lambda calls: None) if bar is None else (lambda calls: bar.update(calls) and None)
+
+        def progress(calls: int) -> None:
+            if bar is not None:
+                bar.update(calls)
+
         return CellRunner(cell, denoiser, reference, self.store, self.device, self.request.batch, progress)
 
     @contextmanager
     def _account(self) -> Iterator[None]:
         """Write ``run.json`` before and after the work."""
         start = datetime.now(UTC)
-        record = {
+        record: dict[str, Any] = {
             "configuration": self.configuration(),
             "hash": self.hash(),
             "command": sys.argv,
@@ -195,7 +205,12 @@ def _commit() -> str | None:
     """Return the commit of the code, recorded but never part of a cache key."""
     try:
         result = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -222,7 +237,9 @@ def _resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConf
         raise ConfigError("--eta has no effect with --sampler ddpm; use --sampler ddim")
     unlearned = [model.name for model in models if not model.learns_variance]
     if request.variance == "learned" and unlearned:
-        raise ConfigError(f"model {unlearned[0]!r} does not learn its variance; use --variance fixed-small or fixed-large")
+        raise ConfigError(
+            f"model {unlearned[0]!r} does not learn its variance; use --variance fixed-small or fixed-large"
+        )
     # guided-diffusion's default for networks without a learned variance is the large fixed one.
     return replace(sampler, variance=request.variance or ("fixed-large" if unlearned else "learned"))
 

@@ -27,7 +27,7 @@ from bench.measure.steps import PixelStatistics, Row, gaussian_rows, measured_ro
 from bench.suite.plan import Cell, Instruments, Unit
 from bench.suite.store import Store, write_atomic
 
-__all__ = ["CellRunner", "RunError", "Reference", "merge_records"]
+__all__ = ["CellRunner", "Reference", "RunError", "merge_records"]
 
 Arrays = dict[str, NDArray[Any]]
 _GAUSSIAN_PIXELS = 1024  # the exact recursion multiplies D x D matrices at every step
@@ -123,7 +123,9 @@ class CellRunner:
                 self.store.put_shard(self.cell, unit, self._unit(unit))
         shards = {unit: self.store.get_shard(self.cell, unit) for unit in units}
         images = np.concatenate([shards[unit]["samples"] for unit in units if unit.arm == "free"])
-        self.store.put_arrays(self.cell, "samples.npz", {"arr_0": np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]})
+        self.store.put_arrays(
+            self.cell, "samples.npz", {"arr_0": np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]}
+        )
         if self.look is not None:
             self._merge(self.look, shards)
         self.rescore({"network_calls": sum(map(self.cell.unit_cost, units)), "seconds": time.perf_counter() - started})
@@ -132,7 +134,12 @@ class CellRunner:
         """Extract features and score a sampled cell, and complete it."""
         samples = torch.from_numpy(self.store.samples(self.cell)).movedim(3, 1)
         scores = list(self._scores(samples))
-        facts = {**facts, "nfe": self.cell.steps, "features": self.reference.key(), "scores": [asdict(s) for s in scores]}
+        facts = {
+            **facts,
+            "nfe": self.cell.steps,
+            "features": self.reference.key(),
+            "scores": [asdict(s) for s in scores],
+        }
         self.store.finish(self.cell, facts)
 
     def _scores(self, samples: Tensor) -> Iterator[Score]:
@@ -145,7 +152,9 @@ class CellRunner:
         features = FeatureSet(*extractor.extract(samples))
         self.store.put_arrays(self.cell, "features.npz", {"pooled": features.pooled, "spatial": features.spatial})
         if len(samples) > 1:
-            self.store.put_array(self.cell, "kernel.npy", kernel_terms(features.pooled, self.reference.features().pooled))
+            self.store.put_array(
+                self.cell, "kernel.npy", kernel_terms(features.pooled, self.reference.features().pooled)
+            )
         yield from score(features, self.reference.features(), extractor, self.reference.name)
 
     def _unit(self, unit: Unit) -> Arrays:
@@ -177,7 +186,13 @@ class CellRunner:
             draws = Draws(self.noise, samples)
             x = prior(self.levels[0], draws, self.shape)
             steps = walk(
-                self.denoiser, self.levels, x, self.solver, draws, clip=self.cell.config.clip, correction=self.correction
+                self.denoiser,
+                self.levels,
+                x,
+                self.solver,
+                draws,
+                clip=self.cell.config.clip,
+                correction=self.correction,
             )
             x0 = self._watch(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
             assert x0 is not None  # a walk has at least one step

@@ -44,6 +44,10 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def _save(path: Path, arrays: Arrays) -> None:
+    np.savez(path, allow_pickle=False, **arrays)
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text())
@@ -105,7 +109,7 @@ class Store:
         partial = final.with_name(f".{unit.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        np.savez(partial / "arrays.npz", **arrays)
+        _save(partial / "arrays.npz", arrays)
         (partial / "unit.json").write_text(json.dumps(asdict(unit)))
         os.replace(partial, final)
 
@@ -124,7 +128,7 @@ class Store:
 
     def put_arrays(self, cell: Cell, name: str, arrays: Arrays) -> None:
         """Write an npz of the cell."""
-        write_atomic(self.folder(cell) / name, lambda partial: np.savez(partial, **arrays))
+        write_atomic(self.folder(cell) / name, lambda partial: _save(partial, arrays))
 
     def put_array(self, cell: Cell, name: str, array: NDArray[Any]) -> None:
         """Write an npy of the cell."""

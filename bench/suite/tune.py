@@ -112,12 +112,16 @@ def _toml(model: str, sampler: str, counts: Sequence[int], constants: Sequence[t
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sweep, write every measured point as CSV, and print the tables for ``scaling.toml``."""
-    parser = argparse.ArgumentParser(prog="python -m bench.suite.tune", description="Tune epsilon scaling on the digits.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.suite.tune", description="Tune epsilon scaling on the digits."
+    )
     parser.add_argument("--base", default="adm", help="the unscaled model (default %(default)s)")
     parser.add_argument("--sampler", default="ddpm", choices=("ddpm", "ddim"))
     parser.add_argument("--steps", default="10,20,50,100", help="step counts (default %(default)s)")
     parser.add_argument("--samples", type=int, default=896, help="images a grid point (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("tuning.csv"), help="every measured point (default %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("tuning.csv"), help="every measured point (default %(default)s)"
+    )
     args = parser.parse_args(argv)
     try:
         counts = parse_steps(args.steps)
