@@ -131,7 +131,7 @@ def quality_table(results: Results) -> QualityTable | None:
         means = {_row(key): float(value) for key, value in here["mean"].items() if value == value}
         best = _best(means, terms.get(count, {}))
         for row, entry in rows.items():
-            entry[f"{count}"] = means.get(row)
+            entry[f"{count}"] = means.get(row, float("nan"))
             entry[f"{count}_sd"] = here["std"].get(row)
             entry[f"{count}_best"] = row in best
     caption = _caption(metric, scores, len(rows))

@@ -29,7 +29,7 @@ def betas(name: str, T: int) -> NDArray[np.float64]:
         raise ValueError(f"a schedule needs at least one training step, not {T}")
     if name == "linear":
         scale = 1000 / T
-        return np.linspace(scale * 1e-4, scale * 0.02, T).astype(np.float64)
+        return np.linspace(scale * 1e-4, scale * 0.02, T)
     if name == "cosine":
 
         def signal(u: float) -> float:
@@ -41,7 +41,7 @@ def betas(name: str, T: int) -> NDArray[np.float64]:
 
 def alpha_bars(name: str, T: int) -> NDArray[np.float64]:
     """Return the cumulative signal powers alpha_bar_t = prod_{s<=t} (1 - beta_s), float64 [T]."""
-    return np.cumprod(1.0 - betas(name, T))
+    return np.cumprod(1.0 - betas(name, T), dtype=np.float64)
 
 
 def respace(spec: int | str, T: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 __all__ = ["CheckpointError", "adm_unet", "guided_keys", "load_guided_diffusion"]
 
 # Constructor arguments of guided-diffusion's UNetModel (plus its script-level `learn_sigma`) with their defaults.
-# `use_checkpoint`, `use_fp16` and `num_heads_upsample` change memory, storage or nothing, never the function.
+# `use_checkpoint` and `use_fp16` change memory and storage, never the function.
 _DEFAULTS: Mapping[str, Any] = {
     "image_size": None,
     "in_channels": 3,
@@ -78,17 +78,25 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     full["attention_resolutions"] = tuple(full["attention_resolutions"])
     if full["out_channels"] is None:
         full["out_channels"] = full["in_channels"] * (2 if full["learn_sigma"] else 1)
+    if full["num_head_channels"] == -1 and full["num_heads_upsample"] not in (-1, full["num_heads"]):
+        raise CheckpointError("U-Net argument 'num_heads_upsample' must be -1: one head count serves both directions")
     for width in _widths(full):
         if width % _GROUPS:
             raise CheckpointError(f"U-Net width {width} is not a multiple of {_GROUPS}, the number of norm groups")
-        heads = _heads(full, width)
-        if heads < 1 or width % heads:
+    for width in _attended_widths(full):
+        if width % (full["num_heads"] if full["num_head_channels"] == -1 else full["num_head_channels"]):
             raise CheckpointError(f"U-Net width {width} cannot be split into attention heads as configured")
     return full
 
 
 def _widths(config: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(int(mult * config["model_channels"]) for mult in config["channel_mult"])
+
+
+def _attended_widths(config: Mapping[str, Any]) -> set[int]:
+    """Return the widths that attention sees: those of the attended levels and of the middle."""
+    widths = _widths(config)
+    return {widths[-1]} | {w for level, w in enumerate(widths) if 2**level in config["attention_resolutions"]}
 
 
 def _heads(config: Mapping[str, Any], width: int) -> int:
@@ -258,10 +266,12 @@ def _attention(part: _Part, state: dict[str, Tensor], config: Mapping[str, Any])
         out = {suffix: state.pop(f"{part.source}.proj_out.{suffix}") for suffix in ("weight", "bias")}
     except KeyError as missing:
         raise CheckpointError(f"the checkpoint lacks {missing}; is it of another architecture?") from None
-    result = {f"{part.target}.to_out.0.weight": out["weight"].flatten(1), f"{part.target}.to_out.0.bias": out["bias"]}
+    width = out["bias"].numel()
+    if any(tensor.shape[:1] != (3 * width,) for tensor in fused.values()) or width not in _attended_widths(config):
+        raise CheckpointError(f"{part.source!r} has attention weights of another shape; is the architecture right?")
+    result = {f"{part.target}.to_out.0.weight": _matrix(out["weight"]), f"{part.target}.to_out.0.bias": out["bias"]}
     for suffix, tensor in fused.items():
-        rows = tensor.flatten(1) if suffix == "weight" else tensor
-        width = rows.shape[0] // 3
+        rows = _matrix(tensor) if suffix == "weight" else tensor
         if config["use_new_attention_order"]:
             three = rows.chunk(3)
         else:  # legacy order: q, k and v interleave head by head
@@ -270,6 +280,11 @@ def _attention(part: _Part, state: dict[str, Tensor], config: Mapping[str, Any])
         for name, value in zip(("to_q", "to_k", "to_v"), three, strict=True):
             result[f"{part.target}.{name}.{suffix}"] = value
     return result
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """Drop the trailing kernel dimensions of a 1x1 convolution's weight."""
+    return weight.flatten(1) if weight.dim() > 1 else weight
 
 
 def load_guided_diffusion(unet: Any, state_dict: Mapping[str, Tensor]) -> None:

@@ -58,7 +58,7 @@ _ALL = (
     _ADM,
     replace(_ADM, name="adm-ip", objective="ddpm-ip", gamma=0.1),
     replace(_ADM, name="ddpm-y", objective="ddpm-y", gamma=0.1),
-    replace(_ADM, name="adm-gp", gradient_penalty=1e-5),
+    replace(_ADM, name="adm-gp", gradient_penalty=1e-4),
     replace(_ADM, name="adm-wd", weight_decay=1e-1),
 )
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

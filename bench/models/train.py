@@ -141,9 +141,11 @@ class Trainer:
         """
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except (RuntimeError, OSError, ValueError, EOFError) as error:
-            raise CheckpointError(f"{path} cannot be resumed ({error}); delete it to start again") from None
-        if state["recipe"] != asdict(self.recipe):
+            written_by = state["recipe"]
+        except Exception as error:  # on damaged bytes torch's readers raise almost any kind
+            kind = type(error).__name__
+            raise CheckpointError(f"{path} cannot be resumed ({kind}); delete it to start again") from None
+        if written_by != asdict(self.recipe):
             raise CheckpointError(f"{path} was written by another recipe; delete it or choose another --out")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
@@ -164,6 +166,7 @@ def train(recipe: Recipe, out: Path, device: torch.device, quiet: bool = False, 
     resume = out / "resume.pt"
     if resume.exists():
         trainer.resume(resume)
+    _rewind(out / "loss.csv", trainer.iteration)
     batches = Batches(x0, recipe.batch, recipe.seed)
     with tqdm(total=recipe.iterations, initial=trainer.iteration, desc=recipe.name, disable=quiet) as bar:
         for rows in _windows(trainer, batches, recipe.iterations):
@@ -189,6 +192,13 @@ def _windows(trainer: Trainer, batches: Batches, iterations: int) -> Iterator[li
                 break
         means = torch.stack([torch.stack([w.mse, w.bound, w.penalty]).detach() for w in window]).mean(0)
         yield [[trainer.iteration, trainer.iteration * batches.batch, *means.tolist()]]
+
+
+def _rewind(path: Path, iteration: int) -> None:
+    """Drop the rows after an iteration: an interrupted training logs more often than it saves."""
+    if path.exists():
+        header, *rows = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([header, *(row for row in rows if int(row.split(",")[0]) <= iteration)]))
 
 
 def _log(path: Path, rows: list[list[float]]) -> None:

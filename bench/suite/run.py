@@ -22,8 +22,9 @@ from bench.models.checkpoints import load_network
 from bench.models.denoisers import EpsDenoiser
 from bench.suite.config import ConfigError, SamplerConfig, short_hash
 from bench.suite.plan import Cell, plan_cells
+from bench.suite.reference import Reference
 from bench.suite.registry import Model, Registry
-from bench.suite.runner import CellRunner, Reference
+from bench.suite.runner import CellRunner
 from bench.suite.store import Store, write_json
 
 __all__ = ["Request", "Run", "device_of", "dry_run"]

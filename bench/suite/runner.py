@@ -12,73 +12,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.data import Dataset, quantize, to_unit
+from bench.data import quantize, to_unit
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
-from bench.diffusion.schedules import alpha_bars
 from bench.diffusion.types import Denoiser, Probe, Step
-from bench.measure.features import Extractor
 from bench.measure.kernel import kernel_terms
 from bench.measure.metrics import FeatureSet, Score, neighbour_ratio, score
-from bench.measure.moments import Moments
 from bench.measure.probes import ErrorProbe, PixelProbe, ScalarProbe, Selected
-from bench.measure.recursion import LinearGaussian
-from bench.measure.steps import PixelStatistics, Row, gaussian_rows, measured_rows, to_table
 from bench.suite.plan import Cell, Instruments, Unit
+from bench.suite.records import Records
+from bench.suite.reference import Reference
 from bench.suite.store import Store, write_atomic
 
-__all__ = ["CellRunner", "Reference", "RunError", "merge_records"]
+__all__ = ["CellRunner", "RunError"]
 
 Arrays = dict[str, NDArray[Any]]
-_GAUSSIAN_PIXELS = 1024  # the exact recursion multiplies D x D matrices at every step
 
 
 class RunError(RuntimeError):
     """A computation went wrong in a way the user must know of; the message names model, steps and seed."""
-
-
-class Reference:
-    """What samples are compared with: the data's statistics and, on first use, their features."""
-
-    def __init__(self, data: Dataset, extractor: Extractor | None) -> None:
-        self.data, self.extractor = data, extractor
-        self._features: FeatureSet | None = None
-        pixels = to_unit(data.part("train")).double()
-        self.centre = pixels.mean(0)
-        self.statistics = PixelStatistics(self.centre.numpy(), pixels.var(0).numpy())
-
-    @property
-    def name(self) -> str:
-        """Return what tables call the reference."""
-        part = "train" if self.data.heldout.any() else "all"
-        return f"{self.data.name}-{part} ({len(self.data.part('train'))})"
-
-    def key(self) -> str:
-        """Return what the scores depend on besides the samples."""
-        return self.extractor.name + "-" + self.extractor.weights_hash[:16] if self.extractor else "none"
-
-    def features(self) -> FeatureSet:
-        """Return the features of the training part."""
-        if self._features is None:
-            assert self.extractor is not None  # scoring asks only where there is an extractor
-            self._features = FeatureSet(*self.extractor.extract(self.data.part("train")))
-        return self._features
-
-    def gaussian(self, schedule: str, T: int) -> LinearGaussian | None:
-        """Return a Gaussian with the data's mean and covariance, None for images too large for it."""
-        pixels = to_unit(self.data.part("train")).double().flatten(1)
-        if pixels.shape[1] > _GAUSSIAN_PIXELS:
-            return None
-        return LinearGaussian(pixels.mean(0).numpy(), pixels.T.cov().numpy(), alpha_bars(schedule, T))
-
-
-def merge_records(parts: Sequence[Mapping[str, NDArray[Any]]]) -> Arrays:
-    """Merge the probe records of one arm's shards, in shard order."""
-    merged: Arrays = {}
-    for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in parts[0]):
-        states = [{key: part[f"{name}/{key}"] for key in ("count", "mean", "second")} for part in parts]
-        merged |= {f"{name}/{key}": value for key, value in Moments.merge(states).items()}
-    return merged
 
 
 class CellRunner:
@@ -121,14 +73,28 @@ class CellRunner:
                 self.progress(self.cell.unit_cost(unit))
             else:
                 self.store.put_shard(self.cell, unit, self._unit(unit))
-        shards = {unit: self.store.get_shard(self.cell, unit) for unit in units}
-        images = np.concatenate([shards[unit]["samples"] for unit in units if unit.arm == "free"])
+        images = self._merge(units)
         self.store.put_arrays(
             self.cell, "samples.npz", {"arr_0": np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]}
         )
-        if self.look is not None:
-            self._merge(self.look, shards)
         self.rescore({"network_calls": sum(map(self.cell.unit_cost, units)), "seconds": time.perf_counter() - started})
+
+    def _merge(self, units: Sequence[Unit]) -> NDArray[np.uint8]:
+        """Merge the shards' records into files of the cell; return the samples [N, H, W, C]."""
+        records = Records(self.cell, self.look, self.reference) if self.look is not None else None
+        images = []
+        for unit in units:
+            shard = self.store.get_shard(self.cell, unit)
+            if "samples" in shard:
+                images.append(shard["samples"])
+            if records is not None:
+                records.add(shard)
+        if records is not None:
+            self.store.put_arrays(self.cell, "moments.npz", records.moments())
+            self.store.put_arrays(self.cell, "errors.npz", records.errors())
+            table = records.table()
+            write_atomic(self.store.folder(self.cell) / "steps.csv", lambda path: table.to_csv(path, index=False))
+        return np.concatenate(images)
 
     def rescore(self, facts: Mapping[str, Any]) -> None:
         """Extract features and score a sampled cell, and complete it."""
@@ -297,49 +263,6 @@ class CellRunner:
         assert self.look is not None  # units of the instruments exist only with probes
         return self.look
 
-    def _merge(self, look: Instruments, shards: Mapping[Unit, Arrays]) -> None:
-        """Merge the shards' records into ``moments.npz``, ``errors.npz`` and ``steps.csv``."""
-        rows: list[Row] = []
-        record: Arrays = {"i": np.array(look.indices)}
-        for arm in ("free", "forced-train", "forced-heldout", "paired"):
-            parts = [_of_arm(arm, arrays) for arrays in shards.values()]
-            parts = [part for part in parts if part]
-            if parts:
-                merged = merge_records(parts)
-                if merged["scalars/count"].any():
-                    rows += measured_rows(arm, merged, look.indices, self.levels, self.reference.statistics)
-                    record |= {f"{arm}/{name}": value for name, value in merged.items()}
-        rows += self._gaussian(look)
-        self.store.put_arrays(self.cell, "moments.npz", record)
-        self.store.put_arrays(self.cell, "errors.npz", self._error_record(look, shards))
-        table = to_table(rows)
-        write_atomic(self.store.folder(self.cell) / "steps.csv", lambda path: table.to_csv(path, index=False))
-
-    def _gaussian(self, look: Instruments) -> Iterator[Row]:
-        model, config = self.cell.model.description, self.cell.config
-        oracle = self.reference.gaussian(model.schedule, model.T)
-        if oracle is not None:
-            yield from gaussian_rows(oracle, self.levels, look.indices, config.variance, config.eta)
-
-    def _error_record(self, look: Instruments, shards: Mapping[Unit, Arrays]) -> Arrays:
-        """Join the kept errors: [levels, images, C, H, W], training images first, with their indices and parts."""
-        joined, parts = [], []
-        for part in ("train", "heldout"):
-            found = [arrays[f"errors/{part}"] for arrays in shards.values() if f"errors/{part}" in arrays]
-            joined += found
-            parts += [part] * sum(array.shape[1] for array in found)
-        at = {len(self.levels) - 2 - position: level for position, level in enumerate(self.levels)}
-        return {
-            "errors": np.concatenate(joined, axis=1),
-            "i": np.array(look.error_indices),
-            "t": np.array([at[i].t for i in look.error_indices]),
-            "part": np.array(parts),
-        }
-
 
 def _named(arm: str, probes: Sequence[ScalarProbe | PixelProbe]) -> Arrays:
     return {f"{arm}/{name}": value for probe in probes for name, value in probe.state().items()}
-
-
-def _of_arm(arm: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-    return {name.removeprefix(f"{arm}/"): value for name, value in arrays.items() if name.startswith(f"{arm}/")}

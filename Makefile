@@ -1,0 +1,21 @@
+.PHONY: test test-slow lint type bench figures
+
+test:
+	python -m pytest
+
+test-slow:
+	python -m pytest -m slow
+
+lint:
+	ruff check .
+	ruff format --check .
+
+type:
+	mypy
+
+bench:
+	python benchmarks/throughput.py
+
+# Regenerate tables and figures of every results folder from its records.
+figures:
+	for run in results/*/cells; do python -m analysis "$$(dirname "$$run")"; done
