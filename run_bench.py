@@ -11,8 +11,11 @@ from bench.suite.cli import run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the suite, then turn its records into tables and figures; return the exit code."""
-    code, out = run(argv)
-    return code if out is None else analyse([str(out)])
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    code, out = run(arguments)
+    if out is None:
+        return code
+    return analyse([str(out), "--quiet"] if "--quiet" in arguments else [str(out)])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; code 2 with one line for an unreadable folder, 1 where some cells were left out."""
     parser = argparse.ArgumentParser(prog="python -m analysis", description="Regenerate tables and figures.")
     parser.add_argument("results", type=Path, help="a results folder")
+    parser.add_argument("--quiet", action="store_true", help="print problems only")
     args = parser.parse_args(argv)
     try:
         results = regenerate(args.results)
@@ -26,9 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in results.problems:
         print(f"warning: {problem}", file=sys.stderr)
     table = args.results / "tables" / "fid_vs_steps.md"
-    if table.exists():
-        print(table.read_text(), end="")
-    print(f"tables and figures in {args.results}")
+    if not args.quiet:
+        print((table.read_text() if table.exists() else "") + f"\ntables and figures in {args.results}")
     return 1 if results.problems else 0
 
 

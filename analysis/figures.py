@@ -86,7 +86,8 @@ def _legend(figure: Figure, paint: dict[str, str], styles: dict[str, tuple[Any, 
     """Explain colours (models) and line styles (label to style and colour) above the panels."""
     handles = [Line2D([], [], color=colour, label=name) for name, colour in paint.items()]
     handles += [Line2D([], [], color=colour, linestyle=style, label=name) for name, (style, colour) in styles.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5))
+    columns = 5 if figure.get_figwidth() > 4 else 2
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), columns), frameon=False)
 
 
 def _first_sampler(steps: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -116,6 +117,7 @@ def draw_eps_norm(steps: pd.DataFrame, folder: Path) -> list[Path]:
             _noisy_left(axes[0, column])
         axes[0, 0].set_ylabel(r"$\|\epsilon_\theta\|_2$")
         axes[1, 0].set_ylabel("free / forced")
+        _leave_out_last(list(axes[1]))
         styles = {
             f"free running ({sampler})": ("-", "black"),
             "teacher forced, training images": ("--", "black"),
@@ -123,6 +125,20 @@ def draw_eps_norm(steps: pd.DataFrame, folder: Path) -> list[Path]:
         }
         _legend(figure, paint, styles)
         return save(figure, folder, "eps_norm")
+
+
+def _leave_out_last(row: Sequence[Axes]) -> None:
+    """Scale a row of panels to all but the least noisy level, whose ratio dwarfs the others, and say what it was."""
+    rest = [1.0]
+    for axis in row:
+        curves = [np.asarray(line.get_ydata(), dtype=float) for line in axis.get_lines()]
+        curves = [curve for curve in curves if len(curve) > 2]  # a reference line has two points
+        if curves:
+            rest += np.concatenate([curve[1:] for curve in curves]).tolist()  # ascending t: the first is left out
+            last = max(curve[0] for curve in curves)
+            axis.text(0.03, 0.95, f"up to {last:.2f} at the last step", transform=axis.transAxes, va="top", fontsize=6)
+    margin = 0.08 * max(max(rest) - min(rest), 0.05)
+    row[0].set_ylim(min(rest) - margin, max(rest) + 2 * margin)  # panels of a row share their scale
 
 
 def _ratio(free: pd.DataFrame, forced: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -124,6 +124,6 @@ def _model_order(root: Path) -> dict[str, int]:
     """Return the order in which the run named its models."""
     try:
         models = json.loads((root / "run.json").read_text())["configuration"]["models"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {name: position for position, name in enumerate(models)}

@@ -133,7 +133,7 @@ def quality_table(results: Results) -> QualityTable | None:
         for row, entry in rows.items():
             entry[f"{count}"] = means.get(row, float("nan"))
             entry[f"{count}_sd"] = here["std"].get(row)
-            entry[f"{count}_best"] = row in best
+            entry[f"{count}_best"] = len(rows) > 1 and row in best
     caption = _caption(metric, scores, len(rows))
     nfe = {int(count): int(calls) for count, calls in scores[["steps", "nfe"]].to_numpy(dtype=int)}
     return QualityTable(metric, caption, pd.DataFrame(rows.values()), steps, nfe)

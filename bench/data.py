@@ -140,7 +140,7 @@ def _read_npz(path: Path) -> tuple[NDArray[np.uint8], list[str]]:
         with np.load(path, allow_pickle=False) as file:
             images = file["arr_0"]
             labels = file["arr_1"] if "arr_1" in file.files else np.zeros(len(images), dtype=np.int64)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not an npz of images with the array 'arr_0' ({error})") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
         raise DataError(f"{path}: 'arr_0' must be uint8 [N, H, W, 1 or 3], not {images.dtype} {images.shape}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -40,16 +41,15 @@ class EpsilonScaling(Identity):
         k: slope a solver step.
 
     Raises:
-        ValueError: a divisor of the walk is not positive.
+        ValueError: a divisor of the walk is not positive and finite.
     """
 
     def __init__(self, levels: Sequence[Level], b: float, k: float = 0.0) -> None:
         noisy = list(reversed(levels[:-1]))
         self._divisor = {level: b + k * i for i, level in enumerate(noisy)}
-        if min(self._divisor.values()) <= 0:
-            raise ValueError(
-                f"epsilon scaling by {b} + {k}*i reaches {min(self._divisor.values()):g}; it must stay positive"
-            )
+        if not all(0 < divisor < math.inf for divisor in self._divisor.values()):
+            worst = min(self._divisor.values())
+            raise ValueError(f"epsilon scaling by {b} + {k}*i reaches {worst:g}; it must stay positive and finite")
 
     def prediction(self, pred: Prediction, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """Return x0_hat of the scaled eps, and the scaled eps."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +86,9 @@ class InceptionFeatures(FeatureExtractorInceptionV3):  # type: ignore[misc]  # t
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the requested layers of uint8 images [B, 3, H, W]."""
-        own = [name for name in self._wanted if name != "spatial"]
+        own = [name for name in self._wanted if name not in ("spatial", "2048")]
         # The parent stops after the last layer asked for; 2048 lies behind the spatial one.
-        self.features_list = own or ["2048"]
+        self.features_list = [*own, "2048"]
         layers = dict(zip(self.features_list, super().forward(images), strict=True))
         self.features_list = self._wanted
         layers["spatial"] = self._spatial
@@ -154,10 +156,10 @@ def open_extractor(name: str, inception_weights: Path | None = None) -> Extracto
     path = inception_weights or Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
     if inception_weights is not None or path.exists():
         _check_plain(path)
+    known = str(path) if path.exists() else None
     try:
-        network = InceptionFeatures(
-            "inception", ["2048", "spatial"], feature_extractor_weights_path=str(path) if path.exists() else None
-        )
+        with redirect_stderr(StringIO()):  # the download's own chatter; a failure is told below in one line
+            network = InceptionFeatures("inception", ["2048", "spatial"], feature_extractor_weights_path=known)
     except (OSError, RuntimeError) as error:
         place = f"download {URL_INCEPTION_V3} and put it at {path}, or name it with --inception-weights"
         raise FeatureError(f"Inception weights cannot be had ({_first_line(error)}); {place}") from None

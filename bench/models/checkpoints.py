@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from bench.models.networks import CheckpointError, adm_unet, load_guided_diffusion
@@ -53,7 +53,10 @@ def file_hash(path: Path) -> str:
 
 
 def save_network(path: Path, unet: Any, description: Description, dtype: torch.dtype = torch.float16) -> None:
-    """Write weights (in half precision unless told otherwise) and description to a safetensors file, atomically."""
+    """Write weights (in half precision unless told otherwise) and description to a safetensors file, atomically.
+
+    The same weights and description give the same bytes.
+    """
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in unet.state_dict().items()}
     text = {
         "format": _FORMAT,
@@ -64,8 +67,16 @@ def save_network(path: Path, unet: Any, description: Description, dtype: torch.d
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=text)
+    partial.write_bytes(_canonical(save(tensors, metadata=text)))
     os.replace(partial, path)
+
+
+def _canonical(data: bytes) -> bytes:
+    """Sort the header of a safetensors file: the library writes it in random order, and the hash is of the bytes."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def read_description(path: Path) -> Description | None:
@@ -81,8 +92,9 @@ def read_description(path: Path) -> Description | None:
     if text.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this suite; write one with python -m bench.models.train")
     try:
-        return Description(json.loads(text["network"]), text["schedule"], int(text["T"]), json.loads(text["training"]))
-    except (KeyError, ValueError) as error:
+        network, training = (dict(json.loads(text[name])) for name in ("network", "training"))
+        return Description(network, text["schedule"], int(text["T"]), training)
+    except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} has a damaged description ({error}); train or copy it again") from None
 
 

@@ -57,8 +57,9 @@ _ADM = Recipe("adm")
 _ALL = (
     _ADM,
     replace(_ADM, name="adm-ip", objective="ddpm-ip", gamma=0.1),
+    replace(_ADM, name="adm-ip-equivalent", objective="ip-equivalent", gamma=0.1),  # a check of theory: not embedded
     replace(_ADM, name="ddpm-y", objective="ddpm-y", gamma=0.1),
     replace(_ADM, name="adm-gp", gradient_penalty=1e-4),
-    replace(_ADM, name="adm-wd", weight_decay=1e-1),
+    replace(_ADM, name="adm-wd", weight_decay=0.3),
 )
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

@@ -197,8 +197,9 @@ def _windows(trainer: Trainer, batches: Batches, iterations: int) -> Iterator[li
 def _rewind(path: Path, iteration: int) -> None:
     """Drop the rows after an iteration: an interrupted training logs more often than it saves."""
     if path.exists():
-        header, *rows = path.read_text().splitlines(keepends=True)
-        path.write_text("".join([header, *(row for row in rows if int(row.split(",")[0]) <= iteration)]))
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines[1:] if int(line.split(b",")[0]) <= iteration]
+        path.write_bytes(b"".join(lines[:1] + kept))
 
 
 def _log(path: Path, rows: list[list[float]]) -> None:

@@ -164,6 +164,9 @@ def run(argv: Sequence[str] | None = None) -> tuple[int, Path | None]:
     except (ConfigError, DataError, CheckpointError, FeatureError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2, None
+    except OSError as error:
+        print(f"error: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
+        return 2, None
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return _INTERRUPTED, None

@@ -17,7 +17,7 @@ from bench.suite.registry import Model
 __all__ = ["RECORD_VERSION", "Cell", "Instruments", "Unit", "plan_cells"]
 
 RECORD_VERSION = 1  # raise when the meaning of a record changes: older cells are then recomputed
-SHARD = 256  # samples in a unit of work, unless a batch is larger
+SHARD = 128  # images in a unit of work, unless a batch is larger: the most an interruption can cost
 _LEVELS = 100  # most levels with per-pixel records and teacher forcing
 _ERROR_LEVELS = 20
 _ERROR_IMAGES = 100

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,13 @@ EMBEDDED: Mapping[str, str] = {
     "adm-es-linear": "adm with linear epsilon scaling, the paper's ADM-ES*",
     "ddpm-y-es": "ddpm-y with eps divided by sqrt(1 + gamma^2), in theory equal to adm-ip",
 }
-_MODEL_KEYS = ("weights", "base", "eps_scale", "eps_slope", "network", "schedule", "T")
-_DATASET_KEYS = ("path", "heldout_every")
+_NUMBER, _WHOLE, _TEXT, _TABLE = "a number", "a whole number", "a text", "a table"
+_TYPES: Mapping[str, tuple[type, ...]] = {_NUMBER: (int, float), _WHOLE: (int,), _TEXT: (str,), _TABLE: (dict,)}
+_MODEL_KEYS = {
+    "weights": _TEXT, "base": _TEXT, "eps_scale": _NUMBER, "eps_slope": _NUMBER,
+    "network": _TABLE, "schedule": _TEXT, "T": _WHOLE,
+}  # fmt: skip
+_DATASET_KEYS = {"path": _TEXT, "heldout_every": _WHOLE}
 
 
 @dataclass(frozen=True)
@@ -154,14 +160,16 @@ class Registry:
             return {}
         tables = tomllib.loads(_CONSTANTS.read_text())
         known = tables.get(self.dataset, {}).get(name)
-        if known is None:  # nothing was tuned for this dataset: off until the user says otherwise
-            return {sampler: Scaling((1,), (1.0,), (0.0,)) for sampler in ("ddpm", "ddim")}
-        return {
-            sampler: Scaling(tuple(row["steps"]), tuple(row["b"]), tuple(row["span"])) for sampler, row in known.items()
+        # What was not tuned for this dataset and sampler is off until the user says otherwise.
+        off = {sampler: Scaling((1,), (1.0,), (0.0,)) for sampler in ("ddpm", "ddim")}
+        return off | {
+            sampler: Scaling(tuple(row["steps"]), tuple(row["b"]), tuple(row["span"]))
+            for sampler, row in (known or {}).items()
         }
 
     def _configured(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         if "base" in entry:
+            self._refuse_circle(name)
             base = self.model(str(entry["base"]), path)
             model = replace(base, name=name)
         else:
@@ -176,6 +184,14 @@ class Registry:
             model = replace(model, scaling=dict.fromkeys(("ddpm", "ddim"), fixed))
         return model
 
+    def _refuse_circle(self, name: str) -> None:
+        seen, here = [name], self.entries[name]
+        while (base := here.get("base")) in self.entries:
+            if base in seen:
+                raise ConfigError(f"model {name!r} is based on itself ({' -> '.join([*seen, str(base)])})")
+            seen.append(str(base))
+            here = self.entries[str(base)]
+
     def load_dataset(self, data_dir: Path | None) -> Dataset:
         """Load the run's dataset."""
         entry = self.datasets.get(self.dataset)
@@ -183,7 +199,10 @@ class Registry:
             return load(self.dataset, data_dir)
         path = Path(str(entry["path"]))
         full = path if data_dir is None or path.is_absolute() else data_dir / path
-        return load_path(self.dataset, full, int(entry.get("heldout_every", 0)))
+        data = load_path(self.dataset, full, int(entry.get("heldout_every", 0)))
+        if len(data.part("train")) < 2:
+            raise ConfigError(f"dataset {self.dataset!r} has fewer than 2 training images in {full}")
+        return data
 
 
 def _describe(weights: Path, entry: Mapping[str, Any] | None) -> Description:
@@ -207,14 +226,19 @@ def load_registry(config: Path | None, dataset: str) -> Registry:
     """
     document = _read_toml(config) if config else {}
     _check_keys("section", document, ("models", "datasets"))
-    for name, entry in document.get("models", {}).items():
-        _check_table(f"models.{name}", entry)
-        _check_keys(f"key of models.{name}", entry, _MODEL_KEYS)
+    for section, keys in (("models", _MODEL_KEYS), ("datasets", _DATASET_KEYS)):
+        _check_table(section, document.get(section, {}))
+        for name, entry in document.get(section, {}).items():
+            _check_name(section, name)
+            _check_table(f"{section}.{name}", entry)
+            _check_keys(f"key of {section}.{name}", entry, keys)
+            _check_types(f"{section}.{name}", entry, keys)
     for name, entry in document.get("datasets", {}).items():
-        _check_table(f"datasets.{name}", entry)
-        _check_keys(f"key of datasets.{name}", entry, _DATASET_KEYS)
         if "path" not in entry:
             raise ConfigError(f"datasets.{name} in {config} needs 'path'")
+        every = entry.get("heldout_every", 0)
+        if every < 0 or every == 1:
+            raise ConfigError(f"heldout_every of datasets.{name} must be 0 (none) or at least 2, not {every}")
     datasets = document.get("datasets", {})
     if dataset not in datasets and dataset not in DATASETS:
         raise nearest("dataset", dataset, [*DATASETS, *datasets])
@@ -235,7 +259,19 @@ def _check_table(name: str, value: Any) -> None:
         raise ConfigError(f"[{name}] in the config file must be a table")
 
 
-def _check_keys(kind: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _check_name(section: str, name: str) -> None:
+    """Refuse names that cannot be a folder's, since results are filed under them."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"{name!r} in [{section}] of the config file is no name; use letters, digits, '.', '_', '-'")
+
+
+def _check_types(name: str, table: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
+    for key, value in table.items():
+        if not isinstance(value, _TYPES[kinds[key]]) or isinstance(value, bool):
+            raise ConfigError(f"{key!r} of [{name}] in the config file must be {kinds[key]}, not {value!r}")
+
+
+def _check_keys(kind: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
     for key in table:
         if key not in known:
             raise nearest(kind, key, known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -87,6 +88,7 @@ class Run:
             self.models, self.sampler, request.steps, request.seeds, request.samples, request.probes, self.data
         )
         self.out = request.out or Path("results") / f"{self.data.name}-{self.sampler.sampler}-{self.hash()}"
+        _refuse_file(self.out)
         self.store = Store(self.out)
         for cell in self.cells:
             self.store.check(cell)
@@ -96,6 +98,11 @@ class Run:
         if channels != self.data.shape[0]:
             raise ConfigError(
                 f"model {model.name!r} takes {channels} channels, dataset {self.data.name!r} has {self.data.shape[0]}"
+            )
+        factor = 2 ** (len(model.description.network.get("channel_mult", (1, 2, 4, 8))) - 1)
+        if any(size % factor for size in self.data.shape[1:]):
+            raise ConfigError(
+                f"model {model.name!r} halves images {factor}-fold; {self.data.name!r} has {self.data.shape[1:]} pixels"
             )
         return load_network(model.weights, model.description)
 
@@ -181,6 +188,7 @@ class Run:
             "start": start.isoformat(timespec="seconds"),
             "end": None,
             "network_calls": None,
+            "network_calls_per_second": None,
             "images_per_second": None,
         }
         write_json(self.out / "run.json", record)
@@ -189,10 +197,17 @@ class Run:
         calls = sum(int(found.get("network_calls", 0)) for found in done)
         seconds = sum(float(found.get("seconds", 0.0)) for found in done)
         record["end"] = datetime.now(UTC).isoformat(timespec="seconds")
-        record["network_calls"] = calls
-        # Network calls a second: a call is one image at one level.
-        record["images_per_second"] = round(calls / seconds, 1) if seconds else None
+        record["network_calls"] = calls  # a call is one image at one level
+        record["network_calls_per_second"] = round(calls / seconds, 1) if seconds else None
+        record["images_per_second"] = round(len(self.cells) * self.request.samples / seconds, 2) if seconds else None
         write_json(self.out / "run.json", record)
+
+
+def _refuse_file(out: Path) -> None:
+    """Refuse a results folder that cannot be made, before anything is computed."""
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"cannot write results to {out}: {there} is not a folder to write in; choose another --out")
 
 
 def _version(package: str) -> str | None:

@@ -123,7 +123,7 @@ class Store:
         try:
             with np.load(path / "arrays.npz", allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             raise ConfigError(f"{path} is damaged; delete it and run again") from None
 
     def put_arrays(self, cell: Cell, name: str, arrays: Arrays) -> None:
@@ -135,9 +135,17 @@ class Store:
         write_atomic(self.folder(cell) / name, lambda partial: np.save(partial, array))
 
     def samples(self, cell: Cell) -> NDArray[np.uint8]:
-        """Return a complete cell's samples, uint8 [N, H, W, 3]."""
-        with np.load(self.folder(cell) / "samples.npz", allow_pickle=False) as file:
-            samples: NDArray[np.uint8] = file["arr_0"]
+        """Return a complete cell's samples, uint8 [N, H, W, 3].
+
+        Raises:
+            ConfigError: the file is missing or damaged.
+        """
+        path = self.folder(cell) / "samples.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                samples: NDArray[np.uint8] = file["arr_0"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise ConfigError(f"{path} is missing or damaged; delete {path.parent} and run again") from None
         return samples
 
     def finish(self, cell: Cell, metrics: Mapping[str, Any]) -> None:

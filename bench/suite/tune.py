@@ -30,7 +30,7 @@ from bench.measure.features import Extractor, open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints import load_network
 from bench.models.denoisers import EpsDenoiser
-from bench.suite.config import RESERVED_SEEDS, ConfigError, parse_steps
+from bench.suite.config import RESERVED_SEEDS, ConfigError, parse_steps, positive
 from bench.suite.registry import load_registry
 
 __all__ = ["Sweep", "main", "vertex"]
@@ -125,7 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         counts = parse_steps(args.steps)
+        positive("--samples", args.samples)
         model = load_registry(None, "digits").model(args.base)
+        if max(counts) > model.description.T:
+            raise ConfigError(f"--steps: {max(counts)} is not between 1 and {model.description.T}, the training length")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,168 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from analysis.__main__ import main
+from analysis.figures import draw_eps_norm, draw_quality, draw_samples, draw_variance_gap, draw_x0_error
+from analysis.load import load_results
+from analysis.regenerate import regenerate
+from analysis.style import colours
+from analysis.tables import quality_table
+
+
+def assert_figures(paths, name, kinds=("png", "pdf")):
+    assert [path.name for path in paths] == [f"{name}.{kind}" for kind in kinds]
+    for path in paths:
+        if path.suffix == ".pdf":
+            assert path.read_bytes().startswith(b"%PDF")
+            assert b"%%EOF" in path.read_bytes()[-32:]
+        else:
+            with Image.open(path) as image:
+                image.load()
+                assert image.width > 300
+                assert len(image.convert("L").getcolors()) > 10  # something is drawn
+    assert plt.get_fignums() == []  # and closed
+
+
+@pytest.fixture
+def results(folder):
+    for model in ("adm", "ip"):
+        for steps in (5, 20):
+            for seed in (0, 1):
+                folder.cell(model, steps, seed, value=1.0 / steps + seed)
+    return load_results(folder.root)
+
+
+STEP_FIGURES = {"eps_norm": draw_eps_norm, "variance_gap": draw_variance_gap, "x0_error": draw_x0_error}
+
+
+@pytest.mark.parametrize(("name", "draw"), STEP_FIGURES.items())
+def test_step_figures(results, tmp_path, name, draw):
+    assert_figures(draw(results.steps(), tmp_path / "new" / "figures"), name)
+
+
+@pytest.mark.parametrize(("name", "draw"), STEP_FIGURES.items())
+@pytest.mark.parametrize("steps", [1, 2])
+def test_step_figures_of_very_few_steps(folder, tmp_path, name, draw, steps):
+    folder.cell("adm", steps)
+    assert_figures(draw(load_results(folder.root).steps(), tmp_path / "figures"), name)
+
+
+@pytest.mark.parametrize(("name", "draw"), STEP_FIGURES.items())
+def test_step_figures_without_heldout_images(results, tmp_path, name, draw):
+    steps = results.steps()
+    assert_figures(draw(steps[steps["arm"] != "forced-heldout"], tmp_path / "figures"), name)
+
+
+@pytest.mark.parametrize(("name", "draw"), STEP_FIGURES.items())
+def test_step_figures_of_many_step_counts_and_two_samplers(folder, tmp_path, name, draw):
+    for steps in (2, 3, 4, 5, 6, 7):
+        folder.cell("adm", steps)
+    folder.cell("adm", 4, sampler="ddim")
+    assert_figures(draw(load_results(folder.root).steps(), tmp_path / "figures"), name)
+
+
+def test_quality_figure(results, tmp_path):
+    assert_figures(draw_quality(quality_table(results), tmp_path), "fid_vs_steps")
+
+
+@pytest.mark.parametrize("values", [(None, None), (1.0, None)])
+def test_quality_figure_with_empty_scores(folder, tmp_path, values):
+    for steps, value in zip((5, 10), values, strict=True):
+        folder.cell("adm", steps, value=value)
+    assert_figures(draw_quality(quality_table(load_results(folder.root)), tmp_path), "fid_vs_steps")
+
+
+def test_samples_figure(results, tmp_path):
+    assert_figures(draw_samples(results, tmp_path), "samples", kinds=("png",))
+
+
+def test_samples_need_a_shared_step_count(folder, tmp_path):
+    folder.cell("adm", 5)
+    folder.cell("ip", 10)
+    assert draw_samples(load_results(folder.root), tmp_path) == []
+
+
+def test_samples_of_a_cell_that_lost_its_images(folder, tmp_path):
+    (folder.cell() / "samples.npz").unlink()
+    assert draw_samples(load_results(folder.root), tmp_path) == []
+
+
+def test_figures_repeat_byte_for_byte(results, tmp_path):
+    first, second = (draw_x0_error(results.steps(), tmp_path / name) for name in ("first", "second"))
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_colours_are_distinct_and_stable():
+    names = [f"m{k}" for k in range(8)]
+    assert len(set(colours(names).values())) == 8
+    assert colours(names)["m3"] == colours(names[:5])["m3"]
+
+
+def test_regenerate_writes_everything(results):
+    regenerate(results.root)
+    names = {path.name for path in (results.root / "figures").iterdir()}
+    expected = {f"{name}.{kind}" for name in ("fid_vs_steps", *STEP_FIGURES) for kind in ("png", "pdf")}
+    assert names == expected | {"samples.png"}
+    tables = {path.name for path in (results.root / "tables").iterdir()}
+    assert tables == {"metrics.csv", "fid_vs_steps.csv", "fid_vs_steps.md", "fid_vs_steps.tex"}
+
+
+def test_regenerate_without_probes_or_scores(folder):
+    cell = folder.cell(probes=False)
+    (cell / "metrics.json").write_text((cell / "metrics.json").read_text().replace("fd_toy", "other"))
+    regenerate(folder.root)
+    assert {path.name for path in (folder.root / "tables").iterdir()} == {"metrics.csv"}
+    assert {path.name for path in (folder.root / "figures").iterdir()} == {"samples.png"}
+
+
+def test_the_command_prints_the_table(folder, capsys):
+    folder.cell(probes=False)
+    assert main([str(folder.root)]) == 0
+    captured = capsys.readouterr()
+    assert "| adm | ddpm | 1.000 |" in captured.out
+    assert str(folder.root) in captured.out
+    assert captured.err == ""
+
+
+def test_the_command_warns_of_cells_left_out(folder, capsys):
+    folder.cell(probes=False)
+    (folder.root / "cells" / "half-done").mkdir()
+    assert main([str(folder.root)]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert "half-done is incomplete" in captured.err
+
+
+def test_the_command_quietly(folder, capsys):
+    folder.cell(probes=False)
+    assert main([str(folder.root), "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["absent", "."])
+def test_the_command_on_no_results(tmp_path, capsys, name):
+    assert main([str(tmp_path / name)]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert captured.err.startswith("error: ")
+
+
+@pytest.mark.parametrize("name", ["steps.csv", "samples.npz", "kernel.npy"])
+def test_the_command_on_a_damaged_record(folder, capsys, terms, name):
+    cell = folder.cell(terms=terms(1.0), probes=name == "steps.csv")
+    (cell / name).write_bytes(b"rubbish")
+    assert main([str(folder.root)]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert f"{name} is damaged" in captured.err
+
+
+def test_an_error_band_is_drawn_for_finite_errors_only(folder, tmp_path):
+    # The exact arm has no sampling error: n is infinite, its band vanishes and must not break the figure.
+    folder.cell("adm", 5)
+    steps = load_results(folder.root).steps()
+    assert np.isinf(steps[steps["arm"] == "gaussian"]["n"]).all()
+    assert_figures(draw_variance_gap(steps, tmp_path), "variance_gap")

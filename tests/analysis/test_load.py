@@ -1,0 +1,148 @@
+import json
+
+import numpy as np
+import pytest
+
+from analysis.load import ResultsError, load_results
+
+DAMAGE = {
+    "half json": '{"key": "0", "cell": {"mod',
+    "empty": "",
+    "list": "[]",
+    "number": "3",
+    "no cell": '{"scores": [], "nfe": 1}',
+    "no scores": '{"cell": {"model": "m", "sampler": "ddpm", "steps": 1, "seed": 0}, "nfe": 1}',
+    "no seed": '{"cell": {"model": "m", "sampler": "ddpm", "steps": 1}, "scores": [], "nfe": 1}',
+}
+
+
+def test_a_folder_without_results(tmp_path):
+    for root in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ResultsError, match="not a results folder"):
+            load_results(root)
+
+
+def test_a_folder_without_a_complete_cell(folder):
+    (folder.root / "cells" / "adm-ddpm-10-seed0").mkdir(parents=True)
+    with pytest.raises(ResultsError, match="no complete cell"):
+        load_results(folder.root)
+
+
+def test_complete_cells_are_read(folder):
+    folder.cell("adm", 10, 0, 1.5)
+    folder.cell("adm", 20, 1, 2.5)
+    results = load_results(folder.root)
+    assert results.problems == []
+    assert [record.key() for record in results.cells] == [
+        {"model": "adm", "sampler": "ddpm", "steps": 10, "seed": 0},
+        {"model": "adm", "sampler": "ddpm", "steps": 20, "seed": 1},
+    ]
+
+
+def test_an_incomplete_cell_is_named_and_left_out(folder):
+    folder.cell()
+    (folder.root / "cells" / "adm-ddpm-20-seed0" / "shard-free-0-8").mkdir(parents=True)
+    results = load_results(folder.root)
+    assert len(results.cells) == 1
+    (problem,) = results.problems
+    assert "adm-ddpm-20-seed0 is incomplete" in problem
+
+
+@pytest.mark.parametrize("text", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_cell_is_named_and_left_out(folder, text):
+    folder.cell()
+    bad = folder.cell("bad")
+    (bad / "metrics.json").write_text(text)
+    results = load_results(folder.root)
+    assert [record.cell["model"] for record in results.cells] == ["adm"]
+    (problem,) = results.problems
+    assert "bad-ddpm-10-seed0 is damaged" in problem
+    assert "\n" not in problem
+
+
+def test_models_come_in_the_order_of_the_run(folder):
+    for model in ("a", "b", "c"):
+        folder.cell(model, 10)
+        folder.cell(model, 5)
+    folder.order("c", "a")
+    cells = load_results(folder.root).cells
+    assert [(r.cell["model"], r.cell["steps"]) for r in cells] == [
+        ("c", 5), ("c", 10), ("a", 5), ("a", 10), ("b", 5), ("b", 10),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"configuration": null}', '{"configuration": {}}', '{"con'])
+def test_a_damaged_run_file_costs_the_order_only(folder, text):
+    folder.cell("b")
+    folder.cell("a")
+    (folder.root / "run.json").write_text(text)
+    assert [record.cell["model"] for record in load_results(folder.root).cells] == ["a", "b"]
+
+
+def test_metrics_are_long(folder):
+    folder.cell("adm", 10, 0, 1.5)
+    folder.cell("adm", 10, 1, None)
+    table = load_results(folder.root).metrics()
+    columns = ["model", "sampler", "steps", "nfe", "seed", "n", "reference", "metric", "value", "reason"]
+    assert list(table.columns) == columns
+    assert len(table) == 4
+    row = table[(table["metric"] == "fd_toy") & (table["seed"] == 0)].iloc[0]
+    assert (row["value"], row["nfe"], row["n"], row["reference"]) == (1.5, 10, 20, "toy-train (30)")
+    empty = table[(table["metric"] == "fd_toy") & (table["seed"] == 1)].iloc[0]
+    assert np.isnan(empty["value"])
+    assert empty["reason"] == "too few images"
+
+
+def test_steps_carry_the_cells_key(folder):
+    folder.cell("adm", 3, 0)
+    folder.cell("adm", 3, 1)
+    folder.cell("ip", 5, 0, probes=False)
+    table = load_results(folder.root).steps()
+    assert set(table["seed"]) == {0, 1}
+    assert set(table["model"]) == {"adm"}
+    assert set(table["steps"]) == {3}
+
+
+def test_without_probes_there_are_no_steps(folder):
+    folder.cell(probes=False)
+    results = load_results(folder.root)
+    assert results.cells[0].steps() is None
+    assert len(results.steps()) == 0
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "arm,i,t,value\nfree,x,1,2\n", '"open quote'])
+def test_a_damaged_step_table_is_named(folder, text):
+    cell = folder.cell()
+    (cell / "steps.csv").write_text(text)
+    with pytest.raises(ResultsError, match=r"steps\.csv is damaged .* delete the cell") as caught:
+        load_results(folder.root).cells[0].steps()
+    assert str(cell) in str(caught.value)
+
+
+def test_arrays(folder, terms):
+    folder.cell(terms=terms(1.0))
+    record = load_results(folder.root).cells[0]
+    np.testing.assert_array_equal(record.array("kernel.npy"), terms(1.0))
+    assert record.array("samples.npz", "arr_0").shape == (20, 8, 8, 3)
+    assert record.array("features.npz", "pooled") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 half", b"\x93NUMPY\x01\x00"])
+@pytest.mark.parametrize(("name", "key"), [("kernel.npy", None), ("samples.npz", "arr_0")])
+def test_damaged_arrays_are_named(folder, name, key, content):
+    cell = folder.cell()
+    (cell / name).write_bytes(content)
+    with pytest.raises(ResultsError, match=f"{name} is damaged"):
+        load_results(folder.root).cells[0].array(name, key)
+
+
+def test_a_missing_array_of_an_npz_is_damage(folder):
+    folder.cell()
+    with pytest.raises(ResultsError, match="damaged"):
+        load_results(folder.root).cells[0].array("samples.npz", "arr_7")
+
+
+def test_facts_are_kept(folder):
+    cell = folder.cell()
+    facts = json.loads((cell / "metrics.json").read_text())
+    assert load_results(folder.root).cells[0].facts == facts

@@ -1,0 +1,172 @@
+import math
+import re
+
+import pandas as pd
+import pytest
+
+from analysis.load import load_results
+from analysis.tables import kernel_terms, main_metric, quality_table
+
+
+def table_of(folder):
+    return quality_table(load_results(folder.root))
+
+
+def bold(quality, steps):
+    """Return which models are bold at a step count."""
+    return {row["model"] for _, row in quality.table.iterrows() if row[f"{steps}_best"]}
+
+
+def test_values_by_model_and_steps(folder):
+    folder.cell("adm", 10, value=1.5)
+    folder.cell("adm", 20, value=1.25)
+    folder.cell("ip", 10, value=0.5)
+    quality = table_of(folder)
+    assert (quality.metric, list(quality.steps), dict(quality.nfe)) == ("fd_toy", [10, 20], {10: 10, 20: 20})
+    table = quality.table.set_index("model")
+    assert (table.loc["adm", "10"], table.loc["adm", "20"], table.loc["ip", "10"]) == (1.5, 1.25, 0.5)
+    assert math.isnan(table.loc["ip", "20"])
+    assert math.isnan(table.loc["adm", "10_sd"])
+
+
+def test_only_the_lowest_is_bold_without_a_test(folder):
+    folder.cell("a", value=1.0)
+    folder.cell("b", value=1.0001)
+    assert bold(table_of(folder), 10) == {"a"}
+
+
+def test_what_cannot_be_told_from_the_best_is_bold(folder, terms):
+    best = terms(1.0, seed=0)
+    folder.cell("best", value=1.0, terms=best)
+    folder.cell("close", value=1.1, terms=terms(1.001, seed=1))
+    folder.cell("worse", value=1.2, terms=terms(2.0, seed=2))
+    folder.cell("untested", value=1.05)
+    assert bold(table_of(folder), 10) == {"best", "close"}
+
+
+def test_one_that_the_test_prefers_to_the_lowest_is_bold_too(folder, terms):
+    folder.cell("lowest", value=1.0, terms=terms(1.0, seed=0))
+    folder.cell("preferred", value=1.1, terms=terms(0.1, seed=1))
+    assert bold(table_of(folder), 10) == {"lowest", "preferred"}
+
+
+def test_other_seeds_cannot_be_compared(folder, terms):
+    folder.cell("a", value=1.0, seed=0, terms=terms(1.0))
+    folder.cell("b", value=1.1, seed=1, terms=terms(1.0))
+    assert bold(table_of(folder), 10) == {"a"}
+
+
+def test_each_column_has_its_own_best(folder):
+    for model, values in {"a": (1.0, 2.0), "b": (2.0, 1.0)}.items():
+        for steps, value in zip((10, 20), values, strict=True):
+            folder.cell(model, steps, value=value)
+    quality = table_of(folder)
+    assert (bold(quality, 10), bold(quality, 20)) == ({"a"}, {"b"})
+
+
+def test_several_seeds_give_mean_and_spread(folder):
+    for seed, value in enumerate((1.0, 2.0, 4.0)):
+        folder.cell("adm", 10, seed, value)
+    quality = table_of(folder)
+    row = quality.table.iloc[0]
+    assert row["10"] == pytest.approx(7 / 3)
+    assert row["10_sd"] == pytest.approx(pd.Series([1.0, 2.0, 4.0]).std())
+    assert quality.entry(row, 10) == "2.333 ± 1.528"
+    assert "mean ± std over 3 seeds" in quality.caption
+    assert "2.333 $\\pm$ 1.528" in quality.latex()
+
+
+def test_samplers_are_rows_of_their_own(folder):
+    folder.cell("adm", 10, value=1.0)
+    folder.cell("adm", 10, value=0.5, sampler="ddim")
+    quality = table_of(folder)
+    assert list(zip(quality.table["model"], quality.table["sampler"], strict=True)) == [
+        ("adm", "ddim"),
+        ("adm", "ddpm"),
+    ]
+
+
+def test_scores_that_are_empty_are_dashes(folder):
+    folder.cell("adm", 10, value=None)
+    folder.cell("adm", 20, value=2.0)
+    folder.cell("ip", 20, value=3.0)
+    quality = table_of(folder)
+    assert quality.entry(quality.table.iloc[0], 10) == "-"
+    assert (bold(quality, 10), bold(quality, 20)) == (set(), {"adm"})
+    assert "| adm | ddpm | - | **2.000** |" in quality.markdown()
+    assert "| ip | ddpm | - | 3.000 |" in quality.markdown()
+
+
+def test_a_model_alone_is_not_called_the_best(folder):
+    folder.cell("adm", 10, value=2.0)
+    assert bold(table_of(folder), 10) == set()
+    assert "**" not in table_of(folder).markdown()
+
+
+def test_nothing_scored_gives_no_table(folder):
+    cell = folder.cell()
+    text = (cell / "metrics.json").read_text().replace("fd_toy", "other")
+    (cell / "metrics.json").write_text(text)
+    assert table_of(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "metric"),
+    [(["nn_ratio", "fd_digits", "sfd_digits"], "fd_digits"), (["nn_ratio", "fid", "sfid"], "fid"), (["sfid"], None)],
+)
+def test_main_metric(names, metric):
+    assert main_metric(pd.DataFrame({"metric": names})) == metric
+
+
+def test_caption_says_what_was_measured(folder):
+    folder.cell("a", value=1.0)
+    alone = table_of(folder).caption
+    folder.cell("b", value=2.0)
+    both = table_of(folder).caption
+    for text in (alone, both):
+        assert "fd_toy against toy-train (30)" in text
+        assert "N = 20 samples a seed, 1 seed" in text
+    assert "paired" in both
+    assert "paired" not in alone
+
+
+@pytest.fixture
+def grid(folder, terms):
+    for model in ("adm", "a_b%c&d#e"):
+        for steps in (10, 100):
+            folder.cell(model, steps, value=0.1 * len(model), terms=terms(float(len(model))))
+    return table_of(folder)
+
+
+def test_markdown_is_well_formed(grid):
+    lines = grid.markdown().splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert lines[:2] == [grid.caption, ""]
+    assert {row.count("|") for row in rows} == {2 + len(grid.steps) + 1}
+    assert rows[0] == "| model | sampler | 10 steps | 100 steps |"
+    assert set(rows[1]) == set("|- ")
+    assert rows[-1] == "| NFE |  | 10 | 100 |"
+    assert "| adm | ddpm | **0.300** | **0.300** |" in rows
+    assert "| a_b%c&d#e | ddpm | 0.900 | 0.900 |" in rows
+
+
+def test_latex_is_well_formed(grid):
+    text = grid.latex()
+    assert text.startswith("% " + grid.caption + "\n")
+    assert text.count("{") == text.count("}")
+    for environment in re.findall(r"\\begin\{(\w+)\}", text):
+        assert f"\\end{{{environment}}}" in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 1 + 2 + 1  # header, two models, network calls
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {1 + len(grid.steps)}
+    assert r"adm & ddpm & \textbf{0.300} & \textbf{0.300} \\" in text
+    assert r"a\_b\%c\&d\#e & ddpm & 0.900" in text
+
+
+def test_kernel_terms_by_steps_row_and_seed(folder, terms):
+    folder.cell("a", 10, 0, terms=terms(1.0))
+    folder.cell("a", 10, 5, terms=terms(2.0))
+    folder.cell("b", 20, 0)
+    found = kernel_terms(load_results(folder.root))
+    assert list(found) == [10]
+    assert set(found[10]["a", "ddpm"]) == {0, 5}

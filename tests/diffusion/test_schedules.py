@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from bench.diffusion.schedules import alpha_bars, betas, levels, respace
+from bench.diffusion.types import CLEAN
+
+SPECS = [*(str(n) for n in (5, 10, 20, 50, 80, 100, 250, 300, 1000)), *(f"ddim{n}" for n in (10, 20, 25, 50, 100))]
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_betas_equal_the_published_ones_bit_for_bit(golden, name):
+    assert np.array_equal(betas(name, 1000), golden("schedules")[f"betas_{name}"])
+
+
+def test_every_golden_respacing_is_listed(golden):
+    assert {f"timesteps_{spec}" for spec in SPECS} == {k for k in golden("schedules") if k.startswith("timesteps_")}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_respacing_equals_the_published_one(golden, spec):
+    assert np.array_equal(respace(spec, 1000), golden("schedules")[f"timesteps_{spec}"])
+
+
+def test_an_integer_means_its_text():
+    assert np.array_equal(respace(20, 1000), respace(" 20 ", 1000))
+
+
+@pytest.mark.parametrize("T", [1, 7, 100, 1000])
+def test_spread_indices_are_distinct_and_hold_both_ends(T):
+    for steps in range(2, T + 1, max(1, T // 50)):
+        chosen = respace(steps, T)
+        assert len(chosen) == steps
+        assert chosen[0] == 0
+        assert chosen[-1] == T - 1
+        assert np.all(np.diff(chosen) > 0)
+
+
+def test_halves_round_to_even():
+    """Stride 999 / 6 = 166.5 is exact in binary; the published code calls Python's round."""
+    assert respace(7, 1000).tolist() == [0, 166, 333, 500, 666, 832, 999]
+
+
+def test_one_step_starts_from_the_noisiest_index():
+    assert respace(1, 1000).tolist() == [999]
+
+
+def reachable(T):
+    """The lengths a whole stride can give, by trying them all."""
+    return {len(range(0, T, stride)) for stride in range(1, T + 1)}
+
+
+@pytest.mark.parametrize("steps", [80, 300, 101, 999])
+def test_an_impossible_stride_names_the_nearest_possible(steps):
+    nearest = min(reachable(1000), key=lambda n: (abs(n - steps), n))
+    with pytest.raises(ValueError, match=rf"ddim{steps} with 1000 training steps; the nearest is ddim{nearest}$"):
+        respace(f"ddim{steps}", 1000)
+
+
+@pytest.mark.parametrize("T", [10, 100, 997])
+def test_every_possible_stride_is_found(T):
+    for steps in reachable(T):
+        chosen = respace(f"ddim{steps}", T)
+        assert len(chosen) == steps
+        assert chosen[0] == 0
+        assert len(set(np.diff(chosen))) <= 1  # one stride throughout
+
+
+@pytest.mark.parametrize("spec", [0, 1001, "0", "1001", "ddim0", "ddim1001"])
+def test_steps_outside_the_training_length_are_refused(spec):
+    with pytest.raises(ValueError, match="between 1 and 1000"):
+        respace(spec, 1000)
+
+
+@pytest.mark.parametrize("spec", ["", "twenty", "-3", -3, "1.5", "ddim", "ddim-5", "2e1", "²", "20ddim"])
+def test_what_is_not_a_whole_number_is_refused(spec):
+    with pytest.raises(ValueError, match="whole number or 'ddimN'"):
+        respace(spec, 1000)
+
+
+@pytest.mark.parametrize(("name", "T", "message"), [("sigmoid", 10, "choose cosine or linear"), ("cosine", 0, "not 0")])
+def test_unknown_schedules_are_refused(name, T, message):
+    with pytest.raises(ValueError, match=message):
+        betas(name, T)
+
+
+def test_cosine_alpha_bar_is_the_closed_form():
+    """alpha_bar_t = f((t+1)/T) / f(0) until the last beta, the only one that is capped.
+
+    The product has up to 999 factors of three roundings each: 999 * 3 * 1.1e-16 = 3.3e-13. Near t = T the argument's
+    rounding, 1.6e-16, is divided by cos > 1.5e-3 and doubled by the square: 2.1e-13. Together below 1e-12.
+    """
+    T = 1000
+
+    def f(u):
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    expected = [f((t + 1) / T) / f(0) for t in range(T - 1)]
+    np.testing.assert_allclose(alpha_bars("cosine", T)[:-1], expected, rtol=1e-12)
+    assert betas("cosine", T)[-1] == 0.999
+
+
+def test_linear_betas_rescale_with_the_length():
+    """For a length other than 1000 the same total noise is spread: T * beta keeps its end points."""
+    np.testing.assert_allclose(betas("linear", 250)[[0, -1]], [4e-4, 0.08], rtol=1e-15)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("spec", ["20", "ddim20", 1, 1000])
+def test_levels_keep_the_training_alpha_bar(schedule, spec):
+    walk = levels(schedule, 1000, spec)
+    indices = respace(spec, 1000)
+    bars = alpha_bars(schedule, 1000)[indices][::-1]
+    assert walk[-1] == CLEAN
+    assert [level.t for level in walk[:-1]] == indices[::-1].tolist()
+    # One square root and one square: two roundings of 1.1e-16 each.
+    np.testing.assert_allclose([level.alpha**2 for level in walk[:-1]], bars, rtol=4e-16)
+    np.testing.assert_allclose([level.sigma**2 for level in walk[:-1]], 1 - bars, rtol=4e-16)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_respaced_betas_multiply_back_to_alpha_bar(schedule):
+    """The shortened process has beta'_i = 1 - abar_i / abar_{i-1}, so its own product is alpha_bar again.
+
+    1 - beta' cancels where beta' is near 1; the last is 1 - 2.4e-9 / .007, so 1.1e-16 / 3.5e-7 = 3e-10 relative.
+    """
+    bars = np.array([level.alpha**2 for level in reversed(levels(schedule, 1000, 20)[:-1])])
+    shortened = 1 - bars / np.concatenate([[1.0], bars[:-1]])
+    np.testing.assert_allclose(np.cumprod(1 - shortened), bars, rtol=1e-9)
+    assert np.all((shortened > 0) & (shortened < 1))

@@ -1,0 +1,59 @@
+"""Gaussian data small enough for exact algebra: 4x4 images with a full covariance and a non-zero mean."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from bench.diffusion.schedules import alpha_bars
+from bench.diffusion.types import Prediction
+from bench.measure.recursion import LinearGaussian, learned_fraction
+from bench.models.oracles import GaussianOracle
+
+SHAPE = (1, 4, 4)
+
+
+@dataclass(frozen=True)
+class LearnedOracle:
+    """A GaussianOracle that also predicts the variance fraction which the variational bound prefers."""
+
+    oracle: GaussianOracle
+    alpha_bars: np.ndarray
+
+    def __call__(self, x, level, cond=None):
+        pred = self.oracle(x, level)
+        v = learned_fraction(self.alpha_bars, int(level.t), np.diag(pred.x0_cov.numpy()))
+        fraction = torch.from_numpy(2 * v - 1).to(x.dtype).reshape(SHAPE).expand(x.shape)
+        return Prediction(pred.eps, pred.x0, fraction, pred.x0_cov)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """x0 ~ N(mean, cov) as the recursion (numpy) and as a denoiser (torch)."""
+
+    mean: np.ndarray
+    cov: np.ndarray
+
+    def linear(self, schedule="cosine", T=1000):
+        return LinearGaussian(self.mean, self.cov, alpha_bars(schedule, T))
+
+    def oracle(self):
+        return GaussianOracle(torch.from_numpy(self.mean).reshape(SHAPE), torch.from_numpy(self.cov))
+
+    def denoiser(self, schedule="cosine", T=1000):
+        return LearnedOracle(self.oracle(), alpha_bars(schedule, T))
+
+    def images(self, count, seed=0):
+        """Draw float64 images [count, 1, 4, 4]."""
+        return self.oracle().sample(count, torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session")
+def gaussian():
+    rng = np.random.default_rng(3)
+    size = int(np.prod(SHAPE))
+    vectors = np.linalg.qr(rng.normal(size=(size, size)))[0]
+    # Variances from .004 to .6: digits have both constant and varying pixels.
+    values = np.geomspace(0.004, 0.6, size)
+    return Gaussian(rng.uniform(-0.5, 0.5, size), (vectors * values) @ vectors.T)

@@ -1,0 +1,169 @@
+import hashlib
+import urllib.error
+
+import pytest
+import torch
+import torch_fidelity
+from torch.utils.data import Dataset
+from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+from bench.data import load
+from bench.measure.classifier import WEIGHTS, load_classifier
+from bench.measure.features import FeatureError, InceptionFeatures, open_extractor
+from bench.measure.frechet import feature_moments, frechet_distance
+
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+
+
+class Pictures(Dataset):
+    def __init__(self, images):
+        self.images = images.expand(-1, 3, -1, -1)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index].clone()
+
+
+def test_digits_features_serve_torch_fidelity():
+    data = load("digits")
+    first, second = data.part("train")[:300], data.part("heldout")[:300]
+    found = torch_fidelity.calculate_metrics(
+        input1=Pictures(first), input2=Pictures(second), feature_extractor="exposure-bias-digits",
+        fid=True, kid=True, kid_subset_size=100, prc=True, cuda=False, save_cpu_ram=True, cache=False, verbose=False,
+    )  # fmt: skip
+    ours = [feature_moments(open_extractor("digits").extract(part)[0]) for part in (first, second)]
+    # They average float32 features in float32: the distance is off by about eps * |mean|^2.
+    assert found["frechet_inception_distance"] == pytest.approx(frechet_distance(*ours[0], *ours[1]), abs=1e-4)
+    assert 0 < found["recall"] <= 1
+
+
+def test_extraction_does_not_depend_on_the_batch():
+    images, extractor = load("digits").images[:50], open_extractor("digits")
+    whole, split = extractor.extract(images), extractor.extract(images, batch=7)
+    for one, other, width in zip(whole, split, (64, 112), strict=True):
+        assert one.shape == (50, width)
+        assert one.dtype == "float32"
+        torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other))
+
+
+def test_extraction_equals_the_classifier():
+    images = load("digits").images[:10]
+    pooled, spatial = open_extractor("digits").extract(images)
+    own = load_classifier().features(images)
+    torch.testing.assert_close(torch.from_numpy(pooled), own[0])
+    torch.testing.assert_close(torch.from_numpy(spatial), own[1])
+
+
+def test_the_digits_extractor_names_its_weights():
+    assert open_extractor("digits").weights_hash == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+
+
+def test_none_opens_nothing():
+    assert open_extractor("none") is None
+
+
+def test_unknown_features_are_refused():
+    with pytest.raises(FeatureError, match="unknown features 'vgg'; choose digits, inception, none"):
+        open_extractor("vgg")
+
+
+def test_a_missing_weights_file_is_named_with_its_source(tmp_path):
+    with pytest.raises(FeatureError) as caught:
+        open_extractor("inception", tmp_path / "absent.pth")
+    assert str(tmp_path / "absent.pth") in str(caught.value)
+    assert FILE in str(caught.value)
+    assert "https://" in str(caught.value)
+
+
+def test_offline_without_weights_says_what_goes_where(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(theirs, "load_state_dict_from_url", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    with pytest.raises(FeatureError) as caught:
+        open_extractor("inception")
+    message = str(caught.value)
+    assert str(tmp_path / "hub" / "checkpoints" / FILE) in message
+    assert "--inception-weights" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04 half a zip"])
+def test_a_damaged_weights_file_is_refused(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(FeatureError, match="damaged or not plain tensors") as caught:
+        open_extractor("inception", path)
+    assert "\n" not in str(caught.value)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("/nonexistent-folder/never", "w"))
+
+
+def test_a_pickle_with_code_is_refused_unexecuted(tmp_path):
+    torch.save({"weight": Bomb()}, tmp_path / "weights.pth")
+    with pytest.raises(FeatureError, match="damaged or not plain tensors"):
+        open_extractor("inception", tmp_path / "weights.pth")
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pth")
+    with pytest.raises(FeatureError) as caught:
+        open_extractor("inception", tmp_path / "weights.pth")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory):
+    """Save an Inception with random weights: 96 MB, in a temporary folder only."""
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theirs, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        patch.setattr(theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        network = theirs.FeatureExtractorInceptionV3("random", ["2048"])
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.mark.slow
+def test_inception_features(random_inception, pictures):
+    extractor = open_extractor("inception", random_inception)
+    seen = []
+    extractor.network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    pooled, spatial = extractor.extract(pictures)
+    assert pooled.shape == (3, 2048)
+    assert spatial.shape == (3, 17 * 17 * 7)
+    assert spatial.min() == 0  # after rectification
+    # Height, width, channel: entry (h, w, c) stands at (17 h + w) * 7 + c.
+    assert seen[0].shape == (3, 192, 17, 17)
+    assert spatial[1, (17 * 4 + 9) * 7 + 2] == seen[0][1, 2, 4, 9]
+    plain = theirs.FeatureExtractorInceptionV3("plain", ["2048"], feature_extractor_weights_path=str(random_inception))
+    assert torch.equal(torch.from_numpy(pooled), plain(pictures)[0])
+
+
+@pytest.mark.slow
+def test_only_published_weights_make_a_fid(random_inception):
+    metrics = open_extractor("inception", random_inception).metrics
+    assert metrics["frechet"] == "fd_inception"
+    assert metrics["spatial"] == "sfd_inception"
+    assert metrics["kid"] == "kid_inception"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [["spatial"], ["spatial", "64"], ["64", "spatial", "2048"]])
+def test_layers_come_in_the_order_asked_for(random_inception, pictures, layers):
+    widths = {"spatial": 2023, "64": 64, "2048": 2048}
+    network = InceptionFeatures("inception", layers, feature_extractor_weights_path=str(random_inception))
+    assert [found.shape[1] for found in network(pictures)] == [widths[layer] for layer in layers]

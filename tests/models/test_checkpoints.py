@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bench.models.checkpoints import Description, file_hash, load_network, read_description, save_network
+from bench.models.networks import CheckpointError, adm_unet
+
+SMALL = {"image_size": 8, "in_channels": 1, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1,)}
+DESCRIPTION = Description(SMALL, "linear", 500, {"name": "adm", "gamma": 0.1})
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return adm_unet(SMALL)
+
+
+@pytest.fixture
+def saved(tmp_path, network):
+    path = tmp_path / "weights.safetensors"
+    save_network(path, network, DESCRIPTION)
+    return path
+
+
+def refusal(act, *args):
+    """Return the message of the CheckpointError, one line that names the file."""
+    with pytest.raises(CheckpointError) as caught:
+        act(*args)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(args[0]) in message
+    return message
+
+
+def test_half_precision_round_trip(saved, network):
+    """What comes back is the weight rounded to half precision, exactly, as float32."""
+    loaded = load_network(saved, DESCRIPTION)
+    assert not loaded.training
+    for (name, tensor), (same, original) in zip(loaded.state_dict().items(), network.state_dict().items(), strict=True):
+        assert name == same
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, original.half().float())
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert {tensor.dtype for tensor in load_file(saved).values()} == {torch.float16}
+
+
+def test_full_precision_round_trip_is_exact(tmp_path, network):
+    path = tmp_path / "weights.safetensors"
+    save_network(path, network, DESCRIPTION, torch.float32)
+    loaded, x, t = load_network(path, DESCRIPTION), torch.randn(2, 1, 8, 8), torch.tensor([0.0, 999.0])
+    with torch.no_grad():
+        assert torch.equal(loaded(x, t).sample, network.eval()(x, t).sample)
+
+
+def test_saving_makes_folders_replaces_and_leaves_nothing_behind(tmp_path, network):
+    path = tmp_path / "a" / "b" / "weights.safetensors"
+    save_network(path, network, Description({**SMALL, "dropout": 0.5}))
+    save_network(path, network, DESCRIPTION)
+    assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
+    assert read_description(path).training == DESCRIPTION.training
+
+
+def test_saving_is_deterministic(saved, tmp_path, network):
+    """The hash is part of every result's key; the library alone writes the five metadata entries in random order."""
+    again = tmp_path / "again.safetensors"
+    for _ in range(5):
+        save_network(again, network, DESCRIPTION)
+        assert file_hash(again) == file_hash(saved)
+
+
+def test_the_description_travels_with_the_weights(saved, network):
+    found = read_description(saved)
+    assert found.network == json.loads(json.dumps(SMALL))  # JSON knows no tuples
+    assert (found.schedule, found.T, found.training) == ("linear", 500, {"name": "adm", "gamma": 0.1})
+    # The found description is enough to load the file.
+    assert load_network(saved, found).state_dict().keys() == network.state_dict().keys()
+
+
+def test_a_pickled_file_carries_no_description(tmp_path):
+    assert read_description(tmp_path / "any.pt") is None
+
+
+def test_the_hash_is_of_the_bytes(saved):
+    assert file_hash(saved) == hashlib.sha256(saved.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "none.pt", "folder.safetensors", "folder.pt"])
+def test_missing_files_and_folders_are_refused(tmp_path, name):
+    path = tmp_path / name
+    if name.startswith("folder"):
+        path.mkdir()
+    assert "cannot read the checkpoint" in refusal(load_network, path, DESCRIPTION)
+    assert "check the path" in refusal(file_hash, path)
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "folder.safetensors"])
+def test_nothing_is_described_where_nothing_is(tmp_path, name):
+    if name.startswith("folder"):
+        (tmp_path / name).mkdir()
+    refusal(read_description, tmp_path / name)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.5, 0.999])
+def test_truncated_safetensors_are_refused(saved, kept):
+    data = saved.read_bytes()
+    saved.write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
+    assert "truncated" in refusal(load_network, saved, DESCRIPTION)
+    assert "truncated" in refusal(read_description, saved)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_safetensors_of_other_origin_are_refused(tmp_path, metadata):
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(3)}, path, metadata=metadata)
+    assert "not a checkpoint of this suite" in refusal(read_description, path)
+    assert "of another architecture" in refusal(load_network, path, DESCRIPTION)
+
+
+@pytest.mark.parametrize("damage", [{"T": "many"}, {"network": "{"}, {"schedule": None}])
+def test_damaged_descriptions_are_refused(tmp_path, damage):
+    text = {"format": "exposure-bias-1", "network": "{}", "schedule": "cosine", "T": "1000", "training": "{}", **damage}
+    path = tmp_path / "damaged.safetensors"
+    save_file({"weight": torch.zeros(3)}, path, metadata={key: value for key, value in text.items() if value})
+    assert "damaged description" in refusal(read_description, path)
+
+
+@pytest.mark.parametrize("change", [{"channel_mult": (1, 1)}, {"model_channels": 64}, {"learn_sigma": True}])
+def test_another_architecture_is_refused(saved, change):
+    other = Description({**SMALL, **change})
+    assert "of another architecture" in refusal(load_network, saved, other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_weights_that_are_not_finite_are_refused(tmp_path, network, value):
+    """A weight of 1e6 overflows half precision, whose largest number is 65504."""
+    network.conv_out.bias.data.fill_(value)
+    path = tmp_path / "weights.safetensors"
+    save_network(path, network, DESCRIPTION)
+    assert "not finite" in refusal(load_network, path, DESCRIPTION)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_published_pickles_load(tmp_path, adm_16px, published_weights, zipped):
+    """A guided-diffusion file, of either torch format, gives the published network (tolerance: test_networks.py)."""
+    path = tmp_path / "model.pt"
+    torch.save(published_weights(adm_16px["shapes"]), path, _use_new_zipfile_serialization=zipped)
+    loaded = load_network(path, Description(adm_16px["config"]))
+    output = loaded(torch.tensor(adm_16px["x"]), torch.tensor(adm_16px["t"])).sample.numpy()
+    assert np.abs(output - adm_16px["output"]).max() < 1e-5 * np.abs(adm_16px["output"]).max()
+
+
+def test_a_pickle_of_another_architecture_is_refused(tmp_path, adm_16px, published_weights):
+    path = tmp_path / "model.pt"
+    torch.save(published_weights(adm_16px["shapes"]), path)
+    assert "architecture" in refusal(load_network, path, DESCRIPTION)
+
+
+def test_a_pickle_of_weights_that_are_not_finite_is_refused(tmp_path, adm_16px, published_weights):
+    path, state = tmp_path / "model.pt", published_weights(adm_16px["shapes"])
+    state["out.2.bias"][0] = float("nan")
+    torch.save(state, path)
+    assert "not finite" in refusal(load_network, path, Description(adm_16px["config"]))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_pickles_are_refused(tmp_path, zipped):
+    """At every length: torch's readers raise IndexError, struct.error and more on the way."""
+    buffer, path = io.BytesIO(), tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(3)}, buffer, _use_new_zipfile_serialization=zipped)
+    data = buffer.getvalue()
+    for kept in range(0, len(data), 7):
+        path.write_bytes(data[:kept])
+        refusal(load_network, path, DESCRIPTION)
+
+
+class Hostile:
+    """An object whose unpickling would create a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_in_a_pickle_is_executed(tmp_path, zipped):
+    target, path = tmp_path / "touched", tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(3), "more": Hostile(target)}, path, _use_new_zipfile_serialization=zipped)
+    assert "not a file of plain tensors" in refusal(load_network, path, DESCRIPTION)
+    assert not target.exists()
+    torch.load(path, weights_only=False)  # the bait works: a careless reader would have sprung it
+    assert target.exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weight": 1.0}, torch.zeros(3), {"model": {"weight": torch.zeros(3)}}])
+def test_pickles_of_something_else_are_refused(tmp_path, content):
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    assert "state dict" in refusal(load_network, path, DESCRIPTION)
+
+
+def test_a_text_file_is_refused(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "not a file of plain tensors" in refusal(load_network, path, DESCRIPTION)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bench.models.networks import CheckpointError, adm_unet, guided_keys, load_guided_diffusion
+
+SMALL = {"image_size": 8, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 1), "in_channels": 1}
+VARIANTS = [
+    "legacy-order",
+    "conv-resample",
+    "conv-scale-shift",
+    "updown-no-scale-shift",
+    "class-conditional",
+    "four-heads",
+    "four-heads-legacy-conv",
+    "attention-full-resolution",
+    "attention-middle-only",
+    "narrow-start",
+    "cifar10",
+]
+
+
+@torch.no_grad()
+def run(config, weights, x, t, labels=None):
+    """Load published weights and return the output as an array."""
+    network = adm_unet(config).eval()
+    load_guided_diffusion(network, weights)
+    return network(torch.as_tensor(x), torch.as_tensor(t), labels).sample.numpy()
+
+
+def relative_error(got, reference):
+    assert got.shape == reference.shape
+    return np.abs(got - reference).max() / np.abs(reference).max()
+
+
+# Tolerance of all golden networks, relative to the largest output: both sides are float32, which keeps 6e-8 of each of
+# about a hundred layers' values; in random directions that is sqrt(100) * 6e-8 = 6e-7 of the output's size, and 1.2e-6
+# is the worst seen. The subtlest mistake known, a norm epsilon of 1e-6, shows as 3e-5 or more.
+TOLERANCE = 1e-5
+
+
+def test_the_adm_network_equals_the_published_one(adm_16px, published_weights):
+    weights = published_weights(adm_16px["shapes"])
+    got = run(adm_16px["config"], weights, adm_16px["x"], adm_16px["t"])
+    assert relative_error(got, adm_16px["output"]) < TOLERANCE
+
+
+def test_every_golden_variant_is_run(variants):
+    assert set(VARIANTS) == set(variants)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_published_shapes_equal_the_published_ones(variants, published_weights, name):
+    variant = variants[name]
+    config, size = variant["config"], variant["config"]["image_size"]
+    x = np.random.RandomState(0).standard_normal((3, 3, size, size)).astype(np.float32)
+    labels = torch.tensor([0, 4, 9]) if config.get("num_classes") else None
+    got = run(config, published_weights(variant["shapes"]), x, [0.0, 3.25, 999.0], labels)
+    assert relative_error(got, variant["output"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["legacy-order", "four-heads"])
+def test_the_attention_order_matters(variants, published_weights, name):
+    """The golden comparison would notice the other order: same weights, another function."""
+    variant = variants[name]
+    config = variant["config"]
+    other = {**config, "use_new_attention_order": not config["use_new_attention_order"]}
+    x = np.random.RandomState(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    got = run(other, published_weights(variant["shapes"]), x, [0.0, 3.25, 999.0])
+    assert relative_error(got, variant["output"]) > 100 * TOLERANCE
+
+
+def test_half_precision_weights_load_as_float32(adm_16px, published_weights):
+    half = {key: tensor.half() for key, tensor in published_weights(adm_16px["shapes"]).items()}
+    network = adm_unet(adm_16px["config"])
+    load_guided_diffusion(network, half)
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
+    renamed = guided_keys(half, adm_16px["config"])
+    assert all(torch.equal(tensor, renamed[key].float()) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_learn_sigma_doubles_the_output_channels(learn_sigma):
+    network = adm_unet({**SMALL, "learn_sigma": learn_sigma})
+    assert network(torch.zeros(2, 1, 8, 8), torch.zeros(2)).sample.shape == (2, 2 if learn_sigma else 1, 8, 8)
+
+
+def test_settings_of_memory_and_storage_leave_the_function(adm_16px, published_weights):
+    weights = published_weights(adm_16px["shapes"])
+    config = {**adm_16px["config"], "use_checkpoint": True, "use_fp16": True, "num_heads_upsample": 7}
+    plain = run(adm_16px["config"], weights, adm_16px["x"], adm_16px["t"])
+    assert np.array_equal(run(config, weights, adm_16px["x"], adm_16px["t"]), plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chanel_mult": (1, 2)}, "unknown U-Net argument 'chanel_mult'"),
+        ({"conv_resample": False}, "convolutional or residual resampling"),
+        ({"dims": 3}, "only two-dimensional"),
+        ({"model_channels": 48}, "width 48 is not a multiple of 32"),
+        ({"channel_mult": (1, 1.25)}, "width 40 is not a multiple of 32"),
+        ({"model_channels": None}, "'model_channels' must be a positive integer"),
+        ({"num_res_blocks": 0}, "'num_res_blocks' must be a positive integer"),
+        ({"num_head_channels": 64}, "width 32 cannot be split"),
+        ({"model_channels": 96, "num_head_channels": 64}, "width 96 cannot be split"),
+        ({"num_heads": 5}, "width 32 cannot be split"),
+        ({"num_heads": 4, "num_heads_upsample": 2}, "'num_heads_upsample' must be -1"),
+    ],
+)
+def test_networks_that_cannot_be_expressed_are_refused(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        adm_unet({**SMALL, **change})
+
+
+def test_heads_are_only_asked_of_widths_with_attention():
+    """The published network, too, puts 64 channels a head on a 64-wide level above a 32-wide one without attention."""
+    network = adm_unet({**SMALL, "channel_mult": (1, 2), "attention_resolutions": (2,), "num_head_channels": 64})
+    assert network(torch.zeros(1, 1, 8, 8), torch.zeros(1)).sample.shape == (1, 1, 8, 8)
+
+
+ATTENTION = "middle_block.1.qkv.weight"
+# What is done to a good state dict, and the words of the refusal.
+DAMAGES = {
+    "missing": (lambda state: state.pop("out.2.bias"), "lacks 'out.2.bias'"),
+    "missing attention": (lambda state: state.pop(ATTENTION), f"lacks '{ATTENTION}'"),
+    "missing skip": (lambda state: pop_skip(state), "conv_shortcut"),
+    "left over": (lambda state: state.update(extra=torch.zeros(1)), "keys this network lacks, e.g. 'extra'"),
+    "another shape": (lambda state: state.update({"out.2.bias": torch.zeros(5)}), "has shape (5,)"),
+    "another rank": (lambda state: state.update({"out.2.weight": torch.zeros(6)}), "has shape (6,)"),
+    "attention shape": (lambda state: state.update({ATTENTION: torch.zeros(7, 64, 1)}), "another shape"),
+    "attention rank": (lambda state: state.update({ATTENTION: torch.zeros(192)}), "has shape (64,)"),
+    "attention scalar": (lambda state: state.update({ATTENTION: torch.zeros(())}), "another shape"),
+    "projection shape": (lambda state: state.update({"middle_block.1.proj_out.bias": torch.zeros(3)}), "another shape"),
+}
+
+
+def pop_skip(state):
+    for suffix in ("weight", "bias"):
+        del state[f"input_blocks.3.0.skip_connection.{suffix}"]
+
+
+@pytest.mark.parametrize("new_order", [True, False])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoints_are_refused(adm_16px, published_weights, damage, new_order):
+    act, message = DAMAGES[damage]
+    state = published_weights(adm_16px["shapes"])
+    act(state)
+    network = adm_unet({**adm_16px["config"], "use_new_attention_order": new_order})
+    with pytest.raises(CheckpointError) as caught:
+        load_guided_diffusion(network, state)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"channel_mult": (1, 1)}, {"attention_resolutions": (1,)}, {"use_scale_shift_norm": False}, {"num_res_blocks": 2}],
+)
+def test_a_checkpoint_of_another_architecture_is_refused(adm_16px, published_weights, change):
+    with pytest.raises(CheckpointError):
+        load_guided_diffusion(adm_unet({**adm_16px["config"], **change}), published_weights(adm_16px["shapes"]))
+
+
+def test_a_refused_checkpoint_leaves_the_network(adm_16px, published_weights):
+    network = adm_unet(adm_16px["config"])
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    state = published_weights(adm_16px["shapes"])
+    state["out.2.bias"] = torch.zeros(5)
+    with pytest.raises(CheckpointError):
+        load_guided_diffusion(network, state)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())

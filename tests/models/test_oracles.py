@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from bench.diffusion.noise import Noise
+from bench.diffusion.posterior import Posterior
+from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
+from bench.diffusion.schedules import levels
+from bench.diffusion.types import Level
+from bench.models.oracles import GaussianOracle, MixtureOracle
+
+COSINE = levels("cosine", 1000, 20)
+LEVELS = [COSINE[0], COSINE[9], COSINE[16], COSINE[-2], Level(0, 1.0, 80.0), Level(0, 1.0, 0.05)]
+SHAPE = (1, 2, 3)
+
+
+def rng():
+    return torch.Generator().manual_seed(0)
+
+
+def gaussian(rank=6):
+    root = torch.randn(6, rank, dtype=torch.float64, generator=rng())
+    return GaussianOracle(torch.linspace(-1, 1, 6).reshape(SHAPE), root @ root.T)
+
+
+def mixture(shape=SHAPE):
+    """Three overlapping Gaussians of different shapes."""
+    size, draw = math.prod(shape), rng()
+    means = 1.5 * torch.randn(3, *shape, dtype=torch.float64, generator=draw)
+    roots = 0.4 * torch.randn(3, size, size, dtype=torch.float64, generator=draw)
+    covs = roots @ roots.mT + 0.05 * torch.eye(size, dtype=torch.float64)
+    return MixtureOracle(torch.tensor([0.2, 0.5, 0.3]), means, covs)
+
+
+def states(level, shape=SHAPE, count=5):
+    return 2 * math.hypot(level.alpha, level.sigma) * torch.randn(count, *shape, dtype=torch.float64, generator=rng())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("rank", [2, 6])
+def test_gaussian_oracle_is_gaussian_conditioning(level, rank):
+    """E[x0|x] = m + alpha S (alpha^2 S + sigma^2)^-1 (x - alpha m), and its covariance, by solving the linear system.
+
+    float64, condition number at most 20 / 4e-5 = 5e5 (least noisy level): 5e5 * 1e-16 * entries of order 10 < 1e-9.
+    """
+    oracle, x = gaussian(rank), states(level)
+    total = level.alpha**2 * oracle.cov + level.sigma**2 * torch.eye(6, dtype=torch.float64)
+    gain = torch.linalg.solve(total, level.alpha * oracle.cov, left=False)
+    mean = oracle.mean.flatten()
+    expected = mean + (x.flatten(1) - level.alpha * mean) @ gain.T
+    pred = oracle(x, level)
+    torch.testing.assert_close(pred.x0.flatten(1), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(pred.x0_cov, oracle.cov - level.alpha * gain @ oracle.cov, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("oracle", [gaussian(), mixture()], ids=["gaussian", "mixture"])
+def test_estimates_are_consistent(oracle, level):
+    """alpha x0 + sigma eps = x: float64 sums of terms up to 1e2 |x|, so 1e-12 of the largest."""
+    x = states(level)
+    pred = oracle(x, level)
+    rebuilt = level.alpha * pred.x0 + level.sigma * pred.eps
+    torch.testing.assert_close(rebuilt, x, rtol=0, atol=1e-12 * x.abs().max().item())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("oracle", [gaussian(), gaussian(2), mixture()], ids=["gaussian", "singular", "mixture"])
+def test_posterior_covariance_is_tweedies(oracle, level):
+    """Cov(x0 | x) = (sigma^2 / alpha) d E[x0 | x] / dx, the derivative by automatic differentiation.
+
+    The gain cancels at relative 1e-16 times the condition number 5e5: 1e-9 of entries up to 20.
+    """
+    x = states(level, count=1)
+    jacobian = torch.autograd.functional.jacobian(lambda state: oracle(state, level).x0, x).reshape(6, 6)
+    cov = oracle(x, level).x0_cov.reshape(6, 6)
+    torch.testing.assert_close(cov, jacobian * level.sigma**2 / level.alpha, rtol=1e-8, atol=1e-8)
+
+
+def integrated(oracle, x, level, grid):
+    """Posterior mean and covariance by a sum over a regular grid of x0 [M, D]; x [D].
+
+    The trapezoid rule on a Gaussian of width w and spacing h errs by exp(-2 (pi w / h)^2): nothing, for w > 2h.
+    """
+    log_prior = torch.logsumexp(
+        torch.stack(
+            [
+                weight + torch.distributions.MultivariateNormal(part.mean.flatten(), part.cov).log_prob(grid)
+                for weight, part in zip(oracle.log_weights, oracle.parts, strict=True)
+            ]
+        ),
+        dim=0,
+    )
+    share = (log_prior - 0.5 * ((x - level.alpha * grid) / level.sigma).square().sum(1)).softmax(0)
+    mean = share @ grid
+    return mean, (grid - mean).T @ ((grid - mean) * share[:, None])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_mixture_oracle_is_numerical_integration_in_one_dimension(level):
+    """Spacing 6e-4 against a narrowest posterior of width .0064; sums of 40001 float64 terms: 1e-10."""
+    oracle = mixture((1, 1, 1))
+    grid = torch.linspace(-12, 12, 40001, dtype=torch.float64)[:, None]
+    x = level.alpha * oracle.sample(4, rng()) + level.sigma * torch.randn(4, 1, 1, 1, dtype=torch.float64)
+    pred = oracle(x, level)
+    for state, x0, cov in zip(x, pred.x0, pred.x0_cov, strict=True):
+        mean, spread = integrated(oracle, state.flatten(), level, grid)
+        torch.testing.assert_close(x0.flatten(), mean, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(cov, spread, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("level", [COSINE[0], COSINE[9], Level(0, 1.0, 80.0), Level(0, 1.0, 0.3)])
+def test_mixture_oracle_is_numerical_integration_in_two_dimensions(level):
+    """Spacing .04 against widths above 1 / sqrt(1/.05 + 1/.09) = .18."""
+    oracle = mixture((1, 1, 2))
+    axis = torch.linspace(-10, 10, 501, dtype=torch.float64)
+    x = level.alpha * oracle.sample(2, rng()) + level.sigma * torch.randn(2, 1, 1, 2, dtype=torch.float64)
+    pred = oracle(x, level)
+    for state, x0, cov in zip(x, pred.x0, pred.x0_cov, strict=True):
+        mean, spread = integrated(oracle, state.flatten(), level, torch.cartesian_prod(axis, axis))
+        torch.testing.assert_close(x0.flatten(), mean, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(cov, spread, rtol=1e-9, atol=1e-10)
+
+
+def test_a_mixture_of_one_is_a_gaussian():
+    single = gaussian()
+    oracle = MixtureOracle(torch.ones(1), single.mean[None], single.cov[None])
+    x = states(COSINE[9])
+    ours, theirs = oracle(x, COSINE[9]), single(x, COSINE[9])
+    torch.testing.assert_close(ours.x0, theirs.x0, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.x0_cov[3], theirs.x0_cov, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("oracle", [gaussian(), mixture()], ids=["gaussian", "mixture"])
+def test_predictions_come_in_the_states_dtype(oracle):
+    pred = oracle(states(COSINE[9]).float(), COSINE[9])
+    assert (pred.eps.dtype, pred.x0.dtype, pred.x0_cov.dtype) == (torch.float32, torch.float32, torch.float64)
+    assert pred.variance_fraction is None
+
+
+@pytest.mark.parametrize("oracle", [gaussian(2), mixture()], ids=["gaussian", "mixture"])
+def test_samples_have_the_distributions_moments(oracle):
+    """Every mean and product moment within five standard errors, which the sample itself estimates; n = 20000."""
+    parts = oracle.parts if isinstance(oracle, MixtureOracle) else [oracle]
+    weights = oracle.log_weights.exp() if len(parts) > 1 else torch.ones(1, dtype=torch.float64)
+    means = torch.stack([part.mean.flatten() for part in parts])
+    moments = torch.stack([part.cov for part in parts]) + means[:, :, None] * means[:, None]
+    x = oracle.sample(20000, rng()).flatten(1)
+    products = x[:, :, None] * x[:, None]
+    error = (x.mean(0) - weights @ means).abs() / x.std(0)
+    assert error.max() < 5 / math.sqrt(20000)
+    error = (products.mean(0) - torch.einsum("k,kij->ij", weights, moments)).abs() / products.std(0)
+    assert error.max() < 5 / math.sqrt(20000)
+
+
+COUNT, POWER = 20000, 0.25
+
+
+def final_images(oracle, solver, steps, shape):
+    draws = Draws(Noise(0), torch.arange(COUNT))
+    walked = levels("cosine", 1000, steps)
+    *_, last = walk(oracle, walked, prior(walked[0], draws, shape), solver, draws, clip=False)
+    return last.x_next.double().flatten(1)
+
+
+def recursion(solver, steps):
+    """Variance of the walk's last state for x0 ~ N(0, POWER): each step is x' = factor x + noise."""
+    walked = levels("cosine", 1000, steps)
+    variance = walked[0].sigma ** 2
+    for level, after in itertools.pairwise(walked):
+        total = level.alpha**2 * POWER + level.sigma**2
+        gain, rest = level.alpha * POWER / total, level.sigma / total  # x0_hat = gain x, eps = rest x
+        q = Posterior.between(level, after)
+        if isinstance(solver, DDIM):
+            variance *= (after.alpha * gain + after.sigma * rest) ** 2
+        else:
+            noise = q.small if solver.variance == "fixed-small" else q.small + q.c1**2 * POWER * level.sigma**2 / total
+            variance = (q.c1 * gain + q.c2) ** 2 * variance + noise
+    return variance
+
+
+@pytest.mark.parametrize("steps", [2, 5, 20])
+@pytest.mark.parametrize("solver", [Ancestral("exact"), Ancestral("fixed-small"), DDIM(0.0)])
+def test_walks_of_a_gaussian_have_the_recursions_variance(solver, steps):
+    """A sample variance of n values has relative standard error sqrt(2/n); n = 80000, four errors are .02."""
+    oracle = GaussianOracle(torch.zeros(1, 2, 2), POWER * torch.eye(4))
+    expected = recursion(solver, steps)
+    measured = final_images(oracle, solver, steps, (1, 2, 2)).square().mean().item()
+    assert measured == pytest.approx(expected, rel=4 * math.sqrt(2 / (4 * COUNT)))
+
+
+@pytest.mark.parametrize("steps", [2, 5, 20])
+def test_few_steps_bias_the_variance_of_a_perfect_denoiser(steps):
+    """By algebra alone: the fixed-small variance loses most, DDIM less, and the exact variance nothing at all.
+
+    Twenty float64 steps for `exact`; the start lacks the signal alpha_T^2 POWER = 6e-10.
+    """
+    small, ddim, exact = (recursion(s, steps) / POWER for s in (Ancestral("fixed-small"), DDIM(), Ancestral("exact")))
+    assert small < ddim < 0.9
+    assert exact == pytest.approx(1, abs=1e-8)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 20])
+def test_the_exact_variance_is_exact_for_any_covariance(steps):
+    """The final images' covariance in whitened coordinates is the identity.
+
+    Entries of a sample covariance of n have standard error sqrt(2/n) on and sqrt(1/n) off the diagonal; five errors.
+    """
+    oracle = gaussian()
+    centred = final_images(oracle, Ancestral("exact"), steps, SHAPE) - oracle.mean.flatten()
+    white = centred @ oracle.vectors / oracle.values.sqrt()
+    assert (white.mean(0)).abs().max() < 5 / math.sqrt(COUNT)
+    assert (white.T @ white / COUNT - torch.eye(6)).abs().max() < 5 * math.sqrt(2 / COUNT)

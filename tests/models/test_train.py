@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bench.diffusion.noise import Noise, Purpose
+from bench.models import train as training
+from bench.models.checkpoints import load_network, read_description
+from bench.models.networks import CheckpointError
+from bench.models.objectives import gradient_penalty, make_pair
+from bench.models.recipes import DIGITS_NETWORK, RECIPES
+from bench.models.train import Batches, Trainer, learning_rate, main, train
+
+CPU = torch.device("cpu")
+NETWORK = dict(DIGITS_NETWORK)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def short(name, iterations=4, **changes):
+    return dataclasses.replace(RECIPES[name], iterations=iterations, batch=4, **changes)
+
+
+def rows(folder):
+    with (folder / "loss.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same(a, b):
+    """Compare nested states bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+class Killed(Exception):
+    """Stands for the plug being pulled."""
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Pull the plug before iteration 3, having logged each iteration and saved every second one."""
+    monkeypatch.setattr(training, "_LOG_EVERY", 1)
+    monkeypatch.setattr(training, "_SAVE_EVERY", 2)
+
+    def run(*args):
+        def at(self, iteration, whole=Batches.at):
+            if iteration == 3:
+                raise Killed
+            return whole(self, iteration)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Batches, "at", at)
+            with pytest.raises(Killed):
+                train(*args)
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["adm", "adm-ip", "adm-gp", "adm-wd"])
+def test_a_resumed_training_equals_an_undisturbed_one_bit_for_bit(tmp_path, images, interrupted, name):
+    recipe, torn, whole = short(name), tmp_path / "torn", tmp_path / "whole"
+    interrupted(recipe, torn, CPU, True, images)
+    assert torch.load(torn / "resume.pt")["iteration"] == 2
+    assert len(rows(torn)) == 3
+    resumed, undisturbed = (train(recipe, folder, CPU, True, images) for folder in (torn, whole))
+    assert resumed.read_bytes() == undisturbed.read_bytes()
+    assert same(torch.load(torn / "resume.pt"), torch.load(whole / "resume.pt"))
+    assert (torn / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()
+
+
+def test_a_finished_training_is_left_as_it_is(tmp_path, images):
+    recipe = short("adm", 2)
+    first = train(recipe, tmp_path, CPU, True, images).read_bytes()
+    assert train(recipe, tmp_path, CPU, True, images).read_bytes() == first
+    assert [row["iteration"] for row in rows(tmp_path)] == ["2"]
+
+
+def test_a_training_started_again_starts_its_log_again(tmp_path, images):
+    recipe = short("adm", 2)
+    train(recipe, tmp_path, CPU, True, images)
+    (tmp_path / "resume.pt").unlink()
+    train(recipe, tmp_path, CPU, True, images)
+    assert [row["iteration"] for row in rows(tmp_path)] == ["2"]
+
+
+def test_the_log_holds_window_means(tmp_path, images, monkeypatch):
+    """Means of float32 losses, written as the nearest decimal: 1e-6 relative."""
+    seen, step = [], Trainer.step
+
+    def spy(self, x0, numbers):
+        losses = step(self, x0, numbers)
+        seen.append([losses.mse.item(), losses.bound.item(), losses.penalty.item()])
+        return losses
+
+    monkeypatch.setattr(training, "_LOG_EVERY", 2)
+    monkeypatch.setattr(Trainer, "step", spy)
+    train(short("adm-gp"), tmp_path, CPU, True, images)
+    assert [(row["iteration"], row["images"]) for row in rows(tmp_path)] == [("2", "8"), ("4", "16")]
+    for k, row in enumerate(rows(tmp_path)):
+        means = torch.tensor(seen[2 * k : 2 * k + 2]).mean(0).tolist()
+        assert [float(row[name]) for name in ("mse", "bound", "penalty")] == pytest.approx(means, rel=1e-6)
+        assert min(means) > 0
+
+
+def test_the_written_checkpoint_is_the_average_and_describes_itself(tmp_path, images):
+    recipe = short("adm-ip", 2)
+    path = train(recipe, tmp_path, CPU, True, images)
+    assert path == tmp_path / "adm-ip.safetensors"
+    average = torch.load(tmp_path / "resume.pt")["average"]
+    assert same(load_file(path), {name: tensor.half() for name, tensor in average.items()})
+    description = read_description(path)
+    assert (description.schedule, description.T) == ("cosine", 1000)
+    assert description.training == dataclasses.asdict(recipe)
+    load_network(path, description)
+
+
+def test_images_decide_the_channels(tmp_path, images):
+    path = train(short("adm", 1), tmp_path, CPU, True, images.expand(-1, 3, -1, -1))
+    network = read_description(path).network
+    assert (network["in_channels"], network["out_channels"]) == (3, 6)
+
+
+def test_all_recipes_see_the_same_data_noise_and_first_weights(images, monkeypatch):
+    drawn = {}
+
+    def spy(name, process, *draws):
+        drawn.setdefault(current, []).append(draws[:-1])  # all but gamma
+        return make_pair(name, process, *draws)
+
+    monkeypatch.setattr(training, "make_pair", spy)
+    first = {}
+    for current in RECIPES:
+        recipe = short(current)
+        trainer, batches = Trainer(recipe, NETWORK, CPU), Batches(images, recipe.batch, recipe.seed)
+        first[current] = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+        for iteration in range(2):
+            trainer.step(*batches.at(iteration))
+    assert all(same(first["adm"], weights) for weights in first.values())
+    for draws in drawn.values():
+        assert len(draws) == 2
+        assert all(
+            torch.equal(a, b)
+            for ours, theirs in zip(draws, drawn["adm"], strict=True)
+            for a, b in zip(ours, theirs, strict=True)
+        )
+    assert not torch.equal(drawn["adm"][0][2], drawn["adm"][1][2])  # and other noise at every iteration
+
+
+def test_every_draw_belongs_to_the_images_running_number(images, monkeypatch):
+    """Index, noise, perturbation and probe are pure functions of (seed, running number), whatever came before."""
+    pairs, probes = [], []
+    monkeypatch.setattr(training, "make_pair", lambda *args: pairs.append(args[3:6]) or make_pair(*args))
+    monkeypatch.setattr(training, "gradient_penalty", lambda *args: probes.append(args[3]) or gradient_penalty(*args))
+    Trainer(short("adm-gp", seed=3), NETWORK, CPU).step(*Batches(images, 4, 3).at(5))
+    noise, numbers = Noise(3), torch.arange(20, 24)
+    ((t, drawn, xi),), (probe,) = pairs, probes
+    assert torch.equal(t, noise.integers(numbers, Purpose.TRAIN_INDEX, 0, 1000))
+    assert torch.equal(drawn, noise.normal(numbers, Purpose.TRAIN_NOISE, 0, (1, 8, 8)))
+    assert torch.equal(xi, noise.normal(numbers, Purpose.TRAIN_PERTURBATION, 0, (1, 8, 8)))
+    assert torch.equal(probe, noise.normal(numbers[:1], Purpose.TRAIN_PROBE, 0, (1, 8, 8)))
+
+
+def one_step(recipe, images):
+    """Return the weights before and after an iteration, and the trainer."""
+    trainer = Trainer(recipe, NETWORK, CPU)
+    before = [parameter.detach().clone() for parameter in trainer.network.parameters()]
+    trainer.step(*Batches(images, recipe.batch, recipe.seed).at(0))
+    return before, [parameter.detach() for parameter in trainer.network.parameters()], trainer
+
+
+def test_weight_decay_is_decoupled(images):
+    """Against the plain recipe, one step shrinks each weight by rate * lambda; float32 weights below 2: 2.4e-7."""
+    recipe = short("adm-wd", learning_rate=0.5, warmup=1)
+    plain = dataclasses.replace(recipe, weight_decay=0.0)
+    (before, decayed, _), (_, bare, _) = one_step(recipe, images), one_step(plain, images)
+    for start, a, b in zip(before, decayed, bare, strict=True):
+        torch.testing.assert_close(a - b, -0.5 * recipe.weight_decay * start, rtol=0, atol=5e-7)
+
+
+def test_the_average_warms_up(images):
+    """After one iteration it is a tenth of the start and nine of the new weights (float32: 1e-7)."""
+    before, after, trainer = one_step(short("adm"), images)
+    for start, end, average in zip(before, after, trainer.average.parameters(), strict=True):
+        torch.testing.assert_close(average, 0.1 * start + 0.9 * end, rtol=0, atol=3e-7)
+        assert not average.requires_grad
+
+
+def test_only_the_penalised_recipe_pays_a_penalty(images):
+    for name in ("adm", "adm-gp"):
+        losses = Trainer(short(name), NETWORK, CPU).step(*Batches(images, 4, 0).at(0))
+        assert (losses.penalty.item() > 0) == (name == "adm-gp")
+
+
+@pytest.mark.parametrize(("size", "batch"), [(10, 4), (7, 7), (3, 5), (12, 1)])
+def test_every_epoch_shows_each_image_once(size, batch):
+    marked = torch.arange(float(size)).reshape(-1, 1, 1, 1)
+    batches = Batches(marked, batch, seed=0)
+    epochs = 5
+    stream = torch.cat([batches.at(k)[0] for k in range(-(-epochs * size // batch))]).flatten()
+    orders = stream[: epochs * size].reshape(epochs, size)
+    assert torch.equal(orders.sort(dim=1).values, marked.flatten().expand(epochs, size))
+    assert len({tuple(order.tolist()) for order in orders}) > 1  # shuffled anew
+
+
+def test_batches_are_a_function_of_the_iteration_alone(images):
+    straight, jumping = Batches(images, 4, 0), Batches(images, 4, 0)
+    expected = [straight.at(k) for k in range(8)]
+    for k in (7, 0, 3, 2):
+        x0, numbers = jumping.at(k)
+        assert torch.equal(x0, expected[k][0])
+        assert numbers.tolist() == list(range(4 * k, 4 * k + 4))
+    assert not torch.equal(Batches(images, 10, 1).at(0)[0], Batches(images, 10, 0).at(0)[0])
+
+
+def test_the_learning_rate_rises_then_falls_to_a_hundredth():
+    """Linear in both parts: float64 products of a few factors, 1e-12."""
+    recipe = dataclasses.replace(RECIPES["adm"], iterations=1000, warmup=50, learning_rate=2.0)
+    rates = torch.tensor([learning_rate(recipe, k) for k in range(1001)], dtype=torch.float64)
+    assert rates[0].item() == pytest.approx(2.0 / 50, rel=1e-12)
+    assert rates[49].item() == pytest.approx(2.0 * (1 - 0.99 * 49 / 1000), rel=1e-12)
+    assert rates[1000].item() == pytest.approx(0.02, rel=1e-12)
+    assert (rates[:50].diff() > 0).all()
+    torch.testing.assert_close(rates[49:].diff(), torch.full((951,), -0.99 * 2 / 1000).double(), rtol=1e-6, atol=0)
+
+
+def test_the_optimiser_follows_the_learning_rate(images):
+    recipe = short("adm", warmup=2)
+    trainer, batches = Trainer(recipe, NETWORK, CPU), Batches(images, 4, 0)
+    for iteration in range(3):
+        trainer.step(*batches.at(iteration))
+        assert trainer.optimizer.param_groups[0]["lr"] == learning_rate(recipe, iteration)
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged", "plain"])
+def test_damaged_resume_files_are_refused(tmp_path, content):
+    path = tmp_path / "resume.pt"
+    if content == "plain":
+        torch.save({"weight": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot be resumed \(\w+\); delete it to start again$"):
+        Trainer(short("adm"), NETWORK, CPU).resume(path)
+
+
+def test_the_command_line_trains_and_refuses_another_recipes_folder(tmp_path, capsys):
+    common = ["--out", str(tmp_path), "--quiet", "--iterations", "1"]
+    assert main(["--recipe", "adm", *common]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "adm.safetensors")
+    description = read_description(tmp_path / "adm.safetensors")
+    assert description.training == dataclasses.asdict(dataclasses.replace(RECIPES["adm"], iterations=1))
+    for arguments in (["--recipe", "adm-ip", *common], ["--recipe", "adm", *common, "--seed", "1"]):
+        assert main(arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        assert "written by another recipe" in captured.err
+
+
+def test_the_command_line_knows_its_recipes(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--recipe", "nonsense"])
+    assert caught.value.code == 2
+    assert "invalid choice: 'nonsense'" in capsys.readouterr().err

@@ -1,0 +1,122 @@
+"""A tiny random network, a small dataset and the command line, all under a temporary folder."""
+
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench.data import Dataset, stratified_split
+from bench.diffusion.types import Prediction
+from bench.models.checkpoints import Description, save_network
+from bench.models.networks import adm_unet
+from bench.suite.cli import run
+from bench.suite.config import SamplerConfig
+from bench.suite.plan import Cell
+from bench.suite.registry import Model
+
+NETWORK = {
+    "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 2, "num_res_blocks": 1,
+    "channel_mult": (1,),
+}  # fmt: skip
+Outcome = namedtuple("Outcome", "code out err")
+
+
+@pytest.fixture(scope="session")
+def save_tiny(tmp_path_factory):
+    """Return a function that writes a random network with chosen training facts and returns its path."""
+
+    def save(name="tiny", training=None, edit=None, **changes):
+        torch.manual_seed(0)
+        network = NETWORK | changes
+        unet = adm_unet(network)
+        if edit:
+            edit(unet)
+        path = tmp_path_factory.mktemp("weights") / f"{name}.safetensors"
+        save_network(path, unet, Description(network, training=training or {}))
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(save_tiny):
+    return save_tiny()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Write 40 random grey 8x8 images in guided-diffusion's npz format."""
+    path = tmp_path_factory.mktemp("pictures") / "pictures.npz"
+    rng = np.random.default_rng(0)
+    np.savez(path, arr_0=rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
+    return path
+
+
+@pytest.fixture
+def toml(tmp_path, tiny_weights, pictures):
+    """A configuration file that adds the tiny network and the small dataset."""
+    path = tmp_path / "bench.toml"
+    path.write_text(f'[models.tiny]\nweights = "{tiny_weights}"\n[datasets.pictures]\npath = "{pictures}"\n')
+    return path
+
+
+@pytest.fixture
+def command(capsys):
+    """Return a function that runs the suite's command line and returns (exit code, stdout, stderr)."""
+
+    def call(*args):
+        capsys.readouterr()
+        try:
+            code, _ = run([str(arg) for arg in args])
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+class Shrink:
+    """A cheap denoiser with a learned variance: x0_hat = c x, every row counted."""
+
+    def __init__(self, fail_at=None):
+        self.calls, self.rows, self.fail_at = 0, 0, fail_at
+
+    def __call__(self, x, level, cond=None):
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        self.rows += len(x)
+        x0 = level.alpha * x
+        return Prediction((x - level.alpha * x0) / level.sigma, x0, torch.full_like(x, 0.3))
+
+
+@pytest.fixture
+def shrink():
+    return Shrink
+
+
+@pytest.fixture(scope="session")
+def small_data():
+    """60 random grey 4x4 images of three classes, every third of a class held out."""
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, 1, 4, 4), generator=g, dtype=torch.uint8)
+    labels = torch.arange(60) % 3
+    return Dataset("small", images, labels, stratified_split(labels, 3))
+
+
+@pytest.fixture(scope="session")
+def make_cell(small_data):
+    """Return a function that makes a cell of the small dataset, with changes."""
+    model = Model("toy", Path("toy.safetensors"), Description({**NETWORK, "image_size": 4}))
+    parts = (len(small_data.part("train")), len(small_data.part("heldout")))
+    cell = Cell(model, SamplerConfig(), 4, 0, 12, True, small_data.content_hash(), parts, "0" * 64)
+
+    def make(**changes):
+        config = {name: changes.pop(name) for name in list(changes) if hasattr(cell.config, name)}
+        return replace(cell, config=replace(cell.config, **config), **changes)
+
+    return make

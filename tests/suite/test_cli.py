@@ -1,0 +1,574 @@
+"""The command from its flags to its files, on the embedded baseline and on a tiny random network."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import run_bench
+from bench.suite import cli, plan
+from bench.suite import run as whole_run
+from bench.suite.config import ConfigError
+from bench.suite.run import device_of
+
+ADM = ("--models", "adm", "--features", "digits", "--quiet")
+SHORT = (*ADM, "--steps", "2,3", "--samples", "16")
+CELL_FILES = {"samples.npz", "steps.csv", "moments.npz", "errors.npz", "features.npz", "kernel.npy", "metrics.json"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A complete run of the baseline, tables and figures included."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert run_bench.main([*SHORT, "--samples", "70", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Make any network call fail."""
+
+    class Refusing:
+        def __init__(self, network):
+            pass
+
+        def __call__(self, x, level, cond=None):
+            raise AssertionError("a complete run must not call the network")
+
+    monkeypatch.setattr(whole_run, "EpsDenoiser", Refusing)
+
+
+class Interrupting:
+    """Stand in for the denoiser class: the network works for some calls, then the user presses Ctrl-C."""
+
+    def __init__(self, calls):
+        self.left, self.made = calls, 0
+        self.real = whole_run.EpsDenoiser
+
+    def __call__(self, network):
+        denoiser = self.real(network)
+
+        def call(x, level, cond=None):
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.made += 1
+            return denoiser(x, level, cond)
+
+        return call
+
+
+def samples_of(out, cell="adm-ddpm-3-seed0"):
+    with np.load(out / "cells" / cell / "samples.npz") as file:
+        return file["arr_0"]
+
+
+def one_line_error(outcome, *parts):
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert outcome.err.startswith("error: ")
+    for part in parts:
+        assert part in outcome.err
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------
+
+
+def test_every_promised_file_is_there(finished):
+    assert {path.name for path in (finished / "cells").iterdir()} == {"adm-ddpm-2-seed0", "adm-ddpm-3-seed0"}
+    for cell in (finished / "cells").iterdir():
+        assert {path.name for path in cell.iterdir()} == CELL_FILES
+    assert {path.name for path in (finished / "tables").iterdir()} == {
+        "metrics.csv", "fid_vs_steps.csv", "fid_vs_steps.md", "fid_vs_steps.tex",
+    }  # fmt: skip
+    drawn = {
+        f"{name}.{kind}" for name in ("fid_vs_steps", "eps_norm", "variance_gap", "x0_error") for kind in ("png", "pdf")
+    }
+    assert {path.name for path in (finished / "figures").iterdir()} == drawn | {"samples.png"}
+
+
+def test_samples_file(finished):
+    images = samples_of(finished)
+    assert (images.shape, images.dtype) == ((70, 8, 8, 3), np.uint8)
+    assert (images == images[..., :1]).all()
+
+
+def test_steps_file(finished):
+    table = pd.read_csv(finished / "cells" / "adm-ddpm-3-seed0" / "steps.csv")
+    assert list(table.columns) == ["arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std"]
+    assert set(table["arm"]) == {"free", "forced-train", "forced-heldout", "gaussian", "gaussian-forced"}
+    assert table["value"].notna().all()
+    free = set(table[table["arm"] == "free"]["quantity"])
+    assert {"eps_norm", "clipped", "var_marginal", "variance_ratio", "pred_std", "delta_t", "excess_std"} <= free
+    assert {"x0_rmse", "x0_bias", "x0_nu", "var_conditional"} <= set(table[table["arm"] == "forced-train"]["quantity"])
+
+
+def test_array_files(finished):
+    cell = finished / "cells" / "adm-ddpm-3-seed0"
+    kernel = np.load(cell / "kernel.npy")
+    assert (kernel.shape, kernel.dtype) == ((70, 2), np.float64)
+    with np.load(cell / "features.npz") as features:
+        assert features["pooled"].shape == (70, 64)
+        assert features["spatial"].shape == (70, 112)
+    with np.load(cell / "errors.npz") as errors:
+        assert errors["errors"].shape == (3, 100, 1, 8, 8)
+        assert (errors["part"] == "train").sum() == 50
+    with np.load(cell / "moments.npz") as moments:
+        assert moments["free/state/mean"].shape == (3, 1, 8, 8)
+        assert moments["forced-train/error/second"].shape == (3, 1, 8, 8)
+
+
+def test_scores_say_why_they_are_empty(finished):
+    found = json.loads((finished / "cells" / "adm-ddpm-3-seed0" / "metrics.json").read_text())
+    scores = {score["metric"]: score for score in found["scores"]}
+    assert list(scores) == ["nn_ratio", "fd_digits", "sfd_digits", "kid_digits", "precision_digits", "recall_digits"]
+    assert scores["fd_digits"]["value"] > 0
+    assert scores["sfd_digits"]["value"] is None
+    assert "113 images" in scores["sfd_digits"]["reason"]
+    assert (found["nfe"], scores["kid_digits"]["n"]) == (3, 70)
+    assert scores["kid_digits"]["reference"] == "digits-train (1442)"
+
+
+def test_run_file(finished):
+    record = json.loads((finished / "run.json").read_text())
+    assert record["configuration"]["steps"] == [2, 3]
+    assert record["configuration"]["variance"] == "learned"
+    assert len(record["configuration"]["models"]["adm"]["weights"]) == 64
+    assert {"torch", "numpy", "diffusers", "torch-fidelity"} <= set(record["packages"])
+    assert record["device"] in ("cpu", "cuda", "mps")
+    assert record["start"] <= record["end"]
+    assert record["images_per_second"] > 0
+    metrics = [json.loads(path.read_text()) for path in (finished / "cells").glob("*/metrics.json")]
+    assert record["network_calls"] == sum(found["network_calls"] for found in metrics)
+
+
+def test_metrics_table(finished):
+    table = pd.read_csv(finished / "tables" / "metrics.csv")
+    columns = ["model", "sampler", "steps", "nfe", "seed", "n", "reference", "metric", "value"]
+    assert list(table.columns)[: len(columns)] == columns
+    assert len(table) == 2 * 6
+    assert (table["nfe"] == table["steps"]).all()
+
+
+# --- repeating, interrupting, resuming -----------------------------------------------------------------------------
+
+
+def test_a_repeated_run_computes_nothing(finished, no_network, command):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*")}
+    assert command(*SHORT, "--samples", "70", "--out", finished).code == 0
+    assert {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*")} == before
+
+
+def test_a_complete_run_is_announced_by_the_dry_run(finished, command):
+    outcome = command(*SHORT, "--samples", "70", "--out", finished, "--dry-run")
+    assert outcome.out.count("  done") == 2
+
+
+def test_other_features_rescore_without_sampling(tmp_path, command, no_network, finished):
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    assert command("--models", "adm", "--steps", "2,3", "--samples", "70", "--features", "none", "--out", out).code == 0
+    found = json.loads((out / "cells" / "adm-ddpm-2-seed0" / "metrics.json").read_text())
+    assert [score["metric"] for score in found["scores"]] == ["nn_ratio"]
+    assert found["network_calls"] > 0
+    assert (samples_of(out) == samples_of(finished)).all()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_images(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(plan, "SHARD", 8)
+    args = (*SHORT, "--batch-size", "8")
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    complete = Interrupting(-1)
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_run, "EpsDenoiser", complete)
+        assert command(*args, "--out", undisturbed).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_run, "EpsDenoiser", Interrupting(complete.made // 2))
+        outcome = command(*args, "--out", out)
+    assert outcome.code == 130
+    assert len(outcome.err.splitlines()) == 1
+    assert json.loads((out / "run.json").read_text())["end"] is None
+    with monkeypatch.context() as patch:
+        rest = Interrupting(-1)
+        patch.setattr(whole_run, "EpsDenoiser", rest)
+        assert command(*args, "--out", out).code == 0
+    # No more than one unit (8 images, 3 steps or 20 error levels) is made again.
+    assert rest.made <= complete.made - complete.made // 2 + 20
+    for cell in ("adm-ddpm-2-seed0", "adm-ddpm-3-seed0"):
+        np.testing.assert_array_equal(samples_of(out, cell), samples_of(undisturbed, cell))
+        steps = [(folder / "cells" / cell / "steps.csv").read_bytes() for folder in (out, undisturbed)]
+        assert steps[0] == steps[1]
+
+
+def test_a_longer_run_keeps_the_cells_it_has(finished, tmp_path, command, monkeypatch):
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    counting = Interrupting(-1)
+    monkeypatch.setattr(whole_run, "EpsDenoiser", counting)
+    assert command(*ADM, "--steps", "1,2,3", "--samples", "70", "--out", out).code == 0
+    assert counting.made > 0
+    assert len(list((out / "cells").iterdir())) == 3
+    np.testing.assert_array_equal(samples_of(out), samples_of(finished))
+
+
+def test_another_configuration_in_the_same_folder_is_refused(finished, command):
+    one_line_error(command(*SHORT, "--samples", "71", "--out", finished), "another samples", "choose another --out")
+
+
+# --- what must not change the images -------------------------------------------------------------------------------
+
+
+def test_probes_do_not_change_a_bit(finished, tmp_path, command):
+    out = tmp_path / "out"
+    assert command(*SHORT, "--samples", "70", "--no-probes", "--out", out).code == 0
+    np.testing.assert_array_equal(samples_of(out), samples_of(finished))
+    assert not (out / "cells" / "adm-ddpm-3-seed0" / "steps.csv").exists()
+
+
+def test_another_batch_size_moves_few_pixels_by_one_level(finished, tmp_path, command):
+    out = tmp_path / "out"
+    assert command(*SHORT, "--samples", "70", "--no-probes", "--batch-size", "9", "--out", out).code == 0
+    difference = abs(samples_of(out).astype(int) - samples_of(finished))[..., 0]
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 1e-3
+
+
+def test_the_number_of_samples_does_not_change_the_first_ones(finished, tmp_path, command):
+    out = tmp_path / "out"
+    assert command(*ADM, "--steps", "3", "--samples", "9", "--no-probes", "--out", out).code == 0
+    difference = abs(samples_of(out).astype(int) - samples_of(finished)[:9])[..., 0]
+    assert difference.max() <= 1  # the internal batch is 9 instead of 70
+    assert (difference > 0).mean() <= 1e-3 * 2  # at most one of 576 pixels
+
+
+def test_seeds_change_the_images(tmp_path, command):
+    out = tmp_path / "out"
+    assert command(*ADM, "--steps", "2", "--samples", "4", "--no-probes", "--seeds", "0-1", "--out", out).code == 0
+    first, second = (samples_of(out, f"adm-ddpm-2-seed{seed}").astype(int) for seed in (0, 1))
+    assert (first != second).mean() > 0.3
+
+
+# --- other models, datasets and samplers ---------------------------------------------------------------------------
+
+TINY = ("--models", "tiny", "--dataset", "pictures", "--features", "none", "--steps", "2", "--quiet")
+
+
+def test_a_dataset_of_ones_own(tmp_path, toml):
+    out = tmp_path / "out"
+    assert run_bench.main([*TINY, "--samples", "6", "--config", str(toml), "--out", str(out)]) == 0
+    found = json.loads((out / "cells" / "tiny-ddpm-2-seed0" / "metrics.json").read_text())
+    (ratio,) = found["scores"]
+    assert ratio["value"] is None
+    assert "no held-out part" in ratio["reason"]
+    arms = set(pd.read_csv(out / "cells" / "tiny-ddpm-2-seed0" / "steps.csv")["arm"])
+    assert arms == {"free", "forced-train", "gaussian", "gaussian-forced"}
+    assert not (out / "tables" / "fid_vs_steps.md").exists()  # nothing was scored
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--sampler", "ddim"),
+        ("--sampler", "ddim", "--eta", "1", "--spacing", "ddim"),
+        ("--variance", "fixed-small", "--no-clip"),
+        ("--variance", "fixed-large", "--quantize", "floor"),
+    ],
+)
+def test_ways_to_sample(tmp_path, toml, command, flags):
+    out = tmp_path / "out"
+    assert command(*TINY, "--samples", "5", "--config", toml, "--out", out, *flags).code == 0
+    (cell,) = (out / "cells").iterdir()
+    found = json.loads((cell / "metrics.json").read_text())["cell"]
+    assert found["variance"] == (None if "ddim" in flags[1] else flags[1])
+    assert found["clip"] == ("--no-clip" not in flags)
+    table = pd.read_csv(cell / "steps.csv")
+    assert ("paired" in set(table["arm"])) == ("--spacing" in flags)  # ddim2 starts at t = 500
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_very_few_samples(tmp_path, samples):
+    out = tmp_path / "out"
+    assert run_bench.main([*ADM, "--steps", "1", "--samples", str(samples), "--out", str(out)]) == 0
+    (cell,) = (out / "cells").iterdir()
+    scores = {score["metric"]: score["value"] for score in json.loads((cell / "metrics.json").read_text())["scores"]}
+    assert scores["fd_digits"] is None
+    assert (scores["kid_digits"] is None) == (samples < 2)
+    assert (cell / "kernel.npy").exists() == (samples >= 2)
+
+
+def test_a_fixed_variance_is_the_default_without_a_learned_one(tmp_path, save_tiny, command):
+    weights, out = save_tiny(out_channels=1), tmp_path / "out"
+    args = ("--features", "none", "--steps", "2", "--samples", "3", "--quiet", "--out", out)
+    assert command("--models", f"adm={weights}", *args).code == 0
+    found = json.loads((out / "cells" / "adm-ddpm-2-seed0" / "metrics.json").read_text())
+    assert found["cell"]["variance"] == "fixed-large"
+    outcome = command("--models", f"adm={weights}", *args, "--variance", "learned")
+    one_line_error(outcome, "does not learn its variance", "fixed-small")
+
+
+def test_scaling_constants_from_the_command_line(tmp_path, command):
+    out = tmp_path / "out"
+    flags = ("--eps-scale", "1.5", "--eps-slope", "0.25")
+    args = ("--models", "adm,adm-es", "--steps", "3", "--samples", "4", "--no-probes", "--quiet", "--out", out)
+    assert command(*args, *flags).code == 0
+    found = {
+        name: json.loads((out / "cells" / f"{name}-ddpm-3-seed0" / "metrics.json").read_text())["cell"]
+        for name in ("adm", "adm-es")
+    }
+    assert (found["adm"]["eps_scale"], found["adm"]["eps_slope"]) == (1.0, 0.0)
+    assert (found["adm-es"]["eps_scale"], found["adm-es"]["eps_slope"]) == (1.5, 0.25)
+    plain, scaled = samples_of(out), samples_of(out, "adm-es-ddpm-3-seed0")
+    assert (plain != scaled).any()
+    assert "eps / (1.5 + 0.25 i)" in command(*args, *flags, "--dry-run").out
+
+
+def test_a_scale_of_one_is_the_plain_sampler(tmp_path, command):
+    out = tmp_path / "out"
+    args = ("--models", "adm,adm-es", "--steps", "3", "--samples", "4", "--no-probes", "--quiet", "--out", out)
+    assert command(*args, "--eps-scale", "1", "--eps-slope", "0").code == 0
+    np.testing.assert_array_equal(samples_of(out), samples_of(out, "adm-es-ddpm-3-seed0"))
+
+
+# --- plans and lists -----------------------------------------------------------------------------------------------
+
+
+def test_dry_run_prints_the_cost_and_writes_nothing(tmp_path, command):
+    out = tmp_path / "out"
+    outcome = command("--models", "adm", "--steps", "2,3", "--samples", "16", "--out", out, "--dry-run")
+    assert outcome.code == 0
+    assert not out.exists()
+    # 16 forced images (8 of each part) and 42 + 42 more for their errors, at 2 and 3 levels.
+    total, instruments = (16 + 16 + 84) * 5, (16 + 84) * 5
+    assert f"{total:,} network calls, {100 * instruments / total:.1f} % of them" in outcome.out
+    assert "adm-ddpm-2-seed0" in outcome.out
+    assert outcome.out.count("to do") == 2
+
+
+def test_the_default_folder_names_dataset_sampler_and_hash(command):
+    first = command("--models", "adm", "--steps", "2", "--dry-run").out
+    second = command("--models", "adm", "--steps", "3", "--dry-run").out
+    folders = [
+        next(line.split()[1] for line in text.splitlines() if line.startswith("out")) for text in (first, second)
+    ]
+    assert all(folder.startswith("results/digits-ddpm-") for folder in folders)
+    assert folders[0] != folders[1]
+
+
+def test_list_models(command, toml):
+    outcome = command("--list-models", "--config", toml)
+    assert outcome.code == 0
+    names = [line.split()[0] for line in outcome.out.splitlines()]
+    assert names == [
+        "adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "adm-es", "adm-es-linear", "ddpm-y-es", "tiny",
+    ]  # fmt: skip
+
+
+def test_every_flag_has_a_help_text():
+    actions = cli._parser()._actions
+    assert all(action.help for action in actions)
+    flags = {flag for action in actions for flag in action.option_strings}
+    promised = (
+        "--models --steps --dataset --data-dir --sampler --spacing --eta --variance --samples --seeds --batch-size"
+        " --device --clip --no-clip --quantize --eps-scale --eps-slope --probes --no-probes --features"
+        " --inception-weights --config --out --list-models --dry-run --quiet"
+    )
+    assert set(promised.split()) <= flags
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_devices(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: name == "cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: name == "mps")
+    assert device_of("auto").type == name
+    assert device_of("cpu").type == "cpu"
+    missing = {"cuda": "mps", "mps": "cuda"}[name]
+    with pytest.raises(ConfigError, match=f"--device {missing} is not available here; use --device auto"):
+        device_of(missing)
+
+
+def test_without_an_accelerator_auto_is_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert device_of("auto").type == "cpu"
+
+
+# --- bad input: one line, code 2, nothing written ------------------------------------------------------------------
+
+BAD_FLAGS = [
+    (("--models", "admm"), "did you mean 'adm'"),
+    (("--models", ","), "--models is empty"),
+    (("--models", "adm,adm"), "twice"),
+    (("--models", "adm="), "NAME=PATH"),
+    (("--models", "adm=absent.safetensors"), "cannot read the checkpoint absent.safetensors"),
+    (("--dataset", "digit"), "did you mean 'digits'"),
+    (("--sampler", "ddmp"), "did you mean"),
+    (("--spacing", "dim"), "did you mean 'ddim'"),
+    (("--variance", "learnt"), "did you mean 'learned'"),
+    (("--quantize", "flor"), "did you mean 'floor'"),
+    (("--device", "cdua"), "did you mean 'cuda'"),
+    (("--features", "digit"), "did you mean 'digits'"),
+    (("--steps", "0"), "not positive"),
+    (("--steps", "-5"), "not positive"),
+    (("--steps", "ten"), "not a whole number"),
+    (("--steps", "nan"), "not a whole number"),
+    (("--steps", "2.5"), "not a whole number"),
+    (("--steps", ""), "--steps is empty"),
+    (("--steps", "3,3"), "twice"),
+    (("--steps", "1001"), "between 1 and 1000"),
+    (("--spacing", "ddim", "--steps", "80"), "the nearest is ddim"),
+    (("--samples", "0"), "--samples must be positive"),
+    (("--samples", "-3"), "--samples must be positive"),
+    (("--samples", "nan"), "--samples"),
+    (("--samples", "2.5"), "--samples"),
+    (("--batch-size", "0"), "--batch-size must be positive"),
+    (("--batch-size", "-1"), "--batch-size must be positive"),
+    (("--batch-size", "nan"), "--batch-size"),
+    (("--models", "adm-es", "--eps-scale", "0"), "--eps-scale must be positive"),
+    (("--models", "adm-es", "--eps-scale", "-1"), "--eps-scale must be positive"),
+    (("--models", "adm-es", "--eps-scale", "nan"), "--eps-scale must be positive"),
+    (("--models", "adm-es", "--eps-scale", "inf"), "--eps-scale must be positive"),
+    (("--models", "adm-es", "--eps-slope", "nan"), "--eps-slope must be a number"),
+    (("--models", "adm-es", "--eps-slope", "-2"), "must stay positive"),
+    (("--models", "adm-es", "--eps-scale", "big"), "--eps-scale"),
+    (("--eps-scale", "1.01"), "scaling models only"),
+    (("--eta", "0.5"), "no effect with --sampler ddpm"),
+    (("--sampler", "ddim", "--eta", "1.5"), "between 0 and 1"),
+    (("--sampler", "ddim", "--eta", "nan"), "between 0 and 1"),
+    (("--sampler", "ddim", "--variance", "learned"), "no effect with --sampler ddim"),
+    (("--seeds", ""), "--seeds is empty"),
+    (("--seeds", "-1"), "neither a seed"),
+    (("--seeds", "5-2"), "empty or too large"),
+    (("--seeds", "1000000"), "for tuning"),
+    (("--config", "absent.toml"), "cannot read --config absent.toml"),
+    (("--features", "inception", "--inception-weights", "absent.pth"), "no Inception weights at absent.pth"),
+    (("--nonsense",), "--nonsense"),
+    (("--step", "5"), "--step"),  # no abbreviations
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=[" ".join(flags) for flags, _ in BAD_FLAGS])
+def test_bad_flags(tmp_path, command, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    one_line_error(command("--models", "adm", "--steps", "2", "--samples", "4", "--out", "out", *flags), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def written(tmp_path, kind, tiny_weights):
+    """Write a checkpoint that cannot be used."""
+    from safetensors.torch import save_file
+
+    path = tmp_path / ("weights.safetensors" if kind in ("truncated", "foreign", "text") else "weights.pt")
+    if kind == "truncated":
+        path.write_bytes(tiny_weights.read_bytes()[:2000])
+    elif kind == "text":
+        path.write_text("not a checkpoint")
+    elif kind == "foreign":
+        save_file({"weight": torch.zeros(3)}, path)
+    elif kind == "code":
+        torch.save({"weight": Bomb()}, path)
+    elif kind == "numbers":
+        torch.save({"weight": 3}, path)
+    elif kind == "tensor":
+        torch.save(torch.zeros(3), path)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "architecture":
+        torch.save({"weight": torch.zeros(3)}, path)
+    return path
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("/nonexistent-folder/never", "w"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", "truncated"),
+        ("text", "truncated or not a safetensors file"),
+        ("foreign", "not a checkpoint of this suite"),
+        ("code", "plain tensors"),
+        ("numbers", "state dict"),
+        ("tensor", "state dict"),
+        ("empty", "plain tensors"),
+        ("architecture", "another architecture"),
+    ],
+)
+def test_bad_checkpoints(tmp_path, command, tiny_weights, kind, message):
+    path, out = written(tmp_path, kind, tiny_weights), tmp_path / "out"
+    outcome = command("--models", f"adm={path}", "--steps", "2", "--samples", "4", "--out", out)
+    one_line_error(outcome, message, str(path))
+    assert not out.exists()
+
+
+def test_weights_that_are_not_finite(tmp_path, command, save_tiny):
+    path = save_tiny(edit=lambda unet: unet.conv_in.bias.data.fill_(float("nan")))
+    outcome = command("--models", f"adm={path}", "--steps", "2", "--samples", "4", "--out", tmp_path / "out")
+    one_line_error(outcome, "not finite", str(path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_that_become_not_finite(tmp_path, command, tiny_weights):
+    # x0_hat = (x - sigma eps / b) / alpha with b = 1e-38 and alpha = 5e-5 at the first step: beyond float32's 3e38.
+    out, model = tmp_path / "out", f"adm-es={tiny_weights}"
+    flags = ("--no-clip", "--no-probes", "--eps-scale", "1e-38", "--quiet")
+    outcome = command("--models", model, "--steps", "2", "--samples", "4", "--out", out, *flags)
+    one_line_error(outcome, "model 'adm-es' at 2 steps, seed 0", "not finite")
+    assert not list(out.rglob("samples.npz"))
+    assert not list(out.rglob("metrics.json"))
+
+
+def test_a_file_where_the_results_should_go(tmp_path, command):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        one_line_error(command(*SHORT, "--out", out), "choose another --out")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def write_pictures(path, shape):
+    np.savez(path, arr_0=np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "flags", "message"),
+    [
+        ((9, 16, 16, 1), ("--features", "digits"), "reads 8x8 images only"),
+        ((9, 8, 8, 3), ("--features", "none"), "takes 1 channels"),
+        ((9, 7, 8, 1), ("--features", "none"), "halves images 2-fold"),
+        ((1, 8, 8, 1), ("--features", "none"), "fewer than 2 training images"),
+    ],
+)
+def test_datasets_that_do_not_fit(tmp_path, command, save_tiny, shape, flags, message):
+    write_pictures(tmp_path / "pictures.npz", shape)
+    weights = save_tiny(channel_mult=(1, 1))
+    config = tmp_path / "bench.toml"
+    config.write_text(f'[models.m]\nweights = "{weights}"\n[datasets.p]\npath = "pictures.npz"')
+    args = ("--models", "m", "--dataset", "p", "--data-dir", tmp_path, "--config", config, "--steps", "2")
+    one_line_error(command(*args, "--samples", "3", "--out", tmp_path / "out", *flags), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_dataset(tmp_path, command, toml):
+    config = tmp_path / "missing.toml"
+    config.write_text('[datasets.p]\npath = "absent.npz"')
+    outcome = command("--dataset", "p", "--models", "adm", "--config", config, "--data-dir", tmp_path, "--dry-run")
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+
+
+def test_a_damaged_shard_is_named(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(plan, "SHARD", 8)
+    out, args = tmp_path / "out", (*SHORT, "--batch-size", "8")
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_run, "EpsDenoiser", Interrupting(5))
+        assert command(*args, "--out", out).code == 130
+    (shard,) = (out / "cells" / "adm-ddpm-2-seed0").glob("shard-free-00000000-*")
+    (shard / "arrays.npz").write_bytes(b"half")
+    one_line_error(command(*args, "--out", out), f"{shard} is damaged; delete it")

@@ -1,0 +1,117 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.suite.config import (
+    RESERVED_SEEDS,
+    ConfigError,
+    SamplerConfig,
+    nearest,
+    parse_models,
+    parse_seeds,
+    parse_steps,
+    positive,
+    short_hash,
+)
+
+
+def test_models_with_and_without_paths():
+    assert parse_models("adm, mine=weights/a=b.pt") == (("adm", None), ("mine", Path("weights/a=b.pt")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--models is empty"),
+        (" , ,", "--models is empty"),
+        ("=x.pt", "not NAME or NAME=PATH"),
+        ("adm=", "not NAME or NAME=PATH"),
+        ("adm,adm", "adm twice"),
+        ("adm,adm=x.pt", "a model twice"),
+    ],
+)
+def test_bad_models(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_models(text)
+
+
+def test_steps_keep_their_order():
+    assert parse_steps("1000, 80,300") == (1000, 80, 300)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--steps is empty"),
+        ("0", "0 is not positive"),
+        ("10,-5", "-5 is not positive"),
+        ("ten", "'ten' is not a whole number"),
+        ("1.5", "not a whole number"),
+        ("nan", "not a whole number"),
+        ("1e3", "not a whole number"),
+        ("5,5", "5 twice"),
+        ("5,05", "a number twice"),
+    ],
+)
+def test_bad_steps(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_steps(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0", (0,)), ("0-3", (0, 1, 2, 3)), ("5, 1-2", (5, 1, 2)), ("7-7", (7,)), ("999999", (999999,))]
+)
+def test_seeds_and_ranges(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--seeds is empty"),
+        ("x", "neither a seed"),
+        ("-1", "neither a seed"),
+        ("1-", "neither a seed"),
+        ("3-1", "is empty or too large"),
+        ("0-10000", "is empty or too large"),
+        (str(RESERVED_SEEDS), "are for tuning"),
+        ("2,0-4", "a seed twice"),
+    ],
+)
+def test_bad_seeds(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize("value", [0, -1, -0.5, float("nan"), float("inf")])
+def test_positive_refuses(value):
+    with pytest.raises(ConfigError, match="--flag must be positive"):
+        positive("--flag", value)
+
+
+@pytest.mark.parametrize("value", [1, 0.001, 1e300])
+def test_positive_accepts(value):
+    assert positive("--flag", value) is None
+
+
+def test_nearest_name():
+    assert "did you mean 'cosine'?" in str(nearest("schedule", "cosin", ["linear", "cosine"]))
+    assert "known: cosine, linear" in str(nearest("schedule", "zzz", ["linear", "cosine"]))
+
+
+def test_respacing_names():
+    assert SamplerConfig().respacing(20) == "20"
+    assert SamplerConfig(spacing="ddim").respacing(20) == "ddim20"
+
+
+def test_short_hash_sees_every_part_and_no_order():
+    value = {"a": 1, "b": [1, 2.5, None], "c": Path("x")}
+    assert short_hash(value) == short_hash(dict(reversed(value.items())))
+    others = [{**value, "a": 2}, {**value, "b": [1, 2.5]}, {**value, "c": Path("y")}, {**value, "d": 0}]
+    assert len({short_hash(other) for other in [value, *others]}) == 5
+
+
+def test_short_hash_of_a_dataclass_follows_its_fields():
+    assert short_hash(SamplerConfig()) == short_hash(SamplerConfig())
+    assert short_hash(SamplerConfig()) != short_hash(replace(SamplerConfig(), eta=0.1))

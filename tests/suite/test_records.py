@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+
+from bench.measure.moments import Moments
+from bench.measure.probes import PixelProbe, ScalarProbe
+from bench.suite.records import ARMS, Records, merge_records
+from bench.suite.reference import Reference
+
+
+def moments_of(count, value):
+    moments = Moments(1, (2,))
+    moments.add(0, torch.full((count, 2), float(value)))
+    return {f"a/b/{name}": array for name, array in moments.state().items()}
+
+
+def test_records_merge_by_name():
+    merged = merge_records(moments_of(1, 1), moments_of(2, 5))
+    assert set(merged) == {"a/b/count", "a/b/mean", "a/b/second"}
+    assert merged["a/b/count"] == 3
+    np.testing.assert_allclose(merged["a/b/mean"], (1 + 2 * 5) / 3)
+    np.testing.assert_allclose(merged["a/b/second"], (1 + 2 * 25) / 3)
+
+
+@pytest.fixture
+def records(make_cell, small_data):
+    cell = make_cell(steps=3)
+    return Records(cell, cell.instruments(), Reference(small_data, None))
+
+
+def empty_arm(arm, images=0):
+    probes = [ScalarProbe(3, torch.zeros(1, 4, 4)), PixelProbe([0, 1, 2], (1, 4, 4), paired=arm != "free")]
+    state = probes[0].state() | probes[1].state()
+    state["scalars/count"] = np.full(3, float(images))
+    return {f"{arm}/{name}": value for name, value in state.items()}
+
+
+def test_an_arm_that_saw_nothing_is_left_out(records):
+    records.add(empty_arm("forced-train", 2) | empty_arm("forced-heldout", 0))
+    found = {name.split("/")[0] for name in records.moments()}
+    assert found == {"i", "forced-train"}
+    assert set(records.table()["arm"]) == {"forced-train", "gaussian", "gaussian-forced"}
+
+
+def test_errors_put_training_images_first_whatever_the_shards_order(records):
+    errors = {
+        name: np.full((3, count, 1, 4, 4), value) for name, count, value in [("train", 2, 1.0), ("heldout", 1, 9.0)]
+    }
+    records.add({"errors/train": errors["train"], "errors/heldout": errors["heldout"]})
+    records.add({"errors/train": errors["train"] + 1})
+    joined = records.errors()
+    assert joined["errors"][0, :, 0, 0, 0].tolist() == [1, 1, 2, 2, 9]
+    assert joined["part"].tolist() == ["train"] * 4 + ["heldout"]
+    assert joined["t"].tolist() == [0, 500, 999]
+
+
+def test_arms_are_those_of_the_contract():
+    assert ARMS == ("free", "forced-train", "forced-heldout", "paired")

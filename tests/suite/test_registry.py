@@ -1,0 +1,254 @@
+import math
+
+import numpy as np
+import pytest
+
+from bench.models.networks import CheckpointError
+from bench.suite import registry
+from bench.suite.config import ConfigError
+from bench.suite.registry import EMBEDDED, Scaling, load_registry
+
+
+@pytest.fixture
+def from_toml(tmp_path):
+    """Return a function that reads a configuration text."""
+
+    def read(text, dataset="digits"):
+        path = tmp_path / "models.toml"
+        path.write_text(text)
+        return load_registry(path, dataset)
+
+    return read
+
+
+@pytest.fixture
+def constants(tmp_path, monkeypatch):
+    """Return a function that replaces the tuned constants."""
+
+    def write(text):
+        path = tmp_path / "scaling.toml"
+        path.write_text(text)
+        monkeypatch.setattr(registry, "_CONSTANTS", path)
+
+    return write
+
+
+KNOTS = Scaling((10, 1000), (1.02, 1.004), (0.04, 0.01))
+
+
+def test_scaling_at_its_knots():
+    assert KNOTS.at(10) == (1.02, pytest.approx(0.04 / 9))
+    assert KNOTS.at(1000) == (1.004, pytest.approx(0.01 / 999))
+
+
+def test_scaling_is_linear_in_log_steps_with_the_span_held():
+    # 100 is the geometric mean of 10 and 1000: half-way in log steps.
+    b, k = KNOTS.at(100)
+    assert b == pytest.approx((1.02 + 1.004) / 2, rel=1e-12)
+    assert k * 99 == pytest.approx((0.04 + 0.01) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "b", "span"), [(2, 1.02, 0.04), (5000, 1.004, 0.01)])
+def test_scaling_is_constant_outside_its_knots(steps, b, span):
+    assert KNOTS.at(steps) == (b, pytest.approx(span / (steps - 1)))
+
+
+def test_one_step_has_no_slope():
+    assert KNOTS.at(1) == (1.02, 0.0)
+
+
+def test_three_knots_use_the_right_segment():
+    scaling = Scaling((10, 100, 1000), (1.0, 1.1, 1.5), (0.0, 0.0, 0.0))
+    assert scaling.at(100)[0] == pytest.approx(1.1)
+    assert scaling.at(round(10**1.5))[0] == pytest.approx(1.05, abs=1e-3)  # 32 instead of 31.6
+    assert scaling.at(round(10**2.5))[0] == pytest.approx(1.3, abs=1e-3)
+
+
+def test_the_embedded_family_is_known():
+    assert set(EMBEDDED) == {"adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "adm-es", "adm-es-linear", "ddpm-y-es"}
+    assert load_registry(None, "digits").names() == list(EMBEDDED)
+
+
+def test_the_baseline_is_described_by_its_own_file():
+    model = load_registry(None, "digits").model("adm")
+    assert (model.description.schedule, model.description.T) == ("cosine", 1000)
+    assert model.learns_variance
+    assert model.scale_at("ddpm", 100) == (1.0, 0.0)
+    assert len(model.weights_hash()) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("admm", "'adm'"), ("adm_ip", "'adm-ip'"), ("ddpmy", "'ddpm-y'"), ("ADM-ES-LINEAR", "known")]
+)
+def test_unknown_model_names_the_nearest(name, hint):
+    with pytest.raises(ConfigError, match=f"unknown model '{name}'.*{hint}"):
+        load_registry(None, "digits").model(name)
+
+
+def test_unknown_dataset_names_the_nearest(from_toml):
+    with pytest.raises(ConfigError, match="unknown dataset 'digit'; did you mean 'digits'"):
+        load_registry(None, "digit")
+    with pytest.raises(ConfigError, match="did you mean 'pictures'"):
+        from_toml('[datasets.pictures]\npath = "x.npz"', dataset="picture")
+
+
+def test_scaled_models_share_their_base_weights(constants):
+    constants("[digits.adm-es.ddpm]\nsteps = [10, 1000]\nb = [1.02, 1.004]\nspan = [0.0, 0.0]\n")
+    known = load_registry(None, "digits")
+    assert known.model("adm-es").weights == known.model("adm").weights
+    assert known.model("adm-es").scale_at("ddpm", 100) == (pytest.approx(1.012), 0.0)
+
+
+def test_what_was_not_tuned_is_off(constants):
+    constants("[digits.adm-es.ddpm]\nsteps = [10]\nb = [1.02]\nspan = [0.0]\n")
+    known = load_registry(None, "digits")
+    assert known.model("adm-es").scale_at("ddim", 50) == (1.0, 0.0)
+    assert known.model("adm-es-linear").scale_at("ddpm", 50) == (1.0, 0.0)
+
+
+def test_the_tuned_constants_that_ship_can_be_read():
+    for name in ("adm-es", "adm-es-linear"):
+        model = load_registry(None, "digits").model(name)
+        for sampler in ("ddpm", "ddim"):
+            for steps in (1, 10, 80, 1000):
+                b, k = model.scale_at(sampler, steps)
+                assert 0.9 < b < 1.2
+                assert 0.9 < b + k * (steps - 1) < 1.2
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.15])
+def test_ddpm_y_es_divides_by_the_root_that_theory_names(save_tiny, gamma):
+    model = load_registry(None, "digits").model("ddpm-y-es", save_tiny(training={"gamma": gamma}))
+    for sampler in ("ddpm", "ddim"):
+        for steps in (1, 20, 1000):
+            assert model.scale_at(sampler, steps) == (math.sqrt(1 + gamma**2), 0.0)
+
+
+def test_name_with_a_path_takes_other_weights(tiny_weights):
+    model = load_registry(None, "digits").model("adm", tiny_weights)
+    assert (model.name, model.weights) == ("adm", tiny_weights)
+    assert tuple(model.description.network["channel_mult"]) == (1,)
+
+
+def test_overriding_b_keeps_the_span():
+    model = scaled_model().overridden(1.5, None)
+    assert model.scale_at("ddpm", 10) == (1.5, pytest.approx(0.04 / 9))
+    assert model.scale_at("ddpm", 1000) == (1.5, pytest.approx(0.01 / 999))
+
+
+def test_overriding_k_holds_at_every_step_count():
+    model = scaled_model().overridden(None, 0.003)
+    assert model.scale_at("ddpm", 10) == (1.02, 0.003)
+    assert model.scale_at("ddim", 1000) == (1.004, 0.003)
+    assert scaled_model().overridden(1.5, 0.0).scale_at("ddpm", 77) == (1.5, 0.0)
+
+
+def test_overriding_leaves_models_without_scaling_alone():
+    model = load_registry(None, "digits").model("adm")
+    assert model.overridden(1.5, 0.1) is model
+
+
+def scaled_model():
+    model = load_registry(None, "digits").model("adm-es")
+    object.__setattr__(model, "scaling", {"ddpm": KNOTS, "ddim": KNOTS})
+    return model
+
+
+def test_entry_with_weights(from_toml, tiny_weights):
+    known = from_toml(f'[models.mine]\nweights = "{tiny_weights}"')
+    assert known.names()[-1] == "mine"
+    assert known.model("mine").weights == tiny_weights
+    assert known.model("mine").scale_at("ddpm", 10) == (1.0, 0.0)
+
+
+def test_entry_with_a_base_and_scaling(from_toml):
+    model = from_toml('[models.mine]\nbase = "adm"\neps_scale = 1.02\neps_slope = 0.001').model("mine")
+    assert model.name == "mine"
+    assert model.weights == load_registry(None, "digits").model("adm").weights
+    assert model.scale_at("ddpm", 30) == model.scale_at("ddim", 900) == (1.02, 0.001)
+
+
+def test_entry_based_on_another_entry(from_toml, tiny_weights):
+    known = from_toml(f'[models.a]\nweights = "{tiny_weights}"\n[models.b]\nbase = "a"\neps_scale = 1.1')
+    assert known.model("b").weights == tiny_weights
+    assert known.model("b").overridden(1.3, None).scale_at("ddpm", 5) == (1.3, 0.0)
+
+
+def test_entry_describes_a_foreign_checkpoint(from_toml, tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"anything: only load_network opens it")
+    text = f'[models.m]\nweights = "{tmp_path}/w.pt"\nschedule = "linear"\nT = 500\n[models.m.network]\nin_channels = 1'
+    description = from_toml(text).model("m").description
+    assert (description.schedule, description.T, dict(description.network)) == ("linear", 500, {"in_channels": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model.m]", "unknown section 'model'; did you mean 'models'"),
+        ("[models.m]\nweight = 'x'", "unknown key of models.m 'weight'; did you mean 'weights'"),
+        ("[datasets.d]\npaht = 'x'", "unknown key of datasets.d 'paht'; did you mean 'path'"),
+        ("[datasets.d]\nheldout_every = 5", "needs 'path'"),
+        ("[datasets.d]\npath = 'x'\nheldout_every = 1", "0 .none. or at least 2"),
+        ("[datasets.d]\npath = 'x'\nheldout_every = -2", "0 .none. or at least 2"),
+        ("[datasets.d]\npath = 'x'\nheldout_every = 2.5", "must be a whole number"),
+        ("[datasets.d]\npath = 3", "must be a text"),
+        ("models = 3", "must be a table"),
+        ("[models]\nm = 3", "must be a table"),
+        ("[models.m]\nbase = 'adm'\neps_scale = 'big'", "'eps_scale' of .models.m. .* must be a number"),
+        ("[models.m]\nbase = 'adm'\neps_slope = true", "must be a number"),
+        ("[models.m]\nT = 'x'", "must be a whole number"),
+        ("[models.m]\nnetwork = 3", "must be a table"),
+        ("[models.'../m']\nbase = 'adm'", "is no name"),
+        ("[models.m\n", "not valid TOML"),
+    ],
+)
+def test_bad_configuration_files(from_toml, text, message):
+    with pytest.raises(ConfigError, match=message):
+        from_toml(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "needs 'weights' or 'base'"),
+        ("base = 'm'", "based on itself .m -> m"),
+        ("base = 'other'\n[models.other]\nbase = 'm'", "m -> other -> m"),
+        ("base = 'admm'", "unknown model 'admm'; did you mean 'adm'"),
+        ("base = 'adm'\neps_scale = 0", "must be positive, not 0"),
+        ("base = 'adm'\neps_scale = nan", "must be positive, not nan"),
+    ],
+)
+def test_bad_entries(from_toml, text, message):
+    with pytest.raises(ConfigError, match=message):
+        from_toml(f"[models.m]\n{text}").model("m")
+
+
+def test_missing_configuration_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read --config .*absent"):
+        load_registry(tmp_path / "absent.toml", "digits")
+
+
+def test_missing_weights(from_toml, tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*absent"):
+        from_toml(f"[models.m]\nweights = '{tmp_path}/absent.pt'").model("m")
+    with pytest.raises(CheckpointError, match="absent"):
+        load_registry(None, "digits").model("adm", tmp_path / "absent.safetensors")
+
+
+def test_embedded_weights_belong_to_their_dataset(from_toml, pictures):
+    known = from_toml(f'[datasets.pictures]\npath = "{pictures}"', dataset="pictures")
+    with pytest.raises(ConfigError, match="no embedded weights of 'adm' for dataset 'pictures'; give adm=PATH"):
+        known.model("adm")
+
+
+def test_datasets_of_the_file_start_at_the_data_dir(from_toml, pictures):
+    known = from_toml(f'[datasets.pictures]\npath = "{pictures.name}"\nheldout_every = 4', dataset="pictures")
+    data = known.load_dataset(pictures.parent)
+    assert (data.name, len(data.images), int(data.heldout.sum())) == ("pictures", 40, 10)
+
+
+def test_a_dataset_of_one_image_is_refused(from_toml, tmp_path):
+    np.savez(tmp_path / "one.npz", arr_0=np.zeros((1, 8, 8, 1), np.uint8))
+    known = from_toml(f'[datasets.one]\npath = "{tmp_path}/one.npz"', dataset="one")
+    with pytest.raises(ConfigError, match="fewer than 2 training images"):
+        known.load_dataset(None)

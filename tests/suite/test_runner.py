@@ -1,0 +1,222 @@
+"""A cell from its units to its files, with a cheap denoiser that counts what it is asked."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bench.diffusion.types import Prediction
+from bench.measure.moments import Moments
+from bench.suite import plan
+from bench.suite.reference import Reference
+from bench.suite.runner import CellRunner, RunError
+from bench.suite.store import Store
+
+STEP_COLUMNS = ["arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std"]
+
+
+@pytest.fixture
+def run_cell(small_data, tmp_path):
+    """Return a function that runs a cell and returns its store."""
+
+    def run(cell, denoiser, batch=4, folder="out", counted=None):
+        store = Store(tmp_path / folder)
+        progress = counted.append if counted is not None else lambda calls: None
+        reference = Reference(small_data, None)
+        CellRunner(cell, denoiser, reference, store, torch.device("cpu"), batch, progress).run()
+        return store
+
+    return run
+
+
+def arrays(store, cell, name):
+    with np.load(store.folder(cell) / name) as file:
+        return {key: file[key] for key in file.files}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def assert_same_cell(first, second, cell):
+    for name in ("samples.npz", "moments.npz", "errors.npz"):
+        assert_same(arrays(first, cell, name), arrays(second, cell, name))
+    assert (first.folder(cell) / "steps.csv").read_bytes() == (second.folder(cell) / "steps.csv").read_bytes()
+
+
+@pytest.mark.parametrize("spacing", ["plain", "ddim"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_network_calls_are_those_of_the_plan(make_cell, run_cell, shrink, spacing, steps):
+    # A batch as large as any unit, so that no row is padding.
+    cell, denoiser, counted = make_cell(spacing=spacing, steps=steps), shrink(), []
+    store = run_cell(cell, denoiser, batch=256, counted=counted)
+    assert denoiser.rows == sum(counted) == sum(cell.cost()) == store.metrics(cell)["network_calls"]
+    if spacing == "ddim":
+        assert cell.instruments().paired == 12
+
+
+def test_without_probes_calls_are_samples_times_steps(make_cell, run_cell, shrink):
+    cell, denoiser = make_cell(probes=False), shrink()
+    store = run_cell(cell, denoiser, batch=256)
+    assert denoiser.rows == 12 * 4
+    assert {path.name for path in store.folder(cell).iterdir()} == {"samples.npz", "metrics.json"}
+
+
+def test_progress_ignores_padding(make_cell, run_cell, shrink):
+    cell, denoiser, counted = make_cell(), shrink(), []
+    run_cell(cell, denoiser, batch=5, counted=counted)
+    assert sum(counted) == sum(cell.cost()) < denoiser.rows
+
+
+def test_probes_change_no_image(make_cell, run_cell, shrink):
+    with_probes, without = make_cell(), make_cell(probes=False)
+    first = run_cell(with_probes, shrink(), folder="with")
+    second = run_cell(without, shrink(), folder="without")
+    np.testing.assert_array_equal(first.samples(with_probes), second.samples(without))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 12, 100])
+def test_the_internal_batch_changes_nothing_of_an_elementwise_model(make_cell, run_cell, shrink, batch):
+    cell = make_cell(spacing="ddim")
+    first = run_cell(cell, shrink(), batch=4, folder="first")
+    second = run_cell(cell, shrink(), batch=batch, folder="second")
+    np.testing.assert_array_equal(first.samples(cell), second.samples(cell))
+    one, other = arrays(first, cell, "moments.npz"), arrays(second, cell, "moments.npz")
+    for name in one:  # sums in another order
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_shards_change_no_image(make_cell, run_cell, shrink, monkeypatch):
+    cell = make_cell()
+    whole = run_cell(cell, shrink(), folder="whole")
+    monkeypatch.setattr(plan, "SHARD", 4)
+    assert len([unit for unit in cell.units(4) if unit.arm == "free"]) == 3
+    cut = run_cell(cell, shrink(), folder="cut")
+    np.testing.assert_array_equal(whole.samples(cell), cut.samples(cell))
+    one, other = pd.read_csv(whole.folder(cell) / "steps.csv"), pd.read_csv(cut.folder(cell) / "steps.csv")
+    pd.testing.assert_frame_equal(one, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("fail_at", [0, 5, 11, 14, 19])
+def test_an_interrupted_cell_goes_on_where_it_stopped(make_cell, run_cell, shrink, monkeypatch, fail_at):
+    monkeypatch.setattr(plan, "SHARD", 4)
+    cell = make_cell()
+    undisturbed = run_cell(cell, shrink(), folder="undisturbed")
+    broken = shrink(fail_at)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cell, broken)
+    store = run_cell(cell, again := shrink())
+    assert_same_cell(undisturbed, store, cell)
+    total = shrink()
+    run_cell(cell, total, folder="total")
+    # Three free units of four calls each come first: a finished one is not computed twice.
+    finished = sum(4 for end in (4, 8, 12) if end <= fail_at)
+    assert again.calls <= total.calls - finished
+    assert not list(store.folder(cell).glob("*shard-*"))
+
+
+def test_an_interrupted_cell_is_not_complete(make_cell, run_cell, shrink, small_data, tmp_path):
+    cell = make_cell()
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cell, shrink(2))
+    assert not Store(tmp_path / "out").is_sampled(cell)
+    assert not (Store(tmp_path / "out").folder(cell) / "samples.npz").exists()
+
+
+def test_samples_are_guided_diffusions_format(make_cell, run_cell, shrink):
+    cell = make_cell()
+    samples = arrays(run_cell(cell, shrink()), cell, "samples.npz")
+    assert list(samples) == ["arr_0"]
+    images = samples["arr_0"]
+    assert (images.shape, images.dtype) == ((12, 4, 4, 3), np.uint8)
+    assert (images[..., :1] == images).all()
+    assert images.std() > 10  # not all one colour
+
+
+def test_quantising_modes_differ_by_at_most_one(make_cell, run_cell, shrink):
+    rounded, floored = make_cell(), make_cell(quantize="floor")
+    one = run_cell(rounded, shrink(), folder="round").samples(rounded).astype(int)
+    other = run_cell(floored, shrink(), folder="floor").samples(floored).astype(int)
+    assert set(np.unique(one - other)) == {0, 1}
+
+
+@pytest.fixture
+def finished(make_cell, run_cell, shrink):
+    cell = make_cell(spacing="ddim", samples=70)
+    return cell, run_cell(cell, shrink(), batch=16)
+
+
+def test_step_table(finished):
+    cell, store = finished
+    table = pd.read_csv(store.folder(cell) / "steps.csv")
+    assert list(table.columns) == STEP_COLUMNS
+    arms = {"free", "forced-train", "forced-heldout", "paired", "gaussian", "gaussian-forced"}
+    assert set(table["arm"]) == arms
+    at = {len(cell.levels()) - 2 - k: level for k, level in enumerate(cell.levels())}
+    for row in table.itertuples():
+        level = at[row.i]
+        assert (row.t, row.stage) == (level.t, 0)
+        assert row.alpha == pytest.approx(level.alpha, rel=1e-12)
+        assert row.sigma == pytest.approx(level.sigma, rel=1e-12)
+    assert not table.duplicated(["arm", "i", "quantity"]).any()
+    counts = table.drop_duplicates("arm").set_index("arm")["n"]
+    # 64 forced images are wanted: all 18 held-out ones, all 42 training ones; 64 paired ones, again all 42.
+    assert counts[["free", "forced-train", "forced-heldout", "paired"]].tolist() == [70, 42, 18, 42]
+
+
+def test_moments_are_mergeable_records(finished):
+    cell, store = finished
+    moments = arrays(store, cell, "moments.npz")
+    assert moments["i"].tolist() == [0, 1, 2, 3]
+    for arm, names in {"free": ("state", "eps"), "forced-train": ("state", "eps", "error", "residual")}.items():
+        for name in names:
+            assert moments[f"{arm}/{name}/mean"].shape == moments[f"{arm}/{name}/second"].shape == (4, 1, 4, 4)
+        assert moments[f"{arm}/spectrum_state/mean"].shape == (4, 4)  # radii 0 to 3 on a 4x4 grid
+    state = {key: moments[f"free/state/{key}"] for key in ("count", "mean", "second")}
+    table = pd.read_csv(store.folder(cell) / "steps.csv")
+    row = table[(table["arm"] == "free") & (table["quantity"] == "var_marginal") & (table["i"] == 1)]
+    assert row["value"].item() == pytest.approx(Moments.variance(state)[2].mean())  # the state that call 2 reached
+
+
+def test_errors_are_those_of_single_images(finished):
+    cell, store = finished
+    errors = arrays(store, cell, "errors.npz")
+    assert errors["errors"].shape == (4, 60, 1, 4, 4)  # all 42 training and 18 held-out images
+    assert errors["errors"].dtype == np.float32
+    assert errors["i"].tolist() == [0, 1, 2, 3]
+    assert errors["t"].tolist() == [level.t for level in reversed(cell.levels()[:-1])]
+    assert errors["part"].tolist() == ["train"] * 42 + ["heldout"] * 18
+    moments = arrays(store, cell, "moments.npz")
+    np.testing.assert_allclose(errors["errors"][:, :42].mean(1), moments["forced-train/error/mean"], atol=1e-6)
+
+
+def test_metrics_file(finished):
+    cell, store = finished
+    found = json.loads((store.folder(cell) / "metrics.json").read_text())
+    assert (found["nfe"], found["features"], found["network_calls"]) == (4, "none", sum(cell.cost()))
+    assert [score["metric"] for score in found["scores"]] == ["nn_ratio"]
+    assert set(found["scores"][0]) == {"metric", "value", "n", "reference", "reason"}
+
+
+def test_forced_noise_belongs_to_the_image(make_cell, run_cell, shrink):
+    # More forced images, the same errors of the first ones: neither split nor number shifts a stream.
+    few, many = make_cell(samples=10), make_cell(samples=40)
+    first = arrays(run_cell(few, shrink(), batch=7, folder="few"), few, "errors.npz")
+    second = arrays(run_cell(many, shrink(), batch=16, folder="many"), many, "errors.npz")
+    assert first["part"].tolist() == second["part"].tolist()
+    np.testing.assert_array_equal(first["errors"], second["errors"])
+
+
+class Broken:
+    def __call__(self, x, level, cond=None):
+        return Prediction(x, torch.full_like(x, float("nan")), torch.zeros_like(x))
+
+
+def test_values_that_are_not_finite_are_reported(make_cell, run_cell):
+    with pytest.raises(RunError, match=r"model 'toy' at 4 steps, seed 0, .*not finite") as caught:
+        run_cell(make_cell(probes=False), Broken())
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,138 @@
+import json
+
+import numpy as np
+import pytest
+
+from bench.suite.config import ConfigError
+from bench.suite.plan import Unit
+from bench.suite.store import Store, write_atomic, write_json
+
+UNIT = Unit("free", 0, 12)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "out")
+
+
+def no_partials(folder):
+    return not [path for path in folder.rglob("*") if "partial" in path.name]
+
+
+def test_atomic_writing_leaves_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    write_atomic(path, lambda partial: partial.write_text("old") and None)
+
+    def fail(partial):
+        partial.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, fail)
+    assert path.read_text() == "old"
+
+
+def test_temporary_files_keep_the_suffix_and_vanish(tmp_path):
+    seen = []
+    write_atomic(tmp_path / "a.npz", lambda partial: seen.append(partial) or partial.write_text(""))
+    assert seen[0].suffix == ".npz"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_json_refuses_what_json_cannot_say(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1, None]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, None]}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, None]}
+
+
+def test_nothing_is_made_before_something_is_written(store, make_cell):
+    assert store.metrics(make_cell()) is None
+    assert not store.has_shard(make_cell(), UNIT)
+    store.check(make_cell())
+    assert not store.root.exists()
+
+
+def test_a_shard_comes_back(store, make_cell):
+    arrays = {"samples": np.arange(5, dtype=np.uint8), "free/state/mean": np.linspace(0, 1, 3)}
+    store.put_shard(make_cell(), UNIT, arrays)
+    assert store.has_shard(make_cell(), UNIT)
+    found = store.get_shard(make_cell(), UNIT)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+    assert no_partials(store.root)
+
+
+def test_a_half_written_shard_is_not_one(store, make_cell, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", stop)
+        with pytest.raises(KeyboardInterrupt):
+            store.put_shard(make_cell(), UNIT, {"a": np.zeros(2)})
+    assert not store.has_shard(make_cell(), UNIT)
+    store.put_shard(make_cell(), UNIT, {"a": np.ones(2)})  # the leftover does not stand in the way
+    assert store.get_shard(make_cell(), UNIT)["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 rubbish", None])
+def test_a_damaged_shard_is_named(store, make_cell, damage):
+    store.put_shard(make_cell(), UNIT, {"a": np.zeros(100)})
+    path = store.folder(make_cell()) / UNIT.name / "arrays.npz"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage)
+    with pytest.raises(ConfigError, match=f"{UNIT.name} is damaged; delete it"):
+        store.get_shard(make_cell(), UNIT)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 rubbish", None])
+def test_damaged_samples_are_named(store, make_cell, damage):
+    store.put_arrays(make_cell(), "samples.npz", {"arr_0": np.zeros((2, 4, 4, 3), np.uint8)})
+    assert store.samples(make_cell()).shape == (2, 4, 4, 3)
+    path = store.folder(make_cell()) / "samples.npz"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage)
+    with pytest.raises(ConfigError, match=r"samples.npz is missing or damaged; delete"):
+        store.samples(make_cell())
+
+
+def test_metrics_complete_a_cell_and_drop_its_shards(store, make_cell):
+    cell = make_cell()
+    store.begin(cell)
+    store.put_shard(cell, UNIT, {"a": np.zeros(2)})
+    assert not store.is_sampled(cell)
+    store.finish(cell, {"scores": []})
+    assert store.is_sampled(cell)
+    assert [path.name for path in store.folder(cell).iterdir()] == ["metrics.json"]
+    found = store.metrics(cell)
+    assert (found["key"], found["cell"]["model"], found["scores"]) == (cell.key(), "toy", [])
+
+
+@pytest.mark.parametrize("text", ["", '{"key": "', "[]", "3"])
+def test_half_written_metrics_do_not_complete_a_cell(store, make_cell, text):
+    store.begin(make_cell())
+    (store.folder(make_cell()) / "metrics.json").write_text(text)
+    assert store.metrics(make_cell()) is None
+    assert not store.is_sampled(make_cell())
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(("change", "name"), [({"samples": 13}, "samples"), ({"clip": False}, "clip")])
+def test_a_folder_of_another_configuration_is_refused(store, make_cell, finished, change, name):
+    cell, other = make_cell(), make_cell(**change)
+    assert store.folder(cell) == store.folder(other)
+    store.begin(cell)
+    if finished:
+        store.finish(cell, {})
+    store.check(cell)
+    with pytest.raises(ConfigError, match=f"made with another {name} .*choose another --out") as caught:
+        store.check(other)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,101 @@
+import csv
+import tomllib
+
+import numpy as np
+import pytest
+
+from bench.diffusion.samplers import DDIM
+from bench.suite.config import RESERVED_SEEDS
+from bench.suite.registry import Scaling, load_registry
+from bench.suite.tune import Sweep, main, vertex
+
+GRID = (0.9, 1.0, 1.1, 1.2)
+
+
+@pytest.mark.parametrize("lowest", [0.93, 1.0, 1.17])
+def test_vertex_of_a_parabola(lowest):
+    values = [3 * (x - lowest) ** 2 + 5 for x in GRID]
+    assert vertex(GRID, values) == pytest.approx(lowest, rel=1e-9)
+
+
+@pytest.mark.parametrize(("lowest", "best"), [(0.5, 0.9), (2.0, 1.2)])
+def test_a_minimum_outside_the_grid_gives_its_nearest_end(lowest, best):
+    assert vertex(GRID, [(x - lowest) ** 2 for x in GRID]) == best
+
+
+def test_a_maximum_gives_the_best_point():
+    assert vertex(GRID, [-((x - 1.02) ** 2) for x in GRID]) == 1.2
+
+
+@pytest.fixture
+def shrinking_sweep(shrink):
+    return Sweep(shrink(), "cosine", 1000, samples=70)
+
+
+def test_distances_repeat_and_feel_the_constants(shrinking_sweep):
+    distance = shrinking_sweep.distance
+    assert distance(DDIM(), 3, 1.0, 0.0) == distance(DDIM(), 3, 1.0, 0.0) > 0
+    assert distance(DDIM(), 3, 1.0, 0.0) != distance(DDIM(), 3, 1.5, 0.0)
+    # b + span * i / (steps - 1): another slope at the same b at i = 0.
+    assert distance(DDIM(), 3, 1.5, 0.0) != distance(DDIM(), 3, 1.5, 0.5)
+    assert np.isfinite(distance(DDIM(), 1, 1.0, 0.2))  # one step has no slope
+
+
+def test_tuning_draws_from_reserved_seeds(shrinking_sweep, monkeypatch):
+    from bench.suite import tune
+
+    seeds = []
+    real = tune.Noise
+    monkeypatch.setattr(tune, "Noise", lambda seed: seeds.append(seed) or real(seed))
+    shrinking_sweep.distance(DDIM(), 1, 1.0, 0.0)
+    assert seeds
+    assert min(seeds) >= RESERVED_SEEDS
+
+
+def test_the_sweep_prints_tables_for_scaling_toml(tmp_path, capsys):
+    out = tmp_path / "tuning.csv"
+    assert main(["--steps", "2,3", "--samples", "70", "--sampler", "ddim", "--out", str(out)]) == 0
+    tables = tomllib.loads(capsys.readouterr().out)["digits"]
+    assert set(tables) == {"adm-es", "adm-es-linear"}
+    for table in tables.values():
+        row = table["ddim"]
+        Scaling(tuple(row["steps"]), tuple(row["b"]), tuple(row["span"])).at(50)
+        assert row["steps"] == [2, 3]
+    uniform, linear = tables["adm-es"]["ddim"], tables["adm-es-linear"]["ddim"]
+    assert uniform["span"] == [0.0, 0.0]
+    for b, start, span in zip(uniform["b"], linear["b"], linear["span"], strict=True):
+        assert start + span / 2 == pytest.approx(b, abs=2e-4)  # constants are rounded to four digits
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (6 + 6)
+    assert list(rows[0]) == ["model", "sampler", "steps", "b", "span", "n", "fd_digits"]
+
+
+def test_a_second_sweep_appends(tmp_path, capsys):
+    out = tmp_path / "tuning.csv"
+    for _ in range(2):
+        main(["--steps", "1", "--samples", "66", "--out", str(out)])
+    lines = out.read_text().splitlines()
+    assert len(lines) == 1 + 2 * 12
+    assert lines[1:13] == lines[13:]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--steps", "0"], "not positive"),
+        (["--steps", "5000"], "between 1 and 1000"),
+        (["--base", "admm"], "unknown model"),
+        (["--samples", "0"], "--samples must be positive"),
+    ],
+)
+def test_bad_arguments_give_one_line(tmp_path, capsys, args, message):
+    assert main([*args, "--out", str(tmp_path / "t.csv")]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert message in captured.err
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_the_baseline_is_tunable():
+    assert load_registry(None, "digits").model("adm").scaling == {}
