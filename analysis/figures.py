@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from analysis.load import Results
-from analysis.style import ARM_LINES, colours, panels, save, step_axis
+from analysis.style import ARM_LINES, colours, noisy_left, panels, save, step_axis
 from analysis.tables import QualityTable
 
 __all__ = ["draw_eps_norm", "draw_quality", "draw_samples", "draw_variance_gap", "draw_x0_error"]
@@ -77,11 +77,6 @@ def _curve(axis: Axes, table: pd.DataFrame, colour: str, style: str, width: floa
         axis.fill_between(table["t"], low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _noisy_left(axis: Axes) -> None:
-    if not axis.xaxis_inverted():
-        axis.invert_xaxis()
-
-
 def _legend(figure: Figure, paint: dict[str, str], styles: dict[str, tuple[Any, str]]) -> None:
     """Explain colours (models) and line styles (label to style and colour) above the panels."""
     handles = [Line2D([], [], color=colour, label=name) for name, colour in paint.items()]
@@ -114,7 +109,7 @@ def draw_eps_norm(steps: pd.DataFrame, folder: Path) -> list[Path]:
             axes[1, column].axhline(1, color="black", linewidth=0.8)
             axes[0, column].set_title(f"{count} steps")
             axes[1, column].set_xlabel("t")
-            _noisy_left(axes[0, column])
+            noisy_left(axes[0, column])
         axes[0, 0].set_ylabel(r"$\|\epsilon_\theta\|_2$")
         axes[1, 0].set_ylabel("free / forced")
         _leave_out_last(list(axes[1]))
@@ -162,7 +157,7 @@ def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
                 exact = here[here["arm"] == "gaussian"].drop_duplicates("t")
                 _curve(axis, exact, "black", "--")
                 axis.axhline(1 - row, color="black", linewidth=0.8)
-                _noisy_left(axes[0, column])
+                noisy_left(axes[0, column])
         for column, count in enumerate(counts):
             axes[0, column].set_title(f"{count} steps")
             axes[1, column].set_xlabel("t")
@@ -187,7 +182,7 @@ def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
         axis.set_xlabel(f"t (levels of {count} steps)")
         axis.set_ylabel(r"RMSE of $\hat{x}_0$")
         axis.set_ylim(bottom=0)
-        _noisy_left(axis)
+        noisy_left(axis)
         _legend(figure, paint, {"training images": ("-", "black"), "held-out images": ("--", "black")})
         return save(figure, folder, "x0_error")
 

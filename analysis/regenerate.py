@@ -6,6 +6,9 @@ from pathlib import Path
 
 from analysis.figures import draw_eps_norm, draw_quality, draw_samples, draw_variance_gap, draw_x0_error
 from analysis.load import Results, load_results
+from analysis.normality import draw_normality, normality_table, power_table
+from analysis.pairs import draw_pairs, pairs_table
+from analysis.spectra import draw_spectra, spectrum_table
 from analysis.tables import quality_table
 
 __all__ = ["regenerate"]
@@ -33,4 +36,23 @@ def regenerate(root: Path) -> Results:
         draw_variance_gap(steps, figures)
         draw_x0_error(steps, figures)
     draw_samples(results, figures)
+    _distributions(results, tables, figures)
     return results
+
+
+def _distributions(results: Results, tables: Path, figures: Path) -> None:
+    """Write what the single errors, the spectra and the kernel terms say."""
+    normality = normality_table(results)
+    if len(normality):
+        power = power_table(int(normality["n"].max()))
+        normality.to_csv(tables / "normality.csv", index=False)
+        power.to_csv(tables / "normality_power.csv", index=False)
+        draw_normality(normality, power, figures)
+    spectra = spectrum_table(results)
+    if len(spectra):
+        spectra.to_csv(tables / "spectra.csv", index=False)
+        draw_spectra(spectra, figures)
+    pairs = pairs_table(results)
+    if len(pairs):
+        pairs.to_csv(tables / "pairs.csv", index=False)
+        draw_pairs(pairs, figures)

@@ -16,7 +16,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["ARM_LINES", "colours", "panels", "save", "step_axis"]
+__all__ = ["ARM_LINES", "colours", "noisy_left", "panels", "save", "step_axis"]
 
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
@@ -63,6 +63,12 @@ def step_axis(axis: Axes, steps: Sequence[int]) -> None:
     axis.set_xticks(list(steps), [str(count) for count in steps])
     axis.minorticks_off()
     axis.set_xlabel("sampling steps")
+
+
+def noisy_left(axis: Axes) -> None:
+    """Let t fall from left to right, as sampling does."""
+    if not axis.xaxis_inverted():
+        axis.invert_xaxis()
 
 
 def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:

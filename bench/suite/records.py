@@ -55,9 +55,25 @@ class Records:
                 kept.append(arrays[f"errors/{name}"])
 
     def moments(self) -> Arrays:
-        """Return ``<arm>/<quantity>/count|mean|second`` and ``i``, the solver indices of the per-pixel rows."""
-        flat = {f"{arm}/{name}": value for arm, record in self._seen() for name, value in record.items()}
-        return {"i": np.array(self.look.indices), **flat}
+        """Return ``<arm>/<quantity>/count|mean|second``, the levels of the rows, and the data's own moments.
+
+        ``i``, ``t``: solver indices and training indices the network saw; ``alpha_next``, ``sigma_next``: the level
+        each row's state reached; ``data/mean``, ``data/variance``, ``data/spectrum``: the training images'.
+        """
+        levels, look = self.cell.levels(), self.look
+        seen = [levels[len(levels) - 2 - i] for i in look.indices]
+        reached = [levels[len(levels) - 1 - i] for i in look.indices]
+        data = self.reference.statistics
+        return {
+            "i": np.array(look.indices),
+            "t": np.array([level.t for level in seen]),
+            "alpha_next": np.array([level.alpha for level in reached]),
+            "sigma_next": np.array([level.sigma for level in reached]),
+            "data/mean": data.mean,
+            "data/variance": data.variance,
+            "data/spectrum": self.reference.spectrum,
+            **{f"{arm}/{name}": value for arm, record in self._seen() for name, value in record.items()},
+        }
 
     def _seen(self) -> Iterator[tuple[str, Arrays]]:
         return ((arm, record) for arm, record in self._arms.items() if record["scalars/count"].any())

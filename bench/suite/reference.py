@@ -7,6 +7,7 @@ from bench.diffusion.schedules import alpha_bars
 from bench.measure.features import Extractor
 from bench.measure.metrics import FeatureSet
 from bench.measure.recursion import LinearGaussian
+from bench.measure.spectra import RadialBins
 from bench.measure.steps import PixelStatistics
 
 __all__ = ["Reference"]
@@ -23,6 +24,7 @@ class Reference:
         pixels = to_unit(data.part("train")).double()
         self.centre = pixels.mean(0)
         self.statistics = PixelStatistics(self.centre.numpy(), pixels.var(0).numpy())
+        self.spectrum = RadialBins(*data.shape[1:]).density(pixels.float()).double().mean(0).numpy()
 
     @property
     def name(self) -> str:

@@ -1,0 +1,58 @@
+"""Every pair of models at every step count: the paired kernel difference, its z, and win, tie or loss."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.load import Results
+from analysis.paired import CRITICAL, compare
+from analysis.style import panels, save
+from analysis.tables import kernel_terms
+
+__all__ = ["draw_pairs", "pairs_table"]
+
+_PANELS = 4
+
+
+def pairs_table(results: Results) -> pd.DataFrame:
+    """Return one row an ordered pair (model over other, same sampler and steps) with shared seeds."""
+    rows = []
+    for steps, terms in sorted(kernel_terms(results).items()):
+        for first, second in permutations(terms, 2):
+            (model, sampler), (other, other_sampler) = first, second
+            comparison = compare(terms[first], terms[second])
+            if comparison is not None and sampler == other_sampler:
+                found = {"delta": comparison.delta, "error": comparison.error, "z": comparison.z}
+                rows.append(
+                    {"steps": steps, "sampler": sampler, "model": model, "other": other, **found}
+                    | {"seeds": comparison.seeds, "verdict": comparison.verdict}
+                )
+    return pd.DataFrame(rows)
+
+
+def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """A matrix of z a step count: blue where the row's model is closer to the data; a mark where |z| passes 1.96."""
+    sampler = str(table["sampler"].iloc[0])
+    table = table[table["sampler"] == sampler]
+    models = list(dict.fromkeys(table["model"]))
+    counts = sorted(int(steps) for steps in table["steps"].unique())
+    counts = [counts[round(k)] for k in np.linspace(0, len(counts) - 1, min(_PANELS, len(counts)))]
+    with panels(1, len(counts), sharey=True) as (figure, axes):
+        figure.set_size_inches(7.0, 1.0 + 0.3 * len(models))
+        for axis, steps in zip(axes[0], counts, strict=True):
+            here = table[table["steps"] == steps]
+            grid = here.pivot(index="model", columns="other", values="z").reindex(index=models, columns=models)
+            image = axis.imshow(grid, cmap="RdBu_r", vmin=-4, vmax=4, aspect="auto")
+            for row, column in np.argwhere(np.abs(grid.to_numpy()) >= CRITICAL):
+                axis.text(column, row, "w" if grid.iloc[row, column] < 0 else "l", ha="center", va="center", fontsize=6)
+            axis.set_xticks(range(len(models)), models, rotation=90)
+            axis.set_yticks(range(len(models)), models)
+            axis.set_title(f"{steps} steps")
+            axis.grid(False)
+        figure.colorbar(image, ax=axes[0], label="z of row minus column", extend="both")
+        figure.suptitle(f"Paired kernel test, {sampler}: w = row is closer to the data, l = column is", fontsize=8)
+        return save(figure, folder, "win_tie_loss")
