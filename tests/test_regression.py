@@ -63,7 +63,16 @@ def test_probes_change_no_image(results, tmp_path):
 
 def test_every_table_and_figure_is_there(results):
     tables = {path.name for path in (results / "tables").iterdir()}
-    assert tables == {"metrics.csv", "fid_vs_steps.csv", "fid_vs_steps.md", "fid_vs_steps.tex"}
+    assert tables >= {"metrics.csv", "fid_vs_steps.csv", "fid_vs_steps.md", "fid_vs_steps.tex"}
+    assert tables >= {"normality.csv", "normality_power.csv", "spectra.csv", "pairs.csv"}
     figures = {path.name for path in (results / "figures").iterdir()}
-    drawn = ("fid_vs_steps", "eps_norm", "variance_gap", "x0_error")
+    drawn = (
+        "fid_vs_steps",
+        "eps_norm",
+        "variance_gap",
+        "x0_error",
+        "error_normality",
+        "spectrum_ratio",
+        "win_tie_loss",
+    )
     assert figures >= {f"{name}.{suffix}" for name in drawn for suffix in ("png", "pdf")} | {"samples.png"}

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -66,12 +67,13 @@ def test_a_shard_comes_back(store, make_cell):
     assert no_partials(store.root)
 
 
-def test_a_half_written_shard_is_not_one(store, make_cell, monkeypatch):
+@pytest.mark.parametrize(("module", "function"), [(np, "savez"), (os, "replace")])
+def test_a_half_written_shard_is_not_one(store, make_cell, monkeypatch, module, function):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", stop)
+        patch.setattr(module, function, stop)
         with pytest.raises(KeyboardInterrupt):
             store.put_shard(make_cell(), UNIT, {"a": np.zeros(2)})
     assert not store.has_shard(make_cell(), UNIT)
@@ -114,6 +116,11 @@ def test_metrics_complete_a_cell_and_drop_its_shards(store, make_cell):
     assert [path.name for path in store.folder(cell).iterdir()] == ["metrics.json"]
     found = store.metrics(cell)
     assert (found["key"], found["cell"]["model"], found["scores"]) == (cell.key(), "toy", [])
+
+
+def test_a_cell_of_another_configuration_is_not_this_one(store, make_cell):
+    store.finish(make_cell(), {})
+    assert not store.is_sampled(make_cell(clip=False))
 
 
 @pytest.mark.parametrize("text", ["", '{"key": "', "[]", "3"])

@@ -4,7 +4,9 @@ import tomllib
 import numpy as np
 import pytest
 
+from bench.diffusion.corrections import EpsilonScaling
 from bench.diffusion.samplers import DDIM
+from bench.suite import tune
 from bench.suite.config import RESERVED_SEEDS
 from bench.suite.registry import Scaling, load_registry
 from bench.suite.tune import Sweep, main, vertex
@@ -36,14 +38,18 @@ def test_distances_repeat_and_feel_the_constants(shrinking_sweep):
     distance = shrinking_sweep.distance
     assert distance(DDIM(), 3, 1.0, 0.0) == distance(DDIM(), 3, 1.0, 0.0) > 0
     assert distance(DDIM(), 3, 1.0, 0.0) != distance(DDIM(), 3, 1.5, 0.0)
-    # b + span * i / (steps - 1): another slope at the same b at i = 0.
     assert distance(DDIM(), 3, 1.5, 0.0) != distance(DDIM(), 3, 1.5, 0.5)
-    assert np.isfinite(distance(DDIM(), 1, 1.0, 0.2))  # one step has no slope
+
+
+@pytest.mark.parametrize(("steps", "slope"), [(1, 0.2), (2, 0.2), (5, 0.05)])
+def test_the_span_is_the_rise_over_all_steps(shrinking_sweep, monkeypatch, steps, slope):
+    seen = []
+    monkeypatch.setattr(tune, "EpsilonScaling", lambda path, b, k: seen.append((b, k)) or EpsilonScaling(path, b, k))
+    assert np.isfinite(shrinking_sweep.distance(DDIM(), steps, 1.1, 0.2))
+    assert seen == [(1.1, pytest.approx(slope))]
 
 
 def test_tuning_draws_from_reserved_seeds(shrinking_sweep, monkeypatch):
-    from bench.suite import tune
-
     seeds = []
     real = tune.Noise
     monkeypatch.setattr(tune, "Noise", lambda seed: seeds.append(seed) or real(seed))
