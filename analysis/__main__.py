@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ResultsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     for problem in results.problems:
         print(f"warning: {problem}", file=sys.stderr)
     table = args.results / "tables" / "fid_vs_steps.md"

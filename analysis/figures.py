@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from analysis.load import Results
 from analysis.style import ARM_LINES, colours, noisy_left, panels, save, step_axis
-from analysis.tables import QualityTable
+from analysis.tables import QualityTable, first_sampler
 
 __all__ = ["draw_eps_norm", "draw_quality", "draw_samples", "draw_variance_gap", "draw_x0_error"]
 
@@ -85,15 +85,9 @@ def _legend(figure: Figure, paint: dict[str, str], styles: dict[str, tuple[Any, 
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), columns), frameon=False)
 
 
-def _first_sampler(steps: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Keep one sampler a figure, the ancestral one where there are several."""
-    sampler = "ddpm" if (steps["sampler"] == "ddpm").any() else str(steps["sampler"].iloc[0])
-    return steps[steps["sampler"] == sampler], sampler
-
-
 def draw_eps_norm(steps: pd.DataFrame, folder: Path) -> list[Path]:
     """||eps|| free running and teacher forced (top), and their ratio (bottom), along t."""
-    steps, sampler = _first_sampler(steps)
+    steps, sampler = first_sampler(steps)
     models = list(dict.fromkeys(steps["model"]))
     paint, counts = colours(models), _step_counts(steps)
     table = _select(steps, "eps_norm", ["free", "forced-train", "forced-heldout"])
@@ -143,7 +137,7 @@ def _ratio(free: pd.DataFrame, forced: pd.DataFrame) -> tuple[NDArray[np.float64
 
 def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
     """Marginal variance over the truth (top) and the published pred_std over its floor (bottom), along t."""
-    steps, sampler = _first_sampler(steps)
+    steps, sampler = first_sampler(steps)
     models = list(dict.fromkeys(steps["model"]))
     paint, counts = colours(models), _step_counts(steps)
     with panels(2, len(counts), sharex=True, sharey="row") as (figure, axes):
@@ -170,7 +164,7 @@ def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
 
 def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
     """Root mean squared error of x0_hat on training and held-out images, along t, at the most steps."""
-    steps, _ = _first_sampler(steps)
+    steps, _ = first_sampler(steps)
     models = list(dict.fromkeys(steps["model"]))
     paint, count = colours(models), max(_step_counts(steps))
     table = _select(steps[steps["steps"] == count], "x0_rmse", ["forced-train", "forced-heldout"])

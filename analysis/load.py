@@ -44,7 +44,7 @@ class CellRecord:
             return None
         try:
             table = pd.read_csv(path)
-            table = table.astype({"i": int, "t": float, "value": float})
+            table = table.astype({"arm": str, "quantity": str, "i": int, "t": float, "value": float, "std": float})
         except (OSError, ValueError, KeyError) as error:
             raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
         return table.assign(**self.key())
@@ -101,13 +101,11 @@ def load_results(root: Path) -> Results:
     cells, problems = [], []
     for folder in sorted(path for path in (root / "cells").iterdir() if path.is_dir()):
         try:
-            facts = json.loads((folder / "metrics.json").read_text())
-            record = CellRecord(folder, facts["cell"], facts)
-            record.key(), facts["scores"], facts["nfe"]
+            record = _read_cell(folder)
             cells.append(record)
         except FileNotFoundError:
             problems.append(f"{folder} is incomplete and left out; run again to finish it")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(
                 f"{folder} is damaged and left out ({type(error).__name__}: {error}); delete it and run again"
             )
@@ -118,6 +116,23 @@ def load_results(root: Path) -> Results:
         key=lambda r: (order.get(r.cell["model"], len(order)), r.cell["sampler"], r.cell["steps"], r.cell["seed"])
     )
     return Results(root, cells, problems)
+
+
+def _read_cell(folder: Path) -> CellRecord:
+    """Read a cell's ``metrics.json`` and check that what it lists is there; any error says that the cell is damaged."""
+    facts = json.loads((folder / "metrics.json").read_text())
+    record = CellRecord(folder, dict(facts["cell"]), facts)
+    if not all(isinstance(record.cell[name], kind) for name, kind in zip(_KEY, (str, str, int, int), strict=True)):
+        raise ValueError("model, sampler, steps or seed is of the wrong kind")
+    int(facts["nfe"])
+    for score in facts["scores"]:
+        str(score["metric"]), str(score["reference"]), int(score["n"])
+        if score["value"] is not None:
+            float(score["value"])
+    for name, size in facts.get("files", {}).items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise ValueError(f"{name} is missing or has been changed")
+    return record
 
 
 def _model_order(root: Path) -> dict[str, int]:

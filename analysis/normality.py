@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from analysis.load import CellRecord, Results
 from analysis.shapiro import shapiro_wilk
 from analysis.style import colours, noisy_left, panels, save
+from analysis.tables import first_sampler
 
 __all__ = ["benjamini_hochberg", "draw_normality", "level_statistics", "normality_table", "power_table"]
 
@@ -94,6 +95,7 @@ def power_table(n: int) -> pd.DataFrame:
 
 def draw_normality(table: pd.DataFrame, power: pd.DataFrame, folder: Path) -> list[Path]:
     """Rejected shares (left; solid published, dashed after false-discovery control) and excess kurtosis (right)."""
+    table, _ = first_sampler(table)
     steps = int(table["steps"].max())
     table = table[table["steps"] == steps]
     models = list(dict.fromkeys(table["model"]))

@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.load import Results
 from analysis.paired import CRITICAL, compare
 from analysis.style import panels, save
-from analysis.tables import kernel_terms
+from analysis.tables import first_sampler, kernel_terms
 
 __all__ = ["draw_pairs", "pairs_table"]
 
@@ -36,8 +36,7 @@ def pairs_table(results: Results) -> pd.DataFrame:
 
 def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
     """A matrix of z a step count: blue where the row's model is closer to the data; a mark where |z| passes 1.96."""
-    sampler = str(table["sampler"].iloc[0])
-    table = table[table["sampler"] == sampler]
+    table, sampler = first_sampler(table)
     models = list(dict.fromkeys(table["model"]))
     counts = sorted(int(steps) for steps in table["steps"].unique())
     counts = [counts[round(k)] for k in np.linspace(0, len(counts) - 1, min(_PANELS, len(counts)))]

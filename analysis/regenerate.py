@@ -25,6 +25,8 @@ def regenerate(root: Path) -> Results:
     tables.mkdir(exist_ok=True)
     results.metrics().to_csv(tables / "metrics.csv", index=False)
     quality = quality_table(results)
+    for stale in (*tables.glob("fid_vs_steps.*"), *figures.glob("fid_vs_steps.*")):
+        stale.unlink()  # a folder scored anew without features has none
     if quality is not None:
         quality.table.to_csv(tables / "fid_vs_steps.csv", index=False)
         (tables / "fid_vs_steps.md").write_text(quality.markdown())

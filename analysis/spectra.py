@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis.load import CellRecord, Results
 from analysis.style import noisy_left, panels, save
+from analysis.tables import first_sampler
 
 __all__ = ["draw_spectra", "spectrum_table"]
 
@@ -53,8 +54,9 @@ def spectrum_table(results: Results) -> pd.DataFrame:
 
 def draw_spectra(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Heat maps (level x frequency) of the log ratio of power: states over closed form, x0_hat free over forced."""
+    table, _ = first_sampler(table)
     steps = int(table["steps"].max())
-    table = table[(table["steps"] == steps) & (table["sampler"] == table["sampler"].iloc[0])]
+    table = table[table["steps"] == steps]
     models = list(dict.fromkeys(table["model"]))[:_PANELS]
     quantities = {"state_log_ratio": "state / closed form", "x0_hat_log_ratio": r"$\hat{x}_0$ free / forced"}
     with panels(2, len(models), sharex=True, sharey=True) as (figure, axes):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analysis.load import Results
 from analysis.paired import Comparison, compare
 
-__all__ = ["QualityTable", "kernel_terms", "main_metric", "quality_table"]
+__all__ = ["QualityTable", "first_sampler", "kernel_terms", "main_metric", "quality_table"]
 
 Row = tuple[str, str]  # model, sampler
 Terms = dict[int, NDArray[np.float64]]
@@ -75,6 +75,12 @@ def _md(cells: Sequence[str]) -> str:
 
 def _tex(text: str) -> str:
     return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&").replace("#", r"\#")
+
+
+def first_sampler(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Keep one sampler a figure, the ancestral one where there are several."""
+    sampler = "ddpm" if (table["sampler"] == "ddpm").any() else str(table["sampler"].iloc[0])
+    return table[table["sampler"] == sampler], sampler
 
 
 def main_metric(metrics: pd.DataFrame) -> str | None:

@@ -11,6 +11,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -108,11 +109,12 @@ def _against_pipeline(shape: Sequence[int], batch: int, pairs: int) -> None:
 def _memory(samples: int) -> float:
     """Return the peak memory of an instrumented run of so many samples, MiB, in a process of its own."""
     code = (
-        "import sys, tempfile; from bench.suite.cli import run;"
-        "out = tempfile.mkdtemp();"
-        f"sys.exit(run(['--models', 'adm', '--steps', '3', '--samples', '{samples}', '--out', out, '--quiet'])[0])"
+        "import sys; from bench.suite.cli import run;"
+        f"flags = ['--models', 'adm', '--steps', '3', '--samples', '{samples}', '--quiet', '--out', sys.argv[1]];"
+        "sys.exit(run(flags)[0])"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-c", code, f"{folder}/run"], check=True)
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 

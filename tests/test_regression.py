@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 import run_bench
 
 GOLDEN = Path(__file__).parent / "golden"

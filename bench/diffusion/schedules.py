@@ -15,12 +15,14 @@ from bench.diffusion.types import CLEAN, Level
 
 __all__ = ["alpha_bars", "betas", "levels", "respace"]
 
+_LEAST_LINEAR = 21  # the last beta, 20 / T, stays below 1
+
 
 def betas(name: str, T: int) -> NDArray[np.float64]:
     """Return the forward variances beta_t, float64 [T], t from 0.
 
     ``linear`` is Ho et al. 2020 rescaled to T steps; ``cosine`` is Nichol & Dhariwal 2021, eq. 17, with beta
-    capped at .999.
+    capped at .999. The numbers are the published ones at any T; :func:`alpha_bars` refuses those that leave no signal.
 
     Raises:
         ValueError: unknown name, or T below 1.
@@ -40,8 +42,15 @@ def betas(name: str, T: int) -> NDArray[np.float64]:
 
 
 def alpha_bars(name: str, T: int) -> NDArray[np.float64]:
-    """Return the cumulative signal powers alpha_bar_t = prod_{s<=t} (1 - beta_s), float64 [T]."""
-    return np.cumprod(1.0 - betas(name, T), dtype=np.float64)
+    """Return the cumulative signal powers alpha_bar_t = prod_{s<=t} (1 - beta_s), float64 [T].
+
+    Raises:
+        ValueError: unknown name, T below 1, or a T so small that a rescaled beta reaches 1 (no signal would be left).
+    """
+    variances = betas(name, T)
+    if variances.max() >= 1.0:
+        raise ValueError(f"the {name} schedule needs T of at least {_LEAST_LINEAR}, not {T}: its variances reach 1")
+    return np.cumprod(1.0 - variances, dtype=np.float64)
 
 
 def respace(spec: int | str, T: int) -> NDArray[np.int64]:
@@ -92,6 +101,9 @@ def levels(schedule: str, T: int, spec: int | str) -> tuple[Level, ...]:
 
     The respaced process has exactly the training process's alpha_bar at its indices, and the network sees the
     original index.
+
+    Raises:
+        ValueError: what :func:`alpha_bars` or :func:`respace` refuse.
     """
     bars = alpha_bars(schedule, T)
     noisy = [Level(int(t), math.sqrt(bars[t]), math.sqrt(1.0 - bars[t])) for t in respace(spec, T)]

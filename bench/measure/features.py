@@ -13,6 +13,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -129,20 +130,25 @@ class Extractor:
     def extract(self, images: Tensor, batch: int = 256) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return (pooled [N, d], spatial [N, d']) of uint8 images [N, 1 or 3, H, W], float32 on the host."""
         pooled, spatial = [], []
+        weight = next(self.network.parameters(), None)
+        device = images.device if weight is None else weight.device
         for part in images.split(batch):
             wide = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 else part
-            features = self.network(wide)
+            features = self.network(wide.to(device))
             pooled.append(features[0].cpu())
             spatial.append(features[1].cpu())
         return torch.cat(pooled).numpy(), torch.cat(spatial).numpy()
 
 
-def open_extractor(name: str, inception_weights: Path | None = None) -> Extractor | None:
+def open_extractor(
+    name: str, inception_weights: Path | None = None, device: torch.device | str = "cpu"
+) -> Extractor | None:
     """Open an extractor by name; ``none`` gives None.
 
     Args:
         name: one of :data:`EXTRACTORS`.
         inception_weights: torch-fidelity's Inception weights; None lets torch-fidelity find or download them.
+        device: where the network computes; images may lie anywhere and features come back to the host.
 
     Raises:
         FeatureError: unknown name, or weights that are missing, damaged or cannot be downloaded.
@@ -150,22 +156,38 @@ def open_extractor(name: str, inception_weights: Path | None = None) -> Extracto
     if name == "none":
         return None
     if name == "digits":
-        return Extractor(name, DigitsFeatures("digits", ["64", "spatial"]), _metric_names("_digits"), _sha256(WEIGHTS))
+        digits = DigitsFeatures("digits", ["64", "spatial"]).to(device)
+        return Extractor(name, digits, _metric_names("_digits"), _sha256(WEIGHTS))
     if name != "inception":
         raise FeatureError(f"unknown features {name!r}; choose {', '.join(EXTRACTORS)}")
     path = inception_weights or Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
     if inception_weights is not None or path.exists():
         _check_plain(path)
-    known = str(path) if path.exists() else None
-    try:
-        with redirect_stderr(StringIO()):  # the download's own chatter; a failure is told below in one line
-            network = InceptionFeatures("inception", ["2048", "spatial"], feature_extractor_weights_path=known)
-    except (OSError, RuntimeError) as error:
-        place = f"download {URL_INCEPTION_V3} and put it at {path}, or name it with --inception-weights"
-        raise FeatureError(f"Inception weights cannot be had ({_first_line(error)}); {place}") from None
+    network = _open_inception(path).to(device)
     digest = _sha256(path)
     published = digest.startswith(_INCEPTION_CHECKSUM)
     return Extractor(name, network, _metric_names("" if published else "_inception"), digest)
+
+
+def _open_inception(path: Path) -> InceptionFeatures:
+    """Build the network from a file, or let torch-fidelity download it where there is none."""
+    known = str(path) if path.exists() else None
+    try:
+        with redirect_stderr(StringIO()):  # the download's own chatter; a failure is told below in one line
+            return InceptionFeatures("inception", ["2048", "spatial"], feature_extractor_weights_path=known)
+    except (OSError, RuntimeError) as error:
+        if known:
+            raise FeatureError(
+                f"{path} does not hold torch-fidelity's Inception ({_first_misfit(error)}); download {URL_INCEPTION_V3}"
+            ) from None
+        place = f"download {URL_INCEPTION_V3} and put it at {path}, or name it with --inception-weights"
+        raise FeatureError(f"Inception weights cannot be had ({_first_line(error)}); {place}") from None
+
+
+def _first_misfit(error: BaseException) -> str:
+    """Return the first complaint of ``load_state_dict``, which lists every key and shape over many lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shorten(lines[1] if len(lines) > 1 else _first_line(error), 120, placeholder=" ...").rstrip(". ")
 
 
 def _metric_names(suffix: str) -> dict[str, str]:
@@ -178,16 +200,20 @@ def _metric_names(suffix: str) -> dict[str, str]:
 
 def _check_plain(path: Path) -> None:
     """Refuse a weights file that is missing or more than plain tensors, before torch-fidelity unpickles it."""
-    if not path.exists():
+    if not path.is_file():
         raise FeatureError(
             f"no Inception weights at {path}; download {URL_INCEPTION_V3} and name it with --inception-weights"
         )
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no common base class for what a damaged file makes it raise
         raise FeatureError(
             f"{path} is damaged or not plain tensors ({type(error).__name__}); download it again"
         ) from None
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
+        raise FeatureError(f"{path} does not hold a state dict (names to tensors); download {URL_INCEPTION_V3}")
 
 
 def _sha256(path: Path) -> str:

@@ -92,4 +92,6 @@ def neighbour_ratio(samples: Tensor, train: Tensor, heldout: Tensor) -> Score:
     thinned = [images[torch.linspace(0, len(images) - 1, count).long()] for images in (train, heldout)]
     ours = to_unit(samples).flatten(1)
     near = [torch.cdist(ours, to_unit(images).flatten(1)).amin(1).double().mean().item() for images in thinned]
+    if not near[1]:
+        return Score(name, None, len(samples), reference, "every sample is a held-out image")
     return Score(name, near[0] / near[1], len(samples), reference)

@@ -7,7 +7,7 @@ network; every measured gap is read against it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +37,6 @@ class GaussianState:
         """Return the per-pixel variance of x - alpha x0, [D]."""
         alpha = self.level.alpha
         return np.diag(self.cov) - 2 * alpha * np.diag(self.cross) + alpha**2 * np.diag(x0_cov)
-
-
-Noise = Callable[[Posterior, Matrix, Level], Matrix]
 
 
 class LinearGaussian:

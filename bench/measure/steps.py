@@ -3,6 +3,7 @@
 Definitions, with sigma_p the data's per-pixel standard deviation and the level (alpha, sigma) a row stands at:
 
 * ``eps_norm``, ``eps_used_norm``, ``x0_norm``, ``clipped``, ``x0_rmse``: mean over images, std over images.
+* ``eps_rms``: root of the mean over images of ||eps||^2, the norm that has a closed form.
 * ``x0_bias``: mean over pixels of the mean error; ``x0_nu``: mean over pixels of the error's std (Ning et al. 2023,
   nu_t); std over pixels.
 * ``var_marginal``: mean over pixels of Var(x); ``variance_ratio``: the same over mean(alpha^2 sigma_p^2 + sigma^2),
@@ -47,7 +48,7 @@ class Row:
     t: float
     alpha: float
     sigma: float
-    n: float
+    n: int | None  # empty where the answer is exact
     quantity: str
     value: float
     std: float = float("nan")
@@ -66,7 +67,7 @@ class PixelStatistics:
 
 def to_table(rows: Sequence[Row]) -> pd.DataFrame:
     """Return rows as a table, each arm's noisiest level first."""
-    table = pd.DataFrame([astuple(row) for row in rows], columns=list(STEP_COLUMNS))
+    table = pd.DataFrame([astuple(row) for row in rows], columns=list(STEP_COLUMNS)).astype({"n": "Int64"})
     return table.sort_values(["arm", "quantity", "i"], ascending=[True, True, False], ignore_index=True)
 
 
@@ -115,6 +116,7 @@ def _scalar_rows(arm: str, record: Arrays, at: Mapping[int, Level], knows_x0: bo
         spread = dict(zip(SCALARS, spreads[i].tolist(), strict=True))
         for name in ("eps_norm", "eps_used_norm", "x0_norm", "clipped"):
             yield _row(arm, i, at[i], n, name, mean[name], spread[name])
+        yield _row(arm, i, at[i], n, "eps_rms", moments["second"][i, SCALARS.index("eps_norm")] ** 0.5)
         if knows_x0:
             rmse = mean["x0_mse"] ** 0.5
             # Spread of a root by the delta method: d sqrt(m) = dm / (2 sqrt(m)).
@@ -163,9 +165,17 @@ def _row(arm: str, i: int, level: Level, n: float, quantity: str, value: float, 
 
 
 def gaussian_rows(
-    oracle: LinearGaussian, levels: Sequence[Level], indices: Sequence[int], variance: str | None, eta: float
+    oracle: LinearGaussian,
+    levels: Sequence[Level],
+    indices: Sequence[int],
+    variance: str | None,
+    eta: float,
+    paired: bool = False,
 ) -> Iterator[Row]:
-    """Yield arms ``gaussian`` (from noise) and ``gaussian-forced``: an exact denoiser on the same levels.
+    """Yield what an exact denoiser does on the same levels, without clipping or scaling.
+
+    Arm ``gaussian`` starts from noise, ``gaussian-paired`` (if asked for) from noised data, and ``gaussian-forced``
+    takes single steps.
 
     Args:
         oracle: Gaussian with the data's mean and covariance.
@@ -173,16 +183,20 @@ def gaussian_rows(
         indices: solver indices to report.
         variance: the ancestral sampler's, None for DDIM.
         eta: DDIM's.
+        paired: whether to walk from noised data too.
     """
-    state = oracle.prior(levels[0])
-    free = [state, *oracle.walk(state, levels, variance, eta)]
+    starts = {"gaussian": oracle.prior(levels[0])}
+    if paired:
+        starts["gaussian-paired"] = oracle.forward(levels[0])
+    walks = {arm: [start, *oracle.walk(start, levels, variance, eta)] for arm, start in starts.items()}
     wanted = set(indices)
     for position in range(len(levels) - 1):
         i = len(levels) - 2 - position
         if i in wanted:
             forward = oracle.forward(levels[position])
             reached = next(oracle.walk(forward, levels[position : position + 2], variance, eta))
-            yield from _gaussian_step(oracle, "gaussian", i, free[position], free[position + 1])
+            for arm, states in walks.items():
+                yield from _gaussian_step(oracle, arm, i, states[position], states[position + 1])
             yield from _gaussian_step(oracle, "gaussian-forced", i, forward, reached)
 
 
@@ -190,12 +204,11 @@ def _gaussian_step(
     oracle: LinearGaussian, arm: str, i: int, state: GaussianState, reached: GaussianState
 ) -> Iterator[Row]:
     level, level_next = state.level, reached.level
-    infinite = float("inf")
 
     def row(at: int, where: Level, quantity: str, value: float) -> Row:
-        return Row(arm, at, 0, where.t, where.alpha, where.sigma, infinite, quantity, float(value))
+        return Row(arm, at, 0, where.t, where.alpha, where.sigma, None, quantity, float(value))
 
-    yield row(i, level, "eps_norm", oracle.eps_energy(state) ** 0.5)
+    yield row(i, level, "eps_rms", oracle.eps_energy(state) ** 0.5)
     pixel_variance = np.diag(oracle.cov)
     marginal = float(np.diag(reached.cov).mean())
     yield row(i - 1, level_next, "var_marginal", marginal)
@@ -203,10 +216,13 @@ def _gaussian_step(
     if truth > 0:
         yield row(i - 1, level_next, "variance_ratio", marginal / truth)
     residual = reached.residual_variance(oracle.cov).clip(min=0)
+    if arm != "gaussian":  # from noise x is independent of x0
+        yield row(i - 1, level_next, "var_conditional", float(residual.mean()))
     pred_std = float(np.sqrt(residual).mean())
     yield row(i - 1, level_next, "pred_std", pred_std)
     yield row(i - 1, level_next, "delta_t", (pred_std - level_next.sigma) ** 2)
-    if arm == "gaussian":
+    if arm != "gaussian-forced":
         floor = delta_floor(level_next, pixel_variance)
         yield row(i - 1, level_next, "floor_std", floor)
+        yield row(i - 1, level_next, "delta_t_floor", (floor - level_next.sigma) ** 2)
         yield row(i - 1, level_next, "excess_std", pred_std - floor)

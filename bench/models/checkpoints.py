@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from bench.diffusion.schedules import alpha_bars
 from bench.models.networks import CheckpointError, adm_unet, load_guided_diffusion
 
 __all__ = ["Description", "file_hash", "load_network", "read_description", "save_network"]
@@ -45,11 +46,22 @@ def file_hash(path: Path) -> str:
     Raises:
         CheckpointError: the file is missing or unreadable.
     """
+    _require_file(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from None
+
+
+def _require_file(path: Path) -> None:
+    """Refuse a path with nothing there, or with something other than a file, before any reader stumbles over it."""
+    try:
+        found = "a folder, not a file" if path.is_dir() else None if path.is_file() else "no such file"
+    except OSError as error:  # a folder on the way that may not be entered
+        found = error.strerror
+    if found:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {found}; check the path")
 
 
 def save_network(path: Path, unet: Any, description: Description, dtype: torch.dtype = torch.float16) -> None:
@@ -93,6 +105,7 @@ def read_description(path: Path) -> Description | None:
         raise CheckpointError(f"{path} is not a checkpoint of this suite; write one with python -m bench.models.train")
     try:
         network, training = (dict(json.loads(text[name])) for name in ("network", "training"))
+        alpha_bars(text["schedule"], int(text["T"]))  # refuses a schedule no walk could follow
         return Description(network, text["schedule"], int(text["T"]), training)
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} has a damaged description ({error}); train or copy it again") from None
@@ -104,25 +117,25 @@ def load_network(path: Path, description: Description) -> Any:
     Raises:
         CheckpointError: missing, truncated, of another architecture, not plain tensors, or not finite.
     """
-    file_hash(path)  # one clear message for a missing file, whatever its format
-    unet = adm_unet(description.network)
-    if path.suffix == ".safetensors":
+    file_hash(path)  # one clear message for a file that cannot be read, whatever its format
+    state = None if path.suffix == ".safetensors" else _read_pickle(path)
+    try:
+        unet = adm_unet(description.network)
+        if state is not None:
+            load_guided_diffusion(unet, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if state is None:
         _load_own(path, unet)
-    else:
-        try:
-            load_guided_diffusion(unet, _read_pickle(path))
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from None
     if not all(torch.isfinite(tensor).all() for tensor in unet.state_dict().values()):
         raise CheckpointError(f"{path} holds weights that are not finite; train or copy it again")
     return unet.eval().requires_grad_(False)
 
 
 def _open_safetensors(path: Path) -> Any:
+    _require_file(path)
     try:
         return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise CheckpointError(f"cannot read the checkpoint {path}: no such file; check the path") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file ({error})") from None
 
@@ -149,6 +162,7 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(
             f"{path} is truncated or not a file of plain tensors; save it with torch.save(model.state_dict(), path)"
         ) from None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    plain = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not plain:
         raise CheckpointError(f"{path} does not hold a state dict (names to tensors)")
     return state

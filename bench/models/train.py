@@ -6,7 +6,6 @@ resumed training equals an undisturbed one bit for bit.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from bench.models.checkpoints import Description, save_network
 from bench.models.networks import CheckpointError, adm_unet
 from bench.models.objectives import Process, gradient_penalty, hybrid_loss, make_pair
 from bench.models.recipes import DIGITS_NETWORK, RECIPES, Recipe
+from bench.models.train_arguments import parse_arguments
 
 __all__ = ["Batches", "Trainer", "learning_rate", "main", "train"]
 
@@ -137,20 +137,26 @@ class Trainer:
         """Go on from a file that :meth:`save` wrote.
 
         Raises:
-            CheckpointError: the file is damaged or belongs to another recipe.
+            CheckpointError: the file is damaged or belongs to another recipe or network.
         """
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            written_by = state["recipe"]
+            written_by, iteration = state["recipe"], int(state["iteration"])
         except Exception as error:  # on damaged bytes torch's readers raise almost any kind
             kind = type(error).__name__
             raise CheckpointError(f"{path} cannot be resumed ({kind}); delete it to start again") from None
         if written_by != asdict(self.recipe):
             raise CheckpointError(f"{path} was written by another recipe; delete it or choose another --out")
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration = state["iteration"]
+        try:
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except Exception:  # torch names every key and shape over many lines
+            raise CheckpointError(
+                f"{path} belongs to another network (are the images' channels the same?); "
+                "delete it or choose another --out"
+            ) from None
+        self.iteration = iteration
 
 
 def train(recipe: Recipe, out: Path, device: torch.device, quiet: bool = False, images: Tensor | None = None) -> Path:
@@ -211,24 +217,9 @@ def _log(path: Path, rows: list[list[float]]) -> None:
         writer.writerows(rows)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.models.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", required=True, choices=sorted(RECIPES), help="which checkpoint to train")
-    parser.add_argument("--out", type=Path, help="folder of weights and log (default: training/<dataset>/<recipe>)")
-    parser.add_argument("--iterations", type=int, help="optimiser steps (default: the recipe's)")
-    parser.add_argument("--gamma", type=float, help="input perturbation strength")
-    parser.add_argument("--gradient-penalty", type=float, help="lambda of the gradient penalty")
-    parser.add_argument("--weight-decay", type=float, help="lambda of the decoupled weight decay")
-    parser.add_argument("--seed", type=int, help="seed of weights, order and noise")
-    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    args = _arguments(argv)
+    args = parse_arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     names = ("iterations", "gamma", "gradient_penalty", "weight_decay", "seed")
@@ -236,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = replace(RECIPES[args.recipe], **changed)
     out = args.out or Path("training") / recipe.dataset / recipe.name
     try:
-        print(train(recipe, out, torch.device(args.device), args.quiet))
+        print(train(recipe, out, args.device, args.quiet))
     except (CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

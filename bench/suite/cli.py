@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from bench.data import DataError
 from bench.measure.features import EXTRACTORS, FeatureError
 from bench.models.networks import CheckpointError
@@ -20,6 +22,7 @@ from bench.suite.runner import RunError
 __all__ = ["run"]
 
 _INTERRUPTED = 130
+_MOST = 10_000_000
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,12 +106,18 @@ def _request(args: argparse.Namespace) -> Request:
     samples = args.samples if args.samples is not None else (256 if args.dataset == "digits" else 1000)
     positive("--samples", samples)
     positive("--batch-size", args.batch_size)
+    if max(samples, args.batch_size) > _MOST:
+        raise ConfigError(f"--samples and --batch-size go up to {_MOST:,}")
+    if args.out is not None and str(args.out) == ".":
+        raise ConfigError("--out is empty or the current folder; name a folder for the results")
     if args.eps_scale is not None:
         positive("--eps-scale", args.eps_scale)
     if args.eps_slope is not None and not math.isfinite(args.eps_slope):
         raise ConfigError(f"--eps-slope must be a number, not {args.eps_slope}")
     if not 0 <= args.eta <= 1:
         raise ConfigError(f"--eta must lie between 0 and 1, not {args.eta}")
+    if args.inception_weights is not None and args.features not in (None, "inception"):
+        raise ConfigError(f"--inception-weights has no effect with --features {args.features}")
     features = args.features or ("digits" if args.dataset == "digits" else "inception")
     sampler = SamplerConfig(
         sampler=_choice("--sampler", args.sampler, ("ddpm", "ddim")),
@@ -163,6 +172,9 @@ def run(argv: Sequence[str] | None = None) -> tuple[int, Path | None]:
         bench.execute(args.quiet)
     except (ConfigError, DataError, CheckpointError, FeatureError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2, None
+    except (MemoryError, torch.OutOfMemoryError):
+        print("error: out of memory; use a smaller --batch-size, then the same command goes on", file=sys.stderr)
         return 2, None
     except OSError as error:
         print(f"error: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)

@@ -88,6 +88,7 @@ class Cell:
             "version": RECORD_VERSION,
             "model": self.model.name,
             "weights": self.weights_hash,
+            "network": short_hash(dict(self.model.description.network)),
             "schedule": self.model.description.schedule,
             "T": self.model.description.T,
             "eps_scale": self.scale[0],
@@ -135,7 +136,7 @@ class Cell:
 
     def units(self, batch: int) -> Iterator[Unit]:
         """Yield the units of work in merging order."""
-        size = max(SHARD, batch)
+        size = batch * -(-SHARD // batch)  # whole batches, so that only the last is padded
         yield from _ranges("free", self.samples, size)
         look = self.instruments()
         if look is not None:

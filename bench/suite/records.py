@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.measure.moments import Moments
-from bench.measure.steps import Row, gaussian_rows, measured_rows, to_table
+from bench.measure.steps import Row, measured_rows, to_table
 from bench.suite.plan import Cell, Instruments
 from bench.suite.reference import Reference
 
@@ -95,8 +95,4 @@ class Records:
         levels, rows = self.cell.levels(), list[Row]()
         for arm, record in self._seen():
             rows += measured_rows(arm, record, self.look.indices, levels, self.reference.statistics)
-        model, config = self.cell.model.description, self.cell.config
-        oracle = self.reference.gaussian(model.schedule, model.T)
-        if oracle is not None:
-            rows += gaussian_rows(oracle, levels, self.look.indices, config.variance, config.eta)
-        return to_table(rows)
+        return to_table(rows + self.reference.exact_rows(self.cell, self.look))

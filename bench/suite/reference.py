@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.data import Dataset, to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.features import Extractor
 from bench.measure.metrics import FeatureSet
 from bench.measure.recursion import LinearGaussian
 from bench.measure.spectra import RadialBins
-from bench.measure.steps import PixelStatistics
+from bench.measure.steps import PixelStatistics, Row, gaussian_rows
+from bench.suite.plan import Cell, Instruments
 
 __all__ = ["Reference"]
 
-_GAUSSIAN_PIXELS = 1024  # the exact recursion multiplies D x D matrices at every step
+_GAUSSIAN_PIXELS = 256  # the exact recursion multiplies D x D matrices at every step
 
 
 class Reference:
@@ -21,6 +24,7 @@ class Reference:
     def __init__(self, data: Dataset, extractor: Extractor | None) -> None:
         self.data, self.extractor = data, extractor
         self._features: FeatureSet | None = None
+        self._exact: dict[tuple[Any, ...], list[Row]] = {}
         pixels = to_unit(data.part("train")).double()
         self.centre = pixels.mean(0)
         self.statistics = PixelStatistics(self.centre.numpy(), pixels.var(0).numpy())
@@ -43,9 +47,19 @@ class Reference:
             self._features = FeatureSet(*self.extractor.extract(self.data.part("train")))
         return self._features
 
-    def gaussian(self, schedule: str, T: int) -> LinearGaussian | None:
-        """Return a Gaussian with the data's mean and covariance, None for images too large for it."""
-        pixels = to_unit(self.data.part("train")).double().flatten(1)
-        if pixels.shape[1] > _GAUSSIAN_PIXELS:
-            return None
-        return LinearGaussian(pixels.mean(0).numpy(), pixels.T.cov().numpy(), alpha_bars(schedule, T))
+    def exact_rows(self, cell: Cell, look: Instruments) -> list[Row]:
+        """Return what an exact denoiser of Gaussian data with this mean and covariance does on a cell's levels.
+
+        Cells that share levels and variance share the answer; images too large for the recursion have none.
+        """
+        model, config = cell.model.description, cell.config
+        key = (model.schedule, model.T, cell.levels(), look.indices, config.variance, config.eta, look.paired > 0)
+        if key not in self._exact:
+            pixels = to_unit(self.data.part("train")).double().flatten(1)
+            rows: list[Row] = []
+            if pixels.shape[1] <= _GAUSSIAN_PIXELS:
+                bars = alpha_bars(model.schedule, model.T)
+                oracle = LinearGaussian(pixels.mean(0).numpy(), pixels.T.cov().numpy(), bars)
+                rows = list(gaussian_rows(oracle, cell.levels(), look.indices, *key[4:]))
+            self._exact[key] = rows
+        return self._exact[key]

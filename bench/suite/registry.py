@@ -20,6 +20,7 @@ __all__ = ["EMBEDDED", "Model", "Registry", "Scaling", "load_registry"]
 WEIGHTS = Path(__file__).parent.parent / "models" / "weights"
 _CONSTANTS = Path(__file__).parent / "scaling.toml"
 _TRAINED = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd")
+_SAMPLERS = ("ddpm", "ddim")
 _SCALED = {"adm-es": "adm", "adm-es-linear": "adm", "ddpm-y-es": "ddpm-y"}
 EMBEDDED: Mapping[str, str] = {
     "adm": "the baseline: DDPM objective, ADM network",
@@ -45,19 +46,30 @@ class Scaling:
     """Epsilon-scaling constants of a model and sampler: knots over step counts.
 
     ``b`` is the divisor at the least noisy step; ``span`` is k * (steps - 1), the rise to the noisiest one. Both are
-    interpolated linearly in log steps and held constant outside the knots.
+    interpolated linearly in log steps and held constant outside the knots. ``slope`` is a k the user fixed. Without
+    knots nothing was tuned.
     """
 
-    steps: tuple[int, ...]
-    b: tuple[float, ...]
-    span: tuple[float, ...]
+    steps: tuple[int, ...] = ()
+    b: tuple[float, ...] = ()
+    span: tuple[float, ...] = ()
+    slope: float | None = None
 
     def at(self, steps: int) -> tuple[float, float]:
         """Return (b, k) for a step count."""
         x = math.log(steps)
         knots = [math.log(s) for s in self.steps]
         b, span = (_interpolate(x, knots, values) for values in (self.b, self.span))
+        if self.slope is not None:
+            return b, self.slope
         return b, span / (steps - 1) if steps > 1 else 0.0
+
+    def overridden(self, b: float | None, k: float | None) -> Scaling:
+        """Return the scaling with constants of the user's at every step count; None keeps a constant."""
+        fixed = self if b is None else Scaling((1,), (b,), self.span[:1] or (0.0,), self.slope)
+        if b is not None and self.steps:  # the tuned rise stays, whatever b is
+            fixed = replace(self, b=(b,) * len(self.b))
+        return fixed if k is None else replace(fixed, slope=k)
 
 
 def _interpolate(x: float, knots: list[float], values: tuple[float, ...]) -> float:
@@ -95,30 +107,7 @@ class Model:
 
     def overridden(self, b: float | None, k: float | None) -> Model:
         """Return the model with its scaling constants replaced, at every step count."""
-        if not self.scaling:
-            return self
-        constants = {}
-        for sampler, old in self.scaling.items():
-            new = replace(old, b=(b,) * len(old.b) if b is not None else old.b)
-            if k is not None:
-                new = _fixed_slope(new, k)
-            constants[sampler] = new
-        return replace(self, scaling=constants)
-
-
-def _fixed_slope(scaling: Scaling, k: float) -> Scaling:
-    return _Slope(scaling.steps, scaling.b, scaling.span, k)
-
-
-@dataclass(frozen=True)
-class _Slope(Scaling):
-    """Scaling whose slope the user fixed."""
-
-    k: float = 0.0
-
-    def at(self, steps: int) -> tuple[float, float]:
-        """Return (b, k) with the given k at any step count."""
-        return super().at(steps)[0], self.k
+        return replace(self, scaling={sampler: old.overridden(b, k) for sampler, old in self.scaling.items()})
 
 
 @dataclass(frozen=True)
@@ -144,31 +133,34 @@ class Registry:
         if entry is not None:
             return self._configured(name, entry, path)
         if name not in EMBEDDED:
+            if path is not None and (own := read_description(path)) is not None:
+                return Model(name, path, own)  # a file that describes itself needs no entry
             raise nearest("model", name, self.names())
         base = _SCALED.get(name, name)
         weights = path or WEIGHTS / self.dataset / f"{base}.safetensors"
         if path is None and not weights.exists():
             raise ConfigError(f"no embedded weights of {name!r} for dataset {self.dataset!r}; give {name}=PATH")
         description = _describe(weights, None)
-        return Model(name, weights, description, self._scaling(name, description))
+        return Model(name, weights, description, self._scaling(name, description, tuned=path is None))
 
-    def _scaling(self, name: str, description: Description) -> Mapping[str, Scaling]:
-        if name == "ddpm-y-es":
-            gamma = float(description.training.get("gamma", 0.0))
-            return {sampler: Scaling((1,), (math.sqrt(1 + gamma**2),), (0.0,)) for sampler in ("ddpm", "ddim")}
+    def _scaling(self, name: str, description: Description, tuned: bool) -> Mapping[str, Scaling]:
+        """Return a scaling model's constants by sampler; other weights than the tuned ones have none."""
         if name not in _SCALED:
             return {}
-        tables = tomllib.loads(_CONSTANTS.read_text())
-        known = tables.get(self.dataset, {}).get(name)
-        # What was not tuned for this dataset and sampler is off until the user says otherwise.
-        off = {sampler: Scaling((1,), (1.0,), (0.0,)) for sampler in ("ddpm", "ddim")}
-        return off | {
-            sampler: Scaling(tuple(row["steps"]), tuple(row["b"]), tuple(row["span"]))
-            for sampler, row in (known or {}).items()
+        gamma = float(description.training.get("gamma", 0.0))
+        if name == "ddpm-y-es" and gamma:
+            return dict.fromkeys(_SAMPLERS, Scaling((1,), (math.sqrt(1 + gamma**2),), (0.0,)))
+        known = tomllib.loads(_CONSTANTS.read_text()).get(self.dataset, {}).get(name, {}) if tuned else {}
+        rows = {
+            sampler: Scaling(tuple(row["steps"]), tuple(row["b"]), tuple(row["span"])) for sampler, row in known.items()
         }
+        return dict.fromkeys(_SAMPLERS, Scaling()) | rows
 
     def _configured(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         if "base" in entry:
+            ignored = [key for key in ("weights", "network", "schedule", "T") if key in entry]
+            if ignored:
+                raise ConfigError(f"model {name!r} has both 'base' and {ignored[0]!r} in the config file; keep one")
             self._refuse_circle(name)
             base = self.model(str(entry["base"]), path)
             model = replace(base, name=name)
@@ -180,8 +172,7 @@ class Registry:
         if "eps_scale" in entry or "eps_slope" in entry:
             b, k = float(entry.get("eps_scale", 1.0)), float(entry.get("eps_slope", 0.0))
             positive(f"eps_scale of model {name!r}", b)
-            fixed = _fixed_slope(Scaling((1,), (b,), (0.0,)), k)
-            model = replace(model, scaling=dict.fromkeys(("ddpm", "ddim"), fixed))
+            model = replace(model, scaling=dict.fromkeys(_SAMPLERS, Scaling((1,), (b,), (0.0,), slope=k)))
         return model
 
     def _refuse_circle(self, name: str) -> None:
@@ -196,7 +187,7 @@ class Registry:
         """Load the run's dataset."""
         entry = self.datasets.get(self.dataset)
         if entry is None:
-            return load(self.dataset, data_dir)
+            return load(self.dataset)
         path = Path(str(entry["path"]))
         full = path if data_dir is None or path.is_absolute() else data_dir / path
         data = load_path(self.dataset, full, int(entry.get("heldout_every", 0)))
@@ -209,6 +200,9 @@ def _describe(weights: Path, entry: Mapping[str, Any] | None) -> Description:
     """Describe a weights file from its own header, from a TOML entry, or as the embedded digits network."""
     own = read_description(weights)
     if own is not None:
+        told = [key for key in ("network", "schedule", "T") if key in (entry or {})]
+        if told:
+            raise ConfigError(f"{weights} describes itself; drop {told[0]!r} from its entry in the config file")
         return own
     file_hash(weights)  # a missing file is the first thing to report
     entry = entry or {}
@@ -234,6 +228,8 @@ def load_registry(config: Path | None, dataset: str) -> Registry:
             _check_keys(f"key of {section}.{name}", entry, keys)
             _check_types(f"{section}.{name}", entry, keys)
     for name, entry in document.get("datasets", {}).items():
+        if name in DATASETS:
+            raise ConfigError(f"datasets.{name} in {config} has the name of an embedded dataset; choose another")
         if "path" not in entry:
             raise ConfigError(f"datasets.{name} in {config} needs 'path'")
         every = entry.get("heldout_every", 0)

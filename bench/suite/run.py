@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,17 +19,14 @@ from bench.measure.features import Extractor, open_extractor
 from bench.models.checkpoints import load_network
 from bench.models.denoisers import EpsDenoiser
 from bench.suite.config import ConfigError, SamplerConfig, short_hash
+from bench.suite.environment import environment
 from bench.suite.plan import Cell, plan_cells
 from bench.suite.reference import Reference
 from bench.suite.registry import Model, Registry
 from bench.suite.runner import CellRunner
-from bench.suite.store import Store, write_json
+from bench.suite.store import Store, read_json, write_json
 
 __all__ = ["Request", "Run", "device_of", "dry_run"]
-
-_PACKAGES = (
-    "torch", "numpy", "scipy", "pandas", "diffusers", "safetensors", "torch-fidelity", "clean-fid", "scikit-learn",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,6 +93,10 @@ class Run:
             raise ConfigError(
                 f"model {model.name!r} takes {channels} channels, dataset {self.data.name!r} has {self.data.shape[0]}"
             )
+        if model.description.network.get("num_classes") is not None:
+            raise ConfigError(
+                f"model {model.name!r} is class-conditional, which is not supported yet; use another model"
+            )
         factor = 2 ** (len(model.description.network.get("channel_mult", (1, 2, 4, 8))) - 1)
         if any(size % factor for size in self.data.shape[1:]):
             raise ConfigError(
@@ -113,6 +111,9 @@ class Run:
             "models": {
                 model.name: {
                     "weights": model.weights_hash(),
+                    "network": dict(model.description.network),
+                    "schedule": model.description.schedule,
+                    "T": model.description.T,
                     "eps": [model.scale_at(self.sampler.sampler, s) for s in request.steps],
                 }
                 for model in self.models
@@ -140,52 +141,62 @@ class Run:
         """
         if self.request.features == "digits" and self.data.shape[1:] != (8, 8):
             raise ConfigError("--features digits reads 8x8 images only; use --features inception or none")
-        return open_extractor(self.request.features, self.request.inception_weights)
+        return open_extractor(self.request.features, self.request.inception_weights, self.device)
 
     def execute(self, quiet: bool) -> None:
         """Compute every cell that is not complete, with a progress bar counting network calls."""
         reference = Reference(self.data, self.open_features())
         missing = [cell for cell in self.cells if not self.store.is_sampled(cell)]
-        if missing:
-            with (
-                self._account(),
-                tqdm(
-                    total=sum(sum(cell.cost()) for cell in missing), unit="call", unit_scale=True, disable=quiet
-                ) as bar,
-            ):
-                for cell in missing:
-                    bar.set_description(f"{cell.model.name} {cell.steps} steps")
-                    self._runner(cell, reference, bar).run()
-        for cell in self.cells:
-            found = self.store.metrics(cell) or {}
-            if found.get("features") != reference.key():
+        stale = [
+            cell
+            for cell in self.cells
+            if cell not in missing and (self.store.metrics(cell) or {}).get("features") != reference.key()
+        ]
+        if not missing and not stale:
+            return
+        with self._account(), self._bar(missing, quiet) as bar:
+            for cell in missing:
+                bar.set_description(f"{cell.model.name} {cell.steps} steps")
+                self._runner(cell, reference, bar).run()
+            for cell in stale:
+                found = self.store.metrics(cell) or {}
                 facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds") if name in found}
-                self._runner(cell, reference, None).rescore(facts)
+                self._runner(cell, reference, bar).rescore(facts)
 
-    def _runner(self, cell: Cell, reference: Reference, bar: tqdm[Any] | None) -> CellRunner:
+    def _bar(self, missing: list[Cell], quiet: bool) -> tqdm[Any]:
+        """Open a bar over the network calls still to be made, so that its time left is honest."""
+        batch = self.request.batch
+        units = [(cell, unit) for cell in missing for unit in cell.units(batch)]
+        total = sum(cell.unit_cost(unit) for cell, unit in units)
+        done = sum(cell.unit_cost(unit) for cell, unit in units if self.store.has_shard(cell, unit))
+        return tqdm(total=total, initial=done, unit="call", unit_scale=True, disable=quiet)
+
+    def _runner(self, cell: Cell, reference: Reference, bar: tqdm[Any]) -> CellRunner:
         denoiser = EpsDenoiser(self.networks[cell.model.name].to(self.device))
 
         def progress(calls: int) -> None:
-            if bar is not None:
-                bar.update(calls)
+            bar.update(calls)
 
         return CellRunner(cell, denoiser, reference, self.store, self.device, self.request.batch, progress)
+
+    def _first_start(self) -> str | None:
+        """Return when this very run was first started, if it was interrupted."""
+        record = read_json(self.out / "run.json") or {}
+        return str(record["start"]) if record.get("hash") == self.hash() and "start" in record else None
 
     @contextmanager
     def _account(self) -> Iterator[None]:
         """Write ``run.json`` before and after the work."""
-        start = datetime.now(UTC)
+        start = self._first_start() or datetime.now(UTC).isoformat(timespec="seconds")
         record: dict[str, Any] = {
             "configuration": self.configuration(),
             "hash": self.hash(),
             "command": sys.argv,
-            "packages": {name: _version(name) for name in _PACKAGES},
-            "python": platform.python_version(),
-            "commit": _commit(),
+            **environment(),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "batch_size": self.request.batch,
-            "start": start.isoformat(timespec="seconds"),
+            "start": start,
             "end": None,
             "network_calls": None,
             "network_calls_per_second": None,
@@ -210,36 +221,18 @@ def _refuse_file(out: Path) -> None:
         raise ConfigError(f"cannot write results to {out}: {there} is not a folder to write in; choose another --out")
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Return the commit of the code, recorded but never part of a cache key."""
-    try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
-
-
 def _resolve_models(request: Request, registry: Registry) -> tuple[Model, ...]:
     models = tuple(registry.model(name, path) for name, path in request.models)
-    if request.eps_scale is None and request.eps_slope is None:
-        return models
-    if not any(model.scaling for model in models):
-        raise ConfigError("--eps-scale and --eps-slope change scaling models only; add one, e.g. adm-es, to --models")
-    return tuple(model.overridden(request.eps_scale, request.eps_slope) for model in models)
+    if request.eps_scale is not None or request.eps_slope is not None:
+        if not any(model.scaling for model in models):
+            raise ConfigError("--eps-scale and --eps-slope change scaling models only; add one, e.g. adm-es")
+        models = tuple(model.overridden(request.eps_scale, request.eps_slope) for model in models)
+    for model in models:
+        if model.scaling and not model.scaling[request.sampler.sampler].steps:
+            raise ConfigError(
+                f"no scaling constants were tuned for {model.name!r} with these weights; give --eps-scale"
+            )
+    return models
 
 
 def _resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConfig:
@@ -252,6 +245,8 @@ def _resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConf
     if sampler.eta:
         raise ConfigError("--eta has no effect with --sampler ddpm; use --sampler ddim")
     unlearned = [model.name for model in models if not model.learns_variance]
+    if request.variance is None and 0 < len(unlearned) < len(models):
+        raise ConfigError(f"{unlearned[0]!r} learns no variance, other models do; choose one with --variance for all")
     if request.variance == "learned" and unlearned:
         raise ConfigError(
             f"model {unlearned[0]!r} does not learn its variance; use --variance fixed-small or fixed-large"

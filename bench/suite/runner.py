@@ -61,23 +61,22 @@ class CellRunner:
         self.levels, self.solver, self.correction = cell.levels(), cell.solver(), cell.correction()
         self.noise, self.look = Noise(cell.seed), cell.instruments()
         self.shape = reference.data.shape
-        self.calls = 0
 
     def run(self) -> None:
         """Sample what is missing, merge, score, and complete the cell."""
-        started = time.perf_counter()
         self.store.begin(self.cell)
         units = list(self.cell.units(self.batch))
         for unit in units:
-            if self.store.has_shard(self.cell, unit):
-                self.progress(self.cell.unit_cost(unit))
-            else:
-                self.store.put_shard(self.cell, unit, self._unit(unit))
+            if not self.store.has_shard(self.cell, unit):
+                started = time.perf_counter()
+                arrays = self._unit(unit)
+                self.store.put_shard(self.cell, unit, arrays, time.perf_counter() - started)
         images = self._merge(units)
-        self.store.put_arrays(
-            self.cell, "samples.npz", {"arr_0": np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]}
-        )
-        self.rescore({"network_calls": sum(map(self.cell.unit_cost, units)), "seconds": time.perf_counter() - started})
+        colour = np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]  # grey as three equal channels
+        quantize_mode = np.array(self.cell.config.quantize)
+        self.store.put_arrays(self.cell, "samples.npz", {"arr_0": colour, "quantize": quantize_mode})
+        seconds = sum(self.store.shard_seconds(self.cell, unit) for unit in units)
+        self.rescore({"network_calls": sum(map(self.cell.unit_cost, units)), "seconds": seconds})
 
     def _merge(self, units: Sequence[Unit]) -> NDArray[np.uint8]:
         """Merge the shards' records into files of the cell; return the samples [N, H, W, C]."""
@@ -99,6 +98,7 @@ class CellRunner:
     def rescore(self, facts: Mapping[str, Any]) -> None:
         """Extract features and score a sampled cell, and complete it."""
         samples = torch.from_numpy(self.store.samples(self.cell)).movedim(3, 1)
+        self.store.drop(self.cell, ("features.npz", "kernel.npy"))  # of other features
         scores = list(self._scores(samples))
         facts = {
             **facts,
@@ -140,7 +140,6 @@ class CellRunner:
             for probe in probes:
                 probe.update(step)
             last = step.x_next
-            self.calls += images
             self.progress(images)
         return last
 
@@ -241,9 +240,9 @@ class CellRunner:
         for offset, (part, range_) in enumerate(more.items()):
             if not range_:
                 continue
-            rows = torch.arange(range_.start, range_.stop, device=self.device)
             probe = ErrorProbe(look.error_indices)
-            self._force(self._images(part, rows), 2 * rows + offset, look.error_indices, [probe], len(rows))
+            for rows in torch.arange(range_.start, range_.stop, device=self.device).split(self.batch):
+                self._force(self._images(part, rows), 2 * rows + offset, look.error_indices, [probe], len(rows))
             result[f"errors/{part}"] = probe.result()
         return result
 

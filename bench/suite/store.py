@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,12 @@ from numpy.typing import NDArray
 from bench.suite.config import ConfigError
 from bench.suite.plan import Cell, Unit
 
-__all__ = ["Store", "write_atomic", "write_json"]
+__all__ = ["Store", "read_json", "write_atomic", "write_json"]
+
+_RECORDS = ("samples.npz", "steps.csv", "moments.npz", "errors.npz", "features.npz", "kernel.npy")
+_SHARED = ("version", "spacing", "clip", "quantize", "samples", "data")
+_SAMPLING = ("eta", "variance")  # of cells with the same sampler
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -48,7 +54,8 @@ def _save(path: Path, arrays: Arrays) -> None:
     np.savez(path, allow_pickle=False, **arrays)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, None where there is none or it is damaged."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -72,28 +79,43 @@ class Store:
 
     def metrics(self, cell: Cell) -> dict[str, Any] | None:
         """Return a complete cell's metrics, None while it is not complete."""
-        return _read_json(self.folder(cell) / "metrics.json")
+        return read_json(self.folder(cell) / "metrics.json")
 
     def is_sampled(self, cell: Cell) -> bool:
         """Tell whether the cell's sampling is complete (its features may still differ from those wanted)."""
         metrics = self.metrics(cell)
-        return metrics is not None and metrics.get("key") == cell.key()
+        return metrics is not None and metrics.get("key") == cell.key() and self._intact(cell, metrics)
+
+    def _intact(self, cell: Cell, metrics: Mapping[str, Any]) -> bool:
+        """Tell whether every file of a complete cell still has the size it was written with."""
+        sizes = metrics.get("files")
+        if not isinstance(sizes, dict):
+            return False
+        folder = self.folder(cell)
+        return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
     def check(self, cell: Cell) -> None:
-        """Refuse a folder that holds this cell's name under another configuration.
+        """Refuse a folder whose cells were made under settings that this cell does not share.
+
+        Cells of one folder go into one table, so they must agree in everything but model, sampler, steps and seed; a
+        cell of the same name must agree in everything.
 
         Raises:
             ConfigError: naming what differs.
         """
-        for found in (self.metrics(cell), _read_json(self.folder(cell) / "cell.json")):
-            if found is None or found.get("key") == cell.key():
+        new = cell.description()
+        for folder in sorted(path for path in (self.root / "cells").glob("*") if path.is_dir()):
+            found = read_json(folder / "metrics.json") or read_json(folder / "cell.json") or {}
+            old = found.get("cell")
+            if not isinstance(old, dict):
                 continue
-            old, new = found.get("cell", {}), cell.description()
-            differing = [name for name in new if old.get(name) != new[name]] or ["record"]
-            raise ConfigError(
-                f"{self.folder(cell)} was made with another {differing[0]}"
-                f" ({old.get(differing[0])!r}, now {new.get(differing[0])!r}); choose another --out or delete it"
-            )
+            names = _SHARED + (_SAMPLING if old.get("sampler") == new["sampler"] else ())
+            for name in new if folder.name == cell.name else names:
+                if old.get(name) != new[name]:
+                    raise ConfigError(
+                        f"{folder} was made with another {name} ({old.get(name)!r}, now {new[name]!r});"
+                        " choose another --out or delete it"
+                    )
 
     def begin(self, cell: Cell) -> None:
         """Claim the cell's folder for its configuration."""
@@ -103,14 +125,14 @@ class Store:
         """Tell whether a unit's shard is complete."""
         return (self.folder(cell) / unit.name).is_dir()
 
-    def put_shard(self, cell: Cell, unit: Unit, arrays: Arrays) -> None:
-        """Write a unit's arrays as one folder, atomically."""
+    def put_shard(self, cell: Cell, unit: Unit, arrays: Arrays, seconds: float) -> None:
+        """Write a unit's arrays, and how long they took, as one folder, atomically."""
         final = self.folder(cell) / unit.name
         partial = final.with_name(f".{unit.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _save(partial / "arrays.npz", arrays)
-        (partial / "unit.json").write_text(json.dumps(asdict(unit)))
+        (partial / "unit.json").write_text(json.dumps({**asdict(unit), "seconds": seconds}))
         os.replace(partial, final)
 
     def get_shard(self, cell: Cell, unit: Unit) -> dict[str, NDArray[Any]]:
@@ -123,8 +145,12 @@ class Store:
         try:
             with np.load(path / "arrays.npz", allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except _DAMAGE:
             raise ConfigError(f"{path} is damaged; delete it and run again") from None
+
+    def shard_seconds(self, cell: Cell, unit: Unit) -> float:
+        """Return how long a complete unit took."""
+        return float((read_json(self.folder(cell) / unit.name / "unit.json") or {}).get("seconds", 0.0))
 
     def put_arrays(self, cell: Cell, name: str, arrays: Arrays) -> None:
         """Write an npz of the cell."""
@@ -144,13 +170,20 @@ class Store:
         try:
             with np.load(path, allow_pickle=False) as file:
                 samples: NDArray[np.uint8] = file["arr_0"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except _DAMAGE:
             raise ConfigError(f"{path} is missing or damaged; delete {path.parent} and run again") from None
         return samples
 
     def finish(self, cell: Cell, metrics: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, which completes the cell, and drop its shards."""
-        write_json(self.folder(cell) / "metrics.json", {"key": cell.key(), "cell": cell.description(), **metrics})
-        for leftover in self.folder(cell).glob("*shard-*"):
+        folder = self.folder(cell)
+        files = {name: (folder / name).stat().st_size for name in _RECORDS if (folder / name).exists()}
+        write_json(folder / "metrics.json", {"key": cell.key(), "cell": cell.description(), "files": files, **metrics})
+        for leftover in folder.glob("*shard-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        (self.folder(cell) / "cell.json").unlink(missing_ok=True)
+        (folder / "cell.json").unlink(missing_ok=True)
+
+    def drop(self, cell: Cell, names: Sequence[str]) -> None:
+        """Delete files of the cell that no longer hold."""
+        for name in names:
+            (self.folder(cell) / name).unlink(missing_ok=True)

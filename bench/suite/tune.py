@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         writer = csv.writer(file)
         if not file.tell():
             writer.writerow(["model", "sampler", "steps", "b", "span", "n", "fd_digits"])
-        found = _sweep(sweep, args.sampler, counts, lambda row: writer.writerow(row) and None)
+        found = _sweep(sweep, args.sampler, counts, lambda row: writer.writerow(row) and file.flush())
     for name, constants in found.items():
         print(_toml(name, args.sampler, counts, constants))
     return 0

@@ -87,6 +87,24 @@ def test_unknown_schedules_are_refused(name, T, message):
         betas(name, T)
 
 
+@pytest.mark.parametrize("T", [2, 10, 19, 20])
+def test_a_linear_schedule_too_short_to_keep_any_signal_is_refused(T):
+    """Its last beta is 20 / T, so at T of 20 and below nothing, or less, would be left; T of 1 has beta .1."""
+    message = rf"the linear schedule needs T of at least 21, not {T}: its variances reach 1$"
+    with pytest.raises(ValueError, match=message):
+        alpha_bars("linear", T)
+    with pytest.raises(ValueError, match=message):
+        levels("linear", T, 2)
+
+
+@pytest.mark.parametrize(("name", "T"), [("linear", 1), ("linear", 21), ("cosine", 1), ("cosine", 2), ("cosine", 20)])
+def test_the_shortest_schedules_keep_some_signal(name, T):
+    bars = alpha_bars(name, T)
+    assert np.array_equal(bars, np.cumprod(1 - betas(name, T)))
+    assert np.all((bars > 0) & (bars < 1))
+    assert len(levels(name, T, T)) == T + 1
+
+
 def test_cosine_alpha_bar_is_the_closed_form():
     """alpha_bar_t = f((t+1)/T) / f(0) until the last beta, the only one that is capped.
 

@@ -9,7 +9,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 from bench.data import load
 from bench.measure.classifier import WEIGHTS, load_classifier
-from bench.measure.features import FeatureError, InceptionFeatures, open_extractor
+from bench.measure.features import Extractor, FeatureError, InceptionFeatures, open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -112,11 +112,75 @@ def test_a_pickle_with_code_is_refused_unexecuted(tmp_path):
         open_extractor("inception", tmp_path / "weights.pth")
 
 
+def refusal(path):
+    """Return the one-line message of the FeatureError."""
+    with pytest.raises(FeatureError) as caught:
+        open_extractor("inception", path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    assert len(message) < 500
+    return message
+
+
+CONTENTS = [[1, 2, 3], {1: torch.zeros(3)}, {"weight": 1.0}, torch.zeros(3), {"model": {"weight": torch.zeros(3)}}]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_plain_files_of_something_else_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    assert "does not hold a state dict" in refusal(tmp_path / "weights.pth")
+
+
+def test_a_folder_is_no_weights_file(tmp_path):
+    assert "no Inception weights at" in refusal(tmp_path)
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pth")
-    with pytest.raises(FeatureError) as caught:
-        open_extractor("inception", tmp_path / "weights.pth")
-    assert "\n" not in str(caught.value)
+    assert "does not hold torch-fidelity's Inception (Missing key(s)" in refusal(tmp_path / "weights.pth")
+
+
+@pytest.mark.slow
+def test_weights_of_another_shape_are_refused(random_inception, tmp_path):
+    state = torch.load(random_inception)
+    state["fc.bias"] = torch.zeros(7)
+    torch.save(state, tmp_path / "weights.pth")
+    assert "(size mismatch for fc.bias" in refusal(tmp_path / "weights.pth")
+
+
+class Elsewhere(torch.nn.Module):
+    """A network on another device, as far as this machine can have one: it notes where its images are sent."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+    def forward(self, images):
+        self.seen = images.device
+        return torch.zeros(len(images), 2), torch.zeros(len(images), 3)
+
+
+def test_images_are_sent_to_the_network():
+    network = Elsewhere()
+    pooled, spatial = Extractor("toy", network, {}, "0").extract(load("digits").images[:5], batch=3)
+    assert network.seen == torch.device("meta")
+    assert (pooled.shape, spatial.shape) == ((5, 2), (5, 3))
+
+
+def test_the_network_is_moved_to_its_device():
+    for device in ("meta", torch.device("meta")):
+        assert next(open_extractor("digits", device=device).network.parameters()).device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_features_of_another_device_come_home():
+    images = load("digits").images[:50]
+    here, there = (open_extractor("digits", device=device).extract(images) for device in ("cpu", "cuda"))
+    for one, other in zip(here, there, strict=True):
+        assert other.dtype == "float32"
+        # Convolutions on a GPU may run in TF32, which keeps 10 bits.
+        torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other), rtol=1e-2, atol=1e-2)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def refusal(act, *args):
         act(*args)
     message = str(caught.value)
     assert "\n" not in message
-    assert str(args[0]) in message
+    assert message.count(str(args[0])) == 1
     return message
 
 
@@ -97,15 +97,16 @@ def test_missing_files_and_folders_are_refused(tmp_path, name):
     path = tmp_path / name
     if name.startswith("folder"):
         path.mkdir()
-    assert "cannot read the checkpoint" in refusal(load_network, path, DESCRIPTION)
-    assert "check the path" in refusal(file_hash, path)
+    what = "a folder, not a file" if name.startswith("folder") else "no such file"
+    for message in (refusal(load_network, path, DESCRIPTION), refusal(file_hash, path)):
+        assert message == f"cannot read the checkpoint {path}: {what}; check the path"
 
 
 @pytest.mark.parametrize("name", ["none.safetensors", "folder.safetensors"])
 def test_nothing_is_described_where_nothing_is(tmp_path, name):
     if name.startswith("folder"):
         (tmp_path / name).mkdir()
-    refusal(read_description, tmp_path / name)
+    assert "check the path" in refusal(read_description, tmp_path / name)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 0.5, 0.999])
@@ -124,7 +125,17 @@ def test_safetensors_of_other_origin_are_refused(tmp_path, metadata):
     assert "of another architecture" in refusal(load_network, path, DESCRIPTION)
 
 
-@pytest.mark.parametrize("damage", [{"T": "many"}, {"network": "{"}, {"schedule": None}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"T": "many"},
+        {"T": "-1"},
+        {"network": "{"},
+        {"schedule": None},
+        {"schedule": "x"},
+        {"schedule": "linear", "T": "10"},
+    ],
+)
 def test_damaged_descriptions_are_refused(tmp_path, damage):
     text = {"format": "exposure-bias-1", "network": "{}", "schedule": "cosine", "T": "1000", "training": "{}", **damage}
     path = tmp_path / "damaged.safetensors"
@@ -136,6 +147,16 @@ def test_damaged_descriptions_are_refused(tmp_path, damage):
 def test_another_architecture_is_refused(saved, change):
     other = Description({**SMALL, **change})
     assert "of another architecture" in refusal(load_network, saved, other)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+def test_a_network_that_cannot_be_built_is_refused_with_its_file(tmp_path, network, name):
+    path = tmp_path / name
+    if name.endswith("pt"):
+        torch.save({"weight": torch.zeros(3)}, path)
+    else:
+        save_network(path, network, DESCRIPTION)
+    assert "'channel_mult' must be" in refusal(load_network, path, Description({**SMALL, "channel_mult": "1,2"}))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
@@ -201,7 +222,10 @@ def test_nothing_in_a_pickle_is_executed(tmp_path, zipped):
     assert target.exists()
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"weight": 1.0}, torch.zeros(3), {"model": {"weight": torch.zeros(3)}}])
+CONTENTS = [[1, 2], {"weight": 1.0}, torch.zeros(3), {"model": {"weight": torch.zeros(3)}}, {1: torch.zeros(3)}]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 def test_pickles_of_something_else_are_refused(tmp_path, content):
     path = tmp_path / "model.pt"
     torch.save(content, path)

@@ -108,11 +108,46 @@ def test_settings_of_memory_and_storage_leave_the_function(adm_16px, published_w
         ({"model_channels": 96, "num_head_channels": 64}, "width 96 cannot be split"),
         ({"num_heads": 5}, "width 32 cannot be split"),
         ({"num_heads": 4, "num_heads_upsample": 2}, "'num_heads_upsample' must be -1"),
+        ({"channel_mult": 2}, "'channel_mult' must be a list of positive numbers"),
+        ({"channel_mult": "1,2"}, "'channel_mult' must be a list of positive numbers"),
+        ({"channel_mult": []}, "'channel_mult' must be a list of positive numbers"),
+        ({"channel_mult": [0, 1]}, "'channel_mult' must be a list of positive numbers"),
+        ({"channel_mult": [True, 1]}, "'channel_mult' must be a list of positive numbers"),
+        ({"channel_mult": [float("inf")]}, "'channel_mult' must be a list of positive numbers"),
+        ({"channel_mult": [0.001, 1]}, "width 0 is not a multiple of 32"),
+        ({"attention_resolutions": 2}, "'attention_resolutions' must be a list of downsampling factors"),
+        ({"attention_resolutions": "16,8"}, "'attention_resolutions' must be a list of downsampling factors"),
+        ({"attention_resolutions": ["2"]}, "'attention_resolutions' must be a list of downsampling factors"),
+        ({"num_heads": 0}, "'num_heads' must be a positive integer"),
+        ({"num_heads": -1}, "'num_heads' must be a positive integer unless"),
+        ({"num_head_channels": 0}, "'num_head_channels' must be a positive integer"),
+        ({"num_heads_upsample": 0}, "'num_heads_upsample' must be a positive integer"),
+        ({"dropout": "a"}, "'dropout' must be a number of at least 0 and below 1, not 'a'"),
+        ({"dropout": 2}, "'dropout' must be a number of at least 0 and below 1, not 2"),
+        ({"dropout": float("nan")}, "'dropout' must be a number"),
+        ({"dropout": False}, "'dropout' must be a number"),
+        ({"out_channels": "2"}, "'out_channels' must be a positive integer or left out, not '2'"),
+        ({"in_channels": None}, "'in_channels' must be a positive integer"),
+        ({"num_classes": "2"}, "'num_classes' must be a positive integer or left out"),
+        ({"image_size": [8, 8]}, "'image_size' must be a positive integer or left out"),
+        ({"model_channels": True}, "'model_channels' must be a positive integer"),
+        ({"use_scale_shift_norm": "false"}, "'use_scale_shift_norm' must be true or false, not 'false'"),
+        ({7: 1}, "unknown U-Net argument '7'"),
+        ({"dropout": "long\n" * 100}, "'dropout' must be a number"),
     ],
 )
 def test_networks_that_cannot_be_expressed_are_refused(change, message):
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message) as caught:
         adm_unet({**SMALL, **change})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("change", [{"channel_mult": [0.5, 1]}, {"attention_resolutions": {2, 1}}, {"num_classes": 3}])
+def test_published_kinds_of_arguments_are_taken(change):
+    config = {**SMALL, "model_channels": 64, "attention_resolutions": [2], "num_head_channels": 32, "num_heads": -1}
+    network, labels = adm_unet({**config, **change}), torch.tensor([1]) if "num_classes" in change else None
+    assert network(torch.zeros(1, 1, 8, 8), torch.zeros(1), labels).sample.shape == (1, 1, 8, 8)
 
 
 def test_heads_are_only_asked_of_widths_with_attention():

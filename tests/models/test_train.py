@@ -269,8 +269,12 @@ def test_the_command_line_trains_and_refuses_another_recipes_folder(tmp_path, ca
         assert "written by another recipe" in captured.err
 
 
-def test_the_command_line_knows_its_recipes(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--recipe", "nonsense"])
-    assert caught.value.code == 2
-    assert "invalid choice: 'nonsense'" in capsys.readouterr().err
+def test_resuming_with_other_channels_is_refused(tmp_path, images):
+    recipe = short("adm", 1)
+    train(recipe, tmp_path, CPU, True, images)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError) as caught:
+        train(recipe, tmp_path, CPU, True, images.expand(-1, 3, -1, -1))
+    assert "\n" not in str(caught.value)
+    assert "belongs to another network" in str(caught.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

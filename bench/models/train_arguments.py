@@ -1,0 +1,85 @@
+"""The command line of ``python -m bench.models.train``."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import NoReturn
+
+import torch
+
+from bench.models.recipes import RECIPES
+
+__all__ = ["parse_arguments"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error alone and exit with code 2."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def _recipe(text: str) -> str:
+    if text not in RECIPES:
+        close = difflib.get_close_matches(text, RECIPES, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(RECIPES))}"
+        raise argparse.ArgumentTypeError(f"unknown recipe {text!r}; {hint}")
+    return text
+
+
+def _whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """Return a reader of whole numbers from ``least`` to ``most``."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, not {text!r}")
+        return value
+
+    return read
+
+
+def _strength(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, not {text!r}")
+    return value
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+        torch.zeros(1, device=device).item()  # a device may be well named and absent, or hold no numbers
+    except Exception as error:  # torch's backends raise RuntimeError, AssertionError, NotImplementedError ...
+        reason = shorten(str(error).split("\n")[0].split(". ")[0], 80, placeholder=" ...")
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here ({reason}); try cpu or cuda") from None
+    return device
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read and check the command line; a value that cannot be used ends the program with one line and code 2."""
+    parser = _Parser(prog="python -m bench.models.train", description="Train a checkpoint of the embedded family.")
+    known = ", ".join(sorted(RECIPES))
+    parser.add_argument("--recipe", required=True, type=_recipe, help=f"which checkpoint to train: {known}")
+    parser.add_argument("--out", type=Path, help="folder of weights and log (default: training/<dataset>/<recipe>)")
+    parser.add_argument("--iterations", type=_whole(1, 10**9), help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--gamma", type=_strength, help="input perturbation strength")
+    parser.add_argument("--gradient-penalty", type=_strength, help="lambda of the gradient penalty")
+    parser.add_argument("--weight-decay", type=_strength, help="lambda of the decoupled weight decay")
+    parser.add_argument("--seed", type=_whole(0), help="seed of weights, order and noise")
+    parser.add_argument("--device", type=_device, default="cpu", help="torch device (default cpu)")
+    parser.add_argument("--threads", type=_whole(1, 4096), help="CPU threads (default: all)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from bench.models.train import main
+
+BAD_ARGUMENTS = [
+    ("--device foo", "'foo' cannot be used here"),
+    ("--device meta", "'meta' cannot be used here"),
+    ("--threads -1", "must be a whole number from 1 to 4096, not '-1'"),
+    ("--threads 0", "must be a whole number from 1"),
+    ("--threads 99999999999", "must be a whole number from 1"),
+    ("--iterations 0", "must be a whole number from 1"),
+    ("--iterations -5", "must be a whole number from 1"),
+    ("--iterations many", "must be a whole number from 1"),
+    ("--weight-decay -1", "must be a finite number of at least 0, not '-1'"),
+    ("--gradient-penalty nan", "must be a finite number of at least 0, not 'nan'"),
+    ("--gamma nan", "must be a finite number"),
+    ("--gamma -0.5", "must be a finite number"),
+    ("--gamma inf", "must be a finite number"),
+    ("--gamma x", "must be a finite number"),
+    ("--seed -1", "must be a whole number from 0"),
+    ("--seed 9223372036854775808", "must be a whole number from 0"),
+    ("--recipe amd-ip", "unknown recipe 'amd-ip'; did you mean 'adm-ip'?"),
+    ("--recipe nonsense", "unknown recipe 'nonsense'; known: adm, adm-gp,"),
+    ("--nonsense", "unrecognized arguments: --nonsense"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS, ids=[words for words, _ in BAD_ARGUMENTS])
+def test_arguments_that_cannot_be_used_are_refused_before_anything_is_written(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        main(["--recipe", "adm", "--quiet", "--out", str(tmp_path / "out"), *arguments.split()])
+    captured = capsys.readouterr()
+    assert (caught.value.code, captured.out) == (2, "")
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not (tmp_path / "out").exists()
