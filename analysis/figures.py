@@ -47,7 +47,7 @@ def draw_quality(quality: QualityTable, folder: Path) -> list[Path]:
         step_axis(axis, quality.steps)
         axis.set_ylabel(f"{quality.metric} (lower is better)")
         axis.set_ylim(bottom=0)
-        axis.legend()
+        figure.legend(loc="outside upper center", ncols=3, frameon=False, columnspacing=1.0)
         return save(figure, folder, "fid_vs_steps")
 
 

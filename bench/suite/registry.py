@@ -137,11 +137,13 @@ class Registry:
                 return Model(name, path, own)  # a file that describes itself needs no entry
             raise nearest("model", name, self.names())
         base = _SCALED.get(name, name)
-        weights = path or WEIGHTS / self.dataset / f"{base}.safetensors"
-        if path is None and not weights.exists():
+        embedded = WEIGHTS / self.dataset / f"{base}.safetensors"
+        weights = path or embedded
+        if path is None and not embedded.exists():
             raise ConfigError(f"no embedded weights of {name!r} for dataset {self.dataset!r}; give {name}=PATH")
         description = _describe(weights, None)
-        return Model(name, weights, description, self._scaling(name, description, tuned=path is None))
+        tuned = path is None or (embedded.exists() and file_hash(embedded) == file_hash(weights))
+        return Model(name, weights, description, self._scaling(name, description, tuned))
 
     def _scaling(self, name: str, description: Description, tuned: bool) -> Mapping[str, Scaling]:
         """Return a scaling model's constants by sampler; other weights than the tuned ones have none."""
