@@ -183,10 +183,12 @@ def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
 
 def draw_samples(results: Results, folder: Path, count: int = 16) -> list[Path]:
     """The first samples of each model, first seed, most shared steps: a row a model, a column a starting noise."""
-    seed = min(record.cell["seed"] for record in results.cells)
+    samplers = {record.cell["sampler"] for record in results.cells}
+    sampler = "ddpm" if "ddpm" in samplers else min(samplers)
+    seed = min(record.cell["seed"] for record in results.cells if record.cell["sampler"] == sampler)
     by_model: dict[str, dict[int, Any]] = {}
     for record in results.cells:
-        if record.cell["seed"] == seed and record.cell["sampler"] == results.cells[0].cell["sampler"]:
+        if record.cell["seed"] == seed and record.cell["sampler"] == sampler:
             by_model.setdefault(record.cell["model"], {})[record.cell["steps"]] = record
     shared = set.intersection(*(set(records) for records in by_model.values()))
     if not shared:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 __all__ = ["kernel_terms"]
 
-_BLOCK = 1024
+_BLOCK = 256
 
 
 def kernel_terms(features: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float64]:

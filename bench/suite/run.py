@@ -147,11 +147,7 @@ class Run:
         """Compute every cell that is not complete, with a progress bar counting network calls."""
         reference = Reference(self.data, self.open_features())
         missing = [cell for cell in self.cells if not self.store.is_sampled(cell)]
-        stale = [
-            cell
-            for cell in self.cells
-            if cell not in missing and (self.store.metrics(cell) or {}).get("features") != reference.key()
-        ]
+        stale = [cell for cell in self.cells if cell not in missing and not self.store.is_scored(cell, reference.key())]
         if not missing and not stale:
             return
         with self._account(), self._bar(missing, quiet) as bar:

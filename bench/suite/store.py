@@ -24,7 +24,8 @@ from bench.suite.plan import Cell, Unit
 
 __all__ = ["Store", "read_json", "write_atomic", "write_json"]
 
-_RECORDS = ("samples.npz", "steps.csv", "moments.npz", "errors.npz", "features.npz", "kernel.npy")
+_SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
+_SCORED = ("features.npz", "kernel.npy")
 _SHARED = ("version", "spacing", "clip", "quantize", "samples", "data")
 _SAMPLING = ("eta", "variance")  # of cells with the same sampler
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -84,15 +85,20 @@ class Store:
     def is_sampled(self, cell: Cell) -> bool:
         """Tell whether the cell's sampling is complete (its features may still differ from those wanted)."""
         metrics = self.metrics(cell)
-        return metrics is not None and metrics.get("key") == cell.key() and self._intact(cell, metrics)
+        return metrics is not None and metrics.get("key") == cell.key() and self._intact(cell, metrics, _SAMPLED)
 
-    def _intact(self, cell: Cell, metrics: Mapping[str, Any]) -> bool:
-        """Tell whether every file of a complete cell still has the size it was written with."""
+    def is_scored(self, cell: Cell, features: str) -> bool:
+        """Tell whether a sampled cell's scores are those of these features, and their files are there."""
+        metrics = self.metrics(cell) or {}
+        return metrics.get("features") == features and self._intact(cell, metrics, _SCORED)
+
+    def _intact(self, cell: Cell, metrics: Mapping[str, Any], names: Sequence[str]) -> bool:
+        """Tell whether those files of a complete cell still have the size they were written with."""
         sizes = metrics.get("files")
         if not isinstance(sizes, dict):
             return False
-        folder = self.folder(cell)
-        return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+        files = {self.folder(cell) / name: sizes[name] for name in names if name in sizes}
+        return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
     def check(self, cell: Cell) -> None:
         """Refuse a folder whose cells were made under settings that this cell does not share.
@@ -177,7 +183,7 @@ class Store:
     def finish(self, cell: Cell, metrics: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, which completes the cell, and drop its shards."""
         folder = self.folder(cell)
-        files = {name: (folder / name).stat().st_size for name in _RECORDS if (folder / name).exists()}
+        files = {name: (folder / name).stat().st_size for name in _SAMPLED + _SCORED if (folder / name).exists()}
         write_json(folder / "metrics.json", {"key": cell.key(), "cell": cell.description(), "files": files, **metrics})
         for leftover in folder.glob("*shard-*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -137,7 +137,7 @@ def check_eps(measured, wanted, pairs, linear):
         back = level.sigma * np.linalg.inv(level.alpha**2 * linear.cov + level.sigma**2 * np.eye(16))
         cov, mean = back @ state.cov @ back.T, back @ (state.mean - level.alpha * linear.mean)
         error = math.sqrt((2 * np.square(cov).sum() + 4 * mean @ cov @ mean) / N)
-        assert square == pytest.approx(wanted[i, "eps_norm"].value ** 2, abs=SIGMAS * error + 1e-6)
+        assert square == pytest.approx(wanted[i, "eps_rms"].value ** 2, abs=SIGMAS * error + 1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -261,9 +261,10 @@ def test_constant_data_have_no_ratio_at_the_clean_end():
 def test_gaussian_rows_report_the_wanted_indices_only(gaussian):
     path = levels("cosine", 1000, 10)
     rows = list(gaussian_rows(gaussian.linear(), path, [0, 4], "exact", 0.0))
-    assert {row.i for row in rows if row.quantity == "eps_norm"} == {0, 4}
+    assert {row.i for row in rows if row.quantity == "eps_rms"} == {0, 4}
     assert {row.i for row in rows if row.quantity == "var_marginal"} == {-1, 3}
-    assert all(math.isinf(row.n) for row in rows)
+    assert all(row.n is None for row in rows)  # exact: no sample size
+    assert to_table(rows)["n"].isna().all()
 
 
 def test_exact_variance_gives_ratio_one_and_no_excess(gaussian):

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from bench.data import load
+from bench.diffusion.schedules import alpha_bars
 from bench.measure.features import open_extractor
+from bench.measure.recursion import LinearGaussian
+from bench.measure.steps import gaussian_rows
 from bench.suite.reference import Reference
 
 
@@ -21,17 +24,28 @@ def test_without_a_heldout_part_the_name_says_all(small_data):
     assert Reference(whole, None).name == "small-all (60)"
 
 
-def test_the_gaussian_has_the_datas_mean_and_covariance(small_data):
-    oracle = Reference(small_data, None).gaussian("cosine", 1000)
+def test_the_exact_rows_are_those_of_the_datas_gaussian(small_data, make_cell):
+    cell = make_cell()
+    look = cell.instruments()
     pixels = (small_data.part("train").double() / 127.5 - 1).flatten(1).numpy()
-    np.testing.assert_allclose(oracle.mean, pixels.mean(0), atol=1e-6)
-    np.testing.assert_allclose(oracle.cov, np.cov(pixels, rowvar=False), atol=1e-6)
-    assert len(oracle.learned) == 1000
+    oracle = LinearGaussian(pixels.mean(0), np.cov(pixels, rowvar=False), alpha_bars("cosine", 1000))
+    variance, eta, paired = cell.config.variance, cell.config.eta, look.paired > 0
+    wanted = list(gaussian_rows(oracle, cell.levels(), look.indices, variance, eta, paired))
+    found = Reference(small_data, None).exact_rows(cell, look)
+    assert [(row.arm, row.i, row.quantity) for row in found] == [(row.arm, row.i, row.quantity) for row in wanted]
+    # float32 pixels against float64 ones: 1e-7 of values of order 1, over a few steps.
+    np.testing.assert_allclose([row.value for row in found], [row.value for row in wanted], atol=1e-5)
 
 
-def test_large_images_have_no_gaussian(small_data):
+def test_cells_that_share_levels_share_the_answer(small_data, make_cell):
+    reference = Reference(small_data, None)
+    first, second = make_cell(), make_cell(seed=9)
+    assert reference.exact_rows(first, first.instruments()) is reference.exact_rows(second, second.instruments())
+
+
+def test_large_images_have_no_exact_rows(small_data, make_cell):
     wide = replace(small_data, images=small_data.images.repeat(1, 3, 5, 5))
-    assert Reference(wide, None).gaussian("cosine", 1000) is None
+    assert Reference(wide, None).exact_rows(make_cell(), make_cell().instruments()) == []
 
 
 def test_the_key_names_extractor_and_weights(small_data):

@@ -6,7 +6,7 @@ import pytest
 from bench.models.networks import CheckpointError
 from bench.suite import registry
 from bench.suite.config import ConfigError
-from bench.suite.registry import EMBEDDED, Scaling, load_registry
+from bench.suite.registry import EMBEDDED, WEIGHTS, Scaling, load_registry
 
 
 @pytest.fixture
@@ -102,8 +102,53 @@ def test_scaled_models_share_their_base_weights(constants):
 def test_what_was_not_tuned_is_off(constants):
     constants("[digits.adm-es.ddpm]\nsteps = [10]\nb = [1.02]\nspan = [0.0]\n")
     known = load_registry(None, "digits")
-    assert known.model("adm-es").scale_at("ddim", 50) == (1.0, 0.0)
-    assert known.model("adm-es-linear").scale_at("ddpm", 50) == (1.0, 0.0)
+    assert known.model("adm-es").scaling["ddpm"].at(50) == (1.02, 0.0)
+    assert known.model("adm-es").scaling["ddim"] == Scaling()  # refused by a run until the user gives --eps-scale
+    assert known.model("adm-es-linear").scaling["ddpm"] == Scaling()
+
+
+def test_other_weights_have_no_tuned_constants(constants, tmp_path):
+    constants("[digits.adm-es.ddpm]\nsteps = [10]\nb = [1.02]\nspan = [0.0]\n")
+    known = load_registry(None, "digits")
+    same, other = tmp_path / "same.safetensors", WEIGHTS / "digits" / "adm-ip.safetensors"
+    same.write_bytes((WEIGHTS / "digits" / "adm.safetensors").read_bytes())
+    assert known.model("adm-es", same).scaling["ddpm"].steps == (10,)
+    assert known.model("adm-es", other).scaling["ddpm"] == Scaling()
+    assert known.model("adm-es", other).overridden(1.01, None).scale_at("ddpm", 20) == (1.01, 0.0)
+
+
+def test_theory_needs_a_gamma():
+    known, without = load_registry(None, "digits"), WEIGHTS / "digits" / "adm.safetensors"
+    assert known.model("ddpm-y-es").scale_at("ddim", 20) == (pytest.approx(1.01**0.5), 0.0)
+    assert known.model("ddpm-y-es", without).scaling["ddpm"] == Scaling()
+
+
+def test_a_file_that_describes_itself_needs_no_entry():
+    model = load_registry(None, "digits").model("mine", WEIGHTS / "digits" / "adm.safetensors")
+    assert (model.name, model.learns_variance, model.scaling) == ("mine", True, {})
+
+
+@pytest.mark.parametrize("key", ['weights = "w.safetensors"', "T = 10", 'schedule = "linear"', "network = {}"])
+def test_a_based_model_takes_nothing_else(tmp_path, key):
+    path = tmp_path / "c.toml"
+    path.write_text(f'[models.mine]\nbase = "adm"\n{key}\n')
+    with pytest.raises(ConfigError, match="both 'base' and"):
+        load_registry(path, "digits").model("mine")
+
+
+@pytest.mark.parametrize("key", ["T = 10", 'schedule = "linear"', "network = {}"])
+def test_a_file_that_describes_itself_is_not_described_again(tmp_path, key):
+    path = tmp_path / "c.toml"
+    path.write_text(f'[models.mine]\nweights = "{WEIGHTS / "digits" / "adm.safetensors"}"\n{key}\n')
+    with pytest.raises(ConfigError, match="describes itself"):
+        load_registry(path, "digits").model("mine")
+
+
+def test_an_embedded_dataset_is_not_replaced(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('[datasets.digits]\npath = "x.npz"\n')
+    with pytest.raises(ConfigError, match="name of an embedded dataset"):
+        load_registry(path, "digits")
 
 
 def test_the_tuned_constants_that_ship_can_be_read():
@@ -145,7 +190,7 @@ def test_overriding_k_holds_at_every_step_count():
 
 def test_overriding_leaves_models_without_scaling_alone():
     model = load_registry(None, "digits").model("adm")
-    assert model.overridden(1.5, 0.1) is model
+    assert model.overridden(1.5, 0.1) == model
 
 
 def scaled_model():

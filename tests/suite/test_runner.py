@@ -130,7 +130,8 @@ def test_an_interrupted_cell_is_not_complete(make_cell, run_cell, shrink, small_
 def test_samples_are_guided_diffusions_format(make_cell, run_cell, shrink):
     cell = make_cell()
     samples = arrays(run_cell(cell, shrink()), cell, "samples.npz")
-    assert list(samples) == ["arr_0"]
+    assert list(samples) == ["arr_0", "quantize"]
+    assert str(samples["quantize"]) == cell.config.quantize
     images = samples["arr_0"]
     assert (images.shape, images.dtype) == ((12, 4, 4, 3), np.uint8)
     assert (images[..., :1] == images).all()
@@ -154,7 +155,7 @@ def test_step_table(finished):
     cell, store = finished
     table = pd.read_csv(store.folder(cell) / "steps.csv")
     assert list(table.columns) == STEP_COLUMNS
-    arms = {"free", "forced-train", "forced-heldout", "paired", "gaussian", "gaussian-forced"}
+    arms = {"free", "forced-train", "forced-heldout", "paired", "gaussian", "gaussian-paired", "gaussian-forced"}
     assert set(table["arm"]) == arms
     at = {len(cell.levels()) - 2 - k: level for k, level in enumerate(cell.levels())}
     for row in table.itertuples():

@@ -57,7 +57,8 @@ def test_nothing_is_made_before_something_is_written(store, make_cell):
 
 def test_a_shard_comes_back(store, make_cell):
     arrays = {"samples": np.arange(5, dtype=np.uint8), "free/state/mean": np.linspace(0, 1, 3)}
-    store.put_shard(make_cell(), UNIT, arrays)
+    store.put_shard(make_cell(), UNIT, arrays, seconds=1.5)
+    assert store.shard_seconds(make_cell(), UNIT) == 1.5
     assert store.has_shard(make_cell(), UNIT)
     found = store.get_shard(make_cell(), UNIT)
     assert found.keys() == arrays.keys()
@@ -75,15 +76,15 @@ def test_a_half_written_shard_is_not_one(store, make_cell, monkeypatch, module, 
     with monkeypatch.context() as patch:
         patch.setattr(module, function, stop)
         with pytest.raises(KeyboardInterrupt):
-            store.put_shard(make_cell(), UNIT, {"a": np.zeros(2)})
+            store.put_shard(make_cell(), UNIT, {"a": np.zeros(2)}, 0.0)
     assert not store.has_shard(make_cell(), UNIT)
-    store.put_shard(make_cell(), UNIT, {"a": np.ones(2)})  # the leftover does not stand in the way
+    store.put_shard(make_cell(), UNIT, {"a": np.ones(2)}, 0.0)  # the leftover does not stand in the way
     assert store.get_shard(make_cell(), UNIT)["a"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 rubbish", None])
 def test_a_damaged_shard_is_named(store, make_cell, damage):
-    store.put_shard(make_cell(), UNIT, {"a": np.zeros(100)})
+    store.put_shard(make_cell(), UNIT, {"a": np.zeros(100)}, 0.0)
     path = store.folder(make_cell()) / UNIT.name / "arrays.npz"
     if damage is None:
         path.unlink()
@@ -109,7 +110,7 @@ def test_damaged_samples_are_named(store, make_cell, damage):
 def test_metrics_complete_a_cell_and_drop_its_shards(store, make_cell):
     cell = make_cell()
     store.begin(cell)
-    store.put_shard(cell, UNIT, {"a": np.zeros(2)})
+    store.put_shard(cell, UNIT, {"a": np.zeros(2)}, 0.0)
     assert not store.is_sampled(cell)
     store.finish(cell, {"scores": []})
     assert store.is_sampled(cell)
@@ -143,3 +144,40 @@ def test_a_folder_of_another_configuration_is_refused(store, make_cell, finished
     with pytest.raises(ConfigError, match=f"made with another {name} .*choose another --out") as caught:
         store.check(other)
     assert "\n" not in str(caught.value)
+
+
+def complete(store, cell):
+    store.put_arrays(cell, "samples.npz", {"arr_0": np.zeros((2, 4, 4, 3), np.uint8)})
+    store.put_array(cell, "kernel.npy", np.zeros((2, 2)))
+    store.finish(cell, {"scores": []})
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_cell_whose_files_changed_is_not_complete(store, make_cell, damage):
+    cell = make_cell()
+    complete(store, cell)
+    assert store.is_sampled(cell)
+    path = store.folder(cell) / "samples.npz"
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    assert not store.is_sampled(cell)
+
+
+def test_dropping_files_forgets_them(store, make_cell):
+    cell = make_cell()
+    complete(store, cell)
+    store.drop(cell, ("kernel.npy", "features.npz"))
+    store.finish(cell, {"scores": []})
+    assert set(store.metrics(cell)["files"]) == {"samples.npz"}
+    assert store.is_sampled(cell)
+
+
+@pytest.mark.parametrize(("change", "name"), [({"samples": 13}, "samples"), ({"clip": False}, "clip")])
+def test_cells_of_one_folder_share_their_settings(store, make_cell, change, name):
+    """Another step count is another folder name, but lands in the same tables."""
+    complete(store, make_cell(steps=7))
+    store.check(make_cell(steps=5))
+    with pytest.raises(ConfigError, match=f"another {name}"):
+        store.check(make_cell(steps=5, **change))

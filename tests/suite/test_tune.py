@@ -73,7 +73,7 @@ def test_the_sweep_prints_tables_for_scaling_toml(tmp_path, capsys):
         assert start + span / 2 == pytest.approx(b, abs=2e-4)  # constants are rounded to four digits
     with out.open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * (6 + 6)
+    assert len(rows) == 2 * (5 + 4)
     assert list(rows[0]) == ["model", "sampler", "steps", "b", "span", "n", "fd_digits"]
 
 
@@ -82,8 +82,8 @@ def test_a_second_sweep_appends(tmp_path, capsys):
     for _ in range(2):
         main(["--steps", "1", "--samples", "66", "--out", str(out)])
     lines = out.read_text().splitlines()
-    assert len(lines) == 1 + 2 * 12
-    assert lines[1:13] == lines[13:]
+    assert len(lines) == 1 + 2 * 9
+    assert lines[1:10] == lines[10:]
 
 
 @pytest.mark.parametrize(
