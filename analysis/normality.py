@@ -110,7 +110,7 @@ def draw_normality(table: pd.DataFrame, power: pd.DataFrame, folder: Path) -> li
             right.plot(mean.index, mean["excess_kurtosis"], color=paint[model], label=model)
         for name, value in known.items():
             left.axhline(value, color="black", linewidth=0.6, linestyle=":")
-            left.text(0, value, f" {name}", fontsize=5, va="bottom", ha="right")
+            left.text(0.99, value, name, transform=left.get_yaxis_transform(), fontsize=5, va="bottom", ha="right")
         right.axhline(0, color="black", linewidth=0.8)
         left.set(ylabel="share of pixels rejected", xlabel=f"t (levels of {steps} steps)", ylim=(-0.02, 1.08))
         right.set(ylabel="excess kurtosis of the error", xlabel=f"t (levels of {steps} steps)")

@@ -123,6 +123,17 @@ def test_parts_of_unequal_size_offer_equally_many_neighbours():
     assert every / tenth < 0.96
 
 
+@pytest.mark.parametrize("count", [1, 20, 100])  # above 25 rows cdist takes another, less exact way
+def test_copies_of_heldout_images_leave_the_ratio_empty(count):
+    train, heldout = images(100, 0), images(100, 1)
+    found = neighbour_ratio(heldout[:count], train, heldout)
+    assert found.value is None
+    assert found.reason == "every sample is a held-out image"
+    assert found.n == count
+    other = torch.cat([heldout[:count], images(1, 2)])
+    assert neighbour_ratio(other, train, heldout).value > 1
+
+
 def test_without_a_heldout_part_the_ratio_is_empty():
     found = neighbour_ratio(images(5, 0), images(5, 1), images(0, 2))
     assert found.value is None

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -86,7 +87,11 @@ def test_units_cover_every_image_once(make_cell, spacing, samples, batch):
         parts = ranges.get(arm, [])
         assert [start for start, _ in parts] == [0, *(stop for _, stop in parts)][: len(parts)]
         assert (parts[-1][1] if parts else 0) == total
-    assert all(stop - start <= max(SHARD, batch) for arm in ("free", "forced") for start, stop in ranges[arm])
+    whole = batch * math.ceil(SHARD / batch)
+    assert SHARD <= whole < SHARD + batch
+    for arm in ("free", "forced"):
+        assert all(stop - start == whole for start, stop in ranges[arm][:-1])  # only a last unit needs padding
+        assert ranges[arm][-1][1] - ranges[arm][-1][0] <= whole
 
 
 @pytest.mark.parametrize("spacing", ["plain", "ddim"])
@@ -118,6 +123,24 @@ def test_shard_names_sort_in_merging_order():
 )  # fmt: skip
 def test_the_key_sees_whatever_changes_the_numbers(make_cell, change):
     assert make_cell(**change).key() != make_cell().key()
+
+
+def test_the_key_sees_the_network_arguments(make_cell):
+    # Heads and their split, e.g., change the numbers but neither weights nor shapes.
+    cell = make_cell()
+    old = cell.model.description
+    other = replace(cell.model, description=replace(old, network={**old.network, "num_heads": 2}))
+    changed = {
+        name for name, value in replace(cell, model=other).description().items() if cell.description()[name] != value
+    }
+    assert changed == {"network"}
+    assert replace(cell, model=other).key() != cell.key()
+
+
+def test_an_interruption_costs_at_most_a_batch_more_than_a_shard(make_cell):
+    assert SHARD == 128
+    sizes = {batch: next(make_cell(samples=5000).units(batch)).stop for batch in (1, 48, 100, 128, 130, 1000)}
+    assert sizes == {1: 128, 48: 144, 100: 200, 128: 128, 130: 130, 1000: 1000}
 
 
 def test_the_key_sees_scaling_but_not_the_weights_path(make_cell):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.data import to_unit
 from bench.measure.moments import Moments
 from bench.measure.probes import PixelProbe, ScalarProbe
 from bench.suite.records import ARMS, Records, merge_records
@@ -40,6 +41,28 @@ def test_an_arm_that_saw_nothing_is_left_out(records):
     found = {name.split("/")[0] for name in records.moments()}
     assert found & set(ARMS) == {"forced-train"}
     assert set(records.table()["arm"]) == {"forced-train", "gaussian", "gaussian-forced"}
+
+
+def test_moments_carry_levels_and_the_datas_own(records, small_data):
+    records.add(empty_arm("free", 2))
+    found, reference, path = records.moments(), records.reference, records.cell.levels()
+    assert found["i"].tolist() == [0, 1, 2]
+    assert found["t"].tolist() == [path[2 - i].t for i in range(3)]  # the level the network saw
+    reached = [path[3 - i] for i in range(3)]  # and the one its state stands at
+    assert found["alpha_next"].tolist() == [level.alpha for level in reached]
+    assert found["sigma_next"].tolist() == [level.sigma for level in reached]
+    assert (found["alpha_next"][0], found["sigma_next"][0]) == (1.0, 0.0)
+    pixels = to_unit(small_data.part("train")).double()
+    np.testing.assert_allclose(found["data/mean"], pixels.mean(0), atol=1e-12)
+    np.testing.assert_allclose(found["data/variance"], pixels.var(0), atol=1e-12)
+    np.testing.assert_array_equal(found["data/spectrum"], reference.spectrum)
+
+
+def test_a_table_of_walks_that_remember_has_the_paired_gaussian(make_cell, small_data):
+    cell = make_cell(spacing="ddim", steps=4)
+    records = Records(cell, cell.instruments(), Reference(small_data, None))
+    assert set(records.table()["arm"]) == {"gaussian", "gaussian-paired", "gaussian-forced"}
+    assert records.table()["n"].isna().all()
 
 
 def test_errors_put_training_images_first_whatever_the_shards_order(records):

@@ -2,12 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from bench.data import load
+from bench.data import load, to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.features import open_extractor
 from bench.measure.recursion import LinearGaussian
 from bench.measure.steps import gaussian_rows
+from bench.suite import reference as suite_reference
 from bench.suite.reference import Reference
 
 
@@ -24,8 +26,17 @@ def test_without_a_heldout_part_the_name_says_all(small_data):
     assert Reference(whole, None).name == "small-all (60)"
 
 
-def test_the_exact_rows_are_those_of_the_datas_gaussian(small_data, make_cell):
-    cell = make_cell()
+def test_the_spectrum_is_the_training_parts(small_data):
+    spectrum = Reference(small_data, None).spectrum
+    pixels = to_unit(small_data.part("train")).double()
+    assert spectrum.shape == (4,)  # radii 0 to 3 on a 4x4 grid
+    # White noise of 42 images x 15 frequencies: power 1 to about 1 / sqrt(42 * 15 / 2) = .06; five of them.
+    assert spectrum[1:].mean() == pytest.approx(pixels.var().item(), rel=0.3)
+
+
+@pytest.mark.parametrize("spacing", ["plain", "ddim"])
+def test_the_exact_rows_are_those_of_the_datas_gaussian(small_data, make_cell, spacing):
+    cell = make_cell(spacing=spacing)
     look = cell.instruments()
     pixels = (small_data.part("train").double() / 127.5 - 1).flatten(1).numpy()
     oracle = LinearGaussian(pixels.mean(0), np.cov(pixels, rowvar=False), alpha_bars("cosine", 1000))
@@ -33,19 +44,32 @@ def test_the_exact_rows_are_those_of_the_datas_gaussian(small_data, make_cell):
     wanted = list(gaussian_rows(oracle, cell.levels(), look.indices, variance, eta, paired))
     found = Reference(small_data, None).exact_rows(cell, look)
     assert [(row.arm, row.i, row.quantity) for row in found] == [(row.arm, row.i, row.quantity) for row in wanted]
+    assert ("gaussian-paired" in {row.arm for row in found}) == (spacing == "ddim")
     # float32 pixels against float64 ones: 1e-7 of values of order 1, over a few steps.
     np.testing.assert_allclose([row.value for row in found], [row.value for row in wanted], atol=1e-5)
 
 
-def test_cells_that_share_levels_share_the_answer(small_data, make_cell):
-    reference = Reference(small_data, None)
-    first, second = make_cell(), make_cell(seed=9)
-    assert reference.exact_rows(first, first.instruments()) is reference.exact_rows(second, second.instruments())
+def test_cells_that_share_levels_share_the_answer(small_data, make_cell, monkeypatch):
+    made = []
+    monkeypatch.setattr(suite_reference, "gaussian_rows", lambda *args: made.append(args) or gaussian_rows(*args))
+    reference, cell = Reference(small_data, None), make_cell()
+    first = reference.exact_rows(cell, cell.instruments())
+    for same in (make_cell(seed=9), make_cell(clip=False), cell):
+        assert reference.exact_rows(same, same.instruments()) is first
+    assert len(made) == 1
+    ddim = {"sampler": "ddim", "variance": None}
+    others = ({"steps": 5}, {"variance": "fixed-small"}, ddim, {**ddim, "eta": 0.5})
+    for other in (make_cell(**change) for change in others):
+        assert reference.exact_rows(other, other.instruments()) != first
+    assert len(made) == 1 + len(others)
 
 
-def test_large_images_have_no_exact_rows(small_data, make_cell):
-    wide = replace(small_data, images=small_data.images.repeat(1, 3, 5, 5))
-    assert Reference(wide, None).exact_rows(make_cell(), make_cell().instruments()) == []
+@pytest.mark.parametrize(("shape", "there"), [((1, 16, 16), True), ((1, 17, 16), False), ((3, 16, 16), False)])
+def test_images_beyond_256_pixels_have_no_exact_rows(small_data, make_cell, shape, there):
+    images = torch.randint(0, 256, (60, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    cell = make_cell(steps=1)
+    rows = Reference(replace(small_data, images=images), None).exact_rows(cell, cell.instruments())
+    assert bool(rows) == there
 
 
 def test_the_key_names_extractor_and_weights(small_data):

@@ -12,6 +12,7 @@ from bench.suite.registry import Scaling, load_registry
 from bench.suite.tune import Sweep, main, vertex
 
 GRID = (0.9, 1.0, 1.1, 1.2)
+POINTS = 5 + 4  # of b and of the span, at each step count
 
 
 @pytest.mark.parametrize("lowest", [0.93, 1.0, 1.17])
@@ -73,8 +74,24 @@ def test_the_sweep_prints_tables_for_scaling_toml(tmp_path, capsys):
         assert start + span / 2 == pytest.approx(b, abs=2e-4)  # constants are rounded to four digits
     with out.open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * (5 + 4)
+    assert len(rows) == 2 * POINTS
     assert list(rows[0]) == ["model", "sampler", "steps", "b", "span", "n", "fd_digits"]
+
+
+def test_an_interrupted_sweep_keeps_what_it_measured(tmp_path, monkeypatch):
+    out, values = tmp_path / "tuning.csv", iter([float(k) for k in range(POINTS)])
+
+    def distance(self, *args):
+        value = next(values, None)
+        if value is None:
+            assert len(out.read_text().splitlines()) == 1 + POINTS  # on the disk before the next point is begun
+            raise KeyboardInterrupt
+        return value
+
+    monkeypatch.setattr(Sweep, "distance", distance)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--steps", "2,3", "--samples", "70", "--out", str(out)])
+    assert len(out.read_text().splitlines()) == 1 + POINTS
 
 
 def test_a_second_sweep_appends(tmp_path, capsys):
@@ -82,8 +99,8 @@ def test_a_second_sweep_appends(tmp_path, capsys):
     for _ in range(2):
         main(["--steps", "1", "--samples", "66", "--out", str(out)])
     lines = out.read_text().splitlines()
-    assert len(lines) == 1 + 2 * 9
-    assert lines[1:10] == lines[10:]
+    assert len(lines) == 1 + 2 * POINTS
+    assert lines[1 : 1 + POINTS] == lines[1 + POINTS :]
 
 
 @pytest.mark.parametrize(
