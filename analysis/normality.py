@@ -19,7 +19,7 @@ from analysis.shapiro import shapiro_wilk
 from analysis.style import colours, noisy_left, panels, save
 from analysis.tables import first_sampler
 
-__all__ = ["benjamini_hochberg", "draw_normality", "level_statistics", "normality_table", "power_table"]
+__all__ = ["benjamini_hochberg", "draw_normality", "level_statistics", "normality_table", "power_table", "shapiro_wilk"]
 
 _ALPHA = 0.05
 _DRAWS = 2000  # simulated samples a row of the power table: standard error at most .011

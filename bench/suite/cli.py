@@ -116,9 +116,9 @@ def _request(args: argparse.Namespace) -> Request:
         raise ConfigError(f"--eps-slope must be a number, not {args.eps_slope}")
     if not 0 <= args.eta <= 1:
         raise ConfigError(f"--eta must lie between 0 and 1, not {args.eta}")
-    if args.inception_weights is not None and args.features not in (None, "inception"):
-        raise ConfigError(f"--inception-weights has no effect with --features {args.features}")
     features = args.features or ("digits" if args.dataset == "digits" else "inception")
+    if args.inception_weights is not None and features != "inception":
+        raise ConfigError(f"--inception-weights has no effect with --features {features}")
     sampler = SamplerConfig(
         sampler=_choice("--sampler", args.sampler, ("ddpm", "ddim")),
         spacing=_choice("--spacing", args.spacing, ("plain", "ddim")),

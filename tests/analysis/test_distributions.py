@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
+from analysis import normality, pairs, spectra
 from analysis.load import load_results
 from analysis.normality import benjamini_hochberg, draw_normality, level_statistics, normality_table, power_table
 from analysis.pairs import draw_pairs, pairs_table
+from analysis.regenerate import regenerate
 from analysis.spectra import draw_spectra, spectrum_table
+from analysis.style import save
+from analysis.tables import first_sampler
 
 
-def make_cell(root, model, seed=0, **arrays):
-    folder = root / "cells" / f"{model}-ddpm-4-seed{seed}"
+def make_cell(root, model, seed=0, sampler="ddpm", steps=4, **arrays):
+    folder = root / "cells" / f"{model}-{sampler}-{steps}-seed{seed}"
     folder.mkdir(parents=True)
-    cell = {"model": model, "sampler": "ddpm", "steps": 4, "seed": seed}
-    (folder / "metrics.json").write_text(json.dumps({"key": "k", "cell": cell, "nfe": 4, "scores": []}))
+    cell = {"model": model, "sampler": sampler, "steps": steps, "seed": seed}
+    (folder / "metrics.json").write_text(json.dumps({"key": "k", "cell": cell, "nfe": steps, "scores": []}))
     for name, content in arrays.items():
         if name == "kernel":
             np.save(folder / "kernel.npy", content)
@@ -129,14 +135,50 @@ def test_pairs_are_antisymmetric_and_find_the_closer_model(two_models):
 
 
 def test_figures_are_drawn(two_models, tmp_path):
-    normality = normality_table(two_models)
-    paths = draw_normality(normality, power_table(100), tmp_path)
+    paths = draw_normality(normality_table(two_models), power_table(100), tmp_path)
     paths += draw_spectra(spectrum_table(two_models), tmp_path)
     paths += draw_pairs(pairs_table(two_models), tmp_path)
     assert [path.suffix for path in paths] == [".png", ".pdf"] * 3
     for path in paths[::2]:
         with Image.open(path) as image:
             assert min(image.size) > 200
+
+
+@pytest.mark.parametrize("counts", [{"ddim": 4, "ddpm": 8}, {"ddim": 8, "ddpm": 4}])
+def test_figures_take_the_ancestral_sampler_then_the_most_steps(tmp_path, monkeypatch, counts):
+    rng = np.random.default_rng(0)
+    for model in ("adm", "adm-ip"):
+        for sampler, steps in (*counts.items(), ("ddpm", 2)):
+            records = {"moments": moments_of(np.array([5.0, 2.0])), "errors": errors_of(rng.random)}
+            make_cell(tmp_path, model, 0, sampler, steps, kernel=1 + rng.random((50, 2)), **records)
+    results, drawn = load_results(tmp_path), []
+    for module in (normality, pairs, spectra):
+        monkeypatch.setattr(module, "save", lambda figure, *args: drawn.append(texts(figure)) or save(figure, *args))
+    draw_normality(normality_table(results), power_table(20), tmp_path)
+    draw_spectra(spectrum_table(results), tmp_path)
+    draw_pairs(pairs_table(results), tmp_path)
+    for said in drawn[:2]:
+        assert f"t (levels of {counts['ddpm']} steps)" in said
+    assert {"2 steps", f"{counts['ddpm']} steps"} <= set(drawn[2])
+    assert f"{counts['ddim']} steps" not in drawn[2]
+    assert any("Paired kernel test, ddpm" in text for text in drawn[2])
+    assert regenerate(tmp_path).problems == []
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} >= {
+        "error_normality", "spectrum_ratio", "win_tie_loss"
+    }  # fmt: skip
+
+
+def texts(figure):
+    """Return every text of a figure."""
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_the_first_sampler_is_the_ancestral_one():
+    both = pd.DataFrame({"sampler": ["ddim", "ddpm", "ddim"], "steps": [4, 8, 9]})
+    table, sampler = first_sampler(both)
+    assert (table["steps"].tolist(), sampler) == ([8], "ddpm")
+    table, sampler = first_sampler(both[both["sampler"] == "ddim"])
+    assert (table["steps"].tolist(), sampler) == ([4, 9], "ddim")
 
 
 def test_a_folder_without_records_gives_empty_tables(tmp_path):

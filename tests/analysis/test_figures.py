@@ -1,5 +1,4 @@
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -89,6 +88,14 @@ def test_samples_of_a_cell_that_lost_its_images(folder, tmp_path):
     assert draw_samples(load_results(folder.root), tmp_path) == []
 
 
+def test_samples_of_samplers_with_other_seeds(folder, tmp_path):
+    # The model that comes first, DDIM, has no cell at the lowest seed of all.
+    folder.cell("adm", 5, seed=1, sampler="ddim")
+    folder.cell("ip", 5, seed=0)
+    folder.order("adm", "ip")
+    assert_figures(draw_samples(load_results(folder.root), tmp_path), "samples", kinds=("png",))
+
+
 def test_figures_repeat_byte_for_byte(results, tmp_path):
     first, second = (draw_x0_error(results.steps(), tmp_path / name) for name in ("first", "second"))
     for one, other in zip(first, second, strict=True):
@@ -116,6 +123,25 @@ def test_regenerate_without_probes_or_scores(folder):
     regenerate(folder.root)
     assert {path.name for path in (folder.root / "tables").iterdir()} == {"metrics.csv"}
     assert {path.name for path in (folder.root / "figures").iterdir()} == {"samples.png"}
+
+
+def test_what_was_scored_before_is_not_left_lying(folder):
+    cell = folder.cell(probes=False)
+    regenerate(folder.root)
+    made = [*folder.root.rglob("fid_vs_steps.*")]
+    assert len(made) == 5  # csv, md, tex, png and pdf
+    (cell / "metrics.json").write_text((cell / "metrics.json").read_text().replace("fd_toy", "other"))
+    regenerate(folder.root)
+    assert [*folder.root.rglob("fid_vs_steps.*")] == []
+
+
+def test_the_command_where_nothing_can_be_written(folder, capsys):
+    folder.cell(probes=False)
+    (folder.root / "tables").write_text("in the way")
+    assert main([str(folder.root)]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert captured.err.startswith(f"error: cannot write {folder.root / 'tables'}: ")
 
 
 def test_the_command_prints_the_table(folder, capsys):
@@ -161,8 +187,8 @@ def test_the_command_on_a_damaged_record(folder, capsys, terms, name):
 
 
 def test_an_error_band_is_drawn_for_finite_errors_only(folder, tmp_path):
-    # The exact arm has no sampling error: n is infinite, its band vanishes and must not break the figure.
+    # The exact arm has no sampling error: n and std are empty, it has no band and must not break the figure.
     folder.cell("adm", 5)
     steps = load_results(folder.root).steps()
-    assert np.isinf(steps[steps["arm"] == "gaussian"]["n"]).all()
+    assert steps[steps["arm"] == "gaussian"]["n"].isna().all()
     assert_figures(draw_variance_gap(steps, tmp_path), "variance_gap")

@@ -5,6 +5,7 @@ import pytest
 
 from analysis.load import ResultsError, load_results
 
+STEPS = "arm,i,stage,t,alpha,sigma,n,quantity,value,std\nfree,0,0,1,0.5,0.5,3,eps_norm,2,0.1\n"
 DAMAGE = {
     "half json": '{"key": "0", "cell": {"mod',
     "empty": "",
@@ -60,6 +61,56 @@ def test_a_damaged_cell_is_named_and_left_out(folder, text):
     assert "\n" not in problem
 
 
+BAD_FACTS = {
+    "model a number": {"cell": {"model": 3, "sampler": "ddpm", "steps": 1, "seed": 0}},
+    "steps a text": {"cell": {"model": "m", "sampler": "ddpm", "steps": "1", "seed": 0}},
+    "seed a half": {"cell": {"model": "m", "sampler": "ddpm", "steps": 1, "seed": 0.5}},
+    "cell a list": {"cell": ["model", "sampler", "steps", "seed"]},
+    "cell nothing": {"cell": None},
+    "nfe nothing": {"nfe": None},
+    "nfe a word": {"nfe": "many"},
+    "scores a number": {"scores": 3},
+    "scores texts": {"scores": ["fid"]},
+    "score without a value": {"scores": [{"metric": "fid", "reference": "r", "n": 3}]},
+    "score without a name": {"scores": [{"value": 1.0, "reference": "r", "n": 3}]},
+    "score a word": {"scores": [{"metric": "fid", "value": "low", "reference": "r", "n": 3}]},
+    "score a list": {"scores": [{"metric": "fid", "value": [1.0], "reference": "r", "n": 3}]},
+    "score of nothing": {"scores": [{"metric": "fid", "value": 1.0, "reference": "r", "n": None}]},
+    "files a list": {"files": ["samples.npz"]},
+    "files nothing": {"files": None},
+}
+
+
+@pytest.mark.parametrize("change", BAD_FACTS.values(), ids=BAD_FACTS)
+def test_facts_of_the_wrong_kind_are_damage(folder, change):
+    folder.cell()
+    bad = folder.cell("bad")
+    facts = json.loads((bad / "metrics.json").read_text())
+    (bad / "metrics.json").write_text(json.dumps(facts | change))
+    results = load_results(folder.root)
+    assert [record.cell["model"] for record in results.cells] == ["adm"]
+    (problem,) = results.problems
+    assert "bad-ddpm-10-seed0 is damaged" in problem
+
+
+@pytest.mark.parametrize("name", ["samples.npz", "steps.csv", "kernel.npy"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "longer"])
+def test_a_cell_whose_files_changed_is_left_out(folder, terms, name, damage):
+    folder.cell()
+    bad = folder.cell("bad", terms=terms(1.0))
+    folder.seal(bad)
+    assert load_results(folder.root).problems == []
+    content = (bad / name).read_bytes()
+    if damage == "gone":
+        (bad / name).unlink()
+    else:
+        (bad / name).write_bytes(content[:-1] if damage == "cut" else content + b" ")
+    results = load_results(folder.root)
+    assert [record.cell["model"] for record in results.cells] == ["adm"]
+    (problem,) = results.problems
+    assert f"bad-ddpm-10-seed0 is damaged and left out (ValueError: {name} is missing or has been changed)" in problem
+
+
 def test_models_come_in_the_order_of_the_run(folder):
     for model in ("a", "b", "c"):
         folder.cell(model, 10)
@@ -110,7 +161,9 @@ def test_without_probes_there_are_no_steps(folder):
     assert len(results.steps()) == 0
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "arm,i,t,value\nfree,x,1,2\n", '"open quote'])
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "arm,i,t,value\nfree,x,1,2\n", '"open quote', STEPS.replace("0.1", "wide")]
+)
 def test_a_damaged_step_table_is_named(folder, text):
     cell = folder.cell()
     (cell / "steps.csv").write_text(text)

@@ -268,7 +268,7 @@ def test_gaussian_rows_report_the_wanted_indices_only(gaussian):
 def test_exact_variance_gives_ratio_one_and_no_excess(gaussian):
     rows = exact(gaussian, levels("cosine", 1000, 5), "exact")
     ratios = [row.value for (arm, _, name), row in rows.items() if name == "variance_ratio" and arm == "gaussian"]
-    excess = [row.value for (_, _, name), row in rows.items() if name == "excess_std"]
+    excess = [row.value for (arm, _, name), row in rows.items() if name == "excess_std" and arm == "gaussian"]
     assert len(ratios) == len(excess) == 5
     # From noise: x_T lacks alpha_T^2 = 2.4e-9 of the data's variance.
     np.testing.assert_allclose(ratios, 1, rtol=0, atol=1e-8)

@@ -1,6 +1,7 @@
 """The command from its flags to its files, on the embedded baseline and on a tiny random network."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import run_bench
-from bench.suite import cli, plan
+from bench.suite import cli, plan, registry, runner
 from bench.suite import run as whole_run
 from bench.suite.config import ConfigError
 from bench.suite.run import device_of
@@ -166,8 +167,6 @@ def test_a_complete_run_is_announced_by_the_dry_run(finished, command):
 
 
 def test_other_features_rescore_without_sampling(tmp_path, command, no_network, finished):
-    import shutil
-
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     assert command("--models", "adm", "--steps", "2,3", "--samples", "70", "--features", "none", "--out", out).code == 0
@@ -175,6 +174,58 @@ def test_other_features_rescore_without_sampling(tmp_path, command, no_network, 
     assert [score["metric"] for score in found["scores"]] == ["nn_ratio"]
     assert found["network_calls"] > 0
     assert (samples_of(out) == samples_of(finished)).all()
+    for cell in (out / "cells").iterdir():  # nothing of the former features is left
+        assert {path.name for path in cell.iterdir()} == CELL_FILES - {"features.npz", "kernel.npy"}
+        assert set(json.loads((cell / "metrics.json").read_text())["files"]) == {
+            "samples.npz", "steps.csv", "moments.npz", "errors.npz"
+        }  # fmt: skip
+    record = json.loads((out / "run.json").read_text())
+    assert record["configuration"]["features"] == "none"
+    assert record["end"] is not None
+    assert command(*SHORT, "--samples", "70", "--out", out).code == 0  # and back
+    assert json.loads((out / "run.json").read_text())["configuration"]["features"] == "digits"
+    assert {path.name for path in (out / "cells" / "adm-ddpm-2-seed0").iterdir()} == CELL_FILES
+    np.testing.assert_array_equal(
+        *(np.load(run / "cells" / "adm-ddpm-2-seed0" / "kernel.npy") for run in (out, finished))
+    )
+
+
+def test_an_interrupted_rescoring_samples_nothing_anew(tmp_path, command, no_network, finished, monkeypatch):
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    args = ("--models", "adm", "--steps", "2,3", "--samples", "70", "--out", out, "--quiet", "--features")
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "neighbour_ratio", stop)
+        assert command(*args, "none").code == 130
+    assert not (out / "cells" / "adm-ddpm-2-seed0" / "kernel.npy").exists()
+    assert command(*args, "digits").code == 0  # the old features after all
+    assert (out / "cells" / "adm-ddpm-2-seed0" / "kernel.npy").exists()
+    assert command(*args, "none").code == 0
+
+
+@pytest.mark.parametrize("name", ["samples.npz", "steps.csv"])
+def test_a_cell_that_lost_a_file_is_made_anew(tmp_path, command, finished, monkeypatch, name):
+    out, counting = tmp_path / "copy", Interrupting(-1)
+    shutil.copytree(finished, out)
+    (out / "cells" / "adm-ddpm-2-seed0" / name).unlink()
+    assert command(*SHORT, "--samples", "70", "--out", out, "--dry-run").out.count("  done") == 1
+    monkeypatch.setattr(whole_run, "EpsDenoiser", counting)
+    assert command(*SHORT, "--samples", "70", "--out", out).code == 0
+    assert counting.made > 0
+    np.testing.assert_array_equal(*(samples_of(run, "adm-ddpm-2-seed0") for run in (out, finished)))
+
+
+def test_scores_that_lost_a_file_are_made_anew(tmp_path, command, finished, no_network):
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    kernel = out / "cells" / "adm-ddpm-2-seed0" / "kernel.npy"
+    kernel.unlink()
+    assert command(*SHORT, "--samples", "70", "--out", out).code == 0
+    assert kernel.exists()
 
 
 def test_an_interrupted_run_goes_on_to_the_same_images(tmp_path, command, monkeypatch):
@@ -203,9 +254,42 @@ def test_an_interrupted_run_goes_on_to_the_same_images(tmp_path, command, monkey
         assert steps[0] == steps[1]
 
 
-def test_a_longer_run_keeps_the_cells_it_has(finished, tmp_path, command, monkeypatch):
-    import shutil
+def test_a_resumed_run_keeps_its_first_start(tmp_path, command, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_run, "EpsDenoiser", Interrupting(1))
+        assert command(*SHORT, "--out", out).code == 130
+    record = json.loads((out / "run.json").read_text())
+    record["start"] = "2001-02-03T04:05:06+00:00"
+    (out / "run.json").write_text(json.dumps(record))
+    assert command(*SHORT, "--out", out).code == 0
+    assert json.loads((out / "run.json").read_text())["start"] == "2001-02-03T04:05:06+00:00"
+    assert command(*SHORT, "--out", out, "--features", "none").code == 0  # another run
+    assert json.loads((out / "run.json").read_text())["start"] > "2001-02-03T04:05:06+00:00"
 
+
+@pytest.mark.parametrize("text", ["", "[]", '{"hash": 3}', "3"])
+def test_a_damaged_account_is_written_anew(tmp_path, command, text):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text(text)
+    assert command(*ADM, "--steps", "1", "--samples", "2", "--no-probes", "--out", out).code == 0
+    assert json.loads((out / "run.json").read_text())["end"] is not None
+
+
+def test_the_progress_of_a_resumed_run_starts_where_it_stopped(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(plan, "SHARD", 8)
+    out, bars, real = tmp_path / "out", [], whole_run.tqdm
+    args = (*ADM, "--steps", "3", "--samples", "16", "--batch-size", "8", "--no-probes", "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_run, "EpsDenoiser", Interrupting(4))  # in the second unit of three calls
+        assert command(*args).code == 130
+    monkeypatch.setattr(whole_run, "tqdm", lambda **kwargs: bars.append(kwargs) or real(**kwargs))
+    assert command(*args).code == 0
+    assert [(bar["initial"], bar["total"]) for bar in bars] == [(8 * 3, 16 * 3)]
+
+
+def test_a_longer_run_keeps_the_cells_it_has(finished, tmp_path, command, monkeypatch):
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     counting = Interrupting(-1)
@@ -218,6 +302,21 @@ def test_a_longer_run_keeps_the_cells_it_has(finished, tmp_path, command, monkey
 
 def test_another_configuration_in_the_same_folder_is_refused(finished, command):
     one_line_error(command(*SHORT, "--samples", "71", "--out", finished), "another samples", "choose another --out")
+    other_steps = (*ADM, "--steps", "5", "--samples", "70", "--out", finished)  # cells of other names
+    one_line_error(command(*other_steps, "--no-clip"), "another clip", "choose another --out")
+    one_line_error(command(*other_steps, "--variance", "fixed-large"), "another variance")
+    assert not (finished / "cells" / "adm-ddpm-5-seed0").exists()
+
+
+def test_two_samplers_in_one_folder(tmp_path, capsys):
+    out = tmp_path / "out"
+    args = [*ADM, "--samples", "6", "--out", str(out)]
+    assert run_bench.main([*args, "--sampler", "ddim", "--steps", "4"]) == 0
+    assert run_bench.main([*args, "--steps", "8"]) == 0
+    assert {path.name for path in (out / "cells").iterdir()} == {"adm-ddim-4-seed0", "adm-ddpm-8-seed0"}
+    figures = {path.name for path in (out / "figures").iterdir()}
+    assert figures >= {f"{name}.png" for name in ("eps_norm", "error_normality", "spectrum_ratio", "samples")}
+    assert set(pd.read_csv(out / "tables" / "spectra.csv")["sampler"]) == {"ddim", "ddpm"}
 
 
 # --- what must not change the images -------------------------------------------------------------------------------
@@ -309,6 +408,58 @@ def test_a_fixed_variance_is_the_default_without_a_learned_one(tmp_path, save_ti
     assert found["cell"]["variance"] == "fixed-large"
     outcome = command("--models", f"adm={weights}", *args, "--variance", "learned")
     one_line_error(outcome, "does not learn its variance", "fixed-small")
+
+
+def test_models_that_disagree_on_the_variance_need_one_for_all(tmp_path, save_tiny, command):
+    plain, out = save_tiny(out_channels=1), tmp_path / "out"
+    args = ("--models", f"adm,plain={plain}", "--features", "none", "--steps", "2", "--samples", "3", "--out", out)
+    one_line_error(command(*args), "'plain' learns no variance", "choose one with --variance for all")
+    assert not out.exists()
+    assert command(*args, "--variance", "fixed-small", "--dry-run").code == 0
+    assert command(*args, "--sampler", "ddim", "--dry-run").code == 0  # no variance there
+
+
+def test_class_conditional_models_are_refused(tmp_path, save_tiny, command):
+    weights, out = save_tiny(num_classes=10), tmp_path / "out"
+    outcome = command("--models", f"mine={weights}", "--steps", "2", "--samples", "3", "--out", out)
+    one_line_error(outcome, "model 'mine' is class-conditional", "use another model")
+    assert not out.exists()
+
+
+def test_a_file_that_describes_itself_needs_no_config(tmp_path, tiny_weights, command):
+    out = tmp_path / "out"
+    args = ("--models", f"adm,mine={tiny_weights}", "--steps", "2", "--samples", "3", "--no-probes", "--quiet")
+    assert command(*args, "--features", "none", "--out", out).code == 0
+    assert {path.name for path in (out / "cells").iterdir()} == {"adm-ddpm-2-seed0", "mine-ddpm-2-seed0"}
+    network = json.loads((out / "run.json").read_text())["configuration"]["models"]["mine"]["network"]
+    assert network["channel_mult"] == [1]
+
+
+@pytest.mark.parametrize("model", ["adm-es", "adm-es-linear", "adm-es={tiny}", "ddpm-y-es={tiny}"])
+def test_scaling_without_tuned_constants_is_refused(tmp_path, tiny_weights, command, monkeypatch, model):
+    empty = tmp_path / "scaling.toml"
+    empty.write_text("" if "=" not in model else (TUNED.format("ddpm") + TUNED.format("ddim")))
+    monkeypatch.setattr(registry, "_CONSTANTS", empty)
+    out, model = tmp_path / "out", model.format(tiny=tiny_weights)
+    args = ("--models", model, "--steps", "5", "--samples", "3", "--out", out)
+    for flags in ((), ("--sampler", "ddim"), ("--eps-slope", "0.001")):
+        outcome = command(*args, *flags)
+        one_line_error(outcome, "no scaling constants were tuned for", model.split("=")[0], "give --eps-scale")
+    assert not out.exists()
+    assert "eps / (1.02 + 0 i)" in command(*args, "--eps-scale", "1.02", "--dry-run").out
+    assert "eps / (1.02 + 0.001 i)" in command(*args, "--eps-scale", "1.02", "--eps-slope", "0.001", "--dry-run").out
+
+
+TUNED = "[digits.adm-es.{0}]\nsteps = [10]\nb = [1.03]\nspan = [0.0]\n"
+
+
+def test_constants_are_tuned_for_one_sampler(tmp_path, command, monkeypatch):
+    constants = tmp_path / "scaling.toml"
+    constants.write_text(TUNED.format("ddpm"))
+    monkeypatch.setattr(registry, "_CONSTANTS", constants)
+    args = ("--models", "adm-es", "--steps", "5", "--samples", "3", "--out", tmp_path / "out", "--dry-run")
+    assert "eps / (1.03 + 0 i)" in command(*args).out
+    one_line_error(command(*args, "--sampler", "ddim"), "no scaling constants were tuned for 'adm-es'")
 
 
 def test_scaling_constants_from_the_command_line(tmp_path, command):
@@ -433,7 +584,17 @@ BAD_FLAGS = [
     (("--models", "adm-es", "--eps-scale", "nan"), "--eps-scale must be positive"),
     (("--models", "adm-es", "--eps-scale", "inf"), "--eps-scale must be positive"),
     (("--models", "adm-es", "--eps-slope", "nan"), "--eps-slope must be a number"),
-    (("--models", "adm-es", "--eps-slope", "-2"), "must stay positive"),
+    (("--models", "adm-es", "--eps-scale", "1", "--eps-slope", "-2"), "must stay positive"),
+    (("--samples", "10000001"), "--samples and --batch-size go up to 10,000,000"),
+    (("--samples", "9" * 30), "--samples and --batch-size go up to 10,000,000"),
+    (("--batch-size", "10000001"), "--samples and --batch-size go up to 10,000,000"),
+    (("--out", ""), "--out is empty or the current folder"),
+    (("--out", "."), "--out is empty or the current folder"),
+    (("--out", "./"), "--out is empty or the current folder"),
+    (("--inception-weights", "w.pth"), "--inception-weights has no effect with --features digits"),
+    (("--features", "none", "--inception-weights", "w.pth"), "--inception-weights has no effect with --features none"),
+    (("--models", "mine=absent.safetensors"), "cannot read the checkpoint absent.safetensors"),
+    (("--models", "mine=absent.pt"), "unknown model 'mine'"),
     (("--models", "adm-es", "--eps-scale", "big"), "--eps-scale"),
     (("--eps-scale", "1.01"), "scaling models only"),
     (("--eta", "0.5"), "no effect with --sampler ddpm"),
@@ -522,6 +683,22 @@ def test_values_that_become_not_finite(tmp_path, command, tiny_weights):
     one_line_error(outcome, "model 'adm-es' at 2 steps, seed 0", "not finite")
     assert not list(out.rglob("samples.npz"))
     assert not list(out.rglob("metrics.json"))
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_out_of_memory_is_one_line(tmp_path, command, monkeypatch, error):
+    class Exhausted:
+        def __init__(self, network):
+            pass
+
+        def __call__(self, x, level, cond=None):
+            raise error("tried to allocate 80 GiB\nover\nmany lines")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_run, "EpsDenoiser", Exhausted)
+        outcome = command(*SHORT, "--out", tmp_path / "out")
+    one_line_error(outcome, "out of memory; use a smaller --batch-size, then the same command goes on")
+    assert command(*SHORT, "--batch-size", "4", "--out", tmp_path / "out").code == 0
 
 
 def test_a_file_where_the_results_should_go(tmp_path, command):

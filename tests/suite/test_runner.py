@@ -119,6 +119,22 @@ def test_an_interrupted_cell_goes_on_where_it_stopped(make_cell, run_cell, shrin
     assert not list(store.folder(cell).glob("*shard-*"))
 
 
+def test_seconds_are_those_of_every_attempt(make_cell, run_cell, shrink, monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "SHARD", 4)
+    cell = make_cell(probes=False)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cell, shrink(9))  # in the third unit of four calls
+    store = Store(tmp_path / "out")
+    done = [unit for unit in cell.units(4) if store.has_shard(cell, unit)]
+    assert len(done) == 2
+    for unit in done:
+        account = store.folder(cell) / unit.name / "unit.json"
+        account.write_text(json.dumps({**json.loads(account.read_text()), "seconds": 1000.0}))
+    run_cell(cell, shrink())
+    assert 2000 < store.metrics(cell)["seconds"] < 2100
+    assert store.metrics(cell)["network_calls"] == 12 * 4
+
+
 def test_an_interrupted_cell_is_not_complete(make_cell, run_cell, shrink, small_data, tmp_path):
     cell = make_cell()
     with pytest.raises(KeyboardInterrupt):
@@ -131,7 +147,9 @@ def test_samples_are_guided_diffusions_format(make_cell, run_cell, shrink):
     cell = make_cell()
     samples = arrays(run_cell(cell, shrink()), cell, "samples.npz")
     assert list(samples) == ["arr_0", "quantize"]
-    assert str(samples["quantize"]) == cell.config.quantize
+    assert str(samples["quantize"]) == "round"
+    floored = make_cell(quantize="floor")
+    assert str(arrays(run_cell(floored, shrink(), folder="floor"), floored, "samples.npz")["quantize"]) == "floor"
     images = samples["arr_0"]
     assert (images.shape, images.dtype) == ((12, 4, 4, 3), np.uint8)
     assert (images[..., :1] == images).all()
@@ -166,6 +184,10 @@ def test_step_table(finished):
     assert not table.duplicated(["arm", "i", "quantity"]).any()
     counts = table.drop_duplicates("arm").set_index("arm")["n"]
     # 64 forced images are wanted: all 18 held-out ones, all 42 training ones; 64 paired ones, again all 42.
+    assert counts[["gaussian", "gaussian-paired", "gaussian-forced"]].isna().all()
+    exact = table[table["arm"].str.startswith("gaussian")]
+    assert "eps_rms" in set(exact["quantity"])
+    assert "eps_norm" not in set(exact["quantity"])
     assert counts[["free", "forced-train", "forced-heldout", "paired"]].tolist() == [70, 42, 18, 42]
 
 
@@ -173,6 +195,7 @@ def test_moments_are_mergeable_records(finished):
     cell, store = finished
     moments = arrays(store, cell, "moments.npz")
     assert moments["i"].tolist() == [0, 1, 2, 3]
+    assert {"t", "alpha_next", "sigma_next", "data/mean", "data/variance", "data/spectrum"} <= set(moments)
     for arm, names in {"free": ("state", "eps"), "forced-train": ("state", "eps", "error", "residual")}.items():
         for name in names:
             assert moments[f"{arm}/{name}/mean"].shape == moments[f"{arm}/{name}/second"].shape == (4, 1, 4, 4)
@@ -201,6 +224,9 @@ def test_metrics_file(finished):
     assert (found["nfe"], found["features"], found["network_calls"]) == (4, "none", sum(cell.cost()))
     assert [score["metric"] for score in found["scores"]] == ["nn_ratio"]
     assert set(found["scores"][0]) == {"metric", "value", "n", "reference", "reason"}
+    others = [path for path in store.folder(cell).iterdir() if path.name != "metrics.json"]
+    assert found["files"] == {path.name: path.stat().st_size for path in others}
+    assert found["seconds"] > 0
 
 
 def test_forced_noise_belongs_to_the_image(make_cell, run_cell, shrink):

@@ -4,9 +4,10 @@ import os
 import numpy as np
 import pytest
 
+from bench.suite import plan
 from bench.suite.config import ConfigError
 from bench.suite.plan import Unit
-from bench.suite.store import Store, write_atomic, write_json
+from bench.suite.store import Store, read_json, write_atomic, write_json
 
 UNIT = Unit("free", 0, 12)
 
@@ -165,6 +166,56 @@ def test_a_cell_whose_files_changed_is_not_complete(store, make_cell, damage):
     assert not store.is_sampled(cell)
 
 
+@pytest.mark.parametrize("name", ["samples.npz", "steps.csv", "moments.npz", "errors.npz"])
+def test_any_file_of_the_sampling_counts(store, make_cell, name):
+    cell = make_cell()
+    store.begin(cell)
+    (store.folder(cell) / name).write_text("content")
+    store.finish(cell, {"scores": []})
+    assert store.metrics(cell)["files"] == {name: 7}
+    assert store.is_sampled(cell)
+    (store.folder(cell) / name).write_text("contents")
+    assert not store.is_sampled(cell)
+
+
+def test_without_file_sizes_a_cell_is_not_complete(store, make_cell):
+    complete(store, make_cell())
+    for files in (None, ["samples.npz"]):
+        write_json(store.folder(make_cell()) / "metrics.json", {**store.metrics(make_cell()), "files": files})
+        assert not store.is_sampled(make_cell())
+
+
+def test_scores_are_complete_by_themselves(store, make_cell):
+    # A rescoring that was stopped has dropped kernel.npy: the images are still good, only the scores must be made anew.
+    cell = make_cell()
+    store.put_arrays(cell, "samples.npz", {"arr_0": np.zeros((2, 4, 4, 3), np.uint8)})
+    store.put_array(cell, "kernel.npy", np.zeros((2, 2)))
+    assert not store.is_scored(cell, "toy-1")
+    store.finish(cell, {"scores": [], "features": "toy-1"})
+    assert store.is_scored(cell, "toy-1")
+    assert not store.is_scored(cell, "toy-2")
+    store.drop(cell, ("kernel.npy",))
+    assert not store.is_scored(cell, "toy-1")
+    assert store.is_sampled(cell)
+
+
+def test_a_shard_without_its_account_took_no_time(store, make_cell):
+    assert store.shard_seconds(make_cell(), UNIT) == 0
+    store.put_shard(make_cell(), UNIT, {"a": np.zeros(2)}, 2.5)
+    (store.folder(make_cell()) / UNIT.name / "unit.json").write_text("{")
+    assert store.shard_seconds(make_cell(), UNIT) == 0
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"a": ', None])
+def test_damaged_json_is_none(tmp_path, text):
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_text(text)
+    assert read_json(path) is None
+    path.write_text('{"a": 1}')
+    assert read_json(path) == {"a": 1}
+
+
 def test_dropping_files_forgets_them(store, make_cell):
     cell = make_cell()
     complete(store, cell)
@@ -174,10 +225,49 @@ def test_dropping_files_forgets_them(store, make_cell):
     assert store.is_sampled(cell)
 
 
-@pytest.mark.parametrize(("change", "name"), [({"samples": 13}, "samples"), ({"clip": False}, "clip")])
-def test_cells_of_one_folder_share_their_settings(store, make_cell, change, name):
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"samples": 13}, "samples"),
+        ({"clip": False}, "clip"),
+        ({"spacing": "ddim"}, "spacing"),
+        ({"quantize": "floor"}, "quantize"),
+        ({"data_hash": "other"}, "data"),
+        ({"variance": "fixed-small"}, "variance"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_cells_of_one_folder_share_their_settings(store, make_cell, change, name, finished):
     """Another step count is another folder name, but lands in the same tables."""
-    complete(store, make_cell(steps=7))
+    store.begin(make_cell(steps=7))
+    if finished:
+        complete(store, make_cell(steps=7))
     store.check(make_cell(steps=5))
     with pytest.raises(ConfigError, match=f"another {name}"):
         store.check(make_cell(steps=5, **change))
+
+
+def test_cells_of_an_older_record_are_refused(store, make_cell, monkeypatch):
+    complete(store, make_cell(steps=7))
+    monkeypatch.setattr(plan, "RECORD_VERSION", plan.RECORD_VERSION + 1)
+    with pytest.raises(ConfigError, match="another version"):
+        store.check(make_cell(steps=5))
+
+
+def test_samplers_share_a_folder_and_have_settings_of_their_own(store, make_cell):
+    ddim = {"sampler": "ddim", "variance": None}
+    complete(store, make_cell())  # ancestral, learned variance
+    store.check(make_cell(**ddim, eta=0.5))
+    complete(store, make_cell(**ddim, eta=0.5))
+    store.check(make_cell(steps=9))
+    with pytest.raises(ConfigError, match=r"another eta .0\.5, now 0\.0."):
+        store.check(make_cell(**ddim, steps=9))
+
+
+def test_seeds_probes_and_damaged_cells_stand_in_no_others_way(store, make_cell):
+    complete(store, make_cell())
+    (store.root / "cells" / "other").mkdir()
+    for text in ("{", "[]", "3", '{"cell": 3}', "{}"):
+        (store.root / "cells" / "other" / "metrics.json").write_text(text)
+        for cell in (make_cell(seed=1), make_cell(steps=9, probes=False), make_cell()):
+            store.check(cell)
