@@ -151,7 +151,7 @@ class Trainer:
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except Exception:  # torch names every key and shape over many lines
+        except (RuntimeError, ValueError, KeyError, TypeError):  # torch names every key and shape over many lines
             raise CheckpointError(
                 f"{path} belongs to another network (are the images' channels the same?); "
                 "delete it or choose another --out"

@@ -161,11 +161,11 @@ def run(argv: Sequence[str] | None = None) -> tuple[int, Path | None]:
     """
     args = _parser().parse_args(argv)
     try:
-        registry = load_registry(args.config, args.dataset)
+        known = load_registry(args.config, args.dataset)
         if args.list_models:
-            _list_models(registry)
+            _list_models(known)
             return 0, None
-        bench = Run(_request(args), registry)
+        bench = Run(_request(args), known)
         if args.dry_run:
             print("\n".join(dry_run(bench)))
             return 0, None

@@ -199,7 +199,7 @@ def test_truncated_pickles_are_refused(tmp_path, zipped):
     data = buffer.getvalue()
     for kept in range(0, len(data), 7):
         path.write_bytes(data[:kept])
-        refusal(load_network, path, DESCRIPTION)
+        assert path.name in refusal(load_network, path, DESCRIPTION)
 
 
 class Hostile:
