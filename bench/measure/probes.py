@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.diffusion.types import Prediction, Probe, Step
 from bench.measure.moments import Moments
-from bench.measure.spectra import RadialBins
+from bench.measure.spectra import RadialBins, haar_energy
 
 __all__ = ["SCALARS", "ErrorProbe", "PixelProbe", "ScalarProbe", "Selected", "spread_indices"]
 
@@ -77,7 +77,7 @@ class PixelProbe:
     """Per-pixel moments and radial spectra at chosen solver indices.
 
     ``state``: x_next. ``eps``: the raw prediction. ``residual``: x_next - alpha_next x0, and ``error``:
-    x0_hat - x0, on walks that know x0. Spectra of x_next and of x0_hat as used.
+    x0_hat - x0, on walks that know x0. Spectra and Haar energies of x_next and of x0_hat as used.
 
     Args:
         indices: solver indices to record; rows of the record follow their order.
@@ -93,8 +93,12 @@ class PixelProbe:
         names = ("state", "eps", "residual", "error") if paired else ("state", "eps")
         self.pixels = {name: Moments(len(self.rows), shape, device) for name in names}
         self.bins = RadialBins(shape[1], shape[2], device)
-        spectra = ("spectrum_state", "spectrum_x0")
-        self.spectra = {name: Moments(len(self.rows), (self.bins.count,), device) for name in spectra}
+        bands = {"spectrum": self.bins.count, "haar": 4}
+        self.bands = {
+            f"{kind}_{of}": Moments(len(self.rows), (count,), device)
+            for kind, count in bands.items()
+            for of in ("state", "x0")
+        }
 
     def update(self, step: Step) -> None:
         """Add one step, if its index is recorded."""
@@ -106,13 +110,14 @@ class PixelProbe:
         if step.x0 is not None:
             self.pixels["residual"].add(row, step.x_next - step.level_next.alpha * step.x0)
             self.pixels["error"].add(row, step.x0_used - step.x0)
-        self.spectra["spectrum_state"].add(row, self.bins.density(step.x_next))
-        self.spectra["spectrum_x0"].add(row, self.bins.density(step.x0_used))
+        for of, images in (("state", step.x_next), ("x0", step.x0_used)):
+            self.bands[f"spectrum_{of}"].add(row, self.bins.density(images))
+            self.bands[f"haar_{of}"].add(row, haar_energy(images))
 
     def state(self) -> Arrays:
         """Return the mergeable record: ``<quantity>/count|mean|second``, rows first, and the indices ``i``."""
         record: Arrays = {}
-        for name, moments in (self.pixels | self.spectra).items():
+        for name, moments in (self.pixels | self.bands).items():
             record |= {f"{name}/{key}": value for key, value in moments.state().items()}
         return record
 

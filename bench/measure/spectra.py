@@ -3,6 +3,9 @@
 With F the orthonormal 2-D Fourier transform and P = |F|^2 averaged over channels, bin r holds the mean of P over
 integer frequencies (u, v) with floor(sqrt(u^2 + v^2) + 1/2) = r. White unit noise gives 1 in every bin; bin 0 is the
 constant component; bins above H/2 are the incomplete corner rings. No window is applied.
+
+Beside it the energies of the four sub-bands of one orthonormal Haar step, in which W++ and DCW (Yu & Zhan 2025, Yu et
+al. 2026) state their claims; white unit noise gives 1 in each of these too.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["RadialBins"]
+__all__ = ["RadialBins", "haar_energy"]
 
 
 class RadialBins:
@@ -34,3 +37,21 @@ class RadialBins:
         """Return the RAPSD of each image, [B, bins], of float images [B, C, H, W]."""
         power = torch.fft.fft2(images, norm="ortho").abs().square().mean(dim=1)
         return power.flatten(1) @ self._weights
+
+
+def haar_energy(images: Tensor) -> Tensor:
+    """Return the mean squared Haar coefficient of each sub-band, [B, 4] in the order LL, LH, HL, HH.
+
+    The first letter is the band along rows (vertically), the second along columns; L is (a + b) / sqrt(2), H is
+    (a - b) / sqrt(2) of neighbours. A last odd row or column is left out.
+
+    Args:
+        images: float [B, C, H, W], H and W at least 2.
+    """
+    even = images[..., : images.shape[-2] // 2 * 2, : images.shape[-1] // 2 * 2]
+    top, bottom = even[..., ::2, :], even[..., 1::2, :]
+    bands = []
+    for rows in (top + bottom, top - bottom):
+        left, right = rows[..., ::2], rows[..., 1::2]
+        bands += [(left + right) / 2, (left - right) / 2]
+    return torch.stack([band.square().flatten(1).mean(1) for band in bands], dim=1)

@@ -14,7 +14,16 @@ import torch
 from bench.data import DataError
 from bench.measure.features import EXTRACTORS, FeatureError
 from bench.models.networks import CheckpointError
-from bench.suite.config import ConfigError, SamplerConfig, nearest, parse_models, parse_seeds, parse_steps, positive
+from bench.suite.config import (
+    ConfigError,
+    SamplerConfig,
+    nearest,
+    parse_measure,
+    parse_models,
+    parse_seeds,
+    parse_steps,
+    positive,
+)
 from bench.suite.registry import EMBEDDED, Registry, load_registry
 from bench.suite.run import Request, Run, dry_run
 from bench.suite.runner import RunError
@@ -81,7 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     look = parser.add_argument_group("what to measure")
     look.add_argument(
-        "--probes", action=argparse.BooleanOptionalAction, default=True, help="per-step instruments (default on)"
+        "--measure",
+        metavar="NAME,...",
+        help="steps, normality (these two by default), chains, response or all; the last two cost more network calls",
+    )
+    look.add_argument(
+        "--probes", action=argparse.BooleanOptionalAction, default=True, help="measure anything at all (default on)"
     )
     look.add_argument("--features", help="digits, inception or none (default: digits for digits, else inception)")
     look.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
@@ -99,6 +113,14 @@ def _choice(flag: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise nearest(flag, value, known)
     return value
+
+
+def _measure(args: argparse.Namespace) -> tuple[str, ...]:
+    if not args.probes and args.measure is not None:
+        raise ConfigError("--no-probes measures nothing; leave it out, or leave out --measure")
+    if not args.probes:
+        return ()
+    return ("steps", "normality") if args.measure is None else parse_measure(args.measure)
 
 
 def _request(args: argparse.Namespace) -> Request:
@@ -137,7 +159,7 @@ def _request(args: argparse.Namespace) -> Request:
         variance=args.variance,
         batch=args.batch_size,
         device=_choice("--device", args.device, ("auto", "cpu", "cuda", "mps")),
-        probes=args.probes,
+        measure=_measure(args),
         features=_choice("--features", features, EXTRACTORS),
         inception_weights=args.inception_weights,
         eps_scale=args.eps_scale,

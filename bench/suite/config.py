@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "MEASUREMENTS",
     "RESERVED_SEEDS",
     "ConfigError",
     "SamplerConfig",
     "nearest",
+    "parse_measure",
     "parse_models",
     "parse_seeds",
     "parse_steps",
@@ -23,6 +25,7 @@ __all__ = [
     "short_hash",
 ]
 
+MEASUREMENTS = ("steps", "normality", "chains", "response")
 RESERVED_SEEDS = 1_000_000  # seeds from here on belong to the tuning of constants; no reported number uses them
 
 
@@ -104,6 +107,15 @@ def parse_steps(text: str) -> tuple[int, ...]:
     if len(set(steps)) < len(steps):
         raise ConfigError("--steps names a number twice")
     return tuple(steps)
+
+
+def parse_measure(text: str) -> tuple[str, ...]:
+    """Read ``steps,chains,...`` or ``all`` into measurements, in the order they are made."""
+    names = _items("--measure", text)
+    for name in names:
+        if name not in (*MEASUREMENTS, "all"):
+            raise nearest("--measure", name, (*MEASUREMENTS, "all"))
+    return tuple(name for name in MEASUREMENTS if name in names or "all" in names)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -14,9 +14,10 @@ from bench.measure.probes import spread_indices
 from bench.suite.config import ConfigError, SamplerConfig, short_hash
 from bench.suite.registry import Model
 
-__all__ = ["RECORD_VERSION", "Cell", "Instruments", "Unit", "plan_cells"]
+__all__ = ["IN_CELLS", "RECORD_VERSION", "Cell", "Instruments", "Unit", "plan_cells"]
 
-RECORD_VERSION = 1  # raise when the meaning of a record changes: older cells are then recomputed
+IN_CELLS = ("steps", "normality")  # measurements made while a cell is sampled
+RECORD_VERSION = 2  # raise when the meaning of a record changes: older cells are then recomputed
 SHARD = 128  # images in a unit of work, unless a batch is larger: the most an interruption can cost
 _LEVELS = 100  # most levels with per-pixel records and teacher forcing
 _ERROR_LEVELS = 20
@@ -46,7 +47,8 @@ class Instruments:
 
     ``indices`` are the solver indices with per-pixel records, which are also those of teacher forcing;
     ``error_indices`` those whose single errors are kept. Counts are images by part; ``paired`` is 0 where a start
-    from noise cannot be told from a paired one.
+    from noise cannot be told from a paired one. Without the measurement ``steps`` there are no ``indices`` and no
+    images but those of ``normality``, and without that no ``error_indices``.
     """
 
     indices: tuple[int, ...]
@@ -67,7 +69,7 @@ class Cell:
     steps: int
     seed: int
     samples: int
-    probes: bool
+    measure: tuple[str, ...]  # of IN_CELLS
     data_hash: str
     parts: tuple[int, int]  # how many training and held-out images there are
     weights_hash: str
@@ -97,7 +99,7 @@ class Cell:
             "steps": self.steps,
             "seed": self.seed,
             "samples": self.samples,
-            "probes": self.probes,
+            "measure": list(self.measure),
             "data": self.data_hash,
         }
 
@@ -118,16 +120,19 @@ class Cell:
         return None if self.scale == (1.0, 0.0) else EpsilonScaling(self.levels(), *self.scale)
 
     def instruments(self) -> Instruments | None:
-        """Return what the instruments look at, None without probes."""
-        if not self.probes:
+        """Return what the instruments look at, None where nothing is measured."""
+        if not self.measure:
             return None
         indices = spread_indices(self.steps, _LEVELS)
         errors = [indices[position] for position in spread_indices(len(indices), _ERROR_LEVELS)]
+        kept = (tuple(errors), *self._split(_ERROR_IMAGES)) if "normality" in self.measure else ((), 0, 0)
+        if "steps" not in self.measure:
+            return Instruments((), kept[0], 0, 0, kept[1], kept[2], 0)
         wanted = min(self.samples, max(_FEWEST, round(_SHARE * self.samples * self.steps / len(indices))))
         train, heldout = self._split(wanted)
         remembers = self.levels()[0].alpha > _REMEMBERS
         paired = min(self.samples, max(_FEWEST, round(_SHARE * self.samples)), self.parts[0]) if remembers else 0
-        return Instruments(tuple(indices), tuple(errors), train, heldout, *self._split(_ERROR_IMAGES), paired)
+        return Instruments(tuple(indices), kept[0], train, heldout, kept[1], kept[2], paired)
 
     def _split(self, images: int) -> tuple[int, int]:
         """Share images between the training and the held-out part, evenly as far as they go."""
@@ -176,7 +181,7 @@ def plan_cells(
     steps: tuple[int, ...],
     seeds: tuple[int, ...],
     samples: int,
-    probes: bool,
+    measure: tuple[str, ...],
     data: Dataset,
 ) -> list[Cell]:
     """Return every cell of the grid, checked: each can be built before the first network call.
@@ -191,7 +196,7 @@ def plan_cells(
         weights_hash = model.weights_hash()
         for count in steps:
             for seed in seeds:
-                cell = Cell(model, config, count, seed, samples, probes, data_hash, parts, weights_hash)
+                cell = Cell(model, config, count, seed, samples, measure, data_hash, parts, weights_hash)
                 try:
                     cell.correction() or cell.levels()
                 except ValueError as error:

@@ -58,7 +58,7 @@ class Records:
         """Return ``<arm>/<quantity>/count|mean|second``, the levels of the rows, and the data's own moments.
 
         ``i``, ``t``: solver indices and training indices the network saw; ``alpha_next``, ``sigma_next``: the level
-        each row's state reached; ``data/mean``, ``data/variance``, ``data/spectrum``: the training images'.
+        each row's state reached; ``data/mean|variance|spectrum|haar``: the training images'.
         """
         levels, look = self.cell.levels(), self.look
         seen = [levels[len(levels) - 2 - i] for i in look.indices]
@@ -72,6 +72,7 @@ class Records:
             "data/mean": data.mean,
             "data/variance": data.variance,
             "data/spectrum": self.reference.spectrum,
+            "data/haar": self.reference.haar,
             **{f"{arm}/{name}": value for arm, record in self._seen() for name, value in record.items()},
         }
 

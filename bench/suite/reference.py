@@ -9,7 +9,7 @@ from bench.diffusion.schedules import alpha_bars
 from bench.measure.features import Extractor
 from bench.measure.metrics import FeatureSet
 from bench.measure.recursion import LinearGaussian
-from bench.measure.spectra import RadialBins
+from bench.measure.spectra import RadialBins, haar_energy
 from bench.measure.steps import PixelStatistics, Row, gaussian_rows
 from bench.suite.plan import Cell, Instruments
 
@@ -29,6 +29,7 @@ class Reference:
         self.centre = pixels.mean(0)
         self.statistics = PixelStatistics(self.centre.numpy(), pixels.var(0).numpy())
         self.spectrum = RadialBins(*data.shape[1:]).density(pixels.float()).double().mean(0).numpy()
+        self.haar = haar_energy(pixels).mean(0).numpy()
 
     @property
     def name(self) -> str:

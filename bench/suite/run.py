@@ -20,7 +20,7 @@ from bench.models.checkpoints import load_network
 from bench.models.denoisers import EpsDenoiser
 from bench.suite.config import ConfigError, SamplerConfig, short_hash
 from bench.suite.environment import environment
-from bench.suite.plan import Cell, plan_cells
+from bench.suite.plan import IN_CELLS, Cell, plan_cells
 from bench.suite.reference import Reference
 from bench.suite.registry import Model, Registry
 from bench.suite.runner import CellRunner
@@ -41,13 +41,17 @@ class Request:
     variance: str | None
     batch: int
     device: str
-    probes: bool
+    measure: tuple[str, ...]
     features: str
     inception_weights: Path | None
     eps_scale: float | None
     eps_slope: float | None
     data_dir: Path | None
     out: Path | None
+
+    def in_cells(self) -> tuple[str, ...]:
+        """Return the measurements made while cells are sampled."""
+        return tuple(name for name in IN_CELLS if name in self.measure)
 
 
 def device_of(name: str) -> torch.device:
@@ -79,7 +83,7 @@ class Run:
         self.sampler = _resolve_sampler(request, self.models)
         self.networks = {model.name: self._load(model) for model in self.models}
         self.cells = plan_cells(
-            self.models, self.sampler, request.steps, request.seeds, request.samples, request.probes, self.data
+            self.models, self.sampler, request.steps, request.seeds, request.samples, request.in_cells(), self.data
         )
         self.out = request.out or Path("results") / f"{self.data.name}-{self.sampler.sampler}-{self.hash()}"
         _refuse_file(self.out)
@@ -124,7 +128,7 @@ class Run:
             "steps": request.steps,
             "seeds": request.seeds,
             "samples": request.samples,
-            "probes": request.probes,
+            "measure": request.measure,
             "features": request.features,
         }
 
@@ -146,8 +150,9 @@ class Run:
     def execute(self, quiet: bool) -> None:
         """Compute every cell that is not complete, with a progress bar counting network calls."""
         reference = Reference(self.data, self.open_features())
-        missing = [cell for cell in self.cells if not self.store.is_sampled(cell)]
-        stale = [cell for cell in self.cells if cell not in missing and not self.store.is_scored(cell, reference.key())]
+        sampled = [cell for cell in self.cells if self.store.is_sampled(cell)]
+        missing = [self.store.extended(cell) for cell in self.cells if cell not in sampled]
+        stale = [self.store.extended(cell) for cell in sampled if not self.store.is_scored(cell, reference.key())]
         if not missing and not stale:
             return
         with self._account(), self._bar(missing, quiet) as bar:

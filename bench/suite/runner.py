@@ -89,11 +89,17 @@ class CellRunner:
             if records is not None:
                 records.add(shard)
         if records is not None:
+            self._write(records)
+        return np.concatenate(images)
+
+    def _write(self, records: Records) -> None:
+        """Write the files of what was measured."""
+        if "steps" in self.cell.measure:
             self.store.put_arrays(self.cell, "moments.npz", records.moments())
-            self.store.put_arrays(self.cell, "errors.npz", records.errors())
             table = records.table()
             write_atomic(self.store.folder(self.cell) / "steps.csv", lambda path: table.to_csv(path, index=False))
-        return np.concatenate(images)
+        if "normality" in self.cell.measure:
+            self.store.put_arrays(self.cell, "errors.npz", records.errors())
 
     def rescore(self, facts: Mapping[str, Any]) -> None:
         """Extract features and score a sampled cell, and complete it."""
@@ -174,7 +180,7 @@ class CellRunner:
         return quantize(x0, self.cell.config.quantize).movedim(1, -1).numpy()
 
     def _probes(self, paired: bool) -> list[ScalarProbe | PixelProbe]:
-        if self.look is None:
+        if self.look is None or not self.look.indices:
             return []
         centre = self.reference.centre.float().to(self.device)
         return [
@@ -259,7 +265,7 @@ class CellRunner:
         return _named("paired", probes)
 
     def _looking(self) -> Instruments:
-        assert self.look is not None  # units of the instruments exist only with probes
+        assert self.look is not None  # units of the instruments exist only where something is measured
         return self.look
 
 

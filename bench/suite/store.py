@@ -12,7 +12,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.suite.config import ConfigError
-from bench.suite.plan import Cell, Unit
+from bench.suite.plan import IN_CELLS, Cell, Unit
 
 __all__ = ["Store", "read_json", "write_atomic", "write_json"]
 
@@ -85,7 +85,18 @@ class Store:
     def is_sampled(self, cell: Cell) -> bool:
         """Tell whether the cell's sampling is complete (its features may still differ from those wanted)."""
         metrics = self.metrics(cell)
-        return metrics is not None and metrics.get("key") == cell.key() and self._intact(cell, metrics, _SAMPLED)
+        if metrics is None or not self._intact(cell, metrics, _SAMPLED):
+            return False
+        return metrics.get("key") == self.extended(cell).key() and set(cell.measure) <= set(self._measured(cell))
+
+    def extended(self, cell: Cell) -> Cell:
+        """Return the cell with the measurements its folder already has added, so that measuring more loses nothing."""
+        return replace(cell, measure=tuple(name for name in IN_CELLS if name in (*cell.measure, *self._measured(cell))))
+
+    def _measured(self, cell: Cell) -> list[str]:
+        found = (self.metrics(cell) or {}).get("cell")
+        names = found.get("measure") if isinstance(found, dict) else None
+        return names if isinstance(names, list) else []
 
     def is_scored(self, cell: Cell, features: str) -> bool:
         """Tell whether a sampled cell's scores are those of these features, and their files are there."""
@@ -117,14 +128,17 @@ class Store:
                 continue
             names = _SHARED + (_SAMPLING if old.get("sampler") == new["sampler"] else ())
             for name in new if folder.name == cell.name else names:
-                if old.get(name) != new[name]:
+                if name != "measure" and old.get(name) != new[name]:
                     raise ConfigError(
                         f"{folder} was made with another {name} ({old.get(name)!r}, now {new[name]!r});"
                         " choose another --out or delete it"
                     )
 
     def begin(self, cell: Cell) -> None:
-        """Claim the cell's folder for its configuration."""
+        """Claim the cell's folder for its configuration; shards of other measurements are dropped."""
+        found = read_json(self.folder(cell) / "cell.json")
+        if found is None or found.get("key") != cell.key():
+            self._drop_shards(cell)
         write_json(self.folder(cell) / "cell.json", {"key": cell.key(), "cell": cell.description()})
 
     def has_shard(self, cell: Cell, unit: Unit) -> bool:
@@ -185,9 +199,12 @@ class Store:
         folder = self.folder(cell)
         files = {name: (folder / name).stat().st_size for name in _SAMPLED + _SCORED if (folder / name).exists()}
         write_json(folder / "metrics.json", {"key": cell.key(), "cell": cell.description(), "files": files, **metrics})
-        for leftover in folder.glob("*shard-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        self._drop_shards(cell)
         (folder / "cell.json").unlink(missing_ok=True)
+
+    def _drop_shards(self, cell: Cell) -> None:
+        for leftover in self.folder(cell).glob("*shard-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def drop(self, cell: Cell, names: Sequence[str]) -> None:
         """Delete files of the cell that no longer hold."""

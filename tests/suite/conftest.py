@@ -14,7 +14,7 @@ from bench.models.checkpoints import Description, save_network
 from bench.models.networks import adm_unet
 from bench.suite.cli import run
 from bench.suite.config import SamplerConfig
-from bench.suite.plan import Cell
+from bench.suite.plan import IN_CELLS, Cell
 from bench.suite.registry import Model
 
 NETWORK = {
@@ -113,7 +113,7 @@ def make_cell(small_data):
     """Return a function that makes a cell of the small dataset, with changes."""
     model = Model("toy", Path("toy.safetensors"), Description({**NETWORK, "image_size": 4}))
     parts = (len(small_data.part("train")), len(small_data.part("heldout")))
-    cell = Cell(model, SamplerConfig(), 4, 0, 12, True, small_data.content_hash(), parts, "0" * 64)
+    cell = Cell(model, SamplerConfig(), 4, 0, 12, IN_CELLS, small_data.content_hash(), parts, "0" * 64)
 
     def make(**changes):
         config = {name: changes.pop(name) for name in list(changes) if hasattr(cell.config, name)}

@@ -7,7 +7,7 @@ from bench.data import load
 from bench.diffusion.corrections import EpsilonScaling
 from bench.diffusion.samplers import DDIM, Ancestral
 from bench.suite.config import ConfigError, SamplerConfig
-from bench.suite.plan import SHARD, Unit, plan_cells
+from bench.suite.plan import IN_CELLS, SHARD, Unit, plan_cells
 from bench.suite.registry import Scaling, load_registry
 
 DIGITS = (1442, 355)  # training and held-out images
@@ -58,7 +58,7 @@ def test_paired_walks_only_where_the_start_remembers(make_cell):
 
 
 def test_without_probes_nothing_is_looked_at(make_cell):
-    cell = make_cell(probes=False)
+    cell = make_cell(measure=())
     assert cell.instruments() is None
     assert {unit.arm for unit in cell.units(128)} == {"free"}
     assert cell.cost() == (12 * 4, 0)
@@ -66,7 +66,7 @@ def test_without_probes_nothing_is_looked_at(make_cell):
 
 def test_the_default_command_spends_little_on_instruments(adm, digits):
     models = (adm, replace(adm, name="adm-ip"))
-    cells = plan_cells(models, SamplerConfig(), (80, 100, 300, 1000), (0,), 256, True, digits)
+    cells = plan_cells(models, SamplerConfig(), (80, 100, 300, 1000), (0,), 256, IN_CELLS, digits)
     assert len(cells) == 8
     free, instruments = (sum(costs) for costs in zip(*(cell.cost() for cell in cells), strict=True))
     assert free == 2 * 256 * 1480
@@ -117,7 +117,8 @@ def test_shard_names_sort_in_merging_order():
 @pytest.mark.parametrize(
     "change",
     [
-        {"steps": 5}, {"seed": 1}, {"samples": 13}, {"probes": False}, {"data_hash": "other"}, {"weights_hash": "1"},
+        {"steps": 5}, {"seed": 1}, {"samples": 13}, {"measure": ("steps",)}, {"data_hash": "other"},
+        {"weights_hash": "1"},
         {"clip": False}, {"variance": "fixed-small"}, {"spacing": "ddim"}, {"quantize": "floor"},
     ],
 )  # fmt: skip
@@ -152,8 +153,8 @@ def test_the_key_sees_scaling_but_not_the_weights_path(make_cell):
 
 
 def test_key_and_name_do_not_depend_on_the_other_cells(adm, digits):
-    alone = plan_cells((adm,), SamplerConfig(), (5,), (3,), 10, True, digits)
-    among = plan_cells((adm,), SamplerConfig(), (2, 5), (0, 3), 10, True, digits)
+    alone = plan_cells((adm,), SamplerConfig(), (5,), (3,), 10, IN_CELLS, digits)
+    among = plan_cells((adm,), SamplerConfig(), (2, 5), (0, 3), 10, IN_CELLS, digits)
     assert alone[0].name == "adm-ddpm-5-seed3"
     assert alone[0].key() in [cell.key() for cell in among]
     assert len({cell.key() for cell in among}) == len({cell.name for cell in among}) == 4
@@ -177,10 +178,10 @@ def test_solver_and_correction(make_cell):
 )
 def test_impossible_steps_are_refused_with_the_model(adm, digits, config, steps, message):
     with pytest.raises(ConfigError, match=f"model 'adm'.*{message}"):
-        plan_cells((adm,), config, (steps,), (0,), 10, True, digits)
+        plan_cells((adm,), config, (steps,), (0,), 10, IN_CELLS, digits)
 
 
 def test_a_scaling_that_reaches_zero_is_refused(adm, digits):
     bad = replace(adm, scaling={"ddpm": Scaling((1,), (1.0,), (-2.0,))})
     with pytest.raises(ConfigError, match="must stay positive"):
-        plan_cells((bad,), SamplerConfig(), (10,), (0,), 10, True, digits)
+        plan_cells((bad,), SamplerConfig(), (10,), (0,), 10, IN_CELLS, digits)

@@ -60,7 +60,7 @@ def test_network_calls_are_those_of_the_plan(make_cell, run_cell, shrink, spacin
 
 
 def test_without_probes_calls_are_samples_times_steps(make_cell, run_cell, shrink):
-    cell, denoiser = make_cell(probes=False), shrink()
+    cell, denoiser = make_cell(measure=()), shrink()
     store = run_cell(cell, denoiser, batch=256)
     assert denoiser.rows == 12 * 4
     assert {path.name for path in store.folder(cell).iterdir()} == {"samples.npz", "metrics.json"}
@@ -73,7 +73,7 @@ def test_progress_ignores_padding(make_cell, run_cell, shrink):
 
 
 def test_probes_change_no_image(make_cell, run_cell, shrink):
-    with_probes, without = make_cell(), make_cell(probes=False)
+    with_probes, without = make_cell(), make_cell(measure=())
     first = run_cell(with_probes, shrink(), folder="with")
     second = run_cell(without, shrink(), folder="without")
     np.testing.assert_array_equal(first.samples(with_probes), second.samples(without))
@@ -121,7 +121,7 @@ def test_an_interrupted_cell_goes_on_where_it_stopped(make_cell, run_cell, shrin
 
 def test_seconds_are_those_of_every_attempt(make_cell, run_cell, shrink, monkeypatch, tmp_path):
     monkeypatch.setattr(plan, "SHARD", 4)
-    cell = make_cell(probes=False)
+    cell = make_cell(measure=())
     with pytest.raises(KeyboardInterrupt):
         run_cell(cell, shrink(9))  # in the third unit of four calls
     store = Store(tmp_path / "out")
@@ -245,5 +245,5 @@ class Broken:
 
 def test_values_that_are_not_finite_are_reported(make_cell, run_cell):
     with pytest.raises(RunError, match=r"model 'toy' at 4 steps, seed 0, .*not finite") as caught:
-        run_cell(make_cell(probes=False), Broken())
+        run_cell(make_cell(measure=()), Broken())
     assert "\n" not in str(caught.value)

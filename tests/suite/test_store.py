@@ -269,5 +269,5 @@ def test_seeds_probes_and_damaged_cells_stand_in_no_others_way(store, make_cell)
     (store.root / "cells" / "other").mkdir()
     for text in ("{", "[]", "3", '{"cell": 3}', "{}"):
         (store.root / "cells" / "other" / "metrics.json").write_text(text)
-        for cell in (make_cell(seed=1), make_cell(steps=9, probes=False), make_cell()):
+        for cell in (make_cell(seed=1), make_cell(steps=9, measure=()), make_cell()):
             store.check(cell)
