@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.check import check_facts, check_steps, settings
+
 __all__ = ["CellRecord", "Results", "ResultsError", "load_results"]
 
-_KEY = ["model", "sampler", "steps", "seed"]
+T = TypeVar("T")
+_KEY = ("model", "sampler", "steps", "seed")
 
 
 class ResultsError(ValueError):
@@ -44,9 +49,11 @@ class CellRecord:
             return None
         try:
             table = pd.read_csv(path)
-            table = table.astype({"arm": str, "quantity": str, "i": int, "t": float, "value": float, "std": float})
+            check_steps(table, self.cell["steps"])
+            table = table.astype({"t": float, "value": float, "std": float})
         except (OSError, ValueError, KeyError) as error:
             raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
+        table[["arm", "quantity"]] = table[["arm", "quantity"]].astype("category")  # thousands of rows, a dozen names
         return table.assign(**self.key())
 
     def array(self, name: str, key: str | None = None) -> NDArray[Any] | None:
@@ -84,10 +91,41 @@ class Results:
         ]
         return pd.DataFrame(rows, columns=columns)
 
+    def each(self, read: Callable[[CellRecord], T | None]) -> list[T]:
+        """Return what ``read`` makes of every cell that has it; a damaged cell is left out and becomes a problem."""
+        found = []
+        for record in self.cells:
+            try:
+                value = read(record)
+            except ResultsError as error:
+                self.problem(str(error))
+                continue
+            if value is not None:
+                found.append(value)
+        return found
+
+    def problem(self, line: str) -> None:
+        """Note what is wrong, once."""
+        if line not in self.problems:
+            self.problems.append(line)
+
     def steps(self) -> pd.DataFrame:
-        """Return the per-step tables of all cells, joined; empty where no probes ran."""
-        tables = [table for record in self.cells if (table := record.steps()) is not None]
+        """Return the per-step tables of all cells, joined; empty where nothing was measured."""
+        return self._steps
+
+    @cached_property
+    def _steps(self) -> pd.DataFrame:
+        tables = self.each(CellRecord.steps)
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def account(self, sampler: str | None = None) -> str:
+        """Return N, seeds and data for captions, e.g. ``N = 256 samples a seed, 5 seeds (0 to 4), digits``."""
+        cells = [record.cell for record in self.cells if sampler in (None, record.cell["sampler"])]
+        sizes = "/".join(str(n) for n in sorted({cell["samples"] for cell in cells}))
+        seeds = sorted({cell["seed"] for cell in cells})
+        run = seeds == list(range(seeds[0], seeds[-1] + 1)) and len(seeds) > 2
+        named = f"{seeds[0]} to {seeds[-1]}" if run else ", ".join(map(str, seeds))
+        return f"N = {sizes} samples a seed, {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({named})"
 
 
 def load_results(root: Path) -> Results:
@@ -98,17 +136,17 @@ def load_results(root: Path) -> Results:
     """
     if not (root / "cells").is_dir():
         raise ResultsError(f"{root} is not a results folder (no cells/ in it)")
-    cells, problems = [], []
+    cells: list[CellRecord] = []
+    problems: list[str] = []
     for folder in sorted(path for path in (root / "cells").iterdir() if path.is_dir()):
         try:
-            record = _read_cell(folder)
-            cells.append(record)
+            cells.append(_read_cell(folder))
         except FileNotFoundError:
             problems.append(f"{folder} is incomplete and left out; run again to finish it")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(
-                f"{folder} is damaged and left out ({type(error).__name__}: {error}); delete it and run again"
-            )
+            what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            problems.append(f"{folder} is damaged and left out ({what}); delete it and run again")
+    cells = _alike(cells, problems)
     if not cells:
         raise ResultsError(f"{root} holds no complete cell")
     order = _model_order(root)
@@ -119,20 +157,22 @@ def load_results(root: Path) -> Results:
 
 
 def _read_cell(folder: Path) -> CellRecord:
-    """Read a cell's ``metrics.json`` and check that what it lists is there; any error says that the cell is damaged."""
+    """Read and check a cell's ``metrics.json``; any error says that the cell is damaged."""
     facts = json.loads((folder / "metrics.json").read_text())
-    record = CellRecord(folder, dict(facts["cell"]), facts)
-    if not all(isinstance(record.cell[name], kind) for name, kind in zip(_KEY, (str, str, int, int), strict=True)):
-        raise ValueError("model, sampler, steps or seed is of the wrong kind")
-    int(facts["nfe"])
-    for score in facts["scores"]:
-        str(score["metric"]), str(score["reference"]), int(score["n"])
-        if score["value"] is not None:
-            float(score["value"])
-    for name, size in facts.get("files", {}).items():
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise ValueError(f"{name} is missing or has been changed")
-    return record
+    check_facts(folder, facts)
+    return CellRecord(folder, dict(facts["cell"]), facts)
+
+
+def _alike(cells: list[CellRecord], problems: list[str]) -> list[CellRecord]:
+    """Keep the cells that share the settings of most; they alone may stand in one table."""
+    shared, kept = settings([record.cell for record in cells]), []
+    for record in cells:
+        other = [name for name, value in shared.items() if record.cell.get(name) != value]
+        if other:
+            problems.append(f"{record.folder} is left out: its {other[0]} is not that of the other cells")
+        else:
+            kept.append(record)
+    return kept
 
 
 def _model_order(root: Path) -> dict[str, int]:

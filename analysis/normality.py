@@ -15,11 +15,22 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.load import CellRecord, Results
+from analysis.output import Output
+from analysis.select import first_sampler
 from analysis.shapiro import shapiro_wilk
 from analysis.style import colours, noisy_left, panels, save
-from analysis.tables import first_sampler
 
-__all__ = ["benjamini_hochberg", "draw_normality", "level_statistics", "normality_table", "power_table", "shapiro_wilk"]
+__all__ = [
+    "analyse",
+    "benjamini_hochberg",
+    "draw_normality",
+    "level_statistics",
+    "normality_table",
+    "power_table",
+    "shapiro_wilk",
+]
+
+_SECTION = "Prediction error"
 
 _ALPHA = 0.05
 _DRAWS = 2000  # simulated samples a row of the power table: standard error at most .011
@@ -71,7 +82,7 @@ def _cell_rows(record: CellRecord) -> list[dict[str, object]]:
 
 def normality_table(results: Results) -> pd.DataFrame:
     """Return one row a cell and level; empty where no errors were kept."""
-    return pd.DataFrame([row for record in results.cells for row in _cell_rows(record)])
+    return pd.DataFrame([row for rows in results.each(_cell_rows) for row in rows])
 
 
 def power_table(n: int) -> pd.DataFrame:
@@ -121,3 +132,19 @@ def draw_normality(table: pd.DataFrame, power: pd.DataFrame, folder: Path) -> li
         lines = "published share (solid), after FDR control (dashed), power (dotted)"
         figure.suptitle(f"Shapiro-Wilk over {count} images: {lines}", fontsize=7)
         return save(figure, folder, "error_normality")
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Write and draw the tests of normality."""
+    table = normality_table(results)
+    if not len(table):
+        return
+    power = power_table(int(table["n"].max()))
+    caption = (
+        "Shapiro-Wilk per pixel at level .05 over the n errors e_t = x0 - x0_hat kept at each t: share of pixels that"
+        " reject as published, the share after Benjamini-Hochberg, and the share that known distributions reach at"
+        " this n (dotted). A low share with low power is no evidence of normality. " + results.account() + "."
+    )
+    out.table(_SECTION, "normality", table, "Normality of the error", caption)
+    out.table(_SECTION, "normality_power", power, "Power of the test", "Share of simulated samples of size n rejected.")
+    out.figure(_SECTION, draw_normality(table, power, out.figures), "Is the error Gaussian?", caption)

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CRITICAL", "Comparison", "compare"]
+from analysis.load import CellRecord, Results, ResultsError
+
+__all__ = ["CRITICAL", "Comparison", "Row", "Terms", "compare", "kernel_terms"]
 
 CRITICAL = 1.96  # two-sided 5 %
+Row = tuple[str, str]  # model, sampler
 Terms = Mapping[int, NDArray[np.float64]]  # by seed: [N, 2], within and cross
 
 
@@ -53,3 +57,22 @@ def compare(first: Terms, second: Terms) -> Comparison | None:
         variances.append(4 * p.var(ddof=1) / len(p))
     error = float(np.sqrt(np.sum(variances))) / len(shared)
     return Comparison(float(np.mean(deltas)), error, len(shared))
+
+
+def kernel_terms(results: Results) -> dict[int, dict[Row, dict[int, NDArray[np.float64]]]]:
+    """Return the per-sample kernel terms by steps, (model, sampler) and seed."""
+    found: dict[int, dict[Row, dict[int, NDArray[np.float64]]]] = {}
+    for cell, terms in results.each(_terms):
+        found.setdefault(cell["steps"], {}).setdefault((cell["model"], cell["sampler"]), {})[cell["seed"]] = terms
+    return found
+
+
+def _terms(record: CellRecord) -> tuple[dict[str, Any], NDArray[np.float64]] | None:
+    terms = record.array("kernel.npy")
+    if terms is None:
+        return None
+    if terms.ndim != 2 or terms.shape[1] != 2 or not np.isfinite(terms).all():
+        raise ResultsError(
+            f"{record.folder / 'kernel.npy'} does not hold two finite columns; delete the cell and run again"
+        )
+    return record.cell, terms

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import Results
-from analysis.paired import CRITICAL, compare
+from analysis.output import Output
+from analysis.paired import CRITICAL, compare, kernel_terms
+from analysis.select import first_sampler, step_counts
 from analysis.style import panels, save
-from analysis.tables import first_sampler, kernel_terms
 
-__all__ = ["draw_pairs", "pairs_table"]
+__all__ = ["analyse", "draw_pairs", "pairs_table"]
 
-_PANELS = 4
+_SECTION = "Comparison"
 
 
 def pairs_table(results: Results) -> pd.DataFrame:
@@ -38,8 +39,7 @@ def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
     """A matrix of z a step count: blue where the row's model is closer to the data; a mark where |z| passes 1.96."""
     table, sampler = first_sampler(table)
     models = list(dict.fromkeys(table["model"]))
-    counts = sorted(int(steps) for steps in table["steps"].unique())
-    counts = [counts[round(k)] for k in np.linspace(0, len(counts) - 1, min(_PANELS, len(counts)))]
+    counts = step_counts(table)
     with panels(1, len(counts), sharey=True) as (figure, axes):
         figure.set_size_inches(7.0, 1.0 + 0.3 * len(models))
         for axis, steps in zip(axes[0], counts, strict=True):
@@ -55,3 +55,15 @@ def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
         figure.colorbar(image, ax=axes[0], label="z of row minus column", extend="both")
         figure.suptitle(f"Paired kernel test, {sampler}: w = row is closer to the data, l = column is", fontsize=8)
         return save(figure, folder, "win_tie_loss")
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Write and draw every pairwise comparison."""
+    table = pairs_table(results)
+    if len(table):
+        caption = (
+            "Paired difference of squared kernel distances on shared seeds, in standard errors (z): w where the row's"
+            " model is closer to the data with |z| > 1.96, l where the column's is. " + results.account() + "."
+        )
+        out.table(_SECTION, "pairs", table, "Every pair of models", caption)
+        out.figure(_SECTION, draw_pairs(table, out.figures), "Which model is better", caption)

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import CellRecord, Results
+from analysis.output import Output
+from analysis.select import first_sampler, models_of
 from analysis.style import noisy_left, panels, save
-from analysis.tables import first_sampler
 
-__all__ = ["draw_spectra", "spectrum_table"]
+__all__ = ["analyse", "draw_spectra", "spectrum_table"]
 
-_PANELS = 4
+_SECTION = "Spectra"
 
 
 def _cell_rows(record: CellRecord) -> list[dict[str, object]]:
@@ -45,7 +46,7 @@ def _cell_rows(record: CellRecord) -> list[dict[str, object]]:
 
 def spectrum_table(results: Results) -> pd.DataFrame:
     """Return one row a cell, level and radial frequency; state quantities are those the step at (i, t) reached."""
-    table = pd.DataFrame([row for record in results.cells for row in _cell_rows(record)])
+    table = pd.DataFrame([row for rows in results.each(_cell_rows) for row in rows])
     if len(table):
         table["state_log_ratio"] = np.log(table["state"] / table["state_true"])
         table["x0_hat_log_ratio"] = np.log(table["x0_hat"] / table["x0_hat_forced"])
@@ -57,7 +58,7 @@ def draw_spectra(table: pd.DataFrame, folder: Path) -> list[Path]:
     table, _ = first_sampler(table)
     steps = int(table["steps"].max())
     table = table[table["steps"] == steps]
-    models = list(dict.fromkeys(table["model"]))[:_PANELS]
+    models = models_of(table)[:4]
     quantities = {"state_log_ratio": "state / closed form", "x0_hat_log_ratio": r"$\hat{x}_0$ free / forced"}
     with panels(2, len(models), sharex=True, sharey=True) as (figure, axes):
         for row, (quantity, label) in enumerate(quantities.items()):
@@ -73,3 +74,16 @@ def draw_spectra(table: pd.DataFrame, folder: Path) -> list[Path]:
             figure.colorbar(image, ax=axes[row, :], label="log ratio of power", extend="both")
         noisy_left(axes[0, 0])
         return save(figure, folder, "spectrum_ratio")
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Write and draw the spectra."""
+    table = spectrum_table(results)
+    if len(table):
+        caption = (
+            "Natural logarithm of the radially averaged power over its reference, by t and radial frequency. Top: the"
+            " sampled state over alpha^2 S_data + sigma^2. Bottom: x0_hat free running over teacher forced at the same"
+            " t. Blue: power is missing. " + results.account() + "."
+        )
+        out.table(_SECTION, "spectra", table, "Power spectra", caption)
+        out.figure(_SECTION, draw_spectra(table, out.figures), "Where power is lost", caption)

@@ -12,14 +12,18 @@ import matplotlib
 matplotlib.use("Agg")  # files only: works without a display
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-__all__ = ["ARM_LINES", "colours", "noisy_left", "panels", "save", "step_axis"]
+__all__ = ["ARM_LINES", "MARKERS", "band", "colours", "key", "noisy_left", "panels", "save", "step_axis"]
 
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
+MARKERS = "osD^vPX*"
 ARM_LINES = {"free": "-", "forced-train": "--", "forced-heldout": ":", "paired": "-."}
 _SETTINGS: dict[Any, Any] = {
     "font.size": 8,
@@ -78,3 +82,19 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png
     for path in paths:
         figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     return paths
+
+
+def band(axis: Axes, table: pd.DataFrame, colour: str, style: str, width: float = 1.2) -> None:
+    """Draw a value along t with a band of two standard errors."""
+    axis.plot(table["t"], table["value"], color=colour, linestyle=style, linewidth=width)
+    low, high = table["value"] - 2 * table["error"], table["value"] + 2 * table["error"]
+    if np.isfinite(low).any():
+        axis.fill_between(table["t"], low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def key(figure: Figure, paint: dict[str, str], styles: dict[str, tuple[Any, str]]) -> None:
+    """Explain colours (models) and line styles (label to style and colour) above the panels."""
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in paint.items()]
+    handles += [Line2D([], [], color=colour, linestyle=style, label=name) for name, (style, colour) in styles.items()]
+    columns = 5 if figure.get_figwidth() > 4 else 2
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), columns), frameon=False)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from made import cell_facts
 
 
 def score(metric, value, n, reason=""):
@@ -39,12 +40,8 @@ class Folder:
         """Add a complete cell and return its folder."""
         folder = self.root / "cells" / f"{model}-{sampler}-{steps}-seed{seed}"
         folder.mkdir(parents=True)
-        facts = {
-            "key": "0",
-            "cell": {"model": model, "sampler": sampler, "steps": steps, "seed": seed},
-            "nfe": steps,
-            "scores": [score("nn_ratio", 0.9, n), score("fd_toy", value, n, "" if value else "too few images")],
-        }
+        scores = [score("nn_ratio", 0.9, n), score("fd_toy", value, n, "" if value else "too few images")]
+        facts = cell_facts(model, sampler, steps, seed, n) | {"scores": scores}
         (folder / "metrics.json").write_text(json.dumps(facts))
         images = np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
         np.savez(folder / "samples.npz", arr_0=images)

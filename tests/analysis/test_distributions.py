@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
+from made import make_cell
 from matplotlib.text import Text
 from PIL import Image
 
@@ -15,21 +14,9 @@ from analysis.load import load_results
 from analysis.normality import benjamini_hochberg, draw_normality, level_statistics, normality_table, power_table
 from analysis.pairs import draw_pairs, pairs_table
 from analysis.regenerate import regenerate
+from analysis.select import first_sampler
 from analysis.spectra import draw_spectra, spectrum_table
 from analysis.style import save
-from analysis.tables import first_sampler
-
-
-def make_cell(root, model, seed=0, sampler="ddpm", steps=4, **arrays):
-    folder = root / "cells" / f"{model}-{sampler}-{steps}-seed{seed}"
-    folder.mkdir(parents=True)
-    cell = {"model": model, "sampler": sampler, "steps": steps, "seed": seed}
-    (folder / "metrics.json").write_text(json.dumps({"key": "k", "cell": cell, "nfe": steps, "scores": []}))
-    for name, content in arrays.items():
-        if name == "kernel":
-            np.save(folder / "kernel.npy", content)
-        else:
-            np.savez(folder / f"{name}.npz", **content)
 
 
 def errors_of(draw, images=200):

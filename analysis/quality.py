@@ -1,21 +1,22 @@
-"""Tables of sample quality: the long one of every score, and Frechet distance against steps."""
+"""Sample quality against the number of steps: the table of Frechet distances, and its figure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from analysis.format import latex_text, markdown_row
 from analysis.load import Results
-from analysis.paired import Comparison, compare
+from analysis.output import Output, TableEntry
+from analysis.paired import Comparison, Row, Terms, compare, kernel_terms
+from analysis.style import MARKERS, colours, panels, save, step_axis
 
-__all__ = ["QualityTable", "first_sampler", "kernel_terms", "main_metric", "quality_table"]
+__all__ = ["QualityTable", "analyse", "draw_quality", "main_metric", "quality_table"]
 
-Row = tuple[str, str]  # model, sampler
-Terms = dict[int, NDArray[np.float64]]
+_SECTION = "Quality"
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class QualityTable:
     def markdown(self) -> str:
         """Return the table in Markdown, bold for every entry not told from the best."""
         header = ["model", "sampler", *(f"{steps} steps" for steps in self.steps)]
-        lines = [self.caption, "", _md(header), _md(["---"] * len(header))]
+        lines = [self.caption, "", markdown_row(header), markdown_row(["---"] * len(header))]
         for _, row in self.table.iterrows():
             cells = [f"**{self.entry(row, s)}**" if row[f"{s}_best"] else self.entry(row, s) for s in self.steps]
-            lines.append(_md([row["model"], row["sampler"], *cells]))
-        lines.append(_md(["NFE", "", *(str(self.nfe[steps]) for steps in self.steps)]))
+            lines.append(markdown_row([row["model"], row["sampler"], *cells]))
+        lines.append(markdown_row(["NFE", "", *(str(self.nfe[steps]) for steps in self.steps)]))
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
@@ -64,40 +65,15 @@ class QualityTable:
             for steps in self.steps:
                 text = self.entry(row, steps).replace("±", r"$\pm$")
                 cells.append(rf"\textbf{{{text}}}" if row[f"{steps}_best"] else text)
-            lines.append(" & ".join([_tex(row["model"]), _tex(row["sampler"]), *cells]) + r" \\")
+            lines.append(" & ".join([latex_text(row["model"]), latex_text(row["sampler"]), *cells]) + r" \\")
         nfe = " & ".join(str(self.nfe[steps]) for steps in self.steps)
         return "\n".join([*lines, r"\midrule", rf"NFE & & {nfe} \\", r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _md(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _tex(text: str) -> str:
-    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&").replace("#", r"\#")
-
-
-def first_sampler(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Keep one sampler a figure, the ancestral one where there are several."""
-    sampler = "ddpm" if (table["sampler"] == "ddpm").any() else str(table["sampler"].iloc[0])
-    return table[table["sampler"] == sampler], sampler
 
 
 def main_metric(metrics: pd.DataFrame) -> str | None:
     """Return the Frechet distance on pooled features that a folder was scored with, None where there is none."""
     names = [name for name in metrics["metric"].unique() if name == "fid" or str(name).startswith("fd_")]
     return str(names[0]) if names else None
-
-
-def kernel_terms(results: Results) -> dict[int, dict[Row, Terms]]:
-    """Return the per-sample kernel terms by steps, (model, sampler) and seed."""
-    found: dict[int, dict[Row, Terms]] = {}
-    for record in results.cells:
-        terms = record.array("kernel.npy")
-        if terms is not None:
-            row = (record.cell["model"], record.cell["sampler"])
-            found.setdefault(record.cell["steps"], {}).setdefault(row, {})[record.cell["seed"]] = terms
-    return found
 
 
 def _best(means: Mapping[Row, float], terms: Mapping[Row, Terms]) -> set[Row]:
@@ -156,3 +132,43 @@ def _caption(metric: str, scores: pd.DataFrame, rows: int) -> str:
         else ""
     )
     return f"{metric} against {reference}; N = {sizes} samples a seed, {spread}; lower is better.{bold}"
+
+
+def draw_quality(quality: QualityTable, folder: Path) -> list[Path]:
+    """Frechet distance against steps, a line a model; bars are the std over seeds."""
+    table = quality.table
+    paint = colours(list(dict.fromkeys(table["model"])))
+    lines = {"ddpm": "-", "ddim": "--"}
+    several = table["sampler"].nunique() > 1
+    with panels(1, 1) as (figure, axes):
+        axis = axes[0, 0]
+        for position, (_, row) in enumerate(table.iterrows()):
+            values = [row[f"{count}"] for count in quality.steps]
+            spreads = [0.0 if pd.isna(row[f"{count}_sd"]) else row[f"{count}_sd"] for count in quality.steps]
+            label = f"{row['model']}, {row['sampler']}" if several else row["model"]
+            style = lines.get(row["sampler"], ":")
+            axis.errorbar(
+                quality.steps, values, yerr=spreads, label=label, color=paint[row["model"]], linestyle=style,
+                marker=MARKERS[position % len(MARKERS)], markersize=4, capsize=2,
+            )  # fmt: skip
+        step_axis(axis, quality.steps)
+        axis.set_ylabel(f"{quality.metric} (lower is better)")
+        axis.set_ylim(bottom=0)
+        figure.legend(loc="outside upper center", ncols=3, frameon=False, columnspacing=1.0)
+        return save(figure, folder, "fid_vs_steps")
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Write every score, the table of Frechet distances against steps, and its figure."""
+    out.text("metrics.csv", results.metrics().to_csv(index=False))
+    quality = quality_table(results)
+    if quality is None:
+        return
+    out.text("fid_vs_steps.csv", quality.table.to_csv(index=False))
+    out.text("fid_vs_steps.md", quality.markdown())
+    out.text("fid_vs_steps.tex", quality.latex())
+    shown = quality.table[["model", "sampler"]].copy()
+    for steps in quality.steps:
+        shown[f"{steps} steps"] = [quality.entry(row, steps) for _, row in quality.table.iterrows()]
+    out.entries.append(TableEntry("fid_vs_steps", _SECTION, "Frechet distance against steps", quality.caption, shown))
+    out.figure(_SECTION, draw_quality(quality, out.figures), "Quality against steps", quality.caption)

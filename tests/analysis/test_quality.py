@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from analysis.load import load_results
-from analysis.tables import kernel_terms, main_metric, quality_table
+from analysis.paired import kernel_terms
+from analysis.quality import main_metric, quality_table
 
 
 def table_of(folder):

@@ -1,0 +1,47 @@
+"""Tables as text: Markdown and LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+
+import pandas as pd
+
+__all__ = ["entry", "latex", "latex_text", "markdown", "markdown_row"]
+
+_SPECIAL = {character: "\\" + character for character in "_%&#$"} | {"±": r"$\pm$", "<": r"$<$", ">": r"$>$"}
+
+
+def entry(value: object) -> str:
+    """Return one entry as text: four significant digits for fractions, "-" where there is no value."""
+    if value is None or value is pd.NA or value != value:  # NaN alone differs from itself
+        return "-"
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        return f"{float(value):.4g}"
+    return str(value)
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """Return one row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Return a table in Markdown."""
+    header = [str(column) for column in frame.columns]
+    rows = [[entry(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    return "\n".join(map(markdown_row, [header, ["---"] * len(header), *rows])) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """Return text with LaTeX's special characters escaped."""
+    return "".join(_SPECIAL.get(character, character) for character in text)
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """Return a table in LaTeX (booktabs), numbers to the right."""
+    kinds = "".join("r" if pd.api.types.is_numeric_dtype(frame[column]) else "l" for column in frame.columns)
+    header = " & ".join(latex_text(str(column)) for column in frame.columns)
+    rows = [" & ".join(latex_text(entry(v)) for v in row) for row in frame.itertuples(index=False, name=None)]
+    lines = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", header + r" \\", r"\midrule"]
+    return "\n".join([*lines, *(row + r" \\" for row in rows), r"\bottomrule", r"\end{tabular}"]) + "\n"

@@ -1,0 +1,50 @@
+"""Which rows a figure shows: one sampler, at most four step counts, values averaged over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["first_sampler", "models_of", "over_seeds", "shown", "step_counts"]
+
+_PANELS = 4  # drawn side by side
+
+
+def first_sampler(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Keep one sampler a figure, the ancestral one where there are several."""
+    sampler = "ddpm" if (table["sampler"] == "ddpm").any() else str(table["sampler"].iloc[0])
+    return table[table["sampler"] == sampler], sampler
+
+
+def models_of(table: pd.DataFrame) -> list[str]:
+    """Return the models in the order of the run."""
+    return [str(model) for model in dict.fromkeys(table["model"])]
+
+
+def shown(values: Sequence[int], most: int = _PANELS) -> list[int]:
+    """Return all of some ascending values, or ``most`` spread from the first to the last."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(float(position))] for position in np.linspace(0, len(values) - 1, most)]
+
+
+def step_counts(table: pd.DataFrame) -> list[int]:
+    """Return the step counts to draw: all, or four spread from fewest to most."""
+    return shown(sorted(int(count) for count in table["steps"].unique()))
+
+
+def over_seeds(steps: pd.DataFrame, quantity: str, arms: Sequence[str]) -> pd.DataFrame:
+    """Return a quantity's mean over seeds, the standard error of that mean and N, by sampler, model, steps, arm, level.
+
+    The error is that over images, std / sqrt(N); seeds are more images.
+    """
+    chosen = steps[(steps["quantity"] == quantity) & steps["arm"].isin(arms)]
+    keys = ["sampler", "model", "steps", "arm", "i", "t"]
+    grouped = chosen.groupby(keys, sort=False, observed=True)
+    result = grouped.agg(
+        value=("value", "mean"), std=("std", "mean"), n=("n", "sum"), alpha=("alpha", "first"), sigma=("sigma", "first")
+    ).reset_index()
+    result["error"] = result["std"] / np.sqrt(result["n"].where(result["n"] > 0))
+    return result.sort_values("t")
