@@ -1,4 +1,4 @@
-"""``python -m analysis RESULTS_DIR``: regenerate tables and figures."""
+"""``python -m analysis RESULTS_DIR``: regenerate tables, figures and the report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.load import ResultsError
+from analysis.publish import publish
 from analysis.regenerate import regenerate
 
 __all__ = ["main"]
@@ -15,24 +16,29 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; code 2 with one line for an unreadable folder, 1 where some cells were left out."""
-    parser = argparse.ArgumentParser(prog="python -m analysis", description="Regenerate tables and figures.")
+    about = "Regenerate tables, figures and the report."
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=about)
     parser.add_argument("results", type=Path, help="a results folder")
     parser.add_argument("--quiet", action="store_true", help="print problems only")
+    parser.add_argument("--publish", type=Path, metavar="DIR", help="write a copy small enough for git here, and that")
     args = parser.parse_args(argv)
+    root = args.publish or args.results
     try:
-        results = regenerate(args.results)
+        lost = publish(args.results, root).problems if args.publish else []
+        results = regenerate(root)
     except ResultsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    for problem in results.problems:
+    problems = [*lost, *results.problems]
+    for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
-    table = args.results / "tables" / "fid_vs_steps.md"
+    table = root / "tables" / "fid_vs_steps.md"
     if not args.quiet:
-        print((table.read_text() if table.exists() else "") + f"\ntables and figures in {args.results}")
-    return 1 if results.problems else 0
+        print((table.read_text() if table.exists() else "") + f"\ntables, figures and report.html in {root}")
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

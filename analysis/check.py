@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["RECORD_VERSION", "check_facts", "check_steps", "settings"]
+__all__ = ["RECORD_VERSION", "check_facts", "check_key", "check_steps", "settings"]
 
 RECORD_VERSION = 2  # of the records this package reads; bench.suite.plan writes them
 _KINDS = {"model": str, "sampler": str, "steps": int, "seed": int, "samples": int}
@@ -36,8 +36,7 @@ def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     expected = "{model}-{sampler}-{steps}-seed{seed}".format(**cell)
     if folder.name != expected:
         raise ValueError(f"it is the record of {expected}")
-    if facts["key"] != _key(cell):
-        raise ValueError("its configuration was edited")
+    check_key(facts["key"], cell)
     if facts["nfe"] != cell["steps"] or isinstance(facts["nfe"], bool):
         raise ValueError(f"nfe is {facts['nfe']!r} at {cell['steps']} steps")
     for score in facts["scores"]:
@@ -47,9 +46,14 @@ def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is missing or has been changed")
 
 
-def _key(cell: Mapping[str, Any]) -> str:
-    """Return the key that the suite gives this configuration (``bench.suite.config.short_hash``)."""
-    return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:10]
+def check_key(key: object, description: Mapping[str, Any]) -> None:
+    """Check that a key is the one the suite gives a configuration (``bench.suite.config.short_hash``).
+
+    Raises:
+        ValueError: the configuration, or the key, was edited.
+    """
+    if key != hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:10]:
+        raise ValueError("its configuration was edited")
 
 
 def _check_score(score: Mapping[str, Any]) -> None:
@@ -71,11 +75,15 @@ def check_steps(table: pd.DataFrame, steps: int) -> None:
     missing = [name for name in _COLUMNS if name not in table.columns]
     if missing:
         raise ValueError(f"it has no column {missing[0]!r}")
-    numbers = table[["i", "t", "alpha", "sigma", "value"]].apply(pd.to_numeric, errors="coerce")
-    wrong = ~np.isfinite(numbers.to_numpy(dtype=float)).all(axis=1)
+    given = table[["i", "t", "alpha", "sigma", "value"]]
+    numbers = given.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    wrong = ~np.isfinite(numbers)
+    wrong[:, -1] &= given["value"].notna().to_numpy()  # a variance of one image has no value
     if wrong.any():
-        raise ValueError(f"row {int(np.flatnonzero(wrong)[0]) + 2} holds something that is not a finite number")
-    if numbers["i"].lt(-1).any() or numbers["i"].ge(steps).any():
+        raise ValueError(
+            f"row {int(np.flatnonzero(wrong.any(axis=1))[0]) + 2} holds something that is not a finite number"
+        )
+    if (numbers[:, 0] < -1).any() or (numbers[:, 0] >= steps).any():
         raise ValueError(f"it has steps that a walk of {steps} does not have")
     if table.duplicated(["arm", "quantity", "i", "stage"]).any():
         raise ValueError("it has the same row twice")

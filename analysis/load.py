@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 
 from analysis.check import check_facts, check_steps, settings
 
-__all__ = ["CellRecord", "Results", "ResultsError", "load_results"]
+__all__ = ["DAMAGE", "CellRecord", "Results", "ResultsError", "load_results", "read_arrays"]
 
 T = TypeVar("T")
+DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _KEY = ("model", "sampler", "steps", "seed")
 
 
@@ -44,14 +46,15 @@ class CellRecord:
         Raises:
             ResultsError: the table is damaged.
         """
-        path = self.folder / "steps.csv"
-        if not path.exists():
+        written = [path for name in ("steps.csv", "steps.csv.gz") if (path := self.folder / name).exists()]
+        if not written:
             return None
+        path = written[0]
         try:
             table = pd.read_csv(path)
             check_steps(table, self.cell["steps"])
             table = table.astype({"t": float, "value": float, "std": float})
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
             raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
         table[["arm", "quantity"]] = table[["arm", "quantity"]].astype("category")  # thousands of rows, a dozen names
         return table.assign(**self.key())
@@ -68,9 +71,17 @@ class CellRecord:
         try:
             content = np.load(path, allow_pickle=False)
             array: NDArray[Any] = content if key is None else content[key]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
         return array
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]] | None:
+        """Return all arrays of an npz file, or None where there is none.
+
+        Raises:
+            ResultsError: the file is damaged.
+        """
+        return read_arrays(self.folder / name)
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,21 @@ class Results:
         run = seeds == list(range(seeds[0], seeds[-1] + 1)) and len(seeds) > 2
         named = f"{seeds[0]} to {seeds[-1]}" if run else ", ".join(map(str, seeds))
         return f"N = {sizes} samples a seed, {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({named})"
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Return all arrays of an npz file, or None where there is none.
+
+    Raises:
+        ResultsError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {key: content[key] for key in content.files}
+    except (*DAMAGE, AttributeError) as error:
+        raise ResultsError(f"{path} is damaged ({error}); delete its folder and run again") from None
 
 
 def load_results(root: Path) -> Results:

@@ -53,10 +53,10 @@ class Output:
             folder.mkdir(exist_ok=True)
 
     def table(self, section: str, name: str, frame: pd.DataFrame, title: str, caption: str) -> None:
-        """Write a table as CSV, and where people can read it as Markdown and LaTeX (booktabs); nothing if empty."""
+        """Write a table as CSV (six digits), short ones as Markdown and LaTeX (booktabs) too; nothing if empty."""
         if not len(frame):
             return
-        self.text(f"{name}.csv", frame.to_csv(index=False))
+        self.text(f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
         if len(frame) <= _READABLE:
             self.text(f"{name}.md", f"{caption}\n\n{markdown(frame)}")
             self.text(f"{name}.tex", f"% {caption}\n{latex(frame)}")

@@ -14,7 +14,7 @@ from analysis.paired import CRITICAL, compare, kernel_terms
 from analysis.select import first_sampler, step_counts
 from analysis.style import panels, save
 
-__all__ = ["analyse", "draw_pairs", "pairs_table"]
+__all__ = ["analyse", "counts_table", "draw_pairs", "pairs_table"]
 
 _SECTION = "Comparison"
 
@@ -33,6 +33,22 @@ def pairs_table(results: Results) -> pd.DataFrame:
                     | {"seeds": comparison.seeds, "verdict": comparison.verdict}
                 )
     return pd.DataFrame(rows)
+
+
+def counts_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return wins/ties/losses of each model over each other one, counted over step counts, and over all of them."""
+    rows = []
+    for sampler, here in table.groupby("sampler", sort=False):
+        models = list(dict.fromkeys(here["model"]))
+        for model, own in here.groupby("model", sort=False):
+            against = {other: _count(own[own["other"] == other]["verdict"]) for other in models if other != model}
+            rows.append({"model": model, "sampler": sampler, **against, "all": _count(own["verdict"])})
+    columns = ["model", "sampler", *dict.fromkeys(table["model"]), "all"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _count(verdicts: pd.Series) -> str:
+    return "/".join(str(int((verdicts == verdict).sum())) for verdict in ("win", "tie", "loss"))
 
 
 def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -65,5 +81,13 @@ def analyse(results: Results, out: Output) -> None:
             "Paired difference of squared kernel distances on shared seeds, in standard errors (z): w where the row's"
             " model is closer to the data with |z| > 1.96, l where the column's is. " + results.account() + "."
         )
+        account = results.account()
+        counted = (
+            "Wins/ties/losses of the row's model over the column's, a comparison a step count, by the paired"
+            " difference of squared kernel distances on shared seeds: a win where the row's model is closer to the"
+            " data with |z| > 1.96, so that of 40 comparisons of equal models about one is lost and one won by"
+            f" chance. {account}."
+        )
+        out.table(_SECTION, "win_tie_loss_counts", counts_table(table), "Wins, ties and losses", counted)
         out.table(_SECTION, "pairs", table, "Every pair of models", caption)
         out.figure(_SECTION, draw_pairs(table, out.figures), "Which model is better", caption)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from analysis.format import latex_text, markdown_row
 from analysis.load import Results
 from analysis.output import Output, TableEntry
 from analysis.paired import Comparison, Row, Terms, compare, kernel_terms
+from analysis.published import overlay
+from analysis.select import models_of
 from analysis.style import MARKERS, colours, panels, save, step_axis
 
 __all__ = ["QualityTable", "analyse", "draw_quality", "main_metric", "quality_table"]
@@ -72,8 +76,9 @@ class QualityTable:
 
 def main_metric(metrics: pd.DataFrame) -> str | None:
     """Return the Frechet distance on pooled features that a folder was scored with, None where there is none."""
-    names = [name for name in metrics["metric"].unique() if name == "fid" or str(name).startswith("fd_")]
-    return str(names[0]) if names else None
+    names = [str(name) for name in metrics["metric"].unique()]
+    found = [name for name in names if name == "fid" or (name.startswith("fd_") and not name.endswith("_inf"))]
+    return found[0] if found else None
 
 
 def _best(means: Mapping[Row, float], terms: Mapping[Row, Terms]) -> set[Row]:
@@ -134,28 +139,51 @@ def _caption(metric: str, scores: pd.DataFrame, rows: int) -> str:
     return f"{metric} against {reference}; N = {sizes} samples a seed, {spread}; lower is better.{bold}"
 
 
-def draw_quality(quality: QualityTable, folder: Path) -> list[Path]:
-    """Frechet distance against steps, a line a model; bars are the std over seeds."""
+def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | None = None) -> list[Path]:
+    """Frechet distance against steps, a line a model, a panel a sampler; bars are the std over seeds.
+
+    Grey points are ``published`` values.
+    """
     table = quality.table
-    paint = colours(list(dict.fromkeys(table["model"])))
-    lines = {"ddpm": "-", "ddim": "--"}
-    several = table["sampler"].nunique() > 1
-    with panels(1, 1) as (figure, axes):
-        axis = axes[0, 0]
-        for position, (_, row) in enumerate(table.iterrows()):
-            values = [row[f"{count}"] for count in quality.steps]
-            spreads = [0.0 if pd.isna(row[f"{count}_sd"]) else row[f"{count}_sd"] for count in quality.steps]
-            label = f"{row['model']}, {row['sampler']}" if several else row["model"]
-            style = lines.get(row["sampler"], ":")
-            axis.errorbar(
-                quality.steps, values, yerr=spreads, label=label, color=paint[row["model"]], linestyle=style,
-                marker=MARKERS[position % len(MARKERS)], markersize=4, capsize=2,
-            )  # fmt: skip
-        step_axis(axis, quality.steps)
-        axis.set_ylabel(f"{quality.metric} (lower is better)")
-        axis.set_ylim(bottom=0)
-        figure.legend(loc="outside upper center", ncols=3, frameon=False, columnspacing=1.0)
+    models, samplers = models_of(table), list(dict.fromkeys(table["sampler"]))
+    marks = dict(zip(models, itertools.cycle(MARKERS), strict=False))
+    with panels(1, len(samplers), sharey=True) as (figure, axes):
+        figure.set_figheight(2.9)
+        for axis, sampler in zip(axes[0], samplers, strict=True):
+            _draw_lines(axis, quality, table[table["sampler"] == sampler], marks)
+            if published is not None:
+                _draw_published(axis, published[published["sampler"] == sampler])
+            step_axis(axis, quality.steps)
+            axis.set_title(sampler if len(samplers) > 1 else "")
+        axes[0, 0].set_ylabel(f"{quality.metric} (lower is better)")
+        axes[0, 0].set_ylim(bottom=0)
+        handles = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+        columns = 3 if len(samplers) == 1 else 6
+        figure.legend(
+            handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False, columnspacing=0.8,
+            handlelength=1.6,
+        )  # fmt: skip
         return save(figure, folder, "fid_vs_steps")
+
+
+def _draw_lines(axis: Axes, quality: QualityTable, rows: pd.DataFrame, marks: Mapping[str, str]) -> None:
+    paint = colours(list(marks))
+    for _, row in rows.iterrows():
+        values = [row[f"{count}"] for count in quality.steps]
+        spreads = [0.0 if pd.isna(row[f"{count}_sd"]) else row[f"{count}_sd"] for count in quality.steps]
+        axis.errorbar(
+            quality.steps, values, yerr=spreads, label=row["model"], color=paint[row["model"]],
+            marker=marks[row["model"]], markersize=4, capsize=2,
+        )  # fmt: skip
+
+
+def _draw_published(axis: Axes, published: pd.DataFrame) -> None:
+    """Add the papers' points, which :mod:`analysis.published` found comparable; none in most folders."""
+    for position, (model, rows) in enumerate(published.groupby("model", sort=False)):
+        axis.plot(
+            rows["steps"], rows["value"], color="0.6", linestyle=":", marker=MARKERS[position % len(MARKERS)],
+            markerfacecolor="none", markersize=4, label=f"{model}, paper",
+        )  # fmt: skip
 
 
 def analyse(results: Results, out: Output) -> None:
@@ -171,4 +199,6 @@ def analyse(results: Results, out: Output) -> None:
     for steps in quality.steps:
         shown[f"{steps} steps"] = [quality.entry(row, steps) for _, row in quality.table.iterrows()]
     out.entries.append(TableEntry("fid_vs_steps", _SECTION, "Frechet distance against steps", quality.caption, shown))
-    out.figure(_SECTION, draw_quality(quality, out.figures), "Quality against steps", quality.caption)
+    published = overlay(results, quality.metric)
+    caption = quality.caption + (" Grey: published, same dataset, metric and protocol." if len(published) else "")
+    out.figure(_SECTION, draw_quality(quality, out.figures, published), "Quality against steps", caption)

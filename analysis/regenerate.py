@@ -1,21 +1,66 @@
-"""Regenerate every table and figure of a results folder from its records."""
+"""Regenerate every table, every figure and the report of a results folder from its records."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from analysis import normality, norms, pairs, quality, samples, spectra, variance, x0_error
+from analysis import (
+    acceleration,
+    chains,
+    delta,
+    diagnostics,
+    error_shape,
+    error_spread,
+    haar,
+    infinity,
+    normality,
+    norms,
+    pairs,
+    published,
+    published_delta,
+    quality,
+    response,
+    samples,
+    scores,
+    seeds,
+    spectra,
+    variance,
+    x0_error,
+)
 from analysis.load import Results, load_results
 from analysis.output import Output
+from analysis.report import write_report
 
 __all__ = ["ANALYSES", "regenerate"]
 
 # In the order of the report.
-ANALYSES = (quality, samples, pairs, variance, norms, x0_error, normality, spectra)
+ANALYSES = (
+    quality,
+    scores,
+    infinity,
+    samples,
+    pairs,
+    seeds,
+    acceleration,
+    variance,
+    delta,
+    published_delta,
+    norms,
+    x0_error,
+    error_spread,
+    error_shape,
+    normality,
+    spectra,
+    haar,
+    chains,
+    response,
+    diagnostics,
+    published,
+)
 
 
 def regenerate(root: Path) -> Results:
-    """Write ``tables/`` and ``figures/`` of a results folder and return what was read, with its problems.
+    """Write ``tables/``, ``figures/`` and ``report.html`` of a results folder; return what was read, and its problems.
 
     Raises:
         ResultsError: nothing can be read.
@@ -25,4 +70,5 @@ def regenerate(root: Path) -> Results:
     for analysis in ANALYSES:
         analysis.analyse(results, out)
     out.finish()
+    write_report(results, out)
     return results

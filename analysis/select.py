@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-__all__ = ["first_sampler", "models_of", "over_seeds", "shown", "step_counts"]
+__all__ = ["first_sampler", "models_of", "most_steps", "over_seeds", "shown", "step_counts", "thinned"]
 
 _PANELS = 4  # drawn side by side
 
@@ -16,6 +16,13 @@ def first_sampler(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Keep one sampler a figure, the ancestral one where there are several."""
     sampler = "ddpm" if (table["sampler"] == "ddpm").any() else str(table["sampler"].iloc[0])
     return table[table["sampler"] == sampler], sampler
+
+
+def most_steps(table: pd.DataFrame) -> tuple[pd.DataFrame, str, int]:
+    """Keep the first sampler's walks with the most steps; return them, the sampler and the number of steps."""
+    table, sampler = first_sampler(table)
+    steps = int(table["steps"].max())
+    return table[table["steps"] == steps], sampler, steps
 
 
 def models_of(table: pd.DataFrame) -> list[str]:
@@ -47,4 +54,16 @@ def over_seeds(steps: pd.DataFrame, quantity: str, arms: Sequence[str]) -> pd.Da
         value=("value", "mean"), std=("std", "mean"), n=("n", "sum"), alpha=("alpha", "first"), sigma=("sigma", "first")
     ).reset_index()
     result["error"] = result["std"] / np.sqrt(result["n"].where(result["n"] > 0))
-    return result.sort_values("t")
+    return result.sort_values("t", kind="stable")  # models keep the order of the run
+
+
+def thinned(table: pd.DataFrame, most: int = 20) -> pd.DataFrame:
+    """Keep at most twenty levels of each walk, spread evenly: what a table for people and for git can hold."""
+    if not len(table):
+        return table
+    walks = [name for name in ("sampler", "model", "steps", "arm") if name in table]
+    kept = [
+        walk[walk["i"].isin(shown(sorted(walk["i"].unique()), most))]
+        for _, walk in table.groupby(walks, sort=False, observed=True)
+    ]
+    return pd.concat(kept, ignore_index=True)

@@ -1,41 +1,62 @@
-"""Variance gaps along sampling, each beside what an exact denoiser shows on the same levels."""
+"""The marginal variance of the state along sampling: what few steps alone cause, and what the network adds.
+
+An exact denoiser of Gaussian data with the data's mean and covariance, walked along the same levels with the same
+variance mode, does not keep the true variance either (arm ``gaussian``, a closed form). Every measured ratio
+Var(x_t) / (alpha^2 Var(x_0) + sigma^2), both averaged over pixels first, splits into that part and the rest.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from analysis.load import Results
 from analysis.output import Output
-from analysis.select import first_sampler, models_of, over_seeds, step_counts
+from analysis.select import first_sampler, models_of, over_seeds, step_counts, thinned
 from analysis.style import band, colours, key, noisy_left, panels, save
 
-__all__ = ["analyse", "draw_variance_gap"]
+__all__ = ["analyse", "draw_variance_gap", "draw_variance_parts", "variance_table"]
 
 _SECTION = "Variance"
+_KEYS = ["sampler", "model", "steps"]
+
+
+def variance_table(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the split at every level: measured ratio, its standard error, and the two parts.
+
+    ``few_steps`` is the exact denoiser's ratio minus 1, ``network`` the measured ratio minus the exact denoiser's,
+    ``z`` that part in standard errors over images. Where no exact answer was computed both are empty.
+    """
+    table = over_seeds(steps, "variance_ratio", ["free", "gaussian"])
+    free = table[table["arm"] == "free"].rename(columns={"value": "ratio"})
+    exact = table[table["arm"] == "gaussian"].rename(columns={"value": "exact"})
+    joined = free.merge(exact[[*_KEYS, "i", "exact"]], on=[*_KEYS, "i"], how="left")
+    joined["few_steps"] = joined["exact"] - 1
+    joined["network"] = joined["ratio"] - joined["exact"]
+    joined["z"] = joined["network"] / joined["error"]
+    return joined[[*_KEYS, "i", "t", "n", "ratio", "error", "few_steps", "network", "z"]]
+
+
+def final_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the split at the finished samples, the table's least noisy level."""
+    final = table.loc[table.groupby(_KEYS, sort=False)["i"].idxmin()].drop(columns=["i", "t"])
+    return final.sort_values(["sampler", "steps"], kind="stable", ignore_index=True)
 
 
 def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
     """Marginal variance over the truth (top) and the published pred_std over its floor (bottom), along t."""
     steps, sampler = first_sampler(steps)
-    models = models_of(steps)
-    paint, counts = colours(models), step_counts(steps)
+    models, counts = models_of(steps), step_counts(steps)
+    paint = colours(models)
     with panels(2, len(counts), sharex=True, sharey="row") as (figure, axes):
         for row, quantity in enumerate(("variance_ratio", "excess_std")):
             table = over_seeds(steps, quantity, ["free", "gaussian"])
-            for column, count in enumerate(counts):
-                axis, here = axes[row, column], table[table["steps"] == count]
-                for model in models:
-                    own = here[(here["model"] == model) & (here["arm"] == "free")]
-                    band(axis, own, paint[model], "-")
-                exact = here[here["arm"] == "gaussian"].drop_duplicates("t")
-                band(axis, exact, "black", "--")
+            for axis, count in zip(axes[row], counts, strict=True):
+                _draw_gap(axis, table[table["steps"] == count], paint)
                 axis.axhline(1 - row, color="black", linewidth=0.8)
-                noisy_left(axes[0, column])
-        for column, count in enumerate(counts):
-            axes[0, column].set_title(f"{count} steps")
-            axes[1, column].set_xlabel("t")
+        _label(axes, counts)
         axes[0, 0].set_ylabel("marginal variance,\nsampled / true")
         axes[1, 0].set_ylabel("excess std over\nexact-sampler floor")
         styles = {f"sampled ({sampler})": ("-", "black"), "exact denoiser, Gaussian data": ("--", "black")}
@@ -43,14 +64,68 @@ def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
         return save(figure, folder, "variance_gap")
 
 
+def _draw_gap(axis: Axes, here: pd.DataFrame, paint: dict[str, str]) -> None:
+    for model, colour in paint.items():
+        band(axis, here[(here["model"] == model) & (here["arm"] == "free")], colour, "-")
+    band(axis, here[here["arm"] == "gaussian"].drop_duplicates("t"), "black", "--")
+
+
+def _label(axes: list[list[Axes]], counts: list[int]) -> None:
+    """Title the columns, and let t fall to the right."""
+    for column, count in enumerate(counts):
+        axes[0][column].set_title(f"{count} steps")
+        axes[-1][column].set_xlabel("t")
+    noisy_left(axes[0][0])  # panels share their axis
+
+
+def draw_variance_parts(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """The part of the variance gap that few steps cause (top) and the network's part (bottom), along t."""
+    table, sampler = first_sampler(table)
+    models, counts = models_of(table), step_counts(table)
+    paint = colours(models)
+    with panels(2, len(counts), sharex=True, sharey="row") as (figure, axes):
+        for column, count in enumerate(counts):
+            here = table[table["steps"] == count]
+            few = here.drop_duplicates("t")
+            axes[0, column].plot(few["t"], few["few_steps"], color="black", linestyle="--")
+            for model in models:
+                own = here[here["model"] == model].rename(columns={"network": "value"})
+                band(axes[1, column], own, paint[model], "-")
+            for axis in axes[:, column]:
+                axis.axhline(0, color="black", linewidth=0.8)
+        _label(axes, counts)
+        axes[0, 0].set_ylabel("few steps alone\n(exact denoiser - 1)")
+        axes[1, 0].set_ylabel("network\n(sampled - exact)")
+        key(figure, paint, {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")})
+        return save(figure, folder, "variance_parts")
+
+
 def analyse(results: Results, out: Output) -> None:
-    """Draw the variance gaps."""
+    """Write the split of the variance gap and draw it."""
     steps = results.steps()
-    if len(steps):
+    if not len(steps):
+        return
+    table, account = variance_table(steps), results.account()
+    if not len(table):
+        return
+    out.figure(
+        _SECTION, draw_variance_gap(steps, out.figures), "Variance along sampling",
+        "Top: mean over pixels of Var(x_t) over its true value, mean of alpha^2 Var(x_0) + sigma^2. Bottom:"
+        " pred_std, the published measure, minus the floor that a perfect sampler shows. Dashed black: an exact"
+        " denoiser of Gaussian data with the data's mean and covariance on the same levels. Bands: two standard"
+        f" errors over images. A curve off the dashed one is the doing of the network and of clipping. {account}.",
+    )  # fmt: skip
+    caption = (
+        "ratio: mean over pixels of Var(x) over its true value; few_steps: what an exact denoiser on the same levels"
+        " and variance mode shows, minus 1; network: the rest, clipping included; z: the rest in standard errors"
+        " over images. " + account + "."
+    )
+    out.table(_SECTION, "variance", thinned(table), "The variance gap along sampling", caption)
+    out.table(_SECTION, "variance_final", final_table(table), "The variance of the finished samples", caption)
+    if table["network"].notna().any():
         out.figure(
-            _SECTION, draw_variance_gap(steps, out.figures), "Variance along sampling",
-            "Top: mean over pixels of Var(x_t) over its true value alpha^2 Var(x_0) + sigma^2; band: two standard"
-            " errors. Bottom: published pred_std minus the floor that a perfect sampler shows. Dashed black: an exact"
-            " denoiser of Gaussian data with the data's mean and covariance on the same levels, that is, what few steps"
-            " alone cause. " + results.account() + ".",
+            _SECTION, draw_variance_parts(table, out.figures), "What few steps cause, and what the network adds",
+            "The gap of the marginal variance, measured minus 1, split in two. Top: an exact denoiser of Gaussian"
+            " data on the same levels and variance mode (closed form, no error). Bottom: sampled minus exact, band"
+            f" of two standard errors; 0 means that the network does no harm beyond the step count. {account}.",
         )  # fmt: skip

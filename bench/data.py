@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["DATASETS", "DataError", "Dataset", "load", "load_path", "quantize", "stratified_split", "to_unit"]
+__all__ = [
+    "DATASETS", "DataError", "Dataset", "coloured", "load", "load_path", "quantize", "stratified_split", "to_unit",
+]  # fmt: skip
 
 Pixels: TypeAlias = NDArray[np.uint8]  # [..., H, W, C]
 
@@ -84,6 +86,11 @@ def quantize(x: Tensor, mode: str = "round") -> Tensor:
     """
     scaled = ((x + 1.0) * 127.5).clamp(0.0, 255.0)
     return (scaled.round() if mode == "round" else scaled.floor()).to(torch.uint8)
+
+
+def coloured(images: Pixels) -> Pixels:
+    """Return images [N, H, W, 1 or 3] as [N, H, W, 3], guided-diffusion's format: grey as three equal channels."""
+    return np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]
 
 
 def stratified_split(labels: Tensor, every: int) -> Tensor:

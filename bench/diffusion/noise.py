@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     TRAIN_INDEX = 6
     TRAIN_ORDER = 7
     TRAIN_PROBE = 8
+    RESPONSE = 9
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

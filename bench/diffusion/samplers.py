@@ -18,7 +18,9 @@ from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.posterior import Posterior, sample_exact, step_log_variance
 from bench.diffusion.types import Correction, Denoiser, Level, Prediction, Step
 
-__all__ = ["DDIM", "VARIANCES", "Ancestral", "Draws", "Solver", "paired", "prior", "teacher_forced", "walk"]
+__all__ = [
+    "DDIM", "VARIANCES", "Ancestral", "Draws", "PosteriorMean", "Solver", "paired", "prior", "teacher_forced", "walk",
+]  # fmt: skip
 
 VARIANCES = ("learned", "fixed-small", "fixed-large", "exact")
 
@@ -62,6 +64,23 @@ class Ancestral:
         log_variance = step_log_variance(self.variance, q, pred)
         scale = torch.exp(0.5 * log_variance) if isinstance(log_variance, Tensor) else q.std(self.variance)
         return mean + scale * z
+
+
+@dataclass(frozen=True)
+class PosteriorMean:
+    """The mean of Ho et al. 2020, eq. 7, at x0_hat, and no noise at any step.
+
+    The "deterministic" chain of the DDPM-IP paper (figure 5). It is not DDIM: what ancestral sampling adds as noise is
+    missing from every state. For an exact denoiser of Gaussian data each step is E[x_next | x], so by the tower rule
+    the chain ends in E[x0 | x_t], the blurred guess of least squared error: grey where x_t tells nothing of x0.
+    """
+
+    def update(
+        self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
+    ) -> Tensor:
+        """Move to the mean of q(x_next | x, x0_hat)."""
+        q = Posterior.between(level, level_next)
+        return q.c1 * x0 + q.c2 * x
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from bench.data import to_unit
+from bench.measure.extrapolation import FEWEST_PER_FEATURE, frechet_infinity
 from bench.measure.features import Extractor
 from bench.measure.frechet import feature_moments, frechet_distance
 
-__all__ = ["FeatureSet", "Score", "neighbour_ratio", "score"]
+__all__ = ["SCORES_VERSION", "FeatureSet", "Score", "frechet_score", "neighbour_ratio", "score"]
 
 Rows = NDArray[np.float32]
+SCORES_VERSION = 2  # raise when the set of scores or the meaning of one changes: samples are then scored anew
 _NEIGHBOURS = 3
 _ROWS = 256  # of a distance matrix held at a time, so that memory grows with N and not with N^2
 
@@ -43,13 +45,14 @@ class Score:
 
 
 def score(samples: FeatureSet, reference: FeatureSet, extractor: Extractor, reference_name: str) -> Iterator[Score]:
-    """Yield Frechet distances on pooled and spatial features, KID, precision and recall.
+    """Yield Frechet distances on pooled (as it is, and at infinite N) and spatial features, KID, precision and recall.
 
     KID, precision and recall (k = 3, all samples) are torch-fidelity's; KID subsets hold min(1000, N, M) images.
     """
     n, names = len(samples.pooled), extractor.metrics
-    yield _frechet(names["frechet"], samples.pooled, reference.pooled, reference_name)
-    yield _frechet(names["spatial"], samples.spatial, reference.spatial, reference_name)
+    yield frechet_score(names["frechet"], samples.pooled, reference.pooled, reference_name)
+    yield _infinite(f"{names['frechet']}_inf", samples.pooled, reference.pooled, reference_name)
+    yield frechet_score(names["spatial"], samples.spatial, reference.spatial, reference_name)
     ours, theirs = torch.from_numpy(samples.pooled), torch.from_numpy(reference.pooled)
     fewest = min(len(ours), len(theirs))
     if fewest < 2:
@@ -67,7 +70,8 @@ def score(samples: FeatureSet, reference: FeatureSet, extractor: Extractor, refe
     yield Score(names["recall"], prc[KEY_METRIC_RECALL], n, reference_name)
 
 
-def _frechet(name: str, samples: Rows, reference: Rows, reference_name: str) -> Score:
+def frechet_score(name: str, samples: Rows, reference: Rows, reference_name: str) -> Score:
+    """Return the Frechet distance of features [N, d] to the reference's, empty where N does not exceed d."""
     needed = samples.shape[1] + 1
     fewest = min(len(samples), len(reference))
     if fewest < needed:
@@ -75,6 +79,19 @@ def _frechet(name: str, samples: Rows, reference: Rows, reference_name: str) -> 
         return Score(name, None, len(samples), reference_name, reason)
     value = frechet_distance(*feature_moments(samples), *feature_moments(reference))
     return Score(name, value, len(samples), reference_name)
+
+
+def _infinite(name: str, samples: Rows, reference: Rows, reference_name: str) -> Score:
+    """Extrapolate the samples' side of a Frechet distance; the reference stays as large as it is."""
+    n, features = samples.shape
+    needed = FEWEST_PER_FEATURE * features
+    if n < needed:
+        reason = f"extrapolation of {features} features needs {needed} images, not {n}"
+        return Score(name, None, n, reference_name, reason)
+    if len(reference) <= features:
+        reason = f"a covariance of {features} features needs {features + 1} images, not {len(reference)}"
+        return Score(name, None, n, reference_name, reason)
+    return Score(name, frechet_infinity(samples, *feature_moments(reference)), n, reference_name)
 
 
 def neighbour_ratio(samples: Tensor, train: Tensor, heldout: Tensor) -> Score:

@@ -82,14 +82,14 @@ class LinearGaussian:
         return float((factor**2 * (spread + shift**2)).sum())
 
     def ancestral(self, state: GaussianState, level_next: Level, variance: str) -> GaussianState:
-        """Take one DDPM step with variance ``fixed-small``, ``fixed-large``, ``learned`` or ``exact``."""
+        """Take one DDPM step of ``fixed-small``, ``fixed-large``, ``learned``, ``exact`` or no (``none``) variance."""
         level = state.level
         q = Posterior.between(level, level_next)
         gain, post = self.gain(level)
         eye = np.eye(len(self.mean))
         if variance == "exact":
             noise = q.small * eye + q.c1**2 * post
-        elif level_next.sigma == 0:
+        elif level_next.sigma == 0 or variance == "none":
             noise = 0 * eye
         elif variance == "learned":
             v = learned_fraction(self._alpha_bars(), int(level.t), np.diag(post))

@@ -215,6 +215,8 @@ def _gaussian_step(
     truth = level_next.alpha**2 * float(pixel_variance.mean()) + level_next.sigma**2
     if truth > 0:
         yield row(i - 1, level_next, "variance_ratio", marginal / truth)
+    if arm == "gaussian-forced":
+        yield row(i, level, "x0_rmse", float(np.diag(oracle.gain(level)[1]).mean()) ** 0.5)
     residual = reached.residual_variance(oracle.cov).clip(min=0)
     if arm != "gaussian":  # from noise x is independent of x0
         yield row(i - 1, level_next, "var_conditional", float(residual.mean()))

@@ -25,7 +25,8 @@ from bench.suite.config import (
     positive,
 )
 from bench.suite.registry import EMBEDDED, Registry, load_registry
-from bench.suite.run import Request, Run, dry_run
+from bench.suite.request import Request
+from bench.suite.run import Run, dry_run
 from bench.suite.runner import RunError
 
 __all__ = ["run"]

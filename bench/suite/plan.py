@@ -14,7 +14,7 @@ from bench.measure.probes import spread_indices
 from bench.suite.config import ConfigError, SamplerConfig, short_hash
 from bench.suite.registry import Model
 
-__all__ = ["IN_CELLS", "RECORD_VERSION", "Cell", "Instruments", "Unit", "plan_cells"]
+__all__ = ["IN_CELLS", "RECORD_VERSION", "Cell", "Instruments", "Unit", "plan_cells", "recorded_indices"]
 
 IN_CELLS = ("steps", "normality")  # measurements made while a cell is sampled
 RECORD_VERSION = 2  # raise when the meaning of a record changes: older cells are then recomputed
@@ -123,8 +123,7 @@ class Cell:
         """Return what the instruments look at, None where nothing is measured."""
         if not self.measure:
             return None
-        indices = spread_indices(self.steps, _LEVELS)
-        errors = [indices[position] for position in spread_indices(len(indices), _ERROR_LEVELS)]
+        indices, errors = recorded_indices(self.steps)
         kept = (tuple(errors), *self._split(_ERROR_IMAGES)) if "normality" in self.measure else ((), 0, 0)
         if "steps" not in self.measure:
             return Instruments((), kept[0], 0, 0, kept[1], kept[2], 0)
@@ -163,6 +162,12 @@ class Cell:
         """Return the network calls of (the samples, the instruments)."""
         costs = [(unit.arm == "free", self.unit_cost(unit)) for unit in self.units(SHARD)]
         return sum(c for free, c in costs if free), sum(c for free, c in costs if not free)
+
+
+def recorded_indices(steps: int) -> tuple[list[int], list[int]]:
+    """Return the solver indices with records of their own, ascending, and those of them whose errors are kept."""
+    indices = spread_indices(steps, _LEVELS)
+    return indices, [indices[position] for position in spread_indices(len(indices), _ERROR_LEVELS)]
 
 
 def _ranges(arm: str, count: int, size: int) -> Iterator[Unit]:

@@ -7,7 +7,7 @@ from typing import Any
 from bench.data import Dataset, to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.features import Extractor
-from bench.measure.metrics import FeatureSet
+from bench.measure.metrics import SCORES_VERSION, FeatureSet
 from bench.measure.recursion import LinearGaussian
 from bench.measure.spectra import RadialBins, haar_energy
 from bench.measure.steps import PixelStatistics, Row, gaussian_rows
@@ -38,8 +38,9 @@ class Reference:
         return f"{self.data.name}-{part} ({len(self.data.part('train'))})"
 
     def key(self) -> str:
-        """Return what the scores depend on besides the samples."""
-        return self.extractor.name + "-" + self.extractor.weights_hash[:16] if self.extractor else "none"
+        """Return what the scores depend on besides the samples: the extractor, and which scores there are."""
+        extractor = f"{self.extractor.name}-{self.extractor.weights_hash[:16]}" if self.extractor else "none"
+        return f"{extractor}-scores{SCORES_VERSION}"
 
     def features(self) -> FeatureSet:
         """Return the features of the training part."""
@@ -56,11 +57,14 @@ class Reference:
         model, config = cell.model.description, cell.config
         key = (model.schedule, model.T, cell.levels(), look.indices, config.variance, config.eta, look.paired > 0)
         if key not in self._exact:
-            pixels = to_unit(self.data.part("train")).double().flatten(1)
-            rows: list[Row] = []
-            if pixels.shape[1] <= _GAUSSIAN_PIXELS:
-                bars = alpha_bars(model.schedule, model.T)
-                oracle = LinearGaussian(pixels.mean(0).numpy(), pixels.T.cov().numpy(), bars)
-                rows = list(gaussian_rows(oracle, cell.levels(), look.indices, *key[4:]))
-            self._exact[key] = rows
+            oracle = self.gaussian(model.schedule, model.T)
+            rows = gaussian_rows(oracle, cell.levels(), look.indices, *key[4:]) if oracle else ()
+            self._exact[key] = list(rows)
         return self._exact[key]
+
+    def gaussian(self, schedule: str, T: int) -> LinearGaussian | None:
+        """Return the Gaussian with the data's mean and covariance, None for images too large for the recursion."""
+        pixels = to_unit(self.data.part("train")).double().flatten(1)
+        if pixels.shape[1] > _GAUSSIAN_PIXELS:
+            return None
+        return LinearGaussian(pixels.mean(0).numpy(), pixels.T.cov().numpy(), alpha_bars(schedule, T))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,57 +15,23 @@ import torch
 from tqdm import tqdm
 
 from bench.data import Dataset
+from bench.diffusion.types import Denoiser
 from bench.measure.features import Extractor, open_extractor
 from bench.models.checkpoints import load_network
 from bench.models.denoisers import EpsDenoiser
-from bench.suite.config import ConfigError, SamplerConfig, short_hash
+from bench.suite.chains import plan_chains
+from bench.suite.config import ConfigError, short_hash
 from bench.suite.environment import environment
-from bench.suite.plan import IN_CELLS, Cell, plan_cells
+from bench.suite.extras import Bench, Extra, features_key
+from bench.suite.plan import Cell, plan_cells
 from bench.suite.reference import Reference
 from bench.suite.registry import Model, Registry
+from bench.suite.request import Request, device_of, resolve_models, resolve_sampler
+from bench.suite.response import plan_response
 from bench.suite.runner import CellRunner
 from bench.suite.store import Store, read_json, write_json
 
-__all__ = ["Request", "Run", "device_of", "dry_run"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, parsed but not yet checked against models and data."""
-
-    models: tuple[tuple[str, Path | None], ...]
-    steps: tuple[int, ...]
-    seeds: tuple[int, ...]
-    samples: int
-    sampler: SamplerConfig
-    variance: str | None
-    batch: int
-    device: str
-    measure: tuple[str, ...]
-    features: str
-    inception_weights: Path | None
-    eps_scale: float | None
-    eps_slope: float | None
-    data_dir: Path | None
-    out: Path | None
-
-    def in_cells(self) -> tuple[str, ...]:
-        """Return the measurements made while cells are sampled."""
-        return tuple(name for name in IN_CELLS if name in self.measure)
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device of ``auto``, ``cpu``, ``cuda`` or ``mps``.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there[name]:
-        raise ConfigError(f"--device {name} is not available here; use --device auto")
-    return torch.device(name)
+__all__ = ["Run", "cost_line", "dry_run"]
 
 
 class Run:
@@ -78,9 +44,9 @@ class Run:
     def __init__(self, request: Request, registry: Registry) -> None:
         self.request = request
         self.device = device_of(request.device)
-        self.models = _resolve_models(request, registry)
+        self.models = resolve_models(request, registry)
         self.data: Dataset = registry.load_dataset(request.data_dir)
-        self.sampler = _resolve_sampler(request, self.models)
+        self.sampler = resolve_sampler(request, self.models)
         self.networks = {model.name: self._load(model) for model in self.models}
         self.cells = plan_cells(
             self.models, self.sampler, request.steps, request.seeds, request.samples, request.in_cells(), self.data
@@ -90,6 +56,15 @@ class Run:
         self.store = Store(self.out)
         for cell in self.cells:
             self.store.check(cell)
+        self.extras = self._plan_extras()
+        for extra in self.extras:
+            for folder in extra.folders(self.out):
+                folder.check()
+
+    def _plan_extras(self) -> list[Extra]:
+        measure = self.request.measure
+        chains = plan_chains(self.cells) if "chains" in measure else []
+        return [*chains, *(plan_response(self.cells) if "response" in measure else ())]
 
     def _load(self, model: Model) -> Any:
         channels = model.description.network.get("in_channels", 3)
@@ -148,37 +123,51 @@ class Run:
         return open_extractor(self.request.features, self.request.inception_weights, self.device)
 
     def execute(self, quiet: bool) -> None:
-        """Compute every cell that is not complete, with a progress bar counting network calls."""
+        """Compute what is not complete, cells first, with a progress bar counting network calls."""
         reference = Reference(self.data, self.open_features())
         sampled = [cell for cell in self.cells if self.store.is_sampled(cell)]
         missing = [self.store.extended(cell) for cell in self.cells if cell not in sampled]
         stale = [self.store.extended(cell) for cell in sampled if not self.store.is_scored(cell, reference.key())]
-        if not missing and not stale:
+        features = features_key(reference.extractor)
+        extras = [extra for extra in self.extras if not extra.is_complete(self.out, features)]
+        if not missing and not stale and not extras:
             return
-        with self._account(), self._bar(missing, quiet) as bar:
-            for cell in missing:
-                bar.set_description(f"{cell.model.name} {cell.steps} steps")
-                self._runner(cell, reference, bar).run()
-            for cell in stale:
-                found = self.store.metrics(cell) or {}
-                facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds") if name in found}
-                self._runner(cell, reference, bar).rescore(facts)
+        if extras and not quiet:
+            print(cost_line(self))
+        calls = self._calls(missing) + sum(extra.remaining(self.out, features) for extra in extras)
+        with self._account(), self._bar(missing, calls, quiet) as bar:
+            self._compute_cells(missing, stale, reference, bar)
+            for extra in extras:
+                bar.set_description(extra.name)
+                extra.compute(self._bench(reference, bar))
 
-    def _bar(self, missing: list[Cell], quiet: bool) -> tqdm[Any]:
+    def _compute_cells(self, missing: list[Cell], stale: list[Cell], reference: Reference, bar: tqdm[Any]) -> None:
+        for cell in missing:
+            bar.set_description(f"{cell.model.name} {cell.steps} steps")
+            self._runner(cell, reference, bar).run()
+        for cell in stale:
+            found = self.store.metrics(cell) or {}
+            facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds") if name in found}
+            self._runner(cell, reference, bar).rescore(facts)
+
+    def _calls(self, cells: list[Cell]) -> int:
+        return sum(cell.unit_cost(unit) for cell in cells for unit in cell.units(self.request.batch))
+
+    def _bar(self, missing: list[Cell], calls: int, quiet: bool) -> tqdm[Any]:
         """Open a bar over the network calls still to be made, so that its time left is honest."""
-        batch = self.request.batch
-        units = [(cell, unit) for cell in missing for unit in cell.units(batch)]
-        total = sum(cell.unit_cost(unit) for cell, unit in units)
+        units = [(cell, unit) for cell in missing for unit in cell.units(self.request.batch)]
         done = sum(cell.unit_cost(unit) for cell, unit in units if self.store.has_shard(cell, unit))
-        return tqdm(total=total, initial=done, unit="call", unit_scale=True, disable=quiet)
+        return tqdm(total=calls, initial=done, unit="call", unit_scale=True, disable=quiet)
+
+    def _denoiser(self, model: Model) -> Denoiser:
+        return EpsDenoiser(self.networks[model.name].to(self.device))
 
     def _runner(self, cell: Cell, reference: Reference, bar: tqdm[Any]) -> CellRunner:
-        denoiser = EpsDenoiser(self.networks[cell.model.name].to(self.device))
+        denoiser = self._denoiser(cell.model)
+        return CellRunner(cell, denoiser, reference, self.store, self.device, self.request.batch, _counting(bar))
 
-        def progress(calls: int) -> None:
-            bar.update(calls)
-
-        return CellRunner(cell, denoiser, reference, self.store, self.device, self.request.batch, progress)
+    def _bench(self, reference: Reference, bar: tqdm[Any]) -> Bench:
+        return Bench(self.out, reference, self.device, self.request.batch, self._denoiser, _counting(bar))
 
     def _first_start(self) -> str | None:
         """Return when this very run was first started, if it was interrupted."""
@@ -205,14 +194,31 @@ class Run:
         }
         write_json(self.out / "run.json", record)
         yield
-        done = [self.store.metrics(cell) or {} for cell in self.cells]
-        calls = sum(int(found.get("network_calls", 0)) for found in done)
-        seconds = sum(float(found.get("seconds", 0.0)) for found in done)
         record["end"] = datetime.now(UTC).isoformat(timespec="seconds")
-        record["network_calls"] = calls  # a call is one image at one level
-        record["network_calls_per_second"] = round(calls / seconds, 1) if seconds else None
-        record["images_per_second"] = round(len(self.cells) * self.request.samples / seconds, 2) if seconds else None
-        write_json(self.out / "run.json", record)
+        write_json(self.out / "run.json", record | self._speed())
+
+    def _speed(self) -> dict[str, float | None]:
+        """Return the network calls of the whole run (a call is one image at one level) and how fast it was."""
+        cells = [self.store.metrics(cell) or {} for cell in self.cells]
+        sampling = sum(float(found.get("seconds", 0.0)) for found in cells)
+        seconds = sampling + sum(extra.seconds(self.out) for extra in self.extras)
+        calls = sum(int(found.get("network_calls", 0)) for found in cells)
+        calls += sum(extra.cost() for extra in self.extras)
+        images = len(self.cells) * self.request.samples
+        return {
+            "network_calls": calls,
+            "network_calls_per_second": round(calls / seconds, 1) if seconds else None,
+            "images_per_second": round(images / sampling, 2) if sampling else None,
+        }
+
+
+def _counting(bar: tqdm[Any]) -> Callable[[int], None]:
+    """Return what tells the bar of network calls just made."""
+
+    def progress(calls: int) -> None:
+        bar.update(calls)
+
+    return progress
 
 
 def _refuse_file(out: Path) -> None:
@@ -220,40 +226,6 @@ def _refuse_file(out: Path) -> None:
     there = next(path for path in (out, *out.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(f"cannot write results to {out}: {there} is not a folder to write in; choose another --out")
-
-
-def _resolve_models(request: Request, registry: Registry) -> tuple[Model, ...]:
-    models = tuple(registry.model(name, path) for name, path in request.models)
-    if request.eps_scale is not None or request.eps_slope is not None:
-        if not any(model.scaling for model in models):
-            raise ConfigError("--eps-scale and --eps-slope change scaling models only; add one, e.g. adm-es")
-        models = tuple(model.overridden(request.eps_scale, request.eps_slope) for model in models)
-    for model in models:
-        if model.scaling and not model.scaling[request.sampler.sampler].steps:
-            raise ConfigError(
-                f"no scaling constants were tuned for {model.name!r} with these weights; give --eps-scale"
-            )
-    return models
-
-
-def _resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConfig:
-    """Choose the variance mode and refuse flags that would have no effect."""
-    sampler = request.sampler
-    if sampler.sampler == "ddim":
-        if request.variance is not None:
-            raise ConfigError("--variance has no effect with --sampler ddim; use --eta")
-        return replace(sampler, variance=None)
-    if sampler.eta:
-        raise ConfigError("--eta has no effect with --sampler ddpm; use --sampler ddim")
-    unlearned = [model.name for model in models if not model.learns_variance]
-    if request.variance is None and 0 < len(unlearned) < len(models):
-        raise ConfigError(f"{unlearned[0]!r} learns no variance, other models do; choose one with --variance for all")
-    if request.variance == "learned" and unlearned:
-        raise ConfigError(
-            f"model {unlearned[0]!r} does not learn its variance; use --variance fixed-small or fixed-large"
-        )
-    # guided-diffusion's default for networks without a learned variance is the large fixed one.
-    return replace(sampler, variance=request.variance or ("fixed-large" if unlearned else "learned"))
 
 
 def dry_run(run: Run) -> Iterator[str]:
@@ -271,4 +243,20 @@ def dry_run(run: Run) -> Iterator[str]:
         scaling = f"  eps / ({b:.5g} + {k:.3g} i)" if cell.correction() else ""
         yield f"  {cell.name:<32} {free + instruments:>12,} network calls  {state}{scaling}"
         total, share = total + free + instruments, share + instruments
+    for line in dict.fromkeys(extra.line for extra in run.extras):
+        extras = [extra for extra in run.extras if extra.line == line]
+        done, calls = sum(extra.is_complete(run.out) for extra in extras), sum(extra.cost() for extra in extras)
+        state = {0: "to do", len(extras): "done"}.get(done, f"{done} of {len(extras)} done")
+        yield f"  {line:<32} {calls:>12,} network calls  {state}"
+    if run.extras:
+        yield cost_line(run)
+    total, share = (count + sum(extra.cost() for extra in run.extras) for count in (total, share))
     yield f"total     {total:,} network calls, {100 * share / total:.1f} % of them for the instruments"
+
+
+def cost_line(run: Run) -> str:
+    """Return the network calls of the cells and of each measurement that has its own, done ones included."""
+    calls = {"cells": sum(sum(cell.cost()) for cell in run.cells)}
+    for extra in run.extras:
+        calls[extra.measure] = calls.get(extra.measure, 0) + extra.cost()
+    return "network calls: " + ", ".join(f"{count:,} for {what}" for what, count in calls.items())

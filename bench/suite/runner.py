@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.data import quantize, to_unit
+from bench.data import coloured, quantize, to_unit
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.types import Denoiser, Probe, Step
@@ -72,9 +72,8 @@ class CellRunner:
                 arrays = self._unit(unit)
                 self.store.put_shard(self.cell, unit, arrays, time.perf_counter() - started)
         images = self._merge(units)
-        colour = np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]  # grey as three equal channels
         quantize_mode = np.array(self.cell.config.quantize)
-        self.store.put_arrays(self.cell, "samples.npz", {"arr_0": colour, "quantize": quantize_mode})
+        self.store.put_arrays(self.cell, "samples.npz", {"arr_0": coloured(images), "quantize": quantize_mode})
         seconds = sum(self.store.shard_seconds(self.cell, unit) for unit in units)
         self.rescore({"network_calls": sum(map(self.cell.unit_cost, units)), "seconds": seconds})
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from bench.suite.config import ConfigError
 from bench.suite.plan import IN_CELLS, Cell, Unit
 
-__all__ = ["Store", "read_json", "write_atomic", "write_json"]
+__all__ = ["Store", "read_json", "unchanged", "write_arrays", "write_atomic", "write_json"]
 
 _SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
 _SCORED = ("features.npz", "kernel.npy")
@@ -55,6 +55,11 @@ def _save(path: Path, arrays: Arrays) -> None:
     np.savez(path, allow_pickle=False, **arrays)
 
 
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write an npz, atomically."""
+    write_atomic(path, lambda partial: _save(partial, arrays))
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, None where there is none or it is damaged."""
     try:
@@ -62,6 +67,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def unchanged(folder: Path, sizes: Mapping[str, int]) -> bool:
+    """Tell whether files of a folder still have the size they were written with."""
+    files = {folder / name: size for name, size in sizes.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
 
 class Store:
@@ -108,8 +119,7 @@ class Store:
         sizes = metrics.get("files")
         if not isinstance(sizes, dict):
             return False
-        files = {self.folder(cell) / name: sizes[name] for name in names if name in sizes}
-        return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+        return unchanged(self.folder(cell), {name: sizes[name] for name in names if name in sizes})
 
     def check(self, cell: Cell) -> None:
         """Refuse a folder whose cells were made under settings that this cell does not share.
@@ -124,6 +134,8 @@ class Store:
         for folder in sorted(path for path in (self.root / "cells").glob("*") if path.is_dir()):
             found = read_json(folder / "metrics.json") or read_json(folder / "cell.json") or {}
             old = found.get("cell")
+            if found.get("published"):
+                raise ConfigError(f"{folder} is a small copy for publication; choose another --out")
             if not isinstance(old, dict):
                 continue
             names = _SHARED + (_SAMPLING if old.get("sampler") == new["sampler"] else ())
@@ -174,7 +186,7 @@ class Store:
 
     def put_arrays(self, cell: Cell, name: str, arrays: Arrays) -> None:
         """Write an npz of the cell."""
-        write_atomic(self.folder(cell) / name, lambda partial: _save(partial, arrays))
+        write_arrays(self.folder(cell) / name, arrays)
 
     def put_array(self, cell: Cell, name: str, array: NDArray[Any]) -> None:
         """Write an npy of the cell."""

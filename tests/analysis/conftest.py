@@ -1,11 +1,22 @@
 """Results folders written by hand, as the suite would leave them."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from made import cell_facts
+
+from bench.diffusion.noise import Noise
+from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, teacher_forced, walk
+from bench.diffusion.schedules import levels
+from bench.measure.probes import PixelProbe, ScalarProbe
+from bench.measure.recursion import LinearGaussian
+from bench.measure.steps import PixelStatistics, gaussian_rows, measured_rows, to_table
+from bench.models.oracles import GaussianOracle
+from bench.suite.config import short_hash
 
 
 def score(metric, value, n, reason=""):
@@ -68,6 +79,12 @@ def folder(tmp_path):
     return Folder(tmp_path / "results")
 
 
+@pytest.fixture(scope="session")
+def folder_at():
+    """Return a function that starts a results folder anywhere, for fixtures that outlive one test."""
+    return Folder
+
+
 @pytest.fixture
 def terms():
     """Return a function that makes per-sample kernel terms whose mean(within) - 2 mean(cross) is ``level``."""
@@ -76,5 +93,55 @@ def terms():
         rng = np.random.default_rng(seed)
         within, cross = rng.normal(0, noise, (2, n))
         return np.stack([within - within.mean() + level, cross - cross.mean()], axis=1)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exact_steps():
+    """Return a function from a variance mode (None is DDIM) to the per-step table of an exact denoiser's cell.
+
+    4000 images 1x4x4 of a Gaussian, 20 cosine steps, no clipping: free, teacher forced, and the closed forms.
+    """
+
+    @cache
+    def make(mode):
+        shape, n, path = (1, 4, 4), 4000, levels("cosine", 1000, "20")
+        root = torch.randn(16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        mean, cov = torch.linspace(-0.5, 0.5, 16, dtype=torch.float64), 0.02 * root @ root.T + 0.05 * torch.eye(16)
+        oracle = GaussianOracle(mean.reshape(shape), cov)
+        draws, solver = Draws(Noise(1), torch.arange(n)), DDIM() if mode is None else Ancestral(mode)
+        x0 = oracle.sample(n, torch.Generator().manual_seed(1)).float().reshape(n, *shape)
+        walks = {
+            "free": walk(oracle, path, prior(path[0], draws, shape), solver, draws, clip=False),
+            "forced-train": teacher_forced(oracle, path, x0, solver, draws, clip=False),
+            "forced-heldout": teacher_forced(oracle, path, -x0.flip(0), solver, draws, clip=False),
+        }
+        data = PixelStatistics(mean.reshape(shape).numpy(), cov.diagonal().reshape(shape).numpy())
+        rows = list(gaussian_rows(LinearGaussian(mean.numpy(), cov.numpy()), path, range(20), mode, 0.0))
+        for arm, steps in walks.items():
+            probes = [ScalarProbe(20, mean.reshape(shape).float()), PixelProbe(range(20), shape, arm != "free")]
+            for step in steps:
+                for probe in probes:
+                    probe.update(step)
+            rows += measured_rows(arm, probes[0].state() | probes[1].state(), range(20), path, data)
+        return to_table(rows).assign(model="exact", sampler="ddim" if mode is None else "ddpm", steps=20, seed=0)
+
+    return make
+
+
+@pytest.fixture
+def make_record():
+    """Return a function that writes a complete record of a measurement with network calls of its own."""
+
+    def make(path, kind, table, pictures=None, version=1):
+        path.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path / "record.csv", index=False)
+        if pictures is not None:
+            np.savez(path / "pictures.npz", **pictures)
+        description = {"version": version, "name": path.name, "made": "by hand"}
+        files = {file.name: file.stat().st_size for file in path.iterdir() if file.suffix != ".json"}
+        facts = {"key": short_hash(description), kind: description, "files": files}
+        (path / f"{kind}.json").write_text(json.dumps(facts))
 
     return make

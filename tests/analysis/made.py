@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from matplotlib.text import Text
 
 from bench.suite.config import short_hash
 from bench.suite.plan import RECORD_VERSION
@@ -27,3 +28,36 @@ def make_cell(root, model, seed=0, sampler="ddpm", steps=4, **arrays):
             np.save(folder / "kernel.npy", content)
         else:
             np.savez(folder / f"{name}.npz", **content)
+
+
+def band_arrays(kind, arms, data, alpha=(1.0,), sigma=(0.0,), t=None):
+    """Arrays of moments.npz for spectra (kind "spectrum") or Haar energies ("haar").
+
+    ``arms``: power of single images [levels, images, bands] by record, e.g. ``free/state``, ``forced-train/x0``; what
+    is not given is the data's power, of as many images, without spread.
+    """
+    levels, bands = len(alpha), len(data)
+    made = {
+        "i": np.arange(levels), "t": np.linspace(0, 999, levels) if t is None else np.array(t),
+        "alpha_next": np.array(alpha), "sigma_next": np.array(sigma), f"data/{kind}": np.array(data),
+    }  # fmt: skip
+    images = next(iter(arms.values())).shape[1]
+    for name in ("free/state", "free/x0", "forced-train/x0"):
+        arm, of = name.split("/")
+        power = arms.get(name, np.broadcast_to(data, (levels, images, bands)))
+        moments = {"count": np.full(levels, float(power.shape[1])), "mean": power.mean(1), "second": (power**2).mean(1)}
+        made |= {f"{arm}/{kind}_{of}/{key}": value for key, value in moments.items()}
+    return made
+
+
+def drawn_texts(monkeypatch, module):
+    """Collect the texts of every figure that a module would save, a list a figure, without rendering it."""
+    drawn = []
+    monkeypatch.setattr(
+        module, "save", lambda figure, folder, name: drawn.append(texts(figure)) or [folder / f"{name}.png"]
+    )
+    return drawn
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text)]

@@ -113,7 +113,11 @@ def test_nothing_scored_gives_no_table(folder):
 
 @pytest.mark.parametrize(
     ("names", "metric"),
-    [(["nn_ratio", "fd_digits", "sfd_digits"], "fd_digits"), (["nn_ratio", "fid", "sfid"], "fid"), (["sfid"], None)],
+    [
+        (["nn_ratio", "fd_digits_inf", "fd_digits", "sfd_digits"], "fd_digits"),
+        (["nn_ratio", "fid", "fid_inf", "sfid"], "fid"),
+        (["sfid"], None),
+    ],
 )
 def test_main_metric(names, metric):
     assert main_metric(pd.DataFrame({"metric": names})) == metric

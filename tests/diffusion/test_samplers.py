@@ -8,7 +8,17 @@ import torch
 
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.samplers import DDIM, VARIANCES, Ancestral, Draws, paired, prior, teacher_forced, walk
+from bench.diffusion.samplers import (
+    DDIM,
+    VARIANCES,
+    Ancestral,
+    Draws,
+    PosteriorMean,
+    paired,
+    prior,
+    teacher_forced,
+    walk,
+)
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import CLEAN, Level, Prediction
 
@@ -16,7 +26,11 @@ LEVELS = levels("cosine", 1000, 20)
 SHAPE = (3, 4, 4)
 DRAWS = Draws(Noise(7), torch.arange(10, 14))
 REAL = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-SOLVERS = [Ancestral("learned"), Ancestral("fixed-small"), Ancestral("fixed-large"), DDIM(0.0), DDIM(0.5), DDIM(1.0)]
+SOLVERS = [
+    *(Ancestral(variance) for variance in ("learned", "fixed-small", "fixed-large")),
+    *(DDIM(eta) for eta in (0.0, 0.5, 1.0)),
+    PosteriorMean(),
+]
 GOLDEN = list(itertools.product(("cosine", "linear"), (0, 1), (0, 1), ("ddpm", "ddim0", "ddim1")))
 
 
@@ -105,11 +119,29 @@ def test_full_stochasticity_is_ancestral_sampling(stand_in):
         assert (ancestral.x_next - ddim.x_next).abs().max() < 1e-5 * ancestral.x_next.abs().max()
 
 
-def test_deterministic_ddim_draws_nothing_visible(stand_in):
+@pytest.mark.parametrize("solver", [DDIM(0.0), PosteriorMean()])
+def test_deterministic_solvers_draw_nothing_visible(stand_in, solver):
     start = prior(LEVELS[0], DRAWS, SHAPE)
     other = Draws(Noise(8), DRAWS.samples)
-    a, b = (list(walk(stand_in(False), LEVELS, start, DDIM(0.0), draws)) for draws in (DRAWS, other))
+    a, b = (list(walk(stand_in(False), LEVELS, start, solver, draws)) for draws in (DRAWS, other))
     assert torch.equal(a[-1].x_next, b[-1].x_next)
+
+
+class Silence(Draws):
+    """No noise at all."""
+
+    def normal(self, purpose, step, shape):
+        return torch.zeros(len(self.samples), *shape)
+
+
+def test_the_mean_chain_is_ancestral_sampling_without_its_noise(stand_in):
+    """Adding a scaled 0 rounds nothing: bitwise."""
+    start = prior(LEVELS[0], DRAWS, SHAPE)
+    silent = Silence(DRAWS.noise, DRAWS.samples)
+    ancestral, mean = (
+        list(walk(stand_in(True), LEVELS, start, solver, silent)) for solver in (Ancestral(), PosteriorMean())
+    )
+    assert all(torch.equal(a.x_next, b.x_next) for a, b in zip(ancestral, mean, strict=True))
 
 
 @pytest.mark.parametrize(("variance", "power"), [("fixed-small", "small"), ("fixed-large", "large")])

@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
+from bench.measure.extrapolation import frechet_infinity
 from bench.measure.features import Extractor, open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
 from bench.measure.metrics import FeatureSet, neighbour_ratio, score
 
 METRICS = {name: f"{name}_x" for name in ("frechet", "spatial", "kid", "precision", "recall")}
+SMALL = {"frechet_x_inf": "needs 20 images"}  # four a feature
 EXTRACTOR = Extractor("toy", torch.nn.Identity(), METRICS, "0")
 
 
@@ -25,7 +27,7 @@ def scores(samples, reference):
 
 def test_rows_say_metric_number_and_reference():
     found = scores(feature_set(40, 0), feature_set(50, 1))
-    assert list(found) == ["frechet_x", "spatial_x", "kid_x", "precision_x", "recall_x"]
+    assert list(found) == ["frechet_x", "frechet_x_inf", "spatial_x", "kid_x", "precision_x", "recall_x"]
     assert all((row.n, row.reference, row.reason) == (40, "toy (3)", "") for row in found.values())
     assert all(row.value is not None for row in found.values())
 
@@ -36,6 +38,12 @@ def test_frechet_rows_are_the_distances_of_their_layers():
     for metric, layer in (("frechet_x", "pooled"), ("spatial_x", "spatial")):
         first, second = feature_moments(getattr(a, layer)), feature_moments(getattr(b, layer))
         assert found[metric].value == frechet_distance(*first, *second)
+
+
+def test_the_extrapolated_row_is_of_the_pooled_features_and_repeats():
+    a, b = feature_set(40, 0), feature_set(50, 1)
+    wanted = frechet_infinity(a.pooled, *feature_moments(b.pooled))
+    assert [scores(a, b)["frechet_x_inf"].value for _ in range(2)] == [wanted, wanted]
 
 
 @pytest.mark.parametrize(("n", "m"), [(40, 60), (60, 40), (1100, 1050)])
@@ -49,14 +57,12 @@ def test_kid_is_torch_fidelitys_with_the_largest_subset_allowed(n, m):
 @pytest.mark.parametrize(
     ("n", "m", "empty"),
     [
-        (5, 50, {"frechet_x": "needs 6 images, not 5", "spatial_x": "needs 8 images, not 5"}),
+        (5, 50, {"frechet_x": "needs 6 images, not 5", "spatial_x": "needs 8 images, not 5"} | SMALL),
+        (19, 50, {"frechet_x_inf": "extrapolation of 5 features needs 20 images, not 19"}),
         (50, 6, {"spatial_x": "needs 8 images, not 6"}),
-        (3, 50, {"frechet_x": "6", "spatial_x": "8", "precision_x": "needs 4 images", "recall_x": "needs 4 images"}),
-        (
-            1,
-            50,
-            {"frechet_x": "6", "spatial_x": "8", "kid_x": "needs 2 images", "precision_x": "4", "recall_x": "4"},
-        ),
+        (50, 5, {"frechet_x": "6", "frechet_x_inf": "needs 6 images, not 5", "spatial_x": "8"}),
+        (3, 50, {"frechet_x": "6", "spatial_x": "8", "precision_x": "needs 4", "recall_x": "needs 4"} | SMALL),
+        (1, 50, {"frechet_x": "6", "spatial_x": "8", "kid_x": "2 images", "precision_x": "4", "recall_x": "4"} | SMALL),
     ],
 )
 def test_too_few_images_leave_a_metric_empty_with_a_reason(n, m, empty):

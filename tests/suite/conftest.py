@@ -14,7 +14,9 @@ from bench.models.checkpoints import Description, save_network
 from bench.models.networks import adm_unet
 from bench.suite.cli import run
 from bench.suite.config import SamplerConfig
+from bench.suite.extras import Bench
 from bench.suite.plan import IN_CELLS, Cell
+from bench.suite.reference import Reference
 from bench.suite.registry import Model
 
 NETWORK = {
@@ -28,14 +30,14 @@ Outcome = namedtuple("Outcome", "code out err")
 def save_tiny(tmp_path_factory):
     """Return a function that writes a random network with chosen training facts and returns its path."""
 
-    def save(name="tiny", training=None, edit=None, **changes):
+    def save(name="tiny", training=None, edit=None, T=1000, **changes):
         torch.manual_seed(0)
         network = NETWORK | changes
         unet = adm_unet(network)
         if edit:
             edit(unet)
         path = tmp_path_factory.mktemp("weights") / f"{name}.safetensors"
-        save_network(path, unet, Description(network, training=training or {}))
+        save_network(path, unet, Description(network, T=T, training=training or {}))
         return path
 
     return save
@@ -118,5 +120,16 @@ def make_cell(small_data):
     def make(**changes):
         config = {name: changes.pop(name) for name in list(changes) if hasattr(cell.config, name)}
         return replace(cell, config=replace(cell.config, **config), **changes)
+
+    return make
+
+
+@pytest.fixture
+def bench(small_data, tmp_path):
+    """Return a function that makes the bench of a measurement with calls of its own, on a given denoiser."""
+
+    def make(denoiser, data=small_data, extractor=None, batch=100, counted=None):
+        progress = counted.append if counted is not None else lambda calls: None
+        return Bench(tmp_path, Reference(data, extractor), torch.device("cpu"), batch, denoiser, progress)
 
     return make

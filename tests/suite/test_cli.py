@@ -9,14 +9,16 @@ import pytest
 import torch
 
 import run_bench
-from bench.suite import cli, plan, registry, runner
+from bench.suite import cli, plan, reference, registry, runner
 from bench.suite import run as whole_run
 from bench.suite.config import ConfigError
-from bench.suite.run import device_of
+from bench.suite.request import device_of
 
 ADM = ("--models", "adm", "--features", "digits", "--quiet")
 SHORT = (*ADM, "--steps", "2,3", "--samples", "16")
 CELL_FILES = {"samples.npz", "steps.csv", "moments.npz", "errors.npz", "features.npz", "kernel.npy", "metrics.json"}
+
+SCORES = ["nn_ratio", "fd_digits", "fd_digits_inf", "sfd_digits", "kid_digits", "precision_digits", "recall_digits"]
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +125,10 @@ def test_array_files(finished):
 def test_scores_say_why_they_are_empty(finished):
     found = json.loads((finished / "cells" / "adm-ddpm-3-seed0" / "metrics.json").read_text())
     scores = {score["metric"]: score for score in found["scores"]}
-    assert list(scores) == ["nn_ratio", "fd_digits", "sfd_digits", "kid_digits", "precision_digits", "recall_digits"]
+    assert list(scores) == SCORES
     assert scores["fd_digits"]["value"] > 0
+    assert scores["fd_digits_inf"]["value"] is None
+    assert "needs 256 images, not 70" in scores["fd_digits_inf"]["reason"]
     assert scores["sfd_digits"]["value"] is None
     assert "113 images" in scores["sfd_digits"]["reason"]
     assert (found["nfe"], scores["kid_digits"]["n"]) == (3, 70)
@@ -148,7 +152,7 @@ def test_metrics_table(finished):
     table = pd.read_csv(finished / "tables" / "metrics.csv")
     columns = ["model", "sampler", "steps", "nfe", "seed", "n", "reference", "metric", "value"]
     assert list(table.columns)[: len(columns)] == columns
-    assert len(table) == 2 * 6
+    assert len(table) == 2 * len(SCORES)
     assert (table["nfe"] == table["steps"]).all()
 
 
@@ -188,6 +192,24 @@ def test_other_features_rescore_without_sampling(tmp_path, command, no_network, 
     np.testing.assert_array_equal(
         *(np.load(run / "cells" / "adm-ddpm-2-seed0" / "kernel.npy") for run in (out, finished))
     )
+
+
+def test_another_set_of_scores_rescores_without_sampling(tmp_path, command, no_network, finished, monkeypatch):
+    # What a cell of an earlier version looks like: it has fewer scores and says which set they are.
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    path = out / "cells" / "adm-ddpm-2-seed0" / "metrics.json"
+    found = json.loads(path.read_text())
+    older = [score for score in found["scores"] if not score["metric"].endswith("_inf")]
+    path.write_text(json.dumps(found | {"scores": older, "features": found["features"].replace("scores", "older")}))
+    assert command(*SHORT, "--samples", "70", "--out", out).code == 0
+    assert json.loads(path.read_text()) == found
+    monkeypatch.setattr(reference, "SCORES_VERSION", 99)  # and of a later one
+    assert command(*SHORT, "--samples", "70", "--out", out).code == 0
+    again = {path.parent.name: json.loads(path.read_text()) for path in (out / "cells").glob("*/metrics.json")}
+    assert {made["features"][-9:] for made in again.values()} == {"-scores99"}
+    assert again[path.parent.name]["scores"] == found["scores"]
+    assert (samples_of(out) == samples_of(finished)).all()
 
 
 def test_an_interrupted_rescoring_samples_nothing_anew(tmp_path, command, no_network, finished, monkeypatch):

@@ -72,10 +72,11 @@ def test_images_beyond_256_pixels_have_no_exact_rows(small_data, make_cell, shap
     assert bool(rows) == there
 
 
-def test_the_key_names_extractor_and_weights(small_data):
-    assert Reference(small_data, None).key() == "none"
+def test_the_key_names_extractor_weights_and_the_set_of_scores(small_data, monkeypatch):
+    monkeypatch.setattr(suite_reference, "SCORES_VERSION", 7)
+    assert Reference(small_data, None).key() == "none-scores7"
     extractor = open_extractor("digits")
-    assert Reference(small_data, extractor).key() == f"digits-{extractor.weights_hash[:16]}"
+    assert Reference(small_data, extractor).key() == f"digits-{extractor.weights_hash[:16]}-scores7"
 
 
 def test_features_are_those_of_the_training_part():

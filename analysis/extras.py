@@ -1,0 +1,60 @@
+"""Records of measurements that made network calls of their own: ``chains/`` and ``response/`` of a results folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.check import check_key
+from analysis.load import DAMAGE, Results, read_arrays
+
+__all__ = ["read_pictures", "read_records"]
+
+_VERSIONS = {"chain": 1, "response": 1}  # of the records this package reads
+_TEXTS = {"model", "method", "quantity", "part", "reference", "note"}
+
+
+def read_records(results: Results, folder: str, kind: str) -> pd.DataFrame:
+    """Return the joined tables of all sound records in a folder; each unsound one becomes a problem of the results.
+
+    Args:
+        results: of the run.
+        folder: ``chains`` or ``response``.
+        kind: ``chain`` or ``response``, after which the file that completes a record is named.
+    """
+    tables = []
+    for path in sorted(place for place in (results.root / folder).glob("*") if place.is_dir()):
+        try:
+            tables.append(_read(path, kind))
+        except FileNotFoundError:
+            results.problem(f"{path} is incomplete and left out; run again to finish it")
+        except (*DAMAGE, TypeError, AttributeError) as error:
+            results.problem(f"{path} is damaged and left out ({error}); delete it and run again")
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _read(path: Path, kind: str) -> pd.DataFrame:
+    facts: dict[str, Any] = json.loads((path / f"{kind}.json").read_text())
+    version = facts[kind]["version"]
+    if version != _VERSIONS[kind]:
+        raise ValueError(f"it was recorded by version {version} of the suite, this is {_VERSIONS[kind]}")
+    check_key(facts["key"], facts[kind])
+    for name, size in facts["files"].items():
+        if not (path / name).is_file() or (path / name).stat().st_size != size:
+            raise ValueError(f"{name} is missing or has been changed")
+    table = pd.read_csv(path / "record.csv")
+    numbers = table.drop(columns=[name for name in _TEXTS if name in table])
+    wrong = [name for name, kind in numbers.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    if wrong or np.isinf(numbers.to_numpy(dtype=float)).any():
+        raise ValueError("record.csv holds something that is not a finite number")
+    return table
+
+
+def read_pictures(results: Results, name: str) -> dict[str, NDArray[Any]] | None:
+    """Return the pictures of one chain, ``original`` and ``reconstruction`` uint8 [K, H, W, C]; None without any."""
+    return read_arrays(results.root / "chains" / name / "pictures.npz")

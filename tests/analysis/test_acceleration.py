@@ -1,0 +1,99 @@
+import pandas as pd
+import pytest
+
+from analysis.acceleration import acceleration_table, analyse, baseline_of
+from analysis.load import load_results
+from analysis.output import Output
+
+
+def table_of(folder):
+    return acceleration_table(load_results(folder.root)).set_index("model")
+
+
+@pytest.mark.parametrize(("models", "baseline"), [(["ip", "adm"], "adm"), (["ip", "wd"], "ip")])
+def test_baseline(models, baseline):
+    assert baseline_of(models) == baseline
+
+
+@pytest.fixture
+def grid(folder):
+    """The baseline is best at 100 steps with 1.0; ip reaches it at 20, gp never."""
+    values = {"adm": (3.0, 2.0, 1.0), "ip": (1.5, 1.0, 0.8), "gp": (4.0, 3.0, 2.0)}
+    for model, found in values.items():
+        for steps, value in zip((10, 20, 100), found, strict=True):
+            for seed in (0, 1):  # a mean of the value, off it by seed
+                folder.cell(model, steps, seed, value + (-0.1, 0.1)[seed], probes=False)
+    return folder
+
+
+def test_steps_by_mean(grid):
+    table = table_of(grid)
+    assert table["target"].tolist() == pytest.approx([1.0] * 3)
+    assert set(table["target_steps"]) == {100}
+    assert (table.loc["adm", "steps_mean"], table.loc["adm", "speed_up_mean"]) == (100, 1)
+    assert (table.loc["ip", "steps_mean"], table.loc["ip", "speed_up_mean"]) == (20, 5)
+    assert table.loc["ip", "fd_mean"] == pytest.approx(1.0)
+    assert pd.isna(table.loc["gp", ["steps_mean", "fd_mean", "speed_up_mean"]]).all()
+
+
+def test_without_kernel_terms_the_test_says_nothing(grid):
+    assert table_of(grid)[["steps_test", "z_test", "speed_up_test"]].isna().all().all()
+
+
+def test_steps_by_test(folder, terms):
+    # Squared kernel distances; the spread of 200 terms of std .1 makes an error of about 2 * .2 / sqrt(200) = .03.
+    levels = {("adm", 10): 2.0, ("adm", 20): 1.01, ("adm", 100): 1.0, ("ip", 10): 0.5, ("gp", 10): 5.0}
+    for seed, ((model, steps), level) in enumerate(levels.items()):
+        distance = 2.0 if model == "ip" else level  # ip: worse by its distance, better by the test
+        folder.cell(model, steps, 0, distance, terms=terms(level, seed=seed), probes=False)
+    table = table_of(folder)
+    assert table["steps_mean"].isna().to_dict() == {"adm": False, "ip": True, "gp": True}
+    assert (table.loc["adm", "steps_test"], table.loc["adm", "speed_up_test"]) == (20, 5)
+    assert abs(table.loc["adm", "z_test"]) < 1.96
+    assert (table.loc["ip", "steps_test"], table.loc["ip", "fd_test"]) == (10, 2.0)
+    assert table.loc["ip", "z_test"] < -1.96
+    assert pd.isna(table.loc["gp", "steps_test"])
+
+
+def test_the_test_needs_shared_seeds(folder, terms):
+    folder.cell("adm", 10, 0, 1.0, terms=terms(1.0), probes=False)
+    folder.cell("ip", 10, 1, 1.0, terms=terms(1.0), probes=False)
+    assert pd.isna(table_of(folder).loc["ip", "steps_test"])
+
+
+def test_samplers_have_targets_of_their_own(grid):
+    grid.cell("adm", 10, sampler="ddim", value=0.5, probes=False)
+    grid.cell("ip", 10, sampler="ddim", value=0.6, probes=False)
+    table = acceleration_table(load_results(grid.root)).set_index(["sampler", "model"])
+    assert (table.loc[("ddim", "ip"), "target"], table.loc[("ddpm", "ip"), "target"]) == (0.5, pytest.approx(1.0))
+    assert pd.isna(table.loc[("ddim", "ip"), "steps_mean"])
+
+
+def test_scores_that_are_empty_are_passed_over(folder):
+    folder.cell("adm", 10, value=None, probes=False)
+    folder.cell("adm", 20, value=2.0, probes=False)
+    folder.cell("gone", 10, value=None, probes=False)
+    table = table_of(folder)
+    assert list(table.index) == ["adm"]
+    assert table.loc["adm", "steps_mean"] == 20
+
+
+def test_a_baseline_without_the_sampler_gives_way_to_the_first(folder):
+    folder.cell("adm", 10, sampler="ddim", probes=False)
+    folder.cell("ip", 10, value=2.0, probes=False)
+    table = acceleration_table(load_results(folder.root)).set_index("sampler")
+    assert (table.loc["ddpm", "baseline"], table.loc["ddim", "baseline"]) == ("ip", "adm")
+
+
+@pytest.mark.parametrize(("counts", "written"), [((10,), 0), ((10, 20), 1)])
+def test_written_where_there_is_something_to_compare(folder, counts, written):
+    for steps in counts:
+        folder.cell("adm", steps, value=1.0, probes=False)
+    out = Output(folder.root)
+    analyse(load_results(folder.root), out)
+    assert len(out.entries) == written
+
+
+def test_nothing_scored_gives_no_table(folder):
+    folder.cell("adm", 10, value=None, probes=False)
+    assert len(acceleration_table(load_results(folder.root))) == 0

@@ -1,0 +1,89 @@
+"""The small copy: smaller, readable, says what it is, and gives the same main table."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from analysis.__main__ import main
+from analysis.load import ResultsError, load_results
+from analysis.publish import publish
+from analysis.quality import quality_table
+from bench.suite.cli import run
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A real run of the embedded models, small."""
+    root = tmp_path_factory.mktemp("original") / "run"
+    command = ["--models", "adm", "--steps", "2,30", "--samples", "70", "--seeds", "0-1", "--out", str(root)]
+    assert run([*command, "--quiet"])[0] == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def copy(original, tmp_path_factory):
+    target = tmp_path_factory.mktemp("copy") / "small"
+    assert publish(original, target).problems == []
+    return target
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_copy_is_small_and_sound(original, copy):
+    results = load_results(copy)
+    assert results.problems == []
+    assert len(results.cells) == 4
+    assert size(copy / "cells") < size(original / "cells") / 3
+
+
+def test_tables_agree(original, copy):
+    whole, small = load_results(original), load_results(copy)
+    first, second = quality_table(whole), quality_table(small)
+    # Kernel terms are kept in single precision, which no verdict hangs on; everything else is the same number.
+    assert second.markdown() == first.markdown()
+    assert whole.metrics().equals(small.metrics())
+
+
+def test_steps_agree(original, copy):
+    first, second = (load_results(root).steps() for root in (original, copy))
+    keys = ["model", "sampler", "steps", "seed", "arm", "quantity", "i"]
+    joined = second.astype({"arm": str, "quantity": str}).merge(
+        first.astype({"arm": str, "quantity": str}), on=keys, suffixes=("", "_full"), how="left"
+    )
+    assert len(joined) == len(second)
+    # Six significant digits are kept: half a unit of the sixth is 5e-6 of the value at most.
+    assert np.allclose(joined["value"], joined["value_full"], rtol=5e-6, atol=0)
+    assert set(second.loc[second["arm"].astype(str).str.startswith("gaussian"), "seed"]) == {0}
+
+
+def test_levels_are_thinned_to_those_with_errors(original, copy):
+    record = next(r for r in load_results(copy).cells if r.key()["steps"] == 30 and r.key()["seed"] == 0)
+    kept = set(record.steps().query("quantity == 'eps_norm' and arm == 'free'")["i"])
+    assert set(record.array("errors.npz", "i")) <= kept
+    assert len(record.array("moments.npz", "i")) == 12 < 30
+    assert record.array("errors.npz", "errors").dtype == np.float16
+    assert len(record.array("samples.npz", "arr_0")) == 16
+
+
+def test_a_run_refuses_the_copy(copy, capsys):
+    assert run(["--models", "adm", "--steps", "2", "--samples", "70", "--out", str(copy)])[0] == 2
+    assert "small copy" in capsys.readouterr().err
+
+
+def test_a_target_with_something_in_it_is_refused(original, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(ResultsError, match="not empty"):
+        publish(original, tmp_path)
+    assert main([str(original), "--publish", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_published_cell_says_so(copy):
+    facts = [json.loads(path.read_text()) for path in (copy / "cells").glob("*/metrics.json")]
+    assert all(fact["published"] is True for fact in facts)

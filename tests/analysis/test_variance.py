@@ -1,0 +1,120 @@
+"""The variance gap, delta_t and the norms of an exact denoiser: what is left when few steps are taken out is 0."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.delta import draw_delta, draw_single_step, single_step_table
+from analysis.norms import draw_eps_norm, draw_scaling, norm_table
+from analysis.select import over_seeds, thinned
+from analysis.variance import draw_variance_gap, draw_variance_parts, final_table, variance_table
+
+MODES = ("fixed-small", "exact", None)  # None is DDIM
+
+
+@pytest.fixture(scope="module", params=MODES, ids=str)
+def table(request, exact_steps):
+    return exact_steps(request.param)
+
+
+def test_the_network_part_of_an_exact_denoiser_is_nothing(table):
+    parts = variance_table(table)
+    # Independent standard errors at each level would leave one |z| in 16,000 above 4; levels of a walk share images, so
+    # that fewer than their number count.
+    assert len(parts) == 20
+    assert parts["z"].abs().max() < 4
+    assert np.allclose(parts["ratio"] - 1, parts["few_steps"] + parts["network"], atol=1e-12)
+
+
+def test_few_steps_alone_bias_the_variance_unless_it_is_exact(exact_steps):
+    few = {mode: final_table(variance_table(exact_steps(mode)))["few_steps"].item() for mode in MODES}
+    assert abs(few["exact"]) < 1e-9  # a closed form, up to rounding
+    assert few["fixed-small"] < -0.05
+    assert few[None] < -0.02
+
+
+def test_an_injected_gap_is_recovered(exact_steps):
+    table = exact_steps("exact").copy()
+    chosen = (table["arm"] == "free") & (table["quantity"] == "variance_ratio")
+    table.loc[chosen, "value"] *= 0.9
+    parts = variance_table(table)
+    # The gap is put into the table, so what is left to chance is the unscaled ratio's own error.
+    assert ((parts["network"] + 0.1).abs() < 4 * parts["error"]).all()
+    assert (parts["z"] < -4).all()
+
+
+def test_delta_of_an_exact_sampler_is_its_floor(exact_steps):
+    table = exact_steps("exact")
+    found, floor = (over_seeds(table, name, ["free"]) for name in ("delta_t", "delta_t_floor"))
+    joined = found.merge(floor, on=["i", "t"], suffixes=("", "_floor"))
+    excess = over_seeds(table, "excess_std", ["free"])
+    assert len(joined) == len(excess) == 20
+    # pred_std is a mean over 16 pixels of standard deviations from N = 4000 images; one has the standard error
+    # std / sqrt(2 N) = .011 std, and their mean at most that. std is at most 1.5 here. Five of them.
+    bound = 5 * 1.5 / np.sqrt(2 * 4000)
+    assert excess["value"].abs().max() < bound
+    root = np.sqrt(joined["value_floor"])
+    assert (joined["value"] - joined["value_floor"]).abs().le(2 * root * bound + bound**2).all()
+    assert joined["value_floor"].max() > 0.1  # and the floor is far from 0
+
+
+def test_the_papers_formula_fails_for_an_exact_denoiser(exact_steps):
+    table = single_step_table(exact_steps("fixed-small"))
+    exact, measured = (table[table["arm"] == arm] for arm in ("gaussian-forced", "forced-train"))
+    joined = measured.merge(exact, on="i", suffixes=("", "_exact"))
+    assert len(joined) == 19
+    # The measured excess is the closed form's within the relative error of a variance, sqrt(2 / N) = .022 a pixel.
+    assert ((joined["conditional"] - joined["conditional_exact"]).abs() < 5 * 0.023 * (1 + joined["conditional"])).all()
+    assert np.allclose(joined["formula"], joined["formula_exact"], rtol=0.15)  # e is a mean over 16 pixels and N images
+    # Closed forms on both sides: the formula misses by more than a tenth of sigma^2 somewhere, and nowhere hits.
+    gap = exact["conditional"] - exact["formula"]
+    assert gap.max() > 0.1
+    assert (gap > 0).all()
+
+
+def test_formula_by_hand():
+    # One step from (alpha, sigma) = (.6, .8) to (.8, .6): beta = 1 - .75^2 = .4375, c1 = .8 * .4375 / .64 = .546875.
+    rows = [
+        ["forced-train", 1, 5.0, 0.6, 0.8, "x0_rmse", 0.5],
+        ["forced-train", 0, 2.0, 0.8, 0.6, "var_conditional", 0.45],
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "i", "t", "alpha", "sigma", "quantity", "value"])
+    found = single_step_table(table.assign(std=0.1, n=10, model="m", sampler="ddpm", steps=2, seed=0))
+    assert found["formula"].item() == pytest.approx((0.546875 * 0.5 / 0.6) ** 2)
+    assert found["conditional"].item() == pytest.approx(0.45 / 0.36 - 1)
+
+
+def test_norms_of_an_exact_denoiser_agree(exact_steps):
+    table = norm_table(exact_steps("exact"))
+    assert len(table) == 20
+    # With the exact variance the walk's states are those of real noised data at every level.
+    assert ((table["ratio_train"] - 1).abs() < 4.5 * table["ratio_train_error"]).all()
+    assert np.allclose(table["ratio_train"], table["ratio_after"])  # nothing was scaled or clipped
+
+
+def test_injected_scaling_is_recovered(exact_steps):
+    table = exact_steps("exact").copy()
+    chosen = (table["arm"] == "free") & (table["quantity"] == "eps_used_norm")
+    table.loc[chosen, "value"] /= 1.25
+    found = norm_table(table)
+    assert ((found["ratio_after"] - 0.8).abs() < 4.5 * found["ratio_after_error"]).all()
+
+
+def test_thinning_keeps_both_ends_of_every_walk(exact_steps):
+    table = variance_table(exact_steps("exact"))
+    kept = thinned(table, 5)
+    assert sorted(kept["i"]) == [-1, 4, 9, 13, 18]
+    assert thinned(table.iloc[:0]).empty
+
+
+def test_figures_are_drawn(exact_steps, tmp_path):
+    table = exact_steps("fixed-small")
+    paths = [
+        *draw_variance_gap(table, tmp_path), *draw_variance_parts(variance_table(table), tmp_path),
+        *draw_delta(table, tmp_path), *draw_single_step(single_step_table(table), tmp_path),
+        *draw_eps_norm(table, tmp_path), *draw_scaling(table, ["exact"], tmp_path),
+    ]  # fmt: skip
+    assert len(paths) == 12
+    assert all(path.stat().st_size > 5000 for path in paths)

@@ -1,0 +1,145 @@
+"""The command with every measurement, those with network calls of their own included."""
+
+import json
+import re
+
+import pytest
+
+from bench.suite import run as whole_run
+
+ONE_SEED = ("--seeds", "0")
+
+
+@pytest.fixture(scope="module")
+def short_weights(save_tiny):
+    """A tiny network of 8 training steps."""
+    return save_tiny("short", T=8)
+
+
+@pytest.fixture
+def everything(tmp_path, short_weights, pictures):
+    """The arguments of a run with two models of one network and every measurement."""
+    config = tmp_path / "bench.toml"
+    config.write_text(
+        f'[models.tiny]\nweights = "{short_weights}"\n[models.tiny-es]\nbase = "tiny"\neps_scale = 1.1\n'
+        f'[datasets.pictures]\npath = "{pictures}"\nheldout_every = 4\n'
+    )
+    flags = (
+        "--dataset pictures --models tiny,tiny-es --steps 2,3 --seeds 0-1 --samples 5 --features none --batch-size 64"
+    )
+    return [*flags.split(), "--config", config, "--out", tmp_path / "out"]
+
+
+def total_of(text):
+    return int(re.search(r"total +([\d,]+) network calls", text)[1].replace(",", ""))
+
+
+class Counting:
+    """Stand in for the denoiser class and count the rows it is asked, padding included."""
+
+    def __init__(self, stop_after=None):
+        self.rows, self.calls, self.stop_after, self.real = 0, 0, stop_after, whole_run.EpsDenoiser
+
+    def __call__(self, network):
+        denoiser = self.real(network)
+
+        def call(x, level, cond=None):
+            if self.calls == self.stop_after:
+                raise KeyboardInterrupt
+            self.rows, self.calls = self.rows + len(x), self.calls + 1
+            return denoiser(x, level, cond)
+
+        return call
+
+
+def files(out):
+    return {path: path.read_bytes() for kind in ("chains", "response") for path in (out / kind).rglob("*.*")}
+
+
+def test_everything_is_measured_counted_resumed_and_not_repeated(everything, command, tmp_path, monkeypatch):
+    out, counting = tmp_path / "out", Counting()
+    planned = command(*everything, "--measure", "all", "--dry-run")
+    assert planned.code == 0
+    assert not out.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_run, "EpsDenoiser", counting)
+        outcome = command(*everything, "--measure", "all")
+    assert outcome.code == 0, outcome.err
+    # Every unit, chain and response is one batch, so that no row is padding.
+    total = total_of(planned.out)
+    assert total == counting.rows == json.loads((out / "run.json").read_text())["network_calls"]
+    cost = next(line for line in planned.out.splitlines() if line.startswith("network calls: "))
+    assert outcome.out.splitlines()[0] == cost
+    assert total == sum(int(number.replace(",", "")) for number in re.findall(r"([\d,]+) for", cost))
+    chains = {f"tiny{es}-{method}-{length}-seed{seed}" for es in ("", "-es") for method in ("mean", "ddim", "ancestral")
+              for length in (1, 2, 5, 7, 8) for seed in (0, 1)}  # fmt: skip
+    assert {path.name for path in (out / "chains").iterdir()} == chains | {"data-cosine-8-seed0", "data-cosine-8-seed1"}
+    assert {path.name for path in (out / "response").iterdir()} == {"tiny-2", "tiny-3", "tiny-es-2", "tiny-es-3"}
+    done = command(*everything, "--measure", "all", "--dry-run").out
+    assert "to do" not in done
+    assert total_of(done) == total
+    # A second time nothing is computed, and nothing printed.
+    before, none = files(out), Counting(stop_after=0)
+    monkeypatch.setattr(whole_run, "EpsDenoiser", none)
+    again = command(*everything, "--measure", "all")
+    assert (again.code, again.out, none.calls) == (0, "", 0)
+    assert files(out) == before
+
+
+def test_an_interrupted_run_goes_on_to_the_same_records(everything, command, tmp_path, monkeypatch):
+    args = [*everything[:-1], tmp_path / "whole", *ONE_SEED, "--measure", "chains,response", "--quiet"]
+    counting = Counting()
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_run, "EpsDenoiser", counting)
+        assert command(*args).code == 0
+    whole = {path.relative_to(tmp_path / "whole"): data for path, data in files(tmp_path / "whole").items()}
+    args[args.index(tmp_path / "whole")] = tmp_path / "out"
+    rest = Counting()
+    for stand_in, code in ((Counting(stop_after=counting.calls // 2), 130), (rest, 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(whole_run, "EpsDenoiser", stand_in)
+            outcome = command(*args)
+        assert (outcome.code, outcome.out) == (code, "")
+    # No more than one chain (8 calls) is made again.
+    assert rest.calls <= counting.calls - counting.calls // 2 + 8
+    resumed = {path.relative_to(tmp_path / "out"): data for path, data in files(tmp_path / "out").items()}
+    assert resumed.keys() == whole.keys()
+    for path, data in resumed.items():
+        if path.suffix != ".json":  # which holds how long it took
+            assert data == whole[path], path
+
+
+def test_chains_alone_leave_cells_without_instruments(everything, command, tmp_path):
+    out = tmp_path / "out"
+    assert command(*everything, *ONE_SEED, "--measure", "chains", "--quiet").code == 0
+    assert not (out / "response").exists()
+    cells = list((out / "cells").iterdir())
+    assert len(cells) == 4
+    assert all({path.name for path in cell.iterdir()} == {"samples.npz", "metrics.json"} for cell in cells)
+    before = {path: path.stat().st_mtime_ns for path in (out / "chains").rglob("*")}
+    assert command(*everything, *ONE_SEED, "--measure", "all", "--quiet").code == 0  # adds what is missing
+    assert {path: path.stat().st_mtime_ns for path in (out / "chains").rglob("*")} == before
+    assert (cells[0] / "steps.csv").exists()
+
+
+def test_scaling_that_ends_within_the_chains_is_one_line(everything, command, tmp_path):
+    flags = ("--eps-scale", "1", "--eps-slope", "-0.2")
+    assert command(*everything, *flags, "--dry-run").code == 0  # 1 - .2 at 2 steps, 1 - .4 at 3
+    outcome = command(*everything, *flags, "--measure", "chains")
+    assert outcome.code == 2
+    assert outcome.err.splitlines() == [
+        "error: model 'tiny-es': epsilon scaling by 1.0 + -0.2*i reaches -0.4; it must stay positive and finite,"
+        " over the 8 steps of its chains; leave chains out of --measure"
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_of_other_settings_are_one_line(everything, command, tmp_path):
+    assert command(*everything, *ONE_SEED, "--measure", "chains", "--quiet").code == 0
+    facts = tmp_path / "out" / "chains" / "tiny-mean-1-seed0" / "chain.json"
+    found = json.loads(facts.read_text())
+    found["chain"]["version"] = 0
+    facts.write_text(json.dumps(found))
+    outcome = command(*everything, *ONE_SEED, "--measure", "chains")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "tiny-mean-1-seed0 was made with another version (0, now 1); choose another --out" in outcome.err
