@@ -155,7 +155,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
 
 
 def load_results(root: Path) -> Results:
-    """Read every complete cell under ``root/cells``, in the order models were first run.
+    """Read every complete cell under ``root/cells``, ancestral sampling first, models in the order of the run.
 
     Raises:
         ResultsError: there is no results folder here, or no complete cell in it.
@@ -177,7 +177,13 @@ def load_results(root: Path) -> Results:
         raise ResultsError(f"{root} holds no complete cell")
     order = _model_order(root)
     cells.sort(
-        key=lambda r: (order.get(r.cell["model"], len(order)), r.cell["sampler"], r.cell["steps"], r.cell["seed"])
+        key=lambda r: (
+            r.cell["sampler"] != "ddpm",
+            r.cell["sampler"],
+            order.get(r.cell["model"], len(order)),
+            r.cell["steps"],
+            r.cell["seed"],
+        )
     )
     return Results(root, cells, problems)
 

@@ -43,7 +43,7 @@ def norm_table(steps: pd.DataFrame) -> pd.DataFrame:
         ratio = table[over] / table[under]
         relative = np.hypot(table[f"{over}_error"] / table[over], table[f"{under}_error"] / table[under])
         table[f"ratio_{name}"], table[f"ratio_{name}_error"] = ratio, ratio * relative
-    return table
+    return table[table["forced_train"].notna() | table["forced_heldout"].notna()]  # not every step is teacher forced
 
 
 def _arm(norms: pd.DataFrame, arm: str, name: str) -> pd.DataFrame:
@@ -54,7 +54,9 @@ def _arm(norms: pd.DataFrame, arm: str, name: str) -> pd.DataFrame:
 def scaled_models(results: Results) -> list[str]:
     """Return the models whose cells scale eps, in the order of the run."""
     scaled = [
-        r.cell["model"] for r in results.cells if (r.cell.get("eps_scale"), r.cell.get("eps_slope")) != (1.0, 0.0)
+        r.cell["model"]
+        for r in results.cells
+        if (r.cell.get("eps_scale", 1.0), r.cell.get("eps_slope", 0.0)) != (1.0, 0.0)
     ]
     return list(dict.fromkeys(scaled))
 

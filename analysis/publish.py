@@ -1,6 +1,6 @@
 """A copy of a results folder that is small enough for git: everything the analyses read, nothing they do not.
 
-Kept of every cell: its scores, the kernel terms, at most 20 levels of the per-step table and 12 of the spectra. Kept of
+Kept of every cell: its scores, the kernel terms, at most 20 levels of the per-step table and 8 of the moments. Kept of
 the first seed alone, at the most steps of each sampler: the first 16 samples and the single errors in half precision.
 The copy says of itself that it is one, so that no run takes it for complete.
 """
@@ -24,9 +24,10 @@ from analysis.select import shown
 __all__ = ["publish"]
 
 _STEP_LEVELS = 20
-_BAND_LEVELS = 12
+_BAND_LEVELS = 8
 _SAMPLES = 16
 _EXTRAS = ("chains", "response")
+_ANALYSED = ("/spectrum_", "/haar_", "forced-train/error/")
 _ROWS = ("i", "t", "alpha_next", "sigma_next")  # of moments.npz, one entry a level
 
 Arrays = dict[str, NDArray[Any]]
@@ -61,7 +62,7 @@ def _copy_cell(record: CellRecord, folder: Path, first: bool, most: bool) -> Non
     folder.mkdir(parents=True)
     steps = record.steps()
     if steps is not None:
-        _small_steps(steps, first).to_csv(folder / "steps.csv.gz", index=False, float_format="%.6g")
+        _small_steps(steps).to_csv(folder / "steps.csv.gz", index=False, float_format="%.6g")
     terms = record.array("kernel.npy")
     if terms is not None:
         np.save(folder / "kernel.npy", terms.astype(np.float32))
@@ -83,25 +84,22 @@ def _copy_pictures(record: CellRecord, folder: Path) -> None:
         _write(folder / "errors.npz", {**errors, "errors": errors["errors"].astype(np.float16)})
 
 
-def _small_steps(steps: pd.DataFrame, first: bool) -> pd.DataFrame:
-    """Keep levels spread evenly, those at which states were recorded; exact arms, the same for every seed, once."""
+def _small_steps(steps: pd.DataFrame) -> pd.DataFrame:
+    """Keep levels spread evenly, those at which states were recorded."""
     recorded = sorted(steps.loc[steps["quantity"] == "var_marginal", "i"].unique())
     kept = set(shown(recorded, _STEP_LEVELS))
     kept |= {i + 1 for i in kept}  # a state at i - 1 was reached by the call at i
-    rows = steps[steps["i"].isin(kept)]
-    if not first:
-        rows = rows[~rows["arm"].astype(str).str.startswith("gaussian")]
-    return rows.drop(columns=["model", "sampler", "steps", "seed"])
+    return steps[steps["i"].isin(kept)].drop(columns=["model", "sampler", "steps", "seed"])
 
 
 def _small_moments(moments: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Keep spectra and Haar energies at levels spread evenly, in single precision, and the data's own."""
+    """Keep band powers and moments of x0_hat's error at levels spread evenly, in single precision; the data's own."""
     levels = shown(list(range(len(moments["i"]))), _BAND_LEVELS)
     small: Arrays = {}
     for name, array in moments.items():
-        banded = "/spectrum_" in name or "/haar_" in name
-        if name in _ROWS or banded:
-            small[name] = array[levels].astype(np.float32) if banded else array[levels]
+        analysed = any(part in name for part in _ANALYSED)
+        if name in _ROWS or analysed:
+            small[name] = array[levels].astype(np.float32) if analysed else array[levels]
         elif name.startswith("data/"):
             small[name] = array
     return small

@@ -34,6 +34,7 @@ class QualityTable:
             for one) and ``<steps>_best`` (not told from the best by the paired test).
         steps: the step counts, ascending.
         nfe: network calls a sample by step count.
+        heldout: the distance of as many held-out images, where there are any.
     """
 
     metric: str
@@ -41,6 +42,7 @@ class QualityTable:
     table: pd.DataFrame
     steps: Sequence[int]
     nfe: Mapping[int, int]
+    heldout: float | None = None
 
     def entry(self, row: pd.Series, steps: int) -> str:
         """Return one entry as text, without emphasis."""
@@ -77,7 +79,8 @@ class QualityTable:
 def main_metric(metrics: pd.DataFrame) -> str | None:
     """Return the Frechet distance on pooled features that a folder was scored with, None where there is none."""
     names = [str(name) for name in metrics["metric"].unique()]
-    found = [name for name in names if name == "fid" or (name.startswith("fd_") and not name.endswith("_inf"))]
+    derived = ("_inf", "_heldout")
+    found = [name for name in names if name == "fid" or (name.startswith("fd_") and not name.endswith(derived))]
     return found[0] if found else None
 
 
@@ -123,14 +126,21 @@ def quality_table(results: Results) -> QualityTable | None:
             entry[f"{count}_best"] = len(rows) > 1 and row in best
     caption = _caption(metric, scores, len(rows))
     nfe = {int(count): int(calls) for count, calls in scores[["steps", "nfe"]].to_numpy(dtype=int)}
-    return QualityTable(metric, caption, pd.DataFrame(rows.values()), steps, nfe)
+    held = metrics.loc[metrics["metric"] == f"{metric}_heldout", "value"].astype(float).dropna()
+    heldout = float(held.iloc[0]) if len(held) else None
+    if heldout is not None:
+        caption += f" As many held-out images reach {heldout:.3f}."
+    return QualityTable(metric, caption, pd.DataFrame(rows.values()), steps, nfe, heldout)
 
 
 def _caption(metric: str, scores: pd.DataFrame, rows: int) -> str:
     sizes = "/".join(str(n) for n in sorted(scores["n"].unique()))
     seeds = len(scores["seed"].unique())
     reference = ", ".join(sorted(scores["reference"].unique()))
+    by_steps = scores.groupby("steps")["seed"].nunique()
+    fewer = [f"{count} at {steps} steps" for steps, count in by_steps.items() if count < seeds]
     spread = f"mean ± std over {seeds} seeds" if seeds > 1 else "1 seed"
+    spread += f" ({', '.join(fewer)})" if fewer else ""
     bold = (
         " Bold: not told from the column's best by the paired kernel test (|z| < 1.96, shared seeds)."
         if rows > 1
@@ -157,6 +167,9 @@ def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | 
             axis.set_title(sampler if len(samplers) > 1 else "")
         axes[0, 0].set_ylabel(f"{quality.metric} (lower is better)")
         axes[0, 0].set_ylim(bottom=0)
+        if quality.heldout is not None:
+            for axis in axes[0]:
+                axis.axhline(quality.heldout, color="black", linestyle="-.", linewidth=0.8, label="held-out images")
         handles = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
         columns = 3 if len(samplers) == 1 else 6
         figure.legend(

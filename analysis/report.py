@@ -25,6 +25,7 @@ NAME = "report.html"
 _MAIN = "fid_vs_steps"  # the table that opens the report, with its best entries marked
 _NAMED = 4  # models in the title; more are counted
 _INLINE = 40  # rows: longer tables are named only
+_OPEN = 12  # rows: longer tables are folded
 _LONG = 40  # characters of a text that may wrap
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
 _DENSITY = 0.6  # CSS pixels a pixel of a figure: 7 inches at 200 dpi fill the column
@@ -174,7 +175,10 @@ def _tabled(item: TableEntry, caption: str) -> str:
     header = [str(column) for column in frame.columns]
     rows = [[entry(value) for value in row] for row in frame.itertuples(index=False, name=None)]
     kinds = [_kind(column) for column in zip(*rows, strict=True)]
-    return f"{title}\n{text}\n{_table(item.title, header, [[escape(cell) for cell in row] for row in rows], kinds)}"
+    table = _table(item.title, header, [[escape(cell) for cell in row] for row in rows], kinds)
+    if len(rows) > _OPEN:
+        table = f"<details>\n<summary>{len(rows)} rows</summary>\n{table}\n</details>"
+    return f"{title}\n{text}\n{table}"
 
 
 def _kind(column: Sequence[str]) -> str:

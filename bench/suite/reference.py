@@ -7,7 +7,7 @@ from typing import Any
 from bench.data import Dataset, to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.features import Extractor
-from bench.measure.metrics import SCORES_VERSION, FeatureSet
+from bench.measure.metrics import SCORES_VERSION, FeatureSet, Score, frechet_score
 from bench.measure.recursion import LinearGaussian
 from bench.measure.spectra import RadialBins, haar_energy
 from bench.measure.steps import PixelStatistics, Row, gaussian_rows
@@ -24,6 +24,7 @@ class Reference:
     def __init__(self, data: Dataset, extractor: Extractor | None) -> None:
         self.data, self.extractor = data, extractor
         self._features: FeatureSet | None = None
+        self._heldout: dict[int, Score] = {}
         self._exact: dict[tuple[Any, ...], list[Row]] = {}
         pixels = to_unit(data.part("train")).double()
         self.centre = pixels.mean(0)
@@ -48,6 +49,22 @@ class Reference:
             assert self.extractor is not None  # scoring asks only where there is an extractor
             self._features = FeatureSet(*self.extractor.extract(self.data.part("train")))
         return self._features
+
+    def heldout_score(self, n: int) -> Score:
+        """Return the Frechet distance of n held-out images to the training part: what samples can reach at this N.
+
+        Args:
+            n: as many images as there are samples; too few held-out ones give a score without a value.
+        """
+        assert self.extractor is not None  # as for features
+        if n not in self._heldout:
+            name, images = f"{self.extractor.metrics['frechet']}_heldout", self.data.part("heldout")
+            if len(images) < n:
+                self._heldout[n] = Score(name, None, n, self.name, f"needs {n} held-out images, not {len(images)}")
+            else:
+                pooled = self.extractor.extract(images[:n])[0]
+                self._heldout[n] = frechet_score(name, pooled, self.features().pooled, self.name)
+        return self._heldout[n]
 
     def exact_rows(self, cell: Cell, look: Instruments) -> list[Row]:
         """Return what an exact denoiser of Gaussian data with this mean and covariance does on a cell's levels.

@@ -58,14 +58,13 @@ def test_steps_agree(original, copy):
     assert len(joined) == len(second)
     # Six significant digits are kept: half a unit of the sixth is 5e-6 of the value at most.
     assert np.allclose(joined["value"], joined["value_full"], rtol=5e-6, atol=0)
-    assert set(second.loc[second["arm"].astype(str).str.startswith("gaussian"), "seed"]) == {0}
 
 
 def test_levels_are_thinned_to_those_with_errors(original, copy):
     record = next(r for r in load_results(copy).cells if r.key()["steps"] == 30 and r.key()["seed"] == 0)
     kept = set(record.steps().query("quantity == 'eps_norm' and arm == 'free'")["i"])
     assert set(record.array("errors.npz", "i")) <= kept
-    assert len(record.array("moments.npz", "i")) == 12 < 30
+    assert len(record.array("moments.npz", "i")) == 8 < 30
     assert record.array("errors.npz", "errors").dtype == np.float16
     assert len(record.array("samples.npz", "arr_0")) == 16
 

@@ -18,7 +18,16 @@ ADM = ("--models", "adm", "--features", "digits", "--quiet")
 SHORT = (*ADM, "--steps", "2,3", "--samples", "16")
 CELL_FILES = {"samples.npz", "steps.csv", "moments.npz", "errors.npz", "features.npz", "kernel.npy", "metrics.json"}
 
-SCORES = ["nn_ratio", "fd_digits", "fd_digits_inf", "sfd_digits", "kid_digits", "precision_digits", "recall_digits"]
+SCORES = [
+    "nn_ratio",
+    "fd_digits",
+    "fd_digits_inf",
+    "sfd_digits",
+    "kid_digits",
+    "precision_digits",
+    "recall_digits",
+    "fd_digits_heldout",
+]
 
 
 @pytest.fixture(scope="module")
