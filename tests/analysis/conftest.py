@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made import cell_facts
+from made import cell_facts, score
 
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, teacher_forced, walk
@@ -17,10 +17,6 @@ from bench.measure.recursion import LinearGaussian
 from bench.measure.steps import PixelStatistics, gaussian_rows, measured_rows, to_table
 from bench.models.oracles import GaussianOracle
 from bench.suite.config import short_hash
-
-
-def score(metric, value, n, reason=""):
-    return {"metric": metric, "value": value, "n": n, "reference": "toy-train (30)", "reason": reason}
 
 
 def step_rows(steps, shift):

@@ -9,6 +9,10 @@ from bench.suite.config import short_hash
 from bench.suite.plan import RECORD_VERSION
 
 
+def score(metric, value, n, reason=""):
+    return {"metric": metric, "value": value, "n": n, "reference": "toy-train (30)", "reason": reason}
+
+
 def cell_facts(model, sampler, steps, seed, n):
     """What metrics.json says of a sound cell, without its scores and files."""
     cell = {

@@ -7,6 +7,7 @@ import torch
 from bench.data import load, to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.features import open_extractor
+from bench.measure.frechet import feature_moments, frechet_distance
 from bench.measure.recursion import LinearGaussian
 from bench.measure.steps import gaussian_rows
 from bench.suite import reference as suite_reference
@@ -86,3 +87,18 @@ def test_features_are_those_of_the_training_part():
     np.testing.assert_array_equal(features.pooled, pooled)
     np.testing.assert_array_equal(features.spatial, spatial)
     assert len(pooled) == pytest.approx(0.8 * len(data.images), abs=10)
+
+
+def test_held_out_images_are_scored_like_samples_and_once():
+    data, extractor = load("digits"), open_extractor("digits")
+    reference = Reference(data, extractor)
+    found = reference.heldout_score(100)
+    moments = [
+        feature_moments(extractor.extract(images)[0]) for images in (data.part("heldout")[:100], data.part("train"))
+    ]
+    assert (found.metric, found.n, found.reference) == ("fd_digits_heldout", 100, "digits-train (1442)")
+    assert found.value == pytest.approx(frechet_distance(*moments[0], *moments[1]))
+    assert reference.heldout_score(100) is found
+    few = reference.heldout_score(1000)
+    assert few.value is None
+    assert few.reason == "needs 1000 held-out images, not 355"

@@ -1,0 +1,85 @@
+"""The table of every score, precision and recall, and the error of x0_hat."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from made import score
+
+from analysis.load import load_results
+from analysis.output import Output
+from analysis.quality import quality_table
+from analysis.scores import analyse, score_table
+from analysis.x0_error import error_table
+
+
+def add_scores(cell, *scores):
+    path = cell / "metrics.json"
+    facts = json.loads(path.read_text())
+    facts["scores"] += scores
+    path.write_text(json.dumps(facts))
+
+
+@pytest.fixture
+def scored(folder):
+    """Two models, two step counts, two seeds, with precision and recall."""
+    for model, level in (("adm", 0.8), ("adm-ip", 0.6)):
+        for steps in (10, 20):
+            for seed in (0, 1):
+                cell = folder.cell(model, steps, seed, value=1.0 + seed)
+                add_scores(
+                    cell, score("precision_toy", level + 0.1 * seed, 20), score("recall_toy", level, 20),
+                    score("fd_toy_heldout", 0.75, 20),
+                )  # fmt: skip
+    return folder
+
+
+def test_scores_are_averaged_over_seeds(scored):
+    table = score_table(load_results(scored.root).metrics()).set_index(["metric", "model", "steps"])
+    row = table.loc[("precision_toy", "adm", 10)]
+    assert (row["mean"], row["seeds"], row["n"]) == (pytest.approx(0.85), 2, 20)
+    assert row["sd"] == pytest.approx(0.1 / np.sqrt(2))
+    assert table.loc[("recall_toy", "adm-ip", 20), "sd"] == pytest.approx(0, abs=1e-12)
+
+
+def test_precision_and_recall_are_drawn(scored):
+    out = Output(scored.root)
+    analyse(load_results(scored.root), out)
+    assert [entry.name for entry in out.entries] == ["scores", "precision_recall"]
+    assert (scored.root / "figures" / "precision_recall.png").stat().st_size > 5000
+
+
+def test_without_precision_and_recall_there_is_the_table_alone(folder):
+    folder.cell()
+    out = Output(folder.root)
+    analyse(load_results(folder.root), out)
+    assert [entry.name for entry in out.entries] == ["scores"]
+
+
+def test_the_distance_of_held_out_images_is_told_and_is_no_metric_of_its_own(scored):
+    quality = quality_table(load_results(scored.root))
+    assert (quality.metric, quality.heldout) == ("fd_toy", 0.75)
+    assert "As many held-out images reach 0.750." in quality.caption
+
+
+def test_step_counts_with_fewer_seeds_are_named(folder):
+    for steps, seeds in ((10, 3), (50, 1)):
+        for seed in range(seeds):
+            folder.cell("adm", steps, seed)
+    assert "mean ± std over 3 seeds (1 at 50 steps)" in quality_table(load_results(folder.root)).caption
+
+
+def test_errors_of_x0_hat_stand_in_one_row(exact_steps):
+    steps = exact_steps("exact")
+    table = error_table(steps)
+    assert set(table["arm"]) == {"forced-train", "forced-heldout"}
+    assert len(table) == 40
+    # An exact denoiser's error at a single step is the closed form's: sqrt(mean of 16 posterior variances). The mean of
+    # 4000 squared errors has a relative standard error of at most sqrt(2 / 4000) = .022, half of that for the root.
+    exact = steps[(steps["arm"] == "gaussian-forced") & (steps["quantity"] == "x0_rmse")].set_index("i")["value"]
+    train = table[table["arm"] == "forced-train"].set_index("i")["rmse"]
+    assert np.allclose(train, exact.reindex(train.index), rtol=5 * 0.011)
+    assert pd.notna(table["bias"]).all()
