@@ -82,8 +82,8 @@ def test_samplers_are_rows_of_their_own(folder):
     folder.cell("adm", 10, value=0.5, sampler="ddim")
     quality = table_of(folder)
     assert list(zip(quality.table["model"], quality.table["sampler"], strict=True)) == [
-        ("adm", "ddim"),
         ("adm", "ddpm"),
+        ("adm", "ddim"),
     ]
 
 

@@ -110,7 +110,7 @@ def test_pixel_probe_of_a_walk_from_noise_has_no_errors():
     probe = PixelProbe([1], SHAPE, paired=False)
     probe.update(make_step(paired=False))
     names = {key.split("/")[0] for key in probe.state()}
-    assert names == {"state", "eps", "spectrum_state", "spectrum_x0"}
+    assert names == {"state", "eps", "spectrum_state", "spectrum_x0", "haar_state", "haar_x0"}
 
 
 def test_probe_states_merge_to_one_pass():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.measure.spectra import RadialBins
+from bench.measure.spectra import RadialBins, haar_energy
 
 
 def ring_of(u, v):
@@ -65,3 +65,31 @@ def test_channels_are_averaged():
     both = torch.cat([image, 3 * image], dim=1)
     bins = RadialBins(8, 8)
     torch.testing.assert_close(bins.density(both), bins.density(image) * (1 + 9) / 2)
+
+
+def test_white_noise_has_haar_energy_one():
+    images = torch.randn(4000, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    energy = haar_energy(images)
+    assert energy.shape == (4000, 4)
+    # A band holds 2 x 16 coefficients of variance 1: the mean over 4000 images of their mean square has the standard
+    # error sqrt(2 / (32 * 4000)) = .004; four bands, five of them.
+    assert (energy.mean(0) - 1).abs().max() < 0.02
+
+
+def test_haar_bands_are_those_of_their_patterns():
+    patterns = {
+        0: torch.tensor([[1.0, 1.0], [1.0, 1.0]]),  # LL: constant
+        1: torch.tensor([[1.0, -1.0], [1.0, -1.0]]),  # LH: changes along a row, from column to column
+        2: torch.tensor([[1.0, 1.0], [-1.0, -1.0]]),  # HL: changes down a column
+        3: torch.tensor([[1.0, -1.0], [-1.0, 1.0]]),  # HH: the checkerboard
+    }
+    for band, pattern in patterns.items():
+        energy = haar_energy(pattern.repeat(3, 3)[None, None])[0]
+        # Four values of size 1 have energy 4, all of it in one orthonormal coefficient.
+        assert energy.tolist() == [4.0 if k == band else 0.0 for k in range(4)]
+
+
+def test_haar_conserves_energy_and_leaves_an_odd_edge_out():
+    images = torch.randn(3, 1, 7, 9, generator=torch.Generator().manual_seed(1))
+    energy = haar_energy(images).sum(1)
+    assert torch.allclose(energy / 4, images[..., :6, :8].square().mean((1, 2, 3)), rtol=1e-5)
