@@ -15,7 +15,6 @@ from analysis.load import Results
 from analysis.output import Output
 from analysis.paired import Comparison, Row, Terms, compare, kernel_terms
 from analysis.quality import main_metric
-from analysis.select import models_of
 
 __all__ = ["acceleration_table", "analyse", "baseline_of"]
 
@@ -38,8 +37,8 @@ def acceleration_table(results: Results) -> pd.DataFrame:
     terms = kernel_terms(results)
     rows = []
     for sampler, here in scores.groupby("sampler", sort=False):
-        means = here.groupby(["model", "steps"], sort=False)["value"].mean()
-        models = models_of(here)
+        means = _complete(here)
+        models = [str(model) for model in means.index.unique("model")]
         baseline = baseline_of(models)
         best = means[baseline]
         target, goal = float(best.min()), int(best.idxmin())
@@ -52,6 +51,12 @@ def acceleration_table(results: Results) -> pd.DataFrame:
             rows.append(row | reached | {f"speed_up_{name}": value for name, value in speeds.items()})
     whole = {"steps_mean": "Int64", "steps_test": "Int64"}
     return pd.DataFrame(rows).astype(whole) if rows else pd.DataFrame()
+
+
+def _complete(scores: pd.DataFrame) -> pd.Series:
+    """Return the mean over seeds by model and steps, where all seeds were run; seeds differ more than step counts."""
+    groups = scores.groupby(["model", "steps"], sort=False)["value"].agg(["mean", "size"])
+    return groups.loc[groups["size"] == groups["size"].max(), "mean"]
 
 
 def _by_mean(own: pd.Series, target: float) -> dict[str, float]:
@@ -81,11 +86,11 @@ def analyse(results: Results, out: Output) -> None:
     if not len(table) or results.metrics()["steps"].nunique() < 2:
         return
     caption = (
-        f"The target is the baseline's lowest {main_metric(results.metrics())} over its step counts. steps_mean: the"
-        " fewest steps at which the model's mean over seeds is no larger; steps_test: the fewest at which the paired"
-        " kernel test on shared seeds does not find it farther from the data than the baseline at the target's steps"
-        " (z < 1.96), which few samples make easier. Speed-up: target steps over the model's; the baseline's own row"
-        " shows how much of it needs no other model. Empty: not reached. Training images are left out: the records"
-        f" hold no checkpoints of earlier training. {results.account()}."
+        f"The target is the baseline's lowest {main_metric(results.metrics())} over its step counts with all seeds."
+        " steps_mean: the fewest steps at which the model's mean over seeds is no larger; steps_test: the fewest at"
+        " which the paired kernel test on shared seeds does not find it farther from the data than the baseline at"
+        " the target's steps (z < 1.96), which few samples make easier. Speed-up: target steps over the model's; the"
+        " baseline's own row shows how much of it needs no other model. Empty: not reached. Training images are left"
+        f" out: the records hold no checkpoints of earlier training. {results.account()}."
     )
     out.table(_SECTION, "acceleration", table, "Steps to the baseline's best", caption)
