@@ -34,7 +34,7 @@ class QualityTable:
             for one) and ``<steps>_best`` (not told from the best by the paired test).
         steps: the step counts, ascending.
         nfe: network calls a sample by step count.
-        heldout: the distance of as many held-out images, where there are any.
+        exact: mean and standard deviation of the distance of as many images drawn from the data, where it was scored.
     """
 
     metric: str
@@ -42,7 +42,7 @@ class QualityTable:
     table: pd.DataFrame
     steps: Sequence[int]
     nfe: Mapping[int, int]
-    heldout: float | None = None
+    exact: tuple[float, float] | None = None
 
     def entry(self, row: pd.Series, steps: int) -> str:
         """Return one entry as text, without emphasis."""
@@ -79,7 +79,7 @@ class QualityTable:
 def main_metric(metrics: pd.DataFrame) -> str | None:
     """Return the Frechet distance on pooled features that a folder was scored with, None where there is none."""
     names = [str(name) for name in metrics["metric"].unique()]
-    derived = ("_inf", "_heldout")
+    derived = ("_inf", "_exact", "_exact_sd")
     found = [name for name in names if name == "fid" or (name.startswith("fd_") and not name.endswith(derived))]
     return found[0] if found else None
 
@@ -126,11 +126,22 @@ def quality_table(results: Results) -> QualityTable | None:
             entry[f"{count}_best"] = len(rows) > 1 and row in best
     caption = _caption(metric, scores, len(rows))
     nfe = {int(count): int(calls) for count, calls in scores[["steps", "nfe"]].to_numpy(dtype=int)}
-    held = metrics.loc[metrics["metric"] == f"{metric}_heldout", "value"].astype(float).dropna()
-    heldout = float(held.iloc[0]) if len(held) else None
-    if heldout is not None:
-        caption += f" As many held-out images reach {heldout:.3f}."
-    return QualityTable(metric, caption, pd.DataFrame(rows.values()), steps, nfe, heldout)
+    exact = _exact(metrics, metric)
+    if exact is not None:
+        caption += (
+            f" As many images drawn at random from the data, an exact sampler's, have {exact[0]:.3f} ± {exact[1]:.3f}."
+        )
+    return QualityTable(metric, caption, pd.DataFrame(rows.values()), steps, nfe, exact)
+
+
+def _exact(metrics: pd.DataFrame, metric: str) -> tuple[float, float] | None:
+    """Return what an exact sampler would have at this N, mean and std; None where it was not scored or N varies."""
+    found = []
+    for name in (f"{metric}_exact", f"{metric}_exact_sd"):
+        values = metrics.loc[metrics["metric"] == name, "value"].astype(float).dropna().unique()
+        if len(values) == 1:
+            found.append(float(values[0]))
+    return (found[0], found[1]) if len(found) == 2 else None
 
 
 def _caption(metric: str, scores: pd.DataFrame, rows: int) -> str:
@@ -167,9 +178,11 @@ def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | 
             axis.set_title(sampler if len(samplers) > 1 else "")
         axes[0, 0].set_ylabel(f"{quality.metric} (lower is better)")
         axes[0, 0].set_ylim(bottom=0)
-        if quality.heldout is not None:
+        if quality.exact is not None:
+            mean, spread = quality.exact
             for axis in axes[0]:
-                axis.axhline(quality.heldout, color="black", linestyle="-.", linewidth=0.8, label="held-out images")
+                axis.axhspan(mean - spread, mean + spread, color="black", alpha=0.1, linewidth=0)
+                axis.axhline(mean, color="black", linestyle="-.", linewidth=0.8, label="exact sampler")
         handles = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
         columns = 3 if len(samplers) == 1 else 6
         figure.legend(

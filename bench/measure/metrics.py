@@ -20,7 +20,7 @@ from bench.measure.frechet import feature_moments, frechet_distance
 __all__ = ["SCORES_VERSION", "FeatureSet", "Score", "frechet_score", "neighbour_ratio", "score"]
 
 Rows = NDArray[np.float32]
-SCORES_VERSION = 3  # raise when the set of scores or the meaning of one changes: samples are then scored anew
+SCORES_VERSION = 4  # raise when the set of scores or the meaning of one changes: samples are then scored anew
 _NEIGHBOURS = 3
 _ROWS = 256  # of a distance matrix held at a time, so that memory grows with N and not with N^2
 

@@ -11,7 +11,7 @@ from made import score
 
 from analysis.load import load_results
 from analysis.output import Output
-from analysis.quality import quality_table
+from analysis.quality import draw_quality, quality_table
 from analysis.scores import analyse, score_table
 from analysis.x0_error import error_table
 
@@ -32,7 +32,7 @@ def scored(folder):
                 cell = folder.cell(model, steps, seed, value=1.0 + seed)
                 add_scores(
                     cell, score("precision_toy", level + 0.1 * seed, 20), score("recall_toy", level, 20),
-                    score("fd_toy_heldout", 0.75, 20),
+                    score("fd_toy_exact", 0.75, 20), score("fd_toy_exact_sd", 0.125, 20),
                 )  # fmt: skip
     return folder
 
@@ -59,10 +59,11 @@ def test_without_precision_and_recall_there_is_the_table_alone(folder):
     assert [entry.name for entry in out.entries] == ["scores"]
 
 
-def test_the_distance_of_held_out_images_is_told_and_is_no_metric_of_its_own(scored):
+def test_the_distance_of_exact_samples_is_told_and_is_no_metric_of_its_own(scored, tmp_path):
     quality = quality_table(load_results(scored.root))
-    assert (quality.metric, quality.heldout) == ("fd_toy", 0.75)
-    assert "As many held-out images reach 0.750." in quality.caption
+    assert (quality.metric, quality.exact) == ("fd_toy", (0.75, 0.125))
+    assert "an exact sampler's, have 0.750 ± 0.125." in quality.caption
+    assert len(draw_quality(quality, tmp_path)) == 2
 
 
 def test_step_counts_with_fewer_seeds_are_named(folder):

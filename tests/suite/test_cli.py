@@ -26,7 +26,8 @@ SCORES = [
     "kid_digits",
     "precision_digits",
     "recall_digits",
-    "fd_digits_heldout",
+    "fd_digits_exact",
+    "fd_digits_exact_sd",
 ]
 
 

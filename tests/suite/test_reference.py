@@ -89,16 +89,20 @@ def test_features_are_those_of_the_training_part():
     assert len(pooled) == pytest.approx(0.8 * len(data.images), abs=10)
 
 
-def test_held_out_images_are_scored_like_samples_and_once():
+def test_exact_samples_are_independent_draws_of_the_data():
     data, extractor = load("digits"), open_extractor("digits")
     reference = Reference(data, extractor)
-    found = reference.heldout_score(100)
-    moments = [
-        feature_moments(extractor.extract(images)[0]) for images in (data.part("heldout")[:100], data.part("train"))
-    ]
-    assert (found.metric, found.n, found.reference) == ("fd_digits_heldout", 100, "digits-train (1442)")
-    assert found.value == pytest.approx(frechet_distance(*moments[0], *moments[1]))
-    assert reference.heldout_score(100) is found
-    few = reference.heldout_score(1000)
-    assert few.value is None
-    assert few.reason == "needs 1000 held-out images, not 355"
+    mean, spread = reference.exact_scores(300)
+    assert (mean.metric, mean.n, mean.reference) == ("fd_digits_exact", 300, "digits-train (1442)")
+    assert spread.metric == "fd_digits_exact_sd"
+    assert reference.exact_scores(300) == (mean, spread)
+    # Their own law, from other draws: ten of each, so that the means differ by less than five times sqrt(2 / 10) sd.
+    pooled, rng = reference.features().pooled, np.random.default_rng(1)
+    whole = feature_moments(pooled)
+    draws = [frechet_distance(*feature_moments(rng.choice(pooled, 300)), *whole) for _ in range(10)]
+    assert abs(np.mean(draws) - mean.value) < 5 * np.sqrt(2 / 10) * spread.value
+    # Distances of exact samples fall with their number, as 1 / N.
+    assert reference.exact_scores(1200)[0].value < mean.value / 2
+    few, none = reference.exact_scores(10)
+    assert (few.value, none.value) == (None, None)
+    assert "needs 65 images, not 10" in few.reason
