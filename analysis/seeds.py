@@ -1,4 +1,4 @@
-"""Do two models differ over seeds? The paired t-test of their Frechet distances, seed by seed.
+"""Do two models differ over seeds? The paired t-test of their Frechet distances, precision and recall, seed by seed.
 
 A Frechet distance has no honest standard error from one set of samples (a bootstrap adds a second 1/N bias), but seeds
 are disjoint sets of equal N. Both models see the same noise under one seed, so the differences d_k are paired: with
@@ -22,6 +22,7 @@ from analysis.quality import main_metric
 __all__ = ["FEWEST_SEEDS", "analyse", "paired_t", "seeds_table"]
 
 FEWEST_SEEDS = 5
+_COVERAGE = ("precision", "recall")
 _SECTION = "Comparison"
 _COLUMNS = ["difference", "low", "high", "t", "p", "seeds", "reason"]
 
@@ -41,18 +42,20 @@ def paired_t(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[st
 
 
 def seeds_table(results: Results) -> pd.DataFrame:
-    """Return one row a pair of models at each sampler and step count, with a reason where the test is refused."""
+    """Return one row a metric and pair of models at each sampler and step count, with a reason where it is refused."""
     metrics = results.metrics()
-    metric = main_metric(metrics)
-    scores = metrics[(metrics["metric"] == metric) & metrics["value"].notna()].astype({"value": float})
+    names = [name for name in metrics["metric"].unique() if str(name).startswith(_COVERAGE)]
+    chosen = metrics["metric"].isin([main_metric(metrics), *names]) & metrics["value"].notna()
+    scores = metrics[chosen].astype({"value": float})
     rows: list[dict[str, object]] = []
-    for (sampler, steps), here in scores.groupby(["sampler", "steps"], sort=True):
+    for (metric, sampler, steps), here in scores.groupby(["metric", "sampler", "steps"], sort=True):
         values = here.pivot(index="seed", columns="model", values="value")
         for model, other in combinations(dict.fromkeys(here["model"]), 2):
             shared = values[[model, other]].dropna()
             tested = paired_t(shared[model].to_numpy(), shared[other].to_numpy())
-            rows.append({"sampler": sampler, "steps": int(str(steps)), "model": model, "other": other, **tested})
-    return pd.DataFrame(rows, columns=["sampler", "steps", "model", "other", *_COLUMNS])
+            place = {"metric": metric, "sampler": sampler, "steps": int(str(steps)), "model": model, "other": other}
+            rows.append(place | tested)
+    return pd.DataFrame(rows, columns=["metric", "sampler", "steps", "model", "other", *_COLUMNS])
 
 
 def analyse(results: Results, out: Output) -> None:
@@ -61,10 +64,11 @@ def analyse(results: Results, out: Output) -> None:
     tested = int(table["p"].notna().sum())
     if not tested:
         return
+    names = ", ".join(table["metric"].unique())
     caption = (
-        f"Paired t-test over seeds of {main_metric(results.metrics())}: difference is the mean over shared seeds of"
-        " model minus other (below 0: model is better), low and high its 95 % confidence interval, t with seeds - 1"
-        f" degrees of freedom, p two-sided. The {tested} p values are not corrected: {0.05 * tested:.3g} of them are"
-        f" expected below .05 where no model differs. {results.account()}."
+        f"Paired t-test over seeds of {names}: difference is the mean over shared seeds of model minus other (of a"
+        " distance, below 0: model is better; of precision and recall, above 0), low and high its 95 % confidence"
+        f" interval, t with seeds - 1 degrees of freedom, p two-sided. The {tested} p values are not corrected:"
+        f" {0.05 * tested:.3g} of them are expected below .05 where no model differs. {results.account()}."
     )
     out.table(_SECTION, "seeds", table, "Differences over seeds", caption)

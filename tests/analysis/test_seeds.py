@@ -1,8 +1,10 @@
+import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+from made import score
 from scipy import stats
 
 from analysis.load import load_results
@@ -98,3 +100,20 @@ def test_nothing_is_written_below_five_seeds(folder):
     analyse(load_results(folder.root), out)
     assert out.entries == []
     assert len(table_of(folder)) == 1
+
+
+def test_precision_and_recall_are_tested_beside_the_distance(folder):
+    rng = np.random.default_rng(0)
+    for model, level in (("adm", 0.9), ("ip", 0.8)):
+        for seed in range(5):
+            cell = folder.cell(model, 10, seed, value=1.0 + 0.01 * rng.random())
+            facts = json.loads((cell / "metrics.json").read_text())
+            facts["scores"].append(score("precision_toy", level + 0.001 * rng.random(), 20))
+            (cell / "metrics.json").write_text(json.dumps(facts))
+    table = table_of(folder).set_index("metric")
+    assert set(table.index) == {"fd_toy", "precision_toy"}
+    row = table.loc["precision_toy"]
+    # adm leads by .1; each value is off by at most .001, so that the mean difference is off by less than that too.
+    assert row["difference"] == pytest.approx(0.1, abs=0.001)
+    assert row["low"] < row["difference"] < row["high"]
+    assert row["p"] < 0.001
