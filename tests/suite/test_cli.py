@@ -780,3 +780,20 @@ def test_a_damaged_shard_is_named(tmp_path, command, monkeypatch):
     (shard,) = (out / "cells" / "adm-ddpm-2-seed0").glob("shard-free-00000000-*")
     (shard / "arrays.npz").write_bytes(b"half")
     one_line_error(command(*args, "--out", out), f"{shard} is damaged; delete it")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--measure", "everything"),
+        ("--measure", ""),
+        ("--measure", "steps,steps"),
+        ("--no-probes", "--measure", "steps"),
+    ],
+)
+def test_measurements_that_cannot_be_are_one_line(command, tmp_path, flags):
+    outcome = command(*SHORT, *flags, "--out", tmp_path / "run")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert len(outcome.err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

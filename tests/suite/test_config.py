@@ -8,6 +8,7 @@ from bench.suite.config import (
     ConfigError,
     SamplerConfig,
     nearest,
+    parse_measure,
     parse_models,
     parse_seeds,
     parse_steps,
@@ -115,3 +116,14 @@ def test_short_hash_sees_every_part_and_no_order():
 def test_short_hash_of_a_dataclass_follows_its_fields():
     assert short_hash(SamplerConfig()) == short_hash(SamplerConfig())
     assert short_hash(SamplerConfig()) != short_hash(replace(SamplerConfig(), eta=0.1))
+
+
+def test_measurements_come_in_the_order_they_are_made():
+    assert parse_measure("chains, steps") == ("steps", "chains")
+    assert parse_measure("all") == parse_measure("response,all") == ("steps", "normality", "chains", "response")
+
+
+@pytest.mark.parametrize(("text", "said"), [("", "empty"), (",", "empty"), ("step", "steps"), ("steps,steps", "twice")])
+def test_measurements_that_are_none(text, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_measure(text)

@@ -249,3 +249,34 @@ def test_values_that_are_not_finite_are_reported(make_cell, run_cell):
     with pytest.raises(RunError, match=r"model 'toy' at 4 steps, seed 0, .*not finite") as caught:
         run_cell(make_cell(measure=()), Broken())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("measure", "files"),
+    [(("steps",), {"steps.csv", "moments.npz"}), (("normality",), {"errors.npz"}), ((), set())],
+)
+def test_each_measurement_writes_its_files_and_costs_its_calls(make_cell, run_cell, shrink, measure, files):
+    cell, counted = make_cell(measure=measure), []
+    store = run_cell(cell, shrink(), counted=counted)
+    assert {path.name for path in store.folder(cell).iterdir()} == {"samples.npz", "metrics.json"} | files
+    assert sum(counted) == sum(cell.cost())
+
+
+def test_a_measurement_alone_gives_what_it_gives_among_others(make_cell, run_cell, shrink):
+    both, errors = make_cell(), make_cell(measure=("normality",))
+    first, second = run_cell(both, shrink(), folder="both"), run_cell(errors, shrink(), folder="alone")
+    one, other = arrays(first, both, "errors.npz"), arrays(second, errors, "errors.npz")
+    # The same noise belongs to the same images; how they are batched moves no element of this elementwise model.
+    np.testing.assert_array_equal(one["errors"], other["errors"])
+    np.testing.assert_array_equal(one["part"], other["part"])
+
+
+def test_measuring_more_keeps_what_was_measured(make_cell, run_cell, shrink):
+    store = run_cell(first := make_cell(measure=("normality",)), shrink())
+    second = make_cell(measure=("steps",))
+    assert not store.is_sampled(second)
+    assert store.extended(second).measure == ("steps", "normality")
+    run_cell(store.extended(second), shrink())
+    assert store.is_sampled(first)
+    assert store.is_sampled(second)
+    assert {"errors.npz", "steps.csv"} <= {path.name for path in store.folder(second).iterdir()}
