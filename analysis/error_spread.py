@@ -45,6 +45,7 @@ def _cell_variance(record: CellRecord) -> tuple[Walk, dict[float, Floats]] | Non
         return None
     count, mean, second = (np.asarray(record.array("moments.npz", name)) for name in _MOMENTS)
     sound = t.shape == count.shape == mean.shape[:1] and mean.ndim == 4 and mean.shape == second.shape
+    sound &= all(array.dtype.kind in "iuf" for array in (t, count, mean, second))
     if not sound or not all(np.isfinite(array).all() for array in (t, count, mean, second)):
         raise ResultsError(
             f"{record.folder / 'moments.npz'} is damaged (forced-train/error is not count, mean and second of finite"
@@ -64,7 +65,14 @@ def pixel_spread(results: Results) -> dict[Walk, dict[float, Floats]]:
     found: dict[Walk, dict[float, list[Floats]]] = {}
     for walk, levels in results.each(_cell_variance):
         for t, variance in levels.items():
-            found.setdefault(walk, {}).setdefault(t, []).append(variance)
+            seeds = found.setdefault(walk, {}).setdefault(t, [])
+            if seeds and seeds[0].shape != variance.shape:
+                named = "{} ({}, {} steps)".format(*walk)
+                results.problem(
+                    f"moments.npz of {named} hold errors of other shapes by seed; delete them and run again"
+                )
+                continue
+            seeds.append(variance)
     return {walk: {t: np.sqrt(np.mean(seeds, axis=0)) for t, seeds in levels.items()} for walk, levels in found.items()}
 
 

@@ -53,9 +53,10 @@ class CellRecord:
         try:
             table = pd.read_csv(path)
             check_steps(table, self.cell["steps"])
-            table = table.astype({"t": float, "value": float, "std": float})
+            table = table.astype({"t": float, "n": float, "value": float, "std": float})
         except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
-            raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
+            reason = str(error).strip()  # pandas ends its lines
+            raise ResultsError(f"{path} is damaged ({reason}); delete the cell and run again") from None
         table[["arm", "quantity"]] = table[["arm", "quantity"]].astype("category")  # thousands of rows, a dozen names
         return table.assign(**self.key())
 
@@ -96,7 +97,7 @@ class Results:
         """Return every score, long: model, sampler, steps, nfe, seed, n, reference, metric, value, reason."""
         columns = ["model", "sampler", "steps", "nfe", "seed", "n", "reference", "metric", "value", "reason"]
         rows = [
-            {**record.key(), "nfe": record.facts["nfe"], **score}
+            {**score, **record.key(), "nfe": record.facts["nfe"]}
             for record in self.cells
             for score in record.facts["scores"]
         ]
@@ -116,7 +117,8 @@ class Results:
         return found
 
     def problem(self, line: str) -> None:
-        """Note what is wrong, once."""
+        """Note what is wrong, once, on one line."""
+        line = _one_line(line)
         if line not in self.problems:
             self.problems.append(line)
 
@@ -169,12 +171,13 @@ def load_results(root: Path) -> Results:
             cells.append(_read_cell(folder))
         except FileNotFoundError:
             problems.append(f"{folder} is incomplete and left out; run again to finish it")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
             problems.append(f"{folder} is damaged and left out ({what}); delete it and run again")
     cells = _alike(cells, problems)
     if not cells:
-        raise ResultsError(f"{root} holds no complete cell")
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ResultsError(_one_line(f"{root} holds no complete cell" + (f": {problems[0]}{more}" if problems else "")))
     order = _model_order(root)
     cells.sort(
         key=lambda r: (
@@ -185,7 +188,12 @@ def load_results(root: Path) -> Results:
             r.cell["seed"],
         )
     )
-    return Results(root, cells, problems)
+    return Results(root, cells, [_one_line(problem) for problem in problems])
+
+
+def _one_line(text: str) -> str:
+    """Return text that a terminal shows on one line, whatever folders and files are called."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _read_cell(folder: Path) -> CellRecord:
@@ -211,6 +219,6 @@ def _model_order(root: Path) -> dict[str, int]:
     """Return the order in which the run named its models."""
     try:
         models = json.loads((root / "run.json").read_text())["configuration"]["models"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return {name: position for position, name in enumerate(models)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return {name: position for position, name in enumerate(models)}

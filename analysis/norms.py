@@ -147,8 +147,8 @@ def analyse(results: Results, out: Output) -> None:
         _SECTION, draw_eps_norm(steps, out.figures), "Norm of the predicted noise",
         "Top: mean over images of ||eps_theta||, free running (solid) and on real noised training images (dashed)."
         " Bottom: the norm free running over that on real noised training images (dashed) or held-out ones (dotted);"
-        " above 1, the papers' sign of exposure bias. A gap between dashed and dotted is memorisation. Bands: two"
-        f" standard errors. {account}.",
+        " above 1, the papers' sign of exposure bias. A gap between dashed and dotted is a network that treats"
+        f" training images unlike others. Bands: two standard errors. {account}.",
     )  # fmt: skip
     scaled = scaled_models(results)
     if scaled:

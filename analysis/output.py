@@ -79,7 +79,7 @@ class Output:
         names = sorted({str(path.relative_to(self.root)) for path in self._written})
         try:
             earlier = [str(name) for name in json.loads(index.read_text())]
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             earlier = []
         for name in set(earlier) - set(names):
             path = (self.root / name).resolve()

@@ -71,7 +71,8 @@ def _terms(record: CellRecord) -> tuple[dict[str, Any], NDArray[np.float64]] | N
     terms = record.array("kernel.npy")
     if terms is None:
         return None
-    if terms.ndim != 2 or terms.shape[1] != 2 or not np.isfinite(terms).all():
+    sound = terms.ndim == 2 and terms.shape[1] == 2 and len(terms) > 0 and terms.dtype.kind in "iuf"
+    if not sound or not np.isfinite(terms).all():
         raise ResultsError(
             f"{record.folder / 'kernel.npy'} does not hold two finite columns; delete the cell and run again"
         )

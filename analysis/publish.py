@@ -1,8 +1,8 @@
 """A copy of a results folder that is small enough for git: everything the analyses read, nothing they do not.
 
 Kept of every cell: its scores, the kernel terms, at most 20 levels of the per-step table and 8 of the moments. Kept of
-the first seed alone, at the most steps of each sampler: the first 16 samples and the single errors in half precision.
-The copy says of itself that it is one, so that no run takes it for complete.
+the first seed, at the most steps of the first sampler: 16 samples a model and the single errors in half precision. The
+copy says of itself that it is one, so that no run takes it for complete.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16
 _EXTRAS = ("chains", "response")
-_ANALYSED = ("/spectrum_", "/haar_", "forced-train/error/")
+_ANALYSED = (
+    "free/spectrum_", "free/haar_", "forced-train/spectrum_x0", "forced-train/haar_x0", "forced-train/error/",
+)  # fmt: skip
 _ROWS = ("i", "t", "alpha_next", "sigma_next")  # of moments.npz, one entry a level
 
 Arrays = dict[str, NDArray[Any]]
 
 
 def publish(source: Path, target: Path) -> Results:
-    """Write the small copy of ``source`` to a new folder ``target`` and return what was read.
+    """Write the small copy of ``source`` to a new folder ``target`` and return what was read; damaged cells stay out.
 
     Raises:
         ResultsError: nothing can be read, or the target is not new.
@@ -42,14 +44,21 @@ def publish(source: Path, target: Path) -> Results:
     results = load_results(source)
     if target.exists() and any(target.iterdir()):
         raise ResultsError(f"{target} is not empty; name a new folder for the copy")
-    seeds = {record.cell["sampler"]: record.cell["seed"] for record in reversed(results.cells)}
-    most = {
-        record.cell["sampler"]: record.cell["steps"] for record in sorted(results.cells, key=lambda r: r.cell["steps"])
-    }
-    for record in results.cells:
-        sampler = record.cell["sampler"]
-        first = record.cell["seed"] == seeds[sampler]
-        _copy_cell(record, target / "cells" / record.folder.name, first, record.cell["steps"] == most[sampler])
+    sampler = results.cells[0].cell["sampler"]
+    own = [record.cell for record in results.cells if record.cell["sampler"] == sampler]
+    shown_seed, most = min(cell["seed"] for cell in own), max(cell["steps"] for cell in own)
+
+    def copy(record: CellRecord) -> None:
+        folder = target / "cells" / record.folder.name
+        pictured = [record.cell[name] for name in ("sampler", "seed", "steps")] == [sampler, shown_seed, most]
+        try:
+            _copy_cell(record, folder, pictured)
+        except (ResultsError, KeyError, IndexError) as error:
+            shutil.rmtree(folder)
+            why = str(error) if isinstance(error, ResultsError) else f"{record.folder} is damaged (no {error})"
+            raise ResultsError(why) from None
+
+    results.each(copy)
     for extra in _EXTRAS:
         if (source / extra).is_dir():
             shutil.copytree(source / extra, target / extra, ignore=shutil.ignore_patterns(".*"))
@@ -58,7 +67,7 @@ def publish(source: Path, target: Path) -> Results:
     return results
 
 
-def _copy_cell(record: CellRecord, folder: Path, first: bool, most: bool) -> None:
+def _copy_cell(record: CellRecord, folder: Path, pictured: bool) -> None:
     folder.mkdir(parents=True)
     steps = record.steps()
     if steps is not None:
@@ -69,7 +78,7 @@ def _copy_cell(record: CellRecord, folder: Path, first: bool, most: bool) -> Non
     moments = record.arrays("moments.npz")
     if moments is not None:
         _write(folder / "moments.npz", _small_moments(moments))
-    if first and most:
+    if pictured:
         _copy_pictures(record, folder)
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     facts = {**record.facts, "files": files, "published": True}
@@ -97,7 +106,7 @@ def _small_moments(moments: Mapping[str, NDArray[Any]]) -> Arrays:
     levels = shown(list(range(len(moments["i"]))), _BAND_LEVELS)
     small: Arrays = {}
     for name, array in moments.items():
-        analysed = any(part in name for part in _ANALYSED)
+        analysed = name.startswith(_ANALYSED)
         if name in _ROWS or analysed:
             small[name] = array[levels].astype(np.float32) if analysed else array[levels]
         elif name.startswith("data/"):

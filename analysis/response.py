@@ -60,6 +60,8 @@ def effective_table(response: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
     for (model, count, s), curve in response.groupby(["model", "steps", "s"], sort=False):
         curve = curve.sort_values("t")
         t, norm = curve["t"].to_numpy(float) - s, curve["norm"].to_numpy(float)
+        if not (t == 0).any():
+            continue
         at = curve[curve["t"] == s].iloc[0]
         own = free[(free["model"] == model) & (free["steps"] == count) & (free["t"] == s)]
         real_error = at["norm_std"] / np.sqrt(at["n"])

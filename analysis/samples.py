@@ -47,7 +47,7 @@ def _samples(record: CellRecord) -> tuple[dict[str, Any], NDArray[np.uint8]] | N
     images = record.array("samples.npz", "arr_0")
     if images is None:
         return None
-    if images.ndim != 4 or images.dtype != np.uint8:
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size or images.dtype != np.uint8:
         raise ResultsError(f"{record.folder / 'samples.npz'} does not hold uint8 images; delete the cell and run again")
     return record.cell, images
 

@@ -9,6 +9,7 @@ from scipy.special import ndtr, ndtri
 __all__ = ["shapiro_wilk"]
 
 _CHUNK = 2**22  # elements handled at a time, so that memory does not grow with the number of samples
+_SMALL = 1e-19  # scipy takes a smaller range for none
 # Polynomial coefficients of AS R94, lowest order first.
 _FIRST = (0.0, 0.221157, -0.147981, -2.07119, 4.434685, -2.706056)
 _SECOND = (0.0, 0.042981, -0.293762, -1.752461, 5.682633, -3.582633)
@@ -24,7 +25,7 @@ Floats = NDArray[np.float64]
 def shapiro_wilk(x: ArrayLike) -> tuple[Floats, Floats]:
     """Test samples along the last axis; return (W, p), each of the other axes' shape.
 
-    Equal to ``scipy.stats.shapiro`` for n = 3..5000. A sample of zero range gives W = 1, p = 1, as there.
+    Equal to ``scipy.stats.shapiro`` for n = 3..5000. A sample of zero range (below 1e-19) gives W = 1, p = 1, as there.
 
     Args:
         x: [..., n] finite numbers.
@@ -32,7 +33,9 @@ def shapiro_wilk(x: ArrayLike) -> tuple[Floats, Floats]:
     Raises:
         ValueError: n outside 3..5000, or a value that is not finite.
     """
-    samples = np.asarray(x, dtype=np.float64)
+    samples = np.asarray(x)
+    if samples.dtype.kind not in "biuf":
+        samples = samples.astype(np.float64)
     n = samples.shape[-1] if samples.ndim else 0
     if not 3 <= n <= 5000:
         raise ValueError(f"the Shapiro-Wilk test needs 3 to 5000 values, not {n}")
@@ -41,7 +44,7 @@ def shapiro_wilk(x: ArrayLike) -> tuple[Floats, Floats]:
     statistic = np.empty(len(rows))
     for start in range(0, len(rows), max(1, _CHUNK // n)):
         part = slice(start, start + max(1, _CHUNK // n))
-        statistic[part] = _statistic(rows[part], weights)
+        statistic[part] = _statistic(rows[part].astype(np.float64), weights)
     if not np.isfinite(statistic).all():
         raise ValueError("the Shapiro-Wilk test needs finite values")
     p = np.where(statistic >= 1, 1.0, _significance(statistic, n))
@@ -78,7 +81,8 @@ def _statistic(rows: Floats, weights: Floats) -> Floats:
     """Return W of each row [B, n]; 1 where a row has no range."""
     ordered = np.sort(rows, axis=1)
     span = ordered[:, -1] - ordered[:, 0]
-    flat = span <= 0
+    flat = span < _SMALL
+    ordered -= ordered[:, [ordered.shape[1] // 2]]  # so that far from 0 the mean is exact
     ordered -= ordered.mean(axis=1, keepdims=True)
     ordered /= np.where(flat, 1, span)[:, None]  # W is free of scale; this keeps squares of tiny values from vanishing
     squares = np.einsum("bn,bn->b", ordered, ordered) * (weights**2).sum()

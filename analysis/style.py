@@ -16,8 +16,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 
 __all__ = ["ARM_LINES", "MARKERS", "band", "colours", "key", "noisy_left", "panels", "save", "step_axis"]
 
@@ -78,10 +81,24 @@ def noisy_left(axis: Axes) -> None:
 def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
     """Write a figure as ``<name>.png`` and ``<name>.pdf``; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    _spell_names(figure)
     paths = [folder / f"{name}.{suffix}" for suffix in formats]
     for path in paths:
         figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     return paths
+
+
+def _spell_names(figure: Figure) -> None:
+    """Draw as they are the texts that only look like formulas, as the name of a model may."""
+    parser = MathTextParser("path")
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        try:
+            for line in text.get_text().split("\n"):  # as they are drawn
+                if is_math_text(line):
+                    parser.parse(line)
+        except ValueError:
+            text.set_parse_math(False)
 
 
 def band(axis: Axes, table: pd.DataFrame, colour: str, style: str, width: float = 1.2) -> None:

@@ -113,12 +113,13 @@ def analyse(results: Results, out: Output) -> None:
         "Top: mean over pixels of Var(x_t) over its true value, mean of alpha^2 Var(x_0) + sigma^2. Bottom:"
         " pred_std, the published measure, minus the floor that a perfect sampler shows. Dashed black: an exact"
         " denoiser of Gaussian data with the data's mean and covariance on the same levels. Bands: two standard"
-        f" errors over images. A curve off the dashed one is the doing of the network and of clipping. {account}.",
+        " errors over images. A curve off the dashed one is the doing of the network, of clipping, and of data that are"
+        f" not Gaussian. {account}.",
     )  # fmt: skip
     caption = (
         "ratio: mean over pixels of Var(x) over its true value; few_steps: what an exact denoiser on the same levels"
-        " and variance mode shows, minus 1; network: the rest, clipping included; z: the rest in standard errors"
-        " over images. " + account + "."
+        " and variance mode shows, minus 1; network: the rest, clipping and data that are not"
+        " Gaussian included; z: the rest in standard errors over images. " + account + "."
     )
     out.table(_SECTION, "variance", thinned(table), "The variance gap along sampling", caption)
     out.table(_SECTION, "variance_final", final_table(table), "The variance of the finished samples", caption)
@@ -127,5 +128,6 @@ def analyse(results: Results, out: Output) -> None:
             _SECTION, draw_variance_parts(table, out.figures), "What few steps cause, and what the network adds",
             "The gap of the marginal variance, measured minus 1, split in two. Top: an exact denoiser of Gaussian"
             " data on the same levels and variance mode (closed form, no error). Bottom: sampled minus exact, band"
-            f" of two standard errors; 0 means that the network does no harm beyond the step count. {account}.",
+            " of two standard errors: the doing of the network, of clipping, and of data that are not Gaussian; near 0"
+            f" the step count alone explains the gap. {account}.",
         )  # fmt: skip

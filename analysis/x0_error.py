@@ -65,9 +65,10 @@ def analyse(results: Results, out: Output) -> None:
         return
     caption = (
         "x0_hat at single steps from real noised images, [-1, 1] scale. Left: root mean squared error; the distance"
-        " of held-out images (dashed) from training images (solid) is memorisation. Middle: mean error over pixels"
-        " and images. Right: share of x0_hat's values that clipping to [-1, 1] changes or touches, teacher forced"
-        f" (solid) and free running (dashed). Bands: two standard errors over images. {results.account()}."
+        " of held-out images (dashed) from training images (solid) is what the network remembers of the latter."
+        " Middle: mean error over pixels and images. Right: share of x0_hat's values that clipping to [-1, 1]"
+        " changes or touches, teacher forced (solid) and free running (dashed). Bands: two standard errors over"
+        f" images. {results.account()}."
     )
     out.table(_SECTION, "x0_error", thinned(error_table(steps)), "Error of the predicted image", caption)
     out.figure(_SECTION, draw_x0_error(steps, out.figures), "Error of the predicted image", caption)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -83,7 +85,9 @@ def test_the_analysis_draws_chains_and_pictures(chains):
     assert real["seeds"].tolist() == [2]
 
 
-@pytest.mark.parametrize("damage", ["edit", "cut", "version", "text", "unfinished"])
+@pytest.mark.parametrize(
+    "damage", ["edit", "cut", "version", "text", "unfinished", "nested", "column", "hole", "empty"]
+)
 def test_an_unsound_record_is_named_and_left_out(chains, make_record, damage):
     bad = chains.root / "chains" / "adm-mean-100-seed0"
     if damage == "edit":
@@ -95,8 +99,15 @@ def test_an_unsound_record_is_named_and_left_out(chains, make_record, damage):
         (bad / "chain.json").unlink()
     elif damage == "version":
         make_record(bad, "chain", chain("adm", "mean", 100, 0), version=99)
+    elif damage == "nested":
+        (bad / "chain.json").write_text("[" * 100_000)
     else:
-        make_record(bad, "chain", chain("adm", "mean", 100, 0).assign(value="high"))
+        sound = chain("adm", "mean", 100, 0)
+        broken = {
+            "text": sound.assign(value="high"), "column": sound.drop(columns="std"), "empty": sound[:0],
+            "hole": sound.assign(method=np.nan),
+        }  # fmt: skip
+        make_record(bad, "chain", broken[damage])
     results = load_results(chains.root)
     analyse(results, Output(chains.root))
     (problem,) = results.problems
@@ -104,3 +115,28 @@ def test_an_unsound_record_is_named_and_left_out(chains, make_record, damage):
     table = pd.read_csv(chains.root / "tables" / "chains.csv")
     own = table[(table["model"] == "adm") & (table["method"] == "mean") & (table["start"] == 100)]
     assert own["seeds"].unique().tolist() == [1]
+
+
+PICTURES = {
+    "other names": {"a": np.zeros((2, 8, 8, 1), np.uint8)},
+    "other shapes": {"original": np.zeros((2, 8, 8, 1), np.uint8), "reconstruction": np.zeros((2, 4, 4, 1), np.uint8)},
+    "fractions": {name: np.zeros((2, 8, 8, 1)) for name in ("original", "reconstruction")},
+    "two channels": {name: np.zeros((2, 8, 8, 2), np.uint8) for name in ("original", "reconstruction")},
+}
+
+
+@pytest.mark.parametrize("content", [b"rubbish", *PICTURES.values()], ids=["rubbish", *PICTURES])
+def test_damaged_pictures_cost_their_row_alone(chains, content):
+    folder = chains.root / "chains" / "adm-mean-100-seed0"
+    if isinstance(content, bytes):
+        (folder / "pictures.npz").write_bytes(content)
+    else:
+        np.savez(folder / "pictures.npz", **content)
+    facts = json.loads((folder / "chain.json").read_text())
+    facts["files"]["pictures.npz"] = (folder / "pictures.npz").stat().st_size
+    (folder / "chain.json").write_text(json.dumps(facts))
+    out, results = Output(chains.root), load_results(chains.root)
+    analyse(results, out)
+    (problem,) = results.problems
+    assert "adm-mean-100-seed0/pictures.npz is damaged" in problem
+    assert [entry.name for entry in out.entries] == ["chains", "chain_error", "chain_pictures"]

@@ -149,3 +149,14 @@ def test_a_folder_without_records_gives_nothing(tmp_path):
     out = Output(tmp_path)
     analyse(load_results(tmp_path), out)
     assert not out.entries
+
+
+def test_seeds_of_other_shapes_are_named(tmp_path):
+    for seed, pixels in ((0, 4), (1, 2)):
+        errors = np.random.default_rng(seed).normal(size=(3, 5, 1, pixels, pixels))
+        make_cell(tmp_path, "adm", seed, steps=3, moments=moments_of(errors))
+    results = load_results(tmp_path)
+    (levels,) = pixel_spread(results).values()
+    assert {spread.shape for spread in levels.values()} == {(1, 4, 4)}
+    (problem,) = results.problems
+    assert "of adm (ddpm, 3 steps) hold errors of other shapes" in problem

@@ -1,4 +1,5 @@
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -196,3 +197,26 @@ def test_an_error_band_is_drawn_for_finite_errors_only(folder, tmp_path):
     steps = load_results(folder.root).steps()
     assert steps[steps["arm"] == "gaussian"]["n"].isna().all()
     assert_figures(draw_variance_gap(steps, tmp_path), "variance_gap")
+
+
+def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(folder):
+    folder.cell("a$\\frac$b", 5)
+    folder.cell("c", 5)
+    assert regenerate(folder.root).problems == []
+
+
+ARRAYS = {
+    "kernel of texts": ("kernel.npy", np.array([["a", "b"]])), "kernel of none": ("kernel.npy", np.zeros((0, 2))),
+    "two channels": ("samples.npz", np.zeros((3, 8, 8, 2), np.uint8)),
+    "no samples": ("samples.npz", np.zeros((0, 8, 8, 3), np.uint8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "array"), ARRAYS.values(), ids=ARRAYS)
+def test_the_command_on_arrays_of_the_wrong_kind(folder, capsys, name, array):
+    folder.cell(probes=False)
+    bad = folder.cell("bad", probes=False)
+    np.save(bad / name, array) if name == "kernel.npy" else np.savez(bad / name, arr_0=array)
+    assert main([str(folder.root)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"bad-ddpm-10-seed0/{name} does not hold" in line

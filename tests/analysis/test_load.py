@@ -1,9 +1,11 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.load import ResultsError, load_results
+from bench.suite.config import short_hash
 
 STEPS = "arm,i,stage,t,alpha,sigma,n,quantity,value,std\nfree,0,0,1,0.5,0.5,3,eps_norm,2,0.1\n"
 DAMAGE = {
@@ -11,6 +13,7 @@ DAMAGE = {
     "empty": "",
     "list": "[]",
     "number": "3",
+    "nested": "[" * 100_000,
     "no cell": '{"scores": [], "nfe": 1}',
     "no scores": '{"cell": {"model": "m", "sampler": "ddpm", "steps": 1, "seed": 0}, "nfe": 1}',
     "no seed": '{"cell": {"model": "m", "sampler": "ddpm", "steps": 1}, "scores": [], "nfe": 1}',
@@ -25,7 +28,7 @@ def test_a_folder_without_results(tmp_path):
 
 def test_a_folder_without_a_complete_cell(folder):
     (folder.root / "cells" / "adm-ddpm-10-seed0").mkdir(parents=True)
-    with pytest.raises(ResultsError, match="no complete cell"):
+    with pytest.raises(ResultsError, match=r"no complete cell: .*adm-ddpm-10-seed0 is incomplete"):
         load_results(folder.root)
 
 
@@ -76,6 +79,9 @@ BAD_FACTS = {
     "score a word": {"scores": [{"metric": "fid", "value": "low", "reference": "r", "n": 3}]},
     "score a list": {"scores": [{"metric": "fid", "value": [1.0], "reference": "r", "n": 3}]},
     "score of nothing": {"scores": [{"metric": "fid", "value": 1.0, "reference": "r", "n": None}]},
+    "score beyond floats": {"scores": [{"metric": "fid", "value": 10**400, "reference": "r", "n": 3}]},
+    "score not finite": {"scores": [{"metric": "fid", "value": float("nan"), "reference": "r", "n": 3}]},
+    "score twice": {"scores": [{"metric": "fid", "value": v, "reference": "r", "n": 3} for v in (1.0, 2.0)]},
     "files a list": {"files": ["samples.npz"]},
     "files nothing": {"files": None},
 }
@@ -122,7 +128,20 @@ def test_models_come_in_the_order_of_the_run(folder):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", '{"configuration": null}', '{"configuration": {}}', '{"con'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "3",
+        '{"configuration": null}',
+        '{"configuration": {}}',
+        '{"con',
+        "[" * 100_000,
+        '{"configuration": {"models": 5}}',
+        '{"configuration": {"models": [{}]}}',
+    ],
+)
 def test_a_damaged_run_file_costs_the_order_only(folder, text):
     folder.cell("b")
     folder.cell("a")
@@ -199,3 +218,58 @@ def test_facts_are_kept(folder):
     cell = folder.cell()
     facts = json.loads((cell / "metrics.json").read_text())
     assert load_results(folder.root).cells[0].facts == facts
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"samples": 0}, {"seed": -1}, {"samples": 10**30}, {"model": "a\nb"}])
+def test_a_cell_that_no_run_makes_is_left_out(folder, change):
+    folder.cell()
+    bad = folder.cell("bad", probes=False)
+    facts = json.loads((bad / "metrics.json").read_text())
+    cell = facts["cell"] | change
+    facts |= {"cell": cell, "key": short_hash(cell), "nfe": cell["steps"]}
+    (bad / "metrics.json").write_text(json.dumps(facts))
+    bad.rename(bad.with_name("{model}-{sampler}-{steps}-seed{seed}".format(**cell)))
+    results = load_results(folder.root)
+    assert [record.cell["model"] for record in results.cells] == ["adm"]
+    (problem,) = results.problems
+    assert f"({next(iter(change))} is " in problem
+    assert problem.isprintable()
+
+
+def test_a_score_cannot_rename_its_cell(folder):
+    cell = folder.cell("adm")
+    facts = json.loads((cell / "metrics.json").read_text())
+    facts["scores"][0] |= {"model": "other", "seed": "x", "nfe": 0}
+    (cell / "metrics.json").write_text(json.dumps(facts))
+    table = load_results(folder.root).metrics()
+    assert (set(table["model"]), set(table["seed"]), set(table["nfe"])) == ({"adm"}, {0}, {10})
+
+
+STEP_DAMAGE = {
+    "n a word": ("n", "many"), "n infinite": ("n", "inf"), "std infinite": ("std", "-inf"), "no arm": ("arm", ""),
+    "half a step": ("i", "1.5"), "stage a word": ("stage", "x"), "too large": ("value", "1e300"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("column", "text"), STEP_DAMAGE.values(), ids=STEP_DAMAGE)
+def test_a_damaged_step_is_named_and_its_cell_left_out(folder, column, text):
+    folder.cell()
+    bad = folder.cell("bad")
+    table = pd.read_csv(bad / "steps.csv", dtype=str, keep_default_na=False)
+    table.loc[3, column] = text
+    table.to_csv(bad / "steps.csv", index=False)
+    results = load_results(folder.root)
+    assert set(results.steps()["model"]) == {"adm"}
+    (problem,) = results.problems
+    assert "bad-ddpm-10-seed0" in problem
+
+
+@pytest.mark.parametrize("lines", [1, 3])
+def test_a_steps_table_of_other_lines_is_one_line_of_warning(folder, lines):
+    folder.cell()
+    bad = folder.cell("bad")
+    (bad / "steps.csv").write_text(STEPS.splitlines()[0] + "\n" if lines == 1 else STEPS + "1," * 20 + "\n")
+    results = load_results(folder.root)
+    assert set(results.steps()["model"]) == {"adm"}
+    (problem,) = results.problems
+    assert problem.isprintable()

@@ -86,3 +86,16 @@ def test_a_target_with_something_in_it_is_refused(original, tmp_path, capsys):
 def test_a_published_cell_says_so(copy):
     facts = [json.loads(path.read_text()) for path in (copy / "cells").glob("*/metrics.json")]
     assert all(fact["published"] is True for fact in facts)
+
+
+@pytest.mark.parametrize("damage", ["steps.csv", "samples.npz", "moments.npz"])
+def test_a_damaged_cell_is_named_and_not_half_copied(folder, tmp_path, damage):
+    folder.cell("adm", probes=False)
+    bad = folder.cell("bad", probes=False)
+    if damage == "steps.csv":
+        (bad / damage).write_bytes(b"rubbish")
+    else:
+        np.savez(bad / damage, other=np.zeros(3))
+    (problem,) = publish(folder.root, tmp_path / "small").problems
+    assert "bad-ddpm-10-seed0" in problem
+    assert [path.name for path in (tmp_path / "small" / "cells").iterdir()] == ["adm-ddpm-10-seed0"]

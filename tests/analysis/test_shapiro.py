@@ -70,3 +70,28 @@ def test_level_is_kept_for_normal_samples():
     # 4000 normal samples at level .05: the share has standard error sqrt(.05 * .95 / 4000) = .0034; four of them.
     _, p = shapiro_wilk(np.random.default_rng(1).standard_normal((4000, 50)))
     assert abs((p < 0.05).mean() - 0.05) < 0.014
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-20, 1e-18, 1e-9, 1e9, 1e150])
+def test_equal_to_scipy_at_any_scale(scale):
+    x = scale * np.random.default_rng(0).standard_normal(50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy warns of tiny ranges
+        wanted = scipy.stats.shapiro(x)
+    statistic, p = shapiro_wilk(x)
+    assert abs(statistic - wanted.statistic) < W_TOLERANCE
+    assert abs(p - wanted.pvalue) < P_TOLERANCE
+
+
+def test_equal_to_scipy_far_from_zero():
+    x = 1e12 + np.random.default_rng(0).standard_normal(5000)  # the mean of such numbers has lost its digits
+    wanted, (statistic, p) = scipy.stats.shapiro(x), shapiro_wilk(x)
+    assert abs(statistic - wanted.statistic) < W_TOLERANCE
+    assert abs(p - wanted.pvalue) < P_TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int8, np.uint8, np.int64, bool, object])
+def test_any_kind_of_number(kind):
+    x = np.random.default_rng(0).integers(0, 2 if kind is bool else 100, (3, 40)).astype(kind)
+    found, wanted = shapiro_wilk(x), shapiro_wilk(x.astype(np.float64))
+    assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
