@@ -145,6 +145,6 @@ def analyse(results: Results, out: Output) -> None:
     out.figure(
         _SECTION, draw_pictures(results, records, out.figures), "Reconstructions",
         "The first images, noised and sampled back by the three ways, by chain length L; N and seed as above. The"
-        " posterior-mean chain (the papers' figure 5) leaves the noise out, so that what it shows at large L is not what"
-        " sampling does.",
+        " posterior-mean chain (the papers' figure 5) leaves the noise out, so that what it shows at large L is not"
+        " what sampling does.",
     )  # fmt: skip
