@@ -148,8 +148,13 @@ def _caption(metric: str, scores: pd.DataFrame, rows: int) -> str:
     sizes = "/".join(str(n) for n in sorted(scores["n"].unique()))
     seeds = len(scores["seed"].unique())
     reference = ", ".join(sorted(scores["reference"].unique()))
-    by_steps = scores.groupby("steps")["seed"].nunique()
-    fewer = [f"{count} at {steps} steps" for steps, count in by_steps.items() if count < seeds]
+    counts = scores.groupby(["sampler", "steps"], sort=False)["seed"].nunique().reset_index()
+    several = counts["sampler"].nunique() > 1
+    fewer = [
+        f"{count} at {steps} steps" + (f" of {sampler}" if several else "")
+        for sampler, steps, count in counts.itertuples(index=False, name=None)
+        if count < seeds
+    ]
     spread = f"mean ± std over {seeds} seeds" if seeds > 1 else "1 seed"
     spread += f" ({', '.join(fewer)})" if fewer else ""
     bold = (
