@@ -52,6 +52,7 @@ def test_steps_are_those_committed(results):
     found = pd.concat([pd.read_csv(folder / "steps.csv").assign(cell=folder.name) for folder in folders])
     quantities = wanted["quantity"].unique()
     found = found[found["quantity"].isin(quantities)][["cell", "arm", "i", "quantity", "value"]]
+    assert len(found) == len(wanted)
     close(found, wanted, ["cell", "arm", "i", "quantity"], tolerance=0.01)
 
 

@@ -49,7 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure exposure bias and sample quality of diffusion models over step counts.",
         allow_abbrev=False,
     )
-    grid = parser.add_argument_group("what to compare")
+    _add_grid(parser.add_argument_group("what to compare"))
+    _add_sampling(parser.add_argument_group("how to sample"))
+    _add_measuring(parser.add_argument_group("what to measure"))
+    _add_running(parser.add_argument_group("running"))
+    return parser
+
+
+def _add_grid(grid: argparse._ArgumentGroup) -> None:
     grid.add_argument(
         "--models",
         default="adm,adm-ip",
@@ -70,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         "--data-dir", type=Path, metavar="DIR", help="where relative dataset paths of the config file start"
     )
     grid.add_argument("--config", type=Path, metavar="FILE.toml", help="adds models and datasets")
-    how = parser.add_argument_group("how to sample")
+
+
+def _add_sampling(how: argparse._ArgumentGroup) -> None:
     how.add_argument("--sampler", default="ddpm", help="ddpm (ancestral) or ddim (default %(default)s)")
     how.add_argument(
         "--spacing", default="plain", help="plain (ends included) or ddim (whole strides) (default %(default)s)"
@@ -89,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--eps-slope", type=float, metavar="K", help="override k of scaling models")
     how.add_argument("--batch-size", type=int, default=128, metavar="N", help="internal batch (default %(default)s)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
-    look = parser.add_argument_group("what to measure")
+
+
+def _add_measuring(look: argparse._ArgumentGroup) -> None:
     look.add_argument(
         "--measure",
         metavar="NAME,...",
@@ -100,14 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     look.add_argument("--features", help="digits, inception or none (default: digits for digits, else inception)")
     look.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
-    run_group = parser.add_argument_group("running")
+
+
+def _add_running(run_group: argparse._ArgumentGroup) -> None:
     run_group.add_argument(
         "--out", type=Path, metavar="DIR", help="results folder (default results/<dataset>-<sampler>-<hash>)"
     )
     run_group.add_argument("--list-models", action="store_true", help="list the known models and exit")
     run_group.add_argument("--dry-run", action="store_true", help="print the plan and its cost and exit")
     run_group.add_argument("--quiet", action="store_true", help="no progress bar, no closing lines")
-    return parser
 
 
 def _choice(flag: str, value: str, known: Sequence[str]) -> str:

@@ -7,8 +7,8 @@ import pytest
 from analysis.configuration import read_configuration, without_paths
 
 RECORD = {
-    "configuration": {"models": {"adm": {"eps": [[1.0, 0.0]], "weights": "/home/me/w.pt"}}, "steps": [5, 20]},
-    "command": ["/opt/suite/run_bench.py", "--out", "/home/me/runs/first", "--models", "adm,mine=/home/me/w.pt"],
+    "configuration": {"models": {"adm": {"eps": [[1.0, 0.0]], "weights": "/mine/w.pt"}}, "steps": [5, 20]},
+    "command": ["/suite/run_bench.py", "--out", "/mine/runs/first", "--models", "adm,mine=/mine/w.pt"],
     "packages": {"numpy": "2.4"},
     "device": "cpu",
     "end": None,

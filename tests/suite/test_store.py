@@ -271,3 +271,4 @@ def test_seeds_probes_and_damaged_cells_stand_in_no_others_way(store, make_cell)
         (store.root / "cells" / "other" / "metrics.json").write_text(text)
         for cell in (make_cell(seed=1), make_cell(steps=9, measure=()), make_cell()):
             store.check(cell)
+        assert store.is_sampled(make_cell())  # and looking changed nothing
