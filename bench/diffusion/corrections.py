@@ -47,13 +47,14 @@ class EpsilonScaling(Identity):
     def __init__(self, levels: Sequence[Level], b: float, k: float = 0.0) -> None:
         noisy = list(reversed(levels[:-1]))
         self._divisor = {level: b + k * i for i, level in enumerate(noisy)}
+        self._uniform = b if k == 0 else None  # also at levels that churn made
         if not all(0 < divisor < math.inf for divisor in self._divisor.values()):
             worst = min(self._divisor.values())
             raise ValueError(f"epsilon scaling by {b} + {k}*i reaches {worst:g}; it must stay positive and finite")
 
     def prediction(self, pred: Prediction, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """Return x0_hat of the scaled eps, and the scaled eps."""
-        divisor = self._divisor[level]
+        divisor = self._divisor[level] if self._uniform is None else self._uniform
         if divisor == 1.0:  # off: not even a rounding error
             return pred.x0, pred.eps
         eps = pred.eps / divisor

@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     TRAIN_ORDER = 7
     TRAIN_PROBE = 8
     RESPONSE = 9
+    LABEL = 10
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

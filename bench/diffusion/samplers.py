@@ -1,6 +1,6 @@
 """Samplers as generators: a walk along levels that yields one :class:`Step` per network call.
 
-A walk has a start (:func:`prior` or :func:`paired`) and a source: free running, or teacher forced, where every
+Euler and Heun steps are in :mod:`bench.diffusion.edm`. A walk has a start (:func:`prior` or :func:`paired`) and a source: free running, or teacher forced, where every
 state is replaced by ``q(x_t | x0)`` before its step. Solver indices i count down to 0, the least noisy level.
 """
 
@@ -26,7 +26,24 @@ VARIANCES = ("learned", "fixed-small", "fixed-large", "exact")
 
 
 class Solver(Protocol):
-    """One update from a level to the next, given what the denoiser said."""
+    """One update from a level to the next, given what the denoiser said.
+
+    ``stages`` is the most network calls a step makes, 1 or 2; ``dtype`` that of the states, None for the start's.
+    """
+
+    @property
+    def stages(self) -> int:
+        """Return 2 for a solver with a correction."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Return the dtype of the states."""
+        ...
+
+    def stir(self, x: Tensor, level: Level, z: Tensor) -> tuple[Tensor, Level]:
+        """Return the state and level a step starts from."""
+        ...
 
     def update(
         self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
@@ -34,9 +51,28 @@ class Solver(Protocol):
         """Return x_next; ``z`` [B, C, H, W] is this step's unit noise."""
         ...
 
+    def correct(self, x: Tensor, eps: Tensor, eps_next: Tensor, level: Level, level_next: Level) -> Tensor:
+        """Return x_next anew, with the eps of the level that was reached."""
+        ...
+
+
+class _OneCall:
+    """What solvers of one call a step have in common."""
+
+    stages = 1
+    dtype: torch.dtype | None = None
+
+    def stir(self, x: Tensor, level: Level, z: Tensor) -> tuple[Tensor, Level]:
+        """Leave state and level."""
+        return x, level
+
+    def correct(self, x: Tensor, eps: Tensor, eps_next: Tensor, level: Level, level_next: Level) -> Tensor:
+        """Refuse: there is no second call."""
+        raise NotImplementedError("a solver of one stage corrects nothing")
+
 
 @dataclass(frozen=True)
-class Ancestral:
+class Ancestral(_OneCall):
     """DDPM sampling: the posterior mean of Ho et al. 2020, eq. 7, at x0_hat plus noise of a chosen variance.
 
     ``fixed-small`` is the posterior variance, ``fixed-large`` beta of the respaced process, ``learned`` interpolates
@@ -63,11 +99,13 @@ class Ancestral:
             return mean
         log_variance = step_log_variance(self.variance, q, pred)
         scale = torch.exp(0.5 * log_variance) if isinstance(log_variance, Tensor) else q.std(self.variance)
+        if pred.guidance is not None:  # guidance of the mean: Dhariwal & Nichol 2021, algorithm 1
+            mean = mean + scale**2 * pred.guidance
         return mean + scale * z
 
 
 @dataclass(frozen=True)
-class PosteriorMean:
+class PosteriorMean(_OneCall):
     """The mean of Ho et al. 2020, eq. 7, at x0_hat, and no noise at any step.
 
     The "deterministic" chain of the DDPM-IP paper (figure 5). It is not DDIM: what ancestral sampling adds as noise is
@@ -84,7 +122,7 @@ class PosteriorMean:
 
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(_OneCall):
     """Song et al. 2021, eq. 12 and 16; ``eta`` = 0 is deterministic, 1 has the posterior variance."""
 
     eta: float = 0.0
@@ -93,6 +131,9 @@ class DDIM:
         self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
     ) -> Tensor:
         """Move along x0_hat and eps to the next level."""
+        if pred.guidance is not None:  # guidance of eps: Dhariwal & Nichol 2021, algorithm 2
+            eps = eps - level.sigma * pred.guidance
+            x0 = x0 + level.sigma**2 / level.alpha * pred.guidance
         noise_std = self.eta * Posterior.between(level, level_next).std("fixed-small")
         direction = max(level_next.sigma**2 - noise_std**2, 0.0) ** 0.5
         x_next = level_next.alpha * x0 + direction * eps
@@ -151,11 +192,13 @@ def walk(
     Yields:
         One step per network call.
     """
-    hooks = correction or Identity()
+    stepper = _Stepper(denoiser, solver, draws, Purpose.ANCESTRAL, clip, correction or Identity(), cond)
+    x = _as_state(x, solver)
     for i, level, level_next in _indexed(levels):
-        step = _step(denoiser, i, level, level_next, x, solver, draws, Purpose.ANCESTRAL, clip, hooks, x0, cond)
-        yield step
-        x = step.x_next
+        for step in stepper.steps(i, level, level_next, x, x0):
+            yield step
+            x_next = step.x_next
+        x = x_next
 
 
 @torch.no_grad()
@@ -176,12 +219,11 @@ def teacher_forced(
     Args as in :func:`walk`; ``x0`` [B, C, H, W] in [-1, 1] is what the states are made of, and ``indices`` the
     solver indices to visit (all by default).
     """
-    hooks = correction or Identity()
+    stepper = _Stepper(denoiser, solver, draws, Purpose.FORCED_ANCESTRAL, clip, correction or Identity(), cond)
     for i, level, level_next in _indexed(levels):
         if indices is None or i in indices:
             x = level.alpha * x0 + level.sigma * draws.normal(Purpose.FORCED, i, x0.shape[1:])
-            purpose = Purpose.FORCED_ANCESTRAL
-            yield _step(denoiser, i, level, level_next, x, solver, draws, purpose, clip, hooks, x0, cond)
+            yield from stepper.steps(i, level, level_next, _as_state(x, solver), x0)
 
 
 def _indexed(levels: Sequence[Level]) -> Iterator[tuple[int, Level, Level]]:
@@ -190,29 +232,45 @@ def _indexed(levels: Sequence[Level]) -> Iterator[tuple[int, Level, Level]]:
         yield count - 1 - position, levels[position], levels[position + 1]
 
 
-def _step(
-    denoiser: Denoiser,
-    i: int,
-    level: Level,
-    level_next: Level,
-    x: Tensor,
-    solver: Solver,
-    draws: Draws,
-    purpose: Purpose,
-    clip: bool,
-    hooks: Correction,
-    x0: Tensor | None,
-    cond: Tensor | None,
-) -> Step:
-    """Make one network call and one update."""
-    seen, seen_level = hooks.before(x, level)
-    pred = denoiser(seen, seen_level, cond)
-    x0_used, eps_used = hooks.prediction(pred, seen, seen_level)
-    if clip:
-        clamped = x0_used.clamp(-1.0, 1.0)
-        eps_used = eps_used + (seen_level.alpha / seen_level.sigma) * (x0_used - clamped)
-        x0_used = clamped
-    z = draws.normal(purpose, i, x.shape[1:])
-    x_next = solver.update(seen, x0_used, eps_used, pred, seen_level, level_next, z)
-    x_next = hooks.after(x_next, pred, level_next)
-    return Step(i, 0, level, level_next, x, x_next, pred, x0_used, eps_used, x0)
+def _as_state(x: Tensor, solver: Solver) -> Tensor:
+    """Convert a start to the solver's dtype; Apple's devices have no float64."""
+    return x if solver.dtype is None or x.device.type == "mps" else x.to(solver.dtype)
+
+
+@dataclass(frozen=True)
+class _Stepper:
+    """What every step of a walk shares."""
+
+    denoiser: Denoiser
+    solver: Solver
+    draws: Draws
+    purpose: Purpose
+    clip: bool
+    hooks: Correction
+    cond: Tensor | None
+
+    def steps(self, i: int, level: Level, level_next: Level, x: Tensor, x0: Tensor | None) -> Iterator[Step]:
+        """Make one solver step: one network call, or two where the solver corrects."""
+        z = self.draws.normal(self.purpose, i, x.shape[1:])
+        x, level = self.solver.stir(x, level, z)
+        seen, seen_level, pred, x0_used, eps_used = self._ask(x, level)
+        x_next = self.solver.update(seen, x0_used, eps_used, pred, seen_level, level_next, z)
+        x_next = self.hooks.after(x_next, pred, level_next)
+        corrects = self.solver.stages == 2 and level_next.sigma > 0
+        yield Step(i, 0, level, level_next, x, x_next, pred, x0_used, eps_used, x0, not corrects)
+        if corrects:
+            _, _, pred, x0_used, eps_next = self._ask(x_next, level_next)
+            corrected = self.solver.correct(seen, eps_used, eps_next, seen_level, level_next)
+            corrected = self.hooks.after(corrected, pred, level_next)
+            yield Step(i, 1, level_next, level_next, x_next, corrected, pred, x0_used, eps_next, x0, True)
+
+    def _ask(self, x: Tensor, level: Level) -> tuple[Tensor, Level, Prediction, Tensor, Tensor]:
+        """Make one network call; return the state and level it saw, what it said, and the (x0, eps) to use."""
+        seen, seen_level = self.hooks.before(x, level)
+        pred = self.denoiser(seen, seen_level, self.cond)
+        x0_used, eps_used = self.hooks.prediction(pred, seen, seen_level)
+        if self.clip:
+            clamped = x0_used.clamp(-1.0, 1.0)
+            eps_used = eps_used + (seen_level.alpha / seen_level.sigma) * (x0_used - clamped)
+            x0_used = clamped
+        return seen, seen_level, pred, x0_used, eps_used

@@ -32,13 +32,15 @@ class Prediction:
 
     ``variance_fraction`` is the raw second half of a learned-range network's output (Nichol & Dhariwal 2021,
     eq. 15, before the mapping to [0, 1]); ``x0_cov`` is an exact posterior covariance Cov(x0 | x_t), [D, D] or
-    [B, D, D] with D = C*H*W, which only closed-form denoisers know.
+    [B, D, D] with D = C*H*W, which only closed-form denoisers know. ``guidance`` is a score that the solver adds,
+    s grad_x log p(y | x) of a classifier of strength s; eps and x0 do not hold it.
     """
 
     eps: Tensor
     x0: Tensor
     variance_fraction: Tensor | None = None
     x0_cov: Tensor | None = None
+    guidance: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Step:
     """One network call of a walk. Tensors are shared with the sampler and valid until the next step.
 
     ``i`` counts solver steps down to 0, the least noisy (the published code's respaced index); ``stage`` counts the
-    network calls within one solver step. ``prediction`` is raw; ``x0_used`` and ``eps_used`` are what the update
+    network calls within one solver step, and the last of them ``completes`` it: its ``x_next`` is what the next step
+    starts from. A correction (stage 1) sees the level that the step reached, so ``level`` and ``level_next`` are equal. ``prediction`` is raw; ``x0_used`` and ``eps_used`` are what the update
     took after corrections and clipping. ``x0`` is the real image the walk is paired with, where there is one.
     """
 
@@ -60,6 +63,7 @@ class Step:
     x0_used: Tensor
     eps_used: Tensor
     x0: Tensor | None
+    completes: bool = True
 
 
 class Denoiser(Protocol):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bench.diffusion.schedules import alpha_bars
 from bench.models.networks import CheckpointError, adm_unet, load_guided_diffusion
+from bench.models.preconditioning import PRECONDITIONINGS
 
 __all__ = ["Description", "file_hash", "load_network", "read_description", "save_network"]
 
@@ -31,13 +32,43 @@ _FORMAT = "exposure-bias-1"
 class Description:
     """What a checkpoint is besides its numbers.
 
-    ``network`` holds guided-diffusion's ``UNetModel`` arguments; ``training`` the recipe that made it, if known.
+    Attributes:
+        network: the network's arguments, JSON-like, under guided-diffusion's names (``in_channels``, ``image_size``,
+            ``num_classes``, ...) where they mean the same.
+        schedule: a name of :func:`bench.diffusion.schedules.betas`, or ``edm``: levels by sigma, alpha = 1.
+        T: training length.
+        training: the recipe that made it, if known.
+        prediction: what the network says: ``eps``, ``v``, ``x0``, or how it is preconditioned
+            (:mod:`bench.models.preconditioning`).
+        format: how the file is read: ``guided`` (``.pt`` and our own), ``edm``, ``diffusers`` or ``python``.
     """
 
     network: Mapping[str, Any]
     schedule: str = "cosine"
     T: int = 1000
     training: Mapping[str, Any] = field(default_factory=dict)
+    prediction: str = "eps"
+    format: str = "guided"
+
+    @property
+    def channels(self) -> int:
+        """Return the images' channels."""
+        return int(self.network.get("in_channels", 3))
+
+    @property
+    def classes(self) -> int | None:
+        """Return how many class labels the network takes, None where it takes none."""
+        return self.network.get("num_classes") or None
+
+    @property
+    def learns_variance(self) -> bool:
+        """Tell whether the network predicts a variance beside eps."""
+        return bool(self.network.get("learn_sigma")) or self.network.get("out_channels") == 2 * self.channels
+
+    @property
+    def is_edm(self) -> bool:
+        """Tell whether the model walks on EDM levels."""
+        return self.schedule == "edm"
 
 
 def file_hash(path: Path) -> str:
@@ -76,6 +107,7 @@ def save_network(path: Path, unet: Any, description: Description, dtype: torch.d
         "schedule": description.schedule,
         "T": str(description.T),
         "training": json.dumps(dict(description.training)),
+        "prediction": description.prediction,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -105,8 +137,12 @@ def read_description(path: Path) -> Description | None:
         raise CheckpointError(f"{path} is not a checkpoint of this suite; write one with python -m bench.models.train")
     try:
         network, training = (dict(json.loads(text[name])) for name in ("network", "training"))
-        alpha_bars(text["schedule"], int(text["T"]))  # refuses a schedule no walk could follow
-        return Description(network, text["schedule"], int(text["T"]), training)
+        prediction = text.get("prediction", "eps")  # files of version 0.1 do not say
+        if text["schedule"] != "edm":
+            alpha_bars(text["schedule"], int(text["T"]))  # refuses a schedule no walk could follow
+        elif prediction not in PRECONDITIONINGS:
+            raise ValueError(f"no preconditioning is called {prediction!r}")
+        return Description(network, text["schedule"], int(text["T"]), training, prediction)
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} has a damaged description ({error}); train or copy it again") from None
 

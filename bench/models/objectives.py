@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.diffusion.schedules import alpha_bars, betas
 
-__all__ = ["OBJECTIVES", "Process", "gradient_penalty", "hybrid_loss", "make_pair"]
+__all__ = ["OBJECTIVES", "Process", "edm_loss", "gradient_penalty", "hybrid_loss", "make_pair"]
 
 Pair = tuple[Tensor, Tensor]
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -103,6 +103,20 @@ def hybrid_loss(process: Process, output: Tensor, y: Tensor, target: Tensor, x0:
     nll = -_log_bin_probability(x0, x0_hat, 0.5 * log_var)
     bound = torch.where(t.reshape(-1, 1, 1, 1) == 0, nll, kl)
     return mse, bound.flatten(1).mean(1) / math.log(2)
+
+
+def edm_loss(network: Network, x0: Tensor, level_noise: Tensor, noise: Tensor, sigma_data: float = 0.5) -> Tensor:
+    """Return the weighted squared error of a preconditioned network, [B] (Karras et al. 2022, eq. 8 and table 1).
+
+    ln sigma = -1.2 + 1.2 ``level_noise`` [B]; the weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 turns the
+    error of D into that of the network F against (x0 - c_skip y) / c_out, which is what is computed.
+    """
+    sigma = (1.2 * level_noise - 1.2).exp().reshape(-1, 1, 1, 1)
+    total = sigma.square() + sigma_data**2
+    y = x0 + sigma * noise
+    output = network(y / total.sqrt(), sigma.flatten().log() / 4)
+    target = (x0 - sigma_data**2 / total * y) * total.sqrt() / (sigma * sigma_data)
+    return (output - target).square().flatten(1).mean(1)
 
 
 def _log_bin_probability(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

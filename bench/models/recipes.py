@@ -1,6 +1,7 @@
 """Training recipes of the embedded family: one frozen description per checkpoint.
 
-All recipes of a dataset share network, seed, data order, indices and noise; they differ only in the thing studied.
+All recipes of a dataset share network, seed, data order and noise; they differ only in the thing studied. ``edm``
+predicts no variance, so its network has half as many outputs, and draws noise levels where the others draw indices.
 """
 
 from __future__ import annotations
@@ -61,5 +62,6 @@ _ALL = (
     replace(_ADM, name="ddpm-y", objective="ddpm-y", gamma=0.1),
     replace(_ADM, name="adm-gp", gradient_penalty=1e-4),
     replace(_ADM, name="adm-wd", weight_decay=0.3),
+    replace(_ADM, name="edm", objective="edm", schedule="edm"),
 )
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

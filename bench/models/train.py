@@ -21,7 +21,7 @@ from bench.data import DataError, load, to_unit
 from bench.diffusion.noise import Noise, Purpose, uniform_words
 from bench.models.checkpoints import Description, save_network
 from bench.models.networks import CheckpointError, adm_unet
-from bench.models.objectives import Process, gradient_penalty, hybrid_loss, make_pair
+from bench.models.objectives import Process, edm_loss, gradient_penalty, hybrid_loss, make_pair
 from bench.models.recipes import DIGITS_NETWORK, RECIPES, Recipe
 from bench.models.train_arguments import parse_arguments
 
@@ -81,11 +81,11 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        self.process = Process.make(recipe.schedule, recipe.T, device)
+        self.process = None if recipe.objective == "edm" else Process.make(recipe.schedule, recipe.T, device)
         self.noise = Noise(recipe.seed)
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
-        """Call the network; [B, C, H, W] to [B, 2C, H, W]."""
+        """Call the network; [B, C, H, W] to [B, 2C, H, W], or to [B, C, H, W] where it learns no variance."""
         output: Tensor = self.network(x, t).sample
         return output
 
@@ -93,19 +93,28 @@ class Trainer:
         """Take one optimiser step on real images x0 in [-1, 1] with their running numbers."""
         recipe, shape = self.recipe, x0.shape[1:]
         torch.manual_seed(recipe.seed + self.iteration)  # dropout masks, so that a resumed run repeats them
-        t = self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, recipe.T)
         noise = self.noise.normal(numbers, Purpose.TRAIN_NOISE, 0, shape)
+        losses = self._edm(x0, numbers, noise) if self.process is None else self._ddpm(self.process, x0, numbers, noise)
+        self._descend(losses.mse + losses.bound + recipe.gradient_penalty * losses.penalty)
+        return losses
+
+    def _edm(self, x0: Tensor, numbers: Tensor, noise: Tensor) -> Losses:
+        level_noise = self.noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten()
+        nothing = torch.zeros((), device=self.device)
+        return Losses(edm_loss(self.predict, x0, level_noise, noise).mean(), nothing, nothing)
+
+    def _ddpm(self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor) -> Losses:
+        recipe, shape = self.recipe, x0.shape[1:]
+        t = self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, recipe.T)
         xi = self.noise.normal(numbers, Purpose.TRAIN_PERTURBATION, 0, shape)
-        y, target = make_pair(recipe.objective, self.process, x0, t, noise, xi, recipe.gamma)
-        mse, bound = hybrid_loss(self.process, self.predict(y, t), y, target, x0, t)
+        y, target = make_pair(recipe.objective, process, x0, t, noise, xi, recipe.gamma)
+        mse, bound = hybrid_loss(process, self.predict(y, t), y, target, x0, t)
         penalty = torch.zeros((), device=self.device)
         if recipe.gradient_penalty:
             part = slice(0, max(1, len(x0) // 8))
             probe = self.noise.normal(numbers[part], Purpose.TRAIN_PROBE, 0, shape)
             penalty = gradient_penalty(self.predict, y[part], t[part], probe).mean()
-        losses = Losses(mse.mean(), bound.mean(), penalty)
-        self._descend(losses.mse + losses.bound + recipe.gradient_penalty * losses.penalty)
-        return losses
+        return Losses(mse.mean(), bound.mean(), penalty)
 
     def _descend(self, loss: Tensor) -> None:
         for group in self.optimizer.param_groups:
@@ -167,7 +176,8 @@ def train(recipe: Recipe, out: Path, device: torch.device, quiet: bool = False, 
     """
     out.mkdir(parents=True, exist_ok=True)
     x0 = to_unit(load(recipe.dataset).part("train")) if images is None else images
-    network = dict(DIGITS_NETWORK) | {"in_channels": x0.shape[1], "out_channels": 2 * x0.shape[1]}
+    outputs = (1 if recipe.objective == "edm" else 2) * x0.shape[1]
+    network = dict(DIGITS_NETWORK) | {"in_channels": x0.shape[1], "out_channels": outputs}
     trainer = Trainer(recipe, network, device)
     resume = out / "resume.pt"
     if resume.exists():
@@ -183,7 +193,9 @@ def train(recipe: Recipe, out: Path, device: torch.device, quiet: bool = False, 
                 trainer.save(resume)
     trainer.save(resume)
     path = out / f"{recipe.name}.safetensors"
-    save_network(path, trainer.average, Description(network, recipe.schedule, recipe.T, asdict(recipe)))
+    prediction = "edm" if recipe.objective == "edm" else "eps"
+    description = Description(network, recipe.schedule, recipe.T, asdict(recipe), prediction)
+    save_network(path, trainer.average, description)
     return path
 
 
