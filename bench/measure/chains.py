@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.diffusion.samplers import DDIM, PosteriorMean
 from bench.diffusion.types import Level
 from bench.measure.recursion import LinearGaussian
 
@@ -142,7 +143,7 @@ def gaussian_chain_errors(data: LinearGaussian, levels: Sequence[Level], method:
         method: ``mean`` or ``ddim`` (eta 0).
     """
     start = data.forward(levels[0])
-    *_, end = data.walk(start, levels, "none" if method == "mean" else None)
+    *_, end = data.walk(start, levels, PosteriorMean() if method == "mean" else DDIM())
     return _normal(end.residual_variance(data.cov))
 
 

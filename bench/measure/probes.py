@@ -1,7 +1,9 @@
 """Probes: observers of a walk that turn its steps into streaming statistics, never touching an image.
 
 Quantities of the network call (eps, x0_hat) live at the level the network saw, solver index i. Quantities of the new
-state live one level on, at index i - 1; -1 is the clean level.
+state live one level on, at index i - 1; -1 is the clean level. Of a step with a correction (Heun) the call is the first
+one, whose input is what the walk itself made, and the state is the corrected one; the correcting call's numbers per
+image are kept beside them.
 """
 
 from __future__ import annotations
@@ -43,11 +45,12 @@ class ScalarProbe:
     Args:
         steps: solver steps.
         centre: the data's mean image [C, H, W].
+        stages: most network calls a step makes; row ``i + steps * stage`` is a call's.
     """
 
-    def __init__(self, steps: int, centre: Tensor) -> None:
-        self.centre = centre
-        self.moments = Moments(steps, (len(SCALARS),), centre.device)
+    def __init__(self, steps: int, centre: Tensor, stages: int = 1) -> None:
+        self.steps, self.centre = steps, centre
+        self.moments = Moments(steps * stages, (len(SCALARS),), centre.device)
 
     def update(self, step: Step) -> None:
         """Add one step."""
@@ -62,10 +65,10 @@ class ScalarProbe:
             _mean_square(centred),
             error,
         )
-        self.moments.add(step.i, torch.stack(columns, dim=1))
+        self.moments.add(step.i + self.steps * step.stage, torch.stack(columns, dim=1))
 
     def state(self) -> Arrays:
-        """Return the mergeable record: count, mean and second, [steps, len(SCALARS)]."""
+        """Return the mergeable record: count, mean and second, [steps * stages, len(SCALARS)]."""
         return {f"scalars/{name}": value for name, value in self.moments.state().items()}
 
 
@@ -105,14 +108,26 @@ class PixelProbe:
         row = self.rows.get(step.i)
         if row is None:
             return
-        self.pixels["state"].add(row, step.x_next)
+        if step.stage == 0:
+            self._call(row, step)
+        if step.completes:
+            self._reached(row, step)
+
+    def _call(self, row: int, step: Step) -> None:
         self.pixels["eps"].add(row, step.prediction.eps)
         if step.x0 is not None:
-            self.pixels["residual"].add(row, step.x_next - step.level_next.alpha * step.x0)
             self.pixels["error"].add(row, step.x0_used - step.x0)
-        for of, images in (("state", step.x_next), ("x0", step.x0_used)):
-            self.bands[f"spectrum_{of}"].add(row, self.bins.density(images))
-            self.bands[f"haar_{of}"].add(row, haar_energy(images))
+        self._bands("x0", row, step.x0_used)
+
+    def _reached(self, row: int, step: Step) -> None:
+        self.pixels["state"].add(row, step.x_next)
+        if step.x0 is not None:
+            self.pixels["residual"].add(row, step.x_next - step.level_next.alpha * step.x0)
+        self._bands("state", row, step.x_next)
+
+    def _bands(self, of: str, row: int, images: Tensor) -> None:
+        self.bands[f"spectrum_{of}"].add(row, self.bins.density(images))
+        self.bands[f"haar_{of}"].add(row, haar_energy(images))
 
     def state(self) -> Arrays:
         """Return the mergeable record: ``<quantity>/count|mean|second``, rows first, and the indices ``i``."""
@@ -134,7 +149,7 @@ class ErrorProbe:
 
     def update(self, step: Step) -> None:
         """Keep x0_hat - x0 of a teacher-forced step, if its index is recorded."""
-        if step.i in self.kept and step.x0 is not None:
+        if step.i in self.kept and step.stage == 0 and step.x0 is not None:
             self.kept[step.i].append(step.x0_used - step.x0)
 
     @property
@@ -163,13 +178,14 @@ class Selected:
         """Pass the selected rows on; views, not copies."""
         rows, pred = self.rows, step.prediction
         fraction = None if pred.variance_fraction is None else pred.variance_fraction[rows]
+        guidance = None if pred.guidance is None else pred.guidance[rows]
         cov = pred.x0_cov[rows] if pred.x0_cov is not None and pred.x0_cov.ndim == 3 else pred.x0_cov
         self.probe.update(
             replace(
                 step,
                 x=step.x[rows],
                 x_next=step.x_next[rows],
-                prediction=Prediction(pred.eps[rows], pred.x0[rows], fraction, cov),
+                prediction=Prediction(pred.eps[rows], pred.x0[rows], fraction, cov, guidance),
                 x0_used=step.x0_used[rows],
                 eps_used=step.eps_used[rows],
                 x0=None if step.x0 is None else step.x0[rows],

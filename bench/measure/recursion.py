@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.diffusion.edm import Euler
 from bench.diffusion.posterior import Posterior
+from bench.diffusion.samplers import DDIM, Ancestral, PosteriorMean, Solver
 from bench.diffusion.types import Level
 
 __all__ = ["GaussianState", "LinearGaussian", "ddim_map", "learned_fraction"]
@@ -110,13 +112,51 @@ class LinearGaussian:
         offset = x0_weight * (self.mean - level.alpha * gain @ self.mean)
         return self._move(state, level_next, x0_weight * gain + x_weight * eye, offset, noise * eye)
 
-    def walk(
-        self, start: GaussianState, levels: Sequence[Level], variance: str | None = None, eta: float = 0.0
-    ) -> Iterator[GaussianState]:
-        """Yield the state after each step of a free-running walk; ``variance`` None means DDIM."""
+    def heun(self, state: GaussianState, level_next: Level, stages: int) -> GaussianState:
+        """Take one Euler step (1 stage), corrected (2 stages) unless it ends in the clean level.
+
+        In x / alpha over sigma / alpha the step is x + d eps(x), then x + d (eps(x) + eps(x')) / 2; the exact denoiser's
+        eps is affine in x.
+        """
+        now, then = state.level, level_next
+        distance = then.sigma / then.alpha - now.sigma / now.alpha
+        eye = np.eye(len(self.mean))
+        slope, offset = self._eps_map(now)
+        linear, shift = then.alpha * (eye / now.alpha + distance * slope), then.alpha * distance * offset
+        if stages == 2 and then.sigma > 0:
+            slope_next, offset_next = self._eps_map(then)
+            average, middle = (slope + slope_next @ linear) / 2, (offset + slope_next @ shift + offset_next) / 2
+            linear, shift = then.alpha * (eye / now.alpha + distance * average), then.alpha * distance * middle
+        return self._move(state, then, linear, shift, 0 * eye)
+
+    def _eps_map(self, level: Level) -> tuple[Matrix, Matrix]:
+        """Return (A, b) of the exact eps_hat = A x + b = sigma Cov(x)^-1 (x - alpha mean)."""
+        factor = level.sigma / (level.alpha**2 * self.values + level.sigma**2)
+        slope = (self.vectors * factor) @ self.vectors.T
+        return slope, -level.alpha * slope @ self.mean
+
+    def step(self, state: GaussianState, level_next: Level, solver: Solver) -> GaussianState:
+        """Take one step of a solver; churn plays no part.
+
+        Raises:
+            TypeError: a solver that has no closed form here.
+        """
+        match solver:
+            case Ancestral(variance=variance):
+                return self.ancestral(state, level_next, variance)
+            case PosteriorMean():
+                return self.ancestral(state, level_next, "none")
+            case DDIM(eta=eta):
+                return self.ddim(state, level_next, eta)
+            case Euler(stages=stages):
+                return self.heun(state, level_next, stages)
+        raise TypeError(f"no closed form of {type(solver).__name__} is known")
+
+    def walk(self, start: GaussianState, levels: Sequence[Level], solver: Solver) -> Iterator[GaussianState]:
+        """Yield the state after each step of a free-running walk."""
         state = start
         for level_next in levels[1:]:
-            state = self.ancestral(state, level_next, variance) if variance else self.ddim(state, level_next, eta)
+            state = self.step(state, level_next, solver)
             yield state
 
     def _alpha_bars(self) -> Matrix:

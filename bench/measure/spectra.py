@@ -36,7 +36,7 @@ class RadialBins:
     def density(self, images: Tensor) -> Tensor:
         """Return the RAPSD of each image, [B, bins], of float images [B, C, H, W]."""
         power = torch.fft.fft2(images, norm="ortho").abs().square().mean(dim=1)
-        return power.flatten(1) @ self._weights
+        return power.flatten(1) @ self._weights.to(power.dtype)
 
 
 def haar_energy(images: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ Definitions, with sigma_p the data's per-pixel standard deviation and the level 
   ``delta_t_floor`` = (floor_std - sigma)^2; ``excess_std`` = pred_std - floor_std, signed.
 
 Rows of the network call stand at the level it saw (solver index i, 0 the least noisy); rows of a state at the level
-it reached, i = -1 being the clean one. All standard deviations over images divide by n - 1.
+it reached, i = -1 being the clean one. ``stage`` 1 marks the correcting call of a Heun step, whose i is the step's and
+whose level the one the step reached; every other row, the states' too, has stage 0. All standard deviations over images divide by n - 1.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench.diffusion.samplers import Solver
 from bench.diffusion.types import Level
 from bench.measure.moments import Moments
 from bench.measure.probes import SCALARS
@@ -68,7 +70,7 @@ class PixelStatistics:
 def to_table(rows: Sequence[Row]) -> pd.DataFrame:
     """Return rows as a table, each arm's noisiest level first."""
     table = pd.DataFrame([astuple(row) for row in rows], columns=list(STEP_COLUMNS)).astype({"n": "Int64"})
-    return table.sort_values(["arm", "quantity", "i"], ascending=[True, True, False], ignore_index=True)
+    return table.sort_values(["arm", "quantity", "i", "stage"], ascending=[True, True, False, True], ignore_index=True)
 
 
 def delta_floor(level: Level, pixel_variance: NDArray[np.float64]) -> float:
@@ -97,11 +99,13 @@ def measured_rows(
     knows_x0 = "residual/count" in record
     yield from _scalar_rows(arm, record, at, knows_x0)
     energy_spread = np.sqrt(Moments.variance(_moments(record, "scalars")))[:, SCALARS.index("energy")]
+    corrections = record["scalars/count"][len(levels) - 1 :]
     for row, i in enumerate(indices):
         part = {key: value[row : row + 1] for key, value in record.items() if not key.startswith("scalars/")}
         if knows_x0:
             yield from _error_rows(arm, part, i, at[i])
-        yield from _state_rows(arm, part, i - 1, at[i - 1], data, float(energy_spread[i]))
+        completing = i + len(levels) - 1 if i < len(corrections) and corrections[i] else i
+        yield from _state_rows(arm, part, i - 1, at[i - 1], data, float(energy_spread[completing]))
 
 
 def _moments(record: Arrays, name: str) -> dict[str, NDArray[np.float64]]:
@@ -111,16 +115,18 @@ def _moments(record: Arrays, name: str) -> dict[str, NDArray[np.float64]]:
 def _scalar_rows(arm: str, record: Arrays, at: Mapping[int, Level], knows_x0: bool) -> Iterator[Row]:
     moments = _moments(record, "scalars")
     means, spreads = moments["mean"], np.sqrt(Moments.variance(moments))
-    for i in np.flatnonzero(moments["count"]).tolist():
-        n, mean = moments["count"][i], dict(zip(SCALARS, means[i].tolist(), strict=True))
-        spread = dict(zip(SCALARS, spreads[i].tolist(), strict=True))
+    for row in np.flatnonzero(moments["count"]).tolist():
+        stage, i = divmod(row, len(at) - 1)
+        level, n = at[i - stage], moments["count"][row]
+        mean = dict(zip(SCALARS, means[row].tolist(), strict=True))
+        spread = dict(zip(SCALARS, spreads[row].tolist(), strict=True))
         for name in ("eps_norm", "eps_used_norm", "x0_norm", "clipped"):
-            yield _row(arm, i, at[i], n, name, mean[name], spread[name])
-        yield _row(arm, i, at[i], n, "eps_rms", moments["second"][i, SCALARS.index("eps_norm")] ** 0.5)
+            yield _row(arm, i, level, n, name, mean[name], spread[name], stage)
+        yield _row(arm, i, level, n, "eps_rms", moments["second"][row, SCALARS.index("eps_norm")] ** 0.5, stage=stage)
         if knows_x0:
             rmse = mean["x0_mse"] ** 0.5
             # Spread of a root by the delta method: d sqrt(m) = dm / (2 sqrt(m)).
-            yield _row(arm, i, at[i], n, "x0_rmse", rmse, spread["x0_mse"] / (2 * rmse) if rmse else 0.0)
+            yield _row(arm, i, level, n, "x0_rmse", rmse, spread["x0_mse"] / (2 * rmse) if rmse else 0.0, stage)
 
 
 def _true_variance(level: Level, data: PixelStatistics) -> float:
@@ -160,16 +166,17 @@ def _state_rows(
         yield _row(arm, i, level, n, "excess_std", pred_std - floor)
 
 
-def _row(arm: str, i: int, level: Level, n: float, quantity: str, value: float, std: float = float("nan")) -> Row:
-    return Row(arm, i, 0, level.t, level.alpha, level.sigma, int(n), quantity, float(value), float(std))
+def _row(
+    arm: str, i: int, level: Level, n: float, quantity: str, value: float, std: float = float("nan"), stage: int = 0
+) -> Row:
+    return Row(arm, i, stage, level.t, level.alpha, level.sigma, int(n), quantity, float(value), float(std))
 
 
 def gaussian_rows(
     oracle: LinearGaussian,
     levels: Sequence[Level],
     indices: Sequence[int],
-    variance: str | None,
-    eta: float,
+    solver: Solver,
     paired: bool = False,
 ) -> Iterator[Row]:
     """Yield what an exact denoiser does on the same levels, without clipping or scaling.
@@ -181,20 +188,19 @@ def gaussian_rows(
         oracle: Gaussian with the data's mean and covariance.
         levels: the walk's levels.
         indices: solver indices to report.
-        variance: the ancestral sampler's, None for DDIM.
-        eta: DDIM's.
+        solver: the update rule; churn plays no part.
         paired: whether to walk from noised data too.
     """
     starts = {"gaussian": oracle.prior(levels[0])}
     if paired:
         starts["gaussian-paired"] = oracle.forward(levels[0])
-    walks = {arm: [start, *oracle.walk(start, levels, variance, eta)] for arm, start in starts.items()}
+    walks = {arm: [start, *oracle.walk(start, levels, solver)] for arm, start in starts.items()}
     wanted = set(indices)
     for position in range(len(levels) - 1):
         i = len(levels) - 2 - position
         if i in wanted:
             forward = oracle.forward(levels[position])
-            reached = next(oracle.walk(forward, levels[position : position + 2], variance, eta))
+            reached = next(oracle.walk(forward, levels[position : position + 2], solver))
             for arm, states in walks.items():
                 yield from _gaussian_step(oracle, arm, i, states[position], states[position + 1])
             yield from _gaussian_step(oracle, "gaussian-forced", i, forward, reached)

@@ -83,8 +83,8 @@ class Reference:
 
         Cells that share levels and variance share the answer; images too large for the recursion have none.
         """
-        model, config = cell.model.description, cell.config
-        key = (model.schedule, model.T, cell.levels(), look.indices, config.variance, config.eta, look.paired > 0)
+        model = cell.model.description
+        key = (model.schedule, model.T, cell.levels(), look.indices, cell.solver(), look.paired > 0)
         if key not in self._exact:
             oracle = self.gaussian(model.schedule, model.T)
             rows = gaussian_rows(oracle, cell.levels(), look.indices, *key[4:]) if oracle else ()
@@ -96,4 +96,5 @@ class Reference:
         pixels = to_unit(self.data.part("train")).double().flatten(1)
         if pixels.shape[1] > _GAUSSIAN_PIXELS:
             return None
-        return LinearGaussian(pixels.mean(0).numpy(), pixels.T.cov().numpy(), alpha_bars(schedule, T))
+        learned = None if schedule == "edm" else alpha_bars(schedule, T)
+        return LinearGaussian(pixels.mean(0).numpy(), pixels.T.cov().numpy(), learned)

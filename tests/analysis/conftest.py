@@ -114,7 +114,7 @@ def exact_steps():
             "forced-heldout": teacher_forced(oracle, path, -x0.flip(0), solver, draws, clip=False),
         }
         data = PixelStatistics(mean.reshape(shape).numpy(), cov.diagonal().reshape(shape).numpy())
-        rows = list(gaussian_rows(LinearGaussian(mean.numpy(), cov.numpy()), path, range(20), mode, 0.0))
+        rows = list(gaussian_rows(LinearGaussian(mean.numpy(), cov.numpy()), path, range(20), solver))
         for arm, steps in walks.items():
             probes = [ScalarProbe(20, mean.reshape(shape).float()), PixelProbe(range(20), shape, arm != "free")]
             for step in steps:

@@ -1,12 +1,14 @@
 """The exact recursion against hand-written scalars, closed forms of exact samplers, and real sampling."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from bench.diffusion.edm import Euler, Heun, edm_levels
 from bench.diffusion.noise import Noise
 from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, paired, prior, teacher_forced, walk
@@ -18,15 +20,12 @@ N = 20_000  # images sampled
 STEPS = 6
 SHAPE = (1, 4, 4)
 SIGMAS = 5  # standard errors allowed; about 1000 numbers are compared, each beyond with probability 6e-7
-MODES = ["fixed-small", "fixed-large", "learned", "exact", "ddim", "ddim-eta"]
+MODES = ["fixed-small", "fixed-large", "learned", "exact", "ddim", "ddim-eta", "euler", "heun"]
 
 
 def solver_of(mode):
-    return {"ddim": DDIM(), "ddim-eta": DDIM(1.0)}.get(mode) or Ancestral(mode)
-
-
-def variance_of(mode):
-    return (None, 1.0 if mode == "ddim-eta" else 0.0) if mode.startswith("ddim") else (mode, 0.0)
+    solvers = {"ddim": DDIM(), "ddim-eta": DDIM(1.0), "euler": Euler(), "heun": Heun()}
+    return solvers.get(mode) or Ancestral(mode)
 
 
 class Estimates:
@@ -93,6 +92,14 @@ def check_step(step, before, reached, linear, know_x0):
         Estimates(*error_law(before, linear)).check(step.x0_used - step.x0)
 
 
+def whole(steps):
+    """Yield one step a solver step: the first call's, with the state that the last call reached."""
+    for step in steps:
+        first = step if step.stage == 0 else first
+        if step.completes:
+            yield replace(first, x_next=step.x_next)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("start", ["prior", "paired"])
 def test_equals_sampling_free_running(gaussian, mode, start):
@@ -102,7 +109,7 @@ def test_equals_sampling_free_running(gaussian, mode, start):
     state = linear.prior(path[0]) if start == "prior" else linear.forward(path[0])
     known = x0 if start == "paired" else None
     steps = walk(gaussian.denoiser(), path, x, solver_of(mode), draws, clip=False, x0=known)
-    for step, reached in zip(steps, linear.walk(state, path, *variance_of(mode)), strict=True):
+    for step, reached in zip(whole(steps), linear.walk(state, path, solver_of(mode)), strict=True):
         check_step(step, state, reached, linear, know_x0=start == "paired")
         state = reached
 
@@ -111,18 +118,57 @@ def test_equals_sampling_free_running(gaussian, mode, start):
 def test_equals_sampling_teacher_forced(gaussian, mode):
     linear, path, draws = gaussian.linear(), levels("cosine", 1000, STEPS), Draws(Noise(1), torch.arange(N))
     steps = teacher_forced(gaussian.denoiser(), path, gaussian.images(N).float(), solver_of(mode), draws, clip=False)
-    for position, step in enumerate(steps):
+    for position, step in enumerate(whole(steps)):
         state = linear.forward(path[position])
-        reached = next(linear.walk(state, path[position : position + 2], *variance_of(mode)))
+        reached = next(linear.walk(state, path[position : position + 2], solver_of(mode)))
         check_step(step, state, reached, linear, know_x0=True)
+
+
+@pytest.mark.parametrize("mode", ["euler", "heun"])
+def test_equals_sampling_on_edm_levels(gaussian, mode):
+    linear, path, draws = gaussian.linear(), edm_levels(STEPS), Draws(Noise(2), torch.arange(N))
+    state = linear.prior(path[0])
+    steps = walk(gaussian.oracle(), path, prior(path[0], draws, SHAPE), solver_of(mode), draws, clip=False)
+    for step, reached in zip(whole(steps), linear.walk(state, path, solver_of(mode)), strict=True):
+        check_step(step, state, reached, linear, know_x0=False)
+        state = reached
+
+
+def test_euler_is_ddim(gaussian):
+    linear, path = gaussian.linear(), levels("cosine", 1000, STEPS)
+    euler, ddim = (linear.walk(linear.prior(path[0]), path, solver_of(mode)) for mode in ("euler", "ddim"))
+    for one, other in zip(euler, ddim, strict=True):
+        # x / alpha reaches 2e4, so variances of 4e8 cancel: 4e8 roundings of 2e-16 at the worst.
+        np.testing.assert_allclose(one.mean, other.mean, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(one.cov, other.cov, rtol=0, atol=1e-7)
+
+
+def test_heun_ends_near_the_data_and_nearer_with_more_steps(gaussian):
+    linear, gaps = gaussian.linear(), []
+    for steps in (6, 12, 24, 48):
+        path = edm_levels(steps)
+        *_, end = linear.walk(linear.prior(path[0]), path, Heun())
+        gaps.append(abs(end.cov - linear.cov).max())
+    assert gaps == sorted(gaps, reverse=True)
+    # Second order: twice the steps leave about a quarter of the gap, down to what sigma_max = 80 leaves out,
+    # (.6 / 80^2 = 1e-4 of a variance) and the last Euler step from .002 to 0.
+    assert gaps[2] < gaps[1] / 3
+
+
+def test_a_solver_without_a_closed_form_is_refused(gaussian):
+    class Other:
+        pass
+
+    with pytest.raises(TypeError, match="Other"):
+        gaussian.linear().step(gaussian.linear().prior(Level(5, 0.5, 0.5)), Level(3, 0.7, 0.3), Other())
 
 
 def test_the_comparison_can_tell_the_modes_apart(gaussian):
     # Half-way the marginal variances of the modes differ by more than the errors allowed above, so that a mode
-    # mistaken for another would be found out. (Unclipped, DDIM with eta = 1 is fixed-small.)
+    # mistaken for another would be found out. (Unclipped, DDIM with eta = 1 is fixed-small, and Euler is DDIM.)
     linear, path = gaussian.linear(), levels("cosine", 1000, STEPS)
-    modes = [mode for mode in MODES if mode != "ddim-eta"]
-    middle = [list(linear.walk(linear.prior(path[0]), path, *variance_of(mode)))[3] for mode in modes]
+    modes = [mode for mode in MODES if mode not in ("ddim-eta", "euler")]
+    middle = [list(linear.walk(linear.prior(path[0]), path, solver_of(mode)))[3] for mode in modes]
     values = sorted(Estimates(state.mean, state.cov).variance() for state in middle)
     for (low, low_error), (high, high_error) in pairwise(values):
         assert high - low > 2 * SIGMAS * (low_error + high_error)
@@ -130,7 +176,7 @@ def test_the_comparison_can_tell_the_modes_apart(gaussian):
 
 def test_ddim_with_eta_one_is_fixed_small(gaussian):
     linear, path = gaussian.linear(), levels("cosine", 1000, STEPS)
-    small, eta = (linear.walk(linear.prior(path[0]), path, *variance_of(mode)) for mode in ("fixed-small", "ddim-eta"))
+    small, eta = (linear.walk(linear.prior(path[0]), path, solver_of(mode)) for mode in ("fixed-small", "ddim-eta"))
     for one, other in zip(small, eta, strict=True):
         np.testing.assert_allclose(one.cov, other.cov, rtol=0, atol=1e-12)
 
@@ -153,7 +199,7 @@ def test_equals_a_scalar_hand_recursion(variance):
     mean, lam, path = 0.3, 0.25, levels("linear", 1000, 7)
     linear = LinearGaussian(np.array([mean]), np.array([[lam]]))
     m, s2 = 0.0, path[0].sigma ** 2
-    states = linear.walk(linear.prior(path[0]), path, variance)
+    states = linear.walk(linear.prior(path[0]), path, Ancestral(variance))
     for state, level, following in zip(states, path, path[1:], strict=False):
         m, s2 = hand_ancestral(level, following, variance, mean, m, s2, lam)
         assert state.mean[0] == pytest.approx(m, rel=1e-9)  # 1 - bar cancels near the clean end: 1e-16 / 1e-4
@@ -165,7 +211,7 @@ def test_ddim_equals_a_scalar_hand_recursion(eta):
     lam, path = 0.4, levels("cosine", 1000, 5)
     linear = LinearGaussian(np.zeros(1), np.array([[lam]]))
     s2 = path[0].sigma ** 2
-    states = linear.walk(linear.prior(path[0]), path, None, eta)
+    states = linear.walk(linear.prior(path[0]), path, DDIM(eta))
     for state, level, following in zip(states, path, path[1:], strict=False):
         bar, bar_next = level.alpha**2, following.alpha**2
         # Song et al. 2021, eq. 16 and 12, with eps = sigma x / total and x0_hat = alpha lam x / total.
@@ -190,7 +236,7 @@ def test_ddim_map_reproduces_the_update():
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_exact_variance_keeps_the_marginal_at_any_step_count(gaussian, schedule, steps):
     linear, path = gaussian.linear(schedule), levels(schedule, 1000, steps)
-    for state in linear.walk(linear.forward(path[0]), path, "exact"):
+    for state in linear.walk(linear.forward(path[0]), path, Ancestral("exact")):
         truth = linear.forward(state.level)
         np.testing.assert_allclose(state.cov, truth.cov, rtol=0, atol=1e-12)
         np.testing.assert_allclose(state.mean, truth.mean, rtol=0, atol=1e-12)
@@ -202,7 +248,7 @@ def test_from_noise_the_exact_marginal_is_off_by_the_start_alone(gaussian, steps
     # The start lacks alpha_T^2 lam of variance, of which the clean end keeps a share (alpha_T lam / V_T)^2 (see
     # floor_gap below): alpha_T^4 lam^3 = 6e-18 on the cosine schedule, below the rounding.
     linear, path = gaussian.linear(), levels("cosine", 1000, steps)
-    final = list(linear.walk(linear.prior(path[0]), path, "exact"))[-1]
+    final = list(linear.walk(linear.prior(path[0]), path, Ancestral("exact")))[-1]
     ratio = np.diag(final.cov).mean() / np.diag(linear.cov).mean()
     assert ratio == pytest.approx(1, abs=1e-12)
 
@@ -211,7 +257,7 @@ def test_from_noise_the_exact_marginal_is_off_by_the_start_alone(gaussian, steps
 def test_few_fixed_small_steps_bias_the_variance(steps, low, high):
     # The posterior variance leaves out c1^2 Cov(x0 | x): too little at few steps, nearly nothing at many.
     linear, path = LinearGaussian(np.zeros(1), np.array([[0.25]])), levels("cosine", 1000, steps)
-    final = list(linear.walk(linear.prior(path[0]), path, "fixed-small"))[-1]
+    final = list(linear.walk(linear.prior(path[0]), path, Ancestral("fixed-small")))[-1]
     assert low < final.cov[0, 0] / 0.25 < high
 
 
@@ -244,7 +290,7 @@ def test_where_the_paired_residual_meets_the_floor(gaussian, schedule, spec, lar
     linear, path = gaussian.linear(schedule), levels(schedule, 1000, spec)
     state = linear.forward(path[0]) if start == "paired" else linear.prior(path[0])
     gaps = []
-    for reached in linear.walk(state, path, "exact"):
+    for reached in linear.walk(state, path, Ancestral("exact")):
         alpha, sigma = reached.level.alpha, reached.level.sigma
         floor = sigma**2 + 2 * alpha**2 * np.diag(linear.cov)
         gap = reached.residual_variance(linear.cov) - floor
@@ -276,8 +322,8 @@ def test_learned_variance_equals_the_exact_diagonal_over_the_full_length():
     # At T steps the learned variance is the exact one of each pixel; one-dimensional data have no other entries.
     linear = LinearGaussian(np.array([0.1]), np.array([[0.3]]), alpha_bars("cosine", 50))
     path = levels("cosine", 50, 50)
-    learned = list(linear.walk(linear.prior(path[0]), path[:-1], "learned"))
-    exact = list(linear.walk(linear.prior(path[0]), path[:-1], "exact"))
+    learned = list(linear.walk(linear.prior(path[0]), path[:-1], Ancestral("learned")))
+    exact = list(linear.walk(linear.prior(path[0]), path[:-1], Ancestral("exact")))
     for one, other in zip(learned, exact, strict=True):
         assert one.cov[0, 0] == pytest.approx(other.cov[0, 0], rel=1e-10)
 
@@ -285,7 +331,7 @@ def test_learned_variance_equals_the_exact_diagonal_over_the_full_length():
 def test_learned_variance_needs_the_training_schedule():
     linear, path = LinearGaussian(np.zeros(1), np.eye(1)), levels("cosine", 100, 5)
     with pytest.raises(ValueError, match="alpha_bar"):
-        list(linear.walk(linear.prior(path[0]), path, "learned"))
+        list(linear.walk(linear.prior(path[0]), path, Ancestral("learned")))
 
 
 def test_gain_and_posterior_covariance(gaussian):
@@ -300,6 +346,6 @@ def test_gain_and_posterior_covariance(gaussian):
 
 def test_singular_covariances_stay_finite():
     linear, path = LinearGaussian(np.zeros(2), np.diag([0.0, 0.5])), levels("cosine", 1000, 4)
-    final = list(linear.walk(linear.prior(path[0]), path, "exact"))[-1]
+    final = list(linear.walk(linear.prior(path[0]), path, Ancestral("exact")))[-1]
     assert final.level == CLEAN
     np.testing.assert_allclose(final.cov, np.diag([0.0, 0.5]), atol=1e-8)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.diffusion.edm import Euler, Heun, edm_levels
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.schedules import levels
@@ -25,15 +26,12 @@ N = 8000
 STEPS = 8
 SHAPE = (1, 4, 4)
 SIGMAS = 5
-MODES = ["fixed-small", "fixed-large", "learned", "exact", "ddim", "ddim-eta"]
-ETAS = {"ddim": 0.0, "ddim-eta": 0.7}
+MODES = ["fixed-small", "fixed-large", "learned", "exact", "ddim", "ddim-eta", "euler", "heun"]
 
 
-def setting(mode):
-    """Return (solver, the recursion's variance, its eta)."""
-    if mode in ETAS:
-        return DDIM(ETAS[mode]), None, ETAS[mode]
-    return Ancestral(mode), mode, 0.0
+def solver_of(mode):
+    solvers = {"ddim": DDIM(), "ddim-eta": DDIM(0.7), "euler": Euler(), "heun": Heun()}
+    return solvers.get(mode) or Ancestral(mode)
 
 
 def statistics(gaussian):
@@ -42,7 +40,7 @@ def statistics(gaussian):
 
 def record_of(steps, count, gaussian, knows_x0):
     centre = torch.from_numpy(gaussian.mean).float().reshape(SHAPE)
-    probes = [ScalarProbe(count, centre), PixelProbe(list(range(count)), SHAPE, knows_x0)]
+    probes = [ScalarProbe(count, centre, stages=2), PixelProbe(list(range(count)), SHAPE, knows_x0)]
     for step in steps:
         for probe in probes:
             probe.update(step)
@@ -52,7 +50,7 @@ def record_of(steps, count, gaussian, knows_x0):
 def measure(gaussian, path, mode, arm):
     """Sample an arm with its instruments and return {(i, quantity): row}."""
     x0, draws = gaussian.images(N, seed=5).float(), Draws(Noise(2), torch.arange(N))
-    solver = setting(mode)[0]
+    solver = solver_of(mode)
     if arm == "free":
         steps = walk(gaussian.denoiser(), path, prior(path[0], draws, SHAPE), solver, draws, clip=False)
     elif arm == "paired":
@@ -63,26 +61,25 @@ def measure(gaussian, path, mode, arm):
     count = len(path) - 1
     record = record_of(steps, count, gaussian, knows_x0=arm != "free")
     rows = measured_rows(arm, record, range(count), path, statistics(gaussian))
-    return {(row.i, row.quantity): row for row in rows}
+    return {(row.i, row.quantity): row for row in rows if row.stage == 0}
 
 
 def exact(gaussian, path, mode):
     """Return {(arm, i, quantity): row} of the recursion."""
-    _, variance, eta = setting(mode)
-    rows = gaussian_rows(gaussian.linear(), path, range(len(path) - 1), variance, eta, paired=True)
+    rows = gaussian_rows(gaussian.linear(), path, range(len(path) - 1), solver_of(mode), paired=True)
     return {(row.arm, row.i, row.quantity): row for row in rows}
 
 
 def states(gaussian, path, mode, arm):
     """Return {i: (state the network saw, state it reached)} of the recursion."""
-    linear, (_, variance, eta) = gaussian.linear(), setting(mode)
+    linear, solver = gaussian.linear(), solver_of(mode)
     top = len(path) - 2
     if arm == "forced-train":
         starts = [linear.forward(level) for level in path[:-1]]
-        reached = [next(linear.walk(s, path[k : k + 2], variance, eta)) for k, s in enumerate(starts)]
+        reached = [next(linear.walk(s, path[k : k + 2], solver)) for k, s in enumerate(starts)]
     else:
         start = linear.prior(path[0]) if arm == "free" else linear.forward(path[0])
-        reached = list(linear.walk(start, path, variance, eta))
+        reached = list(linear.walk(start, path, solver))
         starts = [start, *reached[:-1]]
     return {top - k: pair for k, pair in enumerate(zip(starts, reached, strict=True))}
 
@@ -160,6 +157,36 @@ def test_instruments_equal_the_recursion(gaussian, arm, law, mode):
     assert ("delta_t_floor" in known) == (arm != "forced-train")
     assert "eps_norm" not in known  # a mean norm has no closed form
     assert known <= {quantity for _, quantity in measured}
+
+
+@pytest.mark.parametrize(
+    ("arm", "law"), [("free", "gaussian"), ("paired", "gaussian-paired"), ("forced-train", "gaussian-forced")]
+)
+@pytest.mark.parametrize("mode", ["euler", "heun"])
+def test_instruments_equal_the_recursion_on_edm_levels(gaussian, arm, law, mode):
+    path = edm_levels(STEPS)
+    measured = measure(gaussian, path, mode, arm)
+    wanted = {key[1:]: row for key, row in exact(gaussian, path, mode).items() if key[0] == law}
+    pairs = states(gaussian, path, mode, arm)
+    check_states(gaussian, arm, measured, wanted, pairs)
+    check_eps(measured, wanted, pairs, gaussian.linear())
+
+
+def test_a_correcting_call_has_rows_of_its_own(gaussian):
+    path, draws = edm_levels(STEPS), Draws(Noise(2), torch.arange(64))
+    steps = list(walk(gaussian.oracle(), path, prior(path[0], draws, SHAPE), Heun(), draws, clip=False))
+    record = record_of(steps, STEPS, gaussian, knows_x0=False)
+    table = to_table(list(measured_rows("free", record, range(STEPS), path, statistics(gaussian))))
+    corrected = table[(table["stage"] == 1) & (table["quantity"] == "eps_norm")]
+    assert corrected["i"].tolist() == list(range(STEPS - 1, 0, -1))  # the last step is not corrected
+    for step in steps:
+        row = table[(table["i"] == step.i) & (table["stage"] == step.stage) & (table["quantity"] == "eps_norm")]
+        assert row["sigma"].item() == step.level.sigma
+        # The record is float64, the sum of 64 norms of order 4 is taken in another order: 1e-12.
+        assert row["value"].item() == pytest.approx(step.prediction.eps.flatten(1).norm(dim=1).mean().item(), rel=1e-9)
+    assert set(table[table["stage"] == 1]["quantity"]) == {
+        "eps_norm", "eps_used_norm", "x0_norm", "clipped", "eps_rms"
+    }  # fmt: skip
 
 
 def test_errors_of_x0_equal_the_posterior(gaussian):
@@ -258,7 +285,7 @@ def test_constant_data_have_no_ratio_at_the_clean_end():
 
 def test_gaussian_rows_report_the_wanted_indices_only(gaussian):
     path = levels("cosine", 1000, 10)
-    rows = list(gaussian_rows(gaussian.linear(), path, [0, 4], "exact", 0.0))
+    rows = list(gaussian_rows(gaussian.linear(), path, [0, 4], Ancestral("exact")))
     assert {row.i for row in rows if row.quantity == "eps_rms"} == {0, 4}
     assert {row.i for row in rows if row.quantity == "var_marginal"} == {-1, 3}
     assert all(row.n is None for row in rows)  # exact: no sample size

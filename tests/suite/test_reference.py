@@ -41,8 +41,7 @@ def test_the_exact_rows_are_those_of_the_datas_gaussian(small_data, make_cell, s
     look = cell.instruments()
     pixels = (small_data.part("train").double() / 127.5 - 1).flatten(1).numpy()
     oracle = LinearGaussian(pixels.mean(0), np.cov(pixels, rowvar=False), alpha_bars("cosine", 1000))
-    variance, eta, paired = cell.config.variance, cell.config.eta, look.paired > 0
-    wanted = list(gaussian_rows(oracle, cell.levels(), look.indices, variance, eta, paired))
+    wanted = list(gaussian_rows(oracle, cell.levels(), look.indices, cell.solver(), look.paired > 0))
     found = Reference(small_data, None).exact_rows(cell, look)
     assert [(row.arm, row.i, row.quantity) for row in found] == [(row.arm, row.i, row.quantity) for row in wanted]
     assert ("gaussian-paired" in {row.arm for row in found}) == (spacing == "ddim")
