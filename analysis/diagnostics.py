@@ -53,9 +53,7 @@ DEFINITIONS: Mapping[str, str] = {
 
 def _measures(cell: pd.DataFrame) -> dict[str, float]:
     """Return the measures of one cell's per-step table; NaN where what one needs was not recorded."""
-    wide = cell[cell["stage"] == 0].pivot_table(
-        index="i", columns=["arm", "quantity"], values="value", observed=True, sort=True
-    )
+    wide = cell.pivot_table(index="i", columns=["arm", "quantity"], values="value", observed=True, sort=True)
 
     def of(arm: str, quantity: str) -> pd.Series:
         return wide[arm, quantity] if (arm, quantity) in wide else pd.Series(np.nan, wide.index)

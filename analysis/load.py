@@ -43,6 +43,8 @@ class CellRecord:
     def steps(self) -> pd.DataFrame | None:
         """Return the per-step table with the cell's key, None where no probes ran.
 
+        Rows of a Heun step's correcting call (stage 1) are left out: a walk has one call a level that it fed itself.
+
         Raises:
             ResultsError: the table is damaged.
         """
@@ -57,6 +59,7 @@ class CellRecord:
         except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
             reason = str(error).strip()  # pandas ends its lines
             raise ResultsError(f"{path} is damaged ({reason}); delete the cell and run again") from None
+        table = table[table["stage"] == 0].reset_index(drop=True)
         table[["arm", "quantity"]] = table[["arm", "quantity"]].astype("category")  # thousands of rows, a dozen names
         return table.assign(**self.key())
 

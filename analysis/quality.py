@@ -33,7 +33,7 @@ class QualityTable:
         table: one row a (model, sampler), columns ``<steps>`` (mean over seeds), ``<steps>_sd`` (over seeds, empty
             for one) and ``<steps>_best`` (not told from the best by the paired test).
         steps: the step counts, ascending.
-        nfe: network calls a sample by step count.
+        nfe: network calls a sample by (sampler, step count).
         exact: mean and standard deviation of the distance of as many images drawn from the data, where it was scored.
     """
 
@@ -41,7 +41,7 @@ class QualityTable:
     caption: str
     table: pd.DataFrame
     steps: Sequence[int]
-    nfe: Mapping[int, int]
+    nfe: Mapping[tuple[str, int], int]
     exact: tuple[float, float] | None = None
 
     def entry(self, row: pd.Series, steps: int) -> str:
@@ -51,6 +51,16 @@ class QualityTable:
             return "-"
         return f"{value:.3f}" if pd.isna(spread) else f"{value:.3f} ± {spread:.3f}"
 
+    def nfe_rows(self) -> list[list[str]]:
+        """Return label, sampler and network calls by step count: one row where all samplers agree, else one each."""
+        by_sampler = {
+            sampler: tuple(str(self.nfe.get((sampler, steps), "-")) for steps in self.steps)
+            for sampler in dict.fromkeys(sampler for sampler, _ in self.nfe)
+        }
+        if len(set(by_sampler.values())) == 1:
+            return [["NFE", "", *next(iter(by_sampler.values()))]]
+        return [["NFE", sampler, *calls] for sampler, calls in by_sampler.items()]
+
     def markdown(self) -> str:
         """Return the table in Markdown, bold for every entry not told from the best."""
         header = ["model", "sampler", *(f"{steps} steps" for steps in self.steps)]
@@ -58,7 +68,7 @@ class QualityTable:
         for _, row in self.table.iterrows():
             cells = [f"**{self.entry(row, s)}**" if row[f"{s}_best"] else self.entry(row, s) for s in self.steps]
             lines.append(markdown_row([row["model"], row["sampler"], *cells]))
-        lines.append(markdown_row(["NFE", "", *(str(self.nfe[steps]) for steps in self.steps)]))
+        lines += [markdown_row(row) for row in self.nfe_rows()]
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
@@ -72,8 +82,8 @@ class QualityTable:
                 text = self.entry(row, steps).replace("±", r"$\pm$")
                 cells.append(rf"\textbf{{{text}}}" if row[f"{steps}_best"] else text)
             lines.append(" & ".join([latex_text(row["model"]), latex_text(row["sampler"]), *cells]) + r" \\")
-        nfe = " & ".join(str(self.nfe[steps]) for steps in self.steps)
-        return "\n".join([*lines, r"\midrule", rf"NFE & & {nfe} \\", r"\bottomrule", r"\end{tabular}"]) + "\n"
+        nfe = [" & ".join(row) + r" \\" for row in self.nfe_rows()]
+        return "\n".join([*lines, r"\midrule", *nfe, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def main_metric(metrics: pd.DataFrame) -> str | None:
@@ -125,7 +135,10 @@ def quality_table(results: Results) -> QualityTable | None:
             entry[f"{count}_sd"] = here["std"].get(row)
             entry[f"{count}_best"] = len(rows) > 1 and row in best
     caption = _caption(metric, scores, len(rows))
-    nfe = {int(count): int(calls) for count, calls in scores[["steps", "nfe"]].to_numpy(dtype=int)}
+    nfe = {
+        (str(sampler), int(count)): int(calls)
+        for sampler, count, calls in scores[["sampler", "steps", "nfe"]].itertuples(index=False, name=None)
+    }
     exact = _exact(metrics, metric)
     if exact is not None:
         caption += (

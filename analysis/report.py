@@ -107,13 +107,16 @@ def _main_table(quality: QualityTable | None) -> str:
         texts = [(quality.entry(row, steps), bool(row[f"{steps}_best"])) for steps in quality.steps]
         entries = [f"<b>{escape(text)}</b>" if best else escape(text) for text, best in texts]
         rows.append([escape(row["model"]), escape(row["sampler"]), *entries])
-    foot = ["NFE", "", *(str(quality.nfe[steps]) for steps in quality.steps)]
     kinds = ["", "", *("number" for _ in quality.steps)]
-    return f'<p class="caption">{escape(quality.caption)}</p>\n{_table("Main table", header, rows, kinds, foot)}'
+    return f'<p class="caption">{escape(quality.caption)}</p>\n{_table("Main table", header, rows, kinds, quality.nfe_rows())}'
 
 
 def _table(
-    label: str, header: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str], foot: Sequence[str] = ()
+    label: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    kinds: Sequence[str],
+    feet: Sequence[Sequence[str]] = (),
 ) -> str:
     """Return a sortable table; ``rows`` hold HTML, the other texts are escaped here; ``kinds`` are columns' classes."""
     kinds = [f' class="{kind}"' if kind else "" for kind in kinds]
@@ -127,7 +130,7 @@ def _table(
         "<tbody>",
         *(_row(row, kinds) for row in rows),
         "</tbody>",
-        *([f"<tfoot>{_row([escape(text) for text in foot], kinds)}</tfoot>"] if foot else []),
+        *(["<tfoot>", *(_row([escape(text) for text in foot], kinds) for foot in feet), "</tfoot>"] if feet else []),
         "</table></div>",
     ]
     return "\n".join(lines)

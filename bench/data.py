@@ -6,31 +6,29 @@ Images are uint8 [N, C, H, W]; networks see them as float32 in [-1, 1] (:func:`t
 from __future__ import annotations
 
 import hashlib
-import warnings
-import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.files.errors import DataError
+from bench.files.pictures import Pictures, Wanted, gather_arrays
+from bench.files.preprocessing import CROPS, FILTERS, Preprocessing
+from bench.files.sources import KNOWN, locate, read_source
+
 __all__ = [
-    "DATASETS", "DataError", "Dataset", "coloured", "load", "load_path", "quantize", "stratified_split", "to_unit",
+    "CROPS", "DATASETS", "FILTERS", "DataError", "Dataset", "Preprocessing",
+    "coloured", "load", "load_path", "quantize", "stratified_split", "to_unit",
 ]  # fmt: skip
 
 Pixels: TypeAlias = NDArray[np.uint8]  # [..., H, W, C]
 
-DATASETS = ("digits",)
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-_MAX_PIXELS = 2**26  # of one image; larger ones are refused rather than decoded
-
-
-class DataError(ValueError):
-    """A dataset cannot be read; the message says which file and how to mend it."""
+DATASETS = ("digits", *KNOWN)
+_AS_IS = Preprocessing()
 
 
 @dataclass(frozen=True)
@@ -42,18 +40,25 @@ class Dataset:
         images: uint8 [N, C, H, W].
         labels: int64 [N], all 0 where there are no classes.
         heldout: bool [N], True for images no recipe trains on.
+        preprocessing: how files became these pixels, a description of :class:`Preprocessing`.
     """
 
     name: str
     images: Tensor
     labels: Tensor
     heldout: Tensor
+    preprocessing: str = "none"
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return (C, H, W)."""
         _, channels, height, width = self.images.shape
         return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        """Return the number of distinct labels."""
+        return len(self.labels.unique())
 
     def part(self, name: str) -> Tensor:
         """Return the uint8 images of ``train``, ``heldout`` or ``all``."""
@@ -103,120 +108,63 @@ def stratified_split(labels: Tensor, every: int) -> Tensor:
     return heldout
 
 
-def load(name: str) -> Dataset:
+def load(
+    name: str, data_dir: Path | None = None, *, heldout_every: int = 0, preprocessing: Preprocessing = _AS_IS
+) -> Dataset:
     """Load a dataset by its known name.
 
+    Args:
+        name: one of DATASETS.
+        data_dir: where the files of all but ``digits`` lie: the dataset itself, or the folder that holds it.
+        heldout_every: hold out every so-manieth image of each class instead of what the source holds out; 0 keeps that.
+        preprocessing: done to each picture first; its result must have the size that the name stands for.
+
     Raises:
-        DataError: the name is unknown.
+        DataError: the name is unknown, the files are missing or damaged, or their images are of another size.
     """
     if name == "digits":
-        return _digits()
-    raise DataError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+        return _digits(heldout_every or 5, preprocessing)
+    if name not in KNOWN:
+        raise DataError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+    known = KNOWN[name]
+    path = locate(name, data_dir)
+    pictures = read_source(path, Wanted(preprocessing, name, known.size))
+    labels = pictures.labels if known.classes > 1 else np.zeros_like(pictures.labels)
+    if not 0 <= labels.min() <= labels.max() < known.classes:
+        found = f"{labels.min()} to {labels.max()}"
+        raise DataError(f"{path}: labels are {found}, those of {name} 0 to {known.classes - 1}; check its classes")
+    return _dataset(name, pictures, torch.from_numpy(labels), heldout_every, preprocessing)
 
 
-def _digits() -> Dataset:
-    """Scikit-learn's handwritten digits (UCI, Alpaydin & Kaynak 1998): 1797 grey 8x8 images, 17 grey levels."""
-    from sklearn.datasets import load_digits  # slow to import: only whoever needs the digits pays
-
-    bunch = load_digits()
-    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    labels = torch.from_numpy(bunch.target.astype(np.int64))
-    return Dataset("digits", torch.from_numpy(grey)[:, None], labels, stratified_split(labels, every=5))
-
-
-def load_path(name: str, path: Path, heldout_every: int = 0) -> Dataset:
+def load_path(name: str, path: Path, heldout_every: int = 0, preprocessing: Preprocessing = _AS_IS) -> Dataset:
     """Load images from an npz (``arr_0`` uint8 NHWC, labels in ``arr_1``), a folder or a zip of images.
 
     Folders and zips take the class from the name of the image's folder and the order from sorted paths; where every
-    image is grey they give one channel, otherwise RGB.
+    image is grey they give one channel, otherwise RGB. Where all their images lie below ``train`` or ``test``, the
+    latter are held out, unless ``heldout_every`` says otherwise; CIFAR-10's own archives are read too.
 
     Raises:
         DataError: nothing there, not images, or images of different sizes.
     """
-    if not path.exists():
-        raise DataError(f"dataset {name!r}: {path} does not exist; check the path or --data-dir")
-    if path.is_dir():
-        images, names = _read_folder(path)
+    pictures = read_source(path, Wanted(preprocessing))
+    labels = torch.from_numpy(np.unique(pictures.labels, return_inverse=True)[1].astype(np.int64))
+    return _dataset(name, pictures, labels, heldout_every, preprocessing)
+
+
+def _dataset(name: str, pictures: Pictures, labels: Tensor, every: int, preprocessing: Preprocessing) -> Dataset:
+    if every or pictures.heldout is None:
+        heldout = stratified_split(labels, every)
     else:
-        images, names = _read_npz(path) if path.suffix == ".npz" else _read_zip(path)
-    order = {label: k for k, label in enumerate(sorted(set(names)))}
-    labels = torch.tensor([order[label] for label in names], dtype=torch.int64)
-    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    return Dataset(name, pixels, labels, stratified_split(labels, heldout_every))
+        heldout = torch.from_numpy(pictures.heldout)
+    return Dataset(name, torch.from_numpy(pictures.pixels), labels, heldout, preprocessing.description())
 
 
-def _read_npz(path: Path) -> tuple[Pixels, list[str]]:
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError("it is a single .npy array; write it with numpy.savez")
-        with file:
-            images = file["arr_0"]
-            labels = file["arr_1"] if "arr_1" in file.files else np.zeros(len(images), dtype=np.int64)
-    except Exception as error:  # on damaged bytes numpy, zipfile and zlib raise almost any kind
-        raise DataError(f"{path} is not an npz of images with the array 'arr_0' ({_reason(error)})") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
-        raise DataError(f"{path}: 'arr_0' must be uint8 [N, H, W, 1 or 3], not {images.dtype} {images.shape}")
-    if labels.shape != (len(images),):
-        raise DataError(f"{path}: 'arr_1' must hold one label per image")
-    return images, [str(label) for label in labels]
+def _digits(every: int, preprocessing: Preprocessing) -> Dataset:
+    """Scikit-learn's handwritten digits (UCI, Alpaydin & Kaynak 1998): 1797 grey 8x8 images, 17 grey levels."""
+    from sklearn.datasets import load_digits  # slow to import: only whoever needs the digits pays
 
-
-def _read_folder(path: Path) -> tuple[Pixels, list[str]]:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES and p.is_file())
-    return _stack(path, [str(file) for file in files], lambda name: Path(name).open("rb"))
-
-
-def _read_zip(path: Path) -> tuple[Pixels, list[str]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # Members are read, never extracted: a name with '..' or an absolute one can reach nothing.
-            found = sorted(m.filename for m in archive.infolist() if not m.is_dir())
-            names = [name for name in found if Path(name).suffix.lower() in _IMAGE_SUFFIXES]
-            return _stack(path, names, archive.open)
-    except DataError:
-        raise
-    except Exception as error:  # on damaged bytes zipfile raises almost any kind
-        raise DataError(f"{path} is neither an npz, a folder nor a zip of images ({_reason(error)})") from None
-
-
-def _stack(path: Path, names: list[str], opened: Callable[[str], IO[bytes]]) -> tuple[Pixels, list[str]]:
-    """Open and decode images one at a time and stack them, grey only if all are, with their folders' names."""
-    if not names:
-        raise DataError(f"{path} holds no images (looked for {', '.join(sorted(_IMAGE_SUFFIXES))})")
-    images = [_decode(path, name, opened) for name in names]
-    sizes = sorted({image.shape[:2] for image in images})
-    if len(sizes) > 1:
-        raise DataError(f"{path}: images differ in size ({', '.join(map(str, sizes[:3]))}); resize them first")
-    if any(image.shape[2] == 3 for image in images):
-        images = [image if image.shape[2] == 3 else image.repeat(3, axis=2) for image in images]
-    return np.stack(images), [Path(name).parent.name for name in names]
-
-
-def _decode(path: Path, name: str, opened: Callable[[str], IO[bytes]]) -> Pixels:
-    """Decode one image of a folder or zip to uint8 [H, W, 1] if it is grey, else [H, W, 3]."""
-    from PIL import Image
-
-    where = name if path.is_dir() else f"{path}: {name}"
-    too_large = f"{where} has more than {_MAX_PIXELS} pixels, too many to decode; resize it first"
-    try:
-        with warnings.catch_warnings():
-            # Pillow has a limit of its own, above ours: beyond it nothing is decoded either.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with opened(name) as file, Image.open(file) as image:
-                if image.width * image.height > _MAX_PIXELS:
-                    raise DataError(too_large)
-                grey = image.mode in ("1", "L")
-                pixels: Pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    except DataError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise DataError(too_large) from None
-    except Exception as error:  # on damaged bytes Pillow, zipfile and zlib raise almost any kind
-        raise DataError(f"{where} cannot be decoded ({_reason(error)})") from None
-    return pixels[..., None] if grey else pixels
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's first line, or its kind where it has no words."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    bunch = load_digits()
+    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    pixels = gather_arrays("digits", [grey], Wanted(preprocessing))
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    return _dataset("digits", Pictures(pixels, bunch.target), labels, every, preprocessing)

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from bench.data import DataError, load, quantize, stratified_split, to_unit
+from bench.data import DataError, Dataset, Preprocessing, load, quantize, stratified_split, to_unit
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +17,23 @@ def test_the_digits(digits):
     assert (digits.images.min(), digits.images.max()) == (0, 255)
     assert len(digits.images.unique()) == 17  # grey levels 0 to 16
     assert digits.labels.unique().tolist() == list(range(10))
+
+
+def test_the_digits_are_the_ones_that_embedded_weights_and_results_belong_to(digits):
+    assert digits.content_hash() == "d098b4f8d249af34"
+
+
+def test_the_digits_with_options(digits):
+    data = load("digits", Path("nowhere"), heldout_every=10, preprocessing=Preprocessing(16, filter="box"))
+    assert (data.shape, data.preprocessing) == ((1, 16, 16), "resize=16 filter=box")
+    assert torch.equal(data.images[:, :, ::2, ::2], digits.images)  # box enlarges by repeating
+    assert data.heldout.sum() == sum((digits.labels == label).sum() // 10 for label in range(10))
+
+
+def test_a_dataset_of_four_parts():
+    labels = torch.tensor([4, 2, 4])
+    data = Dataset("mine", torch.zeros(3, 1, 2, 2, dtype=torch.uint8), labels, torch.zeros(3, dtype=torch.bool))
+    assert (data.classes, data.preprocessing) == (2, "none")
 
 
 def test_the_digits_split_is_stratified(digits):

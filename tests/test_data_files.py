@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from bench.data import DataError, load_path
+from bench.files import limits
 
 
 def pictures(count, channels=3, size=4, seed=0):
@@ -227,9 +228,7 @@ def test_a_picture_that_cannot_be_decoded(tmp_path):
 
 
 def test_a_picture_too_large_to_decode(tmp_path, monkeypatch):
-    from bench import data
-
-    monkeypatch.setattr(data, "_MAX_PIXELS", 15)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 15)
     Image.fromarray(pictures(1)[0]).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a\.png has more than 15 pixels, too many to decode; resize it first"):
         load_path("mine", tmp_path)

@@ -5,6 +5,7 @@ Both solve dx / dsigma = eps, so they are written for x / alpha and sigma / alph
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,7 +51,7 @@ def edm_levels(
         raise ValueError(f"a sampler needs at least one step, not {steps}")
     low, high = max(_SIGMA_MIN, low), min(_SIGMA_MAX, high)
     sigmas = [rounded(_sigma(i / max(steps - 1, 1), low, high)) for i in range(steps)]
-    if any(a <= b for a, b in zip(sigmas, sigmas[1:], strict=False)):
+    if any(a <= b for a, b in itertools.pairwise(sigmas)):
         raise ValueError(f"{steps} steps are more than this model has noise levels; use fewer")
     return (*(Level(edm_position(sigma), 1.0, sigma) for sigma in sigmas), CLEAN)
 

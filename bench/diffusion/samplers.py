@@ -1,7 +1,8 @@
 """Samplers as generators: a walk along levels that yields one :class:`Step` per network call.
 
-Euler and Heun steps are in :mod:`bench.diffusion.edm`. A walk has a start (:func:`prior` or :func:`paired`) and a source: free running, or teacher forced, where every
-state is replaced by ``q(x_t | x0)`` before its step. Solver indices i count down to 0, the least noisy level.
+Euler and Heun steps are in :mod:`bench.diffusion.edm`. A walk has a start (:func:`prior` or :func:`paired`) and a
+source: free running, or teacher forced, where every state is replaced by ``q(x_t | x0)`` before its step. Solver
+indices i count down to 0, the least noisy level.
 """
 
 from __future__ import annotations
@@ -71,6 +72,13 @@ class _OneCall:
         raise NotImplementedError("a solver of one stage corrects nothing")
 
 
+def _guided(x0: Tensor, eps: Tensor, pred: Prediction, level: Level) -> tuple[Tensor, Tensor]:
+    """Return the (x0, eps) of the score with a classifier's added (Dhariwal & Nichol 2021, algorithm 2)."""
+    if pred.guidance is None:
+        return x0, eps
+    return x0 + level.sigma**2 / level.alpha * pred.guidance, eps - level.sigma * pred.guidance
+
+
 @dataclass(frozen=True)
 class Ancestral(_OneCall):
     """DDPM sampling: the posterior mean of Ho et al. 2020, eq. 7, at x0_hat plus noise of a chosen variance.
@@ -93,8 +101,8 @@ class Ancestral(_OneCall):
         """Draw x_next ~ p(x_next | x)."""
         q = Posterior.between(level, level_next)
         mean = q.c1 * x0 + q.c2 * x
-        if self.variance == "exact":
-            return mean + sample_exact(q, pred, z)
+        if self.variance == "exact":  # the posterior mean itself is known, so its guided form is too
+            return q.c1 * _guided(x0, eps, pred, level)[0] + q.c2 * x + sample_exact(q, pred, z)
         if level_next.sigma == 0:
             return mean
         log_variance = step_log_variance(self.variance, q, pred)
@@ -118,7 +126,7 @@ class PosteriorMean(_OneCall):
     ) -> Tensor:
         """Move to the mean of q(x_next | x, x0_hat)."""
         q = Posterior.between(level, level_next)
-        return q.c1 * x0 + q.c2 * x
+        return q.c1 * _guided(x0, eps, pred, level)[0] + q.c2 * x
 
 
 @dataclass(frozen=True)
@@ -131,9 +139,7 @@ class DDIM(_OneCall):
         self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
     ) -> Tensor:
         """Move along x0_hat and eps to the next level."""
-        if pred.guidance is not None:  # guidance of eps: Dhariwal & Nichol 2021, algorithm 2
-            eps = eps - level.sigma * pred.guidance
-            x0 = x0 + level.sigma**2 / level.alpha * pred.guidance
+        x0, eps = _guided(x0, eps, pred, level)
         noise_std = self.eta * Posterior.between(level, level_next).std("fixed-small")
         direction = max(level_next.sigma**2 - noise_std**2, 0.0) ** 0.5
         x_next = level_next.alpha * x0 + direction * eps

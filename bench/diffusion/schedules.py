@@ -7,6 +7,7 @@ least noisy, to T - 1; papers count from 1.
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from bench.diffusion.types import CLEAN, Level
 __all__ = ["alpha_bars", "betas", "levels", "respace"]
 
 _LEAST_LINEAR = 21  # the last beta, 20 / T, stays below 1
+_BETWEEN = re.compile(r"(linear|scaled_linear)\(([^(),]+),([^(),]+)\)")
+_LEAST_SIGNAL = float(np.finfo(np.float32).tiny)  # states are float32, and x0_hat divides by the signal
 
 
 def betas(name: str, T: int) -> NDArray[np.float64]:
@@ -23,9 +26,11 @@ def betas(name: str, T: int) -> NDArray[np.float64]:
 
     ``linear`` is Ho et al. 2020 rescaled to T steps; ``cosine`` is Nichol & Dhariwal 2021, eq. 17, with beta
     capped at .999. The numbers are the published ones at any T; :func:`alpha_bars` refuses those that leave no signal.
+    ``linear(START,END)`` runs evenly between two betas that are not rescaled, and ``scaled_linear(START,END)`` between
+    their square roots (Rombach et al. 2022; Stable Diffusion is ``scaled_linear(0.00085,0.012)`` with T = 1000).
 
     Raises:
-        ValueError: unknown name, or T below 1.
+        ValueError: unknown name, ends that are no variances, or T below 1.
     """
     if T < 1:
         raise ValueError(f"a schedule needs at least one training step, not {T}")
@@ -38,19 +43,40 @@ def betas(name: str, T: int) -> NDArray[np.float64]:
             return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
         return np.array([min(1 - signal((t + 1) / T) / signal(t / T), 0.999) for t in range(T)])
-    raise ValueError(f"unknown noise schedule {name!r}; choose cosine or linear")
+    if ends := _BETWEEN.fullmatch(name):
+        return _between(ends[1], ends[2], ends[3], T)
+    raise ValueError(
+        f"unknown noise schedule {name!r}; choose cosine or linear, or give the ends of one as in"
+        " linear(0.0001,0.02) or scaled_linear(0.00085,0.012)"
+    )
+
+
+def _between(kind: str, first: str, last: str, T: int) -> NDArray[np.float64]:
+    try:
+        start, end = float(first), float(last)
+    except ValueError:
+        start = end = math.nan
+    if not (0 < start < 1 and 0 < end < 1):
+        raise ValueError(f"the ends of {kind}({first},{last}) must be numbers above 0 and below 1")
+    if kind == "linear":
+        return np.linspace(start, end, T)
+    return np.linspace(math.sqrt(start), math.sqrt(end), T) ** 2
 
 
 def alpha_bars(name: str, T: int) -> NDArray[np.float64]:
     """Return the cumulative signal powers alpha_bar_t = prod_{s<=t} (1 - beta_s), float64 [T].
 
     Raises:
-        ValueError: unknown name, T below 1, or a T so small that a rescaled beta reaches 1 (no signal would be left).
+        ValueError: what :func:`betas` refuses, a T so small that a rescaled beta reaches 1, or a T so large that
+            float32 cannot tell what is left of the signal from nothing.
     """
     variances = betas(name, T)
     if variances.max() >= 1.0:
         raise ValueError(f"the {name} schedule needs T of at least {_LEAST_LINEAR}, not {T}: its variances reach 1")
-    return np.cumprod(1.0 - variances, dtype=np.float64)
+    bars = np.cumprod(1.0 - variances, dtype=np.float64)
+    if bars[-1] < _LEAST_SIGNAL:
+        raise ValueError(f"the {name} schedule leaves no signal after {T} steps; lower its variances or T")
+    return bars
 
 
 def respace(spec: int | str, T: int) -> NDArray[np.int64]:

@@ -49,8 +49,9 @@ class Step:
 
     ``i`` counts solver steps down to 0, the least noisy (the published code's respaced index); ``stage`` counts the
     network calls within one solver step, and the last of them ``completes`` it: its ``x_next`` is what the next step
-    starts from. A correction (stage 1) sees the level that the step reached, so ``level`` and ``level_next`` are equal. ``prediction`` is raw; ``x0_used`` and ``eps_used`` are what the update
-    took after corrections and clipping. ``x0`` is the real image the walk is paired with, where there is one.
+    starts from. A correction (stage 1) sees the level that the step reached, so ``level`` and ``level_next`` are equal.
+    ``prediction`` is raw; ``x0_used`` and ``eps_used`` are what the update took after corrections and clipping. ``x0``
+    is the real image the walk is paired with, where there is one.
     """
 
     i: int

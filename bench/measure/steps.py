@@ -17,7 +17,8 @@ Definitions, with sigma_p the data's per-pixel standard deviation and the level 
 
 Rows of the network call stand at the level it saw (solver index i, 0 the least noisy); rows of a state at the level
 it reached, i = -1 being the clean one. ``stage`` 1 marks the correcting call of a Heun step, whose i is the step's and
-whose level the one the step reached; every other row, the states' too, has stage 0. All standard deviations over images divide by n - 1.
+whose level the one the step reached; every other row, the states' too, has stage 0. All standard deviations over images
+divide by n - 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Trained networks as denoisers in the general frame."""
+"""Trained networks as denoisers in the general frame, whatever they were trained to predict."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,42 @@ from torch import Tensor
 
 from bench.diffusion.types import Level, Prediction
 
-__all__ = ["EpsDenoiser"]
+__all__ = ["CONVERSIONS", "EpsDenoiser", "VDenoiser", "X0Denoiser", "as_prediction", "make_denoiser"]
+
+
+def _from_eps(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    return output, (x - level.sigma * output) / level.alpha
+
+
+def _from_v(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    return level.sigma * x + level.alpha * output, level.alpha * x - level.sigma * output
+
+
+def _from_x0(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    return (x - level.alpha * output) / level.sigma, output
+
+
+# What a network predicts, to (eps, x0). ``v`` is alpha eps - sigma x0 (Salimans & Ho 2022, appendix D), which
+# determines both only where alpha^2 + sigma^2 = 1; diffusers calls the three epsilon, v_prediction and sample.
+CONVERSIONS: Mapping[str, Callable[[Tensor, Tensor, Level], tuple[Tensor, Tensor]]] = {
+    "eps": _from_eps,
+    "v": _from_v,
+    "x0": _from_x0,
+}
+
+
+def as_prediction(prediction: str, output: Tensor, x: Tensor, level: Level) -> Prediction:
+    """Split and convert what a network said.
+
+    Args:
+        prediction: a name of :data:`CONVERSIONS`.
+        output: [B, C or 2C, H, W]; the second half is a raw variance fraction.
+        x: the state [B, C, H, W] the network saw.
+        level: where it saw it, noisy (sigma above 0).
+    """
+    channels = x.shape[1]
+    fraction = output[:, channels:] if output.shape[1] == 2 * channels else None
+    return Prediction(*CONVERSIONS[prediction](output[:, :channels], x, level), fraction)
 
 
 class EpsDenoiser:
@@ -19,14 +55,42 @@ class EpsDenoiser:
         network: called as ``network(x, t, class_labels).sample`` with t [B]; C or 2C output channels.
     """
 
+    prediction = "eps"
+
     def __init__(self, network: Any) -> None:
         self.network = network
 
     def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
         """Predict eps and x0 of x [B, C, H, W] at a level of the training index ``level.t`` (from 0)."""
         t = torch.full((len(x),), level.t, device=x.device)
-        output = self.network(x, t, cond).sample
-        channels = x.shape[1]
-        eps = output[:, :channels]
-        fraction = output[:, channels:] if output.shape[1] == 2 * channels else None
-        return Prediction(eps, (x - level.sigma * eps) / level.alpha, fraction)
+        return as_prediction(self.prediction, self.network(x, t, cond).sample, x, level)
+
+
+class VDenoiser(EpsDenoiser):
+    """The same for a network that predicts v = alpha eps - sigma x0, on variance-preserving levels."""
+
+    prediction = "v"
+
+
+class X0Denoiser(EpsDenoiser):
+    """The same for a network that predicts x0."""
+
+    prediction = "x0"
+
+
+_DENOISERS: Mapping[str, type[EpsDenoiser]] = {kind.prediction: kind for kind in (EpsDenoiser, VDenoiser, X0Denoiser)}
+
+
+def make_denoiser(network: Any, prediction: str) -> EpsDenoiser:
+    """Return a network as a denoiser.
+
+    Args:
+        network: as :class:`EpsDenoiser` takes it.
+        prediction: what it says, a name of :data:`CONVERSIONS`.
+
+    Raises:
+        ValueError: no such prediction.
+    """
+    if prediction not in _DENOISERS:
+        raise ValueError(f"unknown prediction {prediction!r}; choose {', '.join(_DENOISERS)}")
+    return _DENOISERS[prediction](network)

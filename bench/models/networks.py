@@ -6,16 +6,18 @@ arguments are checked in ``unet_arguments.py`` and its parameter names translate
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.models.guided_keys import guided_keys
+from bench.models.fit import MisfitError, misfit, shapes_of
+from bench.models.guided_keys import guided_keys, published_shapes
 from bench.models.unet_arguments import GROUPS, CheckpointError, complete, heads, widths_of
 
-__all__ = ["CheckpointError", "adm_unet", "guided_keys", "load_guided_diffusion"]
+__all__ = ["CheckpointError", "adm_unet", "check_fit", "load_guided_diffusion", "without_weights"]
 
 
 def adm_unet(config: Mapping[str, Any]) -> Any:
@@ -74,6 +76,13 @@ def adm_unet(config: Mapping[str, Any]) -> Any:
     return unet
 
 
+def without_weights(build: Callable[[], Any]) -> Any:
+    """Call ``build`` where tensors are on ``meta``: its network has names and shapes and takes no memory."""
+    import_module("diffusers.models.unets.unet_2d")  # here: tensors that libraries make on import must be real
+    with torch.device("meta"):
+        return build()
+
+
 def _set_heads(unet: nn.Module, config: Mapping[str, Any]) -> None:
     """Set the head count of every attention layer; diffusers only takes a width per head."""
     from diffusers.models.attention_processor import Attention
@@ -93,24 +102,31 @@ def _set_time_width(unet: Any, width: int) -> None:
     unet.time_embedding.linear_1 = nn.Linear(width, unet.time_embedding.linear_1.out_features)
 
 
-def load_guided_diffusion(unet: Any, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a guided-diffusion state dict into a network made by :func:`adm_unet`, in place.
-
-    Tensors of any floating dtype are converted to the network's. Every key must be used and every weight set.
+def check_fit(network: Any, state: Mapping[str, Tensor]) -> None:
+    """Refuse a guided-diffusion state dict whose names or shapes are not the network's, which may be on ``meta``.
 
     Raises:
-        CheckpointError: keys or shapes differ from the network's.
+        MisfitError: it says which differ.
     """
-    renamed = guided_keys(state_dict, unet.config["guided_diffusion"])
-    own = unet.state_dict()
-    for name, tensor in renamed.items():
-        if name not in own:
-            raise CheckpointError(f"the checkpoint has {name!r}, which this network lacks; is the architecture right?")
-        if own[name].shape != tensor.shape:
-            wanted, got = tuple(own[name].shape), tuple(tensor.shape)
-            raise CheckpointError(f"{name!r} has shape {got} in the checkpoint but {wanted} in the network")
-    missing = sorted(set(own) - set(renamed))
-    if missing:
-        raise CheckpointError(f"the checkpoint lacks {missing[0]!r}; is it of another architecture?")
+    expected = published_shapes(network.state_dict(), network.config["guided_diffusion"])
+    difference = misfit(shapes_of(state), expected)
+    if difference:
+        raise MisfitError(f"the checkpoint {difference}")
+
+
+def load_guided_diffusion(network: Any, state: Mapping[str, Tensor]) -> None:
+    """Load a guided-diffusion state dict into a network of ours, in place.
+
+    Tensors of any floating dtype are converted to the network's. Names and shapes must be exactly the network's; they
+    do not tell the legacy attention order from the new one, nor how many heads there are.
+
+    Args:
+        network: made by :func:`adm_unet` or :func:`bench.models.classifier_network.classifier_network`.
+        state: the published names to tensors.
+
+    Raises:
+        MisfitError: names or shapes differ.
+    """
+    check_fit(network, state)
     with torch.no_grad():
-        unet.load_state_dict(renamed)
+        network.load_state_dict(guided_keys(state, network.config["guided_diffusion"]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,14 @@ from torch import Tensor
 from bench.diffusion.types import Level, Prediction
 
 __all__ = ["PRECONDITIONINGS", "Coefficients", "EdmDenoiser", "Preconditioning", "make_preconditioning"]
+
+_TINY, _HUGE = 1e-12, 1e12  # bounds on constants, which a file may set
+_MOST_LEVELS = 100_000  # a bound on iDDPM's table, whose length a file may name
+_WHAT = {
+    "M": f"an integer from 2 to {_MOST_LEVELS}",
+    "sigma_min": "a finite number of at least 0",
+    "sigma_max": "a number above 0",
+}
 
 
 class Coefficients(NamedTuple):
@@ -68,6 +76,8 @@ class Edm(_Continuous):
     """EDM's own, for data of standard deviation ``sigma_data``."""
 
     sigma_data: float = 0.5
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
 
     def at(self, sigma: float) -> Coefficients:
         """Return the coefficients of a noise level."""
@@ -118,7 +128,10 @@ class Ve(_Continuous):
 
 @dataclass(frozen=True)
 class Iddpm:
-    """Improved DDPM: the M + 1 levels of a cosine schedule, noisiest first, the last of them 0."""
+    """Improved DDPM: the M + 1 levels of a cosine schedule, noisiest first, the last of them 0.
+
+    The published code holds them as float32, we as float64.
+    """
 
     C_1: float = 0.001
     C_2: float = 0.008
@@ -165,22 +178,46 @@ def make_preconditioning(name: str, settings: Mapping[str, Any] | None = None) -
     """Return a preconditioning by name: ``edm``, ``vp``, ``ve`` or ``iddpm``, with other constants if given.
 
     Raises:
-        ValueError: the name or a constant is unknown.
+        ValueError: the name or a constant is unknown, a constant is no number above 0 (``sigma_min`` may be 0,
+            ``sigma_max`` infinite, ``M`` is whole and from 2 to 100000), or they leave no range of noise levels.
     """
     if name not in PRECONDITIONINGS:
         raise ValueError(f"unknown preconditioning {name!r}; choose {', '.join(PRECONDITIONINGS)}")
+    settings = settings or {}
+    known = [field.name for field in fields(PRECONDITIONINGS[name])]
+    for constant, value in settings.items():
+        if constant not in known:
+            raise ValueError(f"preconditioning {name!r} has no constant {constant!r}; known: {', '.join(known)}")
+        if not _is_possible(constant, value):
+            raise ValueError(
+                f"preconditioning {name!r}: {constant} must be {_WHAT.get(constant, 'a finite number above 0')}"
+            )
+    made: Preconditioning = PRECONDITIONINGS[name](**settings)
     try:
-        made: Preconditioning = PRECONDITIONINGS[name](**(settings or {}))
-    except TypeError as error:
-        raise ValueError(f"preconditioning {name!r}: {error}") from None
+        low, high = made.sigma_min, made.sigma_max
+    except (ArithmeticError, ValueError):  # constants so extreme that the levels overflow
+        low, high = math.nan, math.nan
+    if not low < high:
+        raise ValueError(f"preconditioning {name!r}: its constants leave no range of noise levels")
     return made
+
+
+def _is_possible(constant: str, value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if constant == "M":
+        return isinstance(value, int) and 2 <= value <= _MOST_LEVELS
+    least = 0.0 if constant == "sigma_min" else _TINY
+    most = math.inf if constant == "sigma_max" else _HUGE
+    return least <= value <= most
 
 
 class EdmDenoiser:
     """A preconditioned network in the general frame: on levels with alpha below 1 it sees x / alpha.
 
     Args:
-        network: called as ``network(x, noise, class_labels).sample`` in float32, noise [B].
+        network: called as ``network(x, noise, class_labels).sample`` in float32, noise [B]. Of a network with more
+            output channels than input channels (iDDPM's learned variance) only the first are used, as in EDM.
         preconditioning: how it is wrapped.
     """
 
@@ -192,5 +229,5 @@ class EdmDenoiser:
         c = self.preconditioning.at(level.sigma / level.alpha)
         noise = torch.full((len(x),), c.noise, device=x.device, dtype=torch.float32)
         output = self.network((c.into / level.alpha * x).float(), noise, cond).sample
-        x0 = c.skip / level.alpha * x + c.out * output.to(x.dtype)
+        x0 = c.skip / level.alpha * x + c.out * output[:, : x.shape[1]].to(x.dtype)
         return Prediction((x - level.alpha * x0) / level.sigma, x0)

@@ -19,8 +19,8 @@ from bench.measure.metrics import frechet_score
 from bench.suite.baselines import VERSION, ChainBaselines
 from bench.suite.config import ConfigError, SamplerConfig
 from bench.suite.extras import Bench, Extra, RecordFolder, features_key
+from bench.suite.model import Model
 from bench.suite.plan import Cell
-from bench.suite.registry import Model
 from bench.suite.runner import RunError
 
 __all__ = ["LENGTHS", "METHODS", "Chain", "chain_lengths", "plan_chains"]

@@ -11,10 +11,11 @@ from typing import NoReturn
 
 import torch
 
-from bench.data import DataError
-from bench.measure.features import EXTRACTORS, FeatureError
+from bench.data import CROPS, DATASETS, FILTERS, DataError
+from bench.measure.features import EXTRACTORS, INCEPTION_EXTRACTORS, FeatureError
 from bench.models.networks import CheckpointError
 from bench.suite.config import (
+    SAMPLERS,
     ConfigError,
     SamplerConfig,
     nearest,
@@ -33,6 +34,7 @@ __all__ = ["run"]
 
 _INTERRUPTED = 130
 _MOST = 10_000_000
+_PREPROCESSING = ("resize", "crop", "resize_filter")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,29 +72,49 @@ def _add_grid(grid: argparse._ArgumentGroup) -> None:
     grid.add_argument(
         "--samples", type=int, metavar="N", help="samples a cell and seed (default 256 on digits, else 1000)"
     )
+    known = ", ".join(DATASETS)
     grid.add_argument(
-        "--dataset", default="digits", metavar="NAME", help="digits, or one of the config file's (default %(default)s)"
+        "--dataset",
+        default="digits",
+        metavar="NAME",
+        help=f"{known}, or one of the config file's (default %(default)s)",
     )
+    grid.add_argument("--data-dir", type=Path, metavar="DIR", help="where datasets lie, the config file's too")
+    grid.add_argument("--resize", type=int, metavar="N", help="resize the dataset's images to N pixels a side")
     grid.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="where relative dataset paths of the config file start"
+        "--crop", choices=CROPS, help="cut squares first: center, or guided-diffusion's way (default none)"
     )
+    grid.add_argument("--resize-filter", choices=sorted(FILTERS), help="how to resize (default bicubic)")
     grid.add_argument("--config", type=Path, metavar="FILE.toml", help="adds models and datasets")
 
 
 def _add_sampling(how: argparse._ArgumentGroup) -> None:
-    how.add_argument("--sampler", default="ddpm", help="ddpm (ancestral) or ddim (default %(default)s)")
+    how.add_argument(
+        "--sampler", help="ddpm (ancestral), ddim, or for EDM models heun or euler (default ddpm, heun for EDM models)"
+    )
     how.add_argument(
         "--spacing", default="plain", help="plain (ends included) or ddim (whole strides) (default %(default)s)"
     )
     how.add_argument("--eta", type=float, default=0.0, help="DDIM's noise, 0 to 1 (default %(default)s)")
     how.add_argument(
+        "--churn", type=float, default=0.0, metavar="S", help="noise of heun and euler, EDM's S_churn (default 0)"
+    )
+    how.add_argument(
         "--variance", help="learned, fixed-small or fixed-large (default: what the network was trained for)"
     )
     how.add_argument(
-        "--clip", action=argparse.BooleanOptionalAction, default=True, help="clamp x0_hat to [-1, 1] (default on)"
+        "--clip",
+        action=argparse.BooleanOptionalAction,
+        help="clamp x0_hat to [-1, 1] (default on, off for heun and euler)",
     )
     how.add_argument(
         "--quantize", default="round", help="round, or floor as the papers' scripts do (default %(default)s)"
+    )
+    how.add_argument(
+        "--classifier", type=Path, metavar="FILE.pt", help="guide class-conditional models by a classifier"
+    )
+    how.add_argument(
+        "--classifier-scale", type=float, metavar="S", help="strength of the guidance (default: the published one)"
     )
     how.add_argument("--eps-scale", type=float, metavar="B", help="override b of scaling models")
     how.add_argument("--eps-slope", type=float, metavar="K", help="override k of scaling models")
@@ -109,7 +131,16 @@ def _add_measuring(look: argparse._ArgumentGroup) -> None:
     look.add_argument(
         "--probes", action=argparse.BooleanOptionalAction, default=True, help="measure anything at all (default on)"
     )
-    look.add_argument("--features", help="digits, inception or none (default: digits for digits, else inception)")
+    look.add_argument(
+        "--features",
+        help="digits, cifar10, inception, clean-fid or none (default: digits for digits, else inception)",
+    )
+    look.add_argument(
+        "--reference",
+        type=Path,
+        metavar="FILE.npz",
+        help="published statistics (mu, sigma, ...) to compare features with",
+    )
     look.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
 
 
@@ -149,16 +180,23 @@ def _request(args: argparse.Namespace) -> Request:
         positive("--eps-scale", args.eps_scale)
     if args.eps_slope is not None and not math.isfinite(args.eps_slope):
         raise ConfigError(f"--eps-slope must be a number, not {args.eps_slope}")
+    if args.classifier_scale is not None:
+        positive("--classifier-scale", args.classifier_scale)
+        if args.classifier is None:
+            raise ConfigError("--classifier-scale has no effect without --classifier; name the classifier's weights")
     if not 0 <= args.eta <= 1:
         raise ConfigError(f"--eta must lie between 0 and 1, not {args.eta}")
     features = args.features or ("digits" if args.dataset == "digits" else "inception")
-    if args.inception_weights is not None and features != "inception":
+    if args.reference is not None and features == "none":
+        raise ConfigError("--reference has no effect with --features none")
+    if args.inception_weights is not None and features not in INCEPTION_EXTRACTORS:
         raise ConfigError(f"--inception-weights has no effect with --features {features}")
+    if not 0 <= args.churn < math.inf:
+        raise ConfigError(f"--churn must be a finite number of at least 0, not {args.churn}")
     sampler = SamplerConfig(
-        sampler=_choice("--sampler", args.sampler, ("ddpm", "ddim")),
         spacing=_choice("--spacing", args.spacing, ("plain", "ddim")),
         eta=args.eta,
-        clip=args.clip,
+        churn=args.churn,
         quantize=_choice("--quantize", args.quantize, ("round", "floor")),
     )
     if args.variance is not None:
@@ -169,15 +207,21 @@ def _request(args: argparse.Namespace) -> Request:
         seeds=parse_seeds(args.seeds),
         samples=samples,
         sampler=sampler,
+        sampler_name=None if args.sampler is None else _choice("--sampler", args.sampler, SAMPLERS),
         variance=args.variance,
+        clip=args.clip,
         batch=args.batch_size,
         device=_choice("--device", args.device, ("auto", "cpu", "cuda", "mps")),
         measure=_measure(args),
         features=_choice("--features", features, EXTRACTORS),
         inception_weights=args.inception_weights,
+        classifier=args.classifier,
+        classifier_scale=args.classifier_scale,
         eps_scale=args.eps_scale,
         eps_slope=args.eps_slope,
+        reference=args.reference,
         data_dir=args.data_dir,
+        preprocessing={name: value for name in _PREPROCESSING if (value := getattr(args, name)) is not None},
         out=args.out,
     )
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "EDM_SAMPLERS",
     "MEASUREMENTS",
     "RESERVED_SEEDS",
+    "SAMPLERS",
     "ConfigError",
     "SamplerConfig",
     "nearest",
@@ -26,6 +28,8 @@ __all__ = [
 ]
 
 MEASUREMENTS = ("steps", "normality", "chains", "response")
+SAMPLERS = ("ddpm", "ddim", "euler", "heun")
+EDM_SAMPLERS = ("euler", "heun")  # those of models on EDM levels
 RESERVED_SEEDS = 1_000_000  # seeds from here on belong to the tuning of constants; no reported number uses them
 
 
@@ -37,7 +41,8 @@ class ConfigError(ValueError):
 class SamplerConfig:
     """How samples are drawn, the part of a run that every cell shares.
 
-    ``variance`` is the ancestral sampler's and None under DDIM; ``eta`` is DDIM's and 0 under DDPM.
+    ``variance`` is the ancestral sampler's and None under others; ``eta`` is DDIM's and ``churn`` (S_churn) that of
+    ``euler`` and ``heun``, 0 under others.
     """
 
     sampler: str = "ddpm"
@@ -46,6 +51,12 @@ class SamplerConfig:
     variance: str | None = "learned"
     clip: bool = True
     quantize: str = "round"
+    churn: float = 0.0
+
+    def description(self) -> dict[str, Any]:
+        """Return the settings, JSON-like; without churn they are those of version 0.1, which had none."""
+        settings = asdict(self)
+        return settings if self.churn else {name: value for name, value in settings.items() if name != "churn"}
 
     def respacing(self, steps: int) -> str:
         """Return guided-diffusion's name of this many steps."""

@@ -20,8 +20,8 @@ from bench.data import to_unit
 from bench.diffusion.types import Denoiser
 from bench.measure.features import Extractor
 from bench.suite.config import ConfigError, short_hash
+from bench.suite.model import Model
 from bench.suite.reference import Reference
-from bench.suite.registry import Model
 from bench.suite.store import read_json, unchanged, write_arrays, write_atomic, write_json
 
 __all__ = ["Bench", "Extra", "RecordFolder", "features_key"]

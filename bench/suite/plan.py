@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from bench.data import Dataset
 from bench.diffusion.corrections import EpsilonScaling
+from bench.diffusion.edm import Churn, Euler, Heun, edm_levels
 from bench.diffusion.samplers import DDIM, Ancestral, Solver
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
 from bench.measure.probes import spread_indices
-from bench.suite.config import ConfigError, SamplerConfig, short_hash
-from bench.suite.registry import Model
+from bench.suite.config import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
+from bench.suite.model import Model
 
 __all__ = ["IN_CELLS", "RECORD_VERSION", "Cell", "Instruments", "Unit", "plan_cells", "recorded_indices"]
 
@@ -24,7 +25,7 @@ _ERROR_LEVELS = 20
 _ERROR_IMAGES = 100
 _FEWEST = 64  # teacher-forced images, where that many samples are drawn
 _SHARE = 0.15  # of the samples' network calls, for teacher forcing
-_REMEMBERS = 1e-3  # a start level with at least this alpha keeps a trace of x0
+_REMEMBERS = 1e-3  # a start level with at least this alpha / sigma keeps a trace of x0
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Cell:
             "T": self.model.description.T,
             "eps_scale": self.scale[0],
             "eps_slope": self.scale[1],
-            **asdict(self.config),
+            **self.model.additions(),
+            **self.config.description(),
             "steps": self.steps,
             "seed": self.seed,
             "samples": self.samples,
@@ -109,10 +111,17 @@ class Cell:
 
     def levels(self) -> tuple[Level, ...]:
         """Return the walk's levels, noisiest first, ending in the clean one."""
-        return levels(self.model.description.schedule, self.model.description.T, self.config.respacing(self.steps))
+        model = self.model.description
+        if model.is_edm:
+            known = self.model.preconditioning()
+            return edm_levels(self.steps, known.sigma_min, known.sigma_max, known.rounded)
+        return levels(model.schedule, model.T, self.config.respacing(self.steps))
 
     def solver(self) -> Solver:
         """Return the update rule."""
+        if self.config.sampler in EDM_SAMPLERS:
+            churn = Churn(self.config.churn, self.steps) if self.config.churn else None
+            return Heun(churn) if self.config.sampler == "heun" else Euler(churn)
         return DDIM(self.config.eta) if self.config.variance is None else Ancestral(self.config.variance)
 
     def correction(self) -> EpsilonScaling | None:
@@ -129,7 +138,8 @@ class Cell:
             return Instruments((), kept[0], 0, 0, kept[1], kept[2], 0)
         wanted = min(self.samples, max(_FEWEST, round(_SHARE * self.samples * self.steps / len(indices))))
         train, heldout = self._split(wanted)
-        remembers = self.levels()[0].alpha > _REMEMBERS
+        start = self.levels()[0]
+        remembers = start.alpha / start.sigma > _REMEMBERS
         paired = min(self.samples, max(_FEWEST, round(_SHARE * self.samples)), self.parts[0]) if remembers else 0
         return Instruments(tuple(indices), kept[0], train, heldout, kept[1], kept[2], paired)
 
@@ -152,11 +162,12 @@ class Cell:
     def unit_cost(self, unit: Unit) -> int:
         """Return a unit's network calls (one call is one image at one level)."""
         look = self.instruments()
-        if look is None or unit.arm in ("free", "paired"):
-            visited = self.steps
-        else:
-            visited = len(look.indices if unit.arm == "forced" else look.error_indices)
-        return (unit.stop - unit.start) * visited
+        visited: Sequence[int] = range(self.steps)
+        if look is not None and unit.arm not in ("free", "paired"):
+            visited = look.indices if unit.arm == "forced" else look.error_indices
+        # A step with a correction asks twice, but for the last one, into the clean level.
+        corrections = sum(i > 0 for i in visited) if self.solver().stages == 2 else 0
+        return (unit.stop - unit.start) * (len(visited) + corrections)
 
     def cost(self) -> tuple[int, int]:
         """Return the network calls of (the samples, the instruments)."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from bench.data import Dataset, to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.features import Extractor
-from bench.measure.metrics import SCORES_VERSION, FeatureSet, Score, frechet_score
+from bench.measure.metrics import SCORES_VERSION, Score, frechet_score
 from bench.measure.recursion import LinearGaussian
 from bench.measure.spectra import RadialBins, haar_energy
+from bench.measure.statistics import ReferenceStatistics, kept_name, thinned
+from bench.measure.statistics_cache import cached_statistics
 from bench.measure.steps import PixelStatistics, Row, gaussian_rows
 from bench.suite.plan import Cell, Instruments
 
@@ -20,39 +25,99 @@ __all__ = ["Reference"]
 
 _DRAWS = 10  # of exact samples, to tell a distance's spread
 _DRAW_SEED = 0
+_BLOCK = 8192  # images in float64 at a time
 _GAUSSIAN_PIXELS = 256  # the exact recursion multiplies D x D matrices at every step
 
 
-class Reference:
-    """What samples are compared with: the data's statistics and, on first use, their features."""
+@dataclass(frozen=True)
+class _PixelMoments:
+    """Means over n images, float64: of pixels [C, H, W] with their variance, of spectra [bins], of sub-bands [4]."""
 
-    def __init__(self, data: Dataset, extractor: Extractor | None) -> None:
+    n: int
+    mean: Tensor
+    variance: Tensor
+    spectrum: Tensor
+    haar: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor) -> _PixelMoments:
+        """Measure uint8 images [N, C, H, W]."""
+        pixels = to_unit(images).double()
+        spectrum = RadialBins(*images.shape[2:]).density(pixels.float()).double().mean(0)
+        variance = pixels.var(0, correction=min(1, len(pixels) - 1))  # 0 of one image, which adds no scatter
+        return cls(len(pixels), pixels.mean(0), variance, spectrum, haar_energy(pixels).mean(0))
+
+    def merged(self, other: _PixelMoments) -> _PixelMoments:
+        """Return those of both sets together (Chan, Golub & LeVeque 1983)."""
+        n, share, apart = self.n + other.n, other.n / (self.n + other.n), other.mean - self.mean
+        scatter = (self.n - 1) * self.variance + (other.n - 1) * other.variance
+        scatter = scatter + apart.square() * (self.n * share)
+        spectrum, haar = (a + (b - a) * share for a, b in ((self.spectrum, other.spectrum), (self.haar, other.haar)))
+        return _PixelMoments(n, self.mean + apart * share, scatter / (n - 1), spectrum, haar)
+
+
+def _pixel_moments(images: Tensor) -> _PixelMoments:
+    """Measure images block by block, so that memory does not grow with their number."""
+    return reduce(_PixelMoments.merged, map(_PixelMoments.of, images.split(_BLOCK)))
+
+
+class Reference:
+    """What samples are compared with: the data's statistics and, on first use, those of their features.
+
+    Args:
+        data: its training part is the reference.
+        extractor: gives the features; None where nothing is scored.
+        statistics: features' statistics from a file, in place of the training part's; images to compare one by one,
+            where the file brings none, are the training part's still.
+    """
+
+    def __init__(
+        self, data: Dataset, extractor: Extractor | None, statistics: ReferenceStatistics | None = None
+    ) -> None:
         self.data, self.extractor = data, extractor
-        self._features: FeatureSet | None = None
+        self._imported = statistics
+        self._features: ReferenceStatistics | None = None
         self._exact_scores: dict[int, tuple[Score, Score]] = {}
         self._exact: dict[tuple[Any, ...], list[Row]] = {}
-        pixels = to_unit(data.part("train")).double()
-        self.centre = pixels.mean(0)
-        self.statistics = PixelStatistics(self.centre.numpy(), pixels.var(0).numpy())
-        self.spectrum = RadialBins(*data.shape[1:]).density(pixels.float()).double().mean(0).numpy()
-        self.haar = haar_energy(pixels).mean(0).numpy()
+        found = _pixel_moments(data.part("train"))
+        self.centre = found.mean
+        self.statistics = PixelStatistics(found.mean.numpy(), found.variance.numpy())
+        self.spectrum, self.haar = found.spectrum.numpy(), found.haar.numpy()
 
     @property
     def name(self) -> str:
         """Return what tables call the reference."""
+        return self._imported.name if self._imported is not None else self._data_name
+
+    @property
+    def _data_name(self) -> str:
         part = "train" if self.data.heldout.any() else "all"
         return f"{self.data.name}-{part} ({len(self.data.part('train'))})"
 
     def key(self) -> str:
-        """Return what the scores depend on besides the samples: the extractor, and which scores there are."""
-        extractor = f"{self.extractor.name}-{self.extractor.weights_hash[:16]}" if self.extractor else "none"
-        return f"{extractor}-scores{SCORES_VERSION}"
+        """Return what the scores depend on besides samples and data: extractor, imported statistics, which scores."""
+        extractor = self.extractor.key if self.extractor else "none"
+        imported = f"-statistics-{self._imported.content_hash()}" if self._imported is not None else ""
+        return f"{extractor}{imported}-scores{SCORES_VERSION}"
 
-    def features(self) -> FeatureSet:
-        """Return the features of the training part."""
+    def features(self) -> ReferenceStatistics:
+        """Return the statistics of the reference's features; of large sets some features are kept, of others all.
+
+        Raises:
+            FeatureError: the extractor cannot read the images.
+        """
         if self._features is None:
             assert self.extractor is not None  # scoring asks only where there is an extractor
-            self._features = FeatureSet(*self.extractor.extract(self.data.part("train")))
+            images = self.data.part("train")
+            if self._imported is None:
+                self._features = cached_statistics(self.extractor, images, self.name, self.data.content_hash())
+            elif not len(self._imported.pooled):
+                pooled = self.extractor.extract(images[thinned(len(images))])[0]
+                self._features = replace(
+                    self._imported, pooled=pooled, pooled_name=kept_name(self._data_name, len(images))
+                )
+            else:
+                self._features = self._imported
         return self._features
 
     def exact_scores(self, n: int) -> tuple[Score, Score]:
@@ -60,23 +125,30 @@ class Reference:
 
         An exact sampler draws independent images of the data. Here they are drawn from the training part, with
         replacement and a fixed seed, so that classes are as uneven as chance makes them; mean and standard deviation
-        over ten draws.
+        over ten draws. A training part of more than 10,000 images does not keep all features and has no such scores.
 
         Args:
             n: as many images as there are samples.
         """
         assert self.extractor is not None  # as for features
         if n not in self._exact_scores:
-            pooled, rng = self.features().pooled, np.random.default_rng(_DRAW_SEED)
             name = self.extractor.metrics["frechet"]
-            draws = [
-                frechet_score(name, pooled[rng.integers(0, len(pooled), n)], pooled, self.name) for _ in range(_DRAWS)
-            ]
+            draws = self._draws(name, n)
             values = [draw.value for draw in draws if draw.value is not None]
             mean, spread = (float(np.mean(values)), float(np.std(values, ddof=1))) if values else (None, None)
             kept = replace(draws[0], metric=f"{name}_exact", value=mean)
             self._exact_scores[n] = kept, replace(kept, metric=f"{name}_exact_sd", value=spread)
         return self._exact_scores[n]
+
+    def _draws(self, name: str, n: int) -> list[Score]:
+        """Return the distances of ten draws of n images, or one empty score."""
+        images, features = len(self.data.part("train")), self.features()
+        if len(features.pooled) != images:
+            reason = f"needs the features of all {images} training images, of which {len(features.pooled)} are kept"
+            return [Score(name, None, n, self.name, reason)]
+        pooled, rng = features.pooled, np.random.default_rng(_DRAW_SEED)
+        numbers = (rng.integers(0, len(pooled), n) for _ in range(_DRAWS))
+        return [frechet_score(name, pooled[rows], features.moments, self.name) for rows in numbers]
 
     def exact_rows(self, cell: Cell, look: Instruments) -> list[Row]:
         """Return what an exact denoiser of Gaussian data with this mean and covariance does on a cell's levels.
@@ -93,8 +165,8 @@ class Reference:
 
     def gaussian(self, schedule: str, T: int) -> LinearGaussian | None:
         """Return the Gaussian with the data's mean and covariance, None for images too large for the recursion."""
-        pixels = to_unit(self.data.part("train")).double().flatten(1)
-        if pixels.shape[1] > _GAUSSIAN_PIXELS:
+        if math.prod(self.data.shape) > _GAUSSIAN_PIXELS:
             return None
+        pixels = to_unit(self.data.part("train")).double().flatten(1)
         learned = None if schedule == "edm" else alpha_bars(schedule, T)
         return LinearGaussian(pixels.mean(0).numpy(), pixels.T.cov().numpy(), learned)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench.suite.config import ConfigError, SamplerConfig
+from bench.suite.config import EDM_SAMPLERS, ConfigError, SamplerConfig
+from bench.suite.model import Model
 from bench.suite.plan import IN_CELLS
-from bench.suite.registry import Model, Registry
+from bench.suite.registry import Registry
 
 __all__ = ["Request", "device_of", "resolve_models", "resolve_sampler"]
 
@@ -23,15 +26,21 @@ class Request:
     seeds: tuple[int, ...]
     samples: int
     sampler: SamplerConfig
+    sampler_name: str | None
     variance: str | None
+    clip: bool | None
     batch: int
     device: str
     measure: tuple[str, ...]
     features: str
     inception_weights: Path | None
+    classifier: Path | None
+    classifier_scale: float | None
     eps_scale: float | None
     eps_slope: float | None
+    reference: Path | None
     data_dir: Path | None
+    preprocessing: Mapping[str, Any]
     out: Path | None
 
     def in_cells(self) -> tuple[str, ...]:
@@ -54,33 +63,68 @@ def device_of(name: str) -> torch.device:
 
 
 def resolve_models(request: Request, registry: Registry) -> tuple[Model, ...]:
-    """Look every model up, with the user's scaling constants.
+    """Look every model up, with the user's scaling constants and classifier.
 
     Raises:
-        ConfigError: an unknown model, or one that lacks constants.
+        ConfigError: an unknown model, or one that does not go with the others.
     """
     models = tuple(registry.model(name, path) for name, path in request.models)
     if request.eps_scale is not None or request.eps_slope is not None:
         if not any(model.scaling for model in models):
             raise ConfigError("--eps-scale and --eps-slope change scaling models only; add one, e.g. adm-es")
         models = tuple(model.overridden(request.eps_scale, request.eps_slope) for model in models)
-    for model in models:
-        if model.scaling and not model.scaling[request.sampler.sampler].steps:
-            raise ConfigError(
-                f"no scaling constants were tuned for {model.name!r} with these weights; give --eps-scale"
-            )
-    return models
+    if request.classifier is None:
+        return models
+    guidance = registry.guidance(request.classifier, request.classifier_scale)
+    return tuple(model.guided(guidance) for model in models)
 
 
 def resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConfig:
-    """Choose the variance mode and refuse flags that would have no effect."""
-    sampler = request.sampler
-    if sampler.sampler == "ddim":
-        if request.variance is not None:
-            raise ConfigError("--variance has no effect with --sampler ddim; use --eta")
-        return replace(sampler, variance=None)
-    if sampler.eta:
-        raise ConfigError("--eta has no effect with --sampler ddpm; use --sampler ddim")
+    """Choose sampler, variance and clipping where the user left them open, and refuse flags without effect.
+
+    Raises:
+        ConfigError: naming the flag or model that does not fit.
+    """
+    edm = [model.name for model in models if model.description.is_edm]
+    name = request.sampler_name or ("heun" if edm else "ddpm")
+    others = [model.name for model in models if model.name not in edm]
+    if name in EDM_SAMPLERS and others:
+        raise ConfigError(f"--sampler {name} is for EDM models, not for {others[0]!r}; use ddpm or ddim")
+    if name not in EDM_SAMPLERS and edm:
+        hint = f", in a run without {others[0]!r}" if others else ""
+        raise ConfigError(f"model {edm[0]!r} walks on EDM levels; use --sampler heun or euler{hint}")
+    sampler = replace(
+        request.sampler, sampler=name, clip=name not in EDM_SAMPLERS if request.clip is None else request.clip
+    )
+    _refuse_idle_flags(request, sampler)
+    for model in models:
+        if model.scaling and not model.scaling[name].steps:
+            raise ConfigError(
+                f"no {name} scaling constants were tuned for {model.name!r} with these weights; give --eps-scale"
+            )
+        if sampler.churn and any(model.scale_at(name, steps)[1] for steps in request.steps):
+            raise ConfigError(f"model {model.name!r} scales level by level, which --churn moves; use a constant scale")
+    return replace(sampler, variance=_variance(request, models) if name == "ddpm" else None)
+
+
+def _refuse_idle_flags(request: Request, sampler: SamplerConfig) -> None:
+    """Refuse flags that would have no effect under a sampler."""
+    name = sampler.sampler
+    idle = {
+        "--variance": name != "ddpm" and request.variance is not None,
+        "--eta": name != "ddim" and sampler.eta != 0,
+        "--churn": name not in EDM_SAMPLERS and sampler.churn != 0,
+        "--spacing": name in EDM_SAMPLERS and sampler.spacing != "plain",
+        "--classifier": name in EDM_SAMPLERS and request.classifier is not None,
+    }
+    homes = {"--variance": "ddpm", "--eta": "ddim", "--churn": "heun", "--spacing": "ddpm", "--classifier": "ddpm"}
+    for flag, is_idle in idle.items():
+        if is_idle:
+            raise ConfigError(f"{flag} has no effect with --sampler {name}; use --sampler {homes[flag]}")
+
+
+def _variance(request: Request, models: tuple[Model, ...]) -> str:
+    """Choose the ancestral sampler's variance."""
     unlearned = [model.name for model in models if not model.learns_variance]
     if request.variance is None and 0 < len(unlearned) < len(models):
         raise ConfigError(f"{unlearned[0]!r} learns no variance, other models do; choose one with --variance for all")
@@ -89,4 +133,4 @@ def resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConfi
             f"model {unlearned[0]!r} does not learn its variance; use --variance fixed-small or fixed-large"
         )
     # guided-diffusion's default for networks without a learned variance is the large fixed one.
-    return replace(sampler, variance=request.variance or ("fixed-large" if unlearned else "learned"))
+    return request.variance or ("fixed-large" if unlearned else "learned")

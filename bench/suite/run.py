@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,18 @@ from tqdm import tqdm
 from bench.data import Dataset
 from bench.diffusion.types import Denoiser
 from bench.measure.features import Extractor, open_extractor
-from bench.models.checkpoints import load_network
-from bench.models.denoisers import EpsDenoiser
+from bench.measure.statistics_files import read_statistics
+from bench.models.guidance import GuidedDenoiser, load_classifier
+from bench.models.opening import denoiser_of, open_network
 from bench.suite.chains import plan_chains
 from bench.suite.config import ConfigError, short_hash
 from bench.suite.environment import environment
 from bench.suite.extras import Bench, Extra, features_key
+from bench.suite.fit import check_fit
+from bench.suite.model import Model
 from bench.suite.plan import Cell, plan_cells
 from bench.suite.reference import Reference
-from bench.suite.registry import Model, Registry
+from bench.suite.registry import Registry
 from bench.suite.request import Request, device_of, resolve_models, resolve_sampler
 from bench.suite.response import plan_response
 from bench.suite.runner import CellRunner
@@ -45,9 +47,11 @@ class Run:
         self.request = request
         self.device = device_of(request.device)
         self.models = resolve_models(request, registry)
-        self.data: Dataset = registry.load_dataset(request.data_dir)
+        self.data: Dataset = registry.load_dataset(request.data_dir, request.preprocessing)
         self.sampler = resolve_sampler(request, self.models)
         self.networks = {model.name: self._load(model) for model in self.models}
+        guidance = self.models[0].guidance  # of all models or of none
+        self.classifier = load_classifier(guidance.classifier, guidance.network) if guidance else None
         self.cells = plan_cells(
             self.models, self.sampler, request.steps, request.seeds, request.samples, request.in_cells(), self.data
         )
@@ -63,25 +67,19 @@ class Run:
 
     def _plan_extras(self) -> list[Extra]:
         measure = self.request.measure
+        for name in ("chains", "response"):
+            strange = [m.name for m in self.models if m.description.is_edm or m.description.classes]
+            if name in measure and strange:
+                raise ConfigError(
+                    f"--measure {name} needs models of a training index and without class labels, which"
+                    f" {strange[0]!r} is not; leave it out"
+                )
         chains = plan_chains(self.cells) if "chains" in measure else []
         return [*chains, *(plan_response(self.cells) if "response" in measure else ())]
 
     def _load(self, model: Model) -> Any:
-        channels = model.description.network.get("in_channels", 3)
-        if channels != self.data.shape[0]:
-            raise ConfigError(
-                f"model {model.name!r} takes {channels} channels, dataset {self.data.name!r} has {self.data.shape[0]}"
-            )
-        if model.description.network.get("num_classes") is not None:
-            raise ConfigError(
-                f"model {model.name!r} is class-conditional, which is not supported yet; use another model"
-            )
-        factor = 2 ** (len(model.description.network.get("channel_mult", (1, 2, 4, 8))) - 1)
-        if any(size % factor for size in self.data.shape[1:]):
-            raise ConfigError(
-                f"model {model.name!r} halves images {factor}-fold; {self.data.name!r} has {self.data.shape[1:]} pixels"
-            )
-        return load_network(model.weights, model.description)
+        check_fit(model, self.data, bool(self.request.in_cells()))
+        return open_network(model.weights, model.description)
 
     def configuration(self) -> dict[str, Any]:
         """Return the resolved configuration, JSON-like; everything that determines the numbers, and the features."""
@@ -93,18 +91,20 @@ class Run:
                     "network": dict(model.description.network),
                     "schedule": model.description.schedule,
                     "T": model.description.T,
+                    **model.additions(),
                     "eps": [model.scale_at(self.sampler.sampler, s) for s in request.steps],
                 }
                 for model in self.models
             },
             "dataset": self.data.name,
             "data": self.data.content_hash(),
-            **asdict(self.sampler),
+            **self.sampler.description(),
             "steps": request.steps,
             "seeds": request.seeds,
             "samples": request.samples,
             "measure": request.measure,
             "features": request.features,
+            **({"preprocessing": self.data.preprocessing} if self.data.preprocessing != "none" else {}),
         }
 
     def hash(self) -> str:
@@ -115,16 +115,22 @@ class Run:
         """Open the features the run scores with.
 
         Raises:
-            ConfigError: the digits classifier is asked to look at other images.
-            FeatureError: weights are missing.
+            FeatureError: they cannot read the images, or weights are missing.
         """
-        if self.request.features == "digits" and self.data.shape[1:] != (8, 8):
-            raise ConfigError("--features digits reads 8x8 images only; use --features inception or none")
-        return open_extractor(self.request.features, self.request.inception_weights, self.device)
+        extractor = open_extractor(self.request.features, self.request.inception_weights, self.device)
+        if extractor is not None:
+            extractor.check(self.data.shape)
+        return extractor
+
+    def _reference(self) -> Reference:
+        extractor, path = self.open_features(), self.request.reference
+        if path is None or extractor is None:
+            return Reference(self.data, extractor)
+        return Reference(self.data, extractor, read_statistics(path, extractor))
 
     def execute(self, quiet: bool) -> None:
         """Compute what is not complete, cells first, with a progress bar counting network calls."""
-        reference = Reference(self.data, self.open_features())
+        reference = self._reference()
         sampled = [cell for cell in self.cells if self.store.is_sampled(cell)]
         missing = [self.store.extended(cell) for cell in self.cells if cell not in sampled]
         stale = [self.store.extended(cell) for cell in sampled if not self.store.is_scored(cell, reference.key())]
@@ -147,7 +153,7 @@ class Run:
             self._runner(cell, reference, bar).run()
         for cell in stale:
             found = self.store.metrics(cell) or {}
-            facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds") if name in found}
+            facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds", "nfe") if name in found}
             self._runner(cell, reference, bar).rescore(facts)
 
     def _calls(self, cells: list[Cell]) -> int:
@@ -160,7 +166,10 @@ class Run:
         return tqdm(total=calls, initial=done, unit="call", unit_scale=True, disable=quiet)
 
     def _denoiser(self, model: Model) -> Denoiser:
-        return EpsDenoiser(self.networks[model.name].to(self.device))
+        denoiser = denoiser_of(self.networks[model.name], model.description, self.device)
+        if model.guidance is None or self.classifier is None:
+            return denoiser
+        return GuidedDenoiser(denoiser, self.classifier.to(self.device), model.guidance.scale)
 
     def _runner(self, cell: Cell, reference: Reference, bar: tqdm[Any]) -> CellRunner:
         denoiser = self._denoiser(cell.model)
@@ -230,8 +239,9 @@ def _refuse_file(out: Path) -> None:
 
 def dry_run(run: Run) -> Iterator[str]:
     """Yield the resolved plan and its cost, line by line."""
-    yield f"dataset   {run.data.name} ({len(run.data.images)} images, {len(run.data.part('heldout'))} held out)"
-    settings = ", ".join(f"{name} {value}" for name, value in asdict(run.sampler).items())
+    heldout, made = len(run.data.part("heldout")), run.data.preprocessing
+    yield f"dataset   {run.data.name} ({len(run.data.images)} images, {heldout} held out, preprocessing {made})"
+    settings = ", ".join(f"{name} {value}" for name, value in run.sampler.description().items())
     yield f"sampling  {settings}"
     yield f"samples   {run.request.samples} a cell, internal batch {run.request.batch}, on {run.device}"
     yield f"out       {run.out}"

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.data import coloured, quantize, to_unit
-from bench.diffusion.noise import Noise
+from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.types import Denoiser, Probe, Step
 from bench.measure.kernel import kernel_terms
-from bench.measure.metrics import FeatureSet, Score, neighbour_ratio, score
+from bench.measure.metrics import Score, collect, neighbour_ratio, score
 from bench.measure.probes import ErrorProbe, PixelProbe, ScalarProbe, Selected
 from bench.suite.plan import Cell, Instruments, Unit
 from bench.suite.records import Records
@@ -73,9 +73,14 @@ class CellRunner:
                 self.store.put_shard(self.cell, unit, arrays, time.perf_counter() - started)
         images = self._merge(units)
         quantize_mode = np.array(self.cell.config.quantize)
-        self.store.put_arrays(self.cell, "samples.npz", {"arr_0": coloured(images), "quantize": quantize_mode})
+        samples = {"arr_0": coloured(images), "quantize": quantize_mode}
+        classes = self.cell.model.description.classes
+        if classes:
+            samples["arr_1"] = self._labels(torch.arange(self.cell.samples)).numpy()
+        self.store.put_arrays(self.cell, "samples.npz", samples)
         seconds = sum(self.store.shard_seconds(self.cell, unit) for unit in units)
-        self.rescore({"network_calls": sum(map(self.cell.unit_cost, units)), "seconds": seconds})
+        nfe = max(int(self.store.get_shard(self.cell, unit)["nfe"]) for unit in units if unit.arm == "free")
+        self.rescore({"network_calls": sum(map(self.cell.unit_cost, units)), "seconds": seconds, "nfe": nfe})
 
     def _merge(self, units: Sequence[Unit]) -> NDArray[np.uint8]:
         """Merge the shards' records into files of the cell; return the samples [N, H, W, C]."""
@@ -107,7 +112,6 @@ class CellRunner:
         scores = list(self._scores(samples))
         facts = {
             **facts,
-            "nfe": self.cell.steps,
             "features": self.reference.key(),
             "scores": [asdict(s) for s in scores],
         }
@@ -120,13 +124,12 @@ class CellRunner:
         extractor = self.reference.extractor
         if extractor is None:
             return
-        features = FeatureSet(*extractor.extract(samples))
-        self.store.put_arrays(self.cell, "features.npz", {"pooled": features.pooled, "spatial": features.spatial})
-        if len(samples) > 1:
-            self.store.put_array(
-                self.cell, "kernel.npy", kernel_terms(features.pooled, self.reference.features().pooled)
-            )
-        yield from score(features, self.reference.features(), extractor, self.reference.name)
+        features = collect(extractor, samples, self.cell.name)
+        self.store.put_arrays(self.cell, "features.npz", {"pooled": features.pooled})
+        known = self.reference.features()
+        if len(samples) > 1 and len(known.pooled):
+            self.store.put_array(self.cell, "kernel.npy", kernel_terms(features.pooled, known.pooled))
+        yield from score(features, known, extractor, self.reference.name)
         yield from self.reference.exact_scores(len(samples))
 
     def _unit(self, unit: Unit) -> Arrays:
@@ -139,20 +142,36 @@ class CellRunner:
         for start in range(unit.start, unit.stop, size):
             yield torch.arange(start, start + size, device=self.device), min(size, unit.stop - start)
 
-    def _watch(self, steps: Iterator[Step], probes: Sequence[Probe], images: int) -> Tensor | None:
-        """Drive a walk, showing each step to the probes; return the last state."""
-        last = None
+    def _watch(self, steps: Iterator[Step], probes: Sequence[Probe], images: int) -> tuple[Tensor, int]:
+        """Drive a walk, showing each step to the probes; return the last state and the network calls an image."""
+        last, calls = torch.empty(0), 0
         for step in steps:
             for probe in probes:
                 probe.update(step)
-            last = step.x_next
+            last, calls = step.x_next, calls + 1
             self.progress(images)
-        return last
+        return last, calls
+
+    def _labels(self, samples: Tensor) -> Tensor:
+        """Draw a class label for each sample from its own stream, int64 [B], so that models of one seed share them."""
+        classes = self.cell.model.description.classes
+        assert classes is not None  # only conditional networks ask
+        return self.noise.integers(samples, Purpose.LABEL, 0, classes)
+
+    def _drawn_cond(self, samples: Tensor) -> Tensor | None:
+        return self._labels(samples) if self.cell.model.description.classes else None
+
+    def _data_cond(self, part: str, rows: Tensor) -> Tensor | None:
+        """Return the labels of real images, as :meth:`_images` returns the images."""
+        if not self.cell.model.description.classes:
+            return None
+        labels = self.reference.data.part_labels(part)
+        return labels[rows.cpu() % len(labels)].to(self.device)
 
     def _free(self, unit: Unit) -> Arrays:
         """Sample from noise, with instruments looking on."""
         probes = self._probes(paired=False)
-        parts = []
+        parts, nfe = [], 0
         for samples, valid in self._chunks(unit):
             draws = Draws(self.noise, samples)
             x = prior(self.levels[0], draws, self.shape)
@@ -164,11 +183,11 @@ class CellRunner:
                 draws,
                 clip=self.cell.config.clip,
                 correction=self.correction,
+                cond=self._drawn_cond(samples),
             )
-            x0 = self._watch(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
-            assert x0 is not None  # a walk has at least one step
+            x0, nfe = self._watch(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
             parts.append(x0[:valid].cpu())
-        return {"samples": self._pixels(torch.cat(parts)), **_named("free", probes)}
+        return {"samples": self._pixels(torch.cat(parts)), "nfe": np.array(nfe), **_named("free", probes)}
 
     def _pixels(self, x0: Tensor) -> NDArray[np.uint8]:
         if not torch.isfinite(x0).all():
@@ -184,7 +203,7 @@ class CellRunner:
             return []
         centre = self.reference.centre.float().to(self.device)
         return [
-            ScalarProbe(self.cell.steps, centre),
+            ScalarProbe(self.cell.steps, centre, self.solver.stages),
             PixelProbe(self.look.indices, self.shape, paired, self.device),
         ]
 
@@ -200,7 +219,7 @@ class CellRunner:
         errors = {"train": ErrorProbe(look.error_indices), "heldout": ErrorProbe(look.error_indices)}
         for rows, valid in self._chunks(unit):
             boundary = min(max(look.train - int(rows[0]), 0), valid)  # training images in this batch
-            x0, numbers = self._forced_images(rows, look.train)
+            x0, numbers, cond = self._forced_images(rows, look.train)
             probes: list[Probe] = []
             if boundary:
                 probes += [Selected(probe, slice(0, boundary)) for probe in arms["forced-train"]]
@@ -211,21 +230,32 @@ class CellRunner:
                 first = int(rows[0]) + boundary - look.train
                 kept = min(valid - boundary, max(look.error_heldout - first, 0))
                 probes += [Selected(errors["heldout"], slice(boundary, boundary + kept))] if kept else []
-            self._force(x0, numbers, look.indices, probes, valid)
+            self._force(x0, numbers, cond, look.indices, probes, valid)
         records = _named("forced-train", arms["forced-train"]) | _named("forced-heldout", arms["forced-heldout"])
         return records | {f"errors/{part}": probe.result() for part, probe in errors.items() if probe.seen}
 
-    def _forced_images(self, rows: Tensor, train: int) -> tuple[Tensor, Tensor]:
-        """Return images and noise numbers: image k of the training part draws as 2k, of the held-out part as 2k + 1."""
+    def _forced_images(self, rows: Tensor, train: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return images, noise numbers (training image k draws as 2k, held-out image k as 2k + 1) and labels."""
         rows = rows.clamp(max=train + self._looking().heldout - 1)  # padding repeats the last image
         held = rows >= train
         index = torch.where(held, rows - train, rows)
-        x0 = self._images("train", index)
+        x0, cond = self._images("train", index), self._data_cond("train", index)
         if held.any():
             x0[held] = self._images("heldout", index[held])
-        return x0, 2 * index + held.long()
+            labels = self._data_cond("heldout", index[held])
+            if cond is not None and labels is not None:
+                cond[held] = labels
+        return x0, 2 * index + held.long(), cond
 
-    def _force(self, x0: Tensor, numbers: Tensor, indices: Sequence[int], probes: Sequence[Probe], images: int) -> None:
+    def _force(
+        self,
+        x0: Tensor,
+        numbers: Tensor,
+        cond: Tensor | None,
+        indices: Sequence[int],
+        probes: Sequence[Probe],
+        images: int,
+    ) -> None:
         steps = teacher_forced(
             self.denoiser,
             self.levels,
@@ -234,6 +264,7 @@ class CellRunner:
             Draws(self.noise, numbers),
             clip=self.cell.config.clip,
             correction=self.correction,
+            cond=cond,
             indices=set(indices),
         )
         self._watch(steps, probes, images)
@@ -248,7 +279,8 @@ class CellRunner:
                 continue
             probe = ErrorProbe(look.error_indices)
             for rows in torch.arange(range_.start, range_.stop, device=self.device).split(self.batch):
-                self._force(self._images(part, rows), 2 * rows + offset, look.error_indices, [probe], len(rows))
+                x0, cond = self._images(part, rows), self._data_cond(part, rows)
+                self._force(x0, 2 * rows + offset, cond, look.error_indices, [probe], len(rows))
             result[f"errors/{part}"] = probe.result()
         return result
 
@@ -259,8 +291,17 @@ class CellRunner:
             x0 = self._images("train", rows)
             draws = Draws(self.noise, rows)
             x = paired(self.levels[0], draws, x0)
-            clip, correction = self.cell.config.clip, self.correction
-            steps = walk(self.denoiser, self.levels, x, self.solver, draws, clip=clip, correction=correction, x0=x0)
+            steps = walk(
+                self.denoiser,
+                self.levels,
+                x,
+                self.solver,
+                draws,
+                clip=self.cell.config.clip,
+                correction=self.correction,
+                x0=x0,
+                cond=self._data_cond("train", rows),
+            )
             self._watch(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
         return _named("paired", probes)
 

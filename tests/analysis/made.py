@@ -19,7 +19,7 @@ def cell_facts(model, sampler, steps, seed, n):
         "version": RECORD_VERSION, "model": model, "sampler": sampler, "steps": steps, "seed": seed, "samples": n,
         "spacing": "plain", "clip": True, "quantize": "round", "data": "toy",
     }  # fmt: skip
-    return {"key": short_hash(cell), "cell": cell, "files": {}, "nfe": steps}
+    return {"key": short_hash(cell), "cell": cell, "files": {}, "nfe": 2 * steps - 1 if sampler == "heun" else steps}
 
 
 def make_cell(root, model, seed=0, sampler="ddpm", steps=4, **arrays):

@@ -245,6 +245,27 @@ def test_a_score_cannot_rename_its_cell(folder):
     assert (set(table["model"]), set(table["seed"]), set(table["nfe"])) == ({"adm"}, {0}, {10})
 
 
+def test_a_cell_of_heun_has_two_calls_a_step_but_for_the_last(folder):
+    sound = folder.cell("edm", 10, sampler="heun")
+    assert load_results(folder.root).metrics()["nfe"].unique().tolist() == [19]
+    facts = json.loads((sound / "metrics.json").read_text())
+    (sound / "metrics.json").write_text(json.dumps(facts | {"nfe": 10}))
+    folder.cell("edm-es", 10, sampler="heun")
+    results = load_results(folder.root)
+    assert [record.cell["model"] for record in results.cells] == ["edm-es"]
+    assert "nfe is 10 at 10 steps of heun" in results.problems[0]
+
+
+def test_rows_of_a_correcting_call_are_left_out(folder):
+    path = folder.cell("edm", 10, sampler="heun") / "steps.csv"
+    table = pd.read_csv(path)
+    again = table[table["quantity"] == "eps_norm"].assign(stage=1, value=9e9)
+    pd.concat([table, again]).to_csv(path, index=False)
+    loaded = load_results(folder.root).cells[0].steps()
+    assert len(loaded) == len(table)
+    assert loaded["value"].max() < 9e9
+
+
 STEP_DAMAGE = {
     "n a word": ("n", "many"), "n infinite": ("n", "inf"), "std infinite": ("std", "-inf"), "no arm": ("arm", ""),
     "half a step": ("i", "1.5"), "stage a word": ("stage", "x"), "too large": ("value", "1e300"),

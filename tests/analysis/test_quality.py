@@ -23,7 +23,8 @@ def test_values_by_model_and_steps(folder):
     folder.cell("adm", 20, value=1.25)
     folder.cell("ip", 10, value=0.5)
     quality = table_of(folder)
-    assert (quality.metric, list(quality.steps), dict(quality.nfe)) == ("fd_toy", [10, 20], {10: 10, 20: 20})
+    assert (quality.metric, list(quality.steps)) == ("fd_toy", [10, 20])
+    assert dict(quality.nfe) == {("ddpm", 10): 10, ("ddpm", 20): 20}
     table = quality.table.set_index("model")
     assert (table.loc["adm", "10"], table.loc["adm", "20"], table.loc["ip", "10"]) == (1.5, 1.25, 0.5)
     assert math.isnan(table.loc["ip", "20"])
@@ -133,6 +134,15 @@ def test_caption_says_what_was_measured(folder):
         assert "N = 20 samples a seed, 1 seed" in text
     assert "paired" in both
     assert "paired" not in alone
+
+
+def test_network_calls_are_told_by_sampler_where_they_differ(folder):
+    for sampler in ("heun", "euler"):
+        for steps in (7, 11):
+            folder.cell("edm", steps, sampler=sampler)
+    quality = table_of(folder)
+    assert sorted(quality.nfe_rows()) == [["NFE", "euler", "7", "11"], ["NFE", "heun", "13", "21"]]
+    assert quality.markdown().splitlines()[-2:] == ["| NFE | euler | 7 | 11 |", "| NFE | heun | 13 | 21 |"]
 
 
 @pytest.fixture

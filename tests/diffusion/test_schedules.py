@@ -87,6 +87,50 @@ def test_unknown_schedules_are_refused(name, T, message):
         betas(name, T)
 
 
+@pytest.mark.parametrize("T", [1, 2, 500, 1000])
+@pytest.mark.parametrize("name", ["linear(0.0001,0.02)", "linear( 1e-4 , 2e-2 )"])
+def test_ends_given_are_not_rescaled(name, T):
+    assert np.array_equal(betas(name, T), np.linspace(1e-4, 0.02, T))
+
+
+def test_given_ends_of_the_published_schedule_make_it():
+    assert np.array_equal(betas("linear(0.0001,0.02)", 1000), betas("linear", 1000))
+
+
+def test_scaled_linear_is_even_in_the_square_root():
+    """Rombach et al. 2022. Two roundings of a number below 1, a root and a square: 4e-16 relative to each."""
+    variances = betas("scaled_linear(0.00085,0.012)", 1000)
+    np.testing.assert_allclose(variances[[0, -1]], [0.00085, 0.012], rtol=1e-15)
+    # Differences of neighbours are 8e-5, so a rounding of 1.4e-17 in each root is 2e-13 of them.
+    np.testing.assert_allclose(np.diff(np.sqrt(variances)), (0.012**0.5 - 0.00085**0.5) / 999, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linear()", "linear(0.1)", "linear(0.1,0.2,0.3)", "linear(0.1,0.2", "cosine(0.1,0.2)", "scaled_linear",
+        "linear(0.1,0.2)\n", "", "LINEAR",
+    ],
+)  # fmt: skip
+def test_names_of_no_schedule_are_refused(name):
+    with pytest.raises(ValueError, match=r"unknown noise schedule .* choose cosine or linear"):
+        betas(name, 10)
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear"])
+@pytest.mark.parametrize("ends", ["0,0.1", "0.1,1", "-0.1,0.2", "nan,0.1", "0.1,inf", "a,0.1", "0.1,1e400"])
+def test_ends_that_are_no_variances_are_refused(kind, ends):
+    with pytest.raises(ValueError, match=r"must be numbers above 0 and below 1$"):
+        betas(f"{kind}({ends})", 10)
+
+
+def test_a_schedule_that_leaves_no_signal_is_refused():
+    """A half a step, 200 times, is 6e-61: no float32."""
+    with pytest.raises(ValueError, match="leaves no signal after 200 steps"):
+        alpha_bars("linear(0.5,0.5)", 200)
+    assert alpha_bars("linear(0.5,0.5)", 100)[-1] == 0.5**100
+
+
 @pytest.mark.parametrize("T", [2, 10, 19, 20])
 def test_a_linear_schedule_too_short_to_keep_any_signal_is_refused(T):
     """Its last beta is 20 / T, so at T of 20 and below nothing, or less, would be left; T of 1 has beta .1."""
@@ -126,7 +170,7 @@ def test_linear_betas_rescale_with_the_length():
     np.testing.assert_allclose(betas("linear", 250)[[0, -1]], [4e-4, 0.08], rtol=1e-15)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "linear(0.001,0.01)", "scaled_linear(0.00085,0.012)"])
 @pytest.mark.parametrize("spec", ["20", "ddim20", 1, 1000])
 def test_levels_keep_the_training_alpha_bar(schedule, spec):
     walk = levels(schedule, 1000, spec)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 from bench.diffusion.schedules import alpha_bars
 from bench.diffusion.types import Prediction
@@ -57,3 +58,16 @@ def gaussian():
     # Variances from .004 to .6: digits have both constant and varying pixels.
     values = np.geomspace(0.004, 0.6, size)
     return Gaussian(rng.uniform(-0.5, 0.5, size), (vectors * values) @ vectors.T)
+
+
+@pytest.fixture(scope="session")
+def random_inception(tmp_path_factory):
+    """Save an Inception with random weights: 96 MB, in a temporary folder only."""
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theirs, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        patch.setattr(theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        network = theirs.FeatureExtractorInceptionV3("random", ["2048"])
+    torch.save(network.state_dict(), path)
+    return path

@@ -2,14 +2,9 @@ import pytest
 import torch
 
 from bench.data import load
-from bench.measure.classifier import (
-    WEIGHTS,
-    DigitsClassifier,
-    accuracy,
-    load_classifier,
-    main,
-    train_classifier,
-)
+from bench.measure.classifier import CLASSIFIERS, DigitsClassifier, accuracy, load_classifier, main, train_classifier
+
+DIGITS = CLASSIFIERS["digits"]
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +13,13 @@ def digits():
 
 
 def test_embedded_weights_are_small_and_accurate(digits):
-    assert WEIGHTS.stat().st_size < 500_000
+    assert DIGITS.weights.stat().st_size < 500_000
     assert accuracy(load_classifier(), digits, "heldout") >= 0.98
 
 
-def test_it_comes_in_evaluation_mode_and_float32():
-    network = load_classifier()
+@pytest.mark.parametrize("name", list(CLASSIFIERS))
+def test_it_comes_in_evaluation_mode_and_float32(name):
+    network = load_classifier(name)
     assert not network.training
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in network.parameters())
@@ -49,7 +45,7 @@ def test_grey_and_three_equal_channels_give_the_same_features(digits):
 
 
 def test_training_learns_and_repeats(digits):
-    first, again = (train_classifier(digits, epochs=2, seed=1, quiet=True) for _ in range(2))
+    first, again = (train_classifier(DIGITS, digits, epochs=2, seed=1, quiet=True) for _ in range(2))
     torch.manual_seed(1)
     untrained = DigitsClassifier().eval()
     # Chance is 10 %; two epochs of a working recipe pass 60 % by far.
@@ -61,6 +57,6 @@ def test_training_learns_and_repeats(digits):
 
 def test_the_command_writes_what_it_reports(tmp_path, capsys, digits):
     out = tmp_path / "new" / "weights.safetensors"
-    main(["--out", str(out), "--epochs", "1"])
+    assert main(["--out", str(out), "--epochs", "1"]) == 0
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-    assert f"held-out {accuracy(load_classifier(out), digits, 'heldout'):.4f}" in capsys.readouterr().out
+    assert f"held-out {accuracy(load_classifier('digits', out), digits, 'heldout'):.4f}" in capsys.readouterr().out

@@ -8,7 +8,8 @@ from torch.utils.data import Dataset
 from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 from bench.data import load
-from bench.measure.classifier import WEIGHTS, load_classifier
+from bench.measure import inception
+from bench.measure.classifier import CLASSIFIERS, load_classifier
 from bench.measure.features import Extractor, FeatureError, InceptionFeatures, open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
 
@@ -56,8 +57,13 @@ def test_extraction_equals_the_classifier():
     torch.testing.assert_close(torch.from_numpy(spatial), own[1])
 
 
-def test_the_digits_extractor_names_its_weights():
-    assert open_extractor("digits").weights_hash == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_an_embedded_extractor_names_its_weights(name):
+    digest = hashlib.sha256(CLASSIFIERS[name].weights.read_bytes()).hexdigest()
+    extractor = open_extractor(name)
+    assert extractor.weights_hash == digest
+    assert extractor.key == f"{name}-{digest[:16]}"
+    assert extractor.embedded
 
 
 def test_none_opens_nothing():
@@ -65,7 +71,9 @@ def test_none_opens_nothing():
 
 
 def test_unknown_features_are_refused():
-    with pytest.raises(FeatureError, match="unknown features 'vgg'; choose digits, inception, none"):
+    with pytest.raises(
+        FeatureError, match="unknown features 'vgg'; choose digits, cifar10, inception, clean-fid, none"
+    ):
         open_extractor("vgg")
 
 
@@ -81,7 +89,7 @@ def test_offline_without_weights_says_what_goes_where(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr(theirs, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     with pytest.raises(FeatureError) as caught:
@@ -92,6 +100,39 @@ def test_offline_without_weights_says_what_goes_where(tmp_path, monkeypatch):
     assert "\n" not in message
 
 
+@pytest.fixture
+def standard_place(tmp_path, monkeypatch):
+    """Return where the published weights would be downloaded to."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return tmp_path / "hub" / "checkpoints" / FILE
+
+
+def test_a_download_is_checked_before_it_takes_its_place(standard_place, tmp_path, monkeypatch):
+    source = tmp_path / "source.pth"
+    source.write_bytes(b"something else")
+    monkeypatch.setattr(inception, "URL_INCEPTION_V3", source.as_uri())
+    with pytest.raises(FeatureError, match=r"cannot be had \(invalid hash value"):
+        open_extractor("inception")
+    assert list(standard_place.parent.iterdir()) == []
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("/nonexistent-folder/never", "w"))
+
+
+@pytest.mark.parametrize("name", ["inception", "clean-fid"])
+def test_the_standard_place_holds_the_published_file_or_none(standard_place, name):
+    standard_place.parent.mkdir(parents=True)
+    torch.save({"weight": Bomb()}, standard_place)
+    with pytest.raises(
+        FeatureError, match=r"is damaged: its sha256 begins with .* and not 6726825d; remove it"
+    ) as caught:
+        open_extractor(name)
+    assert str(standard_place) in str(caught.value)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04 half a zip"])
 def test_a_damaged_weights_file_is_refused(tmp_path, content):
     path = tmp_path / "weights.pth"
@@ -99,11 +140,6 @@ def test_a_damaged_weights_file_is_refused(tmp_path, content):
     with pytest.raises(FeatureError, match="damaged or not plain tensors") as caught:
         open_extractor("inception", path)
     assert "\n" not in str(caught.value)
-
-
-class Bomb:
-    def __reduce__(self):
-        return (open, ("/nonexistent-folder/never", "w"))
 
 
 def test_a_pickle_with_code_is_refused_unexecuted(tmp_path):
@@ -124,6 +160,16 @@ def refusal(path):
 
 
 CONTENTS = [[1, 2, 3], {1: torch.zeros(3)}, {"weight": 1.0}, torch.zeros(3), {"model": {"weight": torch.zeros(3)}}]
+
+
+def test_weights_that_are_no_floats_are_refused(tmp_path):
+    torch.save({"weight": torch.zeros(3, dtype=torch.int64)}, tmp_path / "weights.pth")
+    assert "weight is torch.int64, not floating point" in refusal(tmp_path / "weights.pth")
+
+
+def test_a_tensor_that_declares_a_huge_shape_is_refused_unread(tmp_path):
+    torch.save({"Conv2d_1a_3x3.conv.weight": torch.zeros(1).expand(2**20, 2**20)}, tmp_path / "weights.pth")
+    assert "does not hold torch-fidelity's Inception" in refusal(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("content", CONTENTS)
@@ -161,6 +207,12 @@ class Elsewhere(torch.nn.Module):
         return torch.zeros(len(images), 2), torch.zeros(len(images), 3)
 
 
+@pytest.mark.parametrize(("name", "size"), [("digits", "8x8"), ("cifar10", "32x32")])
+def test_images_of_another_size_are_refused(name, size):
+    with pytest.raises(FeatureError, match=f"--features {name} reads {size} images only, not 8x9"):
+        open_extractor(name).extract(torch.zeros(2, 3, 8, 9, dtype=torch.uint8))
+
+
 def test_images_are_sent_to_the_network():
     network = Elsewhere()
     pooled, spatial = Extractor("toy", network, {}, "0").extract(load("digits").images[:5], batch=3)
@@ -184,19 +236,6 @@ def test_features_of_another_device_come_home():
 
 
 @pytest.fixture(scope="module")
-def random_inception(tmp_path_factory):
-    """Save an Inception with random weights: 96 MB, in a temporary folder only."""
-    path = tmp_path_factory.mktemp("inception") / "random.pth"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(theirs, "load_state_dict_from_url", lambda *args, **kwargs: {})
-        patch.setattr(theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        torch.manual_seed(0)
-        network = theirs.FeatureExtractorInceptionV3("random", ["2048"])
-    torch.save(network.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def pictures():
     return torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -217,12 +256,44 @@ def test_inception_features(random_inception, pictures):
     assert torch.equal(torch.from_numpy(pooled), plain(pictures)[0])
 
 
+KINDS = ("frechet", "spatial", "kid", "precision", "recall", "inception_score")
+PLAIN = ("fid", "sfid", "kid", "precision", "recall", "is")
+OTHER = ("fd", "sfd", "kid", "precision", "recall", "is")
+
+
 @pytest.mark.slow
-def test_only_published_weights_make_a_fid(random_inception):
-    metrics = open_extractor("inception", random_inception).metrics
-    assert metrics["frechet"] == "fd_inception"
-    assert metrics["spatial"] == "sfd_inception"
-    assert metrics["kid"] == "kid_inception"
+@pytest.mark.parametrize(("name", "prefix"), [("inception", ""), ("clean-fid", "clean_")])
+def test_only_published_weights_make_a_fid(random_inception, monkeypatch, name, prefix):
+    found = open_extractor(name, random_inception).metrics
+    assert dict(found) == {kind: f"{prefix}{stem}_inception" for kind, stem in zip(KINDS, OTHER, strict=True)}
+    monkeypatch.setattr(inception, "CHECKSUM", hashlib.sha256(random_inception.read_bytes()).hexdigest()[:8])
+    found = open_extractor(name, random_inception).metrics
+    assert dict(found) == {kind: f"{prefix}{stem}" for kind, stem in zip(KINDS, PLAIN, strict=True)}
+
+
+@pytest.mark.slow
+def test_logits_are_the_graphs_without_bias(random_inception, pictures):
+    extractor = open_extractor("inception", random_inception)
+    layers = ["2048", "logits_unbiased"]
+    plain = theirs.FeatureExtractorInceptionV3("plain", layers, feature_extractor_weights_path=str(random_inception))
+    pooled, logits = plain(pictures)
+    assert torch.equal(extractor.logits(pooled), logits)
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_finite_are_refused(random_inception, tmp_path):
+    state = torch.load(random_inception, weights_only=True)
+    state["fc.weight"][3, 4] = float("nan")
+    torch.save(state, tmp_path / "weights.pth")
+    assert "fc.weight holds values that are not finite" in refusal(tmp_path / "weights.pth")
+
+
+@pytest.mark.slow
+def test_the_standard_place_serves_what_has_the_published_checksum(random_inception, standard_place, monkeypatch):
+    standard_place.parent.mkdir(parents=True)
+    standard_place.symlink_to(random_inception)
+    monkeypatch.setattr(inception, "CHECKSUM", hashlib.sha256(random_inception.read_bytes()).hexdigest()[:8])
+    assert open_extractor("inception").metrics["frechet"] == "fid"
 
 
 @pytest.mark.slow

@@ -8,9 +8,12 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from bench.measure.extrapolation import frechet_infinity
 from bench.measure.features import Extractor, open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
-from bench.measure.metrics import FeatureSet, neighbour_ratio, score
+from bench.measure.inception_score import inception_score
+from bench.measure.metrics import FeatureSet, collect, neighbour_ratio, score
+from bench.measure.statistics import FeatureMoments, ReferenceStatistics
 
-METRICS = {name: f"{name}_x" for name in ("frechet", "spatial", "kid", "precision", "recall")}
+KINDS = ("frechet", "spatial", "kid", "precision", "recall", "inception_score")
+METRICS = {name: f"{name}_x" for name in KINDS}
 SMALL = {"frechet_x_inf": "needs 20 images"}  # four a feature
 EXTRACTOR = Extractor("toy", torch.nn.Identity(), METRICS, "0")
 
@@ -21,8 +24,20 @@ def feature_set(count, seed, pooled=5, spatial=7, centre=0.0, spread=1.0):
     return FeatureSet(*parts)
 
 
-def scores(samples, reference):
-    return {found.metric: found for found in score(samples, reference, EXTRACTOR, "toy (3)")}
+def moments(rows):
+    mean, cov = feature_moments(rows) if len(rows) > 1 else (rows[0], np.zeros((rows.shape[1],) * 2))
+    return FeatureMoments(mean, cov, len(rows))
+
+
+def statistics(features):
+    """Return what a reference of these features is."""
+    pooled, spatial = moments(features.pooled), moments(features.spatial)
+    return ReferenceStatistics("toy (3)", "toy-0", pooled, spatial, features.pooled, "toy (3)")
+
+
+def scores(samples, reference, extractor=EXTRACTOR):
+    known = reference if isinstance(reference, ReferenceStatistics) else statistics(reference)
+    return {found.metric: found for found in score(samples, known, extractor, "toy (3)")}
 
 
 def test_rows_say_metric_number_and_reference():
@@ -91,14 +106,62 @@ def test_identical_sets_score_perfectly():
     assert found["frechet_x"].value == pytest.approx(0, abs=1e-10)
 
 
-def test_the_digits_names():
-    assert dict(open_extractor("digits").metrics) == {
-        "frechet": "fd_digits",
-        "spatial": "sfd_digits",
-        "kid": "kid_digits",
-        "precision": "precision_digits",
-        "recall": "recall_digits",
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_the_embedded_names(name):
+    names = {"frechet": "fd", "spatial": "sfd", "inception_score": "is"} | {
+        kind: kind for kind in ("kid", "precision", "recall")
     }
+    assert dict(open_extractor(name).metrics) == {kind: f"{stem}_{name}" for kind, stem in names.items()}
+
+
+def test_the_spatial_side_may_be_given_by_its_moments():
+    a, b = feature_set(40, 0), feature_set(50, 1)
+    only = dataclasses.replace(a, spatial=moments(a.spatial))
+    assert scores(only, b) == scores(a, b)
+
+
+def test_statistics_alone_leave_what_compares_images_empty():
+    a, b = feature_set(40, 0), statistics(feature_set(50, 1))
+    bare = dataclasses.replace(b, spatial=None, pooled=np.empty((0, 5), np.float32))
+    found, whole = scores(a, bare), scores(a, b)
+    empty = {"spatial_x", "kid_x", "precision_x", "recall_x"}
+    assert {name for name, row in found.items() if row.value is None} == empty
+    assert "mu_s" in found["spatial_x"].reason
+    assert "only statistics" in found["kid_x"].reason
+    assert found["frechet_x"] == whole["frechet_x"]
+
+
+def test_a_reference_of_unknown_size_is_taken_at_its_word():
+    b = statistics(feature_set(50, 1))
+    unknown = dataclasses.replace(b, moments=dataclasses.replace(b.moments, n=None))
+    assert scores(feature_set(40, 0), unknown) == scores(feature_set(40, 0), b)
+
+
+def test_what_compares_images_says_with_which():
+    b = dataclasses.replace(statistics(feature_set(50, 1)), pooled_name="some of them")
+    noted = dataclasses.replace(EXTRACTOR, note="resized")
+    names = {name: row.reference for name, row in scores(feature_set(40, 0), b, noted).items()}
+    assert {names[f"{kind}_x"] for kind in ("kid", "precision", "recall")} == {"some of them; resized"}
+    assert names["frechet_x"] == names["spatial_x"] == "toy (3); resized"
+
+
+def test_the_inception_score_needs_classes_and_no_reference():
+    head = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    extractor = dataclasses.replace(EXTRACTOR, logits=lambda pooled: pooled @ head)
+    a = feature_set(40, 0)
+    row = scores(a, feature_set(50, 1), extractor)["inception_score_x"]
+    assert (row.reference, row.n, row.value) == ("none", 40, inception_score(a.pooled, extractor.logits))
+    alone = scores(feature_set(1, 0), feature_set(50, 1), extractor)["inception_score_x"]
+    assert (alone.value, alone.reason) == (None, "needs 2 images")
+
+
+def test_collecting_keeps_pooled_features_and_spatial_moments():
+    pictures, extractor = images(300, 0), open_extractor("digits")
+    pooled, spatial = extractor.extract(pictures, batch=7)
+    found = collect(extractor, pictures, "pictures", batch=7)
+    np.testing.assert_array_equal(found.pooled, pooled)
+    np.testing.assert_array_equal(found.spatial.mean, feature_moments(spatial)[0])
+    assert found.spatial.n == 300
 
 
 def images(count, seed):

@@ -181,7 +181,9 @@ def test_published_pickles_load(tmp_path, adm_16px, published_weights, zipped):
 def test_a_pickle_of_another_architecture_is_refused(tmp_path, adm_16px, published_weights):
     path = tmp_path / "model.pt"
     torch.save(published_weights(adm_16px["shapes"]), path)
-    assert "architecture" in refusal(load_network, path, DESCRIPTION)
+    message = refusal(load_network, path, DESCRIPTION)
+    assert "is of another architecture: the checkpoint has '" in message
+    assert "no preset fits it" in message
 
 
 def test_a_pickle_of_weights_that_are_not_finite_is_refused(tmp_path, adm_16px, published_weights):

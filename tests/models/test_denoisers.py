@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.diffusion.types import Level
-from bench.models.denoisers import EpsDenoiser
+from bench.models.denoisers import EpsDenoiser, VDenoiser, X0Denoiser, make_denoiser
 from bench.models.networks import adm_unet
 from bench.models.recipes import DIGITS_NETWORK
 
@@ -41,6 +41,55 @@ def test_x0_is_consistent_with_eps():
     x = torch.randn(5, 3, 2, 2)
     pred = EpsDenoiser(Network(1))(x, LEVEL)
     torch.testing.assert_close(LEVEL.alpha * pred.x0 + LEVEL.sigma * pred.eps, x, rtol=0, atol=3e-6)
+
+
+class Oracle:
+    """Says eps, v or x0 of one known state, and a variance fraction if asked."""
+
+    def __init__(self, prediction, x0, eps, fraction=None):
+        said = {"eps": eps, "v": LEVEL.alpha * eps - LEVEL.sigma * x0, "x0": x0}[prediction]
+        self.output = said if fraction is None else torch.cat([said, fraction], dim=1)
+
+    def __call__(self, x, t, cond):
+        return SimpleNamespace(sample=self.output)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_every_prediction_gives_eps_and_x0(prediction, learned):
+    """Float32 at alpha = .6, sigma = .8, numbers below 10 divided by no less than .6: six roundings of 6e-7 each."""
+    x0, eps, fraction = torch.randn(3, 5, 3, 2, 2).clamp(-3, 3)
+    x = LEVEL.alpha * x0 + LEVEL.sigma * eps
+    network = Oracle(prediction, x0, eps, fraction if learned else None)
+    pred = make_denoiser(network, prediction)(x, LEVEL)
+    torch.testing.assert_close(pred.eps, eps, rtol=0, atol=4e-6)
+    torch.testing.assert_close(pred.x0, x0, rtol=0, atol=4e-6)
+    if learned:
+        assert torch.equal(pred.variance_fraction, fraction)
+    else:
+        assert pred.variance_fraction is None
+
+
+@pytest.mark.parametrize(("prediction", "kind"), [("eps", EpsDenoiser), ("v", VDenoiser), ("x0", X0Denoiser)])
+def test_denoisers_by_name(prediction, kind):
+    network = Network(1)
+    denoiser = make_denoiser(network, prediction)
+    assert type(denoiser) is kind
+    assert denoiser.network is network
+
+
+def test_an_unknown_prediction_is_refused():
+    with pytest.raises(ValueError, match="unknown prediction 'score'; choose eps, v, x0"):
+        make_denoiser(Network(1), "score")
+
+
+def test_what_is_said_of_x0_and_v_is_used_as_it_is():
+    """x0 of an x0 network is its very output; v at the noisiest end of a schedule needs no division by alpha."""
+    x, level = torch.randn(5, 3, 2, 2), Level(999, 1e-30, 1.0)
+    assert torch.equal(X0Denoiser(Network(1))(x, level).x0, x)
+    pred = VDenoiser(Network(1))(x, level)
+    assert torch.equal(pred.x0, 1e-30 * x - x)
+    assert torch.isfinite(pred.eps).all()
 
 
 def test_the_network_is_asked_at_the_training_index_of_every_image():

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from bench.models.networks import CheckpointError, adm_unet, guided_keys, load_guided_diffusion
+from bench.models.guided_keys import guided_keys
+from bench.models.networks import CheckpointError, adm_unet, load_guided_diffusion
 
 SMALL = {"image_size": 8, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 1), "in_channels": 1}
 VARIANTS = [
@@ -77,7 +82,7 @@ def test_half_precision_weights_load_as_float32(adm_16px, published_weights):
     network = adm_unet(adm_16px["config"])
     load_guided_diffusion(network, half)
     assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
-    renamed = guided_keys(half, adm_16px["config"])
+    renamed = guided_keys(half, network.config["guided_diffusion"])
     assert all(torch.equal(tensor, renamed[key].float()) for key, tensor in network.state_dict().items())
 
 
@@ -161,14 +166,17 @@ ATTENTION = "middle_block.1.qkv.weight"
 DAMAGES = {
     "missing": (lambda state: state.pop("out.2.bias"), "lacks 'out.2.bias'"),
     "missing attention": (lambda state: state.pop(ATTENTION), f"lacks '{ATTENTION}'"),
-    "missing skip": (lambda state: pop_skip(state), "conv_shortcut"),
-    "left over": (lambda state: state.update(extra=torch.zeros(1)), "keys this network lacks, e.g. 'extra'"),
-    "another shape": (lambda state: state.update({"out.2.bias": torch.zeros(5)}), "has shape (5,)"),
-    "another rank": (lambda state: state.update({"out.2.weight": torch.zeros(6)}), "has shape (6,)"),
-    "attention shape": (lambda state: state.update({ATTENTION: torch.zeros(7, 64, 1)}), "another shape"),
-    "attention rank": (lambda state: state.update({ATTENTION: torch.zeros(192)}), "has shape (64,)"),
-    "attention scalar": (lambda state: state.update({ATTENTION: torch.zeros(())}), "another shape"),
-    "projection shape": (lambda state: state.update({"middle_block.1.proj_out.bias": torch.zeros(3)}), "another shape"),
+    "missing skip": (lambda state: pop_skip(state), "lacks 'input_blocks.3.0.skip_connection.weight', 'input_blocks"),
+    "left over": (lambda state: state.update(extra=torch.zeros(1)), "has 'extra' which it should not"),
+    "another shape": (lambda state: state.update({"out.2.bias": torch.zeros(5)}), "'out.2.bias' is (5) and not (6)"),
+    "another rank": (lambda state: state.update({"out.2.weight": torch.zeros(6)}), "is (6) and not (6, 32, 3, 3)"),
+    "attention shape": (lambda state: state.update({ATTENTION: torch.zeros(7, 64, 1)}), "is (7, 64, 1) and not (192"),
+    "attention rank": (lambda state: state.update({ATTENTION: torch.zeros(192)}), "is (192) and not (192, 64, 1)"),
+    "attention scalar": (lambda state: state.update({ATTENTION: torch.zeros(())}), "is () and not (192, 64, 1)"),
+    "projection shape": (
+        lambda state: state.update({"middle_block.1.proj_out.bias": torch.zeros(3)}),
+        "'middle_block.1.proj_out.bias' is (3) and not (64)",
+    ),
 }
 
 
@@ -190,6 +198,26 @@ def test_damaged_checkpoints_are_refused(adm_16px, published_weights, damage, ne
     assert "\n" not in str(caught.value)
 
 
+def test_missing_and_unwanted_labels_are_refused_in_words():
+    """Whether a label is in range is seen where labels are drawn; looking here would wait for the device."""
+    x, t = torch.zeros(2, 1, 8, 8), torch.zeros(2)
+    with pytest.raises(ValueError, match="class_labels should be provided"):
+        adm_unet({**SMALL, "num_classes": 3})(x, t)
+    with pytest.raises(ValueError, match="class conditioning"):
+        adm_unet(SMALL)(x, t, torch.tensor([0, 1]))
+
+
+def test_labels_matter(variants, published_weights):
+    """Another label is another function, and each image has its own."""
+    variant = variants["class-conditional"]
+    x = np.repeat(np.random.RandomState(0).standard_normal((1, 3, 8, 8)).astype(np.float32), 2, axis=0)
+    weights = published_weights(variant["shapes"])
+    got = run(variant["config"], weights, x, [500.0, 500.0], torch.tensor([1, 2]))
+    swapped = run(variant["config"], weights, x, [500.0, 500.0], torch.tensor([2, 1]))
+    assert relative_error(got[1], got[0]) > 100 * TOLERANCE
+    assert relative_error(swapped[::-1], got) < TOLERANCE
+
+
 @pytest.mark.parametrize(
     "change",
     [{"channel_mult": (1, 1)}, {"attention_resolutions": (1,)}, {"use_scale_shift_norm": False}, {"num_res_blocks": 2}],
@@ -197,6 +225,20 @@ def test_damaged_checkpoints_are_refused(adm_16px, published_weights, damage, ne
 def test_a_checkpoint_of_another_architecture_is_refused(adm_16px, published_weights, change):
     with pytest.raises(CheckpointError):
         load_guided_diffusion(adm_unet({**adm_16px["config"], **change}), published_weights(adm_16px["shapes"]))
+
+
+@pytest.mark.slow  # a process that imports everything anew
+def test_networks_without_weights_leave_the_libraries_whole():
+    """A module imported where tensors are on meta would keep tables without numbers; a fresh process imports anew."""
+    script = """
+import sys, torch
+from bench.models.networks import adm_unet, without_weights
+network = without_weights(lambda: adm_unet({"model_channels": 32, "num_res_blocks": 1}))
+assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}
+tables = [value for module in list(sys.modules.values()) for value in list(vars(module).values())]
+assert not [table for table in tables if type(table) is torch.Tensor and table.device.type == "meta"]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def test_a_refused_checkpoint_leaves_the_network(adm_16px, published_weights):

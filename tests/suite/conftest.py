@@ -17,7 +17,7 @@ from bench.suite.config import SamplerConfig
 from bench.suite.extras import Bench
 from bench.suite.plan import IN_CELLS, Cell
 from bench.suite.reference import Reference
-from bench.suite.registry import Model
+from bench.suite.model import Model
 
 NETWORK = {
     "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 2, "num_res_blocks": 1,

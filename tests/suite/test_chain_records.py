@@ -19,7 +19,8 @@ from bench.models.oracles import GaussianOracle
 from bench.suite.baselines import ChainBaselines
 from bench.suite.chains import METHODS, chain_lengths, plan_chains
 from bench.suite.config import ConfigError
-from bench.suite.registry import Model, Scaling
+from bench.suite.model import Model
+from bench.suite.scaling import Scaling
 from bench.suite.runner import RunError
 
 SIGMAS = 5  # standard errors allowed

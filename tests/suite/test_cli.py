@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import run_bench
-from bench.suite import cli, plan, reference, registry, runner
+from bench.suite import cli, plan, reference, registry, runner, scaling
 from bench.suite import run as whole_run
 from bench.suite.config import ConfigError
 from bench.suite.request import device_of
@@ -26,6 +26,7 @@ SCORES = [
     "kid_digits",
     "precision_digits",
     "recall_digits",
+    "is_digits",
     "fd_digits_exact",
     "fd_digits_exact_sd",
 ]
@@ -44,13 +45,13 @@ def no_network(monkeypatch):
     """Make any network call fail."""
 
     class Refusing:
-        def __init__(self, network):
+        def __init__(self, network, description, device):
             pass
 
         def __call__(self, x, level, cond=None):
             raise AssertionError("a complete run must not call the network")
 
-    monkeypatch.setattr(whole_run, "EpsDenoiser", Refusing)
+    monkeypatch.setattr(whole_run, "denoiser_of", Refusing)
 
 
 class Interrupting:
@@ -58,10 +59,10 @@ class Interrupting:
 
     def __init__(self, calls):
         self.left, self.made = calls, 0
-        self.real = whole_run.EpsDenoiser
+        self.real = whole_run.denoiser_of
 
-    def __call__(self, network):
-        denoiser = self.real(network)
+    def __call__(self, network, description, device):
+        denoiser = self.real(network, description, device)
 
         def call(x, level, cond=None):
             if self.left == 0:
@@ -123,7 +124,6 @@ def test_array_files(finished):
     assert (kernel.shape, kernel.dtype) == ((70, 2), np.float64)
     with np.load(cell / "features.npz") as features:
         assert features["pooled"].shape == (70, 64)
-        assert features["spatial"].shape == (70, 112)
     with np.load(cell / "errors.npz") as errors:
         assert errors["errors"].shape == (3, 100, 1, 8, 8)
         assert (errors["part"] == "train").sum() == 50
@@ -245,7 +245,7 @@ def test_a_cell_that_lost_a_file_is_made_anew(tmp_path, command, finished, monke
     shutil.copytree(finished, out)
     (out / "cells" / "adm-ddpm-2-seed0" / name).unlink()
     assert command(*SHORT, "--samples", "70", "--out", out, "--dry-run").out.count("  done") == 1
-    monkeypatch.setattr(whole_run, "EpsDenoiser", counting)
+    monkeypatch.setattr(whole_run, "denoiser_of", counting)
     assert command(*SHORT, "--samples", "70", "--out", out).code == 0
     assert counting.made > 0
     np.testing.assert_array_equal(*(samples_of(run, "adm-ddpm-2-seed0") for run in (out, finished)))
@@ -266,17 +266,17 @@ def test_an_interrupted_run_goes_on_to_the_same_images(tmp_path, command, monkey
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     complete = Interrupting(-1)
     with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "EpsDenoiser", complete)
+        patch.setattr(whole_run, "denoiser_of", complete)
         assert command(*args, "--out", undisturbed).code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "EpsDenoiser", Interrupting(complete.made // 2))
+        patch.setattr(whole_run, "denoiser_of", Interrupting(complete.made // 2))
         outcome = command(*args, "--out", out)
     assert outcome.code == 130
     assert len(outcome.err.splitlines()) == 1
     assert json.loads((out / "run.json").read_text())["end"] is None
     with monkeypatch.context() as patch:
         rest = Interrupting(-1)
-        patch.setattr(whole_run, "EpsDenoiser", rest)
+        patch.setattr(whole_run, "denoiser_of", rest)
         assert command(*args, "--out", out).code == 0
     # No more than one unit (8 images, 3 steps or 20 error levels) is made again.
     assert rest.made <= complete.made - complete.made // 2 + 20
@@ -289,7 +289,7 @@ def test_an_interrupted_run_goes_on_to_the_same_images(tmp_path, command, monkey
 def test_a_resumed_run_keeps_its_first_start(tmp_path, command, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "EpsDenoiser", Interrupting(1))
+        patch.setattr(whole_run, "denoiser_of", Interrupting(1))
         assert command(*SHORT, "--out", out).code == 130
     record = json.loads((out / "run.json").read_text())
     record["start"] = "2001-02-03T04:05:06+00:00"
@@ -314,7 +314,7 @@ def test_the_progress_of_a_resumed_run_starts_where_it_stopped(tmp_path, command
     out, bars, real = tmp_path / "out", [], whole_run.tqdm
     args = (*ADM, "--steps", "3", "--samples", "16", "--batch-size", "8", "--no-probes", "--out", out)
     with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "EpsDenoiser", Interrupting(4))  # in the second unit of three calls
+        patch.setattr(whole_run, "denoiser_of", Interrupting(4))  # in the second unit of three calls
         assert command(*args).code == 130
     monkeypatch.setattr(whole_run, "tqdm", lambda **kwargs: bars.append(kwargs) or real(**kwargs))
     assert command(*args).code == 0
@@ -325,7 +325,7 @@ def test_a_longer_run_keeps_the_cells_it_has(finished, tmp_path, command, monkey
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     counting = Interrupting(-1)
-    monkeypatch.setattr(whole_run, "EpsDenoiser", counting)
+    monkeypatch.setattr(whole_run, "denoiser_of", counting)
     assert command(*ADM, "--steps", "1,2,3", "--samples", "70", "--out", out).code == 0
     assert counting.made > 0
     assert len(list((out / "cells").iterdir())) == 3
@@ -451,11 +451,12 @@ def test_models_that_disagree_on_the_variance_need_one_for_all(tmp_path, save_ti
     assert command(*args, "--sampler", "ddim", "--dry-run").code == 0  # no variance there
 
 
-def test_class_conditional_models_are_refused(tmp_path, save_tiny, command):
-    weights, out = save_tiny(num_classes=10), tmp_path / "out"
-    outcome = command("--models", f"mine={weights}", "--steps", "2", "--samples", "3", "--out", out)
-    one_line_error(outcome, "model 'mine' is class-conditional", "use another model")
+def test_class_labels_must_be_the_datasets(tmp_path, save_tiny, command):
+    weights, out = save_tiny(num_classes=7), tmp_path / "out"
+    args = ("--models", f"mine={weights}", "--steps", "2", "--samples", "3", "--features", "none", "--out", out)
+    one_line_error(command(*args), "takes 7 class labels, dataset 'digits' has 10", "--no-probes")
     assert not out.exists()
+    assert command(*args, "--no-probes", "--quiet").code == 0
 
 
 def test_a_file_that_describes_itself_needs_no_config(tmp_path, tiny_weights, command):
@@ -471,7 +472,7 @@ def test_a_file_that_describes_itself_needs_no_config(tmp_path, tiny_weights, co
 def test_scaling_without_tuned_constants_is_refused(tmp_path, tiny_weights, command, monkeypatch, model):
     empty = tmp_path / "scaling.toml"
     empty.write_text("" if "=" not in model else (TUNED.format("ddpm") + TUNED.format("ddim")))
-    monkeypatch.setattr(registry, "_CONSTANTS", empty)
+    monkeypatch.setattr(scaling, "_CONSTANTS", empty)
     out, model = tmp_path / "out", model.format(tiny=tiny_weights)
     args = ("--models", model, "--steps", "5", "--samples", "3", "--out", out)
     for flags in ((), ("--sampler", "ddim"), ("--eps-slope", "0.001")):
@@ -488,7 +489,7 @@ TUNED = "[digits.adm-es.{0}]\nsteps = [10]\nb = [1.03]\nspan = [0.0]\n"
 def test_constants_are_tuned_for_one_sampler(tmp_path, command, monkeypatch):
     constants = tmp_path / "scaling.toml"
     constants.write_text(TUNED.format("ddpm"))
-    monkeypatch.setattr(registry, "_CONSTANTS", constants)
+    monkeypatch.setattr(scaling, "_CONSTANTS", constants)
     args = ("--models", "adm-es", "--steps", "5", "--samples", "3", "--out", tmp_path / "out", "--dry-run")
     assert "eps / (1.03 + 0 i)" in command(*args).out
     one_line_error(command(*args, "--sampler", "ddim"), "no scaling constants were tuned for 'adm-es'")
@@ -547,7 +548,8 @@ def test_list_models(command, toml):
     assert outcome.code == 0
     names = [line.split()[0] for line in outcome.out.splitlines()]
     assert names == [
-        "adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "adm-es", "adm-es-linear", "ddpm-y-es", "tiny",
+        "adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "adm-es", "adm-es-linear", "ddpm-y-es", "edm", "edm-es",
+        "tiny",
     ]  # fmt: skip
 
 
@@ -720,14 +722,14 @@ def test_values_that_become_not_finite(tmp_path, command, tiny_weights):
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
 def test_out_of_memory_is_one_line(tmp_path, command, monkeypatch, error):
     class Exhausted:
-        def __init__(self, network):
+        def __init__(self, network, description, device):
             pass
 
         def __call__(self, x, level, cond=None):
             raise error("tried to allocate 80 GiB\nover\nmany lines")
 
     with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "EpsDenoiser", Exhausted)
+        patch.setattr(whole_run, "denoiser_of", Exhausted)
         outcome = command(*SHORT, "--out", tmp_path / "out")
     one_line_error(outcome, "out of memory; use a smaller --batch-size, then the same command goes on")
     assert command(*SHORT, "--batch-size", "4", "--out", tmp_path / "out").code == 0
@@ -775,7 +777,7 @@ def test_a_damaged_shard_is_named(tmp_path, command, monkeypatch):
     monkeypatch.setattr(plan, "SHARD", 8)
     out, args = tmp_path / "out", (*SHORT, "--batch-size", "8")
     with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "EpsDenoiser", Interrupting(5))
+        patch.setattr(whole_run, "denoiser_of", Interrupting(5))
         assert command(*args, "--out", out).code == 130
     (shard,) = (out / "cells" / "adm-ddpm-2-seed0").glob("shard-free-00000000-*")
     (shard / "arrays.npz").write_bytes(b"half")

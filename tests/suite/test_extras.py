@@ -38,10 +38,10 @@ class Counting:
     """Stand in for the denoiser class and count the rows it is asked, padding included."""
 
     def __init__(self, stop_after=None):
-        self.rows, self.calls, self.stop_after, self.real = 0, 0, stop_after, whole_run.EpsDenoiser
+        self.rows, self.calls, self.stop_after, self.real = 0, 0, stop_after, whole_run.denoiser_of
 
-    def __call__(self, network):
-        denoiser = self.real(network)
+    def __call__(self, network, description, device):
+        denoiser = self.real(network, description, device)
 
         def call(x, level, cond=None):
             if self.calls == self.stop_after:
@@ -62,7 +62,7 @@ def test_everything_is_measured_counted_resumed_and_not_repeated(everything, com
     assert planned.code == 0
     assert not out.exists()
     with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "EpsDenoiser", counting)
+        patch.setattr(whole_run, "denoiser_of", counting)
         outcome = command(*everything, "--measure", "all")
     assert outcome.code == 0, outcome.err
     # Every unit, chain and response is one batch, so that no row is padding.
@@ -80,7 +80,7 @@ def test_everything_is_measured_counted_resumed_and_not_repeated(everything, com
     assert total_of(done) == total
     # A second time nothing is computed, and nothing printed.
     before, none = files(out), Counting(stop_after=0)
-    monkeypatch.setattr(whole_run, "EpsDenoiser", none)
+    monkeypatch.setattr(whole_run, "denoiser_of", none)
     again = command(*everything, "--measure", "all")
     assert (again.code, again.out, none.calls) == (0, "", 0)
     assert files(out) == before
@@ -90,14 +90,14 @@ def test_an_interrupted_run_goes_on_to_the_same_records(everything, command, tmp
     args = [*everything[:-1], tmp_path / "whole", *ONE_SEED, "--measure", "chains,response", "--quiet"]
     counting = Counting()
     with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "EpsDenoiser", counting)
+        patch.setattr(whole_run, "denoiser_of", counting)
         assert command(*args).code == 0
     whole = {path.relative_to(tmp_path / "whole"): data for path, data in files(tmp_path / "whole").items()}
     args[args.index(tmp_path / "whole")] = tmp_path / "out"
     rest = Counting()
     for stand_in, code in ((Counting(stop_after=counting.calls // 2), 130), (rest, 0)):
         with monkeypatch.context() as patch:
-            patch.setattr(whole_run, "EpsDenoiser", stand_in)
+            patch.setattr(whole_run, "denoiser_of", stand_in)
             outcome = command(*args)
         assert (outcome.code, outcome.out) == (code, "")
     # No more than one chain (8 calls) is made again.

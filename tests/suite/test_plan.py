@@ -8,7 +8,8 @@ from bench.diffusion.corrections import EpsilonScaling
 from bench.diffusion.samplers import DDIM, Ancestral
 from bench.suite.config import ConfigError, SamplerConfig
 from bench.suite.plan import IN_CELLS, SHARD, Unit, plan_cells
-from bench.suite.registry import Scaling, load_registry
+from bench.suite.registry import load_registry
+from bench.suite.scaling import Scaling
 
 DIGITS = (1442, 355)  # training and held-out images
 

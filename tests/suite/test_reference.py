@@ -9,6 +9,7 @@ from bench.diffusion.schedules import alpha_bars
 from bench.measure.features import open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
 from bench.measure.recursion import LinearGaussian
+from bench.measure.statistics import FeatureMoments, ReferenceStatistics
 from bench.measure.steps import gaussian_rows
 from bench.suite import reference as suite_reference
 from bench.suite.reference import Reference
@@ -79,13 +80,62 @@ def test_the_key_names_extractor_weights_and_the_set_of_scores(small_data, monke
     assert Reference(small_data, extractor).key() == f"digits-{extractor.weights_hash[:16]}-scores7"
 
 
+def test_imported_statistics_are_part_of_the_key(small_data):
+    first, again = (Reference(small_data, open_extractor("digits"), imported()).key() for _ in range(2))
+    assert first == again != Reference(small_data, open_extractor("digits")).key()
+    shifted = replace(imported(), moments=replace(imported().moments, mean=np.ones(64)))
+    assert Reference(small_data, open_extractor("digits"), shifted).key() != first
+
+
 def test_features_are_those_of_the_training_part():
     data, extractor = load("digits"), open_extractor("digits")
     features = Reference(data, extractor).features()
     pooled, spatial = extractor.extract(data.part("train"))
     np.testing.assert_array_equal(features.pooled, pooled)
-    np.testing.assert_array_equal(features.spatial, spatial)
-    assert len(pooled) == pytest.approx(0.8 * len(data.images), abs=10)
+    for moments, rows in ((features.moments, pooled), (features.spatial, spatial)):
+        np.testing.assert_array_equal(moments.mean, feature_moments(rows)[0])
+        np.testing.assert_array_equal(moments.cov, feature_moments(rows)[1])
+    assert features.n == len(pooled) == pytest.approx(0.8 * len(data.images), abs=10)
+    assert features.name == features.pooled_name == "digits-train (1442)"
+
+
+def imported(pooled=0):
+    rows = np.random.default_rng(0).normal(size=(pooled, 64)).astype(np.float32)
+    return ReferenceStatistics("file.npz", "", FeatureMoments(np.zeros(64), np.eye(64), None), None, rows, "theirs")
+
+
+def test_imported_statistics_stand_in_for_the_training_parts():
+    data, extractor = load("digits"), open_extractor("digits")
+    reference = Reference(data, extractor, imported())
+    features = reference.features()
+    assert reference.name == features.name == "file.npz"
+    np.testing.assert_array_equal(features.moments.cov, np.eye(64))
+    # Images to compare one by one are the data's own still.
+    np.testing.assert_array_equal(features.pooled, extractor.extract(data.part("train"))[0])
+    assert features.pooled_name == "digits-train (1442)"
+    exact = reference.exact_scores(300)[0]
+    assert exact.reference == "file.npz"
+    assert exact.value > Reference(data, extractor).exact_scores(300)[0].value
+
+
+def test_imported_features_are_kept_and_are_no_draws_of_the_data():
+    reference = Reference(load("digits"), open_extractor("digits"), imported(pooled=20))
+    assert (len(reference.features().pooled), reference.features().pooled_name) == (20, "theirs")
+    mean, spread = reference.exact_scores(300)
+    assert (mean.value, spread.value) == (None, None)
+    assert mean.reason == "needs the features of all 1442 training images, of which 20 are kept"
+
+
+def test_pixels_measured_in_blocks_are_those_measured_at_once(small_data, monkeypatch):
+    whole = Reference(small_data, None)
+    monkeypatch.setattr(suite_reference, "_BLOCK", 41)  # of 42: a block of a single image too
+    parts = Reference(small_data, None)
+    # Float64 means of values of order 1.
+    for name in ("spectrum", "haar"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12)
+    np.testing.assert_allclose(parts.statistics.mean, whole.statistics.mean, atol=1e-14)
+    np.testing.assert_allclose(parts.statistics.variance, whole.statistics.variance, rtol=1e-12)
+    np.testing.assert_array_equal(parts.centre, parts.statistics.mean)
 
 
 def test_exact_samples_are_independent_draws_of_the_data():

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from bench.models.networks import CheckpointError
-from bench.suite import registry
+from bench.suite import scaling
 from bench.suite.config import ConfigError
-from bench.suite.registry import EMBEDDED, WEIGHTS, Scaling, load_registry
+from bench.suite.registry import EMBEDDED, WEIGHTS, load_registry
+from bench.suite.scaling import Scaling
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def constants(tmp_path, monkeypatch):
     def write(text):
         path = tmp_path / "scaling.toml"
         path.write_text(text)
-        monkeypatch.setattr(registry, "_CONSTANTS", path)
+        monkeypatch.setattr(scaling, "_CONSTANTS", path)
 
     return write
 
@@ -79,7 +80,9 @@ def test_three_knots_use_the_right_segment():
 
 
 def test_the_embedded_family_is_known():
-    assert set(EMBEDDED) == {"adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "adm-es", "adm-es-linear", "ddpm-y-es"}
+    assert set(EMBEDDED) == {
+        "adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "adm-es", "adm-es-linear", "ddpm-y-es", "edm", "edm-es"
+    }  # fmt: skip
     assert load_registry(None, "digits").names() == list(EMBEDDED)
 
 
@@ -172,7 +175,7 @@ def test_a_file_that_describes_itself_is_not_described_again(tmp_path, key):
 def test_an_embedded_dataset_is_not_replaced(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text('[datasets.digits]\npath = "x.npz"\n')
-    with pytest.raises(ConfigError, match="name of an embedded dataset"):
+    with pytest.raises(ConfigError, match="name of the embedded dataset"):
         load_registry(path, "digits")
 
 
@@ -281,7 +284,7 @@ def test_bad_configuration_files(from_toml, text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "needs 'weights' or 'base'"),
+        ("", "needs 'weights', 'adapter' or 'base'"),
         ("base = 'm'", "based on itself .m -> m"),
         ("base = 'other'\n[models.other]\nbase = 'm'", "m -> other -> m"),
         ("base = 'admm'", "unknown model 'admm'; did you mean 'adm'"),

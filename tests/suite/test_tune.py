@@ -8,7 +8,8 @@ from bench.diffusion.corrections import EpsilonScaling
 from bench.diffusion.samplers import DDIM
 from bench.suite import tune
 from bench.suite.config import RESERVED_SEEDS
-from bench.suite.registry import Scaling, load_registry
+from bench.suite.registry import load_registry
+from bench.suite.scaling import Scaling
 from bench.suite.tune import Sweep, main, vertex
 
 GRID = (0.9, 1.0, 1.1, 1.2)

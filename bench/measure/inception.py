@@ -1,0 +1,221 @@
+"""Inception as the published evaluators use it: torch-fidelity's network, a spatial layer, two ways of resizing.
+
+The weights are torch-fidelity's conversion of the 2015 TensorFlow graph. Nothing is unpickled before it is known to
+hold plain tensors only, and what comes from the standard place is checked against the published checksum first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from cleanfid.resize import build_resizer
+from torch import Tensor
+from torch_fidelity import register_feature_extractor
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+from bench.measure.errors import FeatureError
+
+__all__ = [
+    "CHECKSUM",
+    "CleanInceptionFeatures",
+    "InceptionFeatures",
+    "inception_weights",
+    "is_published",
+    "open_network",
+]
+
+_FILE = URL_INCEPTION_V3.rsplit("/", 1)[-1]
+CHECKSUM = _FILE.removesuffix(".pth").rsplit("-", 1)[-1]  # first digits of its sha256
+_FLAG = "--inception-weights"
+_FLOATS = torch.float32
+
+
+class InceptionFeatures(FeatureExtractorInceptionV3):  # type: ignore[misc]  # torch-fidelity is not annotated
+    """torch-fidelity's Inception with a ``spatial`` layer: guided-diffusion's sFID features.
+
+    ``spatial`` is the first seven channels of ``mixed_6/conv`` after normalisation and rectification
+    (``Mixed_6d.branch1x1``), 17x17x7 flattened in height, width, channel order, [B, 2023].
+    """
+
+    def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
+        """Build the network and listen to its spatial layer."""
+        super().__init__(name, features_list, **settings)
+        self._wanted = list(features_list)
+        self._spatial = torch.empty(0)
+        self.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+
+    def _keep(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._spatial = output[:, :7].movedim(1, -1).flatten(1).to(_FLOATS)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the requested layers of uint8 images [B, 3, H, W]."""
+        own = [name for name in self._wanted if name not in ("spatial", "2048")]
+        # The parent stops after the last layer asked for; 2048 lies behind the spatial one.
+        self.features_list = [*own, "2048"]
+        layers = dict(zip(self.features_list, super().forward(images), strict=True))
+        self.features_list = self._wanted
+        layers["spatial"] = self._spatial
+        return tuple(layers[name] for name in self._wanted)
+
+    def logits(self, pooled: Tensor) -> Tensor:
+        """Return the graph's 1008 logits [B, 1008] of pooled features, without bias as in the published evaluators."""
+        return pooled @ self.fc.weight.T
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """Name the layers."""
+        return (*FeatureExtractorInceptionV3.get_provided_features_list(), "spatial")
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """Leave compilation off: the hook would break it."""
+        return False
+
+
+class CleanInceptionFeatures(InceptionFeatures):
+    """The same network behind clean-fid's resizing: layers ``2048`` and ``spatial``.
+
+    Images become 299x299 by Pillow's antialiased bicubic filter, each channel in floating point, without rounding
+    (Parmar et al. 2022, cleanfid.resize mode ``clean``); inside the network nothing is resized any more.
+    """
+
+    def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
+        """Build the network, and name its layers up to the pooled features in order."""
+        super().__init__(name, features_list, **settings)
+        # torch-fidelity declares its layers in the order it runs them; the last is the classifier.
+        *self._layers, _ = self.children()
+        self._resize = build_resizer("clean")
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the requested layers of uint8 images [B, 3, H, W]."""
+        x = (self.resized(images) - 128) / 128
+        for layer in self._layers:
+            x = layer(x)
+        layers = {"2048": x.flatten(1), "spatial": self._spatial}
+        return tuple(layers[name] for name in self._wanted)
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Return float32 images [B, 3, 299, 299] in [0, 255], on the network's device, of uint8 ones."""
+        rows = [self._resize(image) for image in images.movedim(1, -1).cpu().numpy()]
+        return torch.from_numpy(np.stack(rows)).movedim(-1, 1).contiguous().to(self.fc.weight.device)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """Name the layers."""
+        return ("2048", "spatial")
+
+
+register_feature_extractor("exposure-bias-inception", InceptionFeatures)
+register_feature_extractor("exposure-bias-clean-fid", CleanInceptionFeatures)
+
+Network = TypeVar("Network", bound=InceptionFeatures)
+
+
+def inception_weights(given: Path | None) -> Path:
+    """Return a file of plain tensors: the given one, or that of the standard place, which is downloaded if missing.
+
+    The standard place is torch-fidelity's own, ``$TORCH_HOME/hub/checkpoints``. What lies there must be the published
+    file; a given file may be another, whose distances then have another name.
+
+    Raises:
+        FeatureError: missing and not to be downloaded, damaged, not the published file, or more than plain tensors.
+    """
+    path = given or Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+    if given is None and not path.exists():
+        _download(path)
+    if not path.is_file():
+        raise FeatureError(f"no Inception weights at {path}; download {URL_INCEPTION_V3} and name it with {_FLAG}")
+    if given is None and not is_published(digest := sha256(path)):
+        raise FeatureError(
+            f"{path} is damaged: its sha256 begins with {digest[: len(CHECKSUM)]} and not {CHECKSUM};"
+            f" remove it and download {URL_INCEPTION_V3}"
+        )
+    _check_plain(path)
+    return path
+
+
+def is_published(digest: str) -> bool:
+    """Tell whether a sha256 is that of the published weights, as far as their file name states it."""
+    return digest.startswith(CHECKSUM)
+
+
+def sha256(path: Path) -> str:
+    """Return a file's sha256.
+
+    Raises:
+        FeatureError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FeatureError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
+
+
+def open_network(kind: type[Network], path: Path, layers: list[str]) -> Network:
+    """Build a network from a file that :func:`inception_weights` returned.
+
+    Raises:
+        FeatureError: weights of another network, or such as are not finite.
+    """
+    try:
+        network = kind("inception", layers, feature_extractor_weights_path=str(path))
+    except (OSError, RuntimeError) as error:
+        misfit = _first_misfit(error)
+        raise FeatureError(
+            f"{path} does not hold torch-fidelity's Inception ({misfit}); download {URL_INCEPTION_V3}"
+        ) from None
+    # After loading, when every shape is known to be the network's: a file can declare any size.
+    broken = [name for name, tensor in network.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise FeatureError(f"{path}: {broken[0]} holds values that are not finite; download {URL_INCEPTION_V3}")
+    return network
+
+
+def _download(path: Path) -> None:
+    """Download the weights, checked against their checksum before they take their place."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with redirect_stderr(StringIO()):  # the download's own chatter; a failure is told below in one line
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=CHECKSUM, progress=False)
+    except (OSError, RuntimeError) as error:
+        place = f"download {URL_INCEPTION_V3} and put it at {path}, or name it with {_FLAG}"
+        raise FeatureError(f"Inception weights cannot be had ({_first_line(error)}); {place}") from None
+
+
+def _check_plain(path: Path) -> None:
+    """Refuse a weights file that is more than plain tensors, before torch-fidelity unpickles it."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no common base class for what a damaged file makes it raise
+        raise FeatureError(
+            f"{path} is damaged or not plain tensors ({type(error).__name__}); download it again"
+        ) from None
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
+        raise FeatureError(f"{path} does not hold a state dict (names to tensors); download {URL_INCEPTION_V3}")
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise FeatureError(f"{path}: {name} is {tensor.dtype}, not floating point; download {URL_INCEPTION_V3}")
+
+
+def _first_misfit(error: BaseException) -> str:
+    """Return the first complaint of ``load_state_dict``, which lists every key and shape over many lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shorten(lines[1] if len(lines) > 1 else _first_line(error), 120, placeholder=" ...").rstrip(". ")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0] + (
+        f" [{os.strerror(error.errno)}]" if isinstance(error, OSError) and error.errno else ""
+    )

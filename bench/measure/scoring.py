@@ -1,0 +1,179 @@
+"""Scores of samples that any tool made, against images or statistics from a file: ``python -m bench.measure``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bench.data import DataError, Dataset, load, load_path
+from bench.measure.features import Extractor
+from bench.measure.metrics import SCORES_VERSION, Score, collect, score
+from bench.measure.statistics import ReferenceStatistics, kept_name, thinned
+from bench.measure.statistics_cache import cached_statistics
+from bench.measure.statistics_files import npz_names, read_statistics
+
+__all__ = ["ImageSet", "Yardstick", "as_table", "notes", "open_reference", "open_samples", "record", "scores_of"]
+
+_PACKAGES = ("exposure-bias-bench", "torch", "torch-fidelity", "clean-fid", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one side: what tables call them, uint8 [N, C, H, W], and a hash of their content."""
+
+    name: str
+    images: Tensor
+    content: str
+
+    @classmethod
+    def all_of(cls, data: Dataset) -> ImageSet:
+        """Take all images of a dataset."""
+        return cls(f"{data.name} ({len(data.images)})", data.images, data.content_hash())
+
+    @classmethod
+    def training(cls, data: Dataset) -> ImageSet:
+        """Take what is not held out: of a folder with ``train`` and ``test`` in it, the former."""
+        if not data.heldout.any():
+            return cls.all_of(data)
+        images = data.part("train")
+        return cls(f"{data.name}-train ({len(images)})", images, data.content_hash())
+
+    @property
+    def size(self) -> str:
+        """Return height x width."""
+        return "x".join(map(str, self.images.shape[2:]))
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """A reference: its statistics, and its images where it has any."""
+
+    statistics: ReferenceStatistics
+    pictures: ImageSet | None
+
+
+def open_samples(path: Path, extractor: Extractor) -> ImageSet:
+    """Read samples from an npz (``arr_0`` uint8 NHWC), a folder or a zip of images.
+
+    Raises:
+        DataError: they cannot be read.
+        FeatureError: the extractor cannot read images of that size.
+    """
+    names = npz_names(path)
+    if "mu" in names and "arr_0" not in names:
+        raise DataError(f"{path} holds statistics and no images; name it with --reference, and give samples as images")
+    found = ImageSet.all_of(load_path(path.name, path))
+    extractor.check(tuple(found.images.shape))
+    return found
+
+
+def open_reference(reference: str, extractor: Extractor, batch: int, quiet: bool) -> Yardstick:
+    """Read a reference and compute its statistics, or take them from the cache or from the file itself.
+
+    Args:
+        reference: ``digits``, or the path of images, whose training part is meant, or of statistics.
+        extractor: gives the features.
+        batch: images a network call.
+        quiet: no progress bar.
+
+    Raises:
+        DataError: images cannot be read.
+        FeatureError: statistics cannot be read or are of other features, or images of a size that cannot be.
+    """
+    path = Path(reference)
+    if reference == "digits":
+        pictures = ImageSet.training(load("digits"))
+    elif "mu" in (names := npz_names(path)):
+        return _from_statistics(path, "arr_0" in names, extractor, batch, quiet)
+    else:
+        pictures = ImageSet.training(load_path(path.name, path))
+    extractor.check(tuple(pictures.images.shape))
+    found = cached_statistics(extractor, pictures.images, pictures.name, pictures.content, batch, quiet)
+    return Yardstick(found, pictures)
+
+
+def _from_statistics(path: Path, has_images: bool, extractor: Extractor, batch: int, quiet: bool) -> Yardstick:
+    """Take the file's moments as they are, and features to be compared one by one from its images."""
+    statistics = read_statistics(path, extractor)
+    if not has_images:
+        return Yardstick(statistics, None)
+    pictures = ImageSet.all_of(load_path(f"images of {path.name}", path))
+    chosen = pictures.images[thinned(len(pictures.images))]
+    rows = collect(extractor, chosen, path.name, batch, quiet).pooled
+    named = kept_name(pictures.name, len(pictures.images))
+    return Yardstick(replace(statistics, pooled=rows, pooled_name=named), pictures)
+
+
+def scores_of(
+    samples: ImageSet, reference: Yardstick, extractor: Extractor, batch: int, quiet: bool
+) -> tuple[Score, ...]:
+    """Return every score of samples.
+
+    Args:
+        samples: what is scored.
+        reference: what it is compared with.
+        extractor: gives the features.
+        batch: images a network call.
+        quiet: no progress bar.
+    """
+    features = collect(extractor, samples.images, samples.name, batch, quiet)
+    return tuple(score(features, reference.statistics, extractor, reference.statistics.name))
+
+
+def notes(samples: ImageSet, reference: Yardstick, extractor: Extractor) -> Iterator[str]:
+    """Yield what a reader of the scores should know."""
+    theirs = reference.pictures
+    if theirs is not None and theirs.size != samples.size:
+        yield f"samples are {samples.size}, the reference's images {theirs.size}: the extractor resizes both"
+    if theirs is not None and theirs.content == samples.content:
+        yield "samples and reference are the same images"
+    if not reference.statistics.extractor:
+        yield f"the reference does not say which features it is of; they are taken for those of {extractor.name}"
+
+
+def as_table(scores: Sequence[Score]) -> list[str]:
+    """Return the lines of an aligned table: metric, value, N, reference, and in place of a missing value the reason."""
+    cells = [("metric", "value", "N", "reference")]
+    for row in scores:
+        value, reason = ("-", f" [{row.reason}]") if row.value is None else (f"{row.value:.6g}", "")
+        cells.append((row.metric, value, str(row.n), f"{row.reference}{reason}"))
+    widths = [max(len(line[column]) for line in cells) for column in range(3)]
+    return [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in cells]
+
+
+def record(
+    samples: ImageSet, reference: Yardstick, extractor: Extractor, scores: Sequence[Score], said: Sequence[str]
+) -> dict[str, Any]:
+    """Return the scores with everything that they depend on, JSON-like."""
+    theirs, statistics = reference.pictures, reference.statistics
+    return {
+        "samples": _described(samples),
+        "reference": {
+            "name": statistics.name,
+            "n": statistics.n,
+            "statistics_hash": statistics.content_hash(),
+            "images": None if theirs is None else _described(theirs),
+        },
+        "features": {"name": extractor.name, "weights_sha256": extractor.weights_hash, "note": extractor.note},
+        "scores_version": SCORES_VERSION,
+        "scores": [asdict(row) for row in scores],
+        "notes": list(said),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _described(pictures: ImageSet) -> dict[str, Any]:
+    return {"name": pictures.name, "shape": list(pictures.images.shape), "content_hash": pictures.content}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
+        return None

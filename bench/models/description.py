@@ -1,0 +1,52 @@
+"""What a checkpoint is besides its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Description"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint is besides its numbers.
+
+    Attributes:
+        network: the network's arguments, JSON-like, under guided-diffusion's names (``in_channels``, ``image_size``,
+            ``num_classes``, ...) where they mean the same.
+        schedule: a name of :func:`bench.diffusion.schedules.betas`, or ``edm``: levels by sigma, alpha = 1.
+        T: training length.
+        training: the recipe that made it, if known.
+        prediction: what the network says: ``eps``, ``v``, ``x0``, or how it is preconditioned
+            (:mod:`bench.models.preconditioning`).
+        format: how the file is read: ``guided`` (``.pt`` and our own), ``edm``, ``diffusers`` or ``python``.
+    """
+
+    network: Mapping[str, Any]
+    schedule: str = "cosine"
+    T: int = 1000
+    training: Mapping[str, Any] = field(default_factory=dict)
+    prediction: str = "eps"
+    format: str = "guided"
+
+    @property
+    def channels(self) -> int:
+        """Return the images' channels."""
+        return int(self.network.get("in_channels", 3))
+
+    @property
+    def classes(self) -> int | None:
+        """Return how many class labels the network takes, None where it takes none."""
+        return self.network.get("num_classes") or None
+
+    @property
+    def learns_variance(self) -> bool:
+        """Tell whether the network predicts a variance beside eps."""
+        return bool(self.network.get("learn_sigma")) or self.network.get("out_channels") == 2 * self.channels
+
+    @property
+    def is_edm(self) -> bool:
+        """Tell whether the model walks on EDM levels."""
+        return self.schedule == "edm"

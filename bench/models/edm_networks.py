@@ -1,0 +1,155 @@
+"""DDPM++ and NCSN++ (Song et al. 2021) in the form of EDM's SongUNet (Karras et al. 2022, appendix F).
+
+Written from the published description. Parameters and buffers carry the names of the released files, so a state dict
+needs no renaming.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.models.edm_arguments import complete_edm, levels_of
+from bench.models.edm_layers import SQRT_HALF, Block, Conv, ConvThenHalve, Fourier, Resample, Sinusoids, norm
+
+__all__ = ["Output", "SongUNet"]
+
+
+class Output(NamedTuple):
+    """What a network returns, as diffusers' networks do."""
+
+    sample: Tensor
+
+
+class SongUNet(nn.Module):
+    """DDPM++ (the defaults) or NCSN++ (``fourier``, noise multiplier 2, ``residual`` encoder, filter [1, 3, 3, 1]).
+
+    Args:
+        config: the published constructor's arguments, see :data:`bench.models.edm_arguments.ARCHITECTURES`;
+            ``img_resolution``, ``in_channels`` and ``out_channels`` have no default.
+
+    Raises:
+        CheckpointError: an argument is unknown or out of range.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = config = complete_edm("SongUNet", config)
+        base = config["model_channels"]
+        width, hidden = base * config["channel_mult_noise"], base * config["channel_mult_emb"]
+        self.map_noise = Fourier(width) if config["embedding_type"] == "fourier" else Sinusoids(width)
+        self.map_label = nn.Linear(config["label_dim"], width) if config["label_dim"] else None
+        if config["augment_dim"]:  # held for the file's sake: it adds nothing to images that were not augmented
+            self.map_augment = nn.Linear(config["augment_dim"], width, bias=False)
+        self.map_layer0 = nn.Linear(width, hidden)
+        self.map_layer1 = nn.Linear(hidden, hidden)
+        self.enc = nn.ModuleDict()
+        self.dec = nn.ModuleDict()
+        self._add_decoder(self._add_encoder())
+
+    def _add_encoder(self) -> list[int]:
+        """Make the way down; return the channels of the states it keeps."""
+        config = self.config
+        taps, carried, width = config["resample_filter"], config["in_channels"], config["model_channels"]
+        kept: list[int] = []
+        for level, (size, out, attended) in enumerate(levels_of(config)):
+            if level == 0:
+                self.enc[_name(size, "conv")] = Conv(config["in_channels"], width, 3)
+            else:
+                self.enc[_name(size, "down")] = Block(width, width, config, direction="down")
+                if config["encoder_type"] == "skip":
+                    self.enc[_name(size, "aux_down")] = Resample("down", taps)
+                    self.enc[_name(size, "aux_skip")] = Conv(carried, width, 1)
+                elif config["encoder_type"] == "residual":
+                    self.enc[_name(size, "aux_residual")] = ConvThenHalve(carried, width, taps)
+                    carried = width
+            kept.append(width)
+            for block in range(config["num_blocks"]):
+                self.enc[_name(size, f"block{block}")] = Block(width, out, config, attended=attended)
+                width = out
+                kept.append(width)
+        return kept
+
+    def _add_decoder(self, kept: list[int]) -> None:
+        """Make the way up; only the last block of an attended level has attention."""
+        config = self.config
+        levels = levels_of(config)
+        width = kept[-1]
+        for level, (size, out, attended) in reversed(list(enumerate(levels))):
+            deepest = level == len(levels) - 1
+            if deepest:
+                self.dec[_name(size, "in0")] = Block(width, width, config, attended=True)
+                self.dec[_name(size, "in1")] = Block(width, width, config)
+            else:
+                self.dec[_name(size, "up")] = Block(width, width, config, direction="up")
+            for block in range(config["num_blocks"] + 1):
+                attends = attended and block == config["num_blocks"]
+                self.dec[_name(size, f"block{block}")] = Block(width + kept.pop(), out, config, attended=attends)
+                width = out
+            if config["decoder_type"] == "skip" and not deepest:
+                self.dec[_name(size, "aux_up")] = Resample("up", config["resample_filter"])
+            if config["decoder_type"] == "skip" or level == 0:
+                self.dec[_name(size, "aux_norm")] = norm(width)
+                self.dec[_name(size, "aux_conv")] = Conv(width, config["out_channels"], 3)
+
+    def forward(self, x: Tensor, noise: Tensor, class_labels: Tensor | None = None) -> Output:
+        """Run the network.
+
+        Args:
+            x: scaled states, float32 [B, C, H, W], of any size that is a multiple of the config's smallest.
+            noise: c_noise, float32 [B].
+            class_labels: int64 [B]; None is no class, in EDM an all-zero label. Ignored by an unconditional network.
+        """
+        emb = self._embed(noise, class_labels)
+        return Output(self._decode(self._encode(x, emb), emb))
+
+    def _embed(self, noise: Tensor, class_labels: Tensor | None) -> Tensor:
+        emb = self.map_noise(noise)
+        if self.map_label is not None:
+            classes = self.map_label.in_features
+            label = torch.zeros(len(noise), classes, device=noise.device, dtype=noise.dtype)
+            if class_labels is not None:
+                label = F.one_hot(class_labels, classes).to(noise.dtype)
+            emb = emb + self.map_label(math.sqrt(classes) * label)
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+
+    def _encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """Return the states that the decoder takes up again, the last of them where it starts."""
+        kept: list[Tensor] = []
+        carried = x
+        for level, (size, _, _) in enumerate(levels_of(self.config)):
+            x = self.enc[_name(size, "conv")](x) if level == 0 else self.enc[_name(size, "down")](x, emb)
+            if level > 0 and self.config["encoder_type"] == "skip":
+                carried = self.enc[_name(size, "aux_down")](carried)
+                x = x + self.enc[_name(size, "aux_skip")](carried)
+            elif level > 0 and self.config["encoder_type"] == "residual":
+                x = carried = SQRT_HALF * (x + self.enc[_name(size, "aux_residual")](carried))
+            kept.append(x)
+            for block in range(self.config["num_blocks"]):
+                x = self.enc[_name(size, f"block{block}")](x, emb)
+                kept.append(x)
+        return kept
+
+    def _decode(self, kept: list[Tensor], emb: Tensor) -> Tensor:
+        x = kept[-1]
+        image: Tensor | None = None
+        for size, _, _ in reversed(levels_of(self.config)):
+            for entry in ("in0", "in1", "up"):
+                if _name(size, entry) in self.dec:
+                    x = self.dec[_name(size, entry)](x, emb)
+            for block in range(self.config["num_blocks"] + 1):
+                x = self.dec[_name(size, f"block{block}")](torch.cat([x, kept.pop()], dim=1), emb)
+            if _name(size, "aux_conv") in self.dec:
+                added = self.dec[_name(size, "aux_conv")](F.silu(self.dec[_name(size, "aux_norm")](x)))
+                image = added if image is None else self.dec[_name(size, "aux_up")](image) + added
+        assert image is not None  # the finest level always draws
+        return image
+
+
+def _name(size: int, role: str) -> str:
+    return f"{size}x{size}_{role}"

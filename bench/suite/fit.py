@@ -1,0 +1,41 @@
+"""Whether a model and the run's images go together, told before anything is computed."""
+
+from __future__ import annotations
+
+from bench.data import Dataset
+from bench.suite.config import ConfigError
+from bench.suite.model import Model
+
+__all__ = ["check_fit"]
+
+
+def check_fit(model: Model, data: Dataset, measured: bool) -> None:
+    """Refuse images that the model was not made for.
+
+    Args:
+        model: what the file says of itself, its preset or entry.
+        data: the run's images.
+        measured: whether real images are shown to the model too, with their class labels.
+
+    Raises:
+        ConfigError: channels, size or classes differ.
+    """
+    channels, height, width = data.shape
+    about = model.description
+    if about.channels != channels:
+        raise ConfigError(f"model {model.name!r} takes {about.channels} channels, dataset {data.name!r} has {channels}")
+    size = about.network.get("image_size")
+    if about.format != "guided" and size and (height, width) != (size, size):
+        raise ConfigError(
+            f"model {model.name!r} takes {size}x{size} images, dataset {data.name!r} has {height}x{width}; see --resize"
+        )
+    factor = 2 ** (len(about.network.get("channel_mult", (1, 2, 4, 8))) - 1)
+    if about.format == "guided" and (height % factor or width % factor):
+        raise ConfigError(
+            f"model {model.name!r} halves images {factor}-fold; {data.name!r} has {data.shape[1:]} pixels"
+        )
+    if about.classes and measured and data.classes != about.classes:
+        raise ConfigError(
+            f"model {model.name!r} takes {about.classes} class labels, dataset {data.name!r} has {data.classes}"
+            " classes; give its images in one folder a class, or use --no-probes"
+        )

@@ -1,0 +1,153 @@
+"""Npz files: labels, layouts, options, and headers that lie."""
+
+import io
+import pickle
+import re
+import zipfile
+
+import numpy as np
+import pytest
+from numpy.lib import format as npy
+
+from bench.data import Preprocessing, load, load_path
+from bench.files import limits
+
+
+def header(shape, descr="|u1", fortran=False, version=(1, 0)):
+    file = io.BytesIO()
+    entries = {"descr": descr, "fortran_order": fortran, "shape": shape}
+    (npy.write_array_header_1_0 if version == (1, 0) else npy.write_array_header_2_0)(file, entries)
+    return file.getvalue()
+
+
+def write(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+LABELS = [
+    ([0, 2, 1, 2], [0, 2, 1, 2]),
+    (np.array([700, 5, 5, 30], np.uint16), [2, 0, 0, 1]),
+    (np.array([-1, 0, 2**62, 0], ">i8"), [0, 1, 2, 1]),
+    (np.array([2**64 - 1, 0, 0, 0], np.uint64), [0, 1, 1, 1]),
+    ([True, False, True, False], [1, 0, 1, 0]),
+    (["dog", "cat", "cat", "dög"], [1, 0, 0, 2]),
+    (["10", "9", "9", "8"], [2, 1, 1, 0]),
+    (np.array([b"b", b"a", b"\xff", b"a"]), [1, 0, 2, 0]),
+]
+
+
+@pytest.mark.parametrize(("labels", "expected"), LABELS)
+def test_labels_are_numbered_in_order_of_their_values(tmp_path, images, labels, expected):
+    np.savez(tmp_path / "x.npz", arr_0=images(4), arr_1=np.asarray(labels))
+    data = load_path("mine", tmp_path / "x.npz")
+    assert data.labels.tolist() == expected
+    assert data.classes == len(set(expected))
+
+
+def test_labels_of_a_known_dataset_stay_as_they_are(tmp_path, images, refusal):
+    path = tmp_path / "imagenet32.npz"
+    np.savez(path, arr_0=images(3), arr_1=np.array([999, 0, 7]))
+    assert load("imagenet32", tmp_path).labels.tolist() == [999, 0, 7]
+    for outside in (-1, 1000, 2**63 + 5):
+        np.savez(path, arr_0=images(3), arr_1=np.array([outside, 0, 7], np.uint64 if outside > 2**62 else np.int64))
+        assert "those of imagenet32 0 to 999" in refusal(tmp_path, "imagenet32")
+
+
+def test_labels_of_a_dataset_without_classes_do_not_matter(tmp_path, images):
+    np.savez(tmp_path / "celeba64.npz", arr_0=images(3, 64), arr_1=np.array([4, -4, 77]))
+    assert load("celeba64", tmp_path).labels.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_layouts(tmp_path, images, order, channels, save):
+    pixels = images(5, 6, channels)[:, :4]  # higher than wide would go unnoticed in squares
+    save(tmp_path / "x.npz", arr_0=np.asarray(pixels, order=order))
+    np.testing.assert_array_equal(load_path("mine", tmp_path / "x.npz").images, pixels.transpose(0, 3, 1, 2))
+
+
+def test_arrays_larger_than_a_block(tmp_path, images, monkeypatch):
+    monkeypatch.setattr("bench.files.arrays._BLOCK", 2 * 48 + 1)  # two images of 4x4x3 at a time, the last alone
+    np.savez(tmp_path / "x.npz", arr_0=images(5, 4))
+    np.testing.assert_array_equal(load_path("mine", tmp_path / "x.npz").images, images(5, 4).transpose(0, 3, 1, 2))
+
+
+def test_preprocessing_is_applied_and_recorded(tmp_path, images):
+    np.savez(tmp_path / "x.npz", arr_0=images(5, 8))
+    preprocessing = Preprocessing(4, "none", "box")
+    data = load_path("mine", tmp_path / "x.npz", preprocessing=preprocessing)
+    assert data.preprocessing == "resize=4 filter=box"
+    np.testing.assert_array_equal(data.images[2].permute(1, 2, 0), preprocessing.apply(images(5, 8)[2]))
+
+
+def test_known_datasets_have_a_size_and_colour(tmp_path, images, refusal):
+    np.savez(tmp_path / "celeba64.npz", arr_0=images(2, 32, 1))
+    message = refusal(tmp_path, "celeba64")
+    assert message.endswith("images are 32x32, those of celeba64 64x64; set the option resize to 64")
+    assert load("celeba64", tmp_path, preprocessing=Preprocessing(64)).shape == (3, 64, 64)
+
+
+LYING = {
+    "more than the member holds": (header((3, 4, 4, 3)) + bytes(100), "ends before the size"),
+    "less than the member holds": (header((3, 4, 4, 3)) + bytes(145), "goes on beyond"),
+    "pixels of one image": (header((1, 2**20, 2**20, 3)), "too many to decode"),
+    "all memory": (header((2**40, 4, 4, 3)), "more than 17179869184; keep fewer"),
+    "a bomb": (header((2**20, 32, 32, 3)), "unfolds to over 250 times"),
+    "negative": (header((-1, 4, 4, 3)), "must be uint8 .N, H, W, 1 or 3., not uint8 .-1"),
+    "no numbers": (header(("a", 4, 4, 3)), "not an npz of images"),
+    "objects": (header((1,), "|O") + pickle.dumps([1]), "not object"),
+    "fields": (header((1,), [("a", "|u1")], version=(2, 0)) + b"\0", "must be uint8"),
+    "unknown version": (b"\x93NUMPY\x09\x00", "9, 0"),
+    "a header of code": (b"\x93NUMPY\x01\x00\x20\x00__import__('os').getpid()      \n", "not an npz of images"),
+    "a long header": (b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b" " * 100, "not an npz of images"),
+    "nothing": (b"", "not an npz of images"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), LYING.values(), ids=LYING)
+def test_headers_that_lie(tmp_path, refusal, content, words):
+    write(tmp_path / "x.npz", {"arr_0.npy": content})
+    assert re.search(words, refusal(tmp_path / "x.npz"))
+
+
+BAD_LABELS = {
+    "fractional": np.array([0.5, 1, 2]),
+    "not numbers": np.array([np.nan, 1, 2]),
+    "dates": np.array(["2020-01-01"] * 3, "M8[D]"),
+    "two a picture": np.zeros((3, 2), int),
+    "none": np.zeros(0, int),
+    "a single one": np.array(3),
+    "objects": np.array([{}, {}, {}], dtype=object),
+}
+
+
+@pytest.mark.parametrize("labels", BAD_LABELS.values(), ids=BAD_LABELS)
+def test_bad_labels(tmp_path, images, refusal, labels):
+    np.savez(tmp_path / "x.npz", arr_0=images(3, 4), arr_1=labels)
+    assert "'arr_1' must hold" in refusal(tmp_path / "x.npz")
+
+
+def test_labels_of_enormous_texts(tmp_path, images, refusal):
+    np.savez(tmp_path / "x.npz", arr_0=images(3, 4))
+    with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
+        archive.writestr("arr_1.npy", header((3,), "<U100000000"))
+    assert "'arr_1' has 1200000000 bytes" in refusal(tmp_path / "x.npz")
+
+
+def test_a_small_file_of_many_equal_pixels(tmp_path, refusal, monkeypatch):
+    """Deflate packs zeros 1000 times: below the limit on the total, out of proportion once it is no small set."""
+    np.savez_compressed(tmp_path / "x.npz", arr_0=np.zeros((100, 64, 64, 3), np.uint8))
+    assert len(load_path("mine", tmp_path / "x.npz").images) == 100
+    monkeypatch.setitem(limits._SMALL, "pixels", 2**20)
+    assert "unfolds to over 250 times its size on disk" in refusal(tmp_path / "x.npz")
+
+
+def test_checksums_are_compared(tmp_path, images, refusal):
+    np.savez(tmp_path / "x.npz", arr_0=images(3, 4))
+    content = (tmp_path / "x.npz").read_bytes()
+    at = content.index(images(3, 4)[1].tobytes())
+    (tmp_path / "x.npz").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert "Bad CRC-32" in refusal(tmp_path / "x.npz")

@@ -1,0 +1,267 @@
+"""Folders and zips of images: splits told by folders, strange names, links, bombs, and files that are no images."""
+
+import io
+import os
+import stat
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from bench.data import Preprocessing, load_path
+from bench.files import limits
+from bench.files.pictures import class_indices
+
+
+def write(root, files):
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def pack(path, files, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+
+
+@pytest.fixture(params=["folder", "zip"])
+def source(request, tmp_path):
+    """A function that writes files and returns the folder or the zip that holds them."""
+
+    def written(files):
+        if request.param == "folder":
+            write(tmp_path / "set", files)
+            return tmp_path / "set"
+        pack(tmp_path / "set.zip", dict(reversed(files.items())))
+        return tmp_path / "set.zip"
+
+    return written
+
+
+@pytest.fixture
+def tree(images, encoded):
+    """A function that returns files by name, each another image."""
+
+    def files(*names):
+        return {name: encoded(image) for name, image in zip(names, images(len(names), 4), strict=True)}
+
+    return files
+
+
+@pytest.mark.parametrize("root", ["", "deeper/"])
+def test_train_and_test_folders_are_a_split(source, tree, root):
+    names = ("test/cat/0.png", "test/dog/0.png", "train/cat/0.png", "train/cat/1.png", "train/dog/0.png")
+    data = load_path("mine", source(tree(*(root + name for name in names))))
+    assert data.heldout.tolist() == [True, True, False, False, False]
+    assert data.labels.tolist() == [0, 1, 0, 0, 1]
+
+
+def test_a_split_without_classes(source, tree):
+    data = load_path("mine", source(tree("test/0.png", "train/0.png", "train/1.png")))
+    assert data.heldout.tolist() == [True, False, False]
+    assert data.labels.tolist() == [0, 0, 0]
+
+
+def test_a_number_goes_before_the_folders_split(source, tree):
+    names = ("test/a/0.png", "test/a/1.png", "train/a/0.png", "train/a/1.png")
+    data = load_path("mine", source(tree(*names)), heldout_every=4)
+    assert data.heldout.tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("names", [("train/a.png", "b.png"), ("train/a.png", "train/b.png"), ("train/test/a.png",)])
+def test_folders_that_tell_no_split(source, tree, names):
+    assert not load_path("mine", source(tree(*names))).heldout.any()
+
+
+def test_the_split_is_told_by_folders_below_the_source(tmp_path, tree):
+    write(tmp_path / "train" / "set", tree("test/a.png", "b.png"))
+    assert not load_path("mine", tmp_path / "train" / "set").heldout.any()
+
+
+CLASSES = [
+    (["b", "a", "b", "c"], [1, 0, 1, 2]),
+    (["10", "9", "10", "0"], [2, 1, 2, 0]),
+    (["10", "9", "x", "0"], [1, 2, 3, 0]),
+    (["01", "1", "0", "1"], [1, 2, 0, 2]),
+    (["²", "1", "1", "٣"], [1, 0, 0, 2]),
+]
+
+
+@pytest.mark.parametrize(("names", "expected"), CLASSES)
+def test_classes_are_numbered_by_name_or_number(names, expected):
+    assert class_indices(names).tolist() == expected
+
+
+NAMES = ["ü/é 漢字.png", "a b/\u200b.PNG", "-rf/*.png", "'\";/$(touch x).png", "\n\x1b[31m/line\nbreak.png"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_names(source, tree, refusal, name):
+    path = source(tree(name))
+    assert len(load_path("mine", path).images) == 1
+    broken = source({name: b"rubbish"})
+    assert "cannot be decoded (no PNG, JPEG, BMP, WEBP)" in refusal(broken)
+
+
+def test_names_that_are_no_unicode(tmp_path, tree, refusal):
+    folder = os.fsencode(tmp_path) + b"/\xff\xfe"
+    os.mkdir(folder)
+    with open(folder + b"/\xe9.png", "wb") as file:
+        file.write(tree("a")["a"])
+    assert len(load_path("mine", tmp_path).images) == 1
+    with open(folder + b"/\xe9.png", "wb") as file:
+        file.write(b"rubbish")
+    assert r"\udce9.png cannot be decoded" in refusal(tmp_path)
+
+
+def test_names_of_windows_in_a_zip(tmp_path, tree):
+    pack(tmp_path / "x.zip", tree("train\\a\\0.png", "train\\b\\0.png", "test\\a\\0.png"))
+    data = load_path("mine", tmp_path / "x.zip")
+    assert data.classes == 2
+    assert data.heldout.sum() == 1
+
+
+def test_what_is_no_image_is_passed_over(source, tree):
+    files = tree("a/0.png") | {
+        "a/notes.txt": b"text",
+        "__MACOSX/a/._0.png": b"shadow",
+        "a/.DS_Store": b"",
+        "b.gif": b"",
+    }
+    assert len(load_path("mine", source(files)).images) == 1
+
+
+def test_a_folder_named_like_an_image(tmp_path, tree):
+    write(tmp_path / "set", tree("a.png/0.png", "a.png/b.jpg/0.png"))
+    assert len(load_path("mine", tmp_path / "set").images) == 2
+
+
+@pytest.mark.parametrize("files", [{}, {"a/readme.txt": b"text"}])
+def test_nothing_to_read(source, refusal, tmp_path, files):
+    (tmp_path / "set").mkdir()
+    assert "holds no images (looked for .bmp, .jpeg, .jpg, .png, .webp)" in refusal(source(files))
+
+
+def test_what_is_neither_file_nor_folder(tmp_path, refusal):
+    os.mkfifo(tmp_path / "pipe.zip")
+    assert "neither a file nor a folder" in refusal(tmp_path / "pipe.zip")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "holds no images" in refusal(tmp_path)
+
+
+def test_links(tmp_path, tree, refusal):
+    write(tmp_path / "elsewhere", tree("0.png"))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "good.png").symlink_to(tmp_path / "elsewhere" / "0.png")
+    assert len(load_path("mine", tmp_path / "set").images) == 1
+    (tmp_path / "set" / "dangling.png").symlink_to("nowhere")
+    assert "dangling.png cannot be read (No such file" in refusal(tmp_path / "set")
+    (tmp_path / "set" / "dangling.png").unlink()
+    (tmp_path / "set" / "circle.png").symlink_to("circle.png")
+    assert "circle.png cannot be read" in refusal(tmp_path / "set")
+
+
+def test_links_in_a_zip(tmp_path, refusal):
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    info = zipfile.ZipInfo("a.png")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    pack(tmp_path / "x.zip", {info: str(tmp_path / "secret.png")})
+    assert "a.png is a link, which no zip of images needs" in refusal(tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "root"])
+def test_what_may_not_be_read(tmp_path, tree, refusal, monkeypatch, what):
+    """Whoever runs the tests may be allowed to read everything, so the refusal is the system's in name only."""
+    write(tmp_path / "set", tree("a/0.png", "b/0.png"))
+    denied = {"file": "a/0.png", "folder": "b", "root": ""}[what]
+
+    def guarded(function):
+        def call(path, *rest, **options):
+            if os.fspath(path) == str(tmp_path / "set" / denied):
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return function(path, *rest, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", guarded(os.scandir))
+    monkeypatch.setattr(io, "open", guarded(io.open))
+    assert "cannot be" in (message := refusal(tmp_path / "set"))
+    assert "Permission denied" in message
+
+
+PICTURE_MODES = [("P", 3), ("LA", 3), ("CMYK", 3), ("RGBA", 3), ("L", 1)]
+
+
+@pytest.mark.parametrize(("mode", "channels"), PICTURE_MODES)
+def test_pictures_of_other_modes(tmp_path, images, mode, channels):
+    kind = "jpeg" if mode == "CMYK" else "png"
+    Image.fromarray(images(1, 4)[0]).convert(mode).save(tmp_path / f"a.{kind}")
+    assert load_path("mine", tmp_path).shape == (channels, 4, 4)
+
+
+def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path, refusal):
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "a.png")
+    assert "more than 8 bits a channel; convert it to 8 bits" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gif", "tiff", "ppm", "ico"])
+def test_other_formats_under_a_known_suffix(tmp_path, images, encoded, refusal, kind):
+    (tmp_path / "a.png").write_bytes(encoded(images(1, 16)[0], kind))
+    assert "no PNG, JPEG, BMP, WEBP" in refusal(tmp_path)
+
+
+def test_a_script_under_a_known_suffix(tmp_path, refusal):
+    """Pillow hands EPS to Ghostscript."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    assert "no PNG, JPEG, BMP, WEBP" in refusal(tmp_path)
+
+
+def test_resizing_makes_sizes_equal(source, images, encoded, refusal):
+    path = source({"a.png": encoded(images(1, 9)[0]), "b.png": encoded(images(1, 7)[0, :5])})
+    message = refusal(path)
+    assert "images differ in size (9x9 and 5x7 of " in message
+    assert message.endswith("b.png); resize them first or set the option resize")
+    data = load_path("mine", path, preprocessing=Preprocessing(4, "center"))
+    assert data.shape == (3, 4, 4)
+    assert data.preprocessing == "crop=center resize=4 filter=bicubic"
+
+
+def test_colour_after_grey(source, images, encoded):
+    grey, colour = images(2, 4, 1), images(1, 4)
+    path = source({"0.png": encoded(grey[0]), "1.png": encoded(grey[1]), "2.png": encoded(colour[0])})
+    expected = np.concatenate([grey.repeat(3, axis=3), colour]).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(load_path("mine", path).images, expected)
+
+
+def test_a_member_that_unfolds_to_far_more(tmp_path, tree, refusal):
+    padded = tree("a")["a"] + bytes(2**24)
+    pack(tmp_path / "x.zip", {"a.png": padded}, zipfile.ZIP_DEFLATED)
+    assert "x.zip: a.png unfolds to over 250 times" in refusal(tmp_path / "x.zip")
+
+
+def test_a_file_of_any_length(tmp_path, refusal):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(2**40)  # takes no space on disk
+    assert "a.png has 1099511627776 bytes, more than 268435456 for one file" in refusal(tmp_path)
+
+
+def test_equal_pixels_by_the_million(source, refusal, monkeypatch, encoded):
+    monkeypatch.setitem(limits._SMALL, "pixels", 2**20)
+    blank = encoded(np.zeros((512, 512, 3), np.uint8))
+    assert "unfolds to over 250 times" in refusal(source({"a.png": blank, "b.png": blank}))
+
+
+def test_more_than_fits(source, images, encoded, refusal, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_TOTAL", 95)
+    path = source({"0.png": encoded(images(1, 4)[0]), "1.png": encoded(images(1, 4)[0])})
+    assert "needs 96 bytes of pixels, more than 95; keep fewer or smaller images" in refusal(path)
+
+
+def test_a_picture_whose_texts_unfold(tmp_path, refusal):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("comment", "x" * 2**21, zip=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=texts)
+    assert "a.png cannot be decoded (Decompressed data too large" in refusal(tmp_path)

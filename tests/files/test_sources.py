@@ -1,0 +1,122 @@
+"""Known datasets: every place each is looked for, and what is said where it is not."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.data import DATASETS, load
+from bench.files.sources import KNOWN
+
+CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.fixture
+def classes(images, encoded):
+    """A function that writes the ten classes, one image each."""
+
+    def write(root):
+        for name, image in zip(CIFAR_CLASSES, images(10), strict=True):
+            (root / name).mkdir(parents=True)
+            (root / name / "0.png").write_bytes(encoded(image))
+
+    return write
+
+
+def test_the_known_names():
+    assert ("digits", *KNOWN) == DATASETS
+    assert {name: known.size for name, known in KNOWN.items()} == {
+        "cifar10": 32, "imagenet32": 32, "lsun-tower64": 64, "celeba64": 64, "ffhq128": 128,
+        "imagenet64": 64, "imagenet128": 128,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("kind", ["folder", "folder itself", "zip", "npz", "npz itself"])
+def test_each_is_found_as_folder_zip_or_npz(tmp_path, images, encoded, name, kind):
+    size = KNOWN[name].size
+    pixels, data_dir = images(2, size), tmp_path
+    if kind.startswith("npz"):
+        np.savez(tmp_path / f"{name}.npz", arr_0=pixels)
+        data_dir = tmp_path / f"{name}.npz" if "itself" in kind else tmp_path
+    elif kind == "zip":
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for k, image in enumerate(pixels):
+                archive.writestr(f"{k}.png", encoded(image))
+    else:
+        (tmp_path / name).mkdir()
+        for k, image in enumerate(pixels):
+            (tmp_path / name / f"{k}.png").write_bytes(encoded(image))
+        data_dir = tmp_path / name if "itself" in kind else tmp_path
+    data = load(name, data_dir)
+    np.testing.assert_array_equal(data.images, pixels.transpose(0, 3, 1, 2))
+    assert (data.name, data.shape, data.heldout.any()) == (name, (3, size, size), False)
+
+
+@pytest.mark.parametrize("root", ["cifar10", "cifar10_png", "cifar10-images", "elsewhere"])
+def test_cifar_as_class_folders(tmp_path, classes, root):
+    classes(tmp_path / root)
+    data = load("cifar10", tmp_path / root if root == "elsewhere" else tmp_path, heldout_every=1)
+    assert data.labels.tolist() == list(range(10))
+    assert data.heldout.all()
+
+
+@pytest.mark.parametrize("root", ["cifar10", "elsewhere"])
+def test_cifar_as_train_and_test(tmp_path, classes, root):
+    classes(tmp_path / root / "train")
+    classes(tmp_path / root / "test")
+    data = load("cifar10", tmp_path / root if root == "elsewhere" else tmp_path)
+    assert data.labels.tolist() == 2 * list(range(10))
+    assert data.heldout.tolist() == 10 * [True] + 10 * [False]
+
+
+@pytest.mark.parametrize("name", ["cifar100", "cifar100.npz", "cifar10.txt", "my-cifar10.npz", "pictures"])
+def test_what_is_not_cifar(tmp_path, images, refusal, name):
+    if name.endswith("npz"):
+        np.savez(tmp_path / name, arr_0=images(1))
+    else:
+        (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("text")
+    assert "holds none of" in refusal(tmp_path, "cifar10")
+
+
+def test_eleven_classes_are_not_cifar(tmp_path, classes, refusal):
+    classes(tmp_path / "cifar10")
+    (tmp_path / "cifar10" / "zebra").mkdir()
+    (tmp_path / "cifar10" / "zebra" / "0.png").write_bytes((tmp_path / "cifar10" / "ship" / "0.png").read_bytes())
+    assert refusal(tmp_path, "cifar10").endswith("labels are 0 to 10, those of cifar10 0 to 9; check its classes")
+
+
+def test_several_of_another_name(tmp_path, images, refusal):
+    for name in ("cifar10_a.npz", "cifar10_b.npz"):
+        np.savez(tmp_path / name, arr_0=images(1))
+    assert "holds several (cifar10_a.npz, cifar10_b.npz); give one of them as --data-dir" in refusal(
+        tmp_path, "cifar10"
+    )
+    assert len(load("cifar10", tmp_path / "cifar10_b.npz").images) == 1
+    np.savez(tmp_path / "cifar10.npz", arr_0=images(2))
+    assert len(load("cifar10", tmp_path).images) == 2
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("given", ["nothing", "empty folder", "no folder"])
+def test_missing(tmp_path, refusal, name, given):
+    data_dir = {"nothing": None, "empty folder": tmp_path, "no folder": tmp_path / "absent"}[given]
+    message = refusal(data_dir, name)
+    assert KNOWN[name].home in message
+    if given != "no folder":
+        looked = [name, f"{name}.zip", f"{name}.npz"]
+        if name == "cifar10":
+            looked += [
+                "cifar-10-python.tar.gz",
+                "cifar-10-batches-py",
+                "cifar-10-binary.tar.gz",
+                "cifar-10-batches-bin",
+            ]
+        assert all(entry in message for entry in looked)
+
+
+@pytest.mark.parametrize("data_dir", ["a\0b", "x" * 5000])
+def test_paths_that_cannot_be(refusal, data_dir):
+    assert "cannot be read" in (message := refusal(Path(data_dir), "cifar10")) or "does not exist" in message
+    assert "cannot be read" in (message := refusal(Path(data_dir))) or "does not exist" in message

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+from PIL import Image
+
+from bench.data import Dataset, stratified_split
+from bench.measure.classifier import CLASSIFIERS, accuracy, load_classifier, main, train_classifier
+from bench.measure.features import open_extractor
+from bench.measure.inception_score import inception_score
+
+CIFAR = CLASSIFIERS["cifar10"]
+
+
+def images(count, seed=0):
+    return torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def colours():
+    """Make 240 noisy images of two classes, dark and bright, every sixth held out."""
+    labels = torch.arange(240) % 2
+    pixels = (images(240) // 4 + labels.reshape(-1, 1, 1, 1) * 120).to(torch.uint8)
+    return Dataset("colours", pixels, labels, stratified_split(labels, every=6))
+
+
+def test_the_embedded_weights_are_small():
+    assert CIFAR.weights.stat().st_size <= 1_300_000
+    network = load_classifier("cifar10")
+    assert 300_000 < sum(p.numel() for p in network.parameters()) < 600_000
+
+
+def test_layers():
+    extractor, pictures = open_extractor("cifar10"), images(5)
+    pooled, spatial = extractor.extract(pictures)
+    network = load_classifier("cifar10")
+    early = network.early(network.seen(pictures))[:, :7]
+    assert pooled.shape == (5, 128)
+    assert spatial.shape == (5, 8 * 8 * 7)
+    assert (pooled.shape[1], spatial.shape[1]) == extractor.widths
+    # Height, width, channel: entry (h, w, c) stands at (8 h + w) * 7 + c.
+    assert spatial[1, (8 * 4 + 6) * 7 + 2] == pytest.approx(early[1, 2, 4, 6].item(), rel=1e-5)
+    # The scores' logits are the classifier's; float32 sums of 128 products of order 1.
+    torch.testing.assert_close(extractor.logits(torch.from_numpy(pooled)), network(pictures), rtol=1e-4, atol=1e-4)
+
+
+def test_it_serves_torch_fidelity():
+    extractor = torch_fidelity.utils.create_feature_extractor("exposure-bias-cifar10", ["128", "spatial"], cuda=False)
+    found = extractor(images(3))
+    assert [layer.shape for layer in found] == [(3, 128), (3, 448)]
+
+
+def test_grey_images_are_three_equal_channels():
+    extractor, grey = open_extractor("cifar10"), images(4)[:, :1]
+    for one, other in zip(extractor.extract(grey), extractor.extract(grey.expand(-1, 3, -1, -1)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_its_inception_score_lies_between_one_and_ten():
+    extractor = open_extractor("cifar10")
+    value = inception_score(extractor.extract(images(20))[0], extractor.logits)
+    assert 1 <= value <= 10
+
+
+def test_training_learns_and_repeats(colours):
+    first, again = (train_classifier(CIFAR, colours, epochs=3, seed=1, quiet=True) for _ in range(2))
+    assert accuracy(first, colours, "heldout") > 0.9  # chance is 50 %; the classes differ in brightness alone
+    for one, other in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_command_reads_class_folders(tmp_path, capsys):
+    for k, name in enumerate(
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    ):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for number, picture in enumerate(images(6, seed=k)):
+            Image.fromarray(picture.movedim(0, -1).numpy()).save(folder / f"{number}.png")
+    out = tmp_path / "weights.safetensors"
+    args = ["--dataset", "cifar10", "--data", str(tmp_path / "data"), "--epochs", "1", "--out", str(out)]
+    assert main(args) == 0
+    assert "held-out" in capsys.readouterr().out
+    assert not load_classifier("cifar10", out).training
+
+
+@pytest.mark.parametrize("given", [[], ["--data", "/nonexistent"]])
+def test_without_data_the_command_says_so(given, capsys):
+    assert main(["--dataset", "cifar10", *given]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1

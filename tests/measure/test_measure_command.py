@@ -1,0 +1,248 @@
+import hashlib
+import importlib.metadata
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.data import load
+from bench.measure.__main__ import main
+from bench.measure.features import open_extractor
+from bench.measure.frechet import feature_moments, frechet_distance
+from bench.measure.metrics import FeatureSet, score
+from bench.measure.statistics import summarise
+
+DIGITS = ("--features", "digits", "--quiet", "--device", "cpu")
+NAMES = ("fd", "fd_inf", "sfd", "kid", "precision", "recall", "is")
+METRICS = [f"{name.removesuffix('_inf')}_digits{'_inf' if name.endswith('_inf') else ''}" for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def heldout():
+    return load("digits").part("heldout")[:200]
+
+
+@pytest.fixture
+def samples(tmp_path, heldout):
+    """Write 200 digits as a npz."""
+    return save(tmp_path / "samples.npz", heldout)
+
+
+def save(path, images, **more):
+    np.savez(path, arr_0=images.movedim(1, -1).numpy(), **more)
+    return path
+
+
+def measure(*args):
+    return main([str(arg) for arg in args])
+
+
+def table(capsys):
+    """Return the printed rows as {metric: (value, N, reference)}."""
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["metric", "value", "N", "reference"]
+    cells = [row.split(maxsplit=3) for row in rows if not row.startswith("note: ")]
+    return {metric: (value, int(n), reference) for metric, value, n, reference in cells}
+
+
+def refused(capsys, *args):
+    """Return the one line of a command that must fail."""
+    assert measure(*args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_scores_against_the_digits(samples, heldout, capsys):
+    assert measure(samples, "--reference", "digits", *DIGITS) == 0
+    found = table(capsys)
+    assert list(found) == METRICS
+    assert all(n == 200 for _, n, _ in found.values())
+    assert found["is_digits"][2] == "none"
+    assert found["kid_digits"][2] == "digits-train (1442)"
+    extractor = open_extractor("digits")
+    ours, theirs = (extractor.extract(images)[0] for images in (heldout, load("digits").part("train")))
+    wanted = frechet_distance(*feature_moments(ours), *feature_moments(theirs))
+    assert float(found["fd_digits"][0]) == pytest.approx(wanted, rel=1e-5)  # six digits are printed
+
+
+def test_what_is_too_few_is_empty_with_the_reason(samples, capsys):
+    measure(samples, "--reference", "digits", *DIGITS)
+    value, _, reference = table(capsys)["fd_digits_inf"]
+    assert value == "-"
+    assert reference == "digits-train (1442) [extrapolation of 64 features needs 256 images, not 200]"
+
+
+def test_the_scores_are_the_suites(samples, heldout, tmp_path, capsys):
+    measure(samples, "--reference", "digits", "--out", tmp_path / "scores.json", *DIGITS)
+    extractor = open_extractor("digits")
+    reference = summarise(extractor, load("digits").part("train"), "digits-train (1442)")
+    wanted = score(FeatureSet(*extractor.extract(heldout)), reference, extractor, reference.name)
+    found = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    for one, other in zip(found, wanted, strict=True):
+        assert (one["metric"], one["n"], one["reason"]) == (other.metric, other.n, other.reason)
+        # float32 features of other batches: 1e-6 of values of order 1.
+        assert one["value"] == pytest.approx(other.value, abs=1e-4)
+
+
+def test_the_record_says_what_the_scores_depend_on(samples, tmp_path, capsys):
+    out = tmp_path / "new" / "scores.json"
+    assert measure(samples, "--reference", "digits", "--out", out, *DIGITS) == 0
+    assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
+    found = json.loads(out.read_text())
+    assert found["samples"]["shape"] == [200, 1, 8, 8]
+    assert found["reference"]["n"] == 1442
+    assert found["features"]["name"] == "digits"
+    assert found["features"]["weights_sha256"] == open_extractor("digits").weights_hash
+    assert found["versions"]["torch"] == importlib.metadata.version("torch")
+    first = (found["samples"]["content_hash"], found["reference"]["statistics_hash"])
+    changed = save(tmp_path / "samples.npz", load("digits").part("heldout")[1:201])
+    measure(changed, "--reference", "digits", "--out", out, *DIGITS)
+    again = json.loads(out.read_text())
+    assert again["samples"]["content_hash"] != first[0]
+    assert again["reference"]["statistics_hash"] == first[1]
+
+
+def test_npz_folder_and_zip_score_alike(samples, heldout, tmp_path, capsys):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        for number, image in enumerate(heldout):
+            path = folder / f"{number:03}.png"
+            Image.fromarray(image[0].numpy()).save(path)
+            archive.write(path, path.name)
+    found = []
+    for form in (samples, folder, tmp_path / "archive.zip"):
+        assert measure(form, "--reference", form, *DIGITS) == 0
+        said = capsys.readouterr().out
+        assert "note: samples and reference are the same images" in said
+        found.append([line.split()[1:3] for line in said.splitlines() if "_digits" in line])
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_folder_with_a_test_part_is_a_reference_without_it(samples, heldout, tmp_path, capsys):
+    for number, image in enumerate(heldout):
+        folder = tmp_path / "data" / ("test" if number % 4 == 0 else "train") / "one"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder / f"{number:03}.png")
+    assert measure(samples, "--reference", tmp_path / "data", *DIGITS) == 0
+    assert table(capsys)["fd_digits"][2] == "data-train (150)"
+
+
+def test_saved_statistics_stand_for_their_images(samples, tmp_path, capsys):
+    saved = tmp_path / "reference.npz"
+    assert measure(samples, "--reference", "digits", "--save-statistics", saved, *DIGITS) == 0
+    first = table(capsys)
+    assert measure(samples, "--reference", saved, *DIGITS) == 0
+    again = table(capsys)
+    assert {name: row[:2] for name, row in again.items()} == {name: row[:2] for name, row in first.items()}
+    assert again["fd_digits"][2] == "reference.npz (1442)"
+    assert again["kid_digits"][2] == "images of reference.npz (1442)"
+
+
+def test_bare_statistics_give_the_frechet_distance_alone(samples, tmp_path, capsys):
+    extractor = open_extractor("digits")
+    mean, cov = feature_moments(extractor.extract(load("digits").part("train"))[0])
+    np.savez(tmp_path / "edm.npz", mu=mean, sigma=cov)
+    assert measure(samples, "--reference", tmp_path / "edm.npz", *DIGITS) == 0
+    out = capsys.readouterr().out
+    assert "note: the reference does not say which features it is of" in out
+    values = {line.split()[0]: line.split()[1] for line in out.splitlines() if "_digits" in line}
+    assert {name for name, value in values.items() if value != "-"} == {"fd_digits", "is_digits"}
+    assert "mu_s" in next(line for line in out.splitlines() if line.startswith("sfd"))
+
+
+@pytest.mark.parametrize(("batch", "channels"), [(1000, 1), (7, 3)])
+def test_batch_and_channels_do_not_matter(samples, heldout, tmp_path, capsys, batch, channels):
+    wide = save(tmp_path / "wide.npz", heldout.expand(-1, channels, -1, -1))
+    assert measure(samples, "--reference", "digits", *DIGITS) == 0
+    first = table(capsys)
+    assert measure(wide, "--reference", "digits", "--batch-size", batch, *DIGITS) == 0
+    for name, (value, *_) in table(capsys).items():
+        if value != "-":
+            assert float(value) == pytest.approx(float(first[name][0]), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--reference", "absent.npz"], "absent.npz"),
+        (["--reference", "SAMPLES", "--features", "cifar10"], "--features cifar10 reads 32x32 images only, not 8x8"),
+        (["--reference", "digits", "--inception-weights", "x.pth"], "no effect with --features digits"),
+        (["--reference", "digits", "--batch-size", "0"], "--batch-size must lie between 1 and"),
+        (["--reference", "digits", "--out", "scores.txt"], "--out must name a .json file"),
+        (["--reference", "digits", "--save-statistics", "."], "--save-statistics must name a .npz file"),
+        (["--reference", "other.npz"], "'mu' is [3], not [64] as --features digits"),
+        (["--reference", "hostile.npz"], "'mu' is object"),
+        (["--reference", "empty.npz"], "empty.npz"),
+        (["--reference", "."], "no images"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(samples, tmp_path, monkeypatch, capsys, change, message):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    np.savez("other.npz", mu=np.zeros(3), sigma=np.eye(3))
+    np.savez("hostile.npz", mu=np.array([{}]), sigma=np.eye(1))
+    (tmp_path / "work" / "empty.npz").write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    change = [str(samples) if word == "SAMPLES" else word for word in change]
+    asked = [samples, *DIGITS, "--out", "scores.json", "--save-statistics", "saved.npz", *change]
+    assert message in refused(capsys, *asked)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_statistics_are_no_samples(tmp_path, capsys):
+    np.savez(tmp_path / "edm.npz", mu=np.zeros(64), sigma=np.eye(64))
+    assert "holds statistics and no images" in refused(capsys, tmp_path / "edm.npz", "--reference", "digits", *DIGITS)
+
+
+@pytest.mark.parametrize("args", [[], ["samples.npz"], ["samples.npz", "--reference", "digits", "--features", "vgg"]])
+def test_a_wrong_command_line_is_one_line(args, capsys):
+    with pytest.raises(SystemExit) as caught:
+        measure(*args)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_one_image_leaves_everything_empty(tmp_path, heldout, capsys):
+    assert measure(save(tmp_path / "one.npz", heldout[:1]), "--reference", "digits", *DIGITS) == 0
+    assert {value for value, *_ in table(capsys).values()} == {"-"}
+    assert measure(save(tmp_path / "all.npz", heldout), "--reference", tmp_path / "one.npz", *DIGITS) == 0
+    assert {name for name, (value, *_) in table(capsys).items() if value != "-"} == {"is_digits"}
+
+
+def test_an_interruption_says_so(samples, monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.measure.__main__.scores_of", interrupt)
+    assert measure(samples, "--reference", "digits", *DIGITS) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.slow
+def test_inception_scores_images_of_different_sizes(random_inception, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("EXPOSURE_BIAS_CACHE", str(tmp_path / "cache"))
+    generator = torch.Generator().manual_seed(0)
+    small, large = (
+        save(
+            tmp_path / f"{size}.npz", torch.randint(0, 256, (5, 3, size, size), generator=generator, dtype=torch.uint8)
+        )
+        for size in (16, 24)
+    )
+    for features, prefix in (("inception", ""), ("clean-fid", "clean_")):
+        asked = ["--features", features, "--inception-weights", random_inception, "--quiet"]
+        assert measure(small, "--reference", large, *asked, "--out", tmp_path / "scores.json") == 0
+        out = capsys.readouterr().out
+        assert "note: samples are 16x16, the reference's images 24x24: the extractor resizes both" in out
+        values = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:] if not line.startswith("note")}
+        filled = {name for name, value in values.items() if value != "-"}
+        assert filled == {f"{prefix}{stem}_inception" for stem in ("kid", "precision", "recall", "is")}
+        digest = hashlib.sha256(random_inception.read_bytes()).hexdigest()
+        assert json.loads((tmp_path / "scores.json").read_text())["features"]["weights_sha256"] == digest
+    assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 2

@@ -1,0 +1,389 @@
+"""Folders as the library itself writes them, its own scheduler steps, and folders that nobody should believe."""
+
+from __future__ import annotations
+
+import json
+
+import diffusers
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bench.diffusion.samplers import DDIM, Ancestral, walk
+from bench.diffusion.schedules import levels
+from bench.models.denoisers import make_denoiser
+from bench.models.diffusers_folder import resolve_hub
+from bench.models.diffusers_format import describe_diffusers, hash_diffusers, load_diffusers
+from bench.models.networks import CheckpointError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+X, T = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8), torch.tensor([0, 999])
+
+
+def unet(**changes):
+    torch.manual_seed(0)
+    settings = {
+        "sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4,
+        "attention_head_dim": 8, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }  # fmt: skip
+    return diffusers.UNet2DModel(**settings | changes).eval()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return unet()
+
+
+@pytest.fixture
+def flat(tmp_path, network):
+    """A model in one folder, with an index too, like google/ddpm-cifar10-32."""
+    network.save_pretrained(tmp_path / "flat")
+    diffusers.DDPMScheduler().save_pretrained(tmp_path / "flat")
+    (tmp_path / "flat" / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
+    return tmp_path / "flat"
+
+
+def edit(path, **changes):
+    """Change a JSON file; None removes a key."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def refusal(act, *args):
+    """Return the message of the CheckpointError, one line of readable length."""
+    with pytest.raises(CheckpointError) as caught:
+        act(*args)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+def opened(path):
+    return load_diffusers(path, describe_diffusers(path))
+
+
+def same_function(one, other):
+    with torch.no_grad():
+        return torch.equal(one(X, T).sample, other(X, T).sample)
+
+
+def test_a_flat_folder_is_the_librarys_network(flat, network):
+    description = describe_diffusers(flat)
+    loaded = load_diffusers(flat, description)
+    assert same_function(loaded, network)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert (description.schedule, description.T, description.prediction) == ("linear", 1000, "eps")
+    assert (description.format, description.channels, description.classes) == ("diffusers", 3, None)
+    assert description.network["image_size"] == 8
+    assert not description.learns_variance
+    json.dumps(dict(description.network))  # it becomes part of records
+    assert str(flat.parent) not in json.dumps(dict(description.network))
+
+
+def test_a_pipelines_folder_is_the_same(tmp_path, flat, network):
+    diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "pipeline")
+    assert same_function(opened(tmp_path / "pipeline"), network)
+    assert describe_diffusers(tmp_path / "pipeline") == describe_diffusers(flat)
+
+
+def test_loading_draws_nothing(flat):
+    before = torch.get_rng_state()
+    opened(flat)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_half_precision_weights_are_read_as_float32(flat, network):
+    tensors = {name: tensor.half() for name, tensor in load_file(flat / WEIGHTS).items()}
+    (flat / WEIGHTS).unlink()
+    save_file(tensors, flat / "diffusion_pytorch_model.fp16.safetensors")
+    loaded = opened(flat)
+    assert loaded.dtype == torch.float32
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[name].half().float())
+
+
+def test_attention_of_old_files_is_found(flat, network):
+    """Their names, as the library itself still reads them."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(flat / WEIGHTS)
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): tensor for key, tensor in tensors.items()}
+    assert sum(".query." in key for key in tensors) > 0
+    save_file(tensors, flat / WEIGHTS)
+    assert same_function(opened(flat), network)
+    assert same_function(opened(flat), diffusers.UNet2DModel.from_pretrained(flat).eval())
+
+
+def test_classes_and_learned_variance_are_described(tmp_path):
+    model = unet(num_class_embeds=10, out_channels=6)
+    model.save_pretrained(tmp_path)
+    diffusers.DDPMScheduler(variance_type="learned_range").save_pretrained(tmp_path)
+    description = describe_diffusers(tmp_path)
+    assert description.classes == 10
+    assert description.learns_variance
+    labels = torch.tensor([3, 9])
+    with torch.no_grad():
+        assert torch.equal(load_diffusers(tmp_path, description)(X, T, labels).sample, model(X, T, labels).sample)
+
+
+class Given:
+    """Stored noise in place of the stream."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def normal(self, purpose, step, shape):
+        return self.noise[step]
+
+
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012}
+MODES = {
+    "fixed_small": Ancestral("fixed-small"),
+    "fixed_large": Ancestral("fixed-large"),
+    "learned_range": Ancestral("learned"),
+    "ddim": DDIM(),
+}
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_walk_repeats_the_librarys_steps(tmp_path, monkeypatch, prediction, mode):
+    """Ten steps from the same start with the same noise, each fed by its own last.
+
+    The library's alpha_bar is float32. At t = 0 it is .9999, off by 3e-8 at least, so that sigma = .01 is off by 1.5e-6
+    and x_next by that times eps, up to 5 here; earlier steps are gentler. Below 2e-5 in all (1e-5 measured).
+    """
+    learned = mode == "learned_range"
+    unet(out_channels=6 if learned else 3).save_pretrained(tmp_path)
+    settings = {"prediction_type": prediction}
+    if mode == "ddim":
+        scheduler = diffusers.DDIMScheduler(**settings)
+    else:
+        scheduler = diffusers.DDPMScheduler(variance_type=mode, **settings)
+    scheduler.save_pretrained(tmp_path)
+    scheduler.set_timesteps(10)
+    description = describe_diffusers(tmp_path)
+    network = load_diffusers(tmp_path, description)
+    path = levels(description.schedule, description.T, "ddim10")
+    assert [level.t for level in path[:-1]] == scheduler.timesteps.tolist()
+    generator = torch.Generator().manual_seed(1)
+    x, noise = (torch.randn(shape, generator=generator) for shape in ((4, 3, 8, 8), (10, 4, 3, 8, 8)))
+    options = {"use_clipped_model_output": True} if mode == "ddim" else {}
+    theirs = x
+    for step in walk(make_denoiser(network, description.prediction), path, x, MODES[mode], Given(noise), clip=True):
+        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, i=step.i, **__: noise[i])
+        t = int(step.level.t)
+        with torch.no_grad():
+            theirs = scheduler.step(network(theirs, t).sample, t, theirs, **options).prev_sample
+        torch.testing.assert_close(step.x_next, theirs, rtol=0, atol=2e-5)
+    assert theirs.std() > 0.1  # it went somewhere
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule", "tolerance"),
+    [
+        ({}, "linear", 1e-6),
+        ({"num_train_timesteps": 500}, "linear(0.0001,0.02)", 1e-6),
+        (STABLE_DIFFUSION, "scaled_linear(0.00085,0.012)", 2e-6),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "cosine", 1e-4),
+    ],
+)  # fmt: skip
+def test_schedules_are_the_librarys(flat, settings, schedule, tolerance):
+    """Theirs is a float32 product of up to 1000 factors, each rounded by 3e-8 at most near 1: 1e-6 in quadrature.
+
+    The last cosine factors are far from 1, the very last .001 as 1 - .999 with .999 off by 3e-8: 3e-5.
+    """
+    scheduler = diffusers.DDPMScheduler(**settings)
+    scheduler.save_pretrained(flat)
+    description = describe_diffusers(flat)
+    assert description.schedule == schedule
+    bars = [level.alpha**2 for level in reversed(levels(schedule, description.T, description.T)[:-1])]
+    torch.testing.assert_close(torch.tensor(bars), scheduler.alphas_cumprod, rtol=tolerance, atol=0)
+
+
+def test_settings_that_were_left_out_are_the_librarys(flat):
+    (flat / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler"}')
+    description = describe_diffusers(flat)
+    assert (description.schedule, description.T, description.prediction) == ("linear", 1000, "eps")
+    edit(flat / "scheduler_config.json", predict_epsilon=False)  # what old files said instead of a prediction type
+    assert describe_diffusers(flat).prediction == "x0"
+
+
+def test_the_hash_is_of_weights_and_both_configurations(flat):
+    hashes = {hash_diffusers(flat)}
+    assert hashes == {hash_diffusers(flat)}
+    edit(flat / "scheduler_config.json", beta_end=0.01)
+    hashes.add(hash_diffusers(flat))
+    edit(flat / "config.json", norm_eps=1e-6)
+    hashes.add(hash_diffusers(flat))
+    save_file({name: tensor + 1 for name, tensor in load_file(flat / WEIGHTS).items()}, flat / WEIGHTS)
+    hashes.add(hash_diffusers(flat))
+    assert len(hashes) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prediction_type": "flow"}, "unknown prediction_type 'flow'"),
+        ({"beta_schedule": "sigmoid"}, "unknown beta_schedule 'sigmoid'"),
+        ({"trained_betas": [0.1]}, "'trained_betas'"),
+        ({"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr'"),
+        ({"num_train_timesteps": 10**12}, "num_train_timesteps"),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps"),
+        ({"beta_start": "low"}, "must be numbers"),
+        ({"beta_end": 1.5}, "above 0 and below 1"),
+        ({"beta_start": float("nan")}, "must be numbers"),
+        ({"_class_name": "ScoreSdeVeScheduler", "beta_schedule": None}, "variance-preserving"),
+        ({"variance_type": "learned_range"}, "needs twice the channels"),
+    ],
+)
+def test_schedulers_that_cannot_be_used(flat, settings, message):
+    edit(flat / "scheduler_config.json", **settings)
+    assert message in refusal(describe_diffusers, flat)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "docs/latent.md"),
+        ({"_class_name": "DiTTransformer2DModel"}, "only UNet2DModel"),
+        ({"out_channels": 5}, "out_channels must be"),
+        ({"in_channels": "three"}, "whole numbers"),
+        ({"out_channels": 6}, "'fixed_small' does not go with"),
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"block_out_channels": [8, 32]}, "does not fit its config.json"),
+        ({"block_out_channels": [8]}, "describes no network"),
+        ({"block_out_channels": [10**12, 10**12]}, "describes no network|does not fit"),
+        ({"block_out_channels": "wide"}, "describes no network"),
+        ({"norm_num_groups": 0}, "describes no network"),
+        ({"layers_per_block": 10**9}, "beyond any network"),
+        ({"down_block_types": ["DownBlock2D"] * 1000}, "beyond any network"),
+        ({"layers_per_block": 2}, "does not fit its config.json"),
+        ({"of_another_century": 7}, "upgrade"),
+    ],
+)
+def test_networks_that_cannot_be_used(flat, settings, message):
+    edit(flat / "config.json", **settings)
+    assert any(part in refusal(opened, flat) for part in message.split("|"))
+
+
+@pytest.mark.parametrize("part", ["vae", "vqvae", "text_encoder"])
+def test_a_latent_pipeline_is_pointed_elsewhere(flat, part):
+    edit(flat / "model_index.json", **{part: ["diffusers", "Whatever"]})
+    message = refusal(describe_diffusers, flat)
+    assert repr(part) in message
+    assert "docs/latent.md" in message
+
+
+@pytest.mark.parametrize("name", ["config.json", "scheduler_config.json", WEIGHTS])
+def test_a_missing_part_is_named(flat, name):
+    (flat / name).unlink()
+    assert f"lacks {name}" in refusal(opened, flat)
+
+
+def test_pickles_and_shards_are_refused(flat):
+    (flat / WEIGHTS).rename(flat / "diffusion_pytorch_model.bin")
+    assert "pickle" in refusal(opened, flat)
+    (flat / f"{WEIGHTS}.index.json").write_text("{}")
+    assert "several files" in refusal(opened, flat)
+
+
+@pytest.mark.parametrize("name", ["config.json", "scheduler_config.json", "model_index.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'"' + b"a" * 2**21 + b'"'], ids=range(6)
+)
+def test_damaged_configurations(flat, name, content):
+    (flat / name).write_bytes(content)
+    assert name in refusal(opened, flat)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, 0.5, 0.999])
+def test_truncated_weights(flat, kept):
+    data = (flat / WEIGHTS).read_bytes()
+    (flat / WEIGHTS).write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    assert "truncated" in refusal(opened, flat)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors | {"conv_in.bias": torch.full((8,), float("nan"))}, "not finite"),
+        (lambda tensors: tensors | {"conv_in.bias": torch.full((8,), float("inf"))}, "not finite"),
+        (lambda tensors: tensors | {"conv_in.bias": torch.zeros(8, dtype=torch.int64)}, "torch.int64"),
+        (lambda tensors: tensors | {"conv_in.bias": torch.zeros(9)}, "'conv_in.bias' has shape (9,)"),
+        (lambda tensors: tensors | {"conv_in.bias": torch.tensor(0.0)}, "has shape ()"),
+        (lambda tensors: tensors | {"more": torch.zeros(1)}, "'more' is not in both"),
+        (lambda tensors: {n: t for n, t in tensors.items() if n != "conv_in.bias"}, "'conv_in.bias' is not in both"),
+        (lambda tensors: {}, "is not in both"),
+    ],
+)
+def test_weights_that_do_not_fit(flat, change, message):
+    save_file(change(load_file(flat / WEIGHTS)), flat / WEIGHTS)
+    assert message in refusal(opened, flat)
+
+
+def test_no_folder(tmp_path):
+    assert "no such folder" in refusal(describe_diffusers, tmp_path / "none")
+    (tmp_path / "file").touch()
+    assert "no such folder" in refusal(describe_diffusers, tmp_path / "file")
+
+
+def test_an_existing_path_is_taken_as_it_is(flat):
+    assert resolve_hub(str(flat)) == flat
+
+
+@pytest.mark.parametrize("name", ["", "plain", "../up", "a/b/c", "a/..", "/root/x", "a b/c", "a/b\n"])
+def test_what_is_neither_path_nor_id(name, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # must not be asked
+    with pytest.raises(CheckpointError, match="no such folder, nor a hub id"):
+        resolve_hub(name)
+
+
+class Hub:
+    """A stand-in for the hub: what its cache holds, and what it can be asked for (None: it cannot be reached)."""
+
+    def __init__(self, cached=None, online=None):
+        self.cached, self.online, self.asked = cached, online, []
+
+    def __call__(self, name, allow_patterns, local_files_only):
+        self.asked.append(local_files_only)
+        assert not any(pattern.endswith((".bin", ".py", "*")) for pattern in allow_patterns)
+        found = self.cached if local_files_only else self.online
+        if found is None:
+            raise OSError("first line\nsecond line")
+        return str(found)
+
+
+def test_an_id_is_looked_up_in_the_cache_first(flat, monkeypatch):
+    hub = Hub(cached=flat)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    assert resolve_hub("owner/model-1.0") == flat
+    assert hub.asked == [True]
+
+
+def test_what_the_cache_lacks_is_downloaded(tmp_path, flat, monkeypatch):
+    hub = Hub(cached=tmp_path, online=flat)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    assert resolve_hub("owner/model") == flat
+    assert hub.asked == [True, False]
+
+
+def test_offline_says_which_files_are_missing_and_where_to_put_them(flat, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub())
+    message = refusal(resolve_hub, "owner/model")
+    assert all(name in message for name in ("config.json", WEIGHTS, "scheduler_config.json"))
+    assert "https://huggingface.co/owner/model" in message
+    (flat / WEIGHTS).unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(cached=flat))
+    message = refusal(resolve_hub, "owner/model")
+    assert f"lacks {WEIGHTS} (the hub cannot be reached" in message
+    assert f"put them into {flat}" in message
+
+
+def test_a_repository_without_such_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(online=tmp_path))
+    assert "it has no such files" in refusal(resolve_hub, "owner/model")

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+import torch
+
+from bench.models.checkpoints import load_network
+from bench.models.classifier_network import classifier_network
+from bench.models.description import Description
+from bench.models.guidance import load_classifier
+from bench.models.guided_keys import published_shapes
+from bench.models.networks import CheckpointError, adm_unet, without_weights
+from bench.models.presets import PRESETS
+from bench.models.published import load_published, presets_that_fit, read_state
+
+SMALL = {"image_size": 8, "in_channels": 1, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1,)}
+CLASSIFIER = {**SMALL, "out_channels": 3, "num_head_channels": 32, "pool": "attention"}
+
+
+def shapes(build, config):
+    network = without_weights(lambda: build(config))
+    return published_shapes(network.state_dict(), network.config["guided_diffusion"])
+
+
+def released(path, build, config, **changed):
+    """Write a file of the released names and shapes; every tensor repeats one number, so the file is small."""
+    state = {
+        name: torch.full((), 0.01, dtype=torch.float16).expand(shape) for name, shape in shapes(build, config).items()
+    }
+    torch.save({**state, **changed}, path)
+    assert path.stat().st_size < 1e6
+    return path
+
+
+def refusal(act, *args):
+    """Return the message of the CheckpointError, one line that names the file once."""
+    with pytest.raises(CheckpointError) as caught:
+        act(*args)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert message.count(str(args[0])) == 1
+    assert len(message) < 600
+    return message
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.pt"
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "fitting"),
+    [
+        ("celeba64", "cifar10", "it fits preset lsun-tower64 or celeba64"),
+        ("cifar10", "imagenet64", "it fits preset cifar10 or imagenet32"),
+        ("imagenet64", "celeba64", "it fits preset imagenet64"),
+        ("ffhq128", "imagenet128", "it fits preset ffhq128"),
+        ("imagenet128", "ffhq128", "it fits preset imagenet128"),
+    ],
+)
+def test_a_file_of_another_preset_is_refused_with_the_one_that_fits(path, given, asked, fitting):
+    """Nothing of the networks' size is allocated: the largest has 543 million weights."""
+    released(path, adm_unet, PRESETS[given].network)
+    message = refusal(load_network, path, PRESETS[asked].description())
+    assert message.startswith(f"{path} is of another architecture: the checkpoint ")
+    assert message.endswith(fitting)
+
+
+def test_the_message_says_which_keys_differ(path):
+    released(path, adm_unet, PRESETS["imagenet64"].network)
+    message = refusal(load_network, path, PRESETS["celeba64"].description())
+    assert "the checkpoint has 'label_emb.weight' which it should not; it fits" in message
+    released(path, adm_unet, PRESETS["celeba64"].network)
+    assert "the checkpoint lacks 'label_emb.weight'; it fits" in refusal(
+        load_network, path, PRESETS["imagenet64"].description()
+    )
+    released(path, adm_unet, {**PRESETS["cifar10"].network, "learn_sigma": False})
+    message = refusal(load_network, path, PRESETS["cifar10"].description())
+    assert "'out.2.weight' is (3, 128, 3, 3) and not (6, 128, 3, 3), 'out.2.bias' is (3) and not (6); " in message
+    assert message.endswith("no preset fits it; describe its network (docs/checkpoints.md)")
+
+
+def test_classifiers_and_networks_are_not_mistaken_for_each_other(path):
+    preset = PRESETS["imagenet128"]
+    released(path, classifier_network, preset.classifier)
+    assert refusal(load_network, path, preset.description()).endswith("it fits preset imagenet128's classifier")
+    assert refusal(load_classifier, path, PRESETS["imagenet64"].classifier).endswith("imagenet128's classifier")
+    released(path, adm_unet, preset.network)
+    assert refusal(load_classifier, path, preset.classifier).endswith("it fits preset imagenet128")
+
+
+@pytest.mark.slow
+def test_a_file_of_the_released_size_loads(path):
+    released(path, adm_unet, PRESETS["cifar10"].network)
+    network = load_network(path, PRESETS["cifar10"].description())
+    assert sum(parameter.numel() for parameter in network.parameters()) == 57094662
+    assert all((parameter == torch.tensor(0.01).half()).all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn])
+def test_floating_weights_of_any_width_load_as_float32(path, dtype):
+    """A number of few bits is the same in every width."""
+    state = {name: torch.full(shape, 0.375).to(dtype) for name, shape in shapes(classifier_network, CLASSIFIER).items()}
+    torch.save(state, path)
+    network = load_classifier(path, CLASSIFIER)
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert all((parameter == 0.375).all() for parameter in network.parameters())
+    assert network(torch.zeros(2, 1, 8, 8), torch.zeros(2)).shape == (2, 3)
+
+
+ODD = {
+    "int64": lambda: torch.zeros(3, dtype=torch.int64),
+    "bool": lambda: torch.zeros(3, dtype=torch.bool),
+    "complex64": lambda: torch.zeros(3, dtype=torch.complex64),
+    "qint8": lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "without data": lambda: torch.zeros(3, device="meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, about quantised and sparse tensors
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("act", [load_network, load_classifier])
+def test_weights_that_are_not_ordinary_floats_are_refused(path, kind, act):
+    released(path, adm_unet, SMALL, **{"out.0.bias": ODD[kind]()})
+    config = Description(SMALL) if act is load_network else CLASSIFIER
+    assert f"'out.0.bias' is {kind}, not ordinary floating-point weights" in refusal(act, path, config)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_refused(path, value):
+    """A float64 weight of 1e300 is no float32."""
+    bias = torch.full((32,), value, dtype=torch.float64)
+    released(path, adm_unet, SMALL, **{"out.0.bias": bias})
+    assert "weights that are not finite" in refusal(load_network, path, Description(SMALL))
+    released(path, classifier_network, CLASSIFIER, **{"out.0.bias": bias})
+    assert "weights that are not finite" in refusal(load_classifier, path, CLASSIFIER)
+
+
+def test_a_compressed_archive_is_refused_unread(path):
+    """Ten megabytes of zeros in ten kilobytes."""
+    plain = path.with_name("plain.pt")
+    torch.save({"weight": torch.zeros(2_500_000)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert path.stat().st_size < 1e5
+    assert "is a compressed archive" in refusal(load_network, path, Description(SMALL))
+
+
+@pytest.mark.parametrize("content", [{}, [], {"state_dict": {"weight": torch.zeros(3)}}, {"epoch": 3}])
+def test_files_of_something_else_are_refused(path, content):
+    torch.save(content, path)
+    assert "does not hold a state dict" in refusal(read_state, path)
+
+
+@pytest.mark.parametrize("name", ["none.pt", "folder.pt"])
+def test_missing_files_and_folders_are_refused(tmp_path, name):
+    (tmp_path / "folder.pt").mkdir()
+    message = refusal(load_classifier, tmp_path / name, CLASSIFIER)
+    assert message.startswith("cannot read the checkpoint")
+    assert message.endswith("check the path")
+
+
+def test_truncated_files_are_refused(path):
+    released(path, classifier_network, CLASSIFIER)
+    data = path.read_bytes()
+    for kept in (0, 3, 100, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:kept])
+        assert "truncated or not a file of plain tensors" in refusal(load_classifier, path, CLASSIFIER)
+
+
+def test_a_network_that_cannot_be_built_is_refused_with_its_file(path):
+    released(path, adm_unet, SMALL)
+    assert "'channel_mult' must be" in refusal(load_network, path, Description({**SMALL, "channel_mult": "1"}))
+    assert "'pool' must be" in refusal(load_classifier, path, {**CLASSIFIER, "pool": "max"})
+
+
+def test_a_network_far_too_large_is_refused_before_anything_is_allocated(path):
+    """A quarter of a million channels would take terabytes."""
+    released(path, adm_unet, SMALL)
+    assert "is of another architecture" in refusal(load_network, path, Description({**SMALL, "model_channels": 2**18}))
+
+
+def test_hostile_names_stay_on_one_line(path):
+    released(path, adm_unet, SMALL, **{"x\n" * 1000: torch.zeros(1), "\x1b[2J": torch.zeros(1)})
+    assert "which it should not" in refusal(load_network, path, Description(SMALL))
+
+
+def test_nothing_fits_an_empty_file():
+    assert presets_that_fit({}) == []
+
+
+def test_what_is_loaded_is_what_was_built(path):
+    released(path, adm_unet, SMALL)
+    network = load_published(path, lambda: adm_unet(SMALL))
+    assert {tensor.device.type for tensor in network.state_dict().values()} == {"cpu"}
+    assert not list(network.buffers())  # none is left without a value

@@ -1,0 +1,127 @@
+"""The examples run as they stand."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bench.data import load, to_unit
+from bench.diffusion.noise import Noise
+from bench.diffusion.samplers import DDIM, Draws, prior, walk
+from bench.diffusion.schedules import levels
+from bench.measure.steps import STEP_COLUMNS
+from bench.models.adapter import adapter_file, describe_adapter, load_adapter
+from bench.models.denoisers import make_denoiser
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def program(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def latent():
+    return program("latent_diffusion")
+
+
+def test_the_adapter_draws_pixels_of_the_digits_mean_and_variance():
+    """A hundred DDIM steps of the exact denoiser of independent Gaussian pixels; the steps alone lose below 5 %.
+
+    Of 2000 samples the mean over 64 pixels is off by .6 / sqrt(2000) / 8 = .002, the variance's by
+    sqrt(2 / 2000) / 8 = 0.4 % for equal pixels, about twice that for these; 7 % and .01 are allowed.
+    """
+    entry = tomllib.loads((EXAMPLES / "adapter.toml").read_text())["models"]["pixelwise"]
+    description = describe_adapter(entry, EXAMPLES)
+    denoiser = make_denoiser(
+        load_adapter(adapter_file(entry["adapter"], EXAMPLES), description), description.prediction
+    )
+    path, draws = levels(description.schedule, description.T, 100), Draws(Noise(0), torch.arange(2000))
+    steps = list(walk(denoiser, path, prior(path[0], draws, (1, 8, 8)), DDIM(), draws, clip=False))
+    drawn, real = steps[-1].x_next, to_unit(load("digits").part("train"))
+    assert abs(drawn.mean() - real.mean()) < 0.01
+    assert abs(drawn.var(0).mean() / real.var(0).mean() - 1) < 0.07
+
+
+def test_the_tiny_latent_model_is_measured(latent, tmp_path, capsys):
+    out = tmp_path / "steps.csv"
+    command = ["--tiny", "--steps", "3", "--samples", "4", "--guidance", "2", "--device", "cpu", "--out", str(out)]
+    assert latent.main(command) == 0
+    table = pd.read_csv(out)
+    assert tuple(table.columns) == STEP_COLUMNS
+    assert {"free", "forced"} == set(table["arm"])
+    assert set(table["i"]) == {-1, 0, 1, 2}
+    assert "variance_ratio" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["steps.csv"]
+
+
+@pytest.fixture
+def folder(latent, tmp_path):
+    """The tiny model and its material as files, as a user would have them."""
+    import diffusers
+
+    model, material = latent.tiny()
+    model.unet.save_pretrained(tmp_path / "model" / "unet")
+    scheduler = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler.save_pretrained(tmp_path / "model" / "scheduler")
+    np.savez(tmp_path / "latents.npz", latents=material.latents, cond=material.cond)
+    without = material.unconditional
+    np.savez(
+        tmp_path / "embeddings.npz",
+        embeddings=material.condition.embeddings,
+        **material.condition.added,
+        negative_embeddings=without.embeddings,
+        negative_text_embeds=without.added["text_embeds"],
+    )
+    return tmp_path
+
+
+def command(folder, *more):
+    files = [f"--{name}={folder / name}.npz" for name in ("latents", "embeddings")]
+    return [f"--model={folder / 'model'}", *files, "--steps=3", "--samples=4", "--device=cpu", *more]
+
+
+def test_a_users_files_give_the_same_table(latent, folder):
+    """What --tiny makes in memory, written and read again: the same numbers."""
+    options = ["--steps=3", "--samples=4", "--device=cpu", "--guidance=2"]
+    assert latent.main(["--tiny", *options, f"--out={folder / 'one.csv'}"]) == 0
+    assert latent.main(command(folder, "--guidance=2", f"--out={folder / 'two.csv'}")) == 0
+    assert (folder / "one.csv").read_text() == (folder / "two.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros(3)}, "no array 'latents'"),
+        ({"latents": np.zeros((4, 3, 8, 8)), "cond": np.zeros(4, np.int64)}, "takes latents [N, 4, h, w]"),
+        ({"latents": np.array([{}])}, "as an npz of numbers"),
+        ({"latents": np.zeros((4, 4, 8, 8), np.float32)}, "needs an array 'cond'"),
+        ({"latents": np.zeros((4, 4, 8, 8), np.float32), "cond": np.array([0, 1, 2, 3])}, "numbers below 3"),
+        ({"latents": np.full((4, 4, 8, 8), np.nan), "cond": np.zeros(4, np.int64)}, "not finite"),
+    ],
+)
+def test_files_that_are_no_latents(latent, folder, capsys, arrays, message):
+    np.savez(folder / "latents.npz", **arrays)
+    assert latent.main(command(folder)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_missing_files_and_arguments(latent, folder, capsys):
+    (folder / "embeddings.npz").unlink()
+    assert latent.main(command(folder)) == 2
+    assert "embeddings.npz" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        latent.main(["--model", str(folder)])
