@@ -23,7 +23,7 @@ from bench.measure.chains import (
     to_table,
 )
 from bench.measure.metrics import frechet_score
-from bench.suite.extras import Bench, Extra, RecordFolder, features_key
+from bench.suite.extras import Bench, Extra, RecordFolder
 
 __all__ = ["VERSION", "ChainBaselines"]
 
@@ -86,7 +86,7 @@ class ChainBaselines(Extra):
         started = time.perf_counter()
         rows = [*self._real(bench), *self._empirical(bench), *self._gaussian(bench)]
         seconds = time.perf_counter() - started
-        facts = {"features": features_key(bench.reference.extractor), "network_calls": 0, "seconds": seconds}
+        facts = {"features": bench.reference.features_key(), "network_calls": 0, "seconds": seconds}
         self.folders(bench.root)[0].write(to_table(rows), None, facts)
 
     def _real(self, bench: Bench) -> Iterator[ChainRow]:
@@ -95,8 +95,9 @@ class ChainBaselines(Extra):
         if extractor is None:
             yield ChainRow(*where, self.n, "frechet", None, None, reference.name, "the run has no features")
             return
-        metric, all_train = extractor.metrics["frechet"], reference.features().pooled
-        sources = frechet_score(metric, all_train[: self.n], all_train, reference.name)
+        metric, all_train = extractor.metrics["frechet"], reference.features().moments
+        images = reference.data.part("train")[: self.n]
+        sources = frechet_score(metric, extractor.extract(images)[0], all_train, reference.name)
         note = sources.reason or "the source images themselves"
         yield ChainRow(*where, self.n, metric, sources.value, None, reference.name, note)
         others, which = self._others(bench)

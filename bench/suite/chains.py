@@ -18,7 +18,7 @@ from bench.measure.chains import ChainRow, error_summary, image_errors, to_table
 from bench.measure.metrics import frechet_score
 from bench.suite.baselines import VERSION, ChainBaselines
 from bench.suite.config import ConfigError, SamplerConfig
-from bench.suite.extras import Bench, Extra, RecordFolder, features_key
+from bench.suite.extras import Bench, Extra, RecordFolder
 from bench.suite.model import Model
 from bench.suite.plan import Cell
 from bench.suite.runner import RunError
@@ -101,7 +101,7 @@ class Chain(Extra):
         shown = {"original": quantize(x0[:_PICTURES]), "reconstruction": pixels[:_PICTURES]}
         pictures = {name: coloured(images.movedim(1, -1).numpy()) for name, images in shown.items()}
         seconds = time.perf_counter() - started
-        facts = {"features": features_key(bench.reference.extractor), "network_calls": self.cost(), "seconds": seconds}
+        facts = {"features": bench.reference.features_key(), "network_calls": self.cost(), "seconds": seconds}
         self.folders(bench.root)[0].write(table, pictures, facts)
 
     def _walk(self, bench: Bench) -> Iterator[tuple[Tensor, Tensor]]:
@@ -131,7 +131,7 @@ class Chain(Extra):
         if extractor is None:
             return self._row("frechet", None, None, reference.name, "the run has no features")
         features = extractor.extract(pixels)[0]
-        found = frechet_score(extractor.metrics["frechet"], features, reference.features().pooled, reference.name)
+        found = frechet_score(extractor.metrics["frechet"], features, reference.features().moments, reference.name)
         return self._row(found.metric, found.value, None, found.reference, found.reason)
 
 

@@ -18,18 +18,12 @@ from torch import Tensor
 
 from bench.data import to_unit
 from bench.diffusion.types import Denoiser
-from bench.measure.features import Extractor
 from bench.suite.config import ConfigError, short_hash
 from bench.suite.model import Model
 from bench.suite.reference import Reference
 from bench.suite.store import read_json, unchanged, write_arrays, write_atomic, write_json
 
-__all__ = ["Bench", "Extra", "RecordFolder", "features_key"]
-
-
-def features_key(extractor: Extractor | None) -> str:
-    """Return what a Frechet distance depends on besides its images; which other scores there are plays no part."""
-    return f"{extractor.name}-{extractor.weights_hash[:16]}" if extractor else "none"
+__all__ = ["Bench", "Extra", "RecordFolder"]
 
 
 @dataclass(frozen=True)

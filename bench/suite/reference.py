@@ -94,11 +94,14 @@ class Reference:
         part = "train" if self.data.heldout.any() else "all"
         return f"{self.data.name}-{part} ({len(self.data.part('train'))})"
 
-    def key(self) -> str:
-        """Return what the scores depend on besides samples and data: extractor, imported statistics, which scores."""
+    def features_key(self) -> str:
+        """Return what a Frechet distance depends on besides samples and data: extractor and imported statistics."""
         extractor = self.extractor.key if self.extractor else "none"
-        imported = f"-statistics-{self._imported.content_hash()}" if self._imported is not None else ""
-        return f"{extractor}{imported}-scores{SCORES_VERSION}"
+        return extractor if self._imported is None else f"{extractor}-statistics-{self._imported.content_hash()}"
+
+    def key(self) -> str:
+        """Return what the scores depend on besides samples and data: the features, and which scores there are."""
+        return f"{self.features_key()}-scores{SCORES_VERSION}"
 
     def features(self) -> ReferenceStatistics:
         """Return the statistics of the reference's features; of large sets some features are kept, of others all.

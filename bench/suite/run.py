@@ -22,7 +22,7 @@ from bench.models.opening import denoiser_of, open_network
 from bench.suite.chains import plan_chains
 from bench.suite.config import ConfigError, short_hash
 from bench.suite.environment import environment
-from bench.suite.extras import Bench, Extra, features_key
+from bench.suite.extras import Bench, Extra
 from bench.suite.fit import check_fit
 from bench.suite.model import Model
 from bench.suite.plan import Cell, plan_cells
@@ -134,7 +134,7 @@ class Run:
         sampled = [cell for cell in self.cells if self.store.is_sampled(cell)]
         missing = [self.store.extended(cell) for cell in self.cells if cell not in sampled]
         stale = [self.store.extended(cell) for cell in sampled if not self.store.is_scored(cell, reference.key())]
-        features = features_key(reference.extractor)
+        features = reference.features_key()
         extras = [extra for extra in self.extras if not extra.is_complete(self.out, features)]
         if not missing and not stale and not extras:
             return

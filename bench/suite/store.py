@@ -27,7 +27,7 @@ __all__ = ["Store", "read_json", "unchanged", "write_arrays", "write_atomic", "w
 _SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
 _SCORED = ("features.npz", "kernel.npy")
 _SHARED = ("version", "spacing", "clip", "quantize", "samples", "data")
-_SAMPLING = ("eta", "variance")  # of cells with the same sampler
+_SAMPLING = ("eta", "variance", "churn", "classifier_scale")  # of cells with the same sampler
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -139,10 +139,10 @@ class Store:
             if not isinstance(old, dict):
                 continue
             names = _SHARED + (_SAMPLING if old.get("sampler") == new["sampler"] else ())
-            for name in new if folder.name == cell.name else names:
-                if name != "measure" and old.get(name) != new[name]:
+            for name in {**old, **new} if folder.name == cell.name else names:
+                if name != "measure" and old.get(name) != new.get(name):
                     raise ConfigError(
-                        f"{folder} was made with another {name} ({old.get(name)!r}, now {new[name]!r});"
+                        f"{folder} was made with another {name} ({old.get(name)!r}, now {new.get(name)!r});"
                         " choose another --out or delete it"
                     )
 

@@ -15,9 +15,9 @@ from bench.models.networks import adm_unet
 from bench.suite.cli import run
 from bench.suite.config import SamplerConfig
 from bench.suite.extras import Bench
+from bench.suite.model import Model
 from bench.suite.plan import IN_CELLS, Cell
 from bench.suite.reference import Reference
-from bench.suite.model import Model
 
 NETWORK = {
     "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 2, "num_res_blocks": 1,

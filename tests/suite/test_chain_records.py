@@ -14,14 +14,15 @@ from bench.data import Dataset, to_unit
 from bench.diffusion.samplers import DDIM, Ancestral, PosteriorMean
 from bench.diffusion.types import Prediction
 from bench.measure.chains import CHAIN_COLUMNS
+from bench.measure.features import Extractor
 from bench.models.checkpoints import Description
 from bench.models.oracles import GaussianOracle
 from bench.suite.baselines import ChainBaselines
 from bench.suite.chains import METHODS, chain_lengths, plan_chains
 from bench.suite.config import ConfigError
 from bench.suite.model import Model
-from bench.suite.scaling import Scaling
 from bench.suite.runner import RunError
+from bench.suite.scaling import Scaling
 
 SIGMAS = 5  # standard errors allowed
 NETWORK = {"in_channels": 1, "out_channels": 2}
@@ -288,15 +289,16 @@ def baselines_of(data, n, seed=0):
     return ChainBaselines("cosine", 20, seed, n, (2, 20), data.content_hash())
 
 
-class Corners:
+class Corners(torch.nn.Module):
     """Two features, one of an image's corner and one of its mean, in place of a network."""
 
-    name, weights_hash, metrics = "corners", "0" * 64, {"frechet": "fd_corners"}
-
-    def extract(self, images):
-        pixels = images.float().numpy() / 255
-        pooled = np.stack([pixels[:, 0, 0, 0], pixels.mean((1, 2, 3))], axis=1)
+    def forward(self, images):
+        pixels = images.float() / 255
+        pooled = torch.stack([pixels[:, 0, 0, 0], pixels.mean((1, 2, 3))], dim=1)
         return pooled, pooled
+
+
+CORNERS = Extractor("corners", Corners(), {"frechet": "fd_corners"}, "0" * 64)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,7 @@ class Corners:
 )
 def test_real_images_are_scored_like_reconstructions(small_data, bench, tmp_path, n, note):
     work = baselines_of(small_data, n)
-    work.compute(bench(None, extractor=Corners()))
+    work.compute(bench(None, extractor=CORNERS))
     real = record(work, tmp_path).query("method == 'real'")
     assert real["quantity"].tolist() == ["fd_corners", "fd_corners"]
     assert (real["n"] == n).all()

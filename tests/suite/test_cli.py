@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import run_bench
-from bench.suite import cli, plan, reference, registry, runner, scaling
+from bench.suite import cli, plan, reference, runner, scaling
 from bench.suite import run as whole_run
 from bench.suite.config import ConfigError
 from bench.suite.request import device_of
@@ -475,9 +475,11 @@ def test_scaling_without_tuned_constants_is_refused(tmp_path, tiny_weights, comm
     monkeypatch.setattr(scaling, "_CONSTANTS", empty)
     out, model = tmp_path / "out", model.format(tiny=tiny_weights)
     args = ("--models", model, "--steps", "5", "--samples", "3", "--out", out)
-    for flags in ((), ("--sampler", "ddim"), ("--eps-slope", "0.001")):
+    for flags, sampler in (((), "ddpm"), (("--sampler", "ddim"), "ddim"), (("--eps-slope", "0.001"), "ddpm")):
         outcome = command(*args, *flags)
-        one_line_error(outcome, "no scaling constants were tuned for", model.split("=")[0], "give --eps-scale")
+        one_line_error(
+            outcome, f"no {sampler} scaling constants were tuned for", model.split("=")[0], "give --eps-scale"
+        )
     assert not out.exists()
     assert "eps / (1.02 + 0 i)" in command(*args, "--eps-scale", "1.02", "--dry-run").out
     assert "eps / (1.02 + 0.001 i)" in command(*args, "--eps-scale", "1.02", "--eps-slope", "0.001", "--dry-run").out
@@ -492,7 +494,7 @@ def test_constants_are_tuned_for_one_sampler(tmp_path, command, monkeypatch):
     monkeypatch.setattr(scaling, "_CONSTANTS", constants)
     args = ("--models", "adm-es", "--steps", "5", "--samples", "3", "--out", tmp_path / "out", "--dry-run")
     assert "eps / (1.03 + 0 i)" in command(*args).out
-    one_line_error(command(*args, "--sampler", "ddim"), "no scaling constants were tuned for 'adm-es'")
+    one_line_error(command(*args, "--sampler", "ddim"), "no ddim scaling constants were tuned for 'adm-es'")
 
 
 def test_scaling_constants_from_the_command_line(tmp_path, command):

@@ -317,7 +317,7 @@ def test_embedded_weights_belong_to_their_dataset(from_toml, pictures):
 
 def test_datasets_of_the_file_start_at_the_data_dir(from_toml, pictures):
     known = from_toml(f'[datasets.pictures]\npath = "{pictures.name}"\nheldout_every = 4', dataset="pictures")
-    data = known.load_dataset(pictures.parent)
+    data = known.load_dataset(pictures.parent, {})
     assert (data.name, len(data.images), int(data.heldout.sum())) == ("pictures", 40, 10)
 
 
@@ -325,4 +325,4 @@ def test_a_dataset_of_one_image_is_refused(from_toml, tmp_path):
     np.savez(tmp_path / "one.npz", arr_0=np.zeros((1, 8, 8, 1), np.uint8))
     known = from_toml(f'[datasets.one]\npath = "{tmp_path}/one.npz"', dataset="one")
     with pytest.raises(ConfigError, match="fewer than 2 training images"):
-        known.load_dataset(None)
+        known.load_dataset(None, {})

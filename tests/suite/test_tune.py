@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from bench.diffusion.corrections import EpsilonScaling
-from bench.diffusion.samplers import DDIM
 from bench.suite import tune
 from bench.suite.config import RESERVED_SEEDS
 from bench.suite.registry import load_registry
@@ -33,21 +32,24 @@ def test_a_maximum_gives_the_best_point():
 
 @pytest.fixture
 def shrinking_sweep(shrink):
-    return Sweep(shrink(), "cosine", 1000, samples=70)
+    """A sweep of DDIM whose denoiser costs nothing."""
+    sweep = Sweep(load_registry(None, "digits").model("adm"), "ddim", samples=70)
+    sweep.denoiser = shrink()
+    return sweep
 
 
 def test_distances_repeat_and_feel_the_constants(shrinking_sweep):
     distance = shrinking_sweep.distance
-    assert distance(DDIM(), 3, 1.0, 0.0) == distance(DDIM(), 3, 1.0, 0.0) > 0
-    assert distance(DDIM(), 3, 1.0, 0.0) != distance(DDIM(), 3, 1.5, 0.0)
-    assert distance(DDIM(), 3, 1.5, 0.0) != distance(DDIM(), 3, 1.5, 0.5)
+    assert distance(3, 1.0, 0.0) == distance(3, 1.0, 0.0) > 0
+    assert distance(3, 1.0, 0.0) != distance(3, 1.5, 0.0)
+    assert distance(3, 1.5, 0.0) != distance(3, 1.5, 0.5)
 
 
 @pytest.mark.parametrize(("steps", "slope"), [(1, 0.2), (2, 0.2), (5, 0.05)])
 def test_the_span_is_the_rise_over_all_steps(shrinking_sweep, monkeypatch, steps, slope):
     seen = []
     monkeypatch.setattr(tune, "EpsilonScaling", lambda path, b, k: seen.append((b, k)) or EpsilonScaling(path, b, k))
-    assert np.isfinite(shrinking_sweep.distance(DDIM(), steps, 1.1, 0.2))
+    assert np.isfinite(shrinking_sweep.distance(steps, 1.1, 0.2))
     assert seen == [(1.1, pytest.approx(slope))]
 
 
@@ -55,7 +57,7 @@ def test_tuning_draws_from_reserved_seeds(shrinking_sweep, monkeypatch):
     seeds = []
     real = tune.Noise
     monkeypatch.setattr(tune, "Noise", lambda seed: seeds.append(seed) or real(seed))
-    shrinking_sweep.distance(DDIM(), 1, 1.0, 0.0)
+    shrinking_sweep.distance(1, 1.0, 0.0)
     assert seeds
     assert min(seeds) >= RESERVED_SEEDS
 
@@ -77,6 +79,15 @@ def test_the_sweep_prints_tables_for_scaling_toml(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * POINTS
     assert list(rows[0]) == ["model", "sampler", "steps", "b", "span", "n", "fd_digits"]
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler"])
+def test_of_an_edm_model_the_uniform_divisor_alone_is_swept(tmp_path, capsys, sampler):
+    out = tmp_path / "tuning.csv"
+    assert main(["--steps", "2", "--samples", "70", "--sampler", sampler, "--out", str(out)]) == 0
+    assert set(tomllib.loads(capsys.readouterr().out)["digits"]) == {"edm-es"}
+    with out.open() as file:
+        assert {(row["model"], row["sampler"]) for row in csv.DictReader(file)} == {("edm-es", sampler)}
 
 
 def test_an_interrupted_sweep_keeps_what_it_measured(tmp_path, monkeypatch):
@@ -110,6 +121,8 @@ def test_a_second_sweep_appends(tmp_path, capsys):
         (["--steps", "0"], "not positive"),
         (["--steps", "5000"], "between 1 and 1000"),
         (["--base", "admm"], "unknown model"),
+        (["--sampler", "heun", "--base", "adm"], "does not go with model 'adm'"),
+        (["--sampler", "ddpm", "--base", "edm"], "does not go with model 'edm'"),
         (["--samples", "0"], "--samples must be positive"),
     ],
 )

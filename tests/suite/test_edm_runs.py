@@ -1,0 +1,150 @@
+"""Runs of models on EDM levels: samplers, network calls, records, and flags that do not go with them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bench.models.checkpoints import Description, save_network
+from bench.models.networks import adm_unet
+from bench.suite.config import SamplerConfig
+
+NETWORK = {
+    "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1, "num_res_blocks": 1,
+    "channel_mult": (1,),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def edm_weights(tmp_path_factory):
+    """A tiny random network under EDM's preconditioning, in our own format."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("edm") / "tiny-edm.safetensors"
+    save_network(path, adm_unet(NETWORK), Description(NETWORK, "edm", 1000, {}, "edm"))
+    return path
+
+
+@pytest.fixture
+def tiny_edm(edm_weights, command, tmp_path):
+    """Return a function that runs the tiny model and returns its outcome and the results folder."""
+
+    def run(*flags, name="mine"):
+        out = tmp_path / "out"
+        args = ("--models", f"{name}={edm_weights}", "--samples", "6", "--features", "none", "--quiet", "--out", out)
+        return command(*args, *flags), out
+
+    return run
+
+
+def facts(out, cell):
+    return json.loads((out / "cells" / cell / "metrics.json").read_text())
+
+
+def one_line(outcome, *words):
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(("sampler", "nfe"), [("heun", {7: 13, 11: 21, 18: 35}), ("euler", {7: 7, 11: 11, 18: 18})])
+def test_network_calls_are_counted(tiny_edm, sampler, nfe):
+    outcome, out = tiny_edm("--sampler", sampler, "--steps", "7,11,18", "--no-probes")
+    assert outcome.code == 0, outcome.err
+    found = {steps: facts(out, f"mine-{sampler}-{steps}-seed0") for steps in nfe}
+    assert {steps: fact["nfe"] for steps, fact in found.items()} == nfe
+    assert {steps: fact["network_calls"] for steps, fact in found.items()} == {s: 6 * n for s, n in nfe.items()}
+
+
+def test_heun_is_the_default_and_does_not_clip(tiny_edm):
+    outcome, out = tiny_edm("--steps", "2", "--no-probes")
+    assert outcome.code == 0, outcome.err
+    cell = facts(out, "mine-heun-2-seed0")["cell"]
+    assert (cell["sampler"], cell["clip"], cell["variance"], cell["schedule"]) == ("heun", False, None, "edm")
+    assert cell["prediction"] == "edm"
+
+
+def test_the_planned_cost_is_what_the_network_was_asked(tiny_edm):
+    plan, _ = tiny_edm("--steps", "3", "--dry-run")
+    outcome, out = tiny_edm("--steps", "3")
+    assert outcome.code == 0, outcome.err
+    calls = facts(out, "mine-heun-3-seed0")["network_calls"]
+    assert f"{calls:,} network calls" in plan.out
+    assert json.loads((out / "run.json").read_text())["network_calls"] == calls
+
+
+def test_records_of_heun(tiny_edm):
+    outcome, out = tiny_edm("--steps", "3")
+    assert outcome.code == 0, outcome.err
+    table = pd.read_csv(out / "cells" / "mine-heun-3-seed0" / "steps.csv")
+    assert set(table["alpha"]) == {1.0}
+    free = table[(table["arm"] == "free") & (table["quantity"] == "eps_norm")]
+    assert free[["i", "stage"]].to_numpy().tolist() == [[2, 0], [2, 1], [1, 0], [1, 1], [0, 0]]
+    assert free["sigma"].iloc[0] == pytest.approx(80)
+    # x_T keeps alpha / sigma = 1 / 80 of x0, so the walk from noised data is measured too.
+    assert {"gaussian", "gaussian-forced", "gaussian-paired", "paired", "forced-train"} <= set(table["arm"])
+    exact = table[(table["arm"] == "gaussian") & (table["quantity"] == "variance_ratio")]
+    assert exact["i"].tolist() == [1, 0, -1]
+    with np.load(out / "cells" / "mine-heun-3-seed0" / "errors.npz") as errors:
+        assert errors["errors"].shape[0] == 3
+
+
+def test_churn_is_recorded_and_cells_of_one_folder_share_it(tiny_edm):
+    outcome, out = tiny_edm("--steps", "3", "--no-probes", "--churn", "2")
+    assert outcome.code == 0, outcome.err
+    assert facts(out, "mine-heun-3-seed0")["cell"]["churn"] == 2.0
+    for name in ("mine", "other"):
+        one_line(tiny_edm("--steps", "3", "--no-probes", name=name)[0], "made with another churn (2.0, now None)")
+
+
+def test_settings_without_churn_are_those_of_before():
+    assert "churn" not in SamplerConfig().description()
+    assert SamplerConfig(churn=1.5).description()["churn"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--sampler", "ddpm"), ("model 'mine'", "use --sampler heun or euler")),
+        (("--sampler", "ddim"), ("model 'mine'", "use --sampler heun or euler")),
+        (("--variance", "fixed-small"), ("--variance has no effect with --sampler heun",)),
+        (("--eta", "0.5"), ("--eta has no effect with --sampler heun",)),
+        (("--spacing", "ddim"), ("--spacing has no effect with --sampler heun",)),
+        (("--churn", "-1"), ("--churn must be a finite number of at least 0",)),
+        (("--churn", "nan"), ("--churn must be a finite number",)),
+        (("--measure", "chains"), ("--measure chains", "leave it out")),
+        (("--measure", "response"), ("--measure response", "leave it out")),
+    ],
+)
+def test_flags_that_do_not_go_with_edm(tiny_edm, flags, words):
+    outcome, out = tiny_edm("--steps", "2", *flags)
+    one_line(outcome, *words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler"])
+def test_edm_samplers_do_not_go_with_other_models(command, tmp_path, sampler):
+    out = tmp_path / "out"
+    one_line(
+        command("--models", "adm", "--sampler", sampler, "--steps", "2", "--out", out),
+        f"--sampler {sampler} is for EDM models, not for 'adm'",
+    )
+    one_line(command("--models", "adm,edm", "--steps", "2", "--out", out), "--sampler heun", "not for 'adm'")
+    one_line(command("--models", "adm", "--churn", "1", "--steps", "2", "--out", out), "--churn has no effect")
+    assert not out.exists()
+
+
+def test_a_slope_does_not_go_with_churn(command, tmp_path):
+    args = ("--models", "edm-es", "--steps", "3", "--churn", "1", "--out", tmp_path / "out")
+    one_line(command(*args, "--eps-slope", "0.01"), "--churn moves", "constant scale")
+
+
+def test_the_embedded_pair_has_tuned_constants(command, tmp_path):
+    args = ("--models", "edm,edm-es", "--samples", "4", "--dry-run", "--out", tmp_path / "out")
+    for sampler, steps in (("heun", "7,11,18"), ("euler", "13,21,35")):
+        outcome = command(*args, "--sampler", sampler, "--steps", steps)
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.count("eps / (") == 3
