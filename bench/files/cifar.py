@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import pickletools
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -131,8 +130,7 @@ def _parse_binary(content: bytes) -> Batch:
 
 
 def _parse_python(content: bytes) -> Batch:
-    _refuse_memo_bomb(content)
-    batch = restricted_load(io.BytesIO(content), _ALLOWED, encoding="bytes")
+    batch = restricted_load(io.BytesIO(content), _allowed(len(content)), encoding="bytes")
     if not isinstance(batch, dict):
         raise ValueError("its pickle is no dictionary")
     entries = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
@@ -148,13 +146,6 @@ def _labels(entry: Any) -> NDArray[Any]:
     if not isinstance(entry, list) or not all(isinstance(label, int) for label in entry):
         raise ValueError("its labels are no list of whole numbers")
     return np.array(entry)
-
-
-def _refuse_memo_bomb(content: bytes) -> None:
-    """Refuse memo indices beyond the file: the unpickler makes room for every index up to the largest."""
-    for opcode, argument, _ in pickletools.genops(content):
-        if "PUT" in opcode.name and isinstance(argument, int) and argument > len(content):
-            raise ValueError("a memo index beyond its size")
 
 
 class _Dtype:
@@ -199,19 +190,26 @@ def _scalar(dtype: _Dtype, raw: bytes) -> int:
     return int(np.frombuffer(raw, dtype.real())[0])
 
 
-def _encode(text: str, *_: object) -> bytes:
-    """Stand for codecs.encode, which writes the bytes of pickle protocols 0 to 2 as a latin-1 text."""
-    return text.encode("latin-1")
+def _allowed(size: int) -> Mapping[tuple[str, str], Any]:
+    """Return the names that batches use, each with what stands for it in a pickle of ``size`` bytes."""
+    left = size
 
+    def encode(text: str, *_: object) -> bytes:
+        """Stand for codecs.encode, which writes the bytes of pickle protocols 0 to 2 as a latin-1 text."""
+        nonlocal left
+        left -= len(text)
+        if left < 0:
+            raise ValueError("it repeats its bytes")
+        return text.encode("latin-1")
 
-_ALLOWED: Mapping[tuple[str, str], Any] = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _Array,
-    ("_codecs", "encode"): _encode,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstructed for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
-}
+    return {
+        ("numpy", "dtype"): _Dtype,
+        ("numpy", "ndarray"): _Array,
+        ("_codecs", "encode"): encode,
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstructed for core in ("core", "_core")},
+        **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+        **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+    }
 
 
 @dataclass(frozen=True)

@@ -82,4 +82,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", type=_device, default="cpu", help="torch device (default cpu)")
     parser.add_argument("--threads", type=_whole(1, 4096), help="CPU threads (default: all)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for flag in ("gamma", "gradient_penalty"):
+        if RECIPES[args.recipe].objective == "edm" and getattr(args, flag) is not None:
+            parser.error(f"--{flag.replace('_', '-')} has no effect on the recipe {args.recipe}")
+    return args

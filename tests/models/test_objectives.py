@@ -9,7 +9,8 @@ from torch.distributions import Normal, kl_divergence
 
 from bench.diffusion.schedules import alpha_bars, betas
 from bench.models.networks import adm_unet
-from bench.models.objectives import OBJECTIVES, Process, gradient_penalty, hybrid_loss, make_pair
+from bench.models.objectives import OBJECTIVES, Process, edm_loss, gradient_penalty, hybrid_loss, make_pair
+from bench.models.preconditioning import Edm
 from bench.models.recipes import DIGITS_NETWORK
 
 PROCESS = Process.make("cosine", 1000)
@@ -323,3 +324,38 @@ def test_the_penalty_leaves_its_input_alone():
     y = draw(1, 1, 2, 2)
     gradient_penalty(lambda state, t: state.pow(3), y, torch.zeros(1), torch.ones(1, 1, 2, 2))
     assert not y.requires_grad
+
+
+def edm_inputs(n=64):
+    g = torch.Generator().manual_seed(0)
+    shape = (n, 1, 4, 4)
+    return (torch.randn(*shape, generator=g).double(), torch.randn(n, generator=g).double(),
+            torch.randn(*shape, generator=g).double())  # fmt: skip
+
+
+def test_edm_loss_is_the_weighted_error_of_the_denoiser():
+    """Karras et al. 2022, eq. 2 with lambda of table 1, written out with D = c_skip y + c_out F(c_in y, c_noise)."""
+    x0, level, noise = edm_inputs()
+
+    def network(x, c_noise):
+        return torch.tanh(x + c_noise.reshape(-1, 1, 1, 1))
+
+    found = edm_loss(network, x0, level, noise)
+    for k in range(len(x0)):
+        sigma = math.exp(1.2 * level[k].item() - 1.2)
+        c = Edm().at(sigma)
+        y = x0[k] + sigma * noise[k]
+        denoised = c.skip * y + c.out * torch.tanh(c.into * y + c.noise)
+        weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
+        # Both are float64; 1 / (sigma c_out) cancels where sigma is small, at most 1e2 roundings here.
+        assert found[k].item() == pytest.approx((weight * (denoised - x0[k]) ** 2).mean().item(), rel=1e-10)
+
+
+def test_edm_loss_of_the_exact_denoiser_of_gaussian_data():
+    """x0 ~ N(0, .25): D = c_skip y exactly, so F = 0 and the loss is that of the target, whose variance is 1."""
+    n = 20_000
+    g = torch.Generator().manual_seed(1)
+    x0, noise = (torch.randn(n, 1, 4, 4, generator=g) for _ in range(2))
+    loss = edm_loss(lambda x, c_noise: torch.zeros_like(x), 0.5 * x0, torch.randn(n, generator=g), noise)
+    # The mean of 16 n squares of unit normals has standard error sqrt(2 / (16 n)) = .0025; five of them.
+    assert loss.mean().item() == pytest.approx(1, abs=0.0125)

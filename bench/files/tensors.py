@@ -1,0 +1,34 @@
+"""Files of ``torch.save`` read without executing anything, and without unfolding beyond their size."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["load_plain"]
+
+
+def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Read plain tensors, and containers, numbers and texts around them, onto a device.
+
+    Raises:
+        ValueError: the file is a compressed archive, or one whose members overlap: ``torch.save`` writes neither, and a
+            small file could unfold to any size.
+        Exception: on damaged bytes, and on objects of any other kind, torch's reader raises almost any kind.
+    """
+    if _unfolds(path):
+        raise ValueError("it is a compressed archive, not a file of torch.save")
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def _unfolds(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # not a zip file, or a damaged one, at which zipfile raises almost any kind: torch's to judge
+        return False
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    return packed or sum(entry.file_size for entry in entries) > path.stat().st_size

@@ -1,0 +1,157 @@
+"""A run's images and reference from the command line: resizing, published statistics, known names."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from bench.data import load
+from bench.measure.features import open_extractor
+from bench.measure.statistics import summarise
+from bench.measure.statistics_files import write_statistics
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Thirty grey pictures of 12 x 10 pixels in three folders."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for k in range(30):
+        folder = root / f"class{k % 3}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (10, 12), dtype=np.uint8)).save(folder / f"{k:03}.png")
+    return root
+
+
+@pytest.fixture
+def run(tmp_path, photos, tiny_weights, command):
+    """Return a function that runs the tiny model on the pictures and returns outcome and results folder."""
+    config = tmp_path / "bench.toml"
+
+    def call(*flags, entry=""):
+        config.write_text(f'[datasets.photos]\npath = "{photos}"\n{entry}')
+        out = tmp_path / "out"
+        outcome = command(
+            "--config", config, "--dataset", "photos", "--models", f"mine={tiny_weights}", "--steps", "2", "--samples",
+            "4", "--features", "none", "--quiet", "--out", out, *flags,
+        )  # fmt: skip
+        return outcome, out
+
+    return call
+
+
+def configuration(out):
+    return json.loads((out / "run.json").read_text())["configuration"]
+
+
+def test_resizing_is_recorded(run):
+    outcome, out = run("--resize", "8", "--crop", "center", "--resize-filter", "box")
+    assert outcome.code == 0, outcome.err
+    assert configuration(out)["preprocessing"] == "crop=center resize=8 filter=box"
+    with np.load(out / "cells" / "mine-ddpm-2-seed0" / "samples.npz") as file:
+        assert file["arr_0"].shape == (4, 8, 8, 3)
+
+
+def test_the_config_file_may_say_it_and_flags_replace_it(run):
+    entry = 'resize = 4\ncrop = "center"\nresize_filter = "lanczos"\n'
+    outcome, out = run("--resize", "8", entry=entry)
+    assert outcome.code == 0, outcome.err
+    assert configuration(out)["preprocessing"] == "crop=center resize=8 filter=lanczos"
+    assert "preprocessing crop=center resize=8 filter=lanczos" in run("--resize", "8", "--dry-run", entry=entry)[0].out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), "halves images"),
+        (("--resize", "0"), "resize"),
+        (("--resize", "-8"), "resize"),
+        (("--resize-filter", "box"), "resize"),
+        (("--crop", "guided"), "resize"),
+    ],
+)
+def test_preprocessing_that_cannot_be(run, save_tiny, flags, words):
+    deep = save_tiny(name="deep", channel_mult=(1, 1, 1))  # halves images twice; 10 rows cannot be
+    outcome, out = run("--models", f"deep={deep}", *flags)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert words in outcome.err
+    assert not out.exists()
+
+
+def test_the_embedded_digits_are_not_resized(command, tmp_path):
+    outcome = command("--models", "adm", "--steps", "2", "--resize", "16", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert "digits" in outcome.err
+
+
+def test_a_known_dataset_says_where_it_was_looked_for(command, tmp_path):
+    outcome = command("--models", "adm", "--dataset", "cifar10", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert "adm=PATH" in outcome.err or "cifar-10-python.tar.gz" in outcome.err
+
+
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory):
+    """The digits' statistics as a file that another tool might have written, of every second image."""
+    path = tmp_path_factory.mktemp("statistics") / "half.npz"
+    images = load("digits").part("train")[::2]
+    write_statistics(summarise(open_extractor("digits"), images, "half"), path)
+    return path
+
+
+def test_published_statistics_replace_the_datas(command, tmp_path, tiny_weights, statistics):
+    args = ("--models", f"mine={tiny_weights}", "--steps", "2", "--samples", "70", "--no-probes", "--quiet")
+    values = {}
+    for name, flags in {"own": (), "given": ("--reference", statistics)}.items():
+        outcome = command(*args, *flags, "--out", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+        found = json.loads((tmp_path / name / "cells" / "mine-ddpm-2-seed0" / "metrics.json").read_text())
+        values[name] = {score["metric"]: (score["value"], score["reference"]) for score in found["scores"]}
+    own, given = values["own"], values["given"]
+    assert own["fd_digits"][0] != given["fd_digits"][0]
+    assert "half" in given["fd_digits"][1]
+    assert own["fd_digits"][1] == "digits-train (1442)"
+    assert own["precision_digits"] == given["precision_digits"]  # the file has no images, so the data's are compared
+
+
+def test_another_reference_rescores_without_sampling(command, tmp_path, tiny_weights, statistics):
+    args = ("--models", f"mine={tiny_weights}", "--steps", "2", "--samples", "70", "--no-probes", "--quiet")
+    out = tmp_path / "out"
+    assert command(*args, "--out", out).code == 0
+    sampled = (out / "cells" / "mine-ddpm-2-seed0" / "samples.npz").stat().st_mtime_ns
+    assert command(*args, "--out", out, "--reference", statistics).code == 0
+    assert (out / "cells" / "mine-ddpm-2-seed0" / "samples.npz").stat().st_mtime_ns == sampled
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not an npz"])
+def test_a_reference_that_cannot_be_read(command, tmp_path, tiny_weights, content):
+    path = tmp_path / "bad.npz"
+    path.write_bytes(content)
+    args = ("--models", f"mine={tiny_weights}", "--steps", "2", "--samples", "3", "--reference", path)
+    outcome = command(*args, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert "bad.npz" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_without_features_is_refused(command, tmp_path, statistics):
+    args = ("--models", "adm", "--steps", "2", "--features", "none", "--reference", statistics)
+    outcome = command(*args, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "--reference has no effect with --features none" in outcome.err
+
+
+def test_the_tables_name_the_reference(command, tmp_path, tiny_weights, statistics):
+    from run_bench import main
+
+    out = tmp_path / "out"
+    args = ["--models", f"mine={tiny_weights}", "--steps", "2", "--samples", "70", "--no-probes", "--quiet"]
+    assert main([*map(str, args), "--reference", str(statistics), "--out", str(out)]) == 0
+    table = pd.read_csv(out / "tables" / "metrics.csv")
+    assert "half" in table[table["metric"] == "fd_digits"]["reference"].item()
