@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from analysis.bounded import read_json
+
 __all__ = ["read_configuration", "without_paths"]
 
 _JOINTS = re.compile(r"([=,])")  # of --out=PATH and of name=PATH,name=PATH
@@ -17,7 +19,7 @@ _JOINTS = re.compile(r"([=,])")  # of --out=PATH and of name=PATH,name=PATH
 def read_configuration(root: Path) -> dict[str, list[tuple[str, str]]]:
     """Return names and values of the command, the configuration and the environment; empty where none can be read."""
     try:
-        record = _scrubbed(json.loads((root / "run.json").read_text()))
+        record = _scrubbed(read_json(root / "run.json"))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(record, dict):

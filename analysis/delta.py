@@ -13,17 +13,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.level_axis import level_symbol, noisy_left
 from analysis.load import Results
 from analysis.output import Output
 from analysis.select import first_sampler, models_of, over_seeds, step_counts, thinned
-from analysis.style import colours, key, noisy_left, panels, save
+from analysis.style import colours, key, panels, save
 
 __all__ = ["analyse", "draw_delta", "draw_single_step", "single_step_table"]
 
 _SECTION = "Variance"
+_ROWS = {
+    "conditional": "measured\n" + r"Var$(x_t|x_0)/\sigma_t^2-1$",
+    "formula": "the papers' formula\n" + r"$(c_1 e)^2/\sigma_t^2$",
+}
 _SINGLE = ["forced-train", "forced-heldout", "gaussian-forced"]
 
 
@@ -42,30 +48,44 @@ def draw_delta(steps: pd.DataFrame, folder: Path) -> list[Path]:
                 axis.plot(own["t"], own["value"], color=paint[model])
             axis.plot(exact["t"], exact["value"], color="black", linestyle="--")
             axis.set_yscale("log")
-            axis.set(title=f"{count} steps", xlabel="t")
-            noisy_left(axis)
+            axis.set(title=f"{count} steps", xlabel=level_symbol(sampler))
+            noisy_left(axis, sampler)
         axes[0, 0].set_ylabel(r"published $\delta_t$")
-        axes[0, 0].set_ylim(bottom=1e-7)
+        drawn = np.append(floor["value"], measured["value"])
+        axes[0, 0].set_ylim(bottom=max(1e-7, 0.3 * np.min(drawn[drawn > 0], initial=1)))
         key(figure, paint, {f"perfect sampler ({sampler})": ("--", "black")})
         return save(figure, folder, "delta_t")
 
 
-def single_step_table(steps: pd.DataFrame) -> pd.DataFrame:
+def single_step_table(steps: pd.DataFrame, eta: float = 0.0) -> pd.DataFrame:
     """Return measured and predicted conditional variance after one step from real noised data.
 
     ``conditional``: Var(x_next | x_0), mean over pixels; ``formula``: sigma_next^2 + (c1 e)^2; both relative to
-    sigma_next^2, minus 1. ``t`` is that of the state reached. The step to the clean level is left out (0 / 0).
+    sigma_next^2, minus 1. ``t`` is that of the state reached. The step to the clean level is left out (0 / 0). A Heun
+    step has two errors, of two calls, and no formula.
+
+    Args:
+        steps: the per-step tables.
+        eta: DDIM's.
     """
     keys = ["sampler", "model", "steps", "arm"]
     reached = over_seeds(steps, "var_conditional", _SINGLE).rename(columns={"value": "conditional"})
     error = over_seeds(steps, "x0_rmse", _SINGLE)[[*keys, "i", "alpha", "sigma", "value"]]
     error = error.assign(i=error["i"] - 1).rename(columns={"alpha": "alpha_seen", "sigma": "sigma_seen", "value": "e"})
     joined = reached[reached["sigma"] > 0].merge(error, on=[*keys, "i"])
-    beta = 1 - (joined["alpha_seen"] / joined["alpha"]) ** 2
-    c1 = joined["alpha"] * beta / joined["sigma_seen"] ** 2
-    joined["formula"] = (c1 * joined["e"] / joined["sigma"]) ** 2
+    joined["formula"] = (_weight(joined, eta) * joined["e"] / joined["sigma"]) ** 2
     joined["conditional"] = joined["conditional"] / joined["sigma"] ** 2 - 1
     return joined[[*keys, "i", "t", "n", "conditional", "formula"]]
+
+
+def _weight(joined: pd.DataFrame, eta: float) -> pd.Series:
+    """Return c1, the weight of x0_hat in x_next: of the posterior mean, or of a step along eps (DDIM, Euler)."""
+    alpha, sigma = joined["alpha"], joined["sigma"]  # of the state that is reached
+    explained = (joined["alpha_seen"] / alpha * sigma / joined["sigma_seen"]) ** 2  # of the variance of x, by x_next
+    along_eps = 1 - joined["sampler"].map({"ddim": eta}).fillna(0.0) ** 2 * (1 - explained)
+    weight = alpha - joined["alpha_seen"] * sigma / joined["sigma_seen"] * along_eps**0.5
+    weight = weight.mask(joined["sampler"] == "ddpm", alpha * (1 - explained))
+    return weight.mask(joined["sampler"] == "heun")
 
 
 def draw_single_step(table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -73,11 +93,12 @@ def draw_single_step(table: pd.DataFrame, folder: Path) -> list[Path]:
     table, sampler = first_sampler(table)
     models, counts = models_of(table), step_counts(table)
     paint = colours(models)
-    with panels(2, len(counts), sharex=True, sharey=True) as (figure, axes):
+    rows = [quantity for quantity in _ROWS if table[quantity].notna().any()]
+    with panels(len(rows), len(counts), sharex=True, sharey=True) as (figure, axes):
         for column, count in enumerate(counts):
             here = table[table["steps"] == count]
             exact = here[here["arm"] == "gaussian-forced"].drop_duplicates("t")
-            for row, quantity in enumerate(("conditional", "formula")):
+            for row, quantity in enumerate(rows):
                 axis = axes[row, column]
                 for model in models:
                     own = here[(here["model"] == model) & (here["arm"] == "forced-train")]
@@ -85,11 +106,11 @@ def draw_single_step(table: pd.DataFrame, folder: Path) -> list[Path]:
                 axis.plot(exact["t"], exact[quantity], color="black", linestyle="--")
                 axis.axhline(0, color="black", linewidth=0.8)
             axes[0, column].set_title(f"{count} steps")
-            axes[1, column].set_xlabel("t")
+            axes[-1, column].set_xlabel(level_symbol(sampler))
         _scale(axes[0, 0], table)
-        noisy_left(axes[0, 0])
-        axes[0, 0].set_ylabel("measured\n" + r"Var$(x_t|x_0)/\sigma_t^2-1$")
-        axes[1, 0].set_ylabel("the papers' formula\n" + r"$(c_1 e)^2/\sigma_t^2$")
+        noisy_left(axes[0, 0], sampler)
+        for row, quantity in enumerate(rows):
+            axes[row, 0].set_ylabel(_ROWS[quantity])
         key(figure, paint, {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")})
         return save(figure, folder, "single_step_variance")
 
@@ -114,13 +135,23 @@ def analyse(results: Results, out: Output) -> None:
             " - sigma_t)^2. Only the distance from the dashed curve is evidence of exposure bias; it is drawn signed"
             f" under Variance along sampling. {account}.",
         )  # fmt: skip
-    table = single_step_table(steps)
+    table = single_step_table(steps, max(float(record.cell.get("eta", 0.0)) for record in results.cells))
     if len(table):
-        caption = (
-            "Relative excess of Var(x_t | x_0) over sigma_t^2 after one step from real noised training images (top),"
-            " and as the papers' formula predicts it from the error e of x0_hat (bottom); dashed: an exact denoiser,"
-            " for which the formula would have to hold too. The difference between the rows is the formula's"
-            f" failure. n images are counted in the table. {account}."
-        )
+        caption = f"{_explanation(first_sampler(table)[0])} n images are counted in the table. {account}."
         out.table(_SECTION, "single_step_variance", thinned(table), "One step from real data", caption)
-        out.figure(_SECTION, draw_single_step(table, out.figures), "The papers' formula for one step", caption)
+        out.figure(_SECTION, draw_single_step(table, out.figures), "The variance after one step", caption)
+
+
+def _explanation(table: pd.DataFrame) -> str:
+    """Return what the figure of one step shows."""
+    measured = "Relative excess of Var(x_t | x_0) over sigma_t^2 after one step from real noised training images"
+    if table["formula"].isna().all():
+        return (
+            f"{measured}; dashed: an exact denoiser. The papers' formula is for steps of one network call and says"
+            " nothing of a corrected one."
+        )
+    return (
+        f"{measured} (top), and as the papers' formula predicts it from the error e of x0_hat (bottom); dashed: an"
+        " exact denoiser, for which the formula would have to hold too. The difference between the rows is the"
+        " formula's failure."
+    )

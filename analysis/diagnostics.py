@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
+from analysis.level_axis import is_edm
 from analysis.load import Results
 from analysis.output import Output
 from analysis.quality import main_metric
@@ -41,7 +42,7 @@ DEFINITIONS: Mapping[str, str] = {
     "variance_end": "|Var(x) / true variance - 1| of the finished samples",
     "variance_along": "mean over levels of |Var(x) / true variance - 1|",
     "variance_network": "mean over levels of |variance ratio - that of an exact denoiser on the same levels|",
-    "excess_std": "mean over levels of |pred_std - floor|",
+    "excess_std": "mean over levels of |pred_std - floor|, on EDM levels over the floor",
     "excess_std_signed": "excess_std without the modulus",
     "delta_t": "published delta_t at the least noisy level before the clean one",
     "x0_rmse_heldout": "mean over levels of the RMSE of x0_hat on held-out images",
@@ -59,6 +60,8 @@ def _measures(cell: pd.DataFrame) -> dict[str, float]:
         return wide[arm, quantity] if (arm, quantity) in wide else pd.Series(np.nan, wide.index)
 
     eps, ratio, excess = of("free", "eps_norm"), of("free", "variance_ratio"), of("free", "excess_std")
+    if is_edm(str(cell["sampler"].iloc[0])):
+        excess = excess / of("free", "floor_std")
     train, heldout = (_log(eps / of(f"forced-{part}", "eps_norm")) for part in ("train", "heldout"))
     delta, error = of("free", "delta_t"), of("forced-heldout", "x0_rmse")
     return {
@@ -145,7 +148,9 @@ def draw_diagnostics(table: pd.DataFrame, correlations: pd.DataFrame, metric: st
                 shade, mark = shades[int(str(steps))], marks[str(model)]
                 axis.scatter(own[row["measure"]], own["fd"], s=7, color=shade, marker=mark, linewidths=0, alpha=0.8)
             axis.set_xlabel(row["measure"])
-            rho = [f"{row[column]:.2f}" for column in ("rho", "rho_within", "rho_models")]
+            rho = [
+                "-" if pd.isna(row[column]) else f"{row[column]:.2f}" for column in ("rho", "rho_within", "rho_models")
+            ]
             axis.set_title("rho {}, within steps {}, of models {}".format(*rho), fontsize=7)
         for axis in axes.flat[len(chosen) :]:
             axis.set_visible(False)

@@ -16,11 +16,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
+from analysis.level_axis import level_name
 from analysis.load import CellRecord, Results
 from analysis.output import Output
 from analysis.select import most_steps, shown
 from analysis.single_errors import single_errors
 from analysis.style import colours, key, panels, save
+from analysis.wording import used_x0
 
 __all__ = ["analyse", "draw_histogram", "draw_quantiles", "histogram_table", "kept_by_model", "quantile_table"]
 
@@ -133,7 +135,7 @@ def _histogram(values: Floats) -> pd.DataFrame:
     )
 
 
-def draw_quantiles(table: pd.DataFrame, folder: Path) -> list[Path]:
+def draw_quantiles(table: pd.DataFrame, sampler: str, folder: Path) -> list[Path]:
     """Quantiles of the standardised errors against normal ones, a panel a t; band of two standard errors."""
     models, times = list(dict.fromkeys(table["model"])), sorted(table["t"].unique())[::-1]
     paint = colours(models)
@@ -147,19 +149,20 @@ def draw_quantiles(table: pd.DataFrame, folder: Path) -> list[Path]:
             low, high = here["error"] - 2 * here["se"], here["error"] + 2 * here["se"]
             axis.fill_between(here["normal"], low, high, color=paint[models[0]], alpha=0.18, linewidth=0)
             axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
-            axis.set_title(f"t = {t:.0f}")
+            axis.set_title(level_name(t, sampler))
         axes[0].set_ylabel("quantile of the error")
         figure.supxlabel("quantile of normal errors", fontsize=8)
         key(figure, paint, {"normal": ("--", "black")})
         return save(figure, folder, "error_quantiles")
 
 
-def draw_histogram(table: pd.DataFrame, paint: dict[str, str], folder: Path) -> list[Path]:
+def draw_histogram(table: pd.DataFrame, paint: dict[str, str], sampler: str, folder: Path) -> list[Path]:
     """Histograms of one model's errors with the fitted normal density: central pixel (top), all pixels (bottom).
 
     Args:
         table: of ``histogram_table``.
         paint: the model and its colour.
+        sampler: whose levels they are.
         folder: where the figure goes.
     """
     times, kinds = sorted(table["t"].unique())[::-1], list(dict.fromkeys(table["what"]))
@@ -172,7 +175,7 @@ def draw_histogram(table: pd.DataFrame, paint: dict[str, str], folder: Path) -> 
                 axis.plot((here["left"] + here["right"]) / 2, here["normal"], color="black", linewidth=0.9)
             axes[row, 0].set_ylabel(f"density\n{what}")
         for axis, t in zip(axes[0], times, strict=True):
-            axis.set_title(f"t = {t:.0f}")
+            axis.set_title(level_name(t, sampler))
         key(figure, paint, {"normal of the same mean and std": ("-", "black")})
         return save(figure, folder, "error_histogram")
 
@@ -184,11 +187,14 @@ def analyse(results: Results, out: Output) -> None:
         return
     first, quantiles = next(iter(kept)), quantile_table(kept)
     if len(quantiles):
-        _enter_quantiles(quantiles, first, _account(quantiles, sampler, steps), out)
+        drawn = draw_quantiles(quantiles, sampler, out.figures)
+        words = used_x0(results), _account(quantiles, sampler, steps)
+        _enter_quantiles(quantiles, drawn, first, words, out)
     histogram = histogram_table(kept[first])
     if len(histogram):
         paint = {first: colours(list(kept))[first]}
-        _enter_histogram(histogram, paint, _account(quantiles, sampler, steps), out)
+        drawn = draw_histogram(histogram, paint, sampler, out.figures)
+        _enter_histogram(histogram, drawn, first, _account(quantiles, sampler, steps), out)
 
 
 def _account(quantiles: pd.DataFrame, sampler: str, steps: int) -> str:
@@ -201,10 +207,12 @@ def _account(quantiles: pd.DataFrame, sampler: str, steps: int) -> str:
     )
 
 
-def _enter_quantiles(quantiles: pd.DataFrame, first: str, account: str, out: Output) -> None:
-    errors = (
-        "Errors e_t = x0 - x0_hat of single teacher-forced steps, x0_hat as the sampler uses it, scaled and clipped;"
-    )
+def _enter_quantiles(
+    quantiles: pd.DataFrame, drawn: list[Path], first: str, words: tuple[str, str], out: Output
+) -> None:
+    """Write the table and enter the figure; ``words`` say what x0_hat is, and of how many images."""
+    used, account = words
+    errors = f"Errors e_t = x0 - x0_hat of single teacher-forced steps, {used};"
     errors += " each pixel over its own mean and standard deviation over n images, pooled over the pixels that vary and"
     errors += " over seeds"
     out.table(
@@ -213,22 +221,21 @@ def _enter_quantiles(quantiles: pd.DataFrame, first: str, account: str, out: Out
         f" tau). values: points pooled; se: jackknife over groups of images. {account}",
     )  # fmt: skip
     out.figure(
-        _SECTION, draw_quantiles(quantiles, out.figures), "Quantiles of the error against normal ones",
+        _SECTION, drawn, "Quantiles of the error against normal ones",
         f"{errors}: quantiles against those of normal errors standardised over as many images. On the dashed diagonal"
         f" errors are normal; steeper than it at both ends: heavy tails. Shaded: two standard errors of {first}, found"
         f" by leaving out groups of images. Where one colour is seen the models coincide. {account}",
     )  # fmt: skip
 
 
-def _enter_histogram(histogram: pd.DataFrame, paint: dict[str, str], account: str, out: Output) -> None:
-    (model,) = paint
+def _enter_histogram(histogram: pd.DataFrame, drawn: list[Path], model: str, account: str, out: Output) -> None:
     out.table(
         _SECTION, "error_histogram", histogram, "Histogram of the error",
         f"Densities of e_t = x0 - x0_hat of {model}, and of the normal distribution of the same mean and standard"
         f" deviation at the middle of each bin. {account}",
     )  # fmt: skip
     out.figure(
-        _SECTION, draw_histogram(histogram, paint, out.figures), f"Histogram of the error ({model})",
+        _SECTION, drawn, f"Histogram of the error ({model})",
         "Top: e_t = x0 - x0_hat of single teacher-forced steps at the central pixel (last channel, [H/2, W/2], as in"
         " the papers). Bottom: all pixels that vary, each over its own mean and standard deviation. Black: the normal"
         f" density of the same mean and standard deviation. {account}",

@@ -14,19 +14,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.level_axis import is_edm, level_name, level_symbol, noisy_left
 from analysis.load import CellRecord, Results, ResultsError
 from analysis.output import Output
 from analysis.select import models_of, most_steps, shown, thinned
-from analysis.style import colours, key, noisy_left, panels, save
+from analysis.style import colours, key, panels, save
+from analysis.wording import used_x0
 
 __all__ = ["analyse", "draw_map", "draw_nu", "gamma_table", "nu_table", "pixel_spread"]
 
 _SECTION = "Prediction error"
 _PARTS = {"forced-train": "training images", "forced-heldout": "held-out images"}
-_WHAT = (
-    "nu_t: mean over pixels of the standard deviation over images of e_t = x0 - x0_hat at single teacher-forced steps,"
-    " [-1, 1] scale, x0_hat as the sampler uses it, scaled and clipped. "
-)
 _WALK = ["model", "sampler", "steps"]
 _LEVEL = [*_WALK, "i", "t"]
 _MOMENTS = tuple(f"forced-train/error/{name}" for name in ("count", "mean", "second"))
@@ -109,7 +107,7 @@ def gamma_table(steps: pd.DataFrame) -> pd.DataFrame:
 
 def draw_nu(table: pd.DataFrame, folder: Path) -> list[Path]:
     """nu_t along t (top; shaded: range over pixels of the first model), and over that of the first model (bottom)."""
-    table, _, steps = most_steps(table)
+    table, sampler, steps = most_steps(table)
     models = models_of(table)
     paint, arms = colours(models), [arm for arm in _PARTS if (table["arm"] == arm).any()]
     with panels(2, len(arms), sharex=True, sharey="row") as (figure, axes):
@@ -124,19 +122,20 @@ def draw_nu(table: pd.DataFrame, folder: Path) -> list[Path]:
             low, high = (first[name].to_numpy(dtype=float) for name in ("pixel_min", "pixel_max"))
             top.fill_between(first.index, low, high, color=paint[models[0]], alpha=0.18, linewidth=0)
             top.set(title=_PARTS[arm])
-            bottom.set(xlabel=f"t (levels of {steps} steps)")
+            bottom.set(xlabel=f"{level_symbol(sampler)} (levels of {steps} steps)")
         axes[0, 0].set(ylabel=r"$\nu_t$", ylim=(0, None))
         axes[1, 0].set(ylabel=f"$\\nu_t$ / {models[0]}")
-        noisy_left(axes[0, 0])
+        noisy_left(axes[0, 0], sampler)
         key(figure, paint, {})
         return save(figure, folder, "error_nu")
 
 
-def draw_map(spread: dict[float, Floats], folder: Path) -> list[Path]:
+def draw_map(spread: dict[float, Floats], sampler: str, folder: Path) -> list[Path]:
     """The error's standard deviation at each pixel over its mean, a panel a t.
 
     Args:
         spread: standard deviation by t, [C, H, W].
+        sampler: whose levels they are.
         folder: where the figure goes.
     """
     levels = sorted(spread, reverse=True)
@@ -146,7 +145,7 @@ def draw_map(spread: dict[float, Floats], folder: Path) -> list[Path]:
     with panels(1, len(times), sharex=True, sharey=True) as (figure, (axes,)):
         for axis, (t, picture) in zip(axes, pictures.items(), strict=True):
             image = axis.imshow(picture / (picture.mean() or 1), cmap="viridis", vmin=0, vmax=top)
-            axis.set_title(f"t = {t:.0f}\n" + rf"$\nu_t$ = {spread[t].mean():.3g}")
+            axis.set_title(level_name(t, sampler) + "\n" + rf"$\nu_t$ = {spread[t].mean():.3g}")
             axis.set_axis_off()
         figure.colorbar(image, ax=axes, label="std / mean over pixels", shrink=0.7)
         return save(figure, folder, "error_std_map")
@@ -159,6 +158,7 @@ def analyse(results: Results, out: Output) -> None:
     if not len(table):
         return
     gammas, trained = gamma_table(steps), table["arm"] == "forced-train"
+    what = _what(results)
     _enter_tables(table, gammas, results, out)
     most, sampler, count = most_steps(table[trained]) if trained.any() else most_steps(table)
     first, n = models_of(most)[0], max(int(most["n"].max()), 2)
@@ -171,28 +171,43 @@ def analyse(results: Results, out: Output) -> None:
     told = ", ".join(f"{row.model} {row.gamma:.3f}" for row in gammas[chosen].itertuples())
     out.figure(
         _SECTION, draw_nu(table, out.figures), "Size of the error along t",
-        f"{_WHAT}Top: nu_t; bottom: over that of {first}. Shaded: from the least to the greatest pixel of {first} on"
+        f"{what}Top: nu_t; bottom: over that of {first}. Shaded: from the least to the greatest pixel of {first} on"
         " training images; the papers' model N(0, nu_t^2 I) has no such range. The papers' strength of input"
         f" perturbation, gamma = mean over t of nu_t on training images, halved: {told or 'not measured'}. {account}",
     )  # fmt: skip
     if (first, sampler, count) in spread:
         out.figure(
-            _SECTION, draw_map(spread[first, sampler, count], out.figures), f"Where the error is large ({first})",
+            _SECTION, draw_map(spread[first, sampler, count], sampler, out.figures),
+            f"Where the error is large ({first})",
             "Standard deviation over training images of e_t = x0 - x0_hat at each pixel (root mean square over"
             " channels) over its mean over pixels, one colour scale. Were the error isotropic, N(0, nu_t^2 I), every"
             f" picture would be flat at 1 up to chance. {account}",
         )  # fmt: skip
 
 
+def _what(results: Results) -> str:
+    """Say what nu_t is here."""
+    edm = any(is_edm(record.cell["sampler"]) for record in results.cells)
+    return (
+        "nu_t: mean over pixels of the standard deviation over images of e_t = x0 - x0_hat at single teacher-forced"
+        f" steps, [-1, 1] scale, {used_x0(results)}. "
+        + (
+            "On EDM levels its mean is over these, not over training indices, and no gamma of the papers. "
+            if edm
+            else ""
+        )
+    )
+
+
 def _enter_tables(table: pd.DataFrame, gammas: pd.DataFrame, results: Results, out: Output) -> None:
     seeds = f"_sd: spread over seeds, which share their images. {results.account()}."
     out.table(
         _SECTION, "error_gamma", gammas, "Input perturbation strength from the error",
-        f"{_WHAT}mean_nu: its mean over t at the most steps; gamma: half of it, the papers' choice of input"
+        f"{_what(results)}mean_nu: its mean over t at the most steps; gamma: half of it, the papers' choice of input"
         f" perturbation, for which they use training images. {seeds}",
     )  # fmt: skip
     out.table(
         _SECTION, "error_nu", thinned(table), "Size of the error along t",
-        f"{_WHAT}nu: mean over seeds; n: images a seed; pixel_min, pixel_max: least and greatest pixel (training"
-        f" images, variances pooled over seeds). At most twenty levels a walk. {seeds}",
+        f"{_what(results)}nu: mean over seeds; n: images a seed; pixel_min, pixel_max: least and greatest pixel"
+        f" (training images, variances pooled over seeds). At most twenty levels a walk. {seeds}",
     )  # fmt: skip

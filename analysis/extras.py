@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.bounded import read_json, read_table
 from analysis.check import check_key
-from analysis.load import DAMAGE, Results, ResultsError, read_arrays
+from analysis.load import Results, ResultsError, read_arrays
 
 __all__ = ["read_pictures", "read_records"]
 
@@ -37,13 +37,13 @@ def read_records(results: Results, folder: str, kind: str) -> pd.DataFrame:
             tables.append(_read(path, kind))
         except FileNotFoundError:
             results.problem(f"{path} is incomplete and left out; run again to finish it")
-        except (*DAMAGE, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             results.problem(f"{path} is damaged and left out ({error}); delete it and run again")
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _read(path: Path, kind: str) -> pd.DataFrame:
-    facts: dict[str, Any] = json.loads((path / f"{kind}.json").read_text())
+    facts: dict[str, Any] = read_json(path / f"{kind}.json")
     version = facts[kind]["version"]
     if version != _VERSIONS[kind]:
         raise ValueError(f"it was recorded by version {version} of the suite, this is {_VERSIONS[kind]}")
@@ -51,7 +51,7 @@ def _read(path: Path, kind: str) -> pd.DataFrame:
     for name, size in facts["files"].items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             raise ValueError(f"{name} is missing or has been changed")
-    table = pd.read_csv(path / "record.csv", dtype=dict.fromkeys(_TEXTS, str))
+    table = read_table(path / "record.csv", dtype=dict.fromkeys(_TEXTS, str))
     filled, others = _COLUMNS[kind]
     missing = [name for name in (*filled, *others) if name not in table]
     if missing or not len(table) or table[list(filled)].isna().any(axis=None):

@@ -11,10 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.band_power import BAND_NOTE, CSV_LEVELS, band_table, ratio_lines
+from analysis.level_axis import level_symbol, noisy_left
 from analysis.load import Results
 from analysis.output import Output
 from analysis.select import models_of, most_steps, thinned
-from analysis.style import colours, key, noisy_left, panels, save
+from analysis.style import colours, key, panels, save
 
 __all__ = ["analyse", "draw_haar", "haar_table"]
 
@@ -31,7 +32,7 @@ def haar_table(results: Results) -> pd.DataFrame:
 
 def draw_haar(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Log ratio of energy along t, a panel a sub-band: states over closed form, x0_hat free running over forced."""
-    table, _, steps = most_steps(table)
+    table, sampler, steps = most_steps(table)
     paint = colours(models_of(table))
     with panels(2, len(_BANDS), sharex=True, sharey="row") as (figure, axes):
         for column, name in enumerate(_BANDS):
@@ -40,8 +41,8 @@ def draw_haar(table: pd.DataFrame, folder: Path) -> list[Path]:
             axes[0, column].set_title(name)
         for row, label in enumerate(_LABELS.values()):
             axes[row, 0].set_ylabel(label)
-        noisy_left(axes[0, 0])
-        figure.supxlabel(f"t (levels of {steps} steps)", fontsize=8)
+        noisy_left(axes[0, 0], sampler)
+        figure.supxlabel(f"{level_symbol(sampler)} (levels of {steps} steps)", fontsize=8)
         key(figure, paint, {})
         return save(figure, folder, "haar_ratio")
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.bounded import read_json, read_npy, read_npz, read_table
 from analysis.check import check_facts, check_steps, settings
 
-__all__ = ["DAMAGE", "CellRecord", "Results", "ResultsError", "load_results", "read_arrays"]
+__all__ = ["CellRecord", "Results", "ResultsError", "load_results", "read_arrays"]
 
 T = TypeVar("T")
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _KEY = ("model", "sampler", "steps", "seed")
 
 
@@ -53,10 +49,10 @@ class CellRecord:
             return None
         path = written[0]
         try:
-            table = pd.read_csv(path)
+            table = read_table(path)
             check_steps(table, self.cell["steps"])
             table = table.astype({"t": float, "n": float, "value": float, "std": float})
-        except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).strip()  # pandas ends its lines
             raise ResultsError(f"{path} is damaged ({reason}); delete the cell and run again") from None
         table = table[table["stage"] == 0].reset_index(drop=True)
@@ -73,11 +69,9 @@ class CellRecord:
         if not path.exists():
             return None
         try:
-            content = np.load(path, allow_pickle=False)
-            array: NDArray[Any] = content if key is None else content[key]
-        except DAMAGE as error:
+            return read_npy(path) if key is None else read_npz(path)[key]
+        except (OSError, ValueError, KeyError) as error:
             raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
-        return array
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]] | None:
         """Return all arrays of an npz file, or None where there is none.
@@ -153,9 +147,8 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return {key: content[key] for key in content.files}
-    except (*DAMAGE, AttributeError) as error:
+        return read_npz(path)
+    except (OSError, ValueError) as error:
         raise ResultsError(f"{path} is damaged ({error}); delete its folder and run again") from None
 
 
@@ -174,7 +167,7 @@ def load_results(root: Path) -> Results:
             cells.append(_read_cell(folder))
         except FileNotFoundError:
             problems.append(f"{folder} is incomplete and left out; run again to finish it")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
             problems.append(f"{folder} is damaged and left out ({what}); delete it and run again")
     cells = _alike(cells, problems)
@@ -201,7 +194,7 @@ def _one_line(text: str) -> str:
 
 def _read_cell(folder: Path) -> CellRecord:
     """Read and check a cell's ``metrics.json``; any error says that the cell is damaged."""
-    facts = json.loads((folder / "metrics.json").read_text())
+    facts = read_json(folder / "metrics.json")
     check_facts(folder, facts)
     return CellRecord(folder, dict(facts["cell"]), facts)
 
@@ -221,7 +214,7 @@ def _alike(cells: list[CellRecord], problems: list[str]) -> list[CellRecord]:
 def _model_order(root: Path) -> dict[str, int]:
     """Return the order in which the run named its models."""
     try:
-        models = json.loads((root / "run.json").read_text())["configuration"]["models"]
+        models = read_json(root / "run.json")["configuration"]["models"]
         return {name: position for position, name in enumerate(models)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -19,13 +19,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.level_axis import level_symbol, noisy_left
 from analysis.load import CellRecord, Results
 from analysis.output import Output
 from analysis.pixel_tests import LEVEL, MOST, RATES, level_statistics, power_table
 from analysis.select import models_of, most_steps, thinned
 from analysis.shapiro import shapiro_wilk
 from analysis.single_errors import single_errors
-from analysis.style import colours, key, noisy_left, panels, save
+from analysis.style import colours, key, panels, save
+from analysis.wording import used_x0
 
 __all__ = [
     "analyse",
@@ -37,10 +39,6 @@ __all__ = [
 ]
 
 _SECTION = "Prediction error"
-_WHAT = (
-    "Shapiro-Wilk for each pixel on e_t = x0 - x0_hat of single teacher-forced steps, x0_hat as the sampler uses it,"
-    " scaled and clipped. "
-)
 _WALK = ["model", "sampler", "steps"]
 
 
@@ -88,12 +86,12 @@ def summary_table(cells: pd.DataFrame) -> pd.DataFrame:
 
 def draw_normality(table: pd.DataFrame, power: pd.DataFrame, folder: Path) -> list[Path]:
     """Rejected shares along t, published and corrected (top); excess kurtosis and the test's power (bottom)."""
-    table, _, steps = most_steps(table)
+    table, _, _ = most_steps(table)
     paint = colours(models_of(table))
     with panels(2, 2) as (figure, axes):
         places = {"rejected": axes[0, 0], "rejected_fdr": axes[0, 1], "excess_kurtosis": axes[1, 0]}
         for quantity, axis in places.items():
-            _along_t(axis, table, quantity, paint, steps)
+            _along_t(axis, table, quantity, paint)
             normal = LEVEL if quantity == "rejected" else 0
             axis.axhline(normal, color="black", linewidth=0.8, linestyle="--")
         for quantity, title in RATES.items():
@@ -104,12 +102,13 @@ def draw_normality(table: pd.DataFrame, power: pd.DataFrame, folder: Path) -> li
         return save(figure, folder, "error_normality")
 
 
-def _along_t(axis: Axes, table: pd.DataFrame, quantity: str, paint: dict[str, str], steps: int) -> None:
+def _along_t(axis: Axes, table: pd.DataFrame, quantity: str, paint: dict[str, str]) -> None:
     for model, colour in reversed(paint.items()):  # the first on top
         here = table[table["model"] == model].sort_values("t")
         axis.plot(here["t"], here[quantity], color=colour)
-    axis.set_xlabel(f"t (levels of {steps} steps)")
-    noisy_left(axis)
+    sampler, steps = table[["sampler", "steps"]].iloc[0]
+    axis.set_xlabel(f"{level_symbol(sampler)} (levels of {steps} steps)")
+    noisy_left(axis, sampler)
 
 
 def _power(axis: Axes, power: pd.DataFrame) -> None:
@@ -142,27 +141,32 @@ def analyse(results: Results, out: Output) -> None:
         f"n = {n} training and held-out images a seed, the same at every seed and so never pooled, but averaged;"
         f" {results.account()}."
     )
-    _enter_tables(cells, table, power, account, out)
+    what = f"Shapiro-Wilk for each pixel on e_t = x0 - x0_hat of single teacher-forced steps, {used_x0(results)}. "
+    _enter_tables(cells, table, power, (what, account), out)
     out.figure(
         _SECTION, draw_normality(table, power, out.figures), "Is the error Gaussian?",
-        f"{_WHAT}Top left: share of pixels rejected at level .05 over {drawn} images, as published; normal errors give"
+        f"{what}Top left: share of pixels rejected at level .05 over {drawn} images, as published; normal errors give"
         " .05 (dashed). Top right: the share after Benjamini-Hochberg over pixels on all images (5000 at most); any at"
         " all is evidence. Bottom left: excess kurtosis (0: normal, 3: Laplace). Bottom right: what share of samples of"
         f" known shapes the test rejects at this n; a low share with low power is no evidence of normality. {account}",
     )  # fmt: skip
 
 
-def _enter_tables(cells: pd.DataFrame, table: pd.DataFrame, power: pd.DataFrame, account: str, out: Output) -> None:
+def _enter_tables(
+    cells: pd.DataFrame, table: pd.DataFrame, power: pd.DataFrame, words: tuple[str, str], out: Output
+) -> None:
+    """Write the tables; ``words`` say what was tested, and on how many images."""
+    what, account = words
     drawn = int(cells["n_published"].max())
     out.table(
         _SECTION, "normality_summary", summary_table(cells), "Rejected share, mean over t",
-        f"{_WHAT}published: mean over t, at the most steps, of the share of pixels rejected at level .05 over {drawn}"
+        f"{what}published: mean over t, at the most steps, of the share of pixels rejected at level .05 over {drawn}"
         " images, the papers' single number; fdr_controlled: after Benjamini-Hochberg over pixels on all images."
         f" Normal errors would give .05 and about 0, and excess kurtosis 0. _sd: spread over seeds. {account}",
     )  # fmt: skip
     out.table(
         _SECTION, "normality", thinned(table), "Normality of the error",
-        f"{_WHAT}rejected: share of pixels at level .05 over n_published images; rejected_fdr: on all n images after"
+        f"{what}rejected: share of pixels at level .05 over n_published images; rejected_fdr: on all n images after"
         " Benjamini-Hochberg over pixels; excess_kurtosis: mean over pixels of the unbiased G2. Means over seeds; _sd:"
         f" spread over seeds. Pixels of zero range are left out and counted. {account}",
     )  # fmt: skip

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from analysis.level_axis import level_symbol, noisy_left
 from analysis.load import Results
 from analysis.output import Output
 from analysis.select import first_sampler, models_of, over_seeds, step_counts, thinned
-from analysis.style import ARM_LINES, band, colours, key, noisy_left, panels, save
+from analysis.style import ARM_LINES, band, colours, key, panels, save
+from analysis.wording import clips
 
 __all__ = ["analyse", "draw_eps_norm", "draw_scaling", "norm_table", "scaled_models"]
 
@@ -76,7 +77,7 @@ def draw_eps_norm(steps: pd.DataFrame, folder: Path) -> list[Path]:
                 own = ratios[(ratios["steps"] == count) & (ratios["model"] == model)]
                 for arm, name in zip(_FORCED, ("ratio_train", "ratio_heldout"), strict=True):
                     _ratio(axes[1, column], own, name, paint[model], ARM_LINES[arm])
-        _finish(figure, axes, counts, ratios, ("ratio_train", "ratio_heldout"))
+        _finish(axes, counts, sampler, ratios, ("ratio_train", "ratio_heldout"))
         axes[0, 0].set_ylabel(r"$\|\epsilon_\theta\|_2$")
         axes[1, 0].set_ylabel("free / forced")
         styles = {
@@ -93,7 +94,7 @@ def _ratio(axis: Axes, own: pd.DataFrame, name: str, colour: str, style: str) ->
 
 
 def _finish(
-    figure: Figure, axes: list[list[Axes]], counts: list[int], ratios: pd.DataFrame, names: tuple[str, ...]
+    axes: list[list[Axes]], counts: list[int], sampler: str, ratios: pd.DataFrame, names: tuple[str, ...]
 ) -> None:
     """Title the panels, and scale the ratios to all but the least noisy level, which dwarfs them; say what it was."""
     rest = np.append(ratios.loc[ratios["i"] > 0, list(names)].to_numpy(), 1.0)
@@ -102,14 +103,14 @@ def _finish(
     for column, count in enumerate(counts):
         top, bottom = axes[0][column], axes[-1][column]
         top.set_title(f"{count} steps")
-        bottom.set_xlabel("t")
+        bottom.set_xlabel(level_symbol(sampler))
         bottom.axhline(1, color="black", linewidth=0.8)
         last = ratios.loc[(ratios["i"] == 0) & (ratios["steps"] == count), list(names)].to_numpy()
         if np.isfinite(last).any():
             text = f"up to {np.nanmax(last):.2f} at the last step"
             bottom.text(0.03, 0.95, text, transform=bottom.transAxes, va="top", fontsize=6)
     axes[-1][0].set_ylim(low - margin, high + 2 * margin)
-    noisy_left(axes[0][0])
+    noisy_left(axes[0][0], sampler)
 
 
 def draw_scaling(steps: pd.DataFrame, scaled: list[str], folder: Path) -> list[Path]:
@@ -126,7 +127,7 @@ def draw_scaling(steps: pd.DataFrame, scaled: list[str], folder: Path) -> list[P
                 _ratio(axis, own, "ratio_train", paint[model], "-")
                 if model in scaled:
                     _ratio(axis, own, "ratio_after", paint[model], "-.")
-        _finish(figure, axes, counts, ratios, ("ratio_train", "ratio_after"))
+        _finish(axes, counts, sampler, ratios, ("ratio_train", "ratio_after"))
         axes[0, 0].set_ylabel("free / forced")
         key(figure, paint, {f"raw prediction ({sampler})": ("-", "black"), "as used, scaled": ("-.", "black")})
         return save(figure, folder, "eps_norm_scaling")
@@ -152,9 +153,10 @@ def analyse(results: Results, out: Output) -> None:
     )  # fmt: skip
     scaled = scaled_models(results)
     if scaled:
+        clipping = " and clipping of x0_hat" if clips(results) else ""
         out.figure(
             _SECTION, draw_scaling(steps, scaled, out.figures), "Norms before and after scaling",
             "The norm free running over the raw one on real noised training images: of the raw prediction (solid) and,"
-            " for models that scale, of the one the update uses (dash-dotted), after division by eps_scale and clipping"
-            f" of x0_hat. Scaling closes the gap if its curve lies nearer to 1. Bands: two standard errors. {account}.",
+            " for models that scale, of the one the update uses (dash-dotted), after division by eps_scale"
+            f"{clipping}. Scaling closes the gap if its curve lies nearer to 1. Bands: two standard errors. {account}.",
         )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.bounded import read_json
 from analysis.format import latex, markdown
 
 __all__ = ["FigureEntry", "Output", "TableEntry"]
@@ -78,8 +79,8 @@ class Output:
         index = self.root / _WRITTEN
         names = sorted({str(path.relative_to(self.root)) for path in self._written})
         try:
-            earlier = [str(name) for name in json.loads(index.read_text())]
-        except (OSError, ValueError, TypeError, RecursionError):
+            earlier = [str(name) for name in read_json(index)]
+        except (OSError, ValueError, TypeError):
             earlier = []
         for name in set(earlier) - set(names):
             path = (self.root / name).resolve()

@@ -68,7 +68,7 @@ def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
             axis.set_yticks(range(len(models)), models)
             axis.set_title(f"{steps} steps")
             axis.grid(False)
-        figure.colorbar(image, ax=axes[0], label="z of row minus column", extend="both")
+        figure.colorbar(image, ax=axes[0], label="z (row - column)", extend="both")
         figure.suptitle(f"Paired kernel test, {sampler}: w = row is closer to the data, l = column is", fontsize=8)
         return save(figure, folder, "win_tie_loss")
 

@@ -88,7 +88,8 @@ def _copy_cell(record: CellRecord, folder: Path, pictured: bool) -> None:
 def _copy_pictures(record: CellRecord, folder: Path) -> None:
     samples, errors = record.arrays("samples.npz"), record.arrays("errors.npz")
     if samples is not None:
-        _write(folder / "samples.npz", {"arr_0": samples["arr_0"][:_SAMPLES]})
+        labels = {"arr_1": samples["arr_1"][:_SAMPLES]} if "arr_1" in samples else {}
+        _write(folder / "samples.npz", {"arr_0": samples["arr_0"][:_SAMPLES], **labels})
     if errors is not None:
         _write(folder / "errors.npz", {**errors, "errors": errors["errors"].astype(np.float16)})
 

@@ -6,6 +6,7 @@ distance depends on the reference, the number of samples, the features and even 
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ class Protocol:
         quantize: how samples became 8-bit.
         clip: whether x0_hat was clipped.
         spacing: which training steps were visited.
+        conditional: whether the network was given class labels; None where the records no longer show it.
+        guidance: strength of the classifier's guidance, 0 without.
     """
 
     reference: str
@@ -44,11 +47,20 @@ class Protocol:
     quantize: str
     clip: bool
     spacing: str
+    conditional: bool | None = False
+    guidance: float = 0.0
 
 
-# Our name of the reference by the papers' name of the dataset. A "train" part of ours is a split of our own, so only a
-# dataset that is the published training set and nothing else will do.
-_REFERENCES: Mapping[str, str] = {"CIFAR10-32": "cifar10-all (50000)"}
+# Our name of the reference by the papers' name of the dataset, where the papers name one set of images and no other:
+# a whole training set, or a file of OpenAI's statistics. LSUN's and CelebA's are 50,000 images drawn at random.
+_REFERENCES: Mapping[str, str] = {
+    "CIFAR10-32": "cifar10-train (50000)",
+    "ImageNet-32": "imagenet32-train (1281167)",
+    "FFHQ-128": "ffhq128-train (70000)",
+    "ImageNet-64": "VIRTUAL_imagenet64_labeled.npz",
+    "ImageNet-128": "VIRTUAL_imagenet128_labeled.npz",
+}
+_GUIDANCE: Mapping[str, float] = {"ImageNet-128": 0.5}
 # Tables of Ning et al. 2023 and 2024 on ADM, all with guided-diffusion's scripts and evaluator.
 _SAMPLER = "ddpm"
 _ADM_TABLES = ("ddpm_ip_table2", "ddpm_ip_table3", "ddpm_ip_table7", "adm_es")
@@ -59,9 +71,16 @@ TABLES: Mapping[str, tuple[str, str]] = {
     "ddpm_ip_table3": ("ADM and ADM-IP against steps", "The main table of the input-perturbation paper."),
     "ddpm_ip_table4": ("Acceleration", "Training iterations and steps at which ADM-IP reaches the baseline's best."),
     "ddpm_ip_table7": ("DDPM-y", "Input perturbation against the same input with its own noise as target."),
-    "ddim_ip": ("DDIM and DDIM-IP", "Input perturbation under DDIM."),
+    "ddim_ip": (
+        "DDIM and DDIM-IP",
+        "Input perturbation under DDIM, by DDIM's own code and network; by which evaluator is not said.",
+    ),
     "adm_es": ("Epsilon scaling", "eps / (b + k i), i = 0 the least noisy step; ADM-ES*: the linear schedule."),
-    "edm_es": ("Epsilon scaling of EDM", "b divides eps; nfe counts network calls."),
+    "edm_es": (
+        "Epsilon scaling of EDM",
+        "b divides eps; nfe counts network calls. NVIDIA's own Inception file and statistics, no churn, pixels rounded"
+        " to nearest: not to two decimals comparable with a fid of ours, and so never drawn beside one.",
+    ),
 }
 _LONG = ("ts_dpm", "dcw_tables", "fid_vs_iterations")  # for machines, as CSV alone
 
@@ -76,10 +95,13 @@ def _protocol(row: pd.Series) -> Protocol | None:
 
     50,000 samples by the ancestral sampler with learned variance, clipped, pixels floored (``.to(uint8)``).
     """
-    reference = _REFERENCES.get(str(row["dataset"]))
-    if reference is None or row.get("conditioning", "uncond") != "uncond":
+    dataset = str(row["dataset"])
+    if dataset not in _REFERENCES:
         return None
-    return Protocol(reference, str(row["metric"]).lower(), 50_000, _SAMPLER, "learned", "floor", True, "plain")
+    return Protocol(
+        _REFERENCES[dataset], str(row["metric"]).lower(), 50_000, _SAMPLER, "learned", "floor", True, "plain",
+        row.get("conditioning", "uncond") == "cond", _GUIDANCE.get(dataset, 0.0),
+    )  # fmt: skip
 
 
 def comparable(ours: Protocol, published: Protocol | None) -> bool:
@@ -95,7 +117,12 @@ def overlay(results: Results, metric: str) -> pd.DataFrame:
 
     Columns model, sampler, steps, value, source; empty in most folders.
     """
-    ours = {_ours(record.cell, score) for record in results.cells for score in record.facts["scores"]}
+    labelled = _labelled(results)
+    ours = {
+        _ours(record.cell, score, labelled.get(record.cell["model"]))
+        for record in results.cells
+        for score in record.facts["scores"]
+    }
     ours = {protocol for protocol in ours if protocol.metric == metric}
     counts, chosen = {record.cell["steps"] for record in results.cells}, []
     for name in _ADM_TABLES:
@@ -107,11 +134,25 @@ def overlay(results: Results, metric: str) -> pd.DataFrame:
     return found[found["steps"].isin(counts)].drop_duplicates(["model", "steps", "value"], ignore_index=True)
 
 
-def _ours(cell: Mapping[str, object], score: Mapping[str, object]) -> Protocol:
+def _labelled(results: Results) -> dict[str, bool]:
+    """Tell of each model whose samples are there whether it drew them by class, which their file's index shows."""
+    found = {}
+    for record in results.cells:
+        try:
+            with zipfile.ZipFile(record.folder / "samples.npz") as samples:
+                found[str(record.cell["model"])] = "arr_1.npy" in samples.namelist()
+        except (OSError, zipfile.BadZipFile):  # none, or damaged, which whoever draws the samples will say
+            continue
+    return found
+
+
+def _ours(cell: Mapping[str, object], score: Mapping[str, object], conditional: bool | None) -> Protocol:
+    """Return how a score of ours was computed; a set of images held out nothing of is its own training part."""
     return Protocol(
-        str(score["reference"]), str(score["metric"]), int(str(score["n"])), str(cell["sampler"]),
-        None if cell.get("variance") is None else str(cell["variance"]), str(cell.get("quantize")),
-        bool(cell.get("clip")), str(cell.get("spacing")),
+        str(score["reference"]).replace("-all (", "-train ("), str(score["metric"]), int(str(score["n"])),
+        str(cell["sampler"]), None if cell.get("variance") is None else str(cell["variance"]),
+        str(cell.get("quantize")), bool(cell.get("clip")), str(cell.get("spacing")), conditional,
+        float(str(cell.get("classifier_scale", 0.0))),
     )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def analyse(results: Results, out: Output) -> None:
         " over pixels of sqrt(sigma_t^2 + 2 alpha_t^2 sigma_p^2) - sigma_t)^2 with sigma_p the data's std per pixel:"
         f" where delta_t exceeds .001 the floor is {100 * share.min():.0f} to {100 * share.max():.0f} % of it, so the"
         " curve shows data variance. Right: pred_std minus the floor, signed: above 0 the samples are over-, below 0"
-        f" under-dispersed, by {known.min():+.4f} to {known.max():+.4f} of at most 1. delta_t of the digits'"
+        f" under-dispersed, by {known.min():+.4f} to {known.max():+.4f} of at most 1. delta_t of this run's"
         " models is a figure of its own."
     )
     out.table(_SECTION, "published_delta_t", table, "Published delta_t and its floor", caption)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from analysis.format import latex_text, markdown_row
 from analysis.load import Results
+from analysis.metric_names import frechet_name
 from analysis.output import Output, TableEntry
 from analysis.paired import Comparison, Row, Terms, compare, kernel_terms
 from analysis.published import overlay
@@ -88,10 +89,7 @@ class QualityTable:
 
 def main_metric(metrics: pd.DataFrame) -> str | None:
     """Return the Frechet distance on pooled features that a folder was scored with, None where there is none."""
-    names = [str(name) for name in metrics["metric"].unique()]
-    derived = ("_inf", "_exact", "_exact_sd")
-    found = [name for name in names if name == "fid" or (name.startswith("fd_") and not name.endswith(derived))]
-    return found[0] if found else None
+    return frechet_name(str(name) for name in metrics["metric"].unique())
 
 
 def _best(means: Mapping[Row, float], terms: Mapping[Row, Terms]) -> set[Row]:
@@ -244,5 +242,9 @@ def analyse(results: Results, out: Output) -> None:
         shown[f"{steps} steps"] = [quality.entry(row, steps) for _, row in quality.table.iterrows()]
     out.entries.append(TableEntry("fid_vs_steps", _SECTION, "Frechet distance against steps", quality.caption, shown))
     published = overlay(results, quality.metric)
-    caption = quality.caption + (" Grey: published, same dataset, metric and protocol." if len(published) else "")
+    caption = quality.caption + (
+        " Grey: published, same dataset, metric and protocol; dataset and statistics are taken at their names."
+        if len(published)
+        else ""
+    )
     out.figure(_SECTION, draw_quality(quality, out.figures, published), "Quality against steps", caption)

@@ -108,7 +108,8 @@ def _main_table(quality: QualityTable | None) -> str:
         entries = [f"<b>{escape(text)}</b>" if best else escape(text) for text, best in texts]
         rows.append([escape(row["model"]), escape(row["sampler"]), *entries])
     kinds = ["", "", *("number" for _ in quality.steps)]
-    return f'<p class="caption">{escape(quality.caption)}</p>\n{_table("Main table", header, rows, kinds, quality.nfe_rows())}'
+    table = _table("Main table", header, rows, kinds, quality.nfe_rows())
+    return f'<p class="caption">{escape(quality.caption)}</p>\n{table}'
 
 
 def _table(

@@ -14,10 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.extras import read_records
+from analysis.level_axis import noisy_left
 from analysis.load import Results
 from analysis.output import Output
 from analysis.select import first_sampler, models_of, over_seeds, shown, step_counts
-from analysis.style import band, colours, key, noisy_left, panels, save
+from analysis.style import band, colours, key, panels, save
 
 __all__ = ["analyse", "draw_effective", "draw_response", "effective_table", "invert"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.load import Results
+from analysis.metric_names import coverage_name, inception_score_name
 from analysis.output import Output
 from analysis.select import first_sampler, models_of
 from analysis.style import MARKERS, colours, panels, save, step_axis
@@ -33,8 +34,8 @@ def score_table(metrics: pd.DataFrame) -> pd.DataFrame:
 def _columns(table: pd.DataFrame) -> dict[str, str]:
     """Return the metrics that precision and recall go by in this folder, e.g. ``precision_digits``."""
     names = [str(name) for name in table["metric"].unique()]
-    found = {kind: [name for name in names if name.startswith(kind)] for kind in _COVERAGE}
-    return {kind: matching[0] for kind, matching in found.items() if matching}
+    found = {kind: coverage_name(names, kind) for kind in _COVERAGE}
+    return {kind: name for kind, name in found.items() if name is not None}
 
 
 def draw_coverage(table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -65,10 +66,12 @@ def analyse(results: Results, out: Output) -> None:
     table = score_table(results.metrics())
     if not len(table):
         return
+    inception = inception_score_name(str(name) for name in table["metric"].unique())
     caption = (
         "Mean and standard deviation over seeds of every score. Distances: lower is better; precision and recall (k"
-        " = 3 neighbours in feature space, all samples): higher is better; nn_ratio: mean nearest-pixel distance to"
-        " training over held-out images, below 1 for a model that memorises. " + results.account() + "."
+        f" = 3 neighbours in feature space, all samples){f' and {inception}' if inception else ''}: higher is better;"
+        " nn_ratio: mean nearest-pixel distance to training over held-out images, below 1 for a model that memorises."
+        f" {results.account()}."
     )
     out.table(_SECTION, "scores", table, "Every score", caption)
     _, sampler = first_sampler(table)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.load import Results
+from analysis.metric_names import coverage_name
 from analysis.output import Output
 from analysis.quality import main_metric
 
@@ -44,7 +45,8 @@ def paired_t(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[st
 def seeds_table(results: Results) -> pd.DataFrame:
     """Return one row a metric and pair of models at each sampler and step count, with a reason where it is refused."""
     metrics = results.metrics()
-    names = [name for name in metrics["metric"].unique() if str(name).startswith(_COVERAGE)]
+    scored = [str(name) for name in metrics["metric"].unique()]
+    names = [coverage_name(scored, kind) for kind in _COVERAGE]
     chosen = metrics["metric"].isin([main_metric(metrics), *names]) & metrics["value"].notna()
     scores = metrics[chosen].astype({"value": float})
     rows: list[dict[str, object]] = []

@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analysis.band_power import BAND_NOTE, CSV_LEVELS, band_table, ratio_lines
+from analysis.level_axis import is_edm, level_name, level_symbol, noisy_left
 from analysis.load import Results
 from analysis.output import Output
 from analysis.select import first_sampler, models_of, most_steps, shown, thinned
-from analysis.style import colours, key, noisy_left, panels, save
+from analysis.style import colours, key, panels, save
 
 __all__ = ["analyse", "draw_curves", "draw_heat", "draw_samples", "spectrum_table"]
 
@@ -41,7 +42,7 @@ def draw_heat(table: pd.DataFrame, quantity: str, folder: Path, name: str) -> li
         folder: where the figure goes.
         name: its file name.
     """
-    table, _, steps = most_steps(table)
+    table, sampler, steps = most_steps(table)
     models = models_of(table)
     columns = min(4, len(models))
     with panels(-(-len(models) // columns), columns, sharex=True, sharey=True) as (figure, axes):
@@ -57,13 +58,14 @@ def draw_heat(table: pd.DataFrame, quantity: str, folder: Path, name: str) -> li
         for axis in axes.flat:
             axis.grid(False)
             axis.set_facecolor(_UNSURE)
-            axis.xaxis.set_major_locator(MaxNLocator(3, prune="upper"))  # end labels of neighbours would touch
+            if not is_edm(sampler):
+                axis.xaxis.set_major_locator(MaxNLocator(3, prune="upper"))  # end labels of neighbours would touch
         for axis in axes.flat[len(models) :]:
             axis.set_axis_off()
-        figure.supxlabel(f"t (levels of {steps} steps)", fontsize=8)
+        figure.supxlabel(f"{level_symbol(sampler)} (levels of {steps} steps)", fontsize=8)
         figure.supylabel("radial frequency", fontsize=8)
         figure.colorbar(image, ax=axes, label=_LABELS[quantity], extend="both")
-        noisy_left(axes[0, 0])
+        noisy_left(axes[0, 0], sampler)
         return save(figure, folder, name)
 
 
@@ -81,6 +83,7 @@ def draw_samples(table: pd.DataFrame, folder: Path) -> list[Path]:
             ratio_lines(axis, done[done["steps"] == count], "state", "frequency", paint)
             axis.set_title(f"{count} steps")
             axis.sharey(axes[1])
+        axes[1].autoscale(axis="y")  # over all that share it now
         axes[1].set_ylabel("log(samples / data)")
         figure.supxlabel("radial frequency", fontsize=8)
         key(figure, paint, {"data": ("--", "black")})
@@ -100,14 +103,16 @@ def _powers(axis: Axes, done: pd.DataFrame, paint: dict[str, str]) -> None:
 
 def draw_curves(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Log ratio of power along frequency at four t: states over closed form, x0_hat free running over forced."""
-    table, _, steps = most_steps(table)
+    table, sampler, steps = most_steps(table)
     models, times = models_of(table), shown(sorted(table["t"].unique()))[::-1]
     paint = colours(models)
     with panels(2, len(times), sharex=True, sharey="row") as (figure, axes):
         for column, t in enumerate(times):
             for row, quantity in enumerate(_LABELS):
                 ratio_lines(axes[row, column], table[table["t"] == t], quantity, "frequency", paint)
-            axes[0, column].set_title(f"step at t = {t:.0f}" + (", the last" if column == len(times) - 1 else ""))
+            axes[0, column].set_title(
+                f"step at {level_name(t, sampler)}" + (", the last" if column == len(times) - 1 else "")
+            )
         for row, label in enumerate(_LABELS.values()):
             axes[row, 0].set_ylabel(label)
         figure.supxlabel(f"radial frequency ({steps} steps)", fontsize=8)
@@ -149,10 +154,10 @@ def analyse(results: Results, out: Output) -> None:
     )
     out.figure(
         _SECTION, draw_heat(table, "state", out.figures, "spectrum_ratio"), "Where the state loses power",
-        "Natural logarithm of the state's power over alpha^2 S_data + sigma^2, by t and radial frequency." + heat,
+        "Natural logarithm of the state's power over alpha^2 S_data + sigma^2, by level and radial frequency." + heat,
     )  # fmt: skip
     out.figure(
         _SECTION, draw_heat(table, "x0_hat", out.figures, "x0_spectrum_ratio"), "Where the predicted image loses power",
-        "Natural logarithm of x0_hat's power free running over teacher forced at the same t, by t and radial frequency"
-        f" ({forced})." + heat,
+        "Natural logarithm of x0_hat's power free running over teacher forced at the same t, by level and radial"
+        f" frequency ({forced})." + heat,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 
-__all__ = ["ARM_LINES", "MARKERS", "band", "colours", "key", "noisy_left", "panels", "save", "step_axis"]
+__all__ = ["ARM_LINES", "MARKERS", "band", "colours", "key", "panels", "save", "step_axis"]
 
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
@@ -70,12 +70,6 @@ def step_axis(axis: Axes, steps: Sequence[int]) -> None:
     axis.set_xticks(list(steps), [str(count) for count in steps])
     axis.minorticks_off()
     axis.set_xlabel("sampling steps")
-
-
-def noisy_left(axis: Axes) -> None:
-    """Let t fall from left to right, as sampling does."""
-    if not axis.xaxis_inverted():
-        axis.invert_xaxis()
 
 
 def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:

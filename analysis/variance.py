@@ -12,15 +12,18 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.level_axis import is_edm, level_symbol, noisy_left
 from analysis.load import Results
 from analysis.output import Output
 from analysis.select import first_sampler, models_of, over_seeds, step_counts, thinned
-from analysis.style import band, colours, key, noisy_left, panels, save
+from analysis.style import band, colours, key, panels, save
+from analysis.wording import other_causes
 
 __all__ = ["analyse", "draw_variance_gap", "draw_variance_parts", "variance_table"]
 
 _SECTION = "Variance"
 _KEYS = ["sampler", "model", "steps"]
+_ARMS = ["free", "gaussian"]
 
 
 def variance_table(steps: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +32,7 @@ def variance_table(steps: pd.DataFrame) -> pd.DataFrame:
     ``few_steps`` is the exact denoiser's ratio minus 1, ``network`` the measured ratio minus the exact denoiser's,
     ``z`` that part in standard errors over images. Where no exact answer was computed both are empty.
     """
-    table = over_seeds(steps, "variance_ratio", ["free", "gaussian"])
+    table = over_seeds(steps, "variance_ratio", _ARMS)
     free = table[table["arm"] == "free"].rename(columns={"value": "ratio"})
     exact = table[table["arm"] == "gaussian"].rename(columns={"value": "exact"})
     joined = free.merge(exact[[*_KEYS, "i", "exact"]], on=[*_KEYS, "i"], how="left")
@@ -51,17 +54,29 @@ def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
     models, counts = models_of(steps), step_counts(steps)
     paint = colours(models)
     with panels(2, len(counts), sharex=True, sharey="row") as (figure, axes):
-        for row, quantity in enumerate(("variance_ratio", "excess_std")):
-            table = over_seeds(steps, quantity, ["free", "gaussian"])
+        for row, table in enumerate((over_seeds(steps, "variance_ratio", _ARMS), _excess(steps, sampler))):
             for axis, count in zip(axes[row], counts, strict=True):
                 _draw_gap(axis, table[table["steps"] == count], paint)
                 axis.axhline(1 - row, color="black", linewidth=0.8)
-        _label(axes, counts)
+        _label(axes, counts, sampler)
         axes[0, 0].set_ylabel("marginal variance,\nsampled / true")
-        axes[1, 0].set_ylabel("excess std over\nexact-sampler floor")
+        axes[1, 0].set_ylabel(
+            "(pred_std - floor)\n/ floor" if is_edm(sampler) else "excess std over\nexact-sampler floor"
+        )
         styles = {f"sampled ({sampler})": ("-", "black"), "exact denoiser, Gaussian data": ("--", "black")}
         key(figure, paint, styles)
         return save(figure, folder, "variance_gap")
+
+
+def _excess(steps: pd.DataFrame, sampler: str) -> pd.DataFrame:
+    """Return pred_std minus its floor; on EDM levels over the floor, for both grow with sigma there."""
+    table = over_seeds(steps, "excess_std", _ARMS)
+    if is_edm(sampler):
+        keys = [*_KEYS, "arm", "i"]
+        floor = over_seeds(steps, "floor_std", _ARMS)[[*keys, "value"]].rename(columns={"value": "floor"})
+        table = table.merge(floor, on=keys)
+        table["value"] /= table["floor"]
+    return table
 
 
 def _draw_gap(axis: Axes, here: pd.DataFrame, paint: dict[str, str]) -> None:
@@ -70,12 +85,12 @@ def _draw_gap(axis: Axes, here: pd.DataFrame, paint: dict[str, str]) -> None:
     band(axis, here[here["arm"] == "gaussian"].drop_duplicates("t"), "black", "--")
 
 
-def _label(axes: list[list[Axes]], counts: list[int]) -> None:
-    """Title the columns, and let t fall to the right."""
+def _label(axes: list[list[Axes]], counts: list[int], sampler: str) -> None:
+    """Title the columns, and let the noise fall to the right."""
     for column, count in enumerate(counts):
         axes[0][column].set_title(f"{count} steps")
-        axes[-1][column].set_xlabel("t")
-    noisy_left(axes[0][0])  # panels share their axis
+        axes[-1][column].set_xlabel(level_symbol(sampler))
+    noisy_left(axes[0][0], sampler)  # panels share their axis
 
 
 def draw_variance_parts(table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -93,7 +108,7 @@ def draw_variance_parts(table: pd.DataFrame, folder: Path) -> list[Path]:
                 band(axes[1, column], own, paint[model], "-")
             for axis in axes[:, column]:
                 axis.axhline(0, color="black", linewidth=0.8)
-        _label(axes, counts)
+        _label(axes, counts, sampler)
         axes[0, 0].set_ylabel("few steps alone\n(exact denoiser - 1)")
         axes[1, 0].set_ylabel("network\n(sampled - exact)")
         key(figure, paint, {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")})
@@ -106,20 +121,20 @@ def analyse(results: Results, out: Output) -> None:
     if not len(steps):
         return
     table, account = variance_table(steps), results.account()
+    share = ", over that floor" if is_edm(first_sampler(steps)[1]) else ""
     if not len(table):
         return
     out.figure(
         _SECTION, draw_variance_gap(steps, out.figures), "Variance along sampling",
         "Top: mean over pixels of Var(x_t) over its true value, mean of alpha^2 Var(x_0) + sigma^2. Bottom:"
-        " pred_std, the published measure, minus the floor that a perfect sampler shows. Dashed black: an exact"
+        f" pred_std, the published measure, minus the floor that a perfect sampler shows{share}. Dashed black: an exact"
         " denoiser of Gaussian data with the data's mean and covariance on the same levels. Bands: two standard"
-        " errors over images. A curve off the dashed one is the doing of the network, of clipping, and of data that are"
-        f" not Gaussian. {account}.",
+        f" errors over images. A curve off the dashed one is the doing of {other_causes(results)}. {account}.",
     )  # fmt: skip
     caption = (
         "ratio: mean over pixels of Var(x) over its true value; few_steps: what an exact denoiser on the same levels"
-        " and variance mode shows, minus 1; network: the rest, clipping and data that are not"
-        " Gaussian included; z: the rest in standard errors over images. " + account + "."
+        f" and variance mode shows, minus 1; network: the rest, the doing of {other_causes(results)}; z: the rest in"
+        f" standard errors over images. {account}."
     )
     out.table(_SECTION, "variance", thinned(table), "The variance gap along sampling", caption)
     out.table(_SECTION, "variance_final", final_table(table), "The variance of the finished samples", caption)
@@ -128,6 +143,6 @@ def analyse(results: Results, out: Output) -> None:
             _SECTION, draw_variance_parts(table, out.figures), "What few steps cause, and what the network adds",
             "The gap of the marginal variance, measured minus 1, split in two. Top: an exact denoiser of Gaussian"
             " data on the same levels and variance mode (closed form, no error). Bottom: sampled minus exact, band"
-            " of two standard errors: the doing of the network, of clipping, and of data that are not Gaussian; near 0"
-            f" the step count alone explains the gap. {account}.",
+            f" of two standard errors: the doing of {other_causes(results)}; near 0 the step count alone explains the"
+            f" gap. {account}.",
         )  # fmt: skip

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.level_axis import level_symbol, noisy_left
 from analysis.load import Results
 from analysis.output import Output
 from analysis.select import first_sampler, models_of, over_seeds, thinned
-from analysis.style import band, colours, key, noisy_left, panels, save
+from analysis.style import band, colours, key, panels, save
+from analysis.wording import clips
 
 __all__ = ["analyse", "draw_x0_error", "error_table"]
 
@@ -20,7 +22,7 @@ _FORCED = ["forced-train", "forced-heldout"]
 _PANELS = (
     ("x0_rmse", r"RMSE of $\hat{x}_0$", _FORCED),
     ("x0_bias", r"mean error of $\hat{x}_0$", _FORCED),
-    ("clipped", r"share of $\hat{x}_0$ clipped", ["forced-train", "free"]),
+    ("clipped", r"share of $\hat{x}_0$ beyond $\pm 1$", ["forced-train", "free"]),
 )
 
 
@@ -37,7 +39,7 @@ def error_table(steps: pd.DataFrame) -> pd.DataFrame:
 
 def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
     """RMSE and bias of x0_hat on training and held-out images, and its clipped share, along t, at the most steps."""
-    steps, _ = first_sampler(steps)
+    steps, sampler = first_sampler(steps)
     models, count = models_of(steps), int(steps["steps"].max())
     paint, here = colours(models), steps[steps["steps"] == count]
     with panels(1, len(_PANELS), sharex=True) as (figure, axes):
@@ -49,10 +51,10 @@ def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
                     own = table[(table["model"] == model) & (table["arm"] == arm)]
                     error = own["error"] if quantity != "x0_bias" else float("nan")  # its std is that over pixels
                     band(axis, own.assign(error=error), paint[model], style)
-            axis.set(xlabel=f"t (levels of {count} steps)", ylabel=label)
+            axis.set(xlabel=f"{level_symbol(sampler)} (levels of {count} steps)", ylabel=label)
         axes[0, 0].set_ylim(bottom=0)
         axes[0, 1].axhline(0, color="black", linewidth=0.8)
-        noisy_left(axes[0, 0])
+        noisy_left(axes[0, 0], sampler)
         styles = {"training images": ("-", "black"), "held out; right: free running": ("--", "black")}
         key(figure, paint, styles)
         return save(figure, folder, "x0_error")
@@ -63,12 +65,13 @@ def analyse(results: Results, out: Output) -> None:
     steps = results.steps()
     if not len(steps) or not (steps["quantity"] == "x0_rmse").any():
         return
+    clipped = "clipped" if clips(results) else "not clipped"
     caption = (
         "x0_hat at single steps from real noised images, [-1, 1] scale. Left: root mean squared error; the distance"
         " of held-out images (dashed) from training images (solid) is what the network remembers of the latter."
-        " Middle: mean error over pixels and images. Right: share of x0_hat's values that clipping to [-1, 1]"
-        " changes or touches, teacher forced (solid) and free running (dashed). Bands: two standard errors over"
-        f" images. {results.account()}."
+        " Middle: mean error over pixels and images. Right: share of x0_hat's values at or beyond -1 and 1, which are"
+        f" {clipped}, teacher forced (solid) and free running (dashed). Bands: two standard errors over images."
+        f" {results.account()}."
     )
     out.table(_SECTION, "x0_error", thinned(error_table(steps)), "Error of the predicted image", caption)
     out.figure(_SECTION, draw_x0_error(steps, out.figures), "Error of the predicted image", caption)

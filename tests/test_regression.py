@@ -11,14 +11,19 @@ import pytest
 import run_bench
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMAND = ["--models", "adm,adm-ip", "--steps", "3,6", "--samples", "80", "--quiet", "--batch-size", "80"]
+SIZE = ["--samples", "80", "--quiet", "--batch-size", "80"]
+COMMANDS = {
+    "ddpm": ["--models", "adm,adm-ip", "--steps", "3,6", *SIZE],
+    "heun": ["--models", "edm,edm-es", "--sampler", "heun", "--steps", "4", *SIZE],
+}
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    out = tmp_path_factory.mktemp("regression") / "run"
-    assert run_bench.main([*COMMAND, "--out", str(out)]) == 0
-    return out
+@pytest.fixture(scope="module", params=COMMANDS)
+def run(request, tmp_path_factory):
+    """Run a command once and return its name and its results folder."""
+    out = tmp_path_factory.mktemp("regression") / request.param
+    assert run_bench.main([*COMMANDS[request.param], "--out", str(out)]) == 0
+    return request.param, out
 
 
 def close(found: pd.DataFrame, wanted: pd.DataFrame, keys: list[str], tolerance: float) -> None:
@@ -30,12 +35,13 @@ def close(found: pd.DataFrame, wanted: pd.DataFrame, keys: list[str], tolerance:
     assert (difference <= limit).all(), joined.loc[(difference / limit).idxmax()].to_dict()
 
 
-def test_metrics_are_those_committed(results):
+def test_metrics_are_those_committed(run):
     # Thread counts and kernels move images by one grey level (1/127.5 of the half range) on at most 1e-3 of the
     # pixels; the features are smooth, so that distances move by far less than 1 %. Precision and recall move in
     # steps of 1/80 = .0125 where one image crosses a ball's edge, so they are compared to .03 + 5 %.
+    sampler, results = run
     found = pd.read_csv(results / "tables" / "metrics.csv")
-    wanted = pd.read_csv(GOLDEN / "regression_metrics.csv")
+    wanted = pd.read_csv(GOLDEN / "regression_metrics.csv").query("sampler == @sampler")
     keys = ["model", "sampler", "steps", "nfe", "seed", "n", "reference", "metric"]
     coarse = wanted["metric"].str.contains("precision|recall")
     close(found[~found["metric"].str.contains("precision|recall")], wanted[~coarse], keys, tolerance=0.02)
@@ -44,26 +50,29 @@ def test_metrics_are_those_committed(results):
     assert np.allclose(joined["value"], joined["value_wanted"], atol=0.03, rtol=0.05)
 
 
-def test_steps_are_those_committed(results):
+def test_steps_are_those_committed(run):
     # Means over images and pixels of float32 network outputs that differ by about 1e-6; clipping turns that into a
     # difference of whole counts, 1 / (64 pixels x 32 images) = 5e-4 in the clipped share. 1 % of value + .05 is 5e-4.
-    wanted = pd.read_csv(GOLDEN / "regression_steps.csv")
+    sampler, results = run
+    wanted = pd.read_csv(GOLDEN / "regression_steps.csv").query("cell.str.contains(@sampler)")
     folders = sorted((results / "cells").iterdir())
     found = pd.concat([pd.read_csv(folder / "steps.csv").assign(cell=folder.name) for folder in folders])
     quantities = wanted["quantity"].unique()
-    found = found[found["quantity"].isin(quantities)][["cell", "arm", "i", "quantity", "value"]]
+    found = found[found["quantity"].isin(quantities)][["cell", "arm", "i", "stage", "quantity", "value"]]
     assert len(found) == len(wanted)
-    close(found, wanted, ["cell", "arm", "i", "quantity"], tolerance=0.01)
+    close(found, wanted, ["cell", "arm", "i", "stage", "quantity"], tolerance=0.01)
 
 
-def test_probes_change_no_image(results, tmp_path):
-    assert run_bench.main([*COMMAND, "--no-probes", "--out", str(tmp_path)]) == 0
+def test_probes_change_no_image(run, tmp_path):
+    sampler, results = run
+    assert run_bench.main([*COMMANDS[sampler], "--no-probes", "--out", str(tmp_path)]) == 0
     for cell in sorted((results / "cells").iterdir()):
         with np.load(cell / "samples.npz") as watched, np.load(tmp_path / "cells" / cell.name / "samples.npz") as alone:
             assert np.array_equal(watched["arr_0"], alone["arr_0"])
 
 
-def test_every_table_and_figure_is_there(results):
+def test_every_table_and_figure_is_there(run):
+    _, results = run
     tables = {path.name for path in (results / "tables").iterdir()}
     assert tables >= {"metrics.csv", "fid_vs_steps.csv", "fid_vs_steps.md", "fid_vs_steps.tex"}
     assert tables >= {"normality.csv", "normality_power.csv", "spectra.csv", "pairs.csv"}

@@ -48,5 +48,5 @@ def test_adm_is_as_close_to_half_of_the_data_as_the_other_half_nearly():
 
 def test_the_embedded_weights_are_small_and_complete():
     files = sorted(WEIGHTS.rglob("*.safetensors"))
-    assert {path.stem for path in files} == {"adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd"}
+    assert {path.stem for path in files} == {"adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm"}
     assert sum(path.stat().st_size for path in files) < 15 * 2**20

@@ -16,6 +16,7 @@ from bench.diffusion.types import CLEAN, Level
 
 __all__ = ["alpha_bars", "betas", "levels", "respace"]
 
+_LONGEST = 100_000  # far above any training; it comes from files
 _LEAST_LINEAR = 21  # the last beta, 20 / T, stays below 1
 _BETWEEN = re.compile(r"(linear|scaled_linear)\(([^(),]+),([^(),]+)\)")
 _LEAST_SIGNAL = float(np.finfo(np.float32).tiny)  # states are float32, and x0_hat divides by the signal
@@ -30,10 +31,12 @@ def betas(name: str, T: int) -> NDArray[np.float64]:
     their square roots (Rombach et al. 2022; Stable Diffusion is ``scaled_linear(0.00085,0.012)`` with T = 1000).
 
     Raises:
-        ValueError: unknown name, ends that are no variances, or T below 1.
+        ValueError: unknown name, ends that are no variances, or T below 1 or above 100,000.
     """
     if T < 1:
         raise ValueError(f"a schedule needs at least one training step, not {T}")
+    if T > _LONGEST:
+        raise ValueError(f"a schedule has at most {_LONGEST} training steps, not {T}")
     if name == "linear":
         scale = 1000 / T
         return np.linspace(scale * 1e-4, scale * 0.02, T)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-__all__ = ["DataError", "reason"]
+__all__ = ["DataError", "one_line", "reason"]
+
+_LONGEST = 1000
 
 
 class DataError(ValueError):
     """A dataset cannot be read; one line that says which file and how to mend it.
 
-    File names come from strangers, so line breaks and other unprintable characters of the message are escaped.
+    File names come from strangers, so the message is that of :func:`one_line`.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(one_line(message))
+
+
+def one_line(message: object) -> str:
+    """Return a message as a terminal shows it on one line: what is unprintable is escaped, what is endless cut."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message))
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
 
 
 def reason(error: Exception) -> str:

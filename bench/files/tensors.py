@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["load_plain"]
+__all__ = ["UnfoldingError", "load_plain"]
+
+
+class UnfoldingError(ValueError):
+    """An archive that ``torch.save`` does not write: compressed, or with members that overlap; it could unfold."""
 
 
 def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:
     """Read plain tensors, and containers, numbers and texts around them, onto a device.
 
     Raises:
-        ValueError: the file is a compressed archive, or one whose members overlap: ``torch.save`` writes neither, and a
-            small file could unfold to any size.
+        UnfoldingError: a small file could unfold to any size.
         Exception: on damaged bytes, and on objects of any other kind, torch's reader raises almost any kind.
     """
     if _unfolds(path):
-        raise ValueError("it is a compressed archive, not a file of torch.save")
-    return torch.load(path, map_location=device, weights_only=True)
+        raise UnfoldingError("it is a compressed archive, not a file of torch.save")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is odd about a file: it is refused anyhow, in one line
+        return torch.load(path, map_location=device, weights_only=True)
 
 
 def _unfolds(path: Path) -> bool:

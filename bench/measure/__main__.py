@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from bench.data import DataError
+from bench.files.errors import one_line
 from bench.measure.errors import FeatureError
 from bench.measure.features import EXTRACTORS, INCEPTION_EXTRACTORS, open_extractor
 from bench.measure.scoring import as_table, notes, open_reference, open_samples, record, scores_of
@@ -105,11 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _score(args)
     except (DataError, FeatureError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
     except (MemoryError, torch.OutOfMemoryError):
         print("error: out of memory; use a smaller --batch-size", file=sys.stderr)
     except OSError as error:
-        print(f"error: {error.filename or args.samples}: {error.strerror or error}", file=sys.stderr)
+        place, reason = one_line(error.filename or args.samples), one_line(error.strerror or error)
+        print(f"error: {place}: {reason}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED

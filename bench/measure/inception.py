@@ -22,6 +22,7 @@ from torch import Tensor
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
+from bench.files.tensors import load_plain
 from bench.measure.errors import FeatureError
 
 __all__ = [
@@ -195,7 +196,7 @@ def _download(path: Path) -> None:
 def _check_plain(path: Path) -> None:
     """Refuse a weights file that is more than plain tensors, before torch-fidelity unpickles it."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path)
     except Exception as error:  # torch.load has no common base class for what a damaged file makes it raise
         raise FeatureError(
             f"{path} is damaged or not plain tensors ({type(error).__name__}); download it again"

@@ -59,6 +59,8 @@ def read_statistics(path: Path, extractor: Extractor, name: str = "") -> Referen
             raise FeatureError(f"{path} holds statistics of {key}, not of {extractor.key}; use its --features")
         if "n" in file.names:
             n = int(file.read("n", lambda shape: shape == (), "one number", "iu"))
+            if n < 1:
+                raise FeatureError(f"{path}: 'n' is {n}, and no number of images; get the file again")
         moments = _moments(file, "mu", "sigma", wide, extractor.name, n)
         spatial = None
         if {"mu_s", "sigma_s"} <= file.names:

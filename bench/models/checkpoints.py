@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from bench.diffusion.schedules import alpha_bars
+from bench.models.denoisers import CONVERSIONS
 from bench.models.description import Description
-from bench.models.fit import quoted
-from bench.models.networks import CheckpointError, adm_unet
+from bench.models.fit import quoted, shown
+from bench.models.networks import CheckpointError, adm_unet, without_weights
 from bench.models.preconditioning import PRECONDITIONINGS
 from bench.models.published import all_finite, load_published, require_file
+from bench.models.unet_arguments import complete
 
 __all__ = ["Description", "file_hash", "load_network", "read_description", "save_network"]
 
@@ -84,14 +87,19 @@ def read_description(path: Path) -> Description | None:
         raise CheckpointError(f"{path} is not a checkpoint of this suite; write one with python -m bench.models.train")
     try:
         network, training = (dict(json.loads(text[name])) for name in ("network", "training"))
+        complete(network)  # refuses what is no network
+        if not math.isfinite(float(training.get("gamma", 0.0))):
+            raise ValueError("gamma is not finite")
         prediction = text.get("prediction", "eps")  # files of version 0.1 do not say
         if text["schedule"] != "edm":
+            if prediction not in CONVERSIONS:
+                raise ValueError(f"no prediction is called {prediction!r}")
             alpha_bars(text["schedule"], int(text["T"]))  # refuses a schedule no walk could follow
         elif prediction not in PRECONDITIONINGS:
             raise ValueError(f"no preconditioning is called {prediction!r}")
         return Description(network, text["schedule"], int(text["T"]), training, prediction)
-    except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} has a damaged description ({error}); train or copy it again") from None
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a damaged description ({shown(error)}); train or copy it again") from None
 
 
 def load_network(path: Path, description: Description) -> Any:
@@ -105,7 +113,7 @@ def load_network(path: Path, description: Description) -> Any:
         return load_published(path, lambda: adm_unet(description.network))
     require_file(path)
     try:
-        unet = adm_unet(description.network)
+        unet = without_weights(lambda: adm_unet(description.network))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     _load_own(path, unet)
@@ -119,18 +127,24 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file ({error})") from None
+        raise CheckpointError(f"{path} is truncated or not a safetensors file ({shown(error)})") from None
 
 
 def _load_own(path: Path, unet: Any) -> None:
+    """Load a file into a network on ``meta``, which gets memory once the file is known to fit."""
     own = unet.state_dict()
     with _open_safetensors(path) as file:
         names = set(file.keys())
         differing = sorted(names ^ set(own))
         if differing:
             raise CheckpointError(f"{path} is of another architecture: {quoted(differing[0])} is not in both")
+        for name in names:
+            shape = tuple(file.get_slice(name).get_shape())
+            if shape != own[name].shape:
+                raise CheckpointError(f"{path} is of another architecture: {quoted(name)} has shape {shape}")
         tensors = {name: file.get_tensor(name) for name in names}
     for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise CheckpointError(f"{path} is of another architecture: {quoted(name)} has shape {tuple(tensor.shape)}")
-    unet.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{path}: {quoted(name)} is {kind}, not floating-point numbers; save it again")
+    unet.to_empty(device="cpu").load_state_dict({name: tensor.float() for name, tensor in tensors.items()})

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.models.networks import CheckpointError
 
-__all__ = ["Parts", "read_json", "resolve_hub"]
+__all__ = ["Parts", "is_hub_id", "read_json", "resolve_hub"]
 
 _CONFIG, _SCHEDULER, _INDEX = "config.json", "scheduler_config.json", "model_index.json"
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
@@ -83,6 +83,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_hub_id(name: str) -> bool:
+    """Tell whether a text has the form ``owner/model``."""
+    return _ID.fullmatch(name) is not None
+
+
 def resolve_hub(name: str) -> Path:
     """Return the folder of a model: a path as it is, or where the hub's cache keeps an id like ``owner/model``.
 
@@ -94,7 +99,7 @@ def resolve_hub(name: str) -> Path:
     path = Path(name)
     if name and path.exists():
         return path
-    if not _ID.fullmatch(name):
+    if not is_hub_id(name):
         raise CheckpointError(f"cannot read the model {name!r}: no such folder, nor a hub id such as owner/model")
     from huggingface_hub import snapshot_download  # slow to import: only whoever names an id pays
 

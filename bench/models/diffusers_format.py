@@ -20,7 +20,8 @@ from torch import Tensor
 from bench.diffusion.schedules import alpha_bars
 from bench.models.checkpoints import Description, file_hash
 from bench.models.diffusers_folder import Parts, read_json, resolve_hub
-from bench.models.networks import CheckpointError
+from bench.models.fit import shown
+from bench.models.networks import CheckpointError, without_weights
 
 __all__ = [
     "build_unet", "describe_diffusers", "hash_diffusers", "load_diffusers", "resolve_hub", "training_process",
@@ -127,6 +128,10 @@ def _check_channels(parts: Parts, network: dict[str, Any]) -> None:
     channels, outputs = (network.setdefault(key, 3) for key in ("in_channels", "out_channels"))
     if not all(isinstance(value, int) and value > 0 for value in (channels, outputs)):
         raise CheckpointError(f"{parts.config}: in_channels and out_channels must be positive whole numbers")
+    widths = network.get("block_out_channels", [1])
+    if not isinstance(widths, list) or not 0 < len(widths) <= _MOST_LAYERS:
+        words = f"block_out_channels must be a list of up to {_MOST_LAYERS} numbers"
+        raise CheckpointError(f"{parts.config} describes no network ({words})")
     if outputs not in (channels, 2 * channels):
         raise CheckpointError(f"{parts.config}: out_channels must be in_channels, {channels}, or twice that")
     if network.get("class_embed_type") is not None:
@@ -188,8 +193,7 @@ def build_unet(kind: type[Any], config: Mapping[str, Any], parts: Parts, dtype: 
         if ("layers" in key or key.endswith("block_types")) and not _is_small(value):
             raise CheckpointError(f"{parts.config}: {_shown(key)} is beyond any network, {_shown(value)}")
     try:
-        with torch.device("meta"):
-            unet = kind(**{key: value for key, value in config.items() if key in known})
+        unet = without_weights(lambda: kind(**{key: value for key, value in config.items() if key in known}))
     except Exception as error:  # on settings that do not fit together the library raises almost any kind
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{parts.config} describes no network ({_shown(reason)[1:-1]})") from None
@@ -210,7 +214,7 @@ def _tensors(path: Path, wanted: Mapping[str, Tensor], dtype: torch.dtype) -> It
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file ({error})") from None
+        raise CheckpointError(f"{path} is truncated or not a safetensors file ({shown(error)})") from None
     with file:
         stored = {_renamed(name): name for name in file.keys()}  # noqa: SIM118 - no dict
         differing = sorted(set(stored) ^ set(wanted))

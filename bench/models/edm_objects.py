@@ -110,6 +110,15 @@ class _Storage(_Inert):
 class StoredTensor(_Inert):
     """A tensor of the file, not yet decoded: (storage, offset, size, stride, ...), of any types."""
 
+    def count(self) -> int:
+        """Return how many numbers it says it has, 0 where it says nothing that can be.
+
+        Tensors may share a storage, so those of a small file could be any number of large ones.
+        """
+        size = self.args[2] if len(self.args) > 2 else ()
+        fits = isinstance(size, tuple) and all(isinstance(n, int) and n >= 0 for n in size)
+        return int(np.prod(size, dtype=object)) if fits else 0
+
     def tensor(self) -> Tensor:
         """Return the tensor as float32, contiguous.
 

@@ -19,6 +19,7 @@ from bench.models.edm_keys import DhariwalUNet, dhariwal_shapes, dhariwal_state
 from bench.models.edm_networks import SongUNet
 from bench.models.edm_objects import StoredObject, StoredTensor, read_objects, stored_tensors
 from bench.models.fit import misfit, quoted, shapes_of
+from bench.models.networks import without_weights
 from bench.models.preconditioning import PRECONDITIONINGS, make_preconditioning
 from bench.models.unet_arguments import CheckpointError
 
@@ -85,9 +86,12 @@ def load_edm(path: Path, description: Description) -> nn.Module:
     """
     stored = _read(path)
     try:
-        with torch.device("meta"):  # nothing of the network's size is allocated before the file is known to fit
-            network = _network(description.network)
-        tensors = _decoded(stored_tensors(stored.inner))
+        # Nothing of the network's size is allocated before the file is known to fit.
+        network = without_weights(lambda: _network(description.network))
+        stored_weights = stored_tensors(stored.inner)
+        if sum(holder.count() for holder in stored_weights.values()) > path.stat().st_size:
+            raise CheckpointError("it declares more weights than it has bytes; download or copy it again")
+        tensors = _decoded(stored_weights)
         expected = dhariwal_shapes(network) if isinstance(network, DhariwalUNet) else shapes_of(network.state_dict())
         differing = misfit(shapes_of(tensors), expected)
         if differing:

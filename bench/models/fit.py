@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.models.unet_arguments import CheckpointError
 
-__all__ = ["MisfitError", "Shapes", "misfit", "quoted", "shapes_of"]
+__all__ = ["MisfitError", "Shapes", "misfit", "quoted", "shapes_of", "shown"]
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 _SHOWN = 2  # examples of each kind in a message
@@ -54,6 +54,13 @@ def quoted(name: str) -> str:
     """Quote a name out of a file: one line, and short."""
     text = repr(name)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def shown(error: Exception) -> str:
+    """Return what a library says of a file: one line, and short, since it quotes the file."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _shown(shape: tuple[int, ...]) -> str:

@@ -15,11 +15,14 @@ from bench.diffusion.types import Denoiser
 from bench.models.adapter import hash_adapter, load_adapter
 from bench.models.checkpoints import Description, file_hash, load_network, read_description
 from bench.models.denoisers import make_denoiser
-from bench.models.diffusers_format import describe_diffusers, hash_diffusers, load_diffusers, resolve_hub
+from bench.models.diffusers_folder import is_hub_id, resolve_hub
+from bench.models.diffusers_format import describe_diffusers, hash_diffusers, load_diffusers
 from bench.models.edm_pickle import describe_edm, load_edm
 from bench.models.preconditioning import PRECONDITIONINGS, EdmDenoiser, make_preconditioning
 
-__all__ = ["checkpoint_hash", "describe", "denoiser_of", "located", "open_network"]
+__all__ = ["checkpoint_hash", "denoiser_of", "describe", "located", "open_network"]
+
+_FILES = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin", ".py", ".npz", ".zip")  # even where none is there
 
 
 def located(weights: Path) -> Path:
@@ -28,9 +31,9 @@ def located(weights: Path) -> Path:
     Raises:
         CheckpointError: a hub id that is neither in the cache nor can be downloaded.
     """
-    parts = weights.parts
-    is_id = len(parts) == 2 and not weights.suffix and not weights.is_absolute() and ".." not in parts
-    return resolve_hub("/".join(parts)) if is_id and not weights.exists() else weights
+    name = weights.as_posix()
+    is_id = is_hub_id(name) and weights.suffix.lower() not in _FILES and not weights.exists()
+    return resolve_hub(name) if is_id else weights
 
 
 def describe(weights: Path) -> Description | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.files.tensors import UnfoldingError, load_plain
 from bench.models.classifier_network import classifier_network
 from bench.models.fit import MisfitError, Shapes, quoted, shapes_of
 from bench.models.guided_keys import published_shapes
@@ -49,10 +49,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: missing, truncated, compressed, or not a state dict of ordinary floating-point tensors.
     """
     require_file(path)
-    if _is_compressed(path):  # torch.save never compresses; a small file could unpack to any size
-        raise CheckpointError(f"{path} is a compressed archive, not a file of torch.save; save it anew")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path)
+    except UnfoldingError as error:
+        raise CheckpointError(f"{path}: {error}; save it anew") from None
     except Exception:  # on damaged bytes torch's readers raise almost any kind, IndexError and struct.error included
         raise CheckpointError(
             f"{path} is truncated or not a file of plain tensors; save it with torch.save(model.state_dict(), path)"
@@ -67,14 +67,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 f"{path}: {what}, not ordinary floating-point weights; save model.float().state_dict()"
             )
     return dict(state)
-
-
-def _is_compressed(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-    except Exception:  # not a zip file, or a damaged one, at which zipfile raises almost any kind: torch's to judge
-        return False
 
 
 def _kind(tensor: Tensor) -> str:

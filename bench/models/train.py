@@ -19,9 +19,12 @@ from tqdm import tqdm
 
 from bench.data import DataError, load, to_unit
 from bench.diffusion.noise import Noise, Purpose, uniform_words
+from bench.files.errors import one_line
+from bench.files.tensors import load_plain
 from bench.models.checkpoints import Description, save_network
 from bench.models.networks import CheckpointError, adm_unet
 from bench.models.objectives import Process, edm_loss, gradient_penalty, hybrid_loss, make_pair
+from bench.models.published import all_finite
 from bench.models.recipes import DIGITS_NETWORK, RECIPES, Recipe
 from bench.models.train_arguments import parse_arguments
 
@@ -149,7 +152,7 @@ class Trainer:
             CheckpointError: the file is damaged or belongs to another recipe or network.
         """
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = load_plain(path, self.device)
             written_by, iteration = state["recipe"], int(state["iteration"])
         except Exception as error:  # on damaged bytes torch's readers raise almost any kind
             kind = type(error).__name__
@@ -159,13 +162,27 @@ class Trainer:
         try:
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError, TypeError):  # torch names every key and shape over many lines
+            self._load_optimizer(state["optimizer"])
+        except (
+            Exception
+        ):  # torch names every key and shape over many lines, and on damaged states raises almost any kind
             raise CheckpointError(
                 f"{path} belongs to another network (are the images' channels the same?); "
                 "delete it or choose another --out"
             ) from None
+        if not (all_finite(self.network) and all_finite(self.average) and 0 <= iteration <= self.recipe.iterations):
+            raise CheckpointError(f"{path} is damaged: it holds what no training gives; delete it to start again")
         self.iteration = iteration
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Load the optimiser's state, which torch does not compare with the parameters."""
+        expected = [{**group, "lr": 0} for group in self.optimizer.state_dict()["param_groups"]]
+        self.optimizer.load_state_dict(state)
+        if [{**group, "lr": 0} for group in self.optimizer.state_dict()["param_groups"]] != expected:
+            raise ValueError("other settings")
+        for weights, moments in self.optimizer.state.items():
+            if any(moment.shape not in ((), weights.shape) for moment in moments.values()):
+                raise ValueError("other shapes")
 
 
 def train(recipe: Recipe, out: Path, device: torch.device, quiet: bool = False, images: Tensor | None = None) -> Path:
@@ -216,7 +233,10 @@ def _rewind(path: Path, iteration: int) -> None:
     """Drop the rows after an iteration: an interrupted training logs more often than it saves."""
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines[1:] if int(line.split(b",")[0]) <= iteration]
+        try:
+            kept = [line for line in lines[1:] if int(line.split(b",")[0]) <= iteration]
+        except ValueError:
+            raise CheckpointError(f"{path} is no log of a training; delete it or choose another --out") from None
         path.write_bytes(b"".join(lines[:1] + kept))
 
 
@@ -241,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(train(recipe, out, args.device, args.quiet))
     except (CheckpointError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

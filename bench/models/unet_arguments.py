@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 __all__ = ["GROUPS", "CheckpointError", "attended_widths", "complete", "heads", "widths_of"]
 
 GROUPS = 32  # guided-diffusion fixes GroupNorm to 32 groups
+_MOST = 2**20  # far above any network's numbers: a damaged file shall not ask for an endless one
 
 
 class CheckpointError(ValueError):
@@ -31,7 +32,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return _is_whole(value) and value >= 1
+    return _is_whole(value) and 1 <= value <= _MOST
 
 
 _POSITIVE = _Rule("a positive integer", _is_positive)
@@ -39,10 +40,11 @@ _POSITIVE_OR_NONE = _Rule("a positive integer or left out", lambda v: v is None 
 _POSITIVE_OR_UNSET = _Rule(
     "a positive integer, or -1 for unset", lambda v: _is_positive(v) or (_is_whole(v) and v == -1)
 )
+_FEW = _Rule("a positive integer up to 64", lambda v: _is_whole(v) and 1 <= v <= 64)
 _SWITCH = _Rule("true or false", lambda v: isinstance(v, bool))
 _MULTIPLES = _Rule(
     "a list of positive numbers such as [1, 2, 4]",
-    lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_number(m) and m > 0 for m in v),
+    lambda v: isinstance(v, list | tuple) and 0 < len(v) <= 16 and all(_is_number(m) and 0 < m <= 64 for m in v),
 )
 _FACTORS = _Rule(
     "a list of downsampling factors such as [2, 4]",
@@ -57,7 +59,7 @@ _ARGUMENTS: Mapping[str, tuple[Any, _Rule]] = {
     "in_channels": (3, _POSITIVE),
     "model_channels": (None, _POSITIVE),
     "out_channels": (None, _POSITIVE_OR_NONE),
-    "num_res_blocks": (None, _POSITIVE),
+    "num_res_blocks": (None, _FEW),
     "attention_resolutions": ((), _FACTORS),
     "dropout": (0.0, _SHARE),
     "channel_mult": ((1, 2, 4, 8), _MULTIPLES),

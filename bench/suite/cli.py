@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 
 from bench.data import CROPS, DATASETS, FILTERS, DataError
+from bench.files.errors import one_line
 from bench.measure.features import EXTRACTORS, INCEPTION_EXTRACTORS, FeatureError
 from bench.models.networks import CheckpointError
 from bench.suite.config import (
@@ -250,13 +251,13 @@ def run(argv: Sequence[str] | None = None) -> tuple[int, Path | None]:
             return 0, None
         bench.execute(args.quiet)
     except (ConfigError, DataError, CheckpointError, FeatureError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2, None
     except (MemoryError, torch.OutOfMemoryError):
         print("error: out of memory; use a smaller --batch-size, then the same command goes on", file=sys.stderr)
         return 2, None
     except OSError as error:
-        print(f"error: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {one_line(error.filename or args.out)}: {one_line(error.strerror or error)}", file=sys.stderr)
         return 2, None
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)

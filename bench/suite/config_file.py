@@ -12,6 +12,8 @@ from bench.suite.config import ConfigError, nearest
 
 __all__ = ["read_config_file"]
 
+_LARGEST = 2**18  # bytes
+_MOST_DOTS = 100  # in a line: tomllib takes time and memory by the square of a dotted key's length
 Tables = Mapping[str, Mapping[str, Any]]
 
 _NUMBER, _WHOLE, _TEXT, _TABLE, _SWITCH = "a number", "a whole number", "a text", "a table", "true or false"
@@ -55,11 +57,21 @@ def read_config_file(path: Path) -> tuple[Tables, Tables]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
     except OSError as error:
         raise ConfigError(f"cannot read --config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not valid TOML: {error}") from None
+    if len(content) > _LARGEST:
+        raise ConfigError(
+            f"--config {path} has more than {_LARGEST} bytes, too many for a configuration; check the path"
+        )
+    try:
+        if max(line.count(b".") for line in content.split(b"\n")) > _MOST_DOTS:
+            raise ValueError(f"a line with more than {_MOST_DOTS} dots")
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested without end
+        reason = (str(error).splitlines() or ["nested too deeply"])[0]
+        raise ConfigError(f"--config {path} is not valid TOML: {reason}") from None
 
 
 def _check_table(name: str, value: Any) -> None:

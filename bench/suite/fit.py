@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from bench.data import Dataset
 from bench.suite.config import ConfigError
 from bench.suite.model import Model
 
 __all__ = ["check_fit"]
+
+# By format: where the network's arguments list its levels, and how many there are where they do not.
+_LEVELS = {"guided": ("channel_mult", 4), "diffusers": ("block_out_channels", 4)}
 
 
 def check_fit(model: Model, data: Dataset, measured: bool) -> None:
@@ -29,8 +35,8 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
         raise ConfigError(
             f"model {model.name!r} takes {size}x{size} images, dataset {data.name!r} has {height}x{width}; see --resize"
         )
-    factor = 2 ** (len(about.network.get("channel_mult", (1, 2, 4, 8))) - 1)
-    if about.format == "guided" and (height % factor or width % factor):
+    factor = 2 ** (_levels(about.network, about.format) - 1)
+    if height % factor or width % factor:
         raise ConfigError(
             f"model {model.name!r} halves images {factor}-fold; {data.name!r} has {data.shape[1:]} pixels"
         )
@@ -39,3 +45,9 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
             f"model {model.name!r} takes {about.classes} class labels, dataset {data.name!r} has {data.classes}"
             " classes; give its images in one folder a class, or use --no-probes"
         )
+
+
+def _levels(network: Mapping[str, Any], kind: str) -> int:
+    """Return the levels of a network that takes images of any size they divide; 1 where others see to the size."""
+    name, default = _LEVELS.get(kind, ("", 1))
+    return len(network[name]) if name in network else default

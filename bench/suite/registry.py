@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.data import DATASETS, Dataset, Preprocessing, load, load_path
+from bench.diffusion.schedules import alpha_bars
 from bench.models.adapter import describe_adapter
 from bench.models.checkpoints import Description, file_hash
 from bench.models.opening import describe, located
 from bench.models.presets import PRESETS
 from bench.models.recipes import DIGITS_NETWORK
+from bench.models.unet_arguments import complete
 from bench.suite.config import SAMPLERS, ConfigError, nearest, positive
 from bench.suite.config_file import read_config_file
 from bench.suite.model import Guidance, Model
@@ -121,9 +124,14 @@ class Registry:
         for key in ("network", "preset"):
             if key in entry:
                 raise ConfigError(f"model {name!r} has both 'adapter' and {key!r} in the config file; keep one")
-        told = dict(entry) if path is None else {**entry, "weights": str(path)}
-        file = self.folder / str(entry["adapter"]).rpartition(":")[0]
-        return Model(name, file, describe_adapter(told, self.folder))
+        file = Path(str(entry["adapter"]).rpartition(":")[0])
+        told = dict(entry) if path is None else {**entry, "weights": self._seen_from_folder(path, file)}
+        return Model(name, self.folder / file, describe_adapter(told, self.folder))
+
+    def _seen_from_folder(self, path: Path, file: Path) -> str:
+        """Return a path of the command line as an entry would give it: as the adapter's, absolute or not."""
+        full = path.resolve()
+        return str(full) if file.is_absolute() else os.path.relpath(full, self.folder.resolve())
 
     def _refuse_circle(self, name: str) -> None:
         seen, here = [name], self.entries[name]
@@ -148,7 +156,13 @@ class Registry:
         preset = entry.get("preset", self.dataset if self.dataset in PRESETS and "network" not in entry else None)
         if preset is None:
             network = dict(entry.get("network", DIGITS_NETWORK))
-            return Description(network, str(entry.get("schedule", "cosine")), int(entry.get("T", 1000)))
+            schedule, T = str(entry.get("schedule", "cosine")), int(entry.get("T", 1000))
+            try:
+                complete(network)
+                alpha_bars(schedule, T)
+            except ValueError as error:
+                raise ConfigError(f"{weights}: {error}") from None
+            return Description(network, schedule, T)
         if preset not in PRESETS:
             raise nearest("preset", str(preset), PRESETS)
         if set(told) - {"preset"}:

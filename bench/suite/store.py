@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, None where there is none or it is damaged."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

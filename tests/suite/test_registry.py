@@ -250,9 +250,11 @@ def test_entry_based_on_another_entry(from_toml, tiny_weights):
 
 def test_entry_describes_a_foreign_checkpoint(from_toml, tmp_path):
     (tmp_path / "w.pt").write_bytes(b"anything: only load_network opens it")
-    text = f'[models.m]\nweights = "{tmp_path}/w.pt"\nschedule = "linear"\nT = 500\n[models.m.network]\nin_channels = 1'
+    text = f'[models.m]\nweights = "{tmp_path}/w.pt"\nschedule = "linear"\nT = 500\n[models.m.network]\n'
+    text += "in_channels = 1\nmodel_channels = 32\nnum_res_blocks = 1"
     description = from_toml(text).model("m").description
-    assert (description.schedule, description.T, dict(description.network)) == ("linear", 500, {"in_channels": 1})
+    network = {"in_channels": 1, "model_channels": 32, "num_res_blocks": 1}
+    assert (description.schedule, description.T, dict(description.network)) == ("linear", 500, network)
 
 
 @pytest.mark.parametrize(
