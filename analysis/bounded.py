@@ -22,6 +22,8 @@ __all__ = ["read_json", "read_npy", "read_npz", "read_table"]
 _MOST = 2**28  # bytes of a file without its packing that are harmless, however small the file
 _SHARE = 250  # unpacked bytes for a byte on disk; records have below 30
 _LARGEST_JSON = 2**24
+_LARGEST = 1e100  # of anything measured; squares of it are still finite
+_WIDE = (np.float64, np.longdouble)  # the others cannot hold it
 
 
 def read_json(path: Path) -> Any:
@@ -43,7 +45,11 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(path) as archive:
             _refuse_unfolding(sum(member.file_size for member in archive.infolist()), path)
         with np.load(path, allow_pickle=False) as content:
-            return {str(key): content[key] for key in content.files}
+            arrays = {str(key): content[key] for key in content.files}
+        for key, array in arrays.items():
+            if array.dtype in _WIDE and (np.isfinite(array) & (np.abs(array) > _LARGEST)).any():
+                raise ValueError(f"{key} holds numbers beyond {_LARGEST:g}")
+        return arrays
     except Exception as error:  # on damaged bytes numpy, zipfile and zlib raise almost any kind, MemoryError included
         raise ValueError(_reason(error)) from None
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.level_axis import level_symbol, noisy_left
+from analysis.level_axis import is_edm, level_symbol, noisy_left
 from analysis.load import Results
 from analysis.output import Output
 from analysis.select import first_sampler, models_of, over_seeds, step_counts, thinned
@@ -30,6 +30,10 @@ _ROWS = {
     "conditional": "measured\n" + r"Var$(x_t|x_0)/\sigma_t^2-1$",
     "formula": "the papers' formula\n" + r"$(c_1 e)^2/\sigma_t^2$",
 }
+_CHANCE = (
+    " Where sigma is large so is chance: pred_std of N samples is known to about sigma / sqrt(2 N pixels), and the"
+    " distance there is that of an initial noise which all models share."
+)
 _SINGLE = ["forced-train", "forced-heldout", "gaussian-forced"]
 
 
@@ -128,12 +132,13 @@ def analyse(results: Results, out: Output) -> None:
         return
     account = results.account()
     if (steps["quantity"] == "delta_t_floor").any():
+        chance = _CHANCE if is_edm(first_sampler(steps)[1]) else ""
         out.figure(
             _SECTION, draw_delta(steps, out.figures), "The published delta_t and its floor",
             "delta_t = (pred_std - sigma_t)^2 as published (Ning et al. 2024, multi-step), and what it is for a"
             " perfect sampler that forgot x_0 (dashed): (mean over pixels of sqrt(sigma_t^2 + 2 alpha_t^2 Var(x_0))"
             " - sigma_t)^2. Only the distance from the dashed curve is evidence of exposure bias; it is drawn signed"
-            f" under Variance along sampling. {account}.",
+            f" under Variance along sampling.{chance} {account}.",
         )  # fmt: skip
     table = single_step_table(steps, max(float(record.cell.get("eta", 0.0)) for record in results.cells))
     if len(table):

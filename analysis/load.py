@@ -153,7 +153,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
 
 
 def load_results(root: Path) -> Results:
-    """Read every complete cell under ``root/cells``, ancestral sampling first, models in the order of the run.
+    """Read every complete cell under ``root/cells``, ancestral sampling first, models in the order of the last run.
 
     Raises:
         ResultsError: there is no results folder here, or no complete cell in it.
@@ -179,7 +179,7 @@ def load_results(root: Path) -> Results:
         key=lambda r: (
             r.cell["sampler"] != "ddpm",
             r.cell["sampler"],
-            order.get(r.cell["model"], len(order)),
+            order.get(r.cell["model"], -1),  # there before the last run, which did not name it
             r.cell["steps"],
             r.cell["seed"],
         )

@@ -11,11 +11,13 @@ import pandas as pd
 
 from analysis.bounded import read_json
 from analysis.format import latex, markdown
+from analysis.load import ResultsError
 
 __all__ = ["FigureEntry", "Output", "TableEntry"]
 
 _READABLE = 80  # rows: longer tables are for machines, as CSV alone
 _WRITTEN = "written.json"
+_FOLDERS, _FILES = ("tables", "figures"), (_WRITTEN, "report.html")
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,25 @@ class Output:
 
     Args:
         root: the results folder.
+
+    Raises:
+        ResultsError: a link in the place of what is to be written.
     """
 
     def __init__(self, root: Path) -> None:
         self.root, self.tables, self.figures = root, root / "tables", root / "figures"
         self.entries: list[FigureEntry | TableEntry] = []
         self._written: list[Path] = []
+        self._refuse_links()
         for folder in (self.tables, self.figures):
             folder.mkdir(exist_ok=True)
+
+    def _refuse_links(self) -> None:
+        """Refuse links in the places of what is written, through which files of others would be overwritten."""
+        for folder in (self.root, self.tables, self.figures):
+            for path in sorted(folder.glob("*")):
+                if path.is_symlink() and (folder != self.root or path.name in (*_FOLDERS, *_FILES)):
+                    raise ResultsError(f"{path} is a link, and nothing is written through it; delete it")
 
     def table(self, section: str, name: str, frame: pd.DataFrame, title: str, caption: str) -> None:
         """Write a table as CSV (six digits), short ones as Markdown and LaTeX (booktabs) too; nothing if empty."""

@@ -241,6 +241,8 @@ def analyse(results: Results, out: Output) -> None:
     for steps in quality.steps:
         shown[f"{steps} steps"] = [quality.entry(row, steps) for _, row in quality.table.iterrows()]
     out.entries.append(TableEntry("fid_vs_steps", _SECTION, "Frechet distance against steps", quality.caption, shown))
+    if quality.table[[f"{steps}" for steps in quality.steps]].isna().all(axis=None):
+        return
     published = overlay(results, quality.metric)
     caption = quality.caption + (
         " Grey: published, same dataset, metric and protocol; dataset and statistics are taken at their names."

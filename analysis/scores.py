@@ -75,7 +75,8 @@ def analyse(results: Results, out: Output) -> None:
     )
     out.table(_SECTION, "scores", table, "Every score", caption)
     _, sampler = first_sampler(table)
-    if len(_columns(table)) == len(_COVERAGE):
+    drawn = _columns(table[table["mean"].notna()])
+    if len(drawn) == len(_COVERAGE):
         out.figure(
             _SECTION, draw_coverage(table, out.figures), "Precision and recall",
             f"Precision (share of samples within the data's manifold) and recall (the reverse), k = 3, {sampler}. Their"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,6 +30,7 @@ Pixels: TypeAlias = NDArray[np.uint8]  # [..., H, W, C]
 
 DATASETS = ("digits", *KNOWN)
 _AS_IS = Preprocessing()
+_BLOCK = 4096  # images hashed at a time
 
 
 @dataclass(frozen=True)
@@ -60,23 +62,69 @@ class Dataset:
         """Return the number of distinct labels."""
         return len(self.labels.unique())
 
+    def count(self, part: str) -> int:
+        """Return the number of images of ``train``, ``heldout`` or ``all``."""
+        return len(self._members[part])
+
     def part(self, name: str) -> Tensor:
-        """Return the uint8 images of ``train``, ``heldout`` or ``all``."""
-        return self.images[self._members(name)]
+        """Return the uint8 images [M, C, H, W] of ``train``, ``heldout`` or ``all``; a copy, unless all are."""
+        return self._whole_or(self.images, name)
 
     def part_labels(self, name: str) -> Tensor:
-        """Return the labels of the images that :meth:`part` returns."""
-        return self.labels[self._members(name)]
+        """Return the labels, int64 [M], of the images that :meth:`part` returns."""
+        return self._whole_or(self.labels, name)
 
-    def _members(self, part: str) -> Tensor:
-        return {"train": ~self.heldout, "heldout": self.heldout, "all": torch.ones_like(self.heldout)}[part]
+    def pick(self, part: str, rows: Tensor) -> Tensor:
+        """Return some images of a part on the host, uint8 [B, C, H, W], without copying the others.
+
+        Args:
+            part: ``train``, ``heldout`` or ``all``; not empty.
+            rows: numbers within the part, int64 [B] on any device; those beyond its end wrap around.
+        """
+        return self.images[self._numbers(part, rows)]
+
+    def pick_labels(self, part: str, rows: Tensor) -> Tensor:
+        """Return the labels on the host, int64 [B], of the images that :meth:`pick` returns."""
+        return self.labels[self._numbers(part, rows)]
+
+    def _numbers(self, part: str, rows: Tensor) -> Tensor:
+        members = self._members[part]
+        return members[rows.cpu() % len(members)]
+
+    def _whole_or(self, values: Tensor, part: str) -> Tensor:
+        members = self._members[part]
+        return values if len(members) == len(values) else values[members]
+
+    @cached_property
+    def _members(self) -> dict[str, Tensor]:
+        """Each part's numbers among all images."""
+        parts = {"train": ~self.heldout, "heldout": self.heldout, "all": torch.ones_like(self.heldout)}
+        return {name: torch.nonzero(mask).flatten() for name, mask in parts.items()}
 
     def content_hash(self) -> str:
         """Return a hash of pixels, shape and split, so that no cached statistic outlives its data."""
+        return self._content_hash
+
+    def labels_hash(self) -> str:
+        """Return a hash of the labels, which :meth:`content_hash` leaves out."""
+        return self._labels_hash
+
+    @cached_property
+    def _content_hash(self) -> str:
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().tobytes())
-        digest.update(self.heldout.numpy().tobytes())
+        for block in self.images.split(_BLOCK):  # images that are not contiguous are copied, so few at a time
+            digest.update(_bytes(block))
+        digest.update(_bytes(self.heldout))
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def _labels_hash(self) -> str:
+        return hashlib.sha256(_bytes(self.labels)).hexdigest()[:16]
+
+
+def _bytes(values: Tensor) -> memoryview:
+    """Return a tensor's bytes in row-major order, without a copy where it is contiguous."""
+    return values.contiguous().flatten().numpy().data
 
 
 def to_unit(images: Tensor) -> Tensor:

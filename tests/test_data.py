@@ -1,8 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from bench import data as bench_data
 from bench.data import DataError, Dataset, Preprocessing, load, quantize, stratified_split, to_unit
 
 
@@ -53,8 +56,6 @@ def test_parts_cover_the_data_once(digits):
 
 
 def test_the_content_hash_follows_pixels_shape_and_split(digits):
-    from dataclasses import replace
-
     changed = digits.images.clone()
     changed[7, 0, 3, 3] ^= 1
     others = [
@@ -65,6 +66,56 @@ def test_the_content_hash_follows_pixels_shape_and_split(digits):
     ]
     assert len({data.content_hash() for data in others}) == 4
     assert replace(digits, images=digits.images.clone(), name="other").content_hash() == digits.content_hash()
+
+
+@pytest.mark.parametrize("part", ["train", "heldout", "all"])
+def test_picked_images_are_the_parts_and_wrap_around(digits, part):
+    n = digits.count(part)
+    assert n == len(digits.part(part)) == len(digits.part_labels(part))
+    rows = torch.tensor([0, n - 1, 7, n, 3 * n + 7])
+    assert torch.equal(digits.pick(part, rows), digits.part(part)[rows % n])
+    assert torch.equal(digits.pick_labels(part, rows), digits.part_labels(part)[rows % n])
+    assert digits.pick(part, rows[:0]).shape == (0, 1, 8, 8)
+
+
+def test_picking_leaves_the_other_images_alone(digits, monkeypatch):
+    taken = []
+    take = torch.Tensor.__getitem__
+    monkeypatch.setattr(torch.Tensor, "__getitem__", lambda self, key: taken.append(found := take(self, key)) or found)
+    digits.pick("train", torch.tensor([5, 6, 1441]))
+    assert max(len(found) for found in taken) == 3
+
+
+def test_a_part_of_everything_is_no_copy(digits):
+    whole = replace(digits, heldout=digits.heldout & False)
+    for data, part in ((digits, "all"), (whole, "all"), (whole, "train")):
+        assert data.part(part).data_ptr() == data.images.data_ptr()
+        assert data.part_labels(part).data_ptr() == data.labels.data_ptr()
+    assert whole.count("heldout") == len(whole.part("heldout")) == 0
+
+
+def test_pixels_are_hashed_in_place_and_once(digits, monkeypatch):
+    data, seen = replace(digits), []
+    taken = bench_data._bytes
+    monkeypatch.setattr(bench_data, "_bytes", lambda values: seen.append(found := taken(values)) or found)
+    monkeypatch.setattr(bench_data, "_BLOCK", 700)
+    assert data.content_hash() == data.content_hash() == digits.content_hash()
+    assert len(seen) == 4  # three blocks and the split
+    assert np.shares_memory(np.asarray(seen[1]), data.images.numpy())
+
+
+def test_the_content_hash_is_of_pixels_in_any_memory_layout(digits):
+    other = digits.images.movedim(1, -1).contiguous().movedim(-1, 1).transpose(2, 3).contiguous().transpose(2, 3)
+    assert not other.is_contiguous()
+    assert replace(digits, images=other).content_hash() == digits.content_hash()
+
+
+def test_the_labels_have_a_hash_of_their_own(digits):
+    other = replace(digits, labels=digits.labels.roll(1))
+    assert other.content_hash() == digits.content_hash()
+    assert other.labels_hash() != digits.labels_hash() == replace(digits, images=digits.images.clone()).labels_hash()
+    assert len(digits.labels_hash()) == 16
+    assert "_labels_hash" in vars(digits)  # kept
 
 
 def test_unit_range():

@@ -61,7 +61,7 @@ class Churn:
     """Noise added before a step, as much as raises sigma by a factor of at most sqrt(2) (ibid., algorithm 2).
 
     ``amount`` is S_churn, spread over ``steps``; only levels with sigma in [least, most] are churned; ``noise`` scales
-    the noise, S_noise.
+    the noise, S_noise; ``rounded`` maps the raised level to the nearest that the network knows.
     """
 
     amount: float
@@ -69,14 +69,18 @@ class Churn:
     least: float = 0.0
     most: float = math.inf
     noise: float = 1.0
+    rounded: Callable[[float], float] = float
 
-    def apply(self, x: Tensor, level: Level, z: Tensor) -> tuple[Tensor, Level]:
-        """Return the noisier state and level."""
+    def raised(self, level: Level) -> Level:
+        """Return the noisier level that the network is told."""
         if not self.least <= level.sigma <= self.most:
-            return x, level
-        sigma = level.sigma * (1 + min(self.amount / self.steps, math.sqrt(2) - 1))
-        added = math.sqrt(max(sigma**2 - level.sigma**2, 0.0)) * self.noise
-        return x + added * z, replace(level, t=edm_position(sigma), sigma=sigma)
+            return level
+        sigma = self.rounded(level.sigma * (1 + min(self.amount / self.steps, math.sqrt(2) - 1)))
+        return replace(level, t=edm_position(sigma), sigma=sigma)
+
+    def added_variance(self, level: Level) -> float:
+        """Return the variance of the noise that is added at a level."""
+        return max(self.raised(level).sigma ** 2 - level.sigma**2, 0.0) * self.noise**2
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,20 @@ class Euler:
     stages = 1
     dtype = torch.float64
 
-    def stir(self, x: Tensor, level: Level, z: Tensor) -> tuple[Tensor, Level]:
-        """Return the state and level the step starts from."""
-        return (x, level) if self.churn is None else self.churn.apply(x, level, z)
+    def stirred(self, level: Level) -> tuple[Level, float]:
+        """Return the level the step starts from, and the variance of the noise added to get there."""
+        return (level, 0.0) if self.churn is None else (self.churn.raised(level), self.churn.added_variance(level))
 
     def update(
         self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
     ) -> Tensor:
-        """Move along eps to the next level."""
+        """Move along eps to the next level.
+
+        Raises:
+            ValueError: the prediction is guided, which these solvers do not know.
+        """
+        if pred.guidance is not None:
+            raise ValueError("Euler and Heun steps know no classifier guidance; use Ancestral or DDIM")
         return _move(x, eps, level, level_next)
 
     def correct(self, x: Tensor, eps: Tensor, eps_next: Tensor, level: Level, level_next: Level) -> Tensor:

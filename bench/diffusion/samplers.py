@@ -42,8 +42,8 @@ class Solver(Protocol):
         """Return the dtype of the states."""
         ...
 
-    def stir(self, x: Tensor, level: Level, z: Tensor) -> tuple[Tensor, Level]:
-        """Return the state and level a step starts from."""
+    def stirred(self, level: Level) -> tuple[Level, float]:
+        """Return the level a step starts from, and the variance of the noise that is added to get there."""
         ...
 
     def update(
@@ -63,9 +63,9 @@ class _OneCall:
     stages = 1
     dtype: torch.dtype | None = None
 
-    def stir(self, x: Tensor, level: Level, z: Tensor) -> tuple[Tensor, Level]:
-        """Leave state and level."""
-        return x, level
+    def stirred(self, level: Level) -> tuple[Level, float]:
+        """Leave the level, and add nothing."""
+        return level, 0.0
 
     def correct(self, x: Tensor, eps: Tensor, eps_next: Tensor, level: Level, level_next: Level) -> Tensor:
         """Refuse: there is no second call."""
@@ -258,7 +258,8 @@ class _Stepper:
     def steps(self, i: int, level: Level, level_next: Level, x: Tensor, x0: Tensor | None) -> Iterator[Step]:
         """Make one solver step: one network call, or two where the solver corrects."""
         z = self.draws.normal(self.purpose, i, x.shape[1:])
-        x, level = self.solver.stir(x, level, z)
+        level, added = self.solver.stirred(level)
+        x = x + added**0.5 * z if added else x
         seen, seen_level, pred, x0_used, eps_used = self._ask(x, level)
         x_next = self.solver.update(seen, x0_used, eps_used, pred, seen_level, level_next, z)
         x_next = self.hooks.after(x_next, pred, level_next)

@@ -18,9 +18,10 @@ class DataError(ValueError):
 
 
 def one_line(message: object) -> str:
-    """Return a message as a terminal shows it on one line: what is unprintable is escaped, what is endless cut."""
+    """Return a message on one line: what is unprintable is escaped, and the middle of what is endless cut."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message))
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+    half = _LONGEST // 2 - 3
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"  # the end says how to mend it
 
 
 def reason(error: Exception) -> str:

@@ -92,11 +92,11 @@ def _files(root: Path) -> Iterator[_Member]:
 def _members(path: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:
     for info in archive.infolist():
         name = PurePosixPath(info.filename.replace("\\", "/"))
-        if info.is_dir() or not _is_image(name):
-            continue
         where = f"{path}: {info.filename}"
         if name.is_absolute() or ".." in name.parts:  # nothing is extracted, but no zip of images needs such a name
             raise DataError(f"{where} leads out of the archive; pack it anew")
+        if info.is_dir() or not _is_image(name):
+            continue
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{where} is a link, which no zip of images needs; pack the image itself")
         refuse_large_file(where, info.file_size, info.compress_size)

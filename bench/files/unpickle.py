@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 
 __all__ = ["UnsafePickleError", "restricted_load"]
 
-_MOST_STEPS = 2**18  # a released EDM network has below 60,000, a batch of CIFAR-10 with numpy's numbers 110,000
+_MOST_STEPS = 2**18  # a released EDM network has below 60,000, a batch of CIFAR-10 with numpy's numbers 221,000
 _MOST_ENTRIES = (
     100  # of a tuple, those of tuples inside it counted: they are copied by calls and hashed again and again
 )

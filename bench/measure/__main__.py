@@ -14,6 +14,7 @@ import torch
 
 from bench.data import DataError
 from bench.files.errors import one_line
+from bench.measure.devices import DEVICES, find_device, full_float32
 from bench.measure.errors import FeatureError
 from bench.measure.features import EXTRACTORS, INCEPTION_EXTRACTORS, open_extractor
 from bench.measure.scoring import as_table, notes, open_reference, open_samples, record, scores_of
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a call (default %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default %(default)s")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the scores and what they depend on")
     parser.add_argument(
         "--save-statistics", type=Path, metavar="FILE.npz", help="also write the reference's statistics"
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(args: argparse.Namespace) -> str:
+def _check(args: argparse.Namespace) -> torch.device:
     """Check every flag that can be checked alone; return the device."""
     if not 0 < args.batch_size <= _MOST:
         raise FeatureError(f"--batch-size must lie between 1 and {_MOST:,}, not {args.batch_size}")
@@ -69,14 +70,16 @@ def _check(args: argparse.Namespace) -> str:
     for flag, path, suffix in (("--out", args.out, ".json"), ("--save-statistics", args.save_statistics, ".npz")):
         if path is not None and (path.suffix != suffix or path.is_dir()):
             raise FeatureError(f"{flag} must name a {suffix} file, not {path}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise FeatureError("--device cuda: there is no GPU here; use --device cpu")
-    return args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if (device := find_device(args.device)) is None:
+        raise FeatureError(f"--device {args.device} is not available here; use --device auto")
+    return device
 
 
 def _score(args: argparse.Namespace) -> None:
     """Do everything that can fail before anything is written or printed."""
-    extractor = open_extractor(args.features, args.inception_weights, _check(args))
+    device = _check(args)
+    full_float32()
+    extractor = open_extractor(args.features, args.inception_weights, device)
     assert extractor is not None  # the parser offers no 'none'
     samples = open_samples(args.samples, extractor)
     reference = open_reference(args.reference, extractor, args.batch_size, args.quiet)

@@ -39,6 +39,12 @@ class CheckedNpz:
     def __enter__(self) -> CheckedNpz:
         try:
             self._archive = zipfile.ZipFile(self.path)
+        except FileNotFoundError:
+            raise FeatureError(f"there is no file {self.path}; check the path") from None
+        except OSError as error:
+            raise FeatureError(
+                f"{self.path} cannot be read ({error.strerror or error}); check its permissions"
+            ) from None
         except Exception as error:  # on damaged bytes zipfile raises almost any kind
             raise self._damaged(error) from None
         self.names = {member.filename.removesuffix(".npy") for member in self._archive.infolist()}

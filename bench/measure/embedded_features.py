@@ -31,9 +31,10 @@ class ClassifierFeatures(FeatureExtractorBase):  # type: ignore[misc]  # torch-f
         return tuple(layers[name] for name in self.features_list)
 
     def logits(self, pooled: Tensor) -> Tensor:
-        """Return the classes' logits [B, 10] of pooled features."""
-        found: Tensor = self.network.head(pooled)
-        return found
+        """Return the classes' logits [B, 10] of pooled features [B, d], both on the host."""
+        device = next(self.network.parameters()).device
+        found: Tensor = self.network.head(pooled.to(device))
+        return found.cpu()
 
     @classmethod
     def get_provided_features_list(cls) -> tuple[str, ...]:

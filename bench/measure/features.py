@@ -49,7 +49,8 @@ class Extractor:
         weights_hash: sha256 of the weights file.
         widths: numbers of pooled and of spatial features; None where any will do.
         size: (height, width) of the images it reads, None for any.
-        logits: pooled features [B, d] to class logits [B, classes]; None where there are no classes.
+        logits: pooled features [B, d] to class logits [B, classes], both on the host, wherever the network is; None
+            where there are no classes.
         note: what a score's reference has to say about the features, if anything.
     """
 

@@ -68,8 +68,12 @@ class InceptionFeatures(FeatureExtractorInceptionV3):  # type: ignore[misc]  # t
         return tuple(layers[name] for name in self._wanted)
 
     def logits(self, pooled: Tensor) -> Tensor:
-        """Return the graph's 1008 logits [B, 1008] of pooled features, without bias as in the published evaluators."""
-        return pooled @ self.fc.weight.T
+        """Return the graph's 1008 logits [B, 1008] of pooled features [B, 2048], both on the host.
+
+        Without bias, as in the published evaluators.
+        """
+        weight: Tensor = self.fc.weight
+        return (pooled.to(weight.device) @ weight.T).cpu()
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:

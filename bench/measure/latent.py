@@ -62,6 +62,7 @@ def measure_latents(
     _check(latents, cond, samples, batch)
     indices = list(range(len(levels) - 1)) if indices is None else list(indices)
     latents = latents.float()
+    cond = None if cond is None else cond.to(latents.device)
     wide = latents.double() if latents.device.type != "mps" else latents.cpu().double()
     data = PixelStatistics(wide.mean(0).cpu().numpy(), wide.var(0).cpu().numpy())
     centre = wide.mean(0).float().to(latents.device)
@@ -87,7 +88,7 @@ def measure_latents(
     for arm, (start, looking, count) in arms.items():
         _watch(start, looking, Noise(seed), count, min(batch, count), latents)
         record = looking[0].state() | looking[1].state()
-        table += measured_rows(arm, record, indices, levels, data)
+        table += measured_rows(arm, record, indices, levels, data, solver)
     return to_table(table)
 
 

@@ -12,19 +12,26 @@ from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from bench.data import to_unit
 from bench.measure.extrapolation import FEWEST_PER_FEATURE, frechet_infinity
 from bench.measure.features import Extractor
 from bench.measure.frechet import frechet_distance
 from bench.measure.inception_score import inception_score
-from bench.measure.statistics import KEPT, FeatureMoments, MomentStream, ReferenceStatistics, progress
+from bench.measure.statistics import (
+    FEWEST_COMPARED,
+    KEPT,
+    FeatureMoments,
+    MomentStream,
+    ReferenceStatistics,
+    progress,
+)
 
 __all__ = ["SCORES_VERSION", "FeatureSet", "Score", "collect", "frechet_score", "neighbour_ratio", "score"]
 
 Rows = NDArray[np.float32]
-SCORES_VERSION = 5  # raise when the set of scores or the meaning of one changes: samples are then scored anew
+SCORES_VERSION = 6  # raise when the set of scores or the meaning of one changes: samples are then scored anew
 _NEIGHBOURS = 3
 _ROWS = 256  # of a distance matrix held at a time, so that memory grows with N and not with N^2
+_PIXEL_ROWS = 1024  # images in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -99,19 +106,20 @@ def _compared(samples: Rows, reference: ReferenceStatistics, extractor: Extracto
     They are torch-fidelity's; KID subsets hold min(1000, N, M) images, precision and recall take k = 3 and all samples.
     """
     n, names, name = len(samples), extractor.metrics, f"{reference.pooled_name}{note}"
-    keys = ("kid", "precision", "recall")
-    if not len(reference.pooled):
-        for key in keys:
-            yield Score(names[key], None, n, name, "the reference has no images, only statistics")
+    if not reference.comparable:
+        reason = f"needs {FEWEST_COMPARED} reference images, not {len(reference.pooled)}"
+        if not len(reference.pooled):
+            reason = "the reference has no images, only statistics"
+        for key in ("kid", "precision", "recall"):
+            yield Score(names[key], None, n, name, reason)
         return
     ours, theirs = torch.from_numpy(samples), torch.from_numpy(reference.pooled)
-    fewest = min(len(ours), len(theirs))
-    if fewest < 2:
+    if n < 2:
         yield Score(names["kid"], None, n, name, "needs 2 images")
     else:
-        kid = kid_features_to_metric(ours, theirs, kid_subset_size=min(1000, fewest), verbose=False)
+        kid = kid_features_to_metric(ours, theirs, kid_subset_size=min(1000, n, len(theirs)), verbose=False)
         yield Score(names["kid"], kid[KEY_METRIC_KID_MEAN], n, name)
-    if fewest < _NEIGHBOURS + 1:
+    if n < _NEIGHBOURS + 1:
         for key in ("precision", "recall"):
             yield Score(names[key], None, n, name, f"needs {_NEIGHBOURS + 1} images")
         return
@@ -193,10 +201,15 @@ def neighbour_ratio(samples: Tensor, train: Tensor, heldout: Tensor) -> Score:
 
 def _nearest(samples: Tensor, images: Tensor) -> float:
     """Return the mean distance of samples to their nearest image, in the [-1, 1] scale."""
-    theirs = to_unit(images).flatten(1)
-    # By differences, not products: the distance of equal images is then exactly 0.
-    mode = "donot_use_mm_for_euclid_dist"
-    nearest = [
-        torch.cdist(to_unit(part).flatten(1), theirs, compute_mode=mode).amin(1) for part in samples.split(_ROWS)
-    ]
-    return torch.cat(nearest).double().mean().item()
+    # Sums of products of grey levels are whole numbers below 2^53, which float64 products give exactly: the distance of
+    # equal images is 0.
+    nearest = torch.full((len(samples),), torch.inf, dtype=torch.float64)
+    for block in images.split(_PIXEL_ROWS):
+        theirs = block.flatten(1).double()
+        squares = theirs.square().sum(1)
+        for part, least in zip(samples.split(_PIXEL_ROWS), nearest.split(_PIXEL_ROWS), strict=True):
+            ours = part.flatten(1).double()
+            # ||a - b||^2 = ||a||^2 + ||b||^2 - 2 a.b
+            apart = torch.addmm(squares, ours, theirs.T, alpha=-2).amin(1) + ours.square().sum(1)
+            torch.minimum(least, apart, out=least)
+    return nearest.sqrt().mean().item() / 127.5

@@ -8,7 +8,7 @@ network; every measured gap is read against it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,8 +115,8 @@ class LinearGaussian:
     def heun(self, state: GaussianState, level_next: Level, stages: int) -> GaussianState:
         """Take one Euler step (1 stage), corrected (2 stages) unless it ends in the clean level.
 
-        In x / alpha over sigma / alpha the step is x + d eps(x), then x + d (eps(x) + eps(x')) / 2; the exact denoiser's
-        eps is affine in x.
+        In x / alpha over sigma / alpha the step is x + d eps(x), then x + d (eps(x) + eps(x')) / 2; the exact
+        denoiser's eps is affine in x.
         """
         now, then = state.level, level_next
         distance = then.sigma / then.alpha - now.sigma / now.alpha
@@ -135,12 +135,19 @@ class LinearGaussian:
         slope = (self.vectors * factor) @ self.vectors.T
         return slope, -level.alpha * slope @ self.mean
 
+    @staticmethod
+    def stirred(state: GaussianState, solver: Solver) -> GaussianState:
+        """Return the state that a solver's step starts from, with the noise of its churn."""
+        level, added = solver.stirred(state.level)
+        return replace(state, level=level, cov=state.cov + added * np.eye(len(state.mean))) if added else state
+
     def step(self, state: GaussianState, level_next: Level, solver: Solver) -> GaussianState:
-        """Take one step of a solver; churn plays no part.
+        """Take one step of a solver.
 
         Raises:
             TypeError: a solver that has no closed form here.
         """
+        state = self.stirred(state, solver)
         match solver:
             case Ancestral(variance=variance):
                 return self.ancestral(state, level_next, variance)

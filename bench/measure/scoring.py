@@ -5,57 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from bench.data import DataError, Dataset, load, load_path
+from bench.data import DataError, load, load_path
 from bench.measure.features import Extractor
 from bench.measure.metrics import SCORES_VERSION, Score, collect, score
-from bench.measure.statistics import ReferenceStatistics, kept_name, thinned
 from bench.measure.statistics_cache import cached_statistics
-from bench.measure.statistics_files import npz_names, read_statistics
+from bench.measure.statistics_files import npz_names
+from bench.measure.yardstick import ImageSet, Yardstick, open_statistics
 
-__all__ = ["ImageSet", "Yardstick", "as_table", "notes", "open_reference", "open_samples", "record", "scores_of"]
+__all__ = ["as_table", "notes", "open_reference", "open_samples", "record", "scores_of"]
 
 _PACKAGES = ("exposure-bias-bench", "torch", "torch-fidelity", "clean-fid", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images of one side: what tables call them, uint8 [N, C, H, W], and a hash of their content."""
-
-    name: str
-    images: Tensor
-    content: str
-
-    @classmethod
-    def all_of(cls, data: Dataset) -> ImageSet:
-        """Take all images of a dataset."""
-        return cls(f"{data.name} ({len(data.images)})", data.images, data.content_hash())
-
-    @classmethod
-    def training(cls, data: Dataset) -> ImageSet:
-        """Take what is not held out: of a folder with ``train`` and ``test`` in it, the former."""
-        if not data.heldout.any():
-            return cls.all_of(data)
-        images = data.part("train")
-        return cls(f"{data.name}-train ({len(images)})", images, data.content_hash())
-
-    @property
-    def size(self) -> str:
-        """Return height x width."""
-        return "x".join(map(str, self.images.shape[2:]))
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """A reference: its statistics, and its images where it has any."""
-
-    statistics: ReferenceStatistics
-    pictures: ImageSet | None
 
 
 def open_samples(path: Path, extractor: Extractor) -> ImageSet:
@@ -65,6 +28,7 @@ def open_samples(path: Path, extractor: Extractor) -> ImageSet:
         DataError: they cannot be read.
         FeatureError: the extractor cannot read images of that size.
     """
+    _check_there(path, "SAMPLES")
     names = npz_names(path)
     if "mu" in names and "arr_0" not in names:
         raise DataError(f"{path} holds statistics and no images; name it with --reference, and give samples as images")
@@ -89,25 +53,20 @@ def open_reference(reference: str, extractor: Extractor, batch: int, quiet: bool
     path = Path(reference)
     if reference == "digits":
         pictures = ImageSet.training(load("digits"))
-    elif "mu" in (names := npz_names(path)):
-        return _from_statistics(path, "arr_0" in names, extractor, batch, quiet)
     else:
+        _check_there(path, "--reference")
+        if "mu" in npz_names(path):
+            found = open_statistics(path, extractor)
+            return replace(found, statistics=found.completed(extractor, batch, quiet))
         pictures = ImageSet.training(load_path(path.name, path))
     extractor.check(tuple(pictures.images.shape))
-    found = cached_statistics(extractor, pictures.images, pictures.name, pictures.content, batch, quiet)
-    return Yardstick(found, pictures)
+    statistics = cached_statistics(extractor, pictures.images, pictures.name, pictures.content, batch, quiet)
+    return Yardstick(statistics, pictures)
 
 
-def _from_statistics(path: Path, has_images: bool, extractor: Extractor, batch: int, quiet: bool) -> Yardstick:
-    """Take the file's moments as they are, and features to be compared one by one from its images."""
-    statistics = read_statistics(path, extractor)
-    if not has_images:
-        return Yardstick(statistics, None)
-    pictures = ImageSet.all_of(load_path(f"images of {path.name}", path))
-    chosen = pictures.images[thinned(len(pictures.images))]
-    rows = collect(extractor, chosen, path.name, batch, quiet).pooled
-    named = kept_name(pictures.name, len(pictures.images))
-    return Yardstick(replace(statistics, pooled=rows, pooled_name=named), pictures)
+def _check_there(path: Path, flag: str) -> None:
+    if not path.exists():
+        raise DataError(f"{flag} {path}: there is no such file or folder; check the path")
 
 
 def scores_of(

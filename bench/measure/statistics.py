@@ -21,6 +21,7 @@ from bench.measure.features import Extractor
 from bench.measure.frechet import feature_moments
 
 __all__ = [
+    "FEWEST_COMPARED",
     "KEPT",
     "FeatureMoments",
     "MomentStream",
@@ -33,6 +34,9 @@ __all__ = [
 
 Rows = NDArray[np.float32]
 KEPT = 10_000
+# Images that a reference must have to be compared with one by one. A kernel distance to fewer says more about which
+# images they happen to be than about the samples: its variance goes with 1 / M.
+FEWEST_COMPARED = 100
 _BLOCK = 2048  # rows whose moments are taken at once; smaller sets get exactly what numpy gives
 
 
@@ -109,6 +113,11 @@ class ReferenceStatistics:
     def n(self) -> int | None:
         """Return the number of images, None where nobody says."""
         return self.moments.n
+
+    @property
+    def comparable(self) -> bool:
+        """Tell whether there are images enough to compare with one by one (KID, precision, recall, kernel terms)."""
+        return len(self.pooled) >= FEWEST_COMPARED
 
     def content_hash(self) -> str:
         """Return a hash of all numbers in it."""

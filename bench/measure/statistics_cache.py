@@ -11,10 +11,10 @@ from torch import Tensor
 
 from bench.measure.errors import FeatureError
 from bench.measure.features import Extractor
-from bench.measure.statistics import KEPT, ReferenceStatistics, kept_name, summarise
+from bench.measure.statistics import KEPT, ReferenceStatistics, kept_name, summarise, thinned
 from bench.measure.statistics_files import read_statistics, write_statistics
 
-__all__ = ["CACHE_VARIABLE", "cached_statistics", "statistics_cache"]
+__all__ = ["CACHE_VARIABLE", "cached_statistics", "statistics_cache", "with_features"]
 
 CACHE_VARIABLE = "EXPOSURE_BIAS_CACHE"
 _VERSION = 1  # raise when what is cached changes its meaning
@@ -47,7 +47,7 @@ def cached_statistics(
     """
     if extractor.embedded and len(images) <= KEPT:
         return summarise(extractor, images, name, batch, quiet)
-    path = statistics_cache() / f"{extractor.key}-{content}-{len(images)}-v{_VERSION}.npz"
+    path = _path(extractor, content, len(images))
     if (found := _cached(path, extractor, name, len(images))) is not None:
         return found
     made = summarise(extractor, images, name, batch, quiet)
@@ -56,6 +56,40 @@ def cached_statistics(
     except OSError as error:
         _LOG.warning("note: statistics are not cached (%s: %s)", path, error.strerror or error)
     return made
+
+
+def with_features(
+    statistics: ReferenceStatistics,
+    extractor: Extractor,
+    images: Tensor,
+    name: str,
+    content: str,
+    batch: int = 256,
+    quiet: bool = True,
+) -> ReferenceStatistics:
+    """Return statistics with the pooled features of images to be compared one by one, at most 10,000 evenly spaced.
+
+    The features are cached as :func:`cached_statistics` does; what that kept of the same images serves too.
+
+    Args:
+        statistics: whose moments stay as they are.
+        extractor: gives the features.
+        images: uint8 [N, 1 or 3, H, W], N at least 1.
+        name: how tables call the images.
+        content: hash of the images.
+        batch: images a network call.
+        quiet: no progress bar.
+    """
+    n = len(images)
+    found = _cached(_path(extractor, content, n), extractor, name, n)
+    if found is None:
+        part = content if n <= KEPT else f"{content}-of-{n}"
+        found = cached_statistics(extractor, images[thinned(n)], name, part, batch, quiet)
+    return replace(statistics, pooled=found.pooled, pooled_name=kept_name(name, n))
+
+
+def _path(extractor: Extractor, content: str, n: int) -> Path:
+    return statistics_cache() / f"{extractor.key}-{content}-{n}-v{_VERSION}.npz"
 
 
 def _cached(path: Path, extractor: Extractor, name: str, n: int) -> ReferenceStatistics | None:

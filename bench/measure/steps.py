@@ -13,7 +13,8 @@ Definitions, with sigma_p the data's per-pixel standard deviation and the level 
   of x0, of sqrt(Var(x) + alpha^2 sigma_p^2). ``delta_t`` = (pred_std - sigma)^2 is the published measure
   (Ning et al. 2024, ``x_t_distribution_consecutive_sampling``).
 * ``floor_std``: what pred_std is for an exact sampler that forgot x0, mean of sqrt(sigma^2 + 2 alpha^2 sigma_p^2);
-  ``delta_t_floor`` = (floor_std - sigma)^2; ``excess_std`` = pred_std - floor_std, signed.
+  ``delta_t_floor`` = (floor_std - sigma)^2; ``excess_std`` = pred_std - floor_std, signed. Paired walks of
+  class-conditional models have none of the three: the state shares x0's class, however much else it forgot.
 
 Rows of the network call stand at the level it saw (solver index i, 0 the least noisy); rows of a state at the level
 it reached, i = -1 being the clean one. ``stage`` 1 marks the correcting call of a Heun step, whose i is the step's and
@@ -39,6 +40,7 @@ from bench.measure.recursion import GaussianState, LinearGaussian
 __all__ = ["STEP_COLUMNS", "PixelStatistics", "Row", "delta_floor", "gaussian_rows", "measured_rows", "to_table"]
 
 Arrays = Mapping[str, NDArray[np.float64]]
+_OVER_FLOOR = ("floor_std", "delta_t_floor", "excess_std")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,13 @@ def delta_floor(level: Level, pixel_variance: NDArray[np.float64]) -> float:
 
 
 def measured_rows(
-    arm: str, record: Arrays, indices: Sequence[int], levels: Sequence[Level], data: PixelStatistics
+    arm: str,
+    record: Arrays,
+    indices: Sequence[int],
+    levels: Sequence[Level],
+    data: PixelStatistics,
+    solver: Solver | None = None,
+    forgets: bool = True,
 ) -> Iterator[Row]:
     """Yield the rows of one arm.
 
@@ -95,30 +103,37 @@ def measured_rows(
         indices: solver indices of the pixel rows.
         levels: the walk's levels, noisiest first, ending in the clean one.
         data: statistics of the images the model was trained on.
+        solver: the update rule, where its churn raises the levels that calls see.
+        forgets: whether the state of an exact sampler is independent of x0; where it shares x0's class it is not, and
+            the floor and the excess over it are left out.
     """
     at = {len(levels) - 2 - position: level for position, level in enumerate(levels)}  # i -> level, -1 is clean
     knows_x0 = "residual/count" in record
-    yield from _scalar_rows(arm, record, at, knows_x0)
+    seen = {i: solver.stirred(level)[0] if solver and i >= 0 else level for i, level in at.items()}
+    yield from _scalar_rows(arm, record, at, seen, knows_x0)
     energy_spread = np.sqrt(Moments.variance(_moments(record, "scalars")))[:, SCALARS.index("energy")]
     corrections = record["scalars/count"][len(levels) - 1 :]
     for row, i in enumerate(indices):
         part = {key: value[row : row + 1] for key, value in record.items() if not key.startswith("scalars/")}
         if knows_x0:
-            yield from _error_rows(arm, part, i, at[i])
+            yield from _error_rows(arm, part, i, seen[i])
         completing = i + len(levels) - 1 if i < len(corrections) and corrections[i] else i
-        yield from _state_rows(arm, part, i - 1, at[i - 1], data, float(energy_spread[completing]))
+        rows = _state_rows(arm, part, i - 1, at[i - 1], data, float(energy_spread[completing]))
+        yield from rows if forgets else (row for row in rows if row.quantity not in _OVER_FLOOR)
 
 
 def _moments(record: Arrays, name: str) -> dict[str, NDArray[np.float64]]:
     return {key: record[f"{name}/{key}"] for key in ("count", "mean", "second")}
 
 
-def _scalar_rows(arm: str, record: Arrays, at: Mapping[int, Level], knows_x0: bool) -> Iterator[Row]:
+def _scalar_rows(
+    arm: str, record: Arrays, at: Mapping[int, Level], seen: Mapping[int, Level], knows_x0: bool
+) -> Iterator[Row]:
     moments = _moments(record, "scalars")
     means, spreads = moments["mean"], np.sqrt(Moments.variance(moments))
     for row in np.flatnonzero(moments["count"]).tolist():
         stage, i = divmod(row, len(at) - 1)
-        level, n = at[i - stage], moments["count"][row]
+        level, n = at[i - 1] if stage else seen[i], moments["count"][row]
         mean = dict(zip(SCALARS, means[row].tolist(), strict=True))
         spread = dict(zip(SCALARS, spreads[row].tolist(), strict=True))
         for name in ("eps_norm", "eps_used_norm", "x0_norm", "clipped"):
@@ -189,7 +204,7 @@ def gaussian_rows(
         oracle: Gaussian with the data's mean and covariance.
         levels: the walk's levels.
         indices: solver indices to report.
-        solver: the update rule; churn plays no part.
+        solver: the update rule.
         paired: whether to walk from noised data too.
     """
     starts = {"gaussian": oracle.prior(levels[0])}
@@ -203,8 +218,10 @@ def gaussian_rows(
             forward = oracle.forward(levels[position])
             reached = next(oracle.walk(forward, levels[position : position + 2], solver))
             for arm, states in walks.items():
-                yield from _gaussian_step(oracle, arm, i, states[position], states[position + 1])
-            yield from _gaussian_step(oracle, "gaussian-forced", i, forward, reached)
+                yield from _gaussian_step(
+                    oracle, arm, i, oracle.stirred(states[position], solver), states[position + 1]
+                )
+            yield from _gaussian_step(oracle, "gaussian-forced", i, oracle.stirred(forward, solver), reached)
 
 
 def _gaussian_step(

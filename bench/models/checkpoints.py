@@ -1,7 +1,7 @@
 """Weights on disk: our safetensors files, which carry their own description, and guided-diffusion's ``.pt``.
 
 Nothing is ever executed from a file: safetensors holds only tensors and text, and ``.pt`` files are read by
-:mod:`bench.models.published`.
+:mod:`bench.models.guided_files`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from safetensors.torch import save
 from bench.diffusion.schedules import alpha_bars
 from bench.models.denoisers import CONVERSIONS
 from bench.models.description import Description
-from bench.models.fit import quoted, shown
+from bench.models.guided_files import all_finite, load_published, require_file
+from bench.models.misfit import quoted, shown
 from bench.models.networks import CheckpointError, adm_unet, without_weights
 from bench.models.preconditioning import PRECONDITIONINGS
-from bench.models.published import all_finite, load_published, require_file
 from bench.models.unet_arguments import complete
 
 __all__ = ["Description", "file_hash", "load_network", "read_description", "save_network"]

@@ -43,8 +43,10 @@ class Description:
 
     @property
     def learns_variance(self) -> bool:
-        """Tell whether the network predicts a variance beside eps."""
-        return bool(self.network.get("learn_sigma")) or self.network.get("out_channels") == 2 * self.channels
+        """Tell whether the network predicts a variance beside eps; on EDM levels nothing would read it."""
+        return not self.is_edm and (
+            bool(self.network.get("learn_sigma")) or self.network.get("out_channels") == 2 * self.channels
+        )
 
     @property
     def is_edm(self) -> bool:

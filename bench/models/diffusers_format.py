@@ -20,7 +20,7 @@ from torch import Tensor
 from bench.diffusion.schedules import alpha_bars
 from bench.models.checkpoints import Description, file_hash
 from bench.models.diffusers_folder import Parts, read_json, resolve_hub
-from bench.models.fit import shown
+from bench.models.misfit import shown
 from bench.models.networks import CheckpointError, without_weights
 
 __all__ = [

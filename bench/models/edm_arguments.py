@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bench.models.fit import quoted
+from bench.models.misfit import quoted
 from bench.models.unet_arguments import CheckpointError
 
 __all__ = ["ARCHITECTURES", "complete_edm", "groups_of", "levels_of", "named"]

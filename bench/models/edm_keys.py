@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.models.edm_arguments import complete_edm, groups_of, levels_of
-from bench.models.fit import Shapes, shapes_of
+from bench.models.misfit import Shapes, shapes_of
 from bench.models.unet_arguments import CheckpointError
 
 __all__ = ["DhariwalUNet", "dhariwal_keys", "dhariwal_shapes", "dhariwal_state"]

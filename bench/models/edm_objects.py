@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from bench.files.unpickle import UnsafePickleError, restricted_load
-from bench.models.fit import quoted
-from bench.models.published import require_file
+from bench.models.guided_files import require_file
+from bench.models.misfit import quoted
 from bench.models.unet_arguments import CheckpointError
 
 __all__ = ["StoredObject", "StoredTensor", "read_objects", "stored_tensors"]

@@ -18,7 +18,7 @@ from bench.models.edm_arguments import ARCHITECTURES, complete_edm, named
 from bench.models.edm_keys import DhariwalUNet, dhariwal_shapes, dhariwal_state
 from bench.models.edm_networks import SongUNet
 from bench.models.edm_objects import StoredObject, StoredTensor, read_objects, stored_tensors
-from bench.models.fit import misfit, quoted, shapes_of
+from bench.models.misfit import misfit, quoted, shapes_of
 from bench.models.networks import without_weights
 from bench.models.preconditioning import PRECONDITIONINGS, make_preconditioning
 from bench.models.unet_arguments import CheckpointError

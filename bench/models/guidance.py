@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.diffusion.types import Denoiser, Level, Prediction
 from bench.models.classifier_network import classifier_network
-from bench.models.published import load_published
+from bench.models.guided_files import load_published
 
 __all__ = ["GuidedDenoiser", "load_classifier"]
 

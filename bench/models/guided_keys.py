@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from bench.models.fit import Shapes
+from bench.models.misfit import Shapes
 from bench.models.unet_arguments import heads, widths_of
 
 __all__ = ["guided_keys", "published_shapes"]

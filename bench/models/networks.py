@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.models.fit import MisfitError, misfit, shapes_of
 from bench.models.guided_keys import guided_keys, published_shapes
+from bench.models.misfit import MisfitError, misfit, shapes_of
 from bench.models.unet_arguments import GROUPS, CheckpointError, complete, heads, widths_of
 
 __all__ = ["CheckpointError", "adm_unet", "check_fit", "load_guided_diffusion", "without_weights"]

@@ -22,9 +22,9 @@ from bench.diffusion.noise import Noise, Purpose, uniform_words
 from bench.files.errors import one_line
 from bench.files.tensors import load_plain
 from bench.models.checkpoints import Description, save_network
+from bench.models.guided_files import all_finite
 from bench.models.networks import CheckpointError, adm_unet
 from bench.models.objectives import Process, edm_loss, gradient_penalty, hybrid_loss, make_pair
-from bench.models.published import all_finite
 from bench.models.recipes import DIGITS_NETWORK, RECIPES, Recipe
 from bench.models.train_arguments import parse_arguments
 

@@ -16,12 +16,12 @@ from bench.diffusion.samplers import Draws, PosteriorMean, Solver, paired, walk
 from bench.diffusion.types import Level
 from bench.measure.chains import ChainRow, error_summary, image_errors, to_table
 from bench.measure.metrics import frechet_score
+from bench.suite.arms import RunError
 from bench.suite.baselines import VERSION, ChainBaselines
 from bench.suite.config import ConfigError, SamplerConfig
 from bench.suite.extras import Bench, Extra, RecordFolder
 from bench.suite.model import Model
 from bench.suite.plan import Cell
-from bench.suite.runner import RunError
 
 __all__ = ["LENGTHS", "METHODS", "Chain", "chain_lengths", "plan_chains"]
 
@@ -29,7 +29,7 @@ METHODS = ("mean", "ddim", "ancestral")
 LENGTHS = (100, 300, 600, 900, 1000)  # of 1000 training steps: those of Ning et al. 2023, figure 5, and the whole
 _PICTURES = 8
 _KEPT = (  # of a cell's description
-    "model", "weights", "network", "schedule", "T", "eps_scale", "eps_slope", "variance", "clip", "quantize",
+    "model", "weights", "eps_scale", "eps_slope", "variance", "clip", "quantize",
 )  # fmt: skip
 _CLAMPED = "float images clamped to [-1, 1]"
 
@@ -76,7 +76,8 @@ class Chain(Extra):
         """Return everything that determines the numbers, and whose they are."""
         cell = self.cell.description()
         own = {"method": self.method, "start": self.length, "seed": self.cell.seed, "n": self.cell.samples}
-        return {"version": VERSION, **{name: cell[name] for name in _KEPT}, **own, "data": cell["data"]}
+        kept = {**{name: cell[name] for name in _KEPT}, **self.cell.model.identity()}
+        return {"version": VERSION, **kept, **own, "data": cell["data"]}
 
     def levels(self) -> tuple[Level, ...]:
         """Return the walk's levels: the last L of the training process and the clean one."""

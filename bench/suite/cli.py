@@ -15,6 +15,7 @@ from bench.data import CROPS, DATASETS, FILTERS, DataError
 from bench.files.errors import one_line
 from bench.measure.features import EXTRACTORS, INCEPTION_EXTRACTORS, FeatureError
 from bench.models.networks import CheckpointError
+from bench.suite.arms import RunError
 from bench.suite.config import (
     SAMPLERS,
     ConfigError,
@@ -29,7 +30,6 @@ from bench.suite.config import (
 from bench.suite.registry import EMBEDDED, Registry, load_registry
 from bench.suite.request import Request
 from bench.suite.run import Run, dry_run
-from bench.suite.runner import RunError
 
 __all__ = ["run"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bench.models.checkpoints import Description, file_hash
-from bench.models.opening import checkpoint_hash
+from bench.models.formats import checkpoint_hash
 from bench.models.preconditioning import Preconditioning, make_preconditioning
-from bench.suite.config import ConfigError
+from bench.suite.config import short_hash
 from bench.suite.scaling import Scaling
 
 __all__ = ["Guidance", "Model"]
@@ -24,9 +25,13 @@ class Guidance:
     network: Mapping[str, Any]
     scale: float
 
+    @cached_property
+    def _hash(self) -> str:
+        return file_hash(self.classifier)
+
     def description(self) -> dict[str, Any]:
         """Return what determines the guidance, JSON-like."""
-        return {"classifier": file_hash(self.classifier), "classifier_scale": self.scale}
+        return {"classifier": self._hash, "classifier_scale": self.scale}
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,13 @@ class Model:
         """Tell whether the network predicts a variance beside eps."""
         return self.description.learns_variance
 
-    def weights_hash(self) -> str:
-        """Return the sha256 of the weights."""
+    @cached_property
+    def _weights_hash(self) -> str:
         return checkpoint_hash(self.weights, self.description)
+
+    def weights_hash(self) -> str:
+        """Return the sha256 of the weights, read once."""
+        return self._weights_hash
 
     def preconditioning(self) -> Preconditioning:
         """Return how an EDM model's network is wrapped."""
@@ -58,6 +67,12 @@ class Model:
         found: dict[str, Any] = {} if prediction == "eps" else {"prediction": prediction}
         return found | (self.guidance.description() if self.guidance else {})
 
+    def identity(self) -> dict[str, Any]:
+        """Return what determines the function besides the weights, scaling apart, JSON-like."""
+        about = self.description
+        network = short_hash(dict(about.network))
+        return {"network": network, "schedule": about.schedule, "T": about.T, **self.additions()}
+
     def scale_at(self, sampler: str, steps: int) -> tuple[float, float]:
         """Return epsilon scaling's (b, k), (1, 0) for a model without it."""
         return self.scaling[sampler].at(steps) if self.scaling else (1.0, 0.0)
@@ -67,11 +82,5 @@ class Model:
         return replace(self, scaling={sampler: old.overridden(b, k) for sampler, old in self.scaling.items()})
 
     def guided(self, guidance: Guidance) -> Model:
-        """Return the model under a classifier's guidance.
-
-        Raises:
-            ConfigError: the network takes no class labels.
-        """
-        if self.description.classes is None:
-            raise ConfigError(f"model {self.name!r} takes no class labels, so --classifier cannot guide it")
+        """Return the model under a classifier's guidance."""
         return replace(self, guidance=guidance)

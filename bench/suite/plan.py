@@ -74,6 +74,7 @@ class Cell:
     data_hash: str
     parts: tuple[int, int]  # how many training and held-out images there are
     weights_hash: str
+    labels_hash: str = ""  # of the images, for class-conditional models
 
     @property
     def name(self) -> str:
@@ -91,12 +92,10 @@ class Cell:
             "version": RECORD_VERSION,
             "model": self.model.name,
             "weights": self.weights_hash,
-            "network": short_hash(dict(self.model.description.network)),
-            "schedule": self.model.description.schedule,
-            "T": self.model.description.T,
+            **self.model.identity(),
             "eps_scale": self.scale[0],
             "eps_slope": self.scale[1],
-            **self.model.additions(),
+            **({"labels": self.labels_hash} if self.labels_hash else {}),
             **self.config.description(),
             "steps": self.steps,
             "seed": self.seed,
@@ -120,7 +119,8 @@ class Cell:
     def solver(self) -> Solver:
         """Return the update rule."""
         if self.config.sampler in EDM_SAMPLERS:
-            churn = Churn(self.config.churn, self.steps) if self.config.churn else None
+            rounded = self.model.preconditioning().rounded
+            churn = Churn(self.config.churn, self.steps, rounded=rounded) if self.config.churn else None
             return Heun(churn) if self.config.sampler == "heun" else Euler(churn)
         return DDIM(self.config.eta) if self.config.variance is None else Ancestral(self.config.variance)
 
@@ -209,10 +209,10 @@ def plan_cells(
     data_hash = data.content_hash()
     cells = []
     for model in models:
-        weights_hash = model.weights_hash()
+        weights_hash, labels = model.weights_hash(), data.labels_hash() if model.description.classes else ""
         for count in steps:
             for seed in seeds:
-                cell = Cell(model, config, count, seed, samples, measure, data_hash, parts, weights_hash)
+                cell = Cell(model, config, count, seed, samples, measure, data_hash, parts, weights_hash, labels)
                 try:
                     cell.correction() or cell.levels()
                 except ValueError as error:

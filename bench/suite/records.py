@@ -60,8 +60,8 @@ class Records:
         ``i``, ``t``: solver indices and training indices the network saw; ``alpha_next``, ``sigma_next``: the level
         each row's state reached; ``data/mean|variance|spectrum|haar``: the training images'.
         """
-        levels, look = self.cell.levels(), self.look
-        seen = [levels[len(levels) - 2 - i] for i in look.indices]
+        levels, look, solver = self.cell.levels(), self.look, self.cell.solver()
+        seen = [solver.stirred(levels[len(levels) - 2 - i])[0] for i in look.indices]
         reached = [levels[len(levels) - 1 - i] for i in look.indices]
         data = self.reference.statistics
         return {
@@ -81,13 +81,13 @@ class Records:
 
     def errors(self) -> Arrays:
         """Return the kept errors [levels, images, C, H, W], training images first, with their indices and parts."""
-        levels = self.cell.levels()
+        levels, solver = self.cell.levels(), self.cell.solver()
         joined = [array for part in _PARTS for array in self._errors[part]]
         parts = [part for part in _PARTS for array in self._errors[part] for _ in range(array.shape[1])]
         return {
             "errors": np.concatenate(joined, axis=1),
             "i": np.array(self.look.error_indices),
-            "t": np.array([levels[len(levels) - 2 - i].t for i in self.look.error_indices]),
+            "t": np.array([solver.stirred(levels[len(levels) - 2 - i])[0].t for i in self.look.error_indices]),
             "part": np.array(parts),
         }
 
@@ -95,5 +95,7 @@ class Records:
         """Return the per-step table: measured arms, and the exact Gaussian denoiser on the same levels."""
         levels, rows = self.cell.levels(), list[Row]()
         for arm, record in self._seen():
-            rows += measured_rows(arm, record, self.look.indices, levels, self.reference.statistics)
+            forgets = arm != "paired" or not self.cell.model.description.classes
+            data = self.reference.statistics
+            rows += measured_rows(arm, record, self.look.indices, levels, data, self.cell.solver(), forgets)
         return to_table(rows + self.reference.exact_rows(self.cell, self.look))

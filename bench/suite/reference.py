@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bench.data import Dataset, to_unit
@@ -16,9 +17,10 @@ from bench.measure.features import Extractor
 from bench.measure.metrics import SCORES_VERSION, Score, frechet_score
 from bench.measure.recursion import LinearGaussian
 from bench.measure.spectra import RadialBins, haar_energy
-from bench.measure.statistics import ReferenceStatistics, kept_name, thinned
-from bench.measure.statistics_cache import cached_statistics
+from bench.measure.statistics import ReferenceStatistics
+from bench.measure.statistics_cache import cached_statistics, with_features
 from bench.measure.steps import PixelStatistics, Row, gaussian_rows
+from bench.measure.yardstick import Yardstick
 from bench.suite.plan import Cell, Instruments
 
 __all__ = ["Reference"]
@@ -56,9 +58,10 @@ class _PixelMoments:
         return _PixelMoments(n, self.mean + apart * share, scatter / (n - 1), spectrum, haar)
 
 
-def _pixel_moments(images: Tensor) -> _PixelMoments:
-    """Measure images block by block, so that memory does not grow with their number."""
-    return reduce(_PixelMoments.merged, map(_PixelMoments.of, images.split(_BLOCK)))
+def _pixel_moments(data: Dataset) -> _PixelMoments:
+    """Measure the training part block by block, so that memory does not grow with its size."""
+    blocks = torch.arange(data.count("train")).split(_BLOCK)
+    return reduce(_PixelMoments.merged, (_PixelMoments.of(data.pick("train", rows)) for rows in blocks))
 
 
 class Reference:
@@ -67,19 +70,17 @@ class Reference:
     Args:
         data: its training part is the reference.
         extractor: gives the features; None where nothing is scored.
-        statistics: features' statistics from a file, in place of the training part's; images to compare one by one,
+        imported: features' statistics from a file, in place of the training part's; images to compare one by one,
             where the file brings none, are the training part's still.
     """
 
-    def __init__(
-        self, data: Dataset, extractor: Extractor | None, statistics: ReferenceStatistics | None = None
-    ) -> None:
+    def __init__(self, data: Dataset, extractor: Extractor | None, imported: Yardstick | None = None) -> None:
         self.data, self.extractor = data, extractor
-        self._imported = statistics
+        self._imported = imported
         self._features: ReferenceStatistics | None = None
         self._exact_scores: dict[int, tuple[Score, Score]] = {}
         self._exact: dict[tuple[Any, ...], list[Row]] = {}
-        found = _pixel_moments(data.part("train"))
+        found = _pixel_moments(data)
         self.centre = found.mean
         self.statistics = PixelStatistics(found.mean.numpy(), found.variance.numpy())
         self.spectrum, self.haar = found.spectrum.numpy(), found.haar.numpy()
@@ -87,12 +88,12 @@ class Reference:
     @property
     def name(self) -> str:
         """Return what tables call the reference."""
-        return self._imported.name if self._imported is not None else self._data_name
+        return self._imported.statistics.name if self._imported is not None else self._data_name
 
     @property
     def _data_name(self) -> str:
         part = "train" if self.data.heldout.any() else "all"
-        return f"{self.data.name}-{part} ({len(self.data.part('train'))})"
+        return f"{self.data.name}-{part} ({self.data.count('train')})"
 
     def features_key(self) -> str:
         """Return what a Frechet distance depends on besides samples and data: extractor and imported statistics."""
@@ -111,16 +112,14 @@ class Reference:
         """
         if self._features is None:
             assert self.extractor is not None  # scoring asks only where there is an extractor
-            images = self.data.part("train")
+            images, content = self.data.part("train"), self.data.content_hash()
             if self._imported is None:
-                self._features = cached_statistics(self.extractor, images, self.name, self.data.content_hash())
-            elif not len(self._imported.pooled):
-                pooled = self.extractor.extract(images[thinned(len(images))])[0]
-                self._features = replace(
-                    self._imported, pooled=pooled, pooled_name=kept_name(self._data_name, len(images))
-                )
+                self._features = cached_statistics(self.extractor, images, self.name, content)
             else:
-                self._features = self._imported
+                found = self._imported.completed(self.extractor)
+                if not len(found.pooled):
+                    found = with_features(found, self.extractor, images, self._data_name, content)
+                self._features = found
         return self._features
 
     def exact_scores(self, n: int) -> tuple[Score, Score]:
@@ -128,7 +127,8 @@ class Reference:
 
         An exact sampler draws independent images of the data. Here they are drawn from the training part, with
         replacement and a fixed seed, so that classes are as uneven as chance makes them; mean and standard deviation
-        over ten draws. A training part of more than 10,000 images does not keep all features and has no such scores.
+        over ten draws. A training part of more than 10,000 images does not keep all features and has no such scores;
+        nor have imported statistics, whose images are others.
 
         Args:
             n: as many images as there are samples.
@@ -145,7 +145,10 @@ class Reference:
 
     def _draws(self, name: str, n: int) -> list[Score]:
         """Return the distances of ten draws of n images, or one empty score."""
-        images, features = len(self.data.part("train")), self.features()
+        if self._imported is not None:
+            reason = "the statistics are imported: draws of the training images would be compared with other images"
+            return [Score(name, None, n, self.name, reason)]
+        images, features = self.data.count("train"), self.features()
         if len(features.pooled) != images:
             reason = f"needs the features of all {images} training images, of which {len(features.pooled)} are kept"
             return [Score(name, None, n, self.name, reason)]
@@ -159,7 +162,14 @@ class Reference:
         Cells that share levels and variance share the answer; images too large for the recursion have none.
         """
         model = cell.model.description
-        key = (model.schedule, model.T, cell.levels(), look.indices, cell.solver(), look.paired > 0)
+        key = (
+            model.schedule,
+            model.T,
+            cell.levels(),
+            look.indices,
+            cell.solver(),
+            look.paired > 0 and not model.classes,
+        )
         if key not in self._exact:
             oracle = self.gaussian(model.schedule, model.T)
             rows = gaussian_rows(oracle, cell.levels(), look.indices, *key[4:]) if oracle else ()

@@ -13,7 +13,7 @@ from bench.data import DATASETS, Dataset, Preprocessing, load, load_path
 from bench.diffusion.schedules import alpha_bars
 from bench.models.adapter import describe_adapter
 from bench.models.checkpoints import Description, file_hash
-from bench.models.opening import describe, located
+from bench.models.formats import describe, located
 from bench.models.presets import PRESETS
 from bench.models.recipes import DIGITS_NETWORK
 from bench.models.unet_arguments import complete
@@ -69,9 +69,9 @@ class Registry:
         if entry is not None:
             return self._configured(name, entry, path)
         if name not in EMBEDDED:
-            if path is not None and (own := self._unnamed(path)) is not None:
-                return Model(name, path, own)
-            raise nearest("model", name, self.names())
+            if path is None:
+                raise nearest("model", name, self.names())
+            return Model(name, path, self._unnamed(name, path))
         base = _SCALED.get(name, name)
         embedded = WEIGHTS / self.dataset / f"{base}.safetensors"
         weights = path or embedded
@@ -80,9 +80,16 @@ class Registry:
         description = self._describe(weights, {})
         return Model(name, weights, description, self._scaling(name, weights, description))
 
-    def _unnamed(self, path: Path) -> Description | None:
+    def _unnamed(self, name: str, path: Path) -> Description:
         """Describe a file under a name that nobody knows: one that describes itself, or fits the dataset's preset."""
-        return describe(path) or (PRESETS[self.dataset].description() if self.dataset in PRESETS else None)
+        own = describe(path)
+        if own is None:
+            file_hash(path)  # a missing file is the first thing to report
+        if own is None and self.dataset not in PRESETS:
+            raise ConfigError(
+                f"{path} does not describe itself; give {name!r} an entry with 'preset' or 'network' in a --config file"
+            )
+        return own or PRESETS[self.dataset].description()
 
     def _scaling(self, name: str, weights: Path, description: Description) -> Mapping[str, Scaling]:
         """Return a scaling model's constants by sampler.
@@ -171,17 +178,18 @@ class Registry:
             )
         return PRESETS[preset].description()
 
-    def guidance(self, classifier: Path, scale: float | None) -> Guidance:
-        """Return a classifier's guidance of the dataset's preset, at the published strength unless another is given.
+    @staticmethod
+    def guidance(classifier: Path, scale: float | None, model: Model) -> Guidance:
+        """Return the guidance of a model by the classifier of its preset, at the published strength unless told.
 
         Raises:
-            ConfigError: no classifier was released for this dataset.
+            ConfigError: no classifier was released with the model's network.
         """
-        preset = PRESETS.get(self.dataset)
-        if preset is None or preset.classifier is None:
-            known = ", ".join(name for name, other in PRESETS.items() if other.classifier is not None)
-            raise ConfigError(f"--classifier: none is known for dataset {self.dataset!r}; known for {known}")
-        return Guidance(classifier, preset.classifier, scale or preset.guidance_scale or 1.0)
+        guided = {name: preset for name, preset in PRESETS.items() if preset.classifier is not None}
+        for preset in guided.values():
+            if preset.classifier is not None and preset.description() == model.description:
+                return Guidance(classifier, preset.classifier, scale or preset.guidance_scale or 1.0)
+        raise ConfigError(f"--classifier guides models of the presets {', '.join(guided)}, which {model.name!r} is not")
 
     def load_dataset(self, data_dir: Path | None, flags: Mapping[str, Any]) -> Dataset:
         """Load the run's dataset.

@@ -75,8 +75,8 @@ def resolve_models(request: Request, registry: Registry) -> tuple[Model, ...]:
         models = tuple(model.overridden(request.eps_scale, request.eps_slope) for model in models)
     if request.classifier is None:
         return models
-    guidance = registry.guidance(request.classifier, request.classifier_scale)
-    return tuple(model.guided(guidance) for model in models)
+    classifier, scale = request.classifier, request.classifier_scale
+    return tuple(model.guided(registry.guidance(classifier, scale, model)) for model in models)
 
 
 def resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConfig:

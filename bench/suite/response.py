@@ -16,10 +16,10 @@ from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
 from bench.measure.moments import Moments
 from bench.measure.response import RESPONSE_COLUMNS, ResponseRow, response_grid, response_norms
+from bench.suite.arms import RunError
 from bench.suite.config import short_hash
 from bench.suite.extras import Bench, Extra, RecordFolder
 from bench.suite.plan import Cell, recorded_indices
-from bench.suite.runner import RunError
 
 __all__ = ["VERSION", "Response", "plan_response"]
 
@@ -77,10 +77,11 @@ class Response(Extra):
 
     def description(self, model: str) -> dict[str, object]:
         """Return everything that determines the numbers, and whose they are."""
-        kept = ("weights", "network", "schedule", "T", "spacing", "steps", "seed", "data")
+        kept = ("weights", "spacing", "steps", "seed", "data")
         cell = self.cell.description()
         part, n = self.part
-        return {"version": VERSION, "model": model, **{name: cell[name] for name in kept}, "part": part, "n": n}
+        what = {**{name: cell[name] for name in kept}, **self.cell.model.identity()}
+        return {"version": VERSION, "model": model, **what, "part": part, "n": n}
 
     def compute(self, bench: Bench) -> None:
         """Ask the network, unless another model of it was asked before, and write every model's record."""
@@ -121,8 +122,7 @@ def plan_response(cells: Sequence[Cell]) -> list[Response]:
     """Return one measurement for each distinct network and step count of a run's cells."""
     groups: dict[tuple[str, str, int], dict[str, Cell]] = {}
     for cell in cells:
-        model = cell.model.description
-        network = short_hash([dict(model.network), model.schedule, model.T])
+        network = short_hash(cell.model.identity())
         group = groups.setdefault((cell.weights_hash, network, cell.steps), {})
         group.setdefault(cell.model.name, cell)  # the first seed's
     return [Response(tuple(group.values())) for group in groups.values()]

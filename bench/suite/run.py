@@ -16,14 +16,15 @@ from tqdm import tqdm
 from bench.data import Dataset
 from bench.diffusion.types import Denoiser
 from bench.measure.features import Extractor, open_extractor
-from bench.measure.statistics_files import read_statistics
+from bench.measure.yardstick import open_statistics
+from bench.models.checkpoints import file_hash
+from bench.models.formats import denoiser_of, open_network
 from bench.models.guidance import GuidedDenoiser, load_classifier
-from bench.models.opening import denoiser_of, open_network
 from bench.suite.chains import plan_chains
+from bench.suite.compatibility import check_fit
 from bench.suite.config import ConfigError, short_hash
 from bench.suite.environment import environment
 from bench.suite.extras import Bench, Extra
-from bench.suite.fit import check_fit
 from bench.suite.model import Model
 from bench.suite.plan import Cell, plan_cells
 from bench.suite.reference import Reference
@@ -31,6 +32,7 @@ from bench.suite.registry import Registry
 from bench.suite.request import Request, device_of, resolve_models, resolve_sampler
 from bench.suite.response import plan_response
 from bench.suite.runner import CellRunner
+from bench.suite.scoring import score_cell
 from bench.suite.store import Store, read_json, write_json
 
 __all__ = ["Run", "cost_line", "dry_run"]
@@ -49,7 +51,7 @@ class Run:
         self.models = resolve_models(request, registry)
         self.data: Dataset = registry.load_dataset(request.data_dir, request.preprocessing)
         self.sampler = resolve_sampler(request, self.models)
-        self.networks = {model.name: self._load(model) for model in self.models}
+        self.networks = self._load_networks()
         guidance = self.models[0].guidance  # of all models or of none
         self.classifier = load_classifier(guidance.classifier, guidance.network) if guidance else None
         self.cells = plan_cells(
@@ -58,6 +60,7 @@ class Run:
         self.out = request.out or Path("results") / f"{self.data.name}-{self.sampler.sampler}-{self.hash()}"
         _refuse_file(self.out)
         self.store = Store(self.out)
+        self.store.refuse_links()
         for cell in self.cells:
             self.store.check(cell)
         self.extras = self._plan_extras()
@@ -77,9 +80,17 @@ class Run:
         chains = plan_chains(self.cells) if "chains" in measure else []
         return [*chains, *(plan_response(self.cells) if "response" in measure else ())]
 
-    def _load(self, model: Model) -> Any:
-        check_fit(model, self.data, bool(self.request.in_cells()))
-        return open_network(model.weights, model.description)
+    def _load_networks(self) -> dict[str, Any]:
+        """Return each model's network; models of one file, scaled ones among them, share it."""
+        opened: dict[tuple[str, str], Any] = {}
+        networks = {}
+        for model in self.models:
+            check_fit(model, self.data, bool(self.request.in_cells()))
+            key = (model.weights_hash(), short_hash(dict(model.description.network)))
+            if key not in opened:
+                opened[key] = open_network(model.weights, model.description)
+            networks[model.name] = opened[key]
+        return networks
 
     def configuration(self) -> dict[str, Any]:
         """Return the resolved configuration, JSON-like; everything that determines the numbers, and the features."""
@@ -104,8 +115,14 @@ class Run:
             "samples": request.samples,
             "measure": request.measure,
             "features": request.features,
-            **({"preprocessing": self.data.preprocessing} if self.data.preprocessing != "none" else {}),
+            **self._settings(),
         }
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what the user need not set: preprocessing, and the files that features are compared by."""
+        given = {"reference": self.request.reference, "inception_weights": self.request.inception_weights}
+        found: dict[str, Any] = {name: file_hash(path) for name, path in given.items() if path is not None}
+        return found if self.data.preprocessing == "none" else {**found, "preprocessing": self.data.preprocessing}
 
     def hash(self) -> str:
         """Return the short hash of the configuration."""
@@ -126,11 +143,12 @@ class Run:
         extractor, path = self.open_features(), self.request.reference
         if path is None or extractor is None:
             return Reference(self.data, extractor)
-        return Reference(self.data, extractor, read_statistics(path, extractor))
+        return Reference(self.data, extractor, open_statistics(path, extractor))
 
     def execute(self, quiet: bool) -> None:
         """Compute what is not complete, cells first, with a progress bar counting network calls."""
         reference = self._reference()
+        self.store.check_features(self.cells, reference.features_key())
         sampled = [cell for cell in self.cells if self.store.is_sampled(cell)]
         missing = [self.store.extended(cell) for cell in self.cells if cell not in sampled]
         stale = [self.store.extended(cell) for cell in sampled if not self.store.is_scored(cell, reference.key())]
@@ -154,7 +172,7 @@ class Run:
         for cell in stale:
             found = self.store.metrics(cell) or {}
             facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds", "nfe") if name in found}
-            self._runner(cell, reference, bar).rescore(facts)
+            score_cell(cell, reference, self.store, facts)
 
     def _calls(self, cells: list[Cell]) -> int:
         return sum(cell.unit_cost(unit) for cell in cells for unit in cell.units(self.request.batch))

@@ -1,36 +1,24 @@
-"""The runner: walks a cell's units, merges their records and scores the samples."""
+"""The runner: computes a cell's missing units, merges their records and has the samples scored."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from bench.data import coloured, quantize, to_unit
-from bench.diffusion.noise import Noise, Purpose
-from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
-from bench.diffusion.types import Denoiser, Probe, Step
-from bench.measure.kernel import kernel_terms
-from bench.measure.metrics import Score, collect, neighbour_ratio, score
-from bench.measure.probes import ErrorProbe, PixelProbe, ScalarProbe, Selected
-from bench.suite.plan import Cell, Instruments, Unit
+from bench.data import coloured
+from bench.diffusion.types import Denoiser
+from bench.suite.arms import Arms
+from bench.suite.plan import Cell, Unit
 from bench.suite.records import Records
 from bench.suite.reference import Reference
+from bench.suite.scoring import score_cell
 from bench.suite.store import Store, write_atomic
 
-__all__ = ["CellRunner", "RunError"]
-
-Arrays = dict[str, NDArray[Any]]
-
-
-class RunError(RuntimeError):
-    """A computation went wrong in a way the user must know of; the message names model, steps and seed."""
+__all__ = ["CellRunner"]
 
 
 class CellRunner:
@@ -56,11 +44,8 @@ class CellRunner:
         batch: int,
         progress: Callable[[int], None],
     ) -> None:
-        self.cell, self.denoiser, self.reference = cell, denoiser, reference
-        self.store, self.device, self.batch, self.progress = store, device, batch, progress
-        self.levels, self.solver, self.correction = cell.levels(), cell.solver(), cell.correction()
-        self.noise, self.look = Noise(cell.seed), cell.instruments()
-        self.shape = reference.data.shape
+        self.cell, self.reference, self.store, self.batch = cell, reference, store, batch
+        self.arms = Arms(cell, denoiser, reference.data, reference.centre, device, batch, progress)
 
     def run(self) -> None:
         """Sample what is missing, merge, score, and complete the cell."""
@@ -69,22 +54,24 @@ class CellRunner:
         for unit in units:
             if not self.store.has_shard(self.cell, unit):
                 started = time.perf_counter()
-                arrays = self._unit(unit)
+                arrays = self.arms.compute(unit)
                 self.store.put_shard(self.cell, unit, arrays, time.perf_counter() - started)
         images = self._merge(units)
         quantize_mode = np.array(self.cell.config.quantize)
         samples = {"arr_0": coloured(images), "quantize": quantize_mode}
         classes = self.cell.model.description.classes
         if classes:
-            samples["arr_1"] = self._labels(torch.arange(self.cell.samples)).numpy()
+            samples["arr_1"] = self.arms.labels(torch.arange(self.cell.samples)).numpy()
         self.store.put_arrays(self.cell, "samples.npz", samples)
         seconds = sum(self.store.shard_seconds(self.cell, unit) for unit in units)
         nfe = max(int(self.store.get_shard(self.cell, unit)["nfe"]) for unit in units if unit.arm == "free")
-        self.rescore({"network_calls": sum(map(self.cell.unit_cost, units)), "seconds": seconds, "nfe": nfe})
+        facts = {"network_calls": sum(map(self.cell.unit_cost, units)), "seconds": seconds, "nfe": nfe}
+        score_cell(self.cell, self.reference, self.store, facts)
 
     def _merge(self, units: Sequence[Unit]) -> NDArray[np.uint8]:
         """Merge the shards' records into files of the cell; return the samples [N, H, W, C]."""
-        records = Records(self.cell, self.look, self.reference) if self.look is not None else None
+        look = self.cell.instruments()
+        records = Records(self.cell, look, self.reference) if look is not None else None
         images = []
         for unit in units:
             shard = self.store.get_shard(self.cell, unit)
@@ -104,211 +91,3 @@ class CellRunner:
             write_atomic(self.store.folder(self.cell) / "steps.csv", lambda path: table.to_csv(path, index=False))
         if "normality" in self.cell.measure:
             self.store.put_arrays(self.cell, "errors.npz", records.errors())
-
-    def rescore(self, facts: Mapping[str, Any]) -> None:
-        """Extract features and score a sampled cell, and complete it."""
-        samples = torch.from_numpy(self.store.samples(self.cell)).movedim(3, 1)
-        self.store.drop(self.cell, ("features.npz", "kernel.npy"))  # of other features
-        scores = list(self._scores(samples))
-        facts = {
-            **facts,
-            "features": self.reference.key(),
-            "scores": [asdict(s) for s in scores],
-        }
-        self.store.finish(self.cell, facts)
-
-    def _scores(self, samples: Tensor) -> Iterator[Score]:
-        data = self.reference.data
-        grey = samples[:, : data.shape[0]]
-        yield neighbour_ratio(grey, data.part("train"), data.part("heldout"))
-        extractor = self.reference.extractor
-        if extractor is None:
-            return
-        features = collect(extractor, samples, self.cell.name)
-        self.store.put_arrays(self.cell, "features.npz", {"pooled": features.pooled})
-        known = self.reference.features()
-        if len(samples) > 1 and len(known.pooled):
-            self.store.put_array(self.cell, "kernel.npy", kernel_terms(features.pooled, known.pooled))
-        yield from score(features, known, extractor, self.reference.name)
-        yield from self.reference.exact_scores(len(samples))
-
-    def _unit(self, unit: Unit) -> Arrays:
-        runs = {"free": self._free, "forced": self._forced, "errors": self._errors, "paired": self._paired}
-        return runs[unit.arm](unit)
-
-    def _chunks(self, unit: Unit) -> Iterator[tuple[Tensor, int]]:
-        """Yield (sample numbers padded to the internal batch, how many of them are real)."""
-        size = min(self.batch, self.cell.samples) if unit.arm == "free" else min(self.batch, unit.stop)
-        for start in range(unit.start, unit.stop, size):
-            yield torch.arange(start, start + size, device=self.device), min(size, unit.stop - start)
-
-    def _watch(self, steps: Iterator[Step], probes: Sequence[Probe], images: int) -> tuple[Tensor, int]:
-        """Drive a walk, showing each step to the probes; return the last state and the network calls an image."""
-        last, calls = torch.empty(0), 0
-        for step in steps:
-            for probe in probes:
-                probe.update(step)
-            last, calls = step.x_next, calls + 1
-            self.progress(images)
-        return last, calls
-
-    def _labels(self, samples: Tensor) -> Tensor:
-        """Draw a class label for each sample from its own stream, int64 [B], so that models of one seed share them."""
-        classes = self.cell.model.description.classes
-        assert classes is not None  # only conditional networks ask
-        return self.noise.integers(samples, Purpose.LABEL, 0, classes)
-
-    def _drawn_cond(self, samples: Tensor) -> Tensor | None:
-        return self._labels(samples) if self.cell.model.description.classes else None
-
-    def _data_cond(self, part: str, rows: Tensor) -> Tensor | None:
-        """Return the labels of real images, as :meth:`_images` returns the images."""
-        if not self.cell.model.description.classes:
-            return None
-        labels = self.reference.data.part_labels(part)
-        return labels[rows.cpu() % len(labels)].to(self.device)
-
-    def _free(self, unit: Unit) -> Arrays:
-        """Sample from noise, with instruments looking on."""
-        probes = self._probes(paired=False)
-        parts, nfe = [], 0
-        for samples, valid in self._chunks(unit):
-            draws = Draws(self.noise, samples)
-            x = prior(self.levels[0], draws, self.shape)
-            steps = walk(
-                self.denoiser,
-                self.levels,
-                x,
-                self.solver,
-                draws,
-                clip=self.cell.config.clip,
-                correction=self.correction,
-                cond=self._drawn_cond(samples),
-            )
-            x0, nfe = self._watch(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
-            parts.append(x0[:valid].cpu())
-        return {"samples": self._pixels(torch.cat(parts)), "nfe": np.array(nfe), **_named("free", probes)}
-
-    def _pixels(self, x0: Tensor) -> NDArray[np.uint8]:
-        if not torch.isfinite(x0).all():
-            cell = self.cell
-            raise RunError(
-                f"model {cell.model.name!r} at {cell.steps} steps, seed {cell.seed}, gave values that are not finite;"
-                " check the weights, or the scaling constants"
-            )
-        return quantize(x0, self.cell.config.quantize).movedim(1, -1).numpy()
-
-    def _probes(self, paired: bool) -> list[ScalarProbe | PixelProbe]:
-        if self.look is None or not self.look.indices:
-            return []
-        centre = self.reference.centre.float().to(self.device)
-        return [
-            ScalarProbe(self.cell.steps, centre, self.solver.stages),
-            PixelProbe(self.look.indices, self.shape, paired, self.device),
-        ]
-
-    def _images(self, part: str, rows: Tensor) -> Tensor:
-        """Return real images as the network sees them; rows beyond the part (padding) wrap around."""
-        images = self.reference.data.part(part)
-        return to_unit(images[rows.cpu() % len(images)]).to(self.device)
-
-    def _forced(self, unit: Unit) -> Arrays:
-        """Take single steps from real images: training images first, then held-out ones."""
-        look = self._looking()
-        arms = {"forced-train": self._probes(paired=True), "forced-heldout": self._probes(paired=True)}
-        errors = {"train": ErrorProbe(look.error_indices), "heldout": ErrorProbe(look.error_indices)}
-        for rows, valid in self._chunks(unit):
-            boundary = min(max(look.train - int(rows[0]), 0), valid)  # training images in this batch
-            x0, numbers, cond = self._forced_images(rows, look.train)
-            probes: list[Probe] = []
-            if boundary:
-                probes += [Selected(probe, slice(0, boundary)) for probe in arms["forced-train"]]
-                kept = min(boundary, max(look.error_train - int(rows[0]), 0))
-                probes += [Selected(errors["train"], slice(0, kept))] if kept else []
-            if boundary < valid:
-                probes += [Selected(probe, slice(boundary, valid)) for probe in arms["forced-heldout"]]
-                first = int(rows[0]) + boundary - look.train
-                kept = min(valid - boundary, max(look.error_heldout - first, 0))
-                probes += [Selected(errors["heldout"], slice(boundary, boundary + kept))] if kept else []
-            self._force(x0, numbers, cond, look.indices, probes, valid)
-        records = _named("forced-train", arms["forced-train"]) | _named("forced-heldout", arms["forced-heldout"])
-        return records | {f"errors/{part}": probe.result() for part, probe in errors.items() if probe.seen}
-
-    def _forced_images(self, rows: Tensor, train: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return images, noise numbers (training image k draws as 2k, held-out image k as 2k + 1) and labels."""
-        rows = rows.clamp(max=train + self._looking().heldout - 1)  # padding repeats the last image
-        held = rows >= train
-        index = torch.where(held, rows - train, rows)
-        x0, cond = self._images("train", index), self._data_cond("train", index)
-        if held.any():
-            x0[held] = self._images("heldout", index[held])
-            labels = self._data_cond("heldout", index[held])
-            if cond is not None and labels is not None:
-                cond[held] = labels
-        return x0, 2 * index + held.long(), cond
-
-    def _force(
-        self,
-        x0: Tensor,
-        numbers: Tensor,
-        cond: Tensor | None,
-        indices: Sequence[int],
-        probes: Sequence[Probe],
-        images: int,
-    ) -> None:
-        steps = teacher_forced(
-            self.denoiser,
-            self.levels,
-            x0,
-            self.solver,
-            Draws(self.noise, numbers),
-            clip=self.cell.config.clip,
-            correction=self.correction,
-            cond=cond,
-            indices=set(indices),
-        )
-        self._watch(steps, probes, images)
-
-    def _errors(self, unit: Unit) -> Arrays:
-        """Visit the images that teacher forcing left out, at the error levels alone."""
-        look = self._looking()
-        more = {"train": range(look.train, look.error_train), "heldout": range(look.heldout, look.error_heldout)}
-        result: Arrays = {}
-        for offset, (part, range_) in enumerate(more.items()):
-            if not range_:
-                continue
-            probe = ErrorProbe(look.error_indices)
-            for rows in torch.arange(range_.start, range_.stop, device=self.device).split(self.batch):
-                x0, cond = self._images(part, rows), self._data_cond(part, rows)
-                self._force(x0, 2 * rows + offset, cond, look.error_indices, [probe], len(rows))
-            result[f"errors/{part}"] = probe.result()
-        return result
-
-    def _paired(self, unit: Unit) -> Arrays:
-        """Walk from noised real images at the top level: the published multi-step measurement."""
-        probes = self._probes(paired=True)
-        for rows, valid in self._chunks(unit):
-            x0 = self._images("train", rows)
-            draws = Draws(self.noise, rows)
-            x = paired(self.levels[0], draws, x0)
-            steps = walk(
-                self.denoiser,
-                self.levels,
-                x,
-                self.solver,
-                draws,
-                clip=self.cell.config.clip,
-                correction=self.correction,
-                x0=x0,
-                cond=self._data_cond("train", rows),
-            )
-            self._watch(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
-        return _named("paired", probes)
-
-    def _looking(self) -> Instruments:
-        assert self.look is not None  # units of the instruments exist only where something is measured
-        return self.look
-
-
-def _named(arm: str, probes: Sequence[ScalarProbe | PixelProbe]) -> Arrays:
-    return {f"{arm}/{name}": value for probe in probes for name, value in probe.state().items()}

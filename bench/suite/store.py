@@ -27,7 +27,7 @@ __all__ = ["Store", "read_json", "unchanged", "write_arrays", "write_atomic", "w
 _SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
 _SCORED = ("features.npz", "kernel.npy")
 _SHARED = ("version", "spacing", "clip", "quantize", "samples", "data")
-_SAMPLING = ("eta", "variance", "churn", "classifier_scale")  # of cells with the same sampler
+_SAMPLING = ("eta", "variance", "churn", "classifier", "classifier_scale")  # of cells with the same sampler
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -146,6 +146,40 @@ class Store:
                         " choose another --out or delete it"
                     )
 
+    def check_features(self, cells: Sequence[Cell], features: str) -> None:
+        """Refuse a folder with other cells that were scored with other features, which would share a table.
+
+        Args:
+            cells: those of the run, which are scored anew where they must be.
+            features: what the run's distances depend on, ``none`` without any.
+
+        Raises:
+            ConfigError: naming a cell.
+        """
+        own = {cell.name for cell in cells}
+        for folder in sorted((self.root / "cells").glob("*")):
+            found = (read_json(folder / "metrics.json") or {}).get("features")
+            if folder.name in own or not isinstance(found, str):
+                continue
+            other = found.rsplit("-scores", 1)[0]
+            if "none" not in (other, features) and other != features:
+                raise ConfigError(
+                    f"{folder} was scored with other features or another reference; run it too, so that it is scored"
+                    " anew, or choose another --out"
+                )
+
+    def refuse_links(self) -> None:
+        """Refuse links below the folder, through which files of others would be overwritten.
+
+        Raises:
+            ConfigError: naming the first.
+        """
+        for path in sorted(self.root.rglob("*")):
+            if path.is_symlink():
+                raise ConfigError(
+                    f"{path} is a link, and nothing is written through it; delete it or choose another --out"
+                )
+
     def begin(self, cell: Cell) -> None:
         """Claim the cell's folder for its configuration; shards of other measurements are dropped."""
         found = read_json(self.folder(cell) / "cell.json")
@@ -218,7 +252,12 @@ class Store:
         for leftover in self.folder(cell).glob("*shard-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def drop(self, cell: Cell, names: Sequence[str]) -> None:
-        """Delete files of the cell that no longer hold."""
-        for name in names:
+    def unscore(self, cell: Cell) -> None:
+        """Take a cell's scores back and delete their files, so that an interruption leaves none of other features."""
+        found = self.metrics(cell)
+        if found is not None:
+            sizes = found.get("files")
+            kept = {name: size for name, size in sizes.items() if name in _SAMPLED} if isinstance(sizes, dict) else {}
+            write_json(self.folder(cell) / "metrics.json", {**found, "files": kept, "features": None, "scores": []})
+        for name in _SCORED:
             (self.folder(cell) / name).unlink(missing_ok=True)

@@ -28,7 +28,7 @@ from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.types import Denoiser, Level
 from bench.measure.features import Extractor, open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
-from bench.models.opening import denoiser_of, open_network
+from bench.models.formats import denoiser_of, open_network
 from bench.suite.config import EDM_SAMPLERS, RESERVED_SEEDS, SAMPLERS, ConfigError, SamplerConfig, parse_steps, positive
 from bench.suite.model import Model
 from bench.suite.plan import Cell

@@ -117,14 +117,14 @@ def test_a_cell_whose_files_changed_is_left_out(folder, terms, name, damage):
     assert f"bad-ddpm-10-seed0 is damaged and left out ({name} is missing or has been changed)" in problem
 
 
-def test_models_come_in_the_order_of_the_run(folder):
+def test_models_come_in_the_order_of_the_run_after_those_that_were_there_before(folder):
     for model in ("a", "b", "c"):
         folder.cell(model, 10)
         folder.cell(model, 5)
     folder.order("c", "a")
     cells = load_results(folder.root).cells
     assert [(r.cell["model"], r.cell["steps"]) for r in cells] == [
-        ("c", 5), ("c", 10), ("a", 5), ("a", 10), ("b", 5), ("b", 10),
+        ("b", 5), ("b", 10), ("c", 5), ("c", 10), ("a", 5), ("a", 10),
     ]  # fmt: skip
 
 

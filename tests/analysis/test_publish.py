@@ -83,6 +83,15 @@ def test_a_target_with_something_in_it_is_refused(original, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_labels_of_the_kept_samples_stay(folder, tmp_path):
+    cell = folder.cell(probes=False)
+    images = np.load(cell / "samples.npz")["arr_0"]
+    np.savez(cell / "samples.npz", arr_0=images, arr_1=np.arange(len(images)))
+    publish(folder.root, tmp_path / "small")
+    with np.load(tmp_path / "small" / "cells" / cell.name / "samples.npz") as kept:
+        assert kept["arr_1"].tolist() == list(range(len(kept["arr_0"])))
+
+
 def test_a_published_cell_says_so(copy):
     facts = [json.loads(path.read_text()) for path in (copy / "cells").glob("*/metrics.json")]
     assert all(fact["published"] is True for fact in facts)

@@ -15,7 +15,7 @@ from analysis.quality import draw_quality, quality_table
 from bench.diffusion.schedules import alpha_bars, levels
 from bench.suite.config import short_hash
 
-CIFAR = Protocol("cifar10-all (50000)", "fid", 50_000, "ddpm", "learned", "floor", True, "plain")
+CIFAR = Protocol("cifar10-train (50000)", "fid", 50_000, "ddpm", "learned", "floor", True, "plain")
 NAMES = [*TABLES, "ts_dpm", "dcw_tables", "fid_vs_iterations", "delta_t_cifar10_20step", "delta_t_floor_cifar10_20step"]
 
 
@@ -43,9 +43,10 @@ def test_the_same_protocol_is_comparable():
 @pytest.mark.parametrize(
     "change",
     [
-        {"reference": "digits-train (1442)"}, {"reference": "cifar10-train (50000)"}, {"metric": "fd_digits"},
-        {"metric": "fid_inf"}, {"n": 10_000}, {"sampler": "ddim"}, {"variance": "fixed-small"}, {"quantize": "round"},
-        {"clip": False}, {"spacing": "ddim"},
+        {"reference": "digits-train (1442)"}, {"reference": "cifar10-train (40000)"}, {"metric": "fd_digits"},
+        {"metric": "fid_inf"}, {"metric": "clean_fid"}, {"n": 10_000}, {"sampler": "ddim"}, {"variance": "fixed-small"},
+        {"quantize": "round"}, {"clip": False}, {"spacing": "ddim"}, {"conditional": True}, {"conditional": None},
+        {"guidance": 0.5},
     ],
 )  # fmt: skip
 def test_anything_else_is_not(change):
@@ -60,8 +61,12 @@ def test_what_has_no_protocol_of_ours_is_not():
 def cifar(folder):
     """Return a function that makes a cell scored as the papers score, with changes to configuration and score."""
 
-    def make(steps=100, **changes):
-        path = folder.cell("mine", steps, probes=False, n=50) / "metrics.json"
+    def make(steps=100, labels=False, **changes):
+        cell_folder = folder.cell("mine", steps, probes=False, n=50)
+        if labels:
+            images = np.load(cell_folder / "samples.npz")["arr_0"]
+            np.savez(cell_folder / "samples.npz", arr_0=images, arr_1=np.arange(len(images)))
+        path = cell_folder / "metrics.json"
         facts = json.loads(path.read_text())
         score = {"reference": "cifar10-all (50000)", "metric": "fid", "n": 50_000, "value": 3.0, "reason": ""}
         cell = {"variance": "learned", "quantize": "floor"}
@@ -84,6 +89,43 @@ def test_overlay_of_the_papers_protocol(cifar):
     assert found.index.is_unique  # numbers that the papers repeat are drawn once
     assert "DDPM" not in found.index.get_level_values("model")
     assert set(found.index.get_level_values("steps")) == {20, 80, 100, 1000}  # those of the folder
+
+
+@pytest.mark.parametrize("reference", ["cifar10-all (50000)", "cifar10-train (50000)"])
+def test_the_training_set_under_both_names(cifar, reference):
+    # An archive of CIFAR-10 has a test part, which is held out; a folder of the training images alone has none.
+    assert set(overlay(cifar(reference=reference), "fid")["value"]) == {3.37, 2.70, 2.17, 3.90}
+
+
+@pytest.mark.parametrize(
+    ("changes", "values"),
+    [
+        ({"reference": "imagenet32-all (1281167)"}, {4.26, 3.24}),
+        ({"reference": "ffhq128-all (70000)"}, {14.52, 5.94, 6.77}),
+        ({"reference": "VIRTUAL_imagenet64_labeled.npz", "labels": True}, {2.71, 2.39}),
+        ({"reference": "VIRTUAL_imagenet128_labeled.npz", "labels": True, "classifier_scale": 0.5}, {3.55, 3.37}),
+        ({"reference": "VIRTUAL_imagenet128_labeled.npz", "labels": True, "classifier_scale": 1.0}, set()),
+        ({"reference": "VIRTUAL_imagenet128_labeled.npz", "labels": True}, set()),
+        ({"reference": "VIRTUAL_imagenet64_labeled.npz"}, set()),
+        ({"reference": "lsun-tower64-all (50000)"}, set()),  # 50,000 random images, and which is not known
+        ({"reference": "celeba64-all (50000)"}, set()),
+        ({"labels": True}, set()),
+    ],
+)
+def test_other_datasets_whose_reference_is_one_set(cifar, changes, values):
+    assert set(overlay(cifar(**changes), "fid")["value"]) == values
+
+
+def test_without_samples_nobody_knows_whether_labels_were_given(cifar):
+    results = cifar()
+    (results.cells[0].folder / "samples.npz").unlink()
+    assert len(overlay(results, "fid")) == 0
+
+
+def test_edm_is_never_drawn_beside_ours(cifar):
+    results = cifar(reference="cifar10-32x32.npz", quantize="round", clip=False)
+    assert len(overlay(results, "fid")) == 0
+    assert "never drawn" in TABLES["edm_es"][1]
 
 
 @pytest.mark.parametrize("change", [{"n": 5000}, {"quantize": "round"}, {"variance": "fixed-large"}])

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from made import score
 
+from analysis import quality
 from analysis.load import load_results
 from analysis.output import Output
 from analysis.quality import draw_quality, quality_table
@@ -57,6 +58,26 @@ def test_without_precision_and_recall_there_is_the_table_alone(folder):
     out = Output(folder.root)
     analyse(load_results(folder.root), out)
     assert [entry.name for entry in out.entries] == ["scores"]
+
+
+def test_scores_that_could_not_be_computed_give_no_figure(folder):
+    cell = folder.cell(value=None, probes=False)
+    add_scores(cell, score("clean_precision", None, 2, "too few"), score("clean_recall", None, 2, "too few"))
+    results, out = load_results(folder.root), Output(folder.root)
+    analyse(results, out)
+    quality.analyse(results, out)
+    assert [entry.name for entry in out.entries] == ["scores", "fid_vs_steps"]
+    assert not list((folder.root / "figures").iterdir())
+
+
+@pytest.mark.parametrize("names", [("precision", "recall"), ("clean_precision", "clean_recall")])
+def test_coverage_by_any_features_is_drawn_and_the_inception_score_explained(folder, names):
+    cell = folder.cell(probes=False)
+    add_scores(cell, *(score(name, 0.5, 20) for name in names), score(names[0].replace("precision", "is"), 9.7, 20))
+    out = Output(folder.root)
+    analyse(load_results(folder.root), out)
+    assert [entry.name for entry in out.entries] == ["scores", "precision_recall"]
+    assert f"and {names[0].replace('precision', 'is')}: higher is better" in out.entries[0].caption
 
 
 def test_the_distance_of_exact_samples_is_told_and_is_no_metric_of_its_own(scored, tmp_path):

@@ -5,11 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from made import drawn_texts
 
+from analysis import delta
 from analysis.delta import draw_delta, draw_single_step, single_step_table
 from analysis.norms import draw_eps_norm, draw_scaling, norm_table
 from analysis.select import over_seeds, thinned
 from analysis.variance import draw_variance_gap, draw_variance_parts, final_table, variance_table
+from bench.diffusion.edm import Euler
+from bench.diffusion.samplers import DDIM, Ancestral
+from bench.diffusion.schedules import levels
+from bench.diffusion.types import Level, Prediction
 
 MODES = ("fixed-small", "exact", None)  # None is DDIM
 
@@ -84,6 +91,42 @@ def test_formula_by_hand():
     found = single_step_table(table.assign(std=0.1, n=10, model="m", sampler="ddpm", steps=2, seed=0))
     assert found["formula"].item() == pytest.approx((0.546875 * 0.5 / 0.6) ** 2)
     assert found["conditional"].item() == pytest.approx(0.45 / 0.36 - 1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "solver", "eta"),
+    [("ddpm", Ancestral("fixed-small"), 0.0), ("ddim", DDIM(), 0.0), ("ddim", DDIM(0.5), 0.5), ("euler", Euler(), 0.0)],
+)
+def test_the_formula_is_that_of_each_solvers_step(sampler, solver, eta):
+    """Of x = alpha x0 + sigma n and x0_hat = x0 + e u with independent n, u a step is linear; its weights say all."""
+    e = 0.3
+    here, there = (
+        (Level(500.0, 1.0, 4.0), Level(400.0, 1.0, 1.5)) if sampler == "euler" else levels("cosine", 1000, "4")[1:3]
+    )
+    rows = [
+        ["forced-train", 1, here.t, here.alpha, here.sigma, "x0_rmse", e],
+        ["forced-train", 0, there.t, there.alpha, there.sigma, "var_conditional", 0.45],
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "i", "t", "alpha", "sigma", "quantity", "value"])
+    found = single_step_table(table.assign(std=0.1, n=10, model="m", sampler=sampler, steps=2, seed=0), eta)
+
+    variance = 0.0
+    for n, u, z in np.eye(3):
+        x, x0 = torch.tensor([here.sigma * n]), torch.tensor([e * u])
+        eps = (x - here.alpha * x0) / here.sigma
+        step = solver.update(x, x0, eps, Prediction(eps, x0), here, there, torch.tensor([z]))
+        variance += step.item() ** 2
+    # Double precision throughout; the excess is a difference of numbers about 1e3 times itself at most.
+    assert found["formula"].item() == pytest.approx(variance / there.sigma**2 - 1, rel=1e-10)
+
+
+def test_a_corrected_step_has_no_formula(exact_steps, tmp_path, monkeypatch):
+    table = single_step_table(exact_steps(None).assign(sampler="heun"))
+    assert table["formula"].isna().all()
+    assert table["conditional"].notna().all()
+    drawn = drawn_texts(monkeypatch, delta)
+    draw_single_step(table, tmp_path)
+    assert not any("formula" in text for text in drawn[0])
 
 
 def test_norms_of_an_exact_denoiser_agree(exact_steps):

@@ -1,6 +1,7 @@
 """EDM's levels, Euler and Heun against the published implementation's numbers, and against algebra."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_levels_stay_within_what_the_network_knows():
     sigmas = [level.sigma for level in edm_levels(5, low=0.02, high=50)[:-1]]
     assert sigmas == pytest.approx(sorted(sigmas, reverse=True))
     assert (sigmas[0], sigmas[-1]) == (pytest.approx(50), pytest.approx(0.02))
-    assert [level.sigma for level in edm_levels(3, rounded=round)[:-1]][0] == 80
+    assert edm_levels(3, rounded=round)[0].sigma == 80
 
 
 def test_one_step_starts_from_noise():
@@ -136,25 +137,27 @@ def test_teacher_forced_steps_are_whole_heun_steps():
 
 
 def test_churn_adds_the_noise_of_the_level_it_names():
-    level, z = Level(5, 1.0, 2.0), torch.randn(2, 1, 64, 64, dtype=torch.float64, generator=torch.manual_seed(0))
-    x, noisier = Churn(amount=3.0, steps=10).apply(torch.zeros_like(z), level, z)
+    level = Level(5, 1.0, 2.0)
+    churn = Churn(amount=3.0, steps=10)
+    noisier = churn.raised(level)
     assert noisier.sigma == pytest.approx(2.6)
     assert noisier.t == edm_position(noisier.sigma)
-    np.testing.assert_allclose(x.numpy(), math.sqrt(2.6**2 - 2**2) * z.numpy(), rtol=1e-12)
+    assert churn.added_variance(level) == pytest.approx(2.6**2 - 2**2)
+    assert Churn(3.0, 10, noise=1.5).added_variance(level) == pytest.approx(1.5**2 * (2.6**2 - 2**2))
+    assert Churn(3.0, 10, rounded=math.floor).raised(level).sigma == 2
 
 
 def test_churn_is_at_most_a_factor_root_two_and_within_its_bounds():
-    z = torch.ones(1, 1, 1, 1)
-    _, most = Churn(1e9, 10).apply(z, Level(5, 1.0, 2.0), z)
-    assert most.sigma == pytest.approx(2 * math.sqrt(2))
+    assert Churn(1e9, 10).raised(Level(5, 1.0, 2.0)).sigma == pytest.approx(2 * math.sqrt(2))
     level = Level(5, 1.0, 0.01)
-    assert Churn(10, 10, least=0.05).apply(z, level, z) == (z, level)
+    assert Churn(10, 10, least=0.05).raised(level) == level
+    assert Churn(10, 10, most=0.005).added_variance(level) == 0
 
 
 def churned_variance(path, gamma):
-    """Variance that Heun with churn ends with on x0 ~ N(0, 1): every step is linear in x, with eps = s x / (1 + s^2)."""
+    """Variance that Heun with churn ends with on x0 ~ N(0, 1): eps = s x / (1 + s^2), so every step is linear in x."""
     variance = path[0].sigma ** 2
-    for level, following in zip(path, path[1:], strict=False):
+    for level, following in pairwise(path):
         s, t = (1 + gamma) * level.sigma, following.sigma
         variance += s**2 - level.sigma**2
         euler = 1 + (t - s) * s / (1 + s**2)
@@ -176,6 +179,15 @@ def test_churned_walk_of_gaussian_data_has_the_variance_of_its_recursion():
     assert wanted > 1.05  # so much churn is not integrated away in 40 steps, and the test would see its absence
     # A variance of n draws is known to a share sqrt(2 / n) = .7 %; five of them.
     assert last.x_next.var().item() == pytest.approx(wanted, rel=5 * math.sqrt(2 / n))
+
+
+def test_guidance_is_refused():
+    def guided(x, level, cond=None):
+        return Prediction(x, x, guidance=x)
+
+    for solver in SOLVERS.values():
+        with pytest.raises(ValueError, match="know no classifier guidance"):
+            run(solver, edm_levels(2), torch.ones(2, 1, 4, 4), guided)
 
 
 def test_churned_walks_take_uniform_scaling():

@@ -10,6 +10,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as theirs
 from bench.data import load
 from bench.measure import inception
 from bench.measure.classifier import CLASSIFIERS, load_classifier
+from bench.measure.devices import full_float32
 from bench.measure.features import Extractor, FeatureError, InceptionFeatures, open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
 
@@ -225,14 +226,47 @@ def test_the_network_is_moved_to_its_device():
         assert next(open_extractor("digits", device=device).network.parameters()).device.type == "meta"
 
 
+@pytest.fixture
+def sent_home(monkeypatch):
+    """Give tensors of the ``meta`` device, which hold nothing, values on the host; note which came from there."""
+    came = []
+
+    def cpu(self):
+        came.append(self.device)
+        return torch.zeros(self.shape) if self.device.type == "meta" else self
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    return came
+
+
+def test_logits_of_another_device_are_of_and_on_the_host(sent_home):
+    pooled = torch.zeros(5, 64)
+    found = open_extractor("digits", device="meta").logits(pooled)
+    # On the host, the product with weights elsewhere would be refused.
+    assert [device.type for device in sent_home] == ["meta"]
+    assert (found.device.type, found.shape) == ("cpu", (5, 10))
+
+
+def test_inceptions_logits_of_another_device_are_of_and_on_the_host(sent_home):
+    network = InceptionFeatures.__new__(InceptionFeatures)
+    torch.nn.Module.__init__(network)
+    network.fc = torch.nn.Linear(2048, 1008, device="meta")
+    found = network.logits(torch.zeros(5, 2048))
+    assert [device.type for device in sent_home] == ["meta"]
+    assert (found.device.type, found.shape) == ("cpu", (5, 1008))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_features_of_another_device_come_home():
+def test_features_and_logits_of_another_device_come_home():
+    full_float32()
     images = load("digits").images[:50]
-    here, there = (open_extractor("digits", device=device).extract(images) for device in ("cpu", "cuda"))
-    for one, other in zip(here, there, strict=True):
+    here, there = (open_extractor("digits", device=device) for device in ("cpu", "cuda"))
+    for one, other in zip(here.extract(images), there.extract(images), strict=True):
         assert other.dtype == "float32"
-        # Convolutions on a GPU may run in TF32, which keeps 10 bits.
-        torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other), rtol=1e-2, atol=1e-2)
+        # Sums of at most 576 float32 products of order 1, in another order and four layers deep: 1e-6 each.
+        torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other), rtol=1e-4, atol=1e-4)
+    pooled = torch.from_numpy(here.extract(images)[0])
+    torch.testing.assert_close(here.logits(pooled), there.logits(pooled), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

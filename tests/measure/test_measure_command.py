@@ -171,7 +171,10 @@ def test_batch_and_channels_do_not_matter(samples, heldout, tmp_path, capsys, ba
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--reference", "absent.npz"], "absent.npz"),
+        (["--reference", "absent.npz"], "--reference absent.npz: there is no such file or folder"),
+        (["--reference", "absent"], "--reference absent: there is no such file or folder"),
+        (["--reference", "digits", "--device", "cuda"], "--device cuda is not available here; use --device auto"),
+        (["--reference", "digits", "--device", "mps"], "--device mps is not available here; use --device auto"),
         (["--reference", "SAMPLES", "--features", "cifar10"], "--features cifar10 reads 32x32 images only, not 8x8"),
         (["--reference", "digits", "--inception-weights", "x.pth"], "no effect with --features digits"),
         (["--reference", "digits", "--batch-size", "0"], "--batch-size must lie between 1 and"),
@@ -186,6 +189,8 @@ def test_batch_and_channels_do_not_matter(samples, heldout, tmp_path, capsys, ba
 def test_mistakes_are_one_line_and_write_nothing(samples, tmp_path, monkeypatch, capsys, change, message):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     np.savez("other.npz", mu=np.zeros(3), sigma=np.eye(3))
     np.savez("hostile.npz", mu=np.array([{}]), sigma=np.eye(1))
     (tmp_path / "work" / "empty.npz").write_bytes(b"")
@@ -194,6 +199,37 @@ def test_mistakes_are_one_line_and_write_nothing(samples, tmp_path, monkeypatch,
     asked = [samples, *DIGITS, "--out", "scores.json", "--save-statistics", "saved.npz", *change]
     assert message in refused(capsys, *asked)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_samples_that_are_not_there(tmp_path, capsys):
+    assert "SAMPLES" in (said := refused(capsys, tmp_path / "absent.npz", "--reference", "digits", *DIGITS))
+    assert "absent.npz: there is no such file or folder" in said
+
+
+def test_the_network_computes_in_full_float32_where_it_was_asked_to(samples, monkeypatch, capsys):
+    # cuDNN's default, and a default that somebody may have changed.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = []
+
+    def opened(name, weights, device):
+        seen.append((torch.backends.cudnn.allow_tf32, device))
+        return open_extractor(name, weights, device)
+
+    monkeypatch.setattr("bench.measure.__main__.open_extractor", opened)
+    assert measure(samples, "--reference", "digits", *DIGITS) == 0
+    assert seen == [(False, torch.device("cpu"))]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_scores_on_a_gpu_are_those_on_the_host(samples, capsys):
+    found = []
+    for device in ("cpu", "cuda"):
+        assert measure(samples, "--reference", "digits", *DIGITS, "--device", device) == 0
+        found.append(table(capsys))
+    for name, (value, *_) in found[0].items():
+        if value != "-":
+            # Features differ by 1e-5 at most, distances of order 1 by no more than some tens of that.
+            assert float(found[1][name][0]) == pytest.approx(float(value), rel=1e-3, abs=1e-3)
 
 
 def test_statistics_are_no_samples(tmp_path, capsys):
@@ -228,6 +264,7 @@ def test_an_interruption_says_so(samples, monkeypatch, capsys):
 @pytest.mark.slow
 def test_inception_scores_images_of_different_sizes(random_inception, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("EXPOSURE_BIAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("bench.measure.statistics.FEWEST_COMPARED", 4)  # a hundred images would take minutes
     generator = torch.Generator().manual_seed(0)
     small, large = (
         save(

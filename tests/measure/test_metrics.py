@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
+from bench.measure import metrics
 from bench.measure.extrapolation import frechet_infinity
 from bench.measure.features import Extractor, open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
@@ -15,6 +16,7 @@ from bench.measure.statistics import FeatureMoments, ReferenceStatistics
 KINDS = ("frechet", "spatial", "kid", "precision", "recall", "inception_score")
 METRICS = {name: f"{name}_x" for name in KINDS}
 SMALL = {"frechet_x_inf": "needs 20 images"}  # four a feature
+COMPARED = ("kid_x", "precision_x", "recall_x")
 EXTRACTOR = Extractor("toy", torch.nn.Identity(), METRICS, "0")
 
 
@@ -41,7 +43,7 @@ def scores(samples, reference, extractor=EXTRACTOR):
 
 
 def test_rows_say_metric_number_and_reference():
-    found = scores(feature_set(40, 0), feature_set(50, 1))
+    found = scores(feature_set(40, 0), feature_set(120, 1))
     assert list(found) == ["frechet_x", "frechet_x_inf", "spatial_x", "kid_x", "precision_x", "recall_x"]
     assert all((row.n, row.reference, row.reason) == (40, "toy (3)", "") for row in found.values())
     assert all(row.value is not None for row in found.values())
@@ -61,7 +63,7 @@ def test_the_extrapolated_row_is_of_the_pooled_features_and_repeats():
     assert [scores(a, b)["frechet_x_inf"].value for _ in range(2)] == [wanted, wanted]
 
 
-@pytest.mark.parametrize(("n", "m"), [(40, 60), (60, 40), (1100, 1050)])
+@pytest.mark.parametrize(("n", "m"), [(40, 120), (160, 120), (1100, 1050)])
 def test_kid_is_torch_fidelitys_with_the_largest_subset_allowed(n, m):
     a, b = feature_set(n, 0), feature_set(m, 1)
     first, second = torch.from_numpy(a.pooled), torch.from_numpy(b.pooled)
@@ -72,12 +74,23 @@ def test_kid_is_torch_fidelitys_with_the_largest_subset_allowed(n, m):
 @pytest.mark.parametrize(
     ("n", "m", "empty"),
     [
-        (5, 50, {"frechet_x": "needs 6 images, not 5", "spatial_x": "needs 8 images, not 5"} | SMALL),
-        (19, 50, {"frechet_x_inf": "extrapolation of 5 features needs 20 images, not 19"}),
-        (50, 6, {"spatial_x": "needs 8 images, not 6"}),
-        (50, 5, {"frechet_x": "6", "frechet_x_inf": "needs 6 images, not 5", "spatial_x": "8"}),
-        (3, 50, {"frechet_x": "6", "spatial_x": "8", "precision_x": "needs 4", "recall_x": "needs 4"} | SMALL),
-        (1, 50, {"frechet_x": "6", "spatial_x": "8", "kid_x": "2 images", "precision_x": "4", "recall_x": "4"} | SMALL),
+        (5, 150, {"frechet_x": "needs 6 images, not 5", "spatial_x": "needs 8 images, not 5"} | SMALL),
+        (19, 150, {"frechet_x_inf": "extrapolation of 5 features needs 20 images, not 19"}),
+        (50, 6, {"spatial_x": "needs 8 images, not 6"} | dict.fromkeys(COMPARED, "needs 100 reference images, not 6")),
+        (
+            50,
+            5,
+            {"frechet_x": "6", "frechet_x_inf": "needs 6 images, not 5", "spatial_x": "8"}
+            | dict.fromkeys(COMPARED, "needs 100 reference images, not 5"),
+        ),
+        (50, 99, dict.fromkeys(COMPARED, "needs 100 reference images, not 99")),
+        (50, 100, {}),
+        (3, 150, {"frechet_x": "6", "spatial_x": "8", "precision_x": "needs 4", "recall_x": "needs 4"} | SMALL),
+        (
+            1,
+            150,
+            {"frechet_x": "6", "spatial_x": "8", "kid_x": "needs 2", "precision_x": "4", "recall_x": "4"} | SMALL,
+        ),
     ],
 )
 def test_too_few_images_leave_a_metric_empty_with_a_reason(n, m, empty):
@@ -100,7 +113,7 @@ def test_precision_and_recall_point_the_right_way():
 
 
 def test_identical_sets_score_perfectly():
-    a = feature_set(60, 0)
+    a = feature_set(120, 0)
     found = scores(a, dataclasses.replace(a))
     assert found["precision_x"].value == found["recall_x"].value == 1
     assert found["frechet_x"].value == pytest.approx(0, abs=1e-10)
@@ -124,7 +137,7 @@ def test_statistics_alone_leave_what_compares_images_empty():
     a, b = feature_set(40, 0), statistics(feature_set(50, 1))
     bare = dataclasses.replace(b, spatial=None, pooled=np.empty((0, 5), np.float32))
     found, whole = scores(a, bare), scores(a, b)
-    empty = {"spatial_x", "kid_x", "precision_x", "recall_x"}
+    empty = {"spatial_x", *COMPARED}
     assert {name for name, row in found.items() if row.value is None} == empty
     assert "mu_s" in found["spatial_x"].reason
     assert "only statistics" in found["kid_x"].reason
@@ -171,8 +184,7 @@ def images(count, seed):
 def test_copies_of_training_images_are_found_out():
     train, heldout = images(300, 0), images(300, 1)
     copied = neighbour_ratio(train[:50], train, heldout)
-    assert copied.metric == "nn_ratio"
-    assert copied.value == pytest.approx(0, abs=1e-3)  # float32 cdist of identical rows
+    assert (copied.metric, copied.value) == ("nn_ratio", 0)  # exactly: the distance of equal images is
     noisy = (train[:50].int() + 20).clamp(max=255).to(torch.uint8)
     assert neighbour_ratio(noisy, train, heldout).value < 0.5
 
@@ -192,7 +204,24 @@ def test_parts_of_unequal_size_offer_equally_many_neighbours():
     assert every / tenth < 0.96
 
 
-@pytest.mark.parametrize("count", [1, 20, 100])  # above 25 rows cdist takes another, less exact way
+@pytest.mark.parametrize("rows", [7, 1024])  # images at a time: in several blocks, in one
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+def test_distances_to_the_nearest_image_are_exact(shape, rows, monkeypatch):
+    monkeypatch.setattr(metrics, "_PIXEL_ROWS", rows)
+    g = torch.Generator().manual_seed(0)
+    samples, train, heldout = (torch.randint(0, 256, (n, *shape), generator=g, dtype=torch.uint8) for n in (12, 20, 20))
+    heldout[3] = samples[5]
+
+    def nearest(theirs):
+        apart = (samples[:, None].long() - theirs[None]).flatten(2).square().sum(2)  # whole numbers
+        return apart.amin(1).double().sqrt().mean().item()
+
+    wanted = nearest(train) / nearest(heldout)
+    # A dozen float64 roots, sums and quotients, of relative error 2^-53 = 1.1e-16 each.
+    assert neighbour_ratio(samples, train, heldout).value == pytest.approx(wanted, rel=1e-14)
+
+
+@pytest.mark.parametrize("count", [1, 20, 100])
 def test_copies_of_heldout_images_leave_the_ratio_empty(count):
     train, heldout = images(100, 0), images(100, 1)
     found = neighbour_ratio(heldout[:count], train, heldout)

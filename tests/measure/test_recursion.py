@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion.edm import Euler, Heun, edm_levels
+from bench.diffusion.edm import Churn, Euler, Heun, edm_levels
 from bench.diffusion.noise import Noise
 from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, paired, prior, teacher_forced, walk
@@ -94,6 +94,7 @@ def check_step(step, before, reached, linear, know_x0):
 
 def whole(steps):
     """Yield one step a solver step: the first call's, with the state that the last call reached."""
+    first = None
     for step in steps:
         first = step if step.stage == 0 else first
         if step.completes:
@@ -134,6 +135,16 @@ def test_equals_sampling_on_edm_levels(gaussian, mode):
         state = reached
 
 
+@pytest.mark.parametrize("solver", [Euler(Churn(4.0, STEPS)), Heun(Churn(4.0, STEPS))])
+def test_equals_sampling_with_churn(gaussian, solver):
+    linear, path, draws = gaussian.linear(), edm_levels(STEPS), Draws(Noise(4), torch.arange(N))
+    state = linear.prior(path[0])
+    steps = walk(gaussian.oracle(), path, prior(path[0], draws, SHAPE), solver, draws, clip=False)
+    for step, reached in zip(whole(steps), linear.walk(state, path, solver), strict=True):
+        check_step(step, linear.stirred(state, solver), reached, linear, know_x0=False)
+        state = reached
+
+
 def test_euler_is_ddim(gaussian):
     linear, path = gaussian.linear(), levels("cosine", 1000, STEPS)
     euler, ddim = (linear.walk(linear.prior(path[0]), path, solver_of(mode)) for mode in ("euler", "ddim"))
@@ -156,8 +167,8 @@ def test_heun_ends_near_the_data_and_nearer_with_more_steps(gaussian):
 
 
 def test_a_solver_without_a_closed_form_is_refused(gaussian):
-    class Other:
-        pass
+    class Other(DDIM.__base__):
+        """A solver of one call that the recursion does not know."""
 
     with pytest.raises(TypeError, match="Other"):
         gaussian.linear().step(gaussian.linear().prior(Level(5, 0.5, 0.5)), Level(3, 0.7, 0.3), Other())

@@ -14,7 +14,7 @@ from bench.measure.errors import FeatureError
 from bench.measure.features import Extractor, open_extractor
 from bench.measure.frechet import feature_moments
 from bench.measure.statistics import KEPT, FeatureMoments, MomentStream, ReferenceStatistics, merged, summarise, thinned
-from bench.measure.statistics_cache import cached_statistics
+from bench.measure.statistics_cache import cached_statistics, with_features
 from bench.measure.statistics_files import npz_names, read_statistics, write_statistics
 
 
@@ -260,6 +260,17 @@ def test_truncated_and_changed_files_are_refused(tmp_path):
             np.testing.assert_array_equal(found.moments.cov, made().moments.cov)
 
 
+def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path):
+    assert "there is no file" in refusal(tmp_path / "absent.npz")
+    (tmp_path / "folder.npz").mkdir()
+    assert "cannot be read (Is a directory)" in refusal(tmp_path / "folder.npz")
+
+
+@pytest.mark.parametrize(("count", "is_comparable"), [(0, False), (2, False), (99, False), (100, True)])
+def test_a_hundred_images_can_be_compared_with_one_by_one(count, is_comparable):
+    assert replace(made(), pooled=rows(count)).comparable == is_comparable
+
+
 def test_names_of_what_is_no_npz(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
     assert npz_names(tmp_path / "bad.npz") == npz_names(tmp_path) == npz_names(tmp_path / "absent.npz") == frozenset()
@@ -294,6 +305,27 @@ def test_statistics_are_computed_once_a_content(cache, computed):
 def test_small_sets_of_embedded_features_are_not_cached(cache):
     cached_statistics(open_extractor("digits"), load("digits").images[:50], "digits", "abc")
     assert not cache.exists()
+
+
+def test_features_to_compare_with_are_computed_once(cache, computed):
+    pictures, bare = counted(12_345), replace(made(), pooled=rows(0, 2))
+    first = with_features(bare, COUNTING, pictures, "many", "abc")
+    again = with_features(bare, COUNTING, pictures, "same", "abc")
+    np.testing.assert_array_equal(first.pooled, COUNTING.extract(pictures[thinned(12_345)])[0])
+    np.testing.assert_array_equal(again.pooled, first.pooled)
+    assert (first.moments, first.name) == (bare.moments, bare.name)
+    assert again.pooled_name == "same, 10000 of them evenly spaced"
+    assert [len(args[1]) for args in computed] == [KEPT]
+    with_features(bare, COUNTING, pictures[:12_000], "fewer", "abc")
+    assert len(computed) == len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("count", [300, 12_345])
+def test_what_was_cached_of_the_same_images_serves_too(cache, computed, count):
+    pictures = counted(count)
+    whole = cached_statistics(COUNTING, pictures, "whole", "abc")
+    np.testing.assert_array_equal(with_features(made(), COUNTING, pictures, "p", "abc").pooled, whole.pooled)
+    assert len(computed) == len(list(cache.iterdir())) == 1
 
 
 def damages(whole):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion.edm import Euler, Heun, edm_levels
+from bench.diffusion.edm import Churn, Euler, Heun, edm_levels
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.schedules import levels
@@ -31,6 +31,7 @@ MODES = ["fixed-small", "fixed-large", "learned", "exact", "ddim", "ddim-eta", "
 
 def solver_of(mode):
     solvers = {"ddim": DDIM(), "ddim-eta": DDIM(0.7), "euler": Euler(), "heun": Heun()}
+    solvers["churned"] = Heun(Churn(4.0, STEPS))
     return solvers.get(mode) or Ancestral(mode)
 
 
@@ -51,16 +52,17 @@ def measure(gaussian, path, mode, arm):
     """Sample an arm with its instruments and return {(i, quantity): row}."""
     x0, draws = gaussian.images(N, seed=5).float(), Draws(Noise(2), torch.arange(N))
     solver = solver_of(mode)
+    denoiser = gaussian.oracle() if isinstance(solver, Euler) else gaussian.denoiser()
     if arm == "free":
-        steps = walk(gaussian.denoiser(), path, prior(path[0], draws, SHAPE), solver, draws, clip=False)
+        steps = walk(denoiser, path, prior(path[0], draws, SHAPE), solver, draws, clip=False)
     elif arm == "paired":
         start = paired(path[0], draws, x0)
-        steps = walk(gaussian.denoiser(), path, start, solver, draws, clip=False, x0=x0)
+        steps = walk(denoiser, path, start, solver, draws, clip=False, x0=x0)
     else:
-        steps = teacher_forced(gaussian.denoiser(), path, x0, solver, draws, clip=False)
+        steps = teacher_forced(denoiser, path, x0, solver, draws, clip=False)
     count = len(path) - 1
     record = record_of(steps, count, gaussian, knows_x0=arm != "free")
-    rows = measured_rows(arm, record, range(count), path, statistics(gaussian))
+    rows = measured_rows(arm, record, range(count), path, statistics(gaussian), solver)
     return {(row.i, row.quantity): row for row in rows if row.stage == 0}
 
 
@@ -81,6 +83,7 @@ def states(gaussian, path, mode, arm):
         start = linear.prior(path[0]) if arm == "free" else linear.forward(path[0])
         reached = list(linear.walk(start, path, solver))
         starts = [start, *reached[:-1]]
+    starts = [linear.stirred(state, solver) for state in starts]
     return {top - k: pair for k, pair in enumerate(zip(starts, reached, strict=True))}
 
 
@@ -162,7 +165,7 @@ def test_instruments_equal_the_recursion(gaussian, arm, law, mode):
 @pytest.mark.parametrize(
     ("arm", "law"), [("free", "gaussian"), ("paired", "gaussian-paired"), ("forced-train", "gaussian-forced")]
 )
-@pytest.mark.parametrize("mode", ["euler", "heun"])
+@pytest.mark.parametrize("mode", ["euler", "heun", "churned"])
 def test_instruments_equal_the_recursion_on_edm_levels(gaussian, arm, law, mode):
     path = edm_levels(STEPS)
     measured = measure(gaussian, path, mode, arm)

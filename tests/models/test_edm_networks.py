@@ -6,7 +6,7 @@ import torch
 from edm_files import NCSNPP, random_tensors, shapes_of_file, small_config
 
 from bench.models.edm_networks import SongUNet
-from bench.models.fit import shapes_of
+from bench.models.misfit import shapes_of
 from bench.models.unet_arguments import CheckpointError
 
 VARIANTS = {

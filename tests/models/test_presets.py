@@ -7,10 +7,10 @@ import pytest
 
 from bench.diffusion.schedules import levels
 from bench.models.classifier_network import classifier_network
+from bench.models.guided_files import presets_that_fit
 from bench.models.guided_keys import published_shapes
 from bench.models.networks import adm_unet, without_weights
 from bench.models.presets import PRESETS
-from bench.models.published import presets_that_fit
 
 # The flags of the published sampling commands, in their own words (attention at image sizes). Channel multipliers are
 # script_util.py's for the size.

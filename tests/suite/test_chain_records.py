@@ -17,11 +17,11 @@ from bench.measure.chains import CHAIN_COLUMNS
 from bench.measure.features import Extractor
 from bench.models.checkpoints import Description
 from bench.models.oracles import GaussianOracle
+from bench.suite.arms import RunError
 from bench.suite.baselines import ChainBaselines
 from bench.suite.chains import METHODS, chain_lengths, plan_chains
 from bench.suite.config import ConfigError
 from bench.suite.model import Model
-from bench.suite.runner import RunError
 from bench.suite.scaling import Scaling
 
 SIGMAS = 5  # standard errors allowed

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import run_bench
-from bench.suite import cli, plan, reference, runner, scaling
+from bench.suite import cli, plan, reference, scaling, scoring
 from bench.suite import run as whole_run
 from bench.suite.config import ConfigError
 from bench.suite.request import device_of
@@ -231,7 +231,7 @@ def test_an_interrupted_rescoring_samples_nothing_anew(tmp_path, command, no_net
 
     args = ("--models", "adm", "--steps", "2,3", "--samples", "70", "--out", out, "--quiet", "--features")
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "neighbour_ratio", stop)
+        patch.setattr(scoring, "neighbour_ratio", stop)
         assert command(*args, "none").code == 130
     assert not (out / "cells" / "adm-ddpm-2-seed0" / "kernel.npy").exists()
     assert command(*args, "digits").code == 0  # the old features after all
@@ -630,7 +630,7 @@ BAD_FLAGS = [
     (("--inception-weights", "w.pth"), "--inception-weights has no effect with --features digits"),
     (("--features", "none", "--inception-weights", "w.pth"), "--inception-weights has no effect with --features none"),
     (("--models", "mine=absent.safetensors"), "cannot read the checkpoint absent.safetensors"),
-    (("--models", "mine=absent.pt"), "unknown model 'mine'"),
+    (("--models", "mine=absent.pt"), "absent.pt: no such file"),
     (("--models", "adm-es", "--eps-scale", "big"), "--eps-scale"),
     (("--eps-scale", "1.01"), "scaling models only"),
     (("--eta", "0.5"), "no effect with --sampler ddpm"),

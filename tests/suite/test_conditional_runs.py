@@ -130,7 +130,7 @@ def test_a_classifier_guides_only_models_with_labels(command, tmp_path, tiny_wei
     args = ("--models", f"mine={tiny_weights}", "--steps", "2", "--out", tmp_path / "out")
     outcome = command(*args, "--classifier", file)
     assert outcome.code == 2
-    assert "none is known for dataset 'digits'; known for imagenet64, imagenet128" in outcome.err
+    assert "guides models of the presets imagenet64, imagenet128, which 'mine' is not" in outcome.err
     outcome = command(*args, "--classifier-scale", "2")
     assert outcome.code == 2
     assert "--classifier-scale has no effect without --classifier" in outcome.err

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -6,11 +7,14 @@ import torch
 
 from bench.data import load, to_unit
 from bench.diffusion.schedules import alpha_bars
+from bench.measure.__main__ import main as measure
 from bench.measure.features import open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
 from bench.measure.recursion import LinearGaussian
-from bench.measure.statistics import FeatureMoments, ReferenceStatistics
+from bench.measure.statistics import FeatureMoments, ReferenceStatistics, summarise
+from bench.measure.statistics_files import write_statistics
 from bench.measure.steps import gaussian_rows
+from bench.measure.yardstick import ImageSet, Yardstick, open_statistics
 from bench.suite import reference as suite_reference
 from bench.suite.reference import Reference
 
@@ -83,8 +87,18 @@ def test_the_key_names_extractor_weights_and_the_set_of_scores(small_data, monke
 def test_imported_statistics_are_part_of_the_key(small_data):
     first, again = (Reference(small_data, open_extractor("digits"), imported()).key() for _ in range(2))
     assert first == again != Reference(small_data, open_extractor("digits")).key()
-    shifted = replace(imported(), moments=replace(imported().moments, mean=np.ones(64)))
+    statistics = imported().statistics
+    shifted = Yardstick(replace(statistics, moments=replace(statistics.moments, mean=np.ones(64))), None)
     assert Reference(small_data, open_extractor("digits"), shifted).key() != first
+    pictured = replace(imported(), pictures=ImageSet.all_of(small_data))
+    assert Reference(small_data, open_extractor("digits"), pictured).key() != first
+
+
+def test_the_key_needs_no_features(small_data, monkeypatch):
+    pictured = replace(imported(), pictures=ImageSet.all_of(small_data))
+    monkeypatch.setattr(suite_reference, "with_features", None)
+    extractor = replace(open_extractor("digits"), network=None)
+    assert "statistics" in Reference(small_data, extractor, pictured).key()
 
 
 def test_features_are_those_of_the_training_part():
@@ -101,7 +115,8 @@ def test_features_are_those_of_the_training_part():
 
 def imported(pooled=0):
     rows = np.random.default_rng(0).normal(size=(pooled, 64)).astype(np.float32)
-    return ReferenceStatistics("file.npz", "", FeatureMoments(np.zeros(64), np.eye(64), None), None, rows, "theirs")
+    moments = FeatureMoments(np.zeros(64), np.eye(64), None)
+    return Yardstick(ReferenceStatistics("file.npz", "", moments, None, rows, "theirs"), None)
 
 
 def test_imported_statistics_stand_in_for_the_training_parts():
@@ -113,17 +128,49 @@ def test_imported_statistics_stand_in_for_the_training_parts():
     # Images to compare one by one are the data's own still.
     np.testing.assert_array_equal(features.pooled, extractor.extract(data.part("train"))[0])
     assert features.pooled_name == "digits-train (1442)"
-    exact = reference.exact_scores(300)[0]
-    assert exact.reference == "file.npz"
-    assert exact.value > Reference(data, extractor).exact_scores(300)[0].value
 
 
-def test_imported_features_are_kept_and_are_no_draws_of_the_data():
+def test_imported_features_are_kept():
     reference = Reference(load("digits"), open_extractor("digits"), imported(pooled=20))
     assert (len(reference.features().pooled), reference.features().pooled_name) == (20, "theirs")
-    mean, spread = reference.exact_scores(300)
-    assert (mean.value, spread.value) == (None, None)
-    assert mean.reason == "needs the features of all 1442 training images, of which 20 are kept"
+
+
+@pytest.mark.parametrize("pooled", [0, 20])
+def test_exact_samples_are_no_draws_of_imported_statistics(pooled):
+    mean, spread = Reference(load("digits"), open_extractor("digits"), imported(pooled)).exact_scores(300)
+    assert (mean.metric, mean.value, mean.n, mean.reference) == ("fd_digits_exact", None, 300, "file.npz")
+    assert (spread.metric, spread.value, spread.reason) == ("fd_digits_exact_sd", None, mean.reason)
+    assert mean.reason.startswith("the statistics are imported")
+
+
+def test_images_of_a_file_of_statistics_are_what_is_compared_one_by_one(tmp_path):
+    extractor, images = open_extractor("digits"), load("digits").part("heldout")
+    write_statistics(summarise(extractor, images, "held out"), tmp_path / "file.npz", images)
+    features = Reference(load("digits"), extractor, open_statistics(tmp_path / "file.npz", extractor)).features()
+    np.testing.assert_array_equal(features.pooled, extractor.extract(images)[0])
+    assert features.pooled_name == "images of file.npz (355)"
+    assert features.name == "file.npz (355)"
+
+
+@pytest.mark.parametrize(("count", "is_comparable"), [(2, False), (100, True)])
+def test_a_run_scores_as_the_measure_command_does(command, tmp_path, tiny_weights, capsys, count, is_comparable):
+    extractor, images = open_extractor("digits"), load("digits").part("heldout")
+    reference, out = tmp_path / "file.npz", tmp_path / "out"
+    write_statistics(summarise(extractor, images, "held out"), reference, images[:count])
+    asked = ("--models", f"mine={tiny_weights}", "--steps", "2", "--samples", "70", "--no-probes", "--quiet")
+    assert command(*asked, "--reference", reference, "--out", out).code == 0
+    cell = out / "cells" / "mine-ddpm-2-seed0"
+    ours = {score["metric"]: score for score in json.loads((cell / "metrics.json").read_text())["scores"]}
+    alone = tmp_path / "scores.json"
+    features = ("--features", "digits", "--batch-size", "256", "--device", "cpu", "--quiet")
+    assert measure([str(cell / "samples.npz"), "--reference", str(reference), "--out", str(alone), *features]) == 0
+    theirs = {score["metric"]: score for score in json.loads(alone.read_text())["scores"]}
+    assert theirs.items() <= ours.items()
+    for name in ("kid_digits", "precision_digits", "recall_digits"):
+        assert ours[name]["reference"] == f"images of file.npz ({count})"
+        assert (ours[name]["value"] is not None) == is_comparable
+        assert ours[name]["reason"] == ("" if is_comparable else "needs 100 reference images, not 2")
+    assert (cell / "kernel.npy").exists() == is_comparable
 
 
 def test_pixels_measured_in_blocks_are_those_measured_at_once(small_data, monkeypatch):

@@ -1,8 +1,11 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from bench.models.formats import open_network
 from bench.models.networks import CheckpointError
 from bench.suite import scaling
 from bench.suite.config import ConfigError
@@ -147,7 +150,10 @@ def test_an_unknown_name_with_a_bad_file_is_an_error_of_the_file(tmp_path, conte
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=str(path)):
         load_registry(None, "digits").model("mine", path)
-    with pytest.raises(ConfigError, match="unknown model 'mine'"):  # a .pt file cannot describe itself
+    with pytest.raises(CheckpointError, match=r"w\.pt: no such file"):
+        load_registry(None, "digits").model("mine", path.with_suffix(".pt"))
+    path.with_suffix(".pt").write_bytes(b"anything")
+    with pytest.raises(ConfigError, match="does not describe itself; give 'mine' an entry"):
         load_registry(None, "digits").model("mine", path.with_suffix(".pt"))
 
 
@@ -328,3 +334,23 @@ def test_a_dataset_of_one_image_is_refused(from_toml, tmp_path):
     known = from_toml(f'[datasets.one]\npath = "{tmp_path}/one.npz"', dataset="one")
     with pytest.raises(ConfigError, match="fewer than 2 training images"):
         known.load_dataset(None, {})
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_weights_of_an_adapter_on_the_command_line_are_seen_from_here(tmp_path, monkeypatch, absolute):
+    """In an entry they are relative to the config file's folder; on the command line to the working directory."""
+    for folder in ("config", "here"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "w.bin").write_text(folder)
+    source = "def load(path):\n    text = path.read_text()\n    return lambda x, t, labels: x * len(text)\n"
+    (tmp_path / "config" / "mine.py").write_text(source)
+    named = tmp_path / "config" / "mine.py" if absolute else "mine.py"
+    entry = f'[models.m]\nadapter = "{named}:load"\nimage_size = 8\n'
+    (tmp_path / "config" / "c.toml").write_text(entry)
+    monkeypatch.chdir(tmp_path / "here")
+    model = load_registry(Path("../config/c.toml"), "digits").model("m", Path("w.bin"))
+    network = open_network(model.weights, model.description)
+    assert network(torch.ones(1, 3, 8, 8), torch.zeros(1)).sample.unique().tolist() == [len("here")]
+    monkeypatch.chdir(tmp_path)  # the description and the hash are those of the same file
+    again = load_registry(Path("config/c.toml"), "digits").model("m", Path("here/w.bin"))
+    assert (again.description, again.weights_hash()) == (model.description, again.weights_hash())

@@ -15,11 +15,11 @@ from bench.diffusion.schedules import levels
 from bench.diffusion.types import Prediction
 from bench.measure.response import RESPONSE_COLUMNS, response_grid
 from bench.models.checkpoints import Description
+from bench.suite.arms import RunError
 from bench.suite.config import ConfigError
 from bench.suite.model import Model
 from bench.suite.plan import recorded_indices
 from bench.suite.response import plan_response
-from bench.suite.runner import RunError
 
 NETWORK = {"in_channels": 1, "out_channels": 2}
 

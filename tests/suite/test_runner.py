@@ -11,8 +11,9 @@ from bench.diffusion.types import Prediction
 from bench.measure.metrics import SCORES_VERSION
 from bench.measure.moments import Moments
 from bench.suite import plan
+from bench.suite.arms import RunError
 from bench.suite.reference import Reference
-from bench.suite.runner import CellRunner, RunError
+from bench.suite.runner import CellRunner
 from bench.suite.store import Store
 
 STEP_COLUMNS = ["arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std"]

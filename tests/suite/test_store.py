@@ -194,9 +194,12 @@ def test_scores_are_complete_by_themselves(store, make_cell):
     store.finish(cell, {"scores": [], "features": "toy-1"})
     assert store.is_scored(cell, "toy-1")
     assert not store.is_scored(cell, "toy-2")
-    store.drop(cell, ("kernel.npy",))
+    store.unscore(cell)
     assert not store.is_scored(cell, "toy-1")
     assert store.is_sampled(cell)
+    assert not (store.folder(cell) / "kernel.npy").exists()
+    store.put_array(cell, "kernel.npy", np.zeros((2, 2)))  # of other features, whose scores were never finished
+    assert not store.is_scored(cell, "toy-1")
 
 
 def test_a_shard_without_its_account_took_no_time(store, make_cell):
@@ -219,7 +222,7 @@ def test_damaged_json_is_none(tmp_path, text):
 def test_dropping_files_forgets_them(store, make_cell):
     cell = make_cell()
     complete(store, cell)
-    store.drop(cell, ("kernel.npy", "features.npz"))
+    store.unscore(cell)
     store.finish(cell, {"scores": []})
     assert set(store.metrics(cell)["files"]) == {"samples.npz"}
     assert store.is_sampled(cell)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bench.files.tensors import UnfoldingError, load_plain
 from bench.models.classifier_network import classifier_network
-from bench.models.fit import MisfitError, Shapes, quoted, shapes_of
 from bench.models.guided_keys import published_shapes
+from bench.models.misfit import MisfitError, Shapes, quoted, shapes_of
 from bench.models.networks import adm_unet, check_fit, load_guided_diffusion, without_weights
 from bench.models.presets import PRESETS
 from bench.models.unet_arguments import CheckpointError

@@ -9,10 +9,10 @@ from bench.models.checkpoints import load_network
 from bench.models.classifier_network import classifier_network
 from bench.models.description import Description
 from bench.models.guidance import load_classifier
+from bench.models.guided_files import load_published, presets_that_fit, read_state
 from bench.models.guided_keys import published_shapes
 from bench.models.networks import CheckpointError, adm_unet, without_weights
 from bench.models.presets import PRESETS
-from bench.models.published import load_published, presets_that_fit, read_state
 
 SMALL = {"image_size": 8, "in_channels": 1, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1,)}
 CLASSIFIER = {**SMALL, "out_channels": 3, "num_head_channels": 32, "pool": "attention"}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.data import Dataset
+from bench.models.presets import PRESETS
 from bench.suite.config import ConfigError
 from bench.suite.model import Model
 
@@ -31,7 +32,9 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
     if about.channels != channels:
         raise ConfigError(f"model {model.name!r} takes {about.channels} channels, dataset {data.name!r} has {channels}")
     size = about.network.get("image_size")
-    if about.format != "guided" and size and (height, width) != (size, size):
+    # A guided-diffusion network runs at any size its levels divide, but a released one was trained at its own.
+    fixed = about.format != "guided" or any(preset.description() == about for preset in PRESETS.values())
+    if fixed and size and (height, width) != (size, size):
         raise ConfigError(
             f"model {model.name!r} takes {size}x{size} images, dataset {data.name!r} has {height}x{width}; see --resize"
         )

@@ -1,0 +1,111 @@
+"""Readers of records: what they give, and how they say what is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import bounded
+from analysis.bounded import read_json, read_npy, read_npz, read_table
+
+
+def refusal(read, path):
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        read(path)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def test_sound_files_come_back(tmp_path):
+    arrays = {"a": np.arange(3), "b/c": np.full((2, 2), np.nan), "d": np.array(["x"]), "e": np.array(np.inf)}
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    found = read_npz(tmp_path / "a.npz")
+    assert list(found) == list(arrays)
+    assert all((np.array_equal(found[k], v, equal_nan=v.dtype.kind == "f")) for k, v in arrays.items())
+    np.save(tmp_path / "a.npy", arrays["a"])
+    assert read_npy(tmp_path / "a.npy").tolist() == [0, 1, 2]
+    (tmp_path / "a.json").write_text(json.dumps({"ä": [1.5, None]}))
+    assert read_json(tmp_path / "a.json") == {"ä": [1.5, None]}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_tables_are_those_of_pandas(tmp_path, name):
+    table = pd.DataFrame({"x": [1, 2], "y": ["a", "b"], "z": [0.5, None]})
+    table.to_csv(tmp_path / name, index=False)
+    pd.testing.assert_frame_equal(read_table(tmp_path / name), table)
+    assert read_table(tmp_path / name, dtype={"x": str})["x"].tolist() == ["1", "2"]
+
+
+@pytest.mark.parametrize("read", [read_json, read_npy, read_npz, read_table])
+def test_files_that_are_not_there(tmp_path, read):
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none")
+    with pytest.raises(IsADirectoryError):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("read", [read_npy, read_npz])
+@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps([1]), b"PK\x03\x04", b"\x93NUMPY\x01\x00\xff\xff{"])
+def test_files_that_hold_no_arrays(tmp_path, read, content):
+    (tmp_path / "a").write_bytes(content)
+    refusal(read, tmp_path / "a")
+
+
+def test_a_kind_of_file_for_another(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.arange(3))
+    np.save(tmp_path / "a.npy", np.arange(3))
+    refusal(read_npy, tmp_path / "a.npz")
+    refusal(read_npz, tmp_path / "a.npy")
+
+
+def test_objects_are_not_unpickled(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.array([{}], dtype=object))
+    assert "allow_pickle=False" in refusal(read_npz, tmp_path / "a.npz")
+    np.save(tmp_path / "a.npy", np.array([{}], dtype=object))
+    assert "allow_pickle=False" in refusal(read_npy, tmp_path / "a.npy")
+
+
+def test_what_unfolds_is_refused_unread(tmp_path, monkeypatch):
+    """A thousand zeros a byte; the limit is 250 where it matters."""
+    monkeypatch.setattr(bounded, "_MOST", 2**16)
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**17))
+    assert "unfolds" in refusal(read_npz, tmp_path / "a.npz")
+    with gzip.open(tmp_path / "a.csv.gz", "wb") as file:
+        file.write(b"x\n" + b"0" * 2**20)
+    assert "unfolds" in refusal(read_table, tmp_path / "a.csv.gz")
+
+
+def test_numbers_whose_squares_overflow(tmp_path):
+    np.savez(tmp_path / "a.npz", small=np.float32([1e30]), large=np.array([1.0, -1e101]))
+    assert refusal(read_npz, tmp_path / "a.npz") == "large holds numbers beyond 1e+100"
+
+
+def test_a_header_that_declares_any_size(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("a.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**50,)})
+    refusal(read_npz, tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 200_000, b"\xff", b"{"])
+def test_what_is_no_json(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    refusal(read_json, tmp_path / "a.json")
+
+
+def test_json_larger_than_any_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounded, "_LARGEST_JSON", 10)
+    (tmp_path / "a.json").write_text("[" + "1," * 10 + "1]")
+    assert "more than 10 bytes" in refusal(read_json, tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\n\xff", b'a\n1\n"open', b"\x1f\x8b\x08"])
+def test_what_is_no_table(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    refusal(read_table, tmp_path / name)

@@ -1,0 +1,64 @@
+"""EDM levels are named by sigma, others by the training index."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from made import drawn_texts
+
+from analysis import variance, x0_error
+from analysis.level_axis import is_edm, level_name, level_symbol, noisy_left, sigma_at
+from analysis.load import load_results
+from analysis.style import panels
+from bench.diffusion.edm import edm_position
+from bench.suite.config import EDM_SAMPLERS, SAMPLERS
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.01, 0.5, 1.0, 10.0, 80.0])
+def test_sigma_is_the_suites(sigma):
+    # A seventh power magnifies rounding (2e-16) sevenfold, and again by sigma^(1/7) against its least value, .41.
+    assert sigma_at(edm_position(sigma)) == pytest.approx(sigma, rel=1e-13)
+
+
+def test_the_samplers_are_those_of_the_suite():
+    assert {sampler for sampler in SAMPLERS if is_edm(sampler)} == set(EDM_SAMPLERS)
+
+
+def test_names():
+    assert (level_name(646.0, "ddpm"), level_symbol("ddim")) == ("t = 646", "t")
+    assert (level_name(999.0, "heun"), level_symbol("euler")) == (r"$\sigma$ = 80", r"$\sigma$")
+
+
+def test_ticks_stand_where_their_sigma_is():
+    with panels(1, 1) as (_, axes):
+        axes[0, 0].plot([0, 999], [0, 1])
+        noisy_left(axes[0, 0], "heun")
+        places, labels = axes[0, 0].get_xticks(), [label.get_text() for label in axes[0, 0].get_xticklabels()]
+        assert axes[0, 0].xaxis_inverted()
+    assert [sigma_at(place) for place in places] == pytest.approx([float(label) for label in labels], rel=1e-12)
+    assert np.diff(places).max() < -200  # they do not crowd
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "heun", "euler"])
+@pytest.mark.parametrize(
+    ("module", "draw"), [(variance, variance.draw_variance_gap), (x0_error, x0_error.draw_x0_error)]
+)
+def test_figures_along_the_walk_name_its_levels(folder, monkeypatch, module, draw, sampler):
+    folder.cell(sampler=sampler)
+    steps = load_results(folder.root).steps()
+    floor = steps[steps["quantity"] == "excess_std"].assign(quantity="floor_std", value=0.5)
+    drawn = drawn_texts(monkeypatch, module)
+    draw(pd.concat([steps, floor], ignore_index=True), folder.root)
+    labels = {text.split(" (levels")[0] for text in drawn[0]}
+    assert level_symbol(sampler) in labels
+    assert level_symbol("heun" if sampler == "ddpm" else "ddpm") not in labels
+
+
+def test_excess_is_relative_on_edm_levels(folder):
+    folder.cell(sampler="heun")
+    steps = load_results(folder.root).steps()
+    floor = steps[steps["quantity"] == "excess_std"].assign(quantity="floor_std", value=0.5)
+    both = pd.concat([steps, floor], ignore_index=True)
+    plain, relative = variance._excess(both, "ddpm"), variance._excess(both, "heun")
+    np.testing.assert_allclose(relative["value"], 2 * plain["value"])

@@ -1,0 +1,39 @@
+import json
+
+import pytest
+
+from analysis.load import load_results
+from analysis.wording import clips, other_causes, used_x0
+from bench.suite.config import short_hash
+
+
+@pytest.fixture
+def results(folder):
+    """Return a function that makes a folder of one cell with changes to its configuration."""
+
+    def make(**changes):
+        path = folder.cell(probes=False) / "metrics.json"
+        facts = json.loads(path.read_text())
+        facts["cell"] |= changes
+        path.write_text(json.dumps(facts | {"key": short_hash(facts["cell"])}))
+        return load_results(folder.root)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("clip", "used", "causes"),
+    [
+        (True, "scaled and clipped", "the network, clipping and data that are not Gaussian"),
+        (False, "scaled but not clipped", "the network and data that are not Gaussian"),
+    ],
+)
+def test_clipping_is_named_only_where_it_was_done(results, clip, used, causes):
+    made = results(clip=clip)
+    assert clips(made) == clip
+    assert used_x0(made).endswith(used)
+    assert other_causes(made) == causes
+
+
+def test_guidance_is_named_among_the_causes(results):
+    assert "the classifier's guidance" in other_causes(results(classifier="abc", classifier_scale=0.5))

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from bench.files.errors import DataError, one_line, reason
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("plain, ä and 漢", "plain, ä and 漢"),
+        ("a\nb\r\x1b[2J\u2028", "a\\nb\\r\\x1b[2J\\u2028"),
+        ("\udcff", "\\udcff"),
+        (ValueError("two\nlines"), "two\\nlines"),
+        ("x" * 1000, "x" * 1000),
+        ("a" * 1000 + "b" * 1000, "a" * 497 + " ... " + "b" * 497),
+    ],
+)
+def test_messages_stay_on_one_line(said, shown):
+    assert one_line(said) == shown
+    assert str(DataError(str(said))) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("a\nb"), "a"),
+        (KeyError(), "KeyError"),
+        (FileNotFoundError(2, "Nothing there", "name"), "Nothing there"),
+    ],
+)
+def test_reasons_are_short(error, said):
+    assert reason(error) == said

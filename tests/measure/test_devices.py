@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from bench.measure.devices import DEVICES, find_device, full_float32
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "wanted"),
+    [
+        (False, False, {"auto": "cpu", "cpu": "cpu", "cuda": None, "mps": None}),
+        (False, True, {"auto": "mps", "cpu": "cpu", "cuda": None, "mps": "mps"}),
+        (True, False, {"auto": "cuda", "cpu": "cpu", "cuda": "cuda", "mps": None}),
+    ],
+)
+def test_devices_that_are_there(monkeypatch, cuda, mps, wanted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    found = {name: find_device(name) for name in DEVICES}
+    assert {name: device and device.type for name, device in found.items()} == wanted
+
+
+def test_full_float32_switches_tf32_off(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        full_float32()
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_convolutions_on_a_gpu_keep_float32():
+    full_float32()
+    g = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=g) for shape in ((2, 64, 16, 16), (64, 64, 3, 3)))
+    wanted = torch.nn.functional.conv2d(x.double(), weight.double())
+    found = torch.nn.functional.conv2d(x.cuda(), weight.cuda()).cpu()
+    # Sums of 576 products of order 1, about 24 in size: float32 errs by about 24 * sqrt(576) * 6e-8 = 3e-5 at most,
+    # TF32 with 11 bits by about sqrt(576) * 5e-4 = 1e-2.
+    assert (found - wanted).abs().max() < 2e-4

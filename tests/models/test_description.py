@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+from edm_files import write_edm_pickle
+
+from bench.models.description import Description
+from bench.models.formats import describe
+
+
+@pytest.mark.parametrize(
+    ("network", "learned"),
+    [
+        ({"in_channels": 3, "learn_sigma": True}, True),
+        ({"in_channels": 3, "out_channels": 6}, True),
+        ({"out_channels": 6}, True),
+        ({"in_channels": 3, "out_channels": 3}, False),
+        ({"in_channels": 3}, False),
+        ({}, False),
+    ],
+)
+def test_a_learned_variance_is_told_by_the_outputs(network, learned):
+    assert Description(network).learns_variance == learned
+    assert not Description(network, schedule="edm", prediction="edm").learns_variance
+
+
+def test_iddpms_second_half_of_the_outputs_is_no_learned_variance_on_edm_levels(tmp_path):
+    write_edm_pickle(tmp_path / "net.pkl", preconditioning="iDDPMPrecond")
+    description = describe(tmp_path / "net.pkl")
+    assert description.network["out_channels"] == 2 * description.channels
+    assert not description.learns_variance

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from edm_files import write_edm_pickle
+
+from bench.models.formats import located
+
+
+@pytest.fixture
+def resolved(monkeypatch, tmp_path):
+    """The ids that were looked up, which all are found."""
+    asked = []
+    monkeypatch.setattr(opening, "resolve_hub", lambda name: asked.append(name) or tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+@pytest.mark.parametrize("name", ["google/ddpm-cifar10-32", "owner/model-1.0", "owner/v2.5", "o.w/n.e_r"])
+def test_hub_ids_are_looked_up(resolved, tmp_path, name):
+    assert located(Path(name)) == tmp_path
+    assert resolved == [name]
+
+
+@pytest.mark.parametrize(
+    "name", ["dir/file.pt", "dir/file.SAFETENSORS", "dir/net.pkl", "file.pt", "a/b/c", "../a", "/a/b", "model", ""]
+)
+def test_paths_are_left_alone(resolved, name):
+    assert located(Path(name)) == Path(name)
+    assert resolved == []
+
+
+@pytest.mark.parametrize("name", ["owner/model", "owner/model-1.0"])
+def test_a_folder_that_is_there_comes_first(resolved, tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    assert located(Path(name)) == Path(name)
+    assert resolved == []
+
+
+FIRST_TO_IMPORT = """
+import sys, torch
+from pathlib import Path
+from bench.models.formats import describe, open_network
+assert "diffusers.models.unets.unet_2d" not in sys.modules
+path = Path(sys.argv[1])
+open_network(path, describe(path))
+tables = [
+    f"{name}.{key}" for name, module in list(sys.modules.items()) if name.split(".")[0] in ("diffusers", "transformers")
+    for key, value in vars(module).items() if isinstance(value, torch.Tensor) and value.is_meta
+]
+assert not tables, tables
+"""
+
+
+@pytest.mark.slow
+def test_libraries_are_not_imported_where_tensors_have_no_data(tmp_path):
+    """The network is first built on ``meta``; a library imported there would keep tables without data for good."""
+    write_edm_pickle(tmp_path / "net.pkl", "DhariwalUNet")
+    command = [sys.executable, "-c", FIRST_TO_IMPORT, str(tmp_path / "net.pkl")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,195 @@
+"""Images through ``run_bench.py`` and ``python -m bench.measure``: archives, npz files and CIFAR-10's batches."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickle
+import random
+import tarfile
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from numpy.lib import format as npy
+
+FILES = ("images.npz", "images.zip")
+
+
+@pytest.fixture
+def commands(room, sound, bench_args):
+    """A function of a path that returns the two commands that read images from it."""
+
+    def both(path):
+        (room / "d.toml").write_text(f"[datasets.d]\npath = {json.dumps(str(path))}\n")
+        weights = f"m={sound / 'own.safetensors'}"
+        files = ("--out", room / "scores.json", "--save-statistics", room / "statistics.npz")
+        return [
+            ("run_bench", "--config", room / "d.toml", "--dataset", "d", "--models", weights, *bench_args),
+            ("measure", path, "--reference", "digits", "--features", "digits", *files),
+            ("measure", sound / "images.npz", "--reference", path, "--features", "digits", *files),
+        ]
+
+    return both
+
+
+@pytest.fixture
+def refuses(commands, refused):
+    """A function of a path that asserts that every command refuses it, and returns what they say."""
+
+    def all_of(path):
+        said = {refused(*command) for command in commands(path)}
+        assert all(str(path) in line for line in said)
+        return " ".join(said)
+
+    return all_of
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_sound_ones_are_read(given, commands, call, name):
+    run, measure, _ = commands(given(name))
+    for command in (run, measure):
+        outcome = call(*command, "--quiet")
+        assert (outcome.code, outcome.err) == (0, "")
+
+
+@pytest.mark.parametrize("name", [*FILES, "images.tar.gz", "images.txt", "folder"])
+def test_missing(room, refuses, name):
+    assert "does not exist" in refuses(room / "in" / name)
+
+
+@pytest.mark.parametrize("kept", [1, 30, 0.5, 0.9, -1])
+@pytest.mark.parametrize("name", FILES)
+def test_truncated(given, refuses, name, kept):
+    path = given(name)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    refuses(path)
+
+
+@pytest.mark.parametrize("content", ["empty", "random", "own.safetensors", "released.pt", "edm.pkl", "statistics.npz"])
+@pytest.mark.parametrize("suffix", [".npz", ".zip", ".tar.gz", ".png", ""])
+def test_another_format_under_this_suffix(room, sound, commands, refused, suffix, content):
+    path = room / "in" / f"file{suffix}"
+    made = {"empty": b"", "random": random.Random(0).randbytes(3000)}
+    path.write_bytes(made[content] if content in made else (sound / content).read_bytes())
+    for command in commands(path)[:2]:
+        refused(*command)
+
+
+def packed(path, members, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["../out.png", "a/../../out.png", "/abs/out.png", "..\\out.png", "\\out.png"])
+def test_zips_whose_names_lead_out(room, png, refuses, name):
+    image = png(np.zeros((8, 8), np.uint8))
+    path = packed(room / "in" / "a.zip", {"0/a.png": image, name: image})
+    assert "leads out of the archive" in refuses(path)
+
+
+def test_zips_with_links(room, png, refuses):
+    (room / "in" / "secret.png").write_bytes(png(np.zeros((8, 8), np.uint8)))
+    link = zipfile.ZipInfo("link.png")
+    link.external_attr = 0o120777 << 16
+    assert "is a link" in refuses(packed(room / "in" / "a.zip", {link: str(room / "in" / "secret.png")}))
+
+
+def bomb_of_bytes():
+    return bytes(2**28 + 1)
+
+
+def bomb_of_pixels():
+    """Four thousand million equal pixels: the header says so, and the data would."""
+    size = (65_536).to_bytes(4, "big")
+    header = b"IHDR" + size + size + b"\x08\x00\x00\x00\x00"
+    data = b"IDAT" + zlib.compress(bytes(2**20), 9)
+    chunks = [len(c[4:]).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in (header, data, b"IEND")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("bomb", [bomb_of_bytes, bomb_of_pixels])
+def test_zip_bombs(room, refuses, bomb):
+    refuses(packed(room / "in" / "a.zip", {"0/a.png": bomb()}, zipfile.ZIP_DEFLATED))
+
+
+def test_a_folder_with_a_bomb_and_one_with_a_link_that_leads_nowhere(room, refuses):
+    for folder in ("bomb", "link"):
+        (room / "in" / folder).mkdir()
+    (room / "in" / "bomb" / "a.png").write_bytes(bomb_of_pixels())
+    refuses(room / "in" / "bomb")
+    (room / "in" / "link" / "a.png").symlink_to(room / "nowhere")
+    refuses(room / "in" / "link")
+
+
+def header(shape, kind="|u1"):
+    file = io.BytesIO()
+    npy.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+PROGRAM = b"__import__('os').system('touch ran')"
+MEMBERS = {
+    "declares any size": {"arr_0.npy": header((2**40, 8, 8, 1))},
+    "holds less": {"arr_0.npy": header((4, 8, 8, 1)) + bytes(100)},
+    "holds more": {"arr_0.npy": header((1, 8, 8, 1)) + bytes(100)},
+    "unfolds": {"arr_0.npy": header((2**24, 8, 8, 1)) + bytes(2**26)},
+    "no header": {"arr_0.npy": b"\x93NUMPY\x01\x00\xff\xff{"},
+    "a program as header": {"arr_0.npy": b"\x93NUMPY\x01\x00\x30\x00" + PROGRAM.ljust(48)},
+    "another name": {"arr_1.npy": header((1, 8, 8, 1)) + bytes(64)},
+    "floats": {"arr_0.npy": header((1, 8, 8, 1), "<f8") + bytes(512)},
+    "labels of any size": {"arr_0.npy": header((1, 8, 8, 1)) + bytes(64), "arr_1.npy": header((1,), "<U999999999")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", MEMBERS)
+def test_hostile_npz_files(room, refuses, how):
+    refuses(packed(room / "in" / "a.npz", MEMBERS[how], zipfile.ZIP_DEFLATED))
+
+
+@pytest.mark.parametrize("name", ["arr_0", "arr_1"])
+def test_an_npz_of_objects(room, hostile, refuses, name):
+    arrays = {"arr_0": np.zeros((1, 8, 8, 1), np.uint8)} | {name: np.array([hostile], dtype=object)}
+    np.savez(room / "in" / "a.npz", **arrays)
+    assert "not object" in refuses(room / "in" / "a.npz")
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.float32, np.nan), (np.float64, 0), (np.int64, 1), (np.uint16, 1)])
+def test_an_npz_of_other_numbers(room, refuses, dtype, value):
+    np.savez(room / "in" / "a.npz", arr_0=np.full((2, 8, 8, 1), value, dtype))
+    assert "must be uint8" in refuses(room / "in" / "a.npz")
+
+
+@pytest.fixture
+def cifar(room, sound, bench_args, refused):
+    """A function of a first batch that puts it among others into an archive, and asserts that a run refuses it."""
+
+    def refusal(batch):
+        with tarfile.open(room / "in" / "cifar-10-python.tar.gz", "w:gz") as archive:
+            info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+            info.size = len(batch)
+            archive.addfile(info, io.BytesIO(batch))
+        weights = f"m={sound / 'own.safetensors'}"
+        flags = ("--dataset", "cifar10", "--data-dir", room / "in", "--models", weights)
+        return refused("run_bench", *flags, *bench_args)
+
+    return refusal
+
+
+def test_cifars_pickles(cifar, hostile):
+    assert "it asks for posix.system" in cifar(pickle.dumps({b"data": hostile, b"labels": [0]}))
+    assert "memo index" in cifar(b"\x80\x02}r\xff\xff\xff\xff.")
+    assert "tuple" in cifar(b"\x80\x02})" + b"2\x86" * 64 + b"Ns.")
+
+
+def test_a_tar_that_unfolds(room, sound, bench_args, refused, monkeypatch):
+    monkeypatch.setattr("bench.files.cifar._MAX_TAR", 2**22)
+    with gzip.open(room / "in" / "cifar-10-binary.tar.gz", "wb", compresslevel=1) as file:
+        file.write(bytes(2**22 + 1))
+    flags = ("--dataset", "cifar10", "--data-dir", room / "in", "--models", f"m={sound / 'own.safetensors'}")
+    assert "unpacks to more than" in refused("run_bench", *flags, *bench_args)

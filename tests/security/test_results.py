@@ -1,0 +1,254 @@
+"""Results folders of strangers: drawn by ``python -m analysis``, gone on with by ``run_bench.py``."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import zipfile
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+import run_bench
+from bench.suite.store import Store
+
+NESTED = "[" * 200_000
+
+
+@pytest.fixture(scope="module")
+def finished(sound, tmp_path_factory):
+    """A complete run of the tiny network, one cell a seed."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    flags = ("--samples", "8", "--steps", "2", "--seeds", "0-11", "--features", "digits", "--measure", "steps")
+    models = ("--models", f"m={sound / 'own.safetensors'}")
+    assert run_bench.run([*models, *flags, "--quiet", "--out", str(out)]) == (0, out)
+    return out
+
+
+@pytest.fixture
+def results(finished, room):
+    return shutil.copytree(finished, room / "in" / "run")
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Drawing takes seconds and reads nothing."""
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda self, path, **_: path.write_bytes(b""))
+
+
+def relisted(cell, name):
+    """Let a cell's record say that a file has the size that it has: whoever spoils the file can do that too."""
+    facts = json.loads((cell / "metrics.json").read_text())
+    facts["files"].pop("steps.csv" if name == "steps.csv.gz" else name, None)
+    (cell / "metrics.json").write_text(json.dumps(facts))
+
+
+def spoiled(name):
+    """Register how a cell's file is spoiled."""
+
+    def register(spoil):
+        def whole(cell, hostile):
+            spoil(cell / name, hostile)
+            if name != "metrics.json":
+                relisted(cell, name)
+
+        SPOILED[spoil.__name__.replace("_", " ")] = whole
+        return spoil
+
+    return register
+
+
+SPOILED = {}
+
+
+@spoiled("metrics.json")
+def nested_record(path, hostile):
+    path.write_text(NESTED)
+
+
+@spoiled("metrics.json")
+def empty_record(path, hostile):
+    path.write_bytes(b"")
+
+
+@spoiled("metrics.json")
+def record_that_leads_out(path, hostile):
+    facts = json.loads(path.read_text())
+    facts["cell"]["model"] = "../../m"
+    path.write_text(json.dumps(facts))
+
+
+@spoiled("metrics.json")
+def edited_record(path, hostile):
+    path.write_text(path.read_text().replace('"samples": 8', '"samples": 9'))
+
+
+@spoiled("moments.npz")
+def objects(path, hostile):
+    np.savez(path, i=np.array([hostile], dtype=object))
+
+
+@spoiled("moments.npz")
+def random_bytes(path, hostile):
+    path.write_bytes(np.random.default_rng(0).bytes(4000))
+
+
+@spoiled("moments.npz")
+def cut_off(path, hostile):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@spoiled("moments.npz")
+def any_size(path, hostile):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**42,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("i.npy", header.getvalue())
+
+
+@spoiled("moments.npz")
+def numbers_that_are_none(path, hostile):
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{name: a * np.nan if a.dtype.kind == "f" else a for name, a in arrays.items()})
+
+
+@spoiled("steps.csv.gz")
+def bomb(path, hostile):
+    (path.parent / "steps.csv").unlink()
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(257):
+            file.write(bytes(2**20))
+
+
+@spoiled("steps.csv")
+def other_table(path, hostile):
+    path.write_bytes(b"\xff\xfea,b\n1\n")
+
+
+def test_each_spoiled_cell_is_named_in_one_line_and_left_out(results, hostile, marker, call):
+    cells = sorted((results / "cells").iterdir())
+    assert len(cells) == len(SPOILED) + 1
+    for cell, spoil in zip(cells, SPOILED.values(), strict=False):
+        spoil(cell, hostile)
+    outcome = call("analysis", results, "--quiet")
+    assert (outcome.code, outcome.out) == (1, "")
+    lines = outcome.err.splitlines()
+    assert all(line.startswith("warning: ") and line.isprintable() and len(line) < 400 for line in lines)
+    unnamed = [how for how, cell in zip(SPOILED, cells, strict=False) if not any(str(cell) in line for line in lines)]
+    assert unnamed == []
+    assert not any(str(cells[-1]) in line for line in lines)
+    assert not marker.exists()
+    assert (results / "report.html").exists()
+
+
+def emptied(results):
+    shutil.rmtree(results / "cells")
+
+
+def all_spoiled(results):
+    for path in results.glob("cells/*/metrics.json"):
+        path.write_text(NESTED)
+
+
+def elsewhere(results):
+    """Lead a file of tables, or the whole folder, out of the results."""
+    (results.parent / "victim.csv").write_text("mine")
+    (results / "tables").mkdir()
+    (results / "tables" / "metrics.csv").symlink_to(results.parent / "victim.csv")
+
+
+def folder_elsewhere(results):
+    (results.parent / "victim").mkdir()
+    (results / "figures").symlink_to(results.parent / "victim")
+
+
+@pytest.mark.parametrize("spoil", [shutil.rmtree, emptied, all_spoiled, elsewhere, folder_elsewhere])
+def test_folders_that_cannot_be_drawn(results, refused, spoil):
+    spoil(results)
+    refused("analysis", results, "--quiet")
+
+
+def test_a_list_of_files_to_delete_cannot_lead_out(results, room, call):
+    victims = [room / "in" / "victim", room / "cwd" / "victim"]
+    for victim in victims:
+        victim.write_text("mine")
+    (results / "written.json").write_text(json.dumps(["../victim", "tables/../../victim", str(victims[1]), "run.json"]))
+    (results / "run.json").write_text('{"configuration": {"models": {"<script>alert(1)</script>": 1}}, "command": [1]}')
+    assert call("analysis", results, "--quiet").code == 0
+    assert all(victim.read_text() == "mine" for victim in victims)
+    assert (results / "run.json").exists()
+    assert "<script>alert" not in (results / "report.html").read_text()
+
+
+@pytest.fixture
+def going_on(room, sound, call):
+    """A function that calls the same run again, without instruments, in a folder."""
+
+    def again(folder, features="none"):
+        models = ("--models", f"m={sound / 'own.safetensors'}", "--steps", "2", "--samples", "8", "--no-probes")
+        return call("run_bench", *models, "--features", features, "--quiet", "--out", folder)
+
+    return again
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "run.json"])
+def test_a_spoiled_record_is_made_anew(room, going_on, name):
+    out = room / "out"
+    assert going_on(out).code == 0
+    (path,) = out.rglob(name)
+    path.write_text(NESTED)
+    (out / "cells" / "m-ddpm-2-seed0" / "metrics.json").unlink(missing_ok=True)
+    outcome = going_on(out)
+    assert (outcome.code, outcome.err) == (0, "")
+    json.loads(path.read_text())
+
+
+def refusing(outcome, marker):
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert not marker.exists()
+    return outcome.err
+
+
+def test_hostile_parts_of_a_run_are_refused(room, going_on, hostile, marker, monkeypatch):
+    """Shards, which an interrupted run leaves, and samples, which are scored again with other features."""
+    out = room / "out"
+
+    def interrupted(self, cell, metrics):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "finish", interrupted)
+        assert going_on(out).code == 130
+    shards = list(out.rglob("arrays.npz"))
+    assert shards
+    sound_shards = [path.read_bytes() for path in shards]
+    for content in (b"", sound_shards[0][:-50], None):
+        shards[0].write_bytes(content or b"")
+        if content is None:
+            np.savez(shards[0], x=np.array([hostile], dtype=object))
+        assert "is damaged; delete it and run again" in refusing(going_on(out), marker)
+    shards[0].write_bytes(sound_shards[0])
+    assert going_on(out).code == 0
+    (samples,) = out.rglob("samples.npz")
+    size = samples.stat().st_size
+    file = io.BytesIO()
+    np.savez(file, arr_0=np.array([hostile], dtype=object))
+    samples.write_bytes(file.getvalue().ljust(size, b"\0"))
+    assert samples.stat().st_size == size
+    assert "missing or damaged" in refusing(going_on(out, "digits"), marker)
+
+
+@pytest.mark.parametrize("place", ["cells", "cells/m-ddpm-2-seed0", "run.json"])
+def test_nothing_is_written_through_links(room, going_on, marker, place):
+    victim = room / "in" / "victim"
+    victim.mkdir()
+    (room / "out" / place).parent.mkdir(parents=True)
+    (room / "out" / place).symlink_to(victim)
+    assert "is a link, and nothing is written through it" in refusing(going_on(room / "out"), marker)
+    assert list(victim.iterdir()) == []

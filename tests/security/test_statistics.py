@@ -1,0 +1,128 @@
+"""Reference statistics, their cache and Inception's weights, through ``bench.measure`` and ``run_bench.py``."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from bench.measure.features import open_extractor
+from bench.measure.statistics_cache import cached_statistics
+
+
+@pytest.fixture
+def refuses(room, sound, refused):
+    """A function of a file of statistics that asserts that both commands refuse it, and returns what they say."""
+
+    def both(path):
+        out = ("--out", room / "scores.json", "--save-statistics", room / "copy.npz")
+        measured = refused("measure", sound / "images.npz", "--reference", path, "--features", "digits", *out)
+        run = ("--models", "adm", "--steps", "2", "--samples", "4", "--features", "digits", "--out", room / "out")
+        return measured + refused("run_bench", *run, "--no-probes", "--quiet", "--reference", path)
+
+    return both
+
+
+@pytest.mark.parametrize("kept", [0, 1, 0.5, -1])
+def test_truncated(given, refuses, kept):
+    path = given("statistics.npz")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    refuses(path)
+
+
+@pytest.mark.parametrize("content", ["random", "own.safetensors", "released.pt", "edm.pkl", "images.zip"])
+def test_another_format(room, sound, refuses, content):
+    path = room / "in" / "statistics.npz"
+    path.write_bytes(random.Random(0).randbytes(3000) if content == "random" else (sound / content).read_bytes())
+    refuses(path)
+
+
+GOOD = {"mu": np.zeros(64), "sigma": np.eye(64)}
+BAD = {
+    "other features": {"mu": np.zeros(3), "sigma": np.eye(3)},
+    "whole numbers": {"mu": np.zeros(64, np.int64)},
+    "half precision": {"mu": np.zeros(64, np.float16)},
+    "nan": {"mu": np.full(64, np.nan)},
+    "infinite": {"sigma": np.full((64, 64), np.inf)},
+    "negative": {"sigma": -np.eye(64)},
+    "lopsided": {"sigma": np.tri(64)},
+    "text": {"mu": np.array(["x"] * 64)},
+    "many lines": {"extractor": np.array("a\nb\x1b[2J" * 1000)},
+    "no images": {"n": np.array(0)},
+    "less than none": {"n": np.array(-5)},
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_statistics_that_cannot_be(room, refuses, how):
+    np.savez(room / "in" / "statistics.npz", **(GOOD | BAD[how]))
+    refuses(room / "in" / "statistics.npz")
+
+
+@pytest.mark.parametrize("name", ["mu", "sigma", "n", "extractor"])
+def test_objects(room, hostile, refuses, name):
+    np.savez(room / "in" / "statistics.npz", **(GOOD | {name: np.array(hostile, dtype=object)}))
+    assert "object" in refuses(room / "in" / "statistics.npz")
+
+
+def test_a_bomb(room, refuses):
+    with zipfile.ZipFile(room / "in" / "statistics.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in GOOD:
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**27,)})
+                for _ in range(64):
+                    file.write(bytes(2**20))
+    refuses(room / "in" / "statistics.npz")
+
+
+def test_a_hostile_cache_costs_time_alone(room, sound, hostile, marker):
+    """A cached file is ours, but a folder may be shared: nothing in it is run, and the numbers are computed anew."""
+    extractor = open_extractor("digits")
+    images = torch.randint(0, 256, (10_001, 1, 8, 8), dtype=torch.uint8)
+    made = cached_statistics(extractor, images, "mine", "content")
+    (cached,) = (room / "cache" / "statistics").iterdir()
+    np.savez(cached, mu=np.array([hostile], dtype=object), sigma=np.eye(64))
+    again = cached_statistics(extractor, images, "mine", "content")
+    np.testing.assert_array_equal(again.moments.cov, made.moments.cov)
+    assert not marker.exists()
+
+
+INCEPTION = {
+    "empty": lambda command: b"",
+    "random": lambda command: random.Random(0).randbytes(3000),
+    "command": lambda command: pickle.dumps({"a": command}),
+}
+
+
+@pytest.mark.parametrize("how", INCEPTION)
+def test_inceptions_weights_that_are_none(room, sound, hostile, refused, how):
+    path = room / "in" / "inception.pth"
+    path.write_bytes(INCEPTION[how](hostile))
+    for given in (path, room / "in", room / "in" / "none.pth"):
+        refused("measure", sound / "images.npz", "--reference", "digits", "--inception-weights", given)
+
+
+def test_inceptions_weights_of_another_kind(room, sound, hostile, refused):
+    path = room / "in" / "inception.pth"
+    arguments = ("measure", sound / "images.npz", "--reference", "digits", "--inception-weights", path)
+    for content in ({"a": hostile}, [torch.zeros(3)], {"a": torch.zeros(3, dtype=torch.int32)}, {"a": torch.zeros(3)}):
+        torch.save(content, path)
+        refused(*arguments)
+    plain = shutil.move(path, room / "in" / "plain.pth")
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    refused(*arguments)
+
+
+def test_a_damaged_file_in_the_standard_place(room, sound, refused):
+    place = room / "cache" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"something else")
+    assert "is damaged: its sha256" in refused("measure", sound / "images.npz", "--reference", "digits")
