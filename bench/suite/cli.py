@@ -13,6 +13,7 @@ import torch
 
 from bench.data import CROPS, DATASETS, FILTERS, DataError
 from bench.files.errors import one_line
+from bench.measure.devices import DEVICES
 from bench.measure.features import EXTRACTORS, INCEPTION_EXTRACTORS, FeatureError
 from bench.models.networks import CheckpointError
 from bench.suite.arms import RunError
@@ -212,7 +213,7 @@ def _request(args: argparse.Namespace) -> Request:
         variance=args.variance,
         clip=args.clip,
         batch=args.batch_size,
-        device=_choice("--device", args.device, ("auto", "cpu", "cuda", "mps")),
+        device=_choice("--device", args.device, DEVICES),
         measure=_measure(args),
         features=_choice("--features", features, EXTRACTORS),
         inception_weights=args.inception_weights,

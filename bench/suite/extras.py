@@ -48,10 +48,10 @@ class Bench:
 
     def batches(self, part: str, count: int) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Yield the first ``count`` images of a part as (x0 in [-1, 1], their numbers, how many are not padding)."""
-        images, size = self.reference.data.part(part), min(self.batch, count)
+        size = min(self.batch, count)
         for start in range(0, count, size):
             rows = torch.arange(start, start + size)
-            x0 = to_unit(images[rows % len(images)]).to(self.device)  # padding wraps around
+            x0 = to_unit(self.reference.data.pick(part, rows)).to(self.device)  # padding wraps around
             yield x0, rows.to(self.device), min(size, count - start)
 
 

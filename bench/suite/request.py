@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bench.measure.devices import find_device
 from bench.suite.config import EDM_SAMPLERS, ConfigError, SamplerConfig
 from bench.suite.model import Model
 from bench.suite.plan import IN_CELLS
@@ -54,12 +55,10 @@ def device_of(name: str) -> torch.device:
     Raises:
         ConfigError: it is not there.
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there[name]:
+    found = find_device(name)
+    if found is None:
         raise ConfigError(f"--device {name} is not available here; use --device auto")
-    return torch.device(name)
+    return found
 
 
 def resolve_models(request: Request, registry: Registry) -> tuple[Model, ...]:

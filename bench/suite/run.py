@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from bench.data import Dataset
 from bench.diffusion.types import Denoiser
+from bench.measure.devices import full_float32
 from bench.measure.features import Extractor, open_extractor
+from bench.measure.inception import sha256
 from bench.measure.yardstick import open_statistics
-from bench.models.checkpoints import file_hash
 from bench.models.formats import denoiser_of, open_network
 from bench.models.guidance import GuidedDenoiser, load_classifier
 from bench.suite.chains import plan_chains
@@ -48,6 +49,7 @@ class Run:
     def __init__(self, request: Request, registry: Registry) -> None:
         self.request = request
         self.device = device_of(request.device)
+        full_float32()
         self.models = resolve_models(request, registry)
         self.data: Dataset = registry.load_dataset(request.data_dir, request.preprocessing)
         self.sampler = resolve_sampler(request, self.models)
@@ -121,7 +123,8 @@ class Run:
     def _settings(self) -> dict[str, Any]:
         """Return what the user need not set: preprocessing, and the files that features are compared by."""
         given = {"reference": self.request.reference, "inception_weights": self.request.inception_weights}
-        found: dict[str, Any] = {name: file_hash(path) for name, path in given.items() if path is not None}
+        # A file that is not there is told of where it is read.
+        found: dict[str, Any] = {name: sha256(path) for name, path in given.items() if path and path.is_file()}
         return found if self.data.preprocessing == "none" else {**found, "preprocessing": self.data.preprocessing}
 
     def hash(self) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from made import drawn_texts
 
-from analysis import delta
+from analysis import delta, variance
 from analysis.delta import draw_delta, draw_single_step, single_step_table
 from analysis.norms import draw_eps_norm, draw_scaling, norm_table
 from analysis.select import over_seeds, thinned
@@ -110,14 +110,14 @@ def test_the_formula_is_that_of_each_solvers_step(sampler, solver, eta):
     table = pd.DataFrame(rows, columns=["arm", "i", "t", "alpha", "sigma", "quantity", "value"])
     found = single_step_table(table.assign(std=0.1, n=10, model="m", sampler=sampler, steps=2, seed=0), eta)
 
-    variance = 0.0
+    total = 0.0
     for n, u, z in np.eye(3):
         x, x0 = torch.tensor([here.sigma * n]), torch.tensor([e * u])
         eps = (x - here.alpha * x0) / here.sigma
         step = solver.update(x, x0, eps, Prediction(eps, x0), here, there, torch.tensor([z]))
-        variance += step.item() ** 2
+        total += step.item() ** 2
     # Double precision throughout; the excess is a difference of numbers about 1e3 times itself at most.
-    assert found["formula"].item() == pytest.approx(variance / there.sigma**2 - 1, rel=1e-10)
+    assert found["formula"].item() == pytest.approx(total / there.sigma**2 - 1, rel=1e-10)
 
 
 def test_a_corrected_step_has_no_formula(exact_steps, tmp_path, monkeypatch):
@@ -127,6 +127,19 @@ def test_a_corrected_step_has_no_formula(exact_steps, tmp_path, monkeypatch):
     drawn = drawn_texts(monkeypatch, delta)
     draw_single_step(table, tmp_path)
     assert not any("formula" in text for text in drawn[0])
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_an_exact_denoiser_is_named_only_where_there_is_one(exact_steps, tmp_path, monkeypatch, exact):
+    table = exact_steps("fixed-small")
+    table = table if exact else table[~table["arm"].str.startswith("gaussian")]
+    single = single_step_table(table)
+    drawn = drawn_texts(monkeypatch, delta), drawn_texts(monkeypatch, variance)
+    draw_single_step(single, tmp_path)
+    draw_variance_gap(table, tmp_path)
+    for (texts,) in drawn:
+        assert any("exact denoiser" in text for text in texts) == exact
+    assert ("exact denoiser" in delta._explanation(single)) == exact
 
 
 def test_norms_of_an_exact_denoiser_agree(exact_steps):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from edm_files import write_edm_pickle
 
+from bench.models import formats
 from bench.models.formats import located
 
 
@@ -14,7 +15,7 @@ from bench.models.formats import located
 def resolved(monkeypatch, tmp_path):
     """The ids that were looked up, which all are found."""
     asked = []
-    monkeypatch.setattr(opening, "resolve_hub", lambda name: asked.append(name) or tmp_path)
+    monkeypatch.setattr(formats, "resolve_hub", lambda name: asked.append(name) or tmp_path)
     monkeypatch.chdir(tmp_path)
     return asked
 
