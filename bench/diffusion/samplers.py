@@ -69,7 +69,7 @@ class _OneCall:
 
     def correct(self, x: Tensor, eps: Tensor, eps_next: Tensor, level: Level, level_next: Level) -> Tensor:
         """Refuse: there is no second call."""
-        raise NotImplementedError("a solver of one stage corrects nothing")
+        raise TypeError(f"{type(self).__name__} makes one call a step and corrects nothing")
 
 
 def _guided(x0: Tensor, eps: Tensor, pred: Prediction, level: Level) -> tuple[Tensor, Tensor]:

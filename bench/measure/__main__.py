@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
+from bench.command_line import OneLineParser
 from bench.data import DataError
 from bench.files.errors import one_line
 from bench.measure.devices import DEVICES, find_device, full_float32
@@ -26,16 +27,8 @@ _INTERRUPTED = 130
 _MOST = 100_000
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error alone and exit with code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m bench.measure", description="Score samples that any tool made.", allow_abbrev=False
     )
     images = "npz (arr_0 uint8 NHWC), folder or zip of images"

@@ -7,7 +7,6 @@ called FID.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import trange
 
+from bench.command_line import OneLineParser
 from bench.data import DataError, Dataset, load, to_unit
 
 __all__ = [
@@ -224,7 +224,7 @@ def _data(name: str, path: Path | None) -> Dataset:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, report the held-out accuracy and write half-precision weights; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.measure.classifier", description=main.__doc__)
+    parser = OneLineParser(prog="python -m bench.measure.classifier", description=main.__doc__)
     parser.add_argument("--dataset", choices=tuple(CLASSIFIERS), default="digits")
     parser.add_argument("--data", type=Path, help="CIFAR-10: its archive, or a folder or zip of class folders")
     parser.add_argument("--out", type=Path, help="safetensors file to write (default: the embedded one)")

@@ -24,14 +24,9 @@ from bench.models.denoisers import CONVERSIONS
 from bench.models.networks import CheckpointError
 
 __all__ = [
-    "ADAPTER_KEYS", "Adapted", "Output", "adapter_file", "describe_adapter", "hash_adapter", "load_adapter",
+    "Adapted", "Output", "adapter_file", "describe_adapter", "hash_adapter", "load_adapter",
     "read_adapter",
 ]  # fmt: skip
-
-# What an entry of the config file may hold.
-ADAPTER_KEYS = (
-    "adapter", "weights", "schedule", "T", "prediction", "in_channels", "image_size", "learn_sigma", "num_classes",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +144,8 @@ def describe_adapter(entry: Mapping[str, Any], base: Path) -> Description:
     """Describe the network of an entry without executing anything.
 
     Args:
-        entry: ``adapter`` and any other of :data:`ADAPTER_KEYS`; ``in_channels`` is 3, ``prediction`` eps, the schedule
+        entry: ``adapter`` and, as wished, ``weights``, ``schedule``, ``T``, ``prediction``, ``in_channels``,
+            ``image_size``, ``learn_sigma`` and ``num_classes``; ``in_channels`` is 3, ``prediction`` eps, the schedule
             cosine with T = 1000 unless told.
         base: folder of the config file, which ``adapter`` and ``weights`` are relative to.
 

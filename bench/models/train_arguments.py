@@ -8,21 +8,13 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import NoReturn
 
 import torch
 
+from bench.command_line import OneLineParser
 from bench.models.recipes import RECIPES
 
 __all__ = ["parse_arguments"]
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error alone and exit with code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
 
 
 def _recipe(text: str) -> str:
@@ -70,7 +62,9 @@ def _device(text: str) -> torch.device:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line; a value that cannot be used ends the program with one line and code 2."""
-    parser = _Parser(prog="python -m bench.models.train", description="Train a checkpoint of the embedded family.")
+    parser = OneLineParser(
+        prog="python -m bench.models.train", description="Train a checkpoint of the embedded family."
+    )
     known = ", ".join(sorted(RECIPES))
     parser.add_argument("--recipe", required=True, type=_recipe, help=f"which checkpoint to train: {known}")
     parser.add_argument("--out", type=Path, help="folder of weights and log (default: training/<dataset>/<recipe>)")

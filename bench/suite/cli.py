@@ -7,10 +7,10 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
+from bench.command_line import OneLineParser
 from bench.data import CROPS, DATASETS, FILTERS, DataError
 from bench.files.errors import one_line
 from bench.measure.devices import DEVICES
@@ -39,16 +39,8 @@ _MOST = 10_000_000
 _PREPROCESSING = ("resize", "crop", "resize_filter")
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error alone and exit with code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="run_bench.py",
         description="Measure exposure bias and sample quality of diffusion models over step counts.",
         allow_abbrev=False,
@@ -169,15 +161,12 @@ def _measure(args: argparse.Namespace) -> tuple[str, ...]:
     return ("steps", "normality") if args.measure is None else parse_measure(args.measure)
 
 
-def _request(args: argparse.Namespace) -> Request:
-    """Check every flag that can be checked alone."""
-    samples = args.samples if args.samples is not None else (256 if args.dataset == "digits" else 1000)
+def _check_numbers(args: argparse.Namespace, samples: int) -> None:
+    """Refuse numbers out of range, and those that belong to a flag that was not given."""
     positive("--samples", samples)
     positive("--batch-size", args.batch_size)
     if max(samples, args.batch_size) > _MOST:
         raise ConfigError(f"--samples and --batch-size go up to {_MOST:,}")
-    if args.out is not None and str(args.out) == ".":
-        raise ConfigError("--out is empty or the current folder; name a folder for the results")
     if args.eps_scale is not None:
         positive("--eps-scale", args.eps_scale)
     if args.eps_slope is not None and not math.isfinite(args.eps_slope):
@@ -188,13 +177,26 @@ def _request(args: argparse.Namespace) -> Request:
             raise ConfigError("--classifier-scale has no effect without --classifier; name the classifier's weights")
     if not 0 <= args.eta <= 1:
         raise ConfigError(f"--eta must lie between 0 and 1, not {args.eta}")
+    if not 0 <= args.churn < math.inf:
+        raise ConfigError(f"--churn must be a finite number of at least 0, not {args.churn}")
+
+
+def _features(args: argparse.Namespace) -> str:
+    """Return the features to score with, and refuse files that they do not use."""
     features = args.features or ("digits" if args.dataset == "digits" else "inception")
     if args.reference is not None and features == "none":
         raise ConfigError("--reference has no effect with --features none")
     if args.inception_weights is not None and features not in INCEPTION_EXTRACTORS:
         raise ConfigError(f"--inception-weights has no effect with --features {features}")
-    if not 0 <= args.churn < math.inf:
-        raise ConfigError(f"--churn must be a finite number of at least 0, not {args.churn}")
+    return _choice("--features", features, EXTRACTORS)
+
+
+def _request(args: argparse.Namespace) -> Request:
+    """Check every flag that can be checked alone."""
+    samples = args.samples if args.samples is not None else (256 if args.dataset == "digits" else 1000)
+    _check_numbers(args, samples)
+    if args.out is not None and str(args.out) == ".":
+        raise ConfigError("--out is empty or the current folder; name a folder for the results")
     sampler = SamplerConfig(
         spacing=_choice("--spacing", args.spacing, ("plain", "ddim")),
         eta=args.eta,
@@ -215,7 +217,7 @@ def _request(args: argparse.Namespace) -> Request:
         batch=args.batch_size,
         device=_choice("--device", args.device, DEVICES),
         measure=_measure(args),
-        features=_choice("--features", features, EXTRACTORS),
+        features=_features(args),
         inception_weights=args.inception_weights,
         classifier=args.classifier,
         classifier_scale=args.classifier_scale,

@@ -10,7 +10,6 @@ in EDM-ES.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from bench.command_line import OneLineParser
 from bench.data import load, quantize
 from bench.diffusion.corrections import EpsilonScaling
 from bench.diffusion.noise import Noise
@@ -135,9 +135,7 @@ def _toml(model: str, sampler: str, counts: Sequence[int], constants: Sequence[t
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sweep, write every measured point as CSV, and print the tables for ``scaling.toml``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.suite.tune", description="Tune epsilon scaling on the digits."
-    )
+    parser = OneLineParser(prog="python -m bench.suite.tune", description="Tune epsilon scaling on the digits.")
     parser.add_argument("--base", help="the unscaled model (default adm, or edm for heun and euler)")
     parser.add_argument("--sampler", default="ddpm", choices=SAMPLERS)
     parser.add_argument("--steps", help="step counts (default 10,20,50; heun 7,11,18; euler 13,21,35)")

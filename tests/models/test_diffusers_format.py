@@ -336,7 +336,7 @@ def test_an_existing_path_is_taken_as_it_is(flat):
     assert resolve_hub(str(flat)) == flat
 
 
-@pytest.mark.parametrize("name", ["", "plain", "../up", "a/b/c", "a/..", "/root/x", "a b/c", "a/b\n"])
+@pytest.mark.parametrize("name", ["", "plain", "../up", "a/b/c", "a/..", "/a/x", "a b/c", "a/b\n"])
 def test_what_is_neither_path_nor_id(name, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # must not be asked
     with pytest.raises(CheckpointError, match="no such folder, nor a hub id"):
