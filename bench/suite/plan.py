@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from bench.data import Dataset
 from bench.diffusion.corrections import EpsilonScaling
@@ -130,6 +131,10 @@ class Cell:
 
     def instruments(self) -> Instruments | None:
         """Return what the instruments look at, None where nothing is measured."""
+        return self._look
+
+    @cached_property
+    def _look(self) -> Instruments | None:
         if not self.measure:
             return None
         indices, errors = recorded_indices(self.steps)
