@@ -40,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{images}, npz of statistics (mu, sigma[, mu_s, sigma_s][, arr_0]), or digits",
     )
     parser.add_argument(
-        "--features", choices=[name for name in EXTRACTORS if name != "none"], default="inception",
-        help="whose features (default %(default)s)",
+        "--features", choices=[name for name in EXTRACTORS if name != "none"],
+        help="whose features (default: digits against digits, else inception)",
     )  # fmt: skip
     parser.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a call (default %(default)s)")
@@ -99,6 +99,7 @@ def _write_json(facts: dict[str, Any], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Score samples; a user's mistake gives one line on stderr and code 2, an interruption 130."""
     args = _parser().parse_args(argv)
+    args.features = args.features or ("digits" if args.reference == "digits" else "inception")
     try:
         _score(args)
     except (DataError, FeatureError) as error:

@@ -203,6 +203,9 @@ class Registry:
             ConfigError: fewer than 2 training images.
             DataError: the images cannot be read.
         """
+        if self.dataset == "digits" and flags:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in flags)
+            raise ConfigError(f"the embedded digits are 8x8 as they are; leave out {given}")
         entry = self.datasets.get(self.dataset, {})
         chosen = {name: entry[name] for name in ("resize", "crop", "resize_filter") if name in entry} | dict(flags)
         preprocessing = Preprocessing(

@@ -87,11 +87,12 @@ def resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConfi
     edm = [model.name for model in models if model.description.is_edm]
     name = request.sampler_name or ("heun" if edm else "ddpm")
     others = [model.name for model in models if model.name not in edm]
+    if edm and others:
+        raise ConfigError(f"{edm[0]!r} walks on EDM levels and {others[0]!r} does not; run them apart")
     if name in EDM_SAMPLERS and others:
         raise ConfigError(f"--sampler {name} is for EDM models, not for {others[0]!r}; use ddpm or ddim")
     if name not in EDM_SAMPLERS and edm:
-        hint = f", in a run without {others[0]!r}" if others else ""
-        raise ConfigError(f"model {edm[0]!r} walks on EDM levels; use --sampler heun or euler{hint}")
+        raise ConfigError(f"model {edm[0]!r} walks on EDM levels; use --sampler heun or euler")
     sampler = replace(
         request.sampler, sampler=name, clip=name not in EDM_SAMPLERS if request.clip is None else request.clip
     )
@@ -119,7 +120,10 @@ def _refuse_idle_flags(request: Request, sampler: SamplerConfig) -> None:
     homes = {"--variance": "ddpm", "--eta": "ddim", "--churn": "heun", "--spacing": "ddpm", "--classifier": "ddpm"}
     for flag, is_idle in idle.items():
         if is_idle:
-            raise ConfigError(f"{flag} has no effect with --sampler {name}; use --sampler {homes[flag]}")
+            # Another sampler is a remedy only where the run's models can take it.
+            same_family = (homes[flag] in EDM_SAMPLERS) == (name in EDM_SAMPLERS)
+            remedy = f"use --sampler {homes[flag]}" if same_family else "leave it out"
+            raise ConfigError(f"{flag} has no effect with --sampler {name}; {remedy}")
 
 
 def _variance(request: Request, models: tuple[Model, ...]) -> str:

@@ -82,10 +82,13 @@ def test_preprocessing_that_cannot_be(run, save_tiny, flags, words):
 
 
 def test_the_embedded_digits_are_not_resized(command, tmp_path):
-    outcome = command("--models", "adm", "--steps", "2", "--resize", "16", "--out", tmp_path / "out")
-    assert outcome.code == 2
-    assert len(outcome.err.splitlines()) == 1
-    assert "digits" in outcome.err
+    args = ("--models", "adm", "--steps", "2", "--features", "none", "--no-probes", "--out", tmp_path / "out")
+    for flags in (("--resize", "16"), ("--crop", "center"), ("--resize", "8", "--resize-filter", "box")):
+        outcome = command(*args, *flags)
+        assert outcome.code == 2
+        assert outcome.err.startswith("error: the embedded digits are 8x8 as they are; leave out --")
+        assert len(outcome.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_known_dataset_says_where_it_was_looked_for(command, tmp_path):

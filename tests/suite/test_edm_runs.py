@@ -110,8 +110,8 @@ def test_settings_without_churn_are_those_of_before():
     [
         (("--sampler", "ddpm"), ("model 'mine'", "use --sampler heun or euler")),
         (("--sampler", "ddim"), ("model 'mine'", "use --sampler heun or euler")),
-        (("--variance", "fixed-small"), ("--variance has no effect with --sampler heun",)),
-        (("--eta", "0.5"), ("--eta has no effect with --sampler heun",)),
+        (("--variance", "fixed-small"), ("--variance has no effect with --sampler heun; leave it out",)),
+        (("--eta", "0.5"), ("--eta has no effect with --sampler heun; leave it out",)),
         (("--spacing", "ddim"), ("--spacing has no effect with --sampler heun",)),
         (("--churn", "-1"), ("--churn must be a finite number of at least 0",)),
         (("--churn", "nan"), ("--churn must be a finite number",)),
@@ -132,8 +132,11 @@ def test_edm_samplers_do_not_go_with_other_models(command, tmp_path, sampler):
         command("--models", "adm", "--sampler", sampler, "--steps", "2", "--out", out),
         f"--sampler {sampler} is for EDM models, not for 'adm'",
     )
-    one_line(command("--models", "adm,edm", "--steps", "2", "--out", out), "--sampler heun", "not for 'adm'")
-    one_line(command("--models", "adm", "--churn", "1", "--steps", "2", "--out", out), "--churn has no effect")
+    one_line(
+        command("--models", "adm,edm", "--steps", "2", "--out", out), "'edm' walks on EDM levels", "run them apart"
+    )
+    churned = command("--models", "adm", "--churn", "1", "--steps", "2", "--out", out)
+    one_line(churned, "--churn has no effect with --sampler ddpm; leave it out")
     assert not out.exists()
 
 
