@@ -125,4 +125,6 @@ def test_a_damaged_file_in_the_standard_place(room, sound, refused):
     place = room / "cache" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     place.parent.mkdir(parents=True)
     place.write_bytes(b"something else")
-    assert "is damaged: its sha256" in refused("measure", sound / "images.npz", "--reference", "digits")
+    assert "is damaged: its sha256" in refused(
+        "measure", sound / "images.npz", "--reference", "digits", "--features", "inception"
+    )
