@@ -29,11 +29,14 @@ def write(folder, files):
         (folder / name).write_bytes(content)
 
 
-def check(data, images):
-    np.testing.assert_array_equal(data.images, images(12).transpose(0, 3, 1, 2))
-    assert data.labels.tolist() == [*range(10), 0, 1]
-    assert data.heldout.tolist() == [False] * 10 + [True] * 2
-    assert (data.name, data.classes, data.preprocessing) == ("cifar10", 10, "none")
+def whole(data, images):
+    """Tell whether a dataset is the twelve pictures, with their labels and the split of the archives."""
+    return (
+        np.array_equal(data.images, images(12).transpose(0, 3, 1, 2))
+        and data.labels.tolist() == [*range(10), 0, 1]
+        and data.heldout.tolist() == [False] * 10 + [True] * 2
+        and (data.name, data.classes, data.preprocessing) == ("cifar10", 10, "none")
+    )
 
 
 @pytest.mark.parametrize("kind", ["python", "python 2", "binary"])
@@ -45,7 +48,7 @@ def test_archives_and_folders_give_the_same(tmp_path, contents, packed, images, 
     archive = tmp_path / "packed" / f"cifar-10-{kind.split()[0]}.tar.gz"
     packed(archive, {f"{folder}/{name}": content for name, content in contents[kind].items()})
     for data_dir in (tmp_path / "unpacked", tmp_path / "unpacked" / folder, tmp_path / "packed", archive):
-        check(load("cifar10", data_dir), images)
+        assert whole(load("cifar10", data_dir), images)
     assert not [path for path in (tmp_path / "packed").iterdir() if path != archive]
     by_path = load_path("cifar10", archive)
     assert by_path.content_hash() == load("cifar10", archive).content_hash()
@@ -57,14 +60,14 @@ def test_every_pickle_protocol(tmp_path, batches, python_batch, images, protocol
         return python_batch(pixels, np.array(labels) if labels[0] % 4 else list(np.array(labels)), protocol)
 
     write(tmp_path / FOLDERS["python"], batches(encode))
-    check(load("cifar10", tmp_path), images)
+    assert whole(load("cifar10", tmp_path), images)
 
 
 def test_names_of_either_numpy(tmp_path, contents, images):
     swap = (b"numpy._core", b"numpy.core") if b"numpy._core" in contents["python"]["test_batch"] else ()
     files = {name: content.replace(*swap) if swap else content for name, content in contents["python"].items()}
     write(tmp_path / FOLDERS["python"], files)
-    check(load("cifar10", tmp_path), images)
+    assert whole(load("cifar10", tmp_path), images)
 
 
 def test_arrays_in_fortrans_order(tmp_path, batches, images):
@@ -73,7 +76,7 @@ def test_arrays_in_fortrans_order(tmp_path, batches, images):
         return pickle.dumps({"data": data, "labels": labels})
 
     write(tmp_path / FOLDERS["python"], batches(encode))
-    check(load("cifar10", tmp_path), images)
+    assert whole(load("cifar10", tmp_path), images)
 
 
 def test_options(tmp_path, contents, refusal):

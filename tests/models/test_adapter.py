@@ -138,14 +138,15 @@ def test_paths_are_relative_to_the_config_file(tmp_path, place):
     torch.save(nn.Conv2d(3, 3, 1).state_dict(), tmp_path / "weights.pt")
     written(tmp_path, WITH_WEIGHTS.replace("3, 6", "3, 3"), place)
     entry = ENTRY | {"adapter": f"{place}:load", "weights": "weights.pt"}
-    opened(entry, tmp_path)
+    assert opened(entry, tmp_path)(torch.zeros(2, 3, 8, 8), torch.zeros(2)).sample.shape == (2, 3, 8, 8)
 
 
 def test_paths_may_lie_above_the_config_file(tmp_path):
     torch.save(nn.Conv2d(3, 3, 1).state_dict(), tmp_path / "weights.pt")
     written(tmp_path, WITH_WEIGHTS.replace("3, 6", "3, 3"))
     (tmp_path / "configs").mkdir()
-    opened(ENTRY | {"adapter": "../model.py:load", "weights": "../weights.pt"}, tmp_path / "configs")
+    network = opened(ENTRY | {"adapter": "../model.py:load", "weights": "../weights.pt"}, tmp_path / "configs")
+    assert network(torch.zeros(2, 3, 8, 8), torch.zeros(2)).sample.shape == (2, 3, 8, 8)
 
 
 def test_absolute_paths_serve_together(tmp_path):
