@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     TRAIN_PROBE = 8
     RESPONSE = 9
     LABEL = 10
+    TRAIN_ROLLOUT = 11
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.diffusion.types import Level, Prediction
 
-__all__ = ["Posterior", "sample_exact", "step_log_variance"]
+__all__ = ["Posterior", "root", "sample_exact", "step_log_variance"]
+
+
+def root(value: Any) -> Any:
+    """Return the square root of a float or, where levels are one an image, a tensor; 0 of what is below 0."""
+    return value.clamp(min=0).sqrt() if isinstance(value, Tensor) else math.sqrt(max(value, 0.0))
+
+
+def _log(value: Any) -> Any:
+    return value.log() if isinstance(value, Tensor) else math.log(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,8 @@ class Posterior:
 
     def std(self, variance: str) -> float:
         """Return the standard deviation of ``fixed-small`` or ``fixed-large``."""
-        return math.sqrt(self.small if variance == "fixed-small" else self.large)
+        std: float = root(self.small if variance == "fixed-small" else self.large)
+        return std
 
 
 def step_log_variance(variance: str, q: Posterior, pred: Prediction) -> Tensor | float:
@@ -49,11 +60,12 @@ def step_log_variance(variance: str, q: Posterior, pred: Prediction) -> Tensor |
         ValueError: the denoiser does not predict a variance.
     """
     if variance != "learned":
-        return 2 * math.log(q.std(variance))
+        fixed: float = 2 * _log(q.std(variance))
+        return fixed
     if pred.variance_fraction is None:
         raise ValueError("this model does not learn its variance; choose --variance fixed-small or fixed-large")
     v = (pred.variance_fraction + 1) / 2
-    return v * math.log(q.large) + (1 - v) * math.log(q.small)
+    return v * _log(q.large) + (1 - v) * _log(q.small)
 
 
 def sample_exact(q: Posterior, pred: Prediction, z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ indices i count down to 0, the least noisy level.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from bench.diffusion.corrections import Identity
 from bench.diffusion.noise import Noise, Purpose
-from bench.diffusion.posterior import Posterior, sample_exact, step_log_variance
-from bench.diffusion.types import Correction, Denoiser, Level, Prediction, Step
+from bench.diffusion.posterior import Posterior, root, sample_exact, step_log_variance
+from bench.diffusion.types import Call, Correction, Denoiser, Level, Prediction, Step
 
 __all__ = [
     "DDIM", "VARIANCES", "Ancestral", "Draws", "PosteriorMean", "Solver", "paired", "prior", "teacher_forced", "walk",
@@ -103,7 +103,7 @@ class Ancestral(_OneCall):
         mean = q.c1 * x0 + q.c2 * x
         if self.variance == "exact":  # the posterior mean itself is known, so its guided form is too
             return q.c1 * _guided(x0, eps, pred, level)[0] + q.c2 * x + sample_exact(q, pred, z)
-        if level_next.sigma == 0:
+        if level_next.is_clean:
             return mean
         log_variance = step_log_variance(self.variance, q, pred)
         scale = torch.exp(0.5 * log_variance) if isinstance(log_variance, Tensor) else q.std(self.variance)
@@ -140,10 +140,11 @@ class DDIM(_OneCall):
     ) -> Tensor:
         """Move along x0_hat and eps to the next level."""
         x0, eps = _guided(x0, eps, pred, level)
+        if self.eta == 0 or level_next.is_clean:
+            return level_next.alpha * x0 + level_next.sigma * eps
         noise_std = self.eta * Posterior.between(level, level_next).std("fixed-small")
-        direction = max(level_next.sigma**2 - noise_std**2, 0.0) ** 0.5
-        x_next = level_next.alpha * x0 + direction * eps
-        return x_next + noise_std * z if noise_std else x_next
+        direction = root(level_next.sigma**2 - noise_std**2)
+        return level_next.alpha * x0 + direction * eps + noise_std * z
 
 
 @dataclass(frozen=True)
@@ -260,24 +261,24 @@ class _Stepper:
         z = self.draws.normal(self.purpose, i, x.shape[1:])
         level, added = self.solver.stirred(level)
         x = x + added**0.5 * z if added else x
-        seen, seen_level, pred, x0_used, eps_used = self._ask(x, level)
-        x_next = self.solver.update(seen, x0_used, eps_used, pred, seen_level, level_next, z)
-        x_next = self.hooks.after(x_next, pred, level_next)
-        corrects = self.solver.stages == 2 and level_next.sigma > 0
-        yield Step(i, 0, level, level_next, x, x_next, pred, x0_used, eps_used, x0, not corrects)
+        corrects = self.solver.stages == 2 and not level_next.is_clean
+        start, call, pred, used = self._ask(x, Call(0, level, level_next, completes=not corrects))
+        x_next = self.solver.update(start, used.x0, used.eps, pred, call.level, call.level_next, z)
+        x_next = self.hooks.after(x_next, used, call)
+        yield Step(i, 0, level, level_next, x, x_next, pred, used.x0, used.eps, x0, not corrects)
         if corrects:
-            _, _, pred, x0_used, eps_next = self._ask(x_next, level_next)
-            corrected = self.solver.correct(seen, eps_used, eps_next, seen_level, level_next)
-            corrected = self.hooks.after(corrected, pred, level_next)
-            yield Step(i, 1, level_next, level_next, x_next, corrected, pred, x0_used, eps_next, x0, True)
+            _, again, pred, reached = self._ask(x_next, Call(1, level_next, level_next, completes=True))
+            corrected = self.solver.correct(start, used.eps, reached.eps, call.level, call.level_next)
+            corrected = self.hooks.after(corrected, reached, again)
+            yield Step(i, 1, level_next, level_next, x_next, corrected, pred, reached.x0, reached.eps, x0, True)
 
-    def _ask(self, x: Tensor, level: Level) -> tuple[Tensor, Level, Prediction, Tensor, Tensor]:
-        """Make one network call; return the state and level it saw, what it said, and the (x0, eps) to use."""
-        seen, seen_level = self.hooks.before(x, level)
-        pred = self.denoiser(seen, seen_level, self.cond)
-        x0_used, eps_used = self.hooks.prediction(pred, seen, seen_level)
+    def _ask(self, x: Tensor, call: Call) -> tuple[Tensor, Call, Prediction, Prediction]:
+        """Make one network call; return the state and step it is for, what was said, and what the update shall take."""
+        x, call = self.hooks.before(x, call)
+        pred = self.hooks.ask(lambda seen, level: self.denoiser(seen, level, self.cond), x, call.level)
+        x0, eps = self.hooks.prediction(pred, x, call)
         if self.clip:
-            clamped = x0_used.clamp(-1.0, 1.0)
-            eps_used = eps_used + (seen_level.alpha / seen_level.sigma) * (x0_used - clamped)
-            x0_used = clamped
-        return seen, seen_level, pred, x0_used, eps_used
+            clamped = x0.clamp(-1.0, 1.0)
+            eps = eps + (call.level.alpha / call.level.sigma) * (x0 - clamped)
+            x0 = clamped
+        return x, call, pred, replace(pred, x0=x0, eps=eps)

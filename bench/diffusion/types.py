@@ -6,21 +6,37 @@ One frame for all models: a state is ``x_t = alpha_t * x0 + sigma_t * noise``. V
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["CLEAN", "Correction", "Denoiser", "Level", "Prediction", "Probe", "Step"]
+__all__ = ["CLEAN", "Call", "Correction", "Denoiser", "Level", "Network", "Prediction", "Probe", "Step", "batched"]
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A noise level: ``t`` the 0-based training index the network is conditioned on, and the frame's two factors."""
+    """A noise level: ``t`` the 0-based training index the network is conditioned on, and the frame's two factors.
+
+    The levels of a walk are host floats; those that a correction makes may be one an image, see :func:`batched`.
+    """
 
     t: float
     alpha: float
     sigma: float
+
+    @property
+    def is_clean(self) -> bool:
+        """Tell whether no noise is left; levels of one an image never are clean."""
+        sigma: Any = self.sigma
+        return not isinstance(sigma, Tensor) and sigma == 0
+
+
+def batched(t: Tensor, alpha: Tensor, sigma: Tensor) -> Level:
+    """Return a level of its own for each image: tensors [B, 1, 1, 1] in the state's dtype, all of them noisy."""
+    numbers: tuple[Any, ...] = (t, alpha, sigma)
+    return Level(*numbers)
 
 
 CLEAN = Level(t=-1, alpha=1.0, sigma=0.0)  # the data themselves, one step below the least noisy level
@@ -67,6 +83,24 @@ class Step:
     completes: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A network call that a walk is about to make, and the step it is for.
+
+    ``level`` is where the state stands: the network is told so, and the update starts from there. ``level_next`` is
+    where the update goes. The correcting call of a Heun step (``stage`` 1) is made at the level that was reached, so
+    that both are equal. ``completes`` marks the last call of a solver step, whose new state the next one starts from.
+    """
+
+    stage: int
+    level: Level
+    level_next: Level
+    completes: bool
+
+
+Network = Callable[[Tensor, Level], Prediction]  # a denoiser whose conditioning is bound
+
+
 class Denoiser(Protocol):
     """A model at a noise level: state x [B, C, H, W] to a :class:`Prediction`; ``cond`` is drawn per sample."""
 
@@ -76,18 +110,26 @@ class Denoiser(Protocol):
 
 
 class Correction(Protocol):
-    """An intervention on a walk. Each hook's identity leaves the plain sampler bit for bit."""
+    """An intervention on a walk. Each hook's identity leaves the plain sampler bit for bit.
 
-    def before(self, x: Tensor, level: Level) -> tuple[Tensor, Level]:
-        """Change the state or the level the network sees."""
+    The hooks come in the order in which they stand here; :class:`bench.diffusion.corrections.Identity` is the base to
+    derive from.
+    """
+
+    def before(self, x: Tensor, call: Call) -> tuple[Tensor, Call]:
+        """Change the state, where it is taken to stand, or where the step goes."""
         ...
 
-    def prediction(self, pred: Prediction, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    def ask(self, network: Network, x: Tensor, level: Level) -> Prediction:
+        """Ask the network, once; the prediction is of x at ``level``, whatever the network was shown."""
+        ...
+
+    def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Return the (x0, eps) the update shall use, before clipping."""
         ...
 
-    def after(self, x_next: Tensor, pred: Prediction, level_next: Level) -> Tensor:
-        """Change the state the update produced."""
+    def after(self, x_next: Tensor, pred: Prediction, call: Call) -> Tensor:
+        """Change the state the update produced; ``pred`` holds the x0 and eps that the update took."""
         ...
 
 

@@ -1,13 +1,15 @@
 """Training objectives: what the network is shown, what it must say, and the loss.
 
 Indices t count from 0. ``noise`` and ``xi`` are independent unit normals; ``gamma`` is the input-perturbation
-strength and ``s = sqrt(1 + gamma**2)``.
+strength and ``s = sqrt(1 + gamma**2)``; it may depend on t, see :data:`GAMMA_SCHEDULES`.
 
 * ``ddpm``: Ho et al. 2020, eq. 14.
 * ``ddpm-ip``: Ning et al. 2023, Algorithm 1: the input carries ``noise + gamma * xi``, the target is ``noise``.
 * ``ddpm-y``: same input, target ``(noise + gamma * xi) / s`` (ibid., Table 7): plain DDPM on a larger schedule.
 * ``ip-equivalent``: input ``alpha x0 + s sigma noise``, target ``noise / s``. Its expected gradient is that of
   ``ddpm-ip``, because given the input's noise n' = (noise + gamma xi) / s the target is n'/s plus independent noise.
+
+:func:`rectified` then turns a pair into DREAM's, and :mod:`bench.models.scheduled_sampling` replaces it.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.diffusion.schedules import alpha_bars, betas
 
-__all__ = ["OBJECTIVES", "Process", "edm_loss", "gradient_penalty", "hybrid_loss", "make_pair"]
+__all__ = [
+    "GAMMA_SCHEDULES", "OBJECTIVES", "Process", "edm_loss", "gamma_at", "gradient_penalty", "hybrid_loss", "make_pair",
+    "rectified",
+]  # fmt: skip
 
+Gamma = float | Tensor
 Pair = tuple[Tensor, Tensor]
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,25 +60,54 @@ class Process:
         return cls(*(column.to(device, torch.float32).reshape(-1, 1, 1, 1) for column in columns))
 
 
-def _ddpm(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: float) -> Pair:
+def _linear(t: Tensor, T: int) -> Tensor:
+    return 0.01 + 0.99 * t / max(T - 1, 1)
+
+
+def _cosine(t: Tensor, T: int) -> Tensor:
+    return ((t / T + 0.008) / 1.008 * (math.pi / 2)).cos().square()
+
+
+# The share of gamma at indices t [B] of 0..T-1. The released code of the time-shift sampler's ADM version trains with a
+# gamma that depends on t; no paper describes it. ``linear`` rises from .01 at t = 0 to 1 at T - 1, the noisiest.
+# ``cosine`` falls from 1 to 0: the code takes the cosine of t where t / T is meant, which would jump from index to
+# index, and has a cutoff, 0 by default, that switches the perturbation off at the noisiest indices.
+GAMMA_SCHEDULES: Mapping[str, Callable[[Tensor, int], Gamma]] = {
+    "constant": lambda t, T: 1.0,
+    "linear": _linear,
+    "cosine": _cosine,
+}
+
+
+def gamma_at(schedule: str, gamma: float, t: Tensor, T: int) -> Gamma:
+    """Return the input-perturbation strength at indices t [B] of 0..T-1: ``gamma`` itself, or float32 [B, 1, 1, 1]."""
+    share = GAMMA_SCHEDULES[schedule](t.float(), T)
+    return gamma * (share.reshape(-1, 1, 1, 1) if isinstance(share, Tensor) else share)
+
+
+def _inflation(gamma: Gamma) -> Gamma:
+    return (1 + gamma.square()).sqrt() if isinstance(gamma, Tensor) else math.sqrt(1 + gamma**2)
+
+
+def _ddpm(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: Gamma) -> Pair:
     return alpha * x0 + sigma * noise, noise
 
 
-def _ddpm_ip(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: float) -> Pair:
+def _ddpm_ip(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: Gamma) -> Pair:
     return alpha * x0 + sigma * (noise + gamma * xi), noise
 
 
-def _ddpm_y(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: float) -> Pair:
+def _ddpm_y(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: Gamma) -> Pair:
     total = noise + gamma * xi
-    return alpha * x0 + sigma * total, total / math.sqrt(1 + gamma**2)
+    return alpha * x0 + sigma * total, total / _inflation(gamma)
 
 
-def _ip_equivalent(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: float) -> Pair:
-    s = math.sqrt(1 + gamma**2)
+def _ip_equivalent(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: Gamma) -> Pair:
+    s = _inflation(gamma)
     return alpha * x0 + s * sigma * noise, noise / s
 
 
-OBJECTIVES: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Pair]] = {
+OBJECTIVES: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Gamma], Pair]] = {
     "ddpm": _ddpm,
     "ddpm-ip": _ddpm_ip,
     "ddpm-y": _ddpm_y,
@@ -80,9 +115,20 @@ OBJECTIVES: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float
 }
 
 
-def make_pair(name: str, process: Process, x0: Tensor, t: Tensor, noise: Tensor, xi: Tensor, gamma: float) -> Pair:
+def make_pair(name: str, process: Process, x0: Tensor, t: Tensor, noise: Tensor, xi: Tensor, gamma: Gamma) -> Pair:
     """Return (network input, target), both [B, C, H, W], for real images x0 in [-1, 1] at indices t [B]."""
     return OBJECTIVES[name](x0, process.alpha[t], process.sigma[t], noise, xi, gamma)
+
+
+def rectified(process: Process, eps: Tensor, y: Tensor, target: Tensor, t: Tensor, power: float) -> Pair:
+    """Return DREAM's (network input, target) of a pair (Zhou et al. 2024, algorithm 3), both [B, C, H, W].
+
+    The network's own error d = sigma_t^power (target - eps) is added to the input's noise and to the target, so that the
+    input is ``alpha x0 + sigma target`` still. ``eps`` is what the network says of the pair, without a gradient: one more
+    call an image. The paper's power is 1; a large one leaves plain DDPM at all but the noisiest indices.
+    """
+    error = process.sigma[t].pow(power) * (target - eps)
+    return y + process.sigma[t] * error, target + error
 
 
 def hybrid_loss(process: Process, output: Tensor, y: Tensor, target: Tensor, x0: Tensor, t: Tensor) -> Pair:

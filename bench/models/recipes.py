@@ -36,13 +36,21 @@ class Recipe:
 
     ``gradient_penalty`` and ``weight_decay`` are the papers' lambda_GP and lambda_WD; weight decay is decoupled
     (AdamW). The penalty is taken on an eighth of each batch, an unbiased estimate at a fraction of its cost.
+    ``gamma_schedule`` names how gamma depends on the index. ``dream_power`` is DREAM's exponent, None for none.
+    ``scheduled_sampling`` is the largest share of a batch that scheduled sampling replaces, ``rollout_steps`` and
+    ``rollout_stride`` how many steps lead to a replaced input and how many indices each of them spans.
     """
 
     name: str
     objective: str = "ddpm"
     gamma: float = 0.0
+    gamma_schedule: str = "constant"
     gradient_penalty: float = 0.0
     weight_decay: float = 0.0
+    dream_power: float | None = None
+    scheduled_sampling: float = 0.0
+    rollout_steps: int = 4
+    rollout_stride: int = 1
     dataset: str = "digits"
     schedule: str = "cosine"
     T: int = 1000
@@ -58,10 +66,13 @@ _ADM = Recipe("adm")
 _ALL = (
     _ADM,
     replace(_ADM, name="adm-ip", objective="ddpm-ip", gamma=0.1),
+    replace(_ADM, name="adm-ip-t", objective="ddpm-ip", gamma=0.1, gamma_schedule="linear"),
     replace(_ADM, name="adm-ip-equivalent", objective="ip-equivalent", gamma=0.1),  # a check of theory: not embedded
     replace(_ADM, name="ddpm-y", objective="ddpm-y", gamma=0.1),
     replace(_ADM, name="adm-gp", gradient_penalty=1e-4),
     replace(_ADM, name="adm-wd", weight_decay=0.3),
+    replace(_ADM, name="adm-mdss", scheduled_sampling=0.5),
+    replace(_ADM, name="adm-dream", dream_power=1.0),
     replace(_ADM, name="edm", objective="edm", schedule="edm"),
 )
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from bench.diffusion.corrections import EpsilonScaling, Identity
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
 from bench.diffusion.schedules import levels
-from bench.diffusion.types import Level, Prediction
+from bench.diffusion.types import Call, Level, Prediction
 
 LEVELS = levels("cosine", 1000, 20)
 DRAWS = Draws(Noise(0), torch.arange(3))
@@ -61,7 +62,7 @@ def test_divisor_grows_from_the_least_noisy_level():
     scaling = EpsilonScaling(LEVELS, b=1.1, k=0.01)
     one = torch.ones(1, 1, 1, 1)
     for i, level in enumerate(reversed(LEVELS[:-1])):
-        x0, eps = scaling.prediction(Prediction(one, one), one, level)
+        x0, eps = scaling.prediction(Prediction(one, one), one, Call(0, level, level, True))
         assert eps.item() == pytest.approx(1 / (1.1 + 0.01 * i), rel=2e-7)
         # x0_hat stays consistent: alpha x0 + sigma eps = x, in sums of numbers of order 1.
         assert (level.alpha * x0 + level.sigma * eps).item() == pytest.approx(1.0, abs=3e-7)
@@ -73,8 +74,8 @@ def test_a_shorter_paired_walk_keeps_the_divisors():
     tail = LEVELS[-8:]
     whole, part = EpsilonScaling(LEVELS, 1.0, 0.01), EpsilonScaling(tail, 1.0, 0.01)
     for level in tail[:-1]:
-        prediction = Prediction(one, one)
-        assert torch.equal(whole.prediction(prediction, one, level)[1], part.prediction(prediction, one, level)[1])
+        given = Prediction(one, one), one, Call(0, level, level, True)
+        assert torch.equal(whole.prediction(*given)[1], part.prediction(*given)[1])
 
 
 @pytest.mark.parametrize(
@@ -102,10 +103,11 @@ def test_learned_variance_is_untouched(stand_in):
 class Shift(Identity):
     """Shows the network another state and level, and marks what the update produced."""
 
-    def before(self, x, level):
-        return x + 1, Level(level.t / 2, level.alpha, level.sigma)
+    def before(self, x, call):
+        level = call.level
+        return x + 1, replace(call, level=Level(level.t / 2, level.alpha, level.sigma))
 
-    def after(self, x_next, pred, level_next):
+    def after(self, x_next, pred, call):
         return x_next + 100
 
 

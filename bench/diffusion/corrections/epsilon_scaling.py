@@ -1,0 +1,71 @@
+"""Epsilon scaling (Ning et al. 2024): the predicted noise is divided by b + k i, in the three published ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from bench.diffusion.corrections.identity import Identity
+from bench.diffusion.corrections.interpolation import ByLevel
+from bench.diffusion.types import Call, Level, Prediction
+
+__all__ = ["EpsilonScaling", "FirstCallScaling", "X0Scaling"]
+
+
+class EpsilonScaling(Identity):
+    """Divide eps by ``b + k*i`` in x0_hat and in the direction (ADM-ES; EDM-ES, ``edm_sampler``).
+
+    i = 0 is the least noisy of the visited levels, as in the published code, which divides eps inside x0_hat only;
+    its DDIM re-derives eps from x0_hat, so both terms of a step use the scaled eps. b > 1 removes less noise.
+    The learned variance is untouched. At a level between two visited ones, which churn and the time shift make, the
+    divisor is interpolated in t.
+
+    Args:
+        levels: the walk's levels, noisiest first, ending in the clean level.
+        b: divisor at i = 0.
+        k: slope a solver step.
+
+    Raises:
+        ValueError: a divisor of the walk is not positive and finite.
+    """
+
+    def __init__(self, levels: Sequence[Level], b: float, k: float = 0.0) -> None:
+        divisors = [b + k * i for i in range(len(levels) - 1)]
+        if not all(0 < divisor < math.inf for divisor in divisors):
+            raise ValueError(
+                f"epsilon scaling by {b} + {k}*i reaches {min(divisors):g}; it must stay positive and finite"
+            )
+        self._divisor = ByLevel([level.t for level in reversed(levels[:-1])], divisors)
+
+    def scaled(self, pred: Prediction, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Return x0_hat of the scaled eps, and the scaled eps."""
+        divisor = self._divisor(level.t)
+        if isinstance(divisor, float) and divisor == 1.0:  # off: not even a rounding error
+            return pred.x0, pred.eps
+        eps = pred.eps / divisor
+        return (x - level.sigma * eps) / level.alpha, eps
+
+    def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Return x0_hat of the scaled eps, and the scaled eps."""
+        return self.scaled(pred, x, call.level)
+
+
+class X0Scaling(EpsilonScaling):
+    """The same in x0_hat alone, the direction keeping the raw eps (LDM-ES, ``ddim.py``).
+
+    Ancestral steps take no direction, so there it is :class:`EpsilonScaling`; Euler and Heun steps take nothing else.
+    """
+
+    def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Return x0_hat of the scaled eps, and the raw eps."""
+        return self.scaled(pred, x, call.level)[0], pred.eps
+
+
+class FirstCallScaling(EpsilonScaling):
+    """The same, but not in the correcting call of a Heun step (EDM-ES, ``ablation_sampler``)."""
+
+    def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Scale a step's first call only."""
+        return (pred.x0, pred.eps) if call.stage else self.scaled(pred, x, call.level)

@@ -1,0 +1,100 @@
+"""Scheduled sampling: inputs that the network made itself in a few steps, as its sampler would.
+
+Multi-step denoising scheduled sampling (MDSS, Ren et al., AAAI 2024). Its abstract says: training inputs are replaced by
+the model's own, made by several iterations of small denoising steps so that errors accumulate as they do in sampling, and
+what is predicted (the noise) accounts for the error of the input as well. No code was released. Ours, for want of
+details, are:
+
+* the start: ``x_s ~ q(x_s | x0)`` at ``s = t + steps * stride`` (or T - 1, if that is less), with the image's own noise;
+* the steps: DDPM sampling as the suite does it by default, with the learned variance and x0_hat clipped to [-1, 1], by the
+  weights being trained and without a gradient;
+* the target: the noise that leads from x0 to the state that was reached, ``eps' = (x_hat - alpha_t x0) / sigma_t``;
+* the schedule: the replaced share of each batch grows linearly from 0; it is taken from the front of the batch, whose
+  order is random.
+
+The steps should be small. The state forgets its x0 on the way: given x_s it is independent of it, so that even for an
+exact denoiser the best answer at x_hat is not E[x0 | x_t]. For x0 ~ N(0, v) its gain is too small by the factor
+``1 - (1 - alpha_s^2 / alpha_t^2) / (alpha_s^2 v + sigma_s^2)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.diffusion.posterior import Posterior
+from bench.diffusion.schedules import alpha_bars
+from bench.diffusion.types import Level
+
+__all__ = ["Rollout", "replaced_share"]
+
+
+def replaced_share(largest: float, iteration: int, iterations: int) -> float:
+    """Return the share of a batch to replace: 0 at the first iteration, rising linearly to ``largest`` at the last."""
+    return largest * iteration / max(iterations - 1, 1)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The steps from any index t to the index ``stride`` below, float32 [T, 1, 1, 1] each by the index that is reached.
+
+    Coefficients as in :class:`bench.diffusion.posterior.Posterior`, computed in float64. The last row leads from T - 1
+    to itself and holds no step.
+    """
+
+    steps: int
+    stride: int
+    alpha: Tensor
+    sigma: Tensor
+    c1: Tensor
+    c2: Tensor
+    log_small: Tensor
+    log_large: Tensor
+
+    @classmethod
+    def make(cls, schedule: str, T: int, steps: int, stride: int, device: torch.device | str = "cpu") -> Rollout:
+        """Build the steps of a named schedule's training process."""
+        levels = [Level(t, math.sqrt(bar), math.sqrt(1 - bar)) for t, bar in enumerate(alpha_bars(schedule, T))]
+        rows = [(levels[min(t + stride, T - 1)], levels[t]) for t in range(T)]
+        q = [Posterior.between(level, level_next) for level, level_next in rows]
+        columns = (
+            [level_next.alpha for _, level_next in rows],
+            [level_next.sigma for _, level_next in rows],
+            [step.c1 for step in q],
+            [step.c2 for step in q],
+            [math.log(step.small or 1.0) for step in q],
+            [math.log(step.large or 1.0) for step in q],
+        )
+        return cls(steps, stride, *(torch.tensor(c, dtype=torch.float32, device=device).reshape(-1, 1, 1, 1) for c in columns))
+
+    @torch.no_grad()
+    def pair(
+        self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, noise: Tensor, draw: Callable[[int], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return (network input, target), both [B, C, H, W], for real images x0 in [-1, 1] at indices t [B] from 0.
+
+        Args:
+            network: called as ``network(x, t)`` ``steps`` times, [B, 2C, H, W]: eps and the raw variance fraction.
+            x0: [B, C, H, W].
+            t: where the pair belongs, int64 [B].
+            noise: unit normals of the start, [B, C, H, W].
+            draw: unit normals of the k-th step, k = 1 .. steps, [B, C, H, W].
+        """
+        last = len(self.alpha) - 1
+        path = [(t + k * self.stride).clamp(max=last) for k in range(self.steps, -1, -1)]
+        x = self.alpha[path[0]] * x0 + self.sigma[path[0]] * noise
+        for k, (here, below) in enumerate(zip(path, path[1:], strict=False), start=1):
+            x = self._step(network(x, here), x, here, below, draw(k))
+        return x, (x - self.alpha[t] * x0) / self.sigma[t]
+
+    def _step(self, output: Tensor, x: Tensor, here: Tensor, below: Tensor, z: Tensor) -> Tensor:
+        eps, raw = output.chunk(2, dim=1)
+        x0_hat = ((x - self.sigma[here] * eps) / self.alpha[here]).clamp(-1, 1)
+        fraction = (raw + 1) / 2
+        log_variance = fraction * self.log_large[below] + (1 - fraction) * self.log_small[below]
+        x_next = self.c1[below] * x0_hat + self.c2[below] * x + (0.5 * log_variance).exp() * z
+        return torch.where((here == below).reshape(-1, 1, 1, 1), x, x_next)
