@@ -20,7 +20,7 @@ HALF = 898
 
 
 def sample(name: str, steps: int, count: int, seed: int) -> torch.Tensor:
-    model = load_registry(None, "digits").model(name)
+    model = load_registry((), "digits").model(name)
     denoiser, path = EpsDenoiser(load_network(model.weights, model.description)), levels("cosine", 1000, steps)
     images = []
     for numbers in torch.arange(count).split(128):

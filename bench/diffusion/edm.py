@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.diffusion.types import CLEAN, Level, Prediction
 
-__all__ = ["Churn", "Euler", "Heun", "edm_levels", "edm_position"]
+__all__ = ["Churn", "Euler", "Heun", "edm_grid", "edm_levels", "edm_position"]
 
 _RHO = 7.0
 _SIGMA_MIN, _SIGMA_MAX = 0.002, 80.0
@@ -54,6 +54,13 @@ def edm_levels(
     if any(a <= b for a, b in itertools.pairwise(sigmas)):
         raise ValueError(f"{steps} steps are more than this model has noise levels; use fewer")
     return (*(Level(edm_position(sigma), 1.0, sigma) for sigma in sigmas), CLEAN)
+
+
+def edm_grid(low: float = 0.0, high: float = math.inf, rounded: Callable[[float], float] = float) -> tuple[Level, ...]:
+    """Return the levels that a network knows, noisiest first, at most 1000 of them; arguments as in edm_levels."""
+    low, high = max(_SIGMA_MIN, low), min(_SIGMA_MAX, high)
+    sigmas = dict.fromkeys(rounded(_sigma(i / (_T - 1), low, high)) for i in range(_T))
+    return tuple(Level(edm_position(sigma), 1.0, sigma) for sigma in sigmas)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ METHODS = ("mean", "ddim", "ancestral")
 LENGTHS = (100, 300, 600, 900, 1000)  # of 1000 training steps: those of Ning et al. 2023, figure 5, and the whole
 _PICTURES = 8
 _KEPT = (  # of a cell's description
-    "model", "weights", "eps_scale", "eps_slope", "variance", "clip", "quantize",
+    "model", "weights", "eps_scale", "eps_slope", "remedies", "variance", "clip", "quantize",
 )  # fmt: skip
 _CLAMPED = "float images clamped to [-1, 1]"
 
@@ -76,7 +76,7 @@ class Chain(Extra):
         """Return everything that determines the numbers, and whose they are."""
         cell = self.cell.description()
         own = {"method": self.method, "start": self.length, "seed": self.cell.seed, "n": self.cell.samples}
-        kept = {**{name: cell[name] for name in _KEPT}, **self.cell.model.identity()}
+        kept = {**{name: cell[name] for name in _KEPT if name in cell}, **self.cell.model.identity()}
         return {"version": VERSION, **kept, **own, "data": cell["data"]}
 
     def levels(self) -> tuple[Level, ...]:
@@ -139,17 +139,13 @@ class Chain(Extra):
 def _settings(model: Model, config: SamplerConfig, method: str) -> SamplerConfig:
     """Return a method's sampler settings: the run's, where it has them.
 
-    A scaling model's constants are tuned for a sampler; the mean chain takes DDPM's, whose mean it follows.
+    A remedy's constants belong to a sampler; the mean chain takes DDPM's, whose mean it follows.
 
     Raises:
-        ConfigError: the model has no scaling constants for the method's sampler.
+        ConfigError: a remedy of the model does not work with the method's sampler, or has no constants for it.
     """
     sampler = "ddim" if method == "ddim" else "ddpm"
-    if model.scaling and not model.scaling[sampler].steps:
-        raise ConfigError(
-            f"no {sampler} scaling constants were tuned for {model.name!r}, and its {method} chains need them;"
-            " give --eps-scale, or leave chains out of --measure"
-        )
+    model.refuse(sampler, f", and its {method} chains need it (leave chains out of --measure)")
     trained = "learned" if model.learns_variance else "fixed-large"
     variance = config.variance or trained if method == "ancestral" else None
     return replace(config, sampler=sampler, spacing="plain", eta=0.0, variance=variance)
@@ -159,7 +155,7 @@ def plan_chains(cells: Sequence[Cell]) -> list[Extra]:
     """Return the chains of every model and seed of a run's cells, and the baselines they are read against.
 
     Raises:
-        ConfigError: a model's scaling does not reach over its whole training process.
+        ConfigError: a model's remedies do not reach over its whole training process.
     """
     chains: list[Extra] = []
     baselines: dict[tuple[str, int, int], Extra] = {}

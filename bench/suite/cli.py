@@ -28,9 +28,12 @@ from bench.suite.config import (
     parse_steps,
     positive,
 )
+from bench.suite.preview import dry_run
 from bench.suite.registry import EMBEDDED, Registry, load_registry
+from bench.suite.remedies import KINDS, SUFFIXES
 from bench.suite.request import Request
-from bench.suite.run import Run, dry_run
+from bench.suite.run import Run
+from bench.suite.tune import Tune, parse_tune
 
 __all__ = ["run"]
 
@@ -79,7 +82,14 @@ def _add_grid(grid: argparse._ArgumentGroup) -> None:
         "--crop", choices=CROPS, help="cut squares first: center, or guided-diffusion's way (default none)"
     )
     grid.add_argument("--resize-filter", choices=sorted(FILTERS), help="how to resize (default bicubic)")
-    grid.add_argument("--config", type=Path, metavar="FILE.toml", help="adds models and datasets")
+    grid.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.toml",
+        help="adds models and datasets; may be given more than once",
+    )
 
 
 def _add_sampling(how: argparse._ArgumentGroup) -> None:
@@ -112,6 +122,11 @@ def _add_sampling(how: argparse._ArgumentGroup) -> None:
     )
     how.add_argument("--eps-scale", type=float, metavar="B", help="override b of scaling models")
     how.add_argument("--eps-slope", type=float, metavar="K", help="override k of scaling models")
+    how.add_argument(
+        "--tune",
+        metavar="NAME=LOW:HIGH:COUNT",
+        help="try a grid of one constant of the models' remedies, or fit it (NAME=fit); writes tuned.toml for --config",
+    )
     how.add_argument("--batch-size", type=int, default=128, metavar="N", help="internal batch (default %(default)s)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
 
@@ -158,7 +173,9 @@ def _measure(args: argparse.Namespace) -> tuple[str, ...]:
         raise ConfigError("--no-probes measures nothing; leave it out, or leave out --measure")
     if not args.probes:
         return ()
-    return ("steps", "normality") if args.measure is None else parse_measure(args.measure)
+    if args.measure is None:  # a grid of constants is there to be compared, and has many cells
+        return ("steps", "normality") if args.tune is None else ()
+    return parse_measure(args.measure)
 
 
 def _check_numbers(args: argparse.Namespace, samples: int) -> None:
@@ -189,6 +206,14 @@ def _features(args: argparse.Namespace) -> str:
     if args.inception_weights is not None and features not in INCEPTION_EXTRACTORS:
         raise ConfigError(f"--inception-weights has no effect with --features {features}")
     return _choice("--features", features, EXTRACTORS)
+
+
+def _tune(args: argparse.Namespace) -> Tune | None:
+    if args.tune is None:
+        return None
+    if args.features == "none":
+        raise ConfigError("--tune compares distances on features; leave out --features none")
+    return parse_tune(args.tune)
 
 
 def _request(args: argparse.Namespace) -> Request:
@@ -227,12 +252,16 @@ def _request(args: argparse.Namespace) -> Request:
         data_dir=args.data_dir,
         preprocessing={name: value for name in _PREPROCESSING if (value := getattr(args, name)) is not None},
         out=args.out,
+        tune=_tune(args),
     )
 
 
 def _list_models(registry: Registry) -> None:
     for name in registry.names():
         print(f"{name:<16} {EMBEDDED.get(name, 'from the config file')}")
+    print("\nand each with remedies, in the order of the name, as in adm-es or adm-ts-es:\n")
+    for suffix, kind in SUFFIXES.items():
+        print(f"-{suffix:<15} {KINDS[kind].about}")
 
 
 def run(argv: Sequence[str] | None = None) -> tuple[int, Path | None]:

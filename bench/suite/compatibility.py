@@ -9,6 +9,7 @@ from bench.data import Dataset
 from bench.models.presets import PRESETS
 from bench.suite.config import ConfigError
 from bench.suite.model import Model
+from bench.suite.remedies import KINDS
 
 __all__ = ["check_fit"]
 
@@ -42,6 +43,12 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
     if height % factor or width % factor:
         raise ConfigError(
             f"model {model.name!r} halves images {factor}-fold; {data.name!r} has {data.shape[1:]} pixels"
+        )
+    needs_even = [remedy.kind for remedy in model.remedies if KINDS[remedy.kind].even]
+    if needs_even and (height % 2 or width % 2):
+        raise ConfigError(
+            f"{needs_even[0]} of model {model.name!r} needs images of even size, dataset {data.name!r} has"
+            f" {height}x{width}; use dcw-pixel, or see --resize"
         )
     if about.classes and measured and data.classes != about.classes:
         raise ConfigError(

@@ -17,11 +17,13 @@ _MOST_DOTS = 100  # in a line: tomllib takes time and memory by the square of a 
 Tables = Mapping[str, Mapping[str, Any]]
 
 _NUMBER, _WHOLE, _TEXT, _TABLE, _SWITCH = "a number", "a whole number", "a text", "a table", "true or false"
+_TABLES = "a list of tables"
 _TYPES: Mapping[str, tuple[type, ...]] = {
-    _NUMBER: (int, float), _WHOLE: (int,), _TEXT: (str,), _TABLE: (dict,), _SWITCH: (bool,),
+    _NUMBER: (int, float), _WHOLE: (int,), _TEXT: (str,), _TABLE: (dict,), _SWITCH: (bool,), _TABLES: (list,),
 }  # fmt: skip
 _MODEL_KEYS = {
-    "weights": _TEXT, "base": _TEXT, "preset": _TEXT, "eps_scale": _NUMBER, "eps_slope": _NUMBER,
+    "weights": _TEXT, "base": _TEXT, "preset": _TEXT,
+    "corrections": _TABLES, "eps_scale": _NUMBER, "eps_slope": _NUMBER,
     "network": _TABLE, "schedule": _TEXT, "T": _WHOLE,
     "adapter": _TEXT, "prediction": _TEXT, "in_channels": _WHOLE, "image_size": _WHOLE, "num_classes": _WHOLE,
     "learn_sigma": _SWITCH,

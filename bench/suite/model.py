@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 from bench.models.checkpoints import Description, file_hash
 from bench.models.formats import checkpoint_hash
 from bench.models.preconditioning import Preconditioning, make_preconditioning
-from bench.suite.config import short_hash
-from bench.suite.scaling import Scaling
+from bench.suite.config import ConfigError, short_hash
+from bench.suite.remedies import KINDS, Remedy
 
 __all__ = ["Guidance", "Model"]
+
+_SHIFTS = ("time-shift", "time-shift-code")
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,13 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Model:
-    """A named model: weights, what is in them, its epsilon scaling by sampler and its classifier, if it has one."""
+    """A named model: weights, what is in them, remedies in the order they act, and a classifier, if it has one."""
 
     name: str
     weights: Path
     description: Description
-    scaling: Mapping[str, Scaling] = field(default_factory=dict)
+    remedies: tuple[Remedy, ...] = ()
+    base: str = ""  # what the remedies were added to, where there are any
     guidance: Guidance | None = None
 
     @property
@@ -68,18 +71,61 @@ class Model:
         return found | (self.guidance.description() if self.guidance else {})
 
     def identity(self) -> dict[str, Any]:
-        """Return what determines the function besides the weights, scaling apart, JSON-like."""
+        """Return what determines the function besides the weights, remedies apart, JSON-like."""
         about = self.description
         network = short_hash(dict(about.network))
         return {"network": network, "schedule": about.schedule, "T": about.T, **self.additions()}
 
     def scale_at(self, sampler: str, steps: int) -> tuple[float, float]:
         """Return epsilon scaling's (b, k), (1, 0) for a model without it."""
-        return self.scaling[sampler].at(steps) if self.scaling else (1.0, 0.0)
+        found = [remedy.at(sampler, steps) for remedy in self.remedies if remedy.kind == "epsilon-scaling"]
+        return (found[0]["b"], found[0]["k"]) if found else (1.0, 0.0)
 
-    def overridden(self, b: float | None, k: float | None) -> Model:
-        """Return the model with its scaling constants replaced, at every step count."""
-        return replace(self, scaling={sampler: old.overridden(b, k) for sampler, old in self.scaling.items()})
+    def intervention(self, sampler: str, steps: int) -> dict[str, Any]:
+        """Return what is done to the walk, JSON-like; ``remedies`` only where epsilon scaling does not say it all."""
+        b, k = self.scale_at(sampler, steps)
+        told: dict[str, Any] = {"eps_scale": b, "eps_slope": k}
+        if [remedy.kind for remedy in self.remedies] not in ([], ["epsilon-scaling"]):
+            told["remedies"] = [remedy.description(sampler, steps) for remedy in self.remedies]
+        return told
+
+    def refuse(self, sampler: str, purpose: str = "") -> None:
+        """Refuse a sampler that a remedy does not work with, or has no constants for.
+
+        Args:
+            sampler: the run's.
+            purpose: what else needs it, for the message.
+
+        Raises:
+            ConfigError: naming the remedy.
+        """
+        shifts = [remedy.kind for remedy in self.remedies if remedy.kind in _SHIFTS]
+        if len(shifts) > 1:
+            raise ConfigError(f"model {self.name!r} has {' and '.join(shifts)}; a walk takes one time shift")
+        for remedy in self.remedies:
+            kind = KINDS[remedy.kind]
+            if sampler not in kind.samplers:
+                raise ConfigError(
+                    f"{remedy.kind} of model {self.name!r} does not work with --sampler {sampler}{purpose}:"
+                    f" {kind.reason}; use {' or '.join(kind.samplers)}"
+                )
+            missing = remedy.missing(sampler)
+            if missing == "b":
+                raise ConfigError(
+                    f"no {sampler} scaling constants were tuned for {self.name!r} with these weights{purpose};"
+                    " give --eps-scale, or find them with --tune b=fit"
+                )
+            if missing:
+                raise ConfigError(
+                    f"{remedy.kind} of model {self.name!r} needs {missing!r} for {sampler}{purpose}; find it with"
+                    f" --tune {missing}=fit, or give it in the config file"
+                )
+
+    def rescaled(self, b: float | None, k: float | None) -> Model:
+        """Return the model with epsilon scaling's constants replaced at every step count; None keeps one."""
+        given = {name: value for name, value in (("b", b), ("k", k)) if value is not None}
+        remedies = [r.overridden(given) if "b" in KINDS[r.kind].defaults else r for r in self.remedies]
+        return replace(self, remedies=tuple(remedies))
 
     def guided(self, guidance: Guidance) -> Model:
         """Return the model under a classifier's guidance."""

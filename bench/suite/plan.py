@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bench.data import Dataset
-from bench.diffusion.corrections import EpsilonScaling
-from bench.diffusion.edm import Churn, Euler, Heun, edm_levels
+from bench.diffusion.corrections import InOrder
+from bench.diffusion.edm import Churn, Euler, Heun, edm_grid, edm_levels
 from bench.diffusion.samplers import DDIM, Ancestral, Solver
 from bench.diffusion.schedules import levels
-from bench.diffusion.types import Level
+from bench.diffusion.types import Correction, Level
 from bench.measure.probes import spread_indices
 from bench.suite.config import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
 from bench.suite.model import Model
@@ -94,8 +94,7 @@ class Cell:
             "model": self.model.name,
             "weights": self.weights_hash,
             **self.model.identity(),
-            "eps_scale": self.scale[0],
-            "eps_slope": self.scale[1],
+            **self.model.intervention(self.config.sampler, self.steps),
             **({"labels": self.labels_hash} if self.labels_hash else {}),
             **self.config.description(),
             "steps": self.steps,
@@ -125,9 +124,23 @@ class Cell:
             return Heun(churn) if self.config.sampler == "heun" else Euler(churn)
         return DDIM(self.config.eta) if self.config.variance is None else Ancestral(self.config.variance)
 
-    def correction(self) -> EpsilonScaling | None:
-        """Return the model's epsilon scaling, None where it has none."""
-        return None if self.scale == (1.0, 0.0) else EpsilonScaling(self.levels(), *self.scale)
+    def grid(self) -> tuple[Level, ...]:
+        """Return every level the network knows, noisiest first; of a continuum, a thousand."""
+        model = self.model.description
+        if not model.is_edm:
+            return levels(model.schedule, model.T, model.T)[:-1]
+        known = self.model.preconditioning()
+        return edm_grid(known.sigma_min, known.sigma_max, known.rounded)
+
+    def correction(self) -> Correction | None:
+        """Return the model's remedies in their order, None where it has none.
+
+        Raises:
+            ValueError: a constant that a correction cannot take.
+        """
+        path, sampler = self.levels(), self.config.sampler
+        made = [remedy.correction(path, self.grid(), sampler, self.steps) for remedy in self.model.remedies]
+        return made[0] if len(made) == 1 else InOrder(made) if made else None
 
     def instruments(self) -> Instruments | None:
         """Return what the instruments look at, None where nothing is measured."""
@@ -208,7 +221,7 @@ def plan_cells(
     """Return every cell of the grid, checked: each can be built before the first network call.
 
     Raises:
-        ConfigError: a step count the model or spacing cannot do, or a scaling that would divide by 0.
+        ConfigError: a step count the model or spacing cannot do, or a remedy with impossible constants.
     """
     parts = (len(data.part("train")), len(data.part("heldout")))
     data_hash = data.content_hash()

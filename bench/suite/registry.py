@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,23 @@ from bench.models.formats import describe, located
 from bench.models.presets import PRESETS
 from bench.models.recipes import DIGITS_NETWORK
 from bench.models.unet_arguments import complete
-from bench.suite.config import SAMPLERS, ConfigError, nearest, positive
+from bench.suite.config import ConfigError, nearest, positive
 from bench.suite.config_file import read_config_file
+from bench.suite.constants import known_constants
 from bench.suite.model import Guidance, Model
-from bench.suite.scaling import Scaling, constants
+from bench.suite.remedies import SUFFIXES, Remedy
+from bench.suite.remedy_entries import read_remedy
 
 __all__ = ["EMBEDDED", "Registry", "load_registry"]
 
 WEIGHTS = Path(__file__).parent.parent / "models" / "weights"
-_SCALED = {"adm-es": "adm", "adm-es-linear": "adm", "ddpm-y-es": "ddpm-y", "edm-es": "edm"}
 EMBEDDED: Mapping[str, str] = {
     "adm": "the baseline: DDPM objective, ADM network",
     "adm-ip": "input perturbation, gamma 0.1 (Ning et al. 2023)",
     "ddpm-y": "DDPM on the perturbed input, eps' as its target (ibid., Table 7)",
     "adm-gp": "baseline with a gradient penalty",
     "adm-wd": "baseline with decoupled weight decay",
-    "adm-es": "adm with uniform epsilon scaling (Ning et al. 2024)",
-    "adm-es-linear": "adm with linear epsilon scaling, the paper's ADM-ES*",
-    "ddpm-y-es": "ddpm-y with eps divided by sqrt(1 + gamma^2), in theory equal to adm-ip",
     "edm": "EDM's preconditioning and loss (Karras et al. 2022), for --sampler heun or euler",
-    "edm-es": "edm with uniform epsilon scaling, the paper's EDM-ES",
 }
 _OF_ADAPTERS = ("prediction", "in_channels", "image_size", "num_classes", "learn_sigma")
 
@@ -45,40 +42,58 @@ _OF_ADAPTERS = ("prediction", "in_channels", "image_size", "num_classes", "learn
 class Registry:
     """Every model and dataset a run may name.
 
-    ``folder`` is where relative paths of adapters start: the config file's.
+    ``folders`` is where relative paths of an entry's adapter start: its config file's.
     """
 
     dataset: str
     entries: Mapping[str, Mapping[str, Any]]
     datasets: Mapping[str, Mapping[str, Any]]
-    folder: Path = Path()
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     def names(self) -> list[str]:
-        """Return the known model names, the embedded family first."""
+        """Return the names of models without remedies, the embedded family first; see SUFFIXES for the others."""
         return [*EMBEDDED, *(name for name in self.entries if name not in EMBEDDED)]
 
     def model(self, name: str, path: Path | None = None) -> Model:
         """Look a model up, with ``path`` in place of its own weights if given.
 
+        Names of models may be followed by those of remedies, as in ``adm-ts``; a config file's entry comes first.
+
         Raises:
             ConfigError: unknown name, or nothing to load it from.
             CheckpointError: the weights cannot be described.
         """
-        path = None if path is None else located(path)
+        return self._model(name, None if path is None else located(path), name)
+
+    def _model(self, name: str, path: Path | None, asked: str) -> Model:
+        """Look up ``name``, a part of what the user ``asked`` for."""
         entry = self.entries.get(name)
         if entry is not None:
             return self._configured(name, entry, path)
-        if name not in EMBEDDED:
-            if path is None:
-                raise nearest("model", name, self.names())
-            return Model(name, path, self._unnamed(name, path))
-        base = _SCALED.get(name, name)
-        embedded = WEIGHTS / self.dataset / f"{base}.safetensors"
-        weights = path or embedded
+        if name in EMBEDDED:
+            return self._trained(name, path, asked)
+        split = self._split(name)
+        if split is not None:
+            model = self._model(split[0], path, asked)
+            return _with(replace(model, name=name), model, self._remedy(name, split[1], model))
+        if path is None:
+            raise nearest("model", name, [*self.names(), *(f"{base}-{s}" for base in self.names() for s in SUFFIXES)])
+        return Model(name, path, self._unnamed(name, path))
+
+    def _split(self, name: str) -> tuple[str, str] | None:
+        """Return (model, remedy) of a name that ends in a remedy's, None where it does not."""
+        for suffix in sorted(SUFFIXES, key=len, reverse=True):
+            base = name.removesuffix(f"-{suffix}")
+            if base != name and (base in self.entries or base in EMBEDDED or self._split(base)):
+                return base, suffix
+        return None
+
+    def _trained(self, name: str, path: Path | None, asked: str) -> Model:
+        embedded = WEIGHTS / self.dataset / f"{name}.safetensors"
         if path is None and not embedded.exists():
-            raise ConfigError(f"no embedded weights of {name!r} for dataset {self.dataset!r}; give {name}=PATH")
-        description = self._describe(weights, {})
-        return Model(name, weights, description, self._scaling(name, weights, description))
+            raise ConfigError(f"no embedded weights of {asked!r} for dataset {self.dataset!r}; give {asked}=PATH")
+        weights = path or embedded
+        return Model(name, weights, self._describe(weights, {}))
 
     def _unnamed(self, name: str, path: Path) -> Description:
         """Describe a file under a name that nobody knows: one that describes itself, or fits the dataset's preset."""
@@ -91,29 +106,34 @@ class Registry:
             )
         return own or PRESETS[self.dataset].description()
 
-    def _scaling(self, name: str, weights: Path, description: Description) -> Mapping[str, Scaling]:
-        """Return a scaling model's constants by sampler.
+    def _remedy(self, name: str, suffix: str, model: Model) -> Remedy:
+        """Return a remedy with what is known of its constants.
 
-        Those of the digits were tuned on the embedded weights and hold for no others; published ones belong to released
-        files, of which there are no checksums, so any file of that dataset gets them.
+        Those of the digits were found with the embedded weights and hold for no others; published ones belong to
+        released files, of which there are no checksums, so any file of that dataset gets them.
+
+        Args:
+            name: of the model with it, which its constants are filed under.
+            suffix: its own.
+            model: what it is added to.
         """
-        if name not in _SCALED:
-            return {}
-        gamma = float(description.training.get("gamma", 0.0))
-        if name == "ddpm-y-es" and gamma:
-            return dict.fromkeys(SAMPLERS, Scaling((1,), (math.sqrt(1 + gamma**2),), (0.0,)))
-        embedded = WEIGHTS / self.dataset / f"{_SCALED[name]}.safetensors"
-        known = not embedded.exists() or (weights.is_file() and file_hash(embedded) == file_hash(weights))
-        found = constants(self.dataset, name, description.classes is not None) if known else {}
-        return {sampler: found.get(sampler, Scaling()) for sampler in SAMPLERS}
+        remedy, training = Remedy(SUFFIXES[suffix]), model.description.training
+        if name == "ddpm-y-es" and training.get("gamma"):
+            return remedy.overridden({"b": math.sqrt(1 + float(training["gamma"]) ** 2)})
+        family = [base for base in EMBEDDED if name.startswith(f"{base}-") and base not in self.entries]
+        embedded = WEIGHTS / self.dataset / f"{max(family, key=len, default='')}.safetensors"
+        if embedded.exists() and not (model.weights.is_file() and file_hash(embedded) == file_hash(model.weights)):
+            return remedy
+        return replace(remedy, constants=known_constants(self.dataset, name, model.description.classes is not None))
 
     def _configured(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         if "base" in entry:
-            ignored = [key for key in entry if key not in ("base", "eps_scale", "eps_slope")]
+            ignored = [key for key in entry if key not in ("base", "eps_scale", "eps_slope", "corrections")]
             if ignored:
                 raise ConfigError(f"model {name!r} has both 'base' and {ignored[0]!r} in the config file; keep one")
             self._refuse_circle(name)
-            model = replace(self.model(str(entry["base"]), path), name=name)
+            found = self._model(str(entry["base"]), path, str(entry["base"]))
+            model = replace(found, name=name, base=found.base or found.name)
         elif "adapter" in entry:
             model = self._adapted(name, entry, path)
         else:
@@ -121,32 +141,47 @@ class Registry:
             if not str(entry.get("weights", "")) and path is None:
                 raise ConfigError(f"model {name!r} needs 'weights', 'adapter' or 'base' in the config file")
             model = Model(name, weights, self._describe(weights, entry))
+        added = [read_remedy(name, told) for told in entry.get("corrections", ()) if self._is_table(name, told)]
         if "eps_scale" in entry or "eps_slope" in entry:
             b, k = float(entry.get("eps_scale", 1.0)), float(entry.get("eps_slope", 0.0))
             positive(f"eps_scale of model {name!r}", b)
-            model = replace(model, scaling=dict.fromkeys(SAMPLERS, Scaling((1,), (b,), (0.0,), slope=k)))
-        return model
+            if any(remedy.kind == "epsilon-scaling" for remedy in model.remedies):
+                model = model.rescaled(b, k)
+            else:
+                added.append(Remedy("epsilon-scaling").overridden({"b": b, "k": k}))
+        return _with(model, model, *added)
+
+    @staticmethod
+    def _is_table(name: str, told: Any) -> bool:
+        if not isinstance(told, Mapping):
+            raise ConfigError(f"'corrections' of model {name!r} in the config file must be a list of tables")
+        return True
 
     def _adapted(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         for key in ("network", "preset"):
             if key in entry:
                 raise ConfigError(f"model {name!r} has both 'adapter' and {key!r} in the config file; keep one")
         file = Path(str(entry["adapter"]).rpartition(":")[0])
-        told = dict(entry) if path is None else {**entry, "weights": self._seen_from_folder(path, file)}
-        return Model(name, self.folder / file, describe_adapter(told, self.folder))
+        folder = self.folders[name]
+        told = dict(entry) if path is None else {**entry, "weights": self._seen_from(folder, path, file)}
+        return Model(name, folder / file, describe_adapter(told, folder))
 
-    def _seen_from_folder(self, path: Path, file: Path) -> str:
+    @staticmethod
+    def _seen_from(folder: Path, path: Path, file: Path) -> str:
         """Return a path of the command line as an entry would give it: as the adapter's, absolute or not."""
         full = path.resolve()
-        return str(full) if file.is_absolute() else os.path.relpath(full, self.folder.resolve())
+        return str(full) if file.is_absolute() else os.path.relpath(full, folder.resolve())
 
     def _refuse_circle(self, name: str) -> None:
         seen, here = [name], self.entries[name]
-        while (base := here.get("base")) in self.entries:
+        while "base" in here:
+            base = str(here["base"])
+            while base not in self.entries and (split := self._split(base)):
+                base = split[0]
             if base in seen:
-                raise ConfigError(f"model {name!r} is based on itself ({' -> '.join([*seen, str(base)])})")
-            seen.append(str(base))
-            here = self.entries[str(base)]
+                raise ConfigError(f"model {name!r} is based on itself ({' -> '.join([*seen, base])})")
+            seen.append(base)
+            here = self.entries.get(base, {})
 
     def _describe(self, weights: Path, entry: Mapping[str, Any]) -> Description:
         """Describe weights by themselves, by a TOML entry, by a preset, or as the embedded digits network."""
@@ -222,13 +257,27 @@ class Registry:
         return data
 
 
-def load_registry(config: Path | None, dataset: str) -> Registry:
-    """Read the TOML file, if any, and return the registry of a dataset.
+def _with(model: Model, old: Model, *remedies: Remedy) -> Model:
+    """Return a model with remedies after those that the old one has."""
+    return replace(model, remedies=(*old.remedies, *remedies), base=model.base or old.name) if remedies else model
+
+
+def load_registry(configs: Sequence[Path], dataset: str) -> Registry:
+    """Read TOML files and return the registry of a dataset.
 
     Raises:
-        ConfigError: the file is missing or wrong, or the dataset is unknown.
+        ConfigError: a file is missing or wrong, two files name one model or dataset, or the dataset is unknown.
     """
-    models, datasets = read_config_file(config) if config else ({}, {})
+    models: dict[str, Mapping[str, Any]] = {}
+    datasets: dict[str, Mapping[str, Any]] = {}
+    folders: dict[str, Path] = {}
+    for path in configs:
+        more = read_config_file(path)
+        for kind, old, new in (("model", models, more[0]), ("dataset", datasets, more[1])):
+            if twice := [name for name in new if name in old]:
+                raise ConfigError(f"{kind} {twice[0]!r} is in two config files; rename it in {path}")
+            old.update(new)
+        folders |= dict.fromkeys(more[0], path.parent)
     if dataset not in datasets and dataset not in DATASETS:
         raise nearest("dataset", dataset, [*DATASETS, *datasets])
-    return Registry(dataset, models, datasets, config.parent if config else Path())
+    return Registry(dataset, models, datasets, folders)

@@ -14,6 +14,8 @@ from bench.suite.config import EDM_SAMPLERS, ConfigError, SamplerConfig
 from bench.suite.model import Model
 from bench.suite.plan import IN_CELLS
 from bench.suite.registry import Registry
+from bench.suite.remedies import KINDS
+from bench.suite.tune import Tune
 
 __all__ = ["Request", "device_of", "resolve_models", "resolve_sampler"]
 
@@ -43,6 +45,7 @@ class Request:
     data_dir: Path | None
     preprocessing: Mapping[str, Any]
     out: Path | None
+    tune: Tune | None = None
 
     def in_cells(self) -> tuple[str, ...]:
         """Return the measurements made while cells are sampled."""
@@ -69,9 +72,11 @@ def resolve_models(request: Request, registry: Registry) -> tuple[Model, ...]:
     """
     models = tuple(registry.model(name, path) for name, path in request.models)
     if request.eps_scale is not None or request.eps_slope is not None:
-        if not any(model.scaling for model in models):
+        if not any("b" in KINDS[remedy.kind].defaults for model in models for remedy in model.remedies):
             raise ConfigError("--eps-scale and --eps-slope change scaling models only; add one, e.g. adm-es")
-        models = tuple(model.overridden(request.eps_scale, request.eps_slope) for model in models)
+        models = tuple(model.rescaled(request.eps_scale, request.eps_slope) for model in models)
+    if request.tune is not None:
+        models = tuple(request.tune.prepared(model) for model in models)
     if request.classifier is None:
         return models
     classifier, scale = request.classifier, request.classifier_scale
@@ -98,12 +103,7 @@ def resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConfi
     )
     _refuse_idle_flags(request, sampler)
     for model in models:
-        if model.scaling and not model.scaling[name].steps:
-            raise ConfigError(
-                f"no {name} scaling constants were tuned for {model.name!r} with these weights; give --eps-scale"
-            )
-        if sampler.churn and any(model.scale_at(name, steps)[1] for steps in request.steps):
-            raise ConfigError(f"model {model.name!r} scales level by level, which --churn moves; use a constant scale")
+        model.refuse(name)
     return replace(sampler, variance=_variance(request, models) if name == "ddpm" else None)
 
 

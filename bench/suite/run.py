@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,8 +35,9 @@ from bench.suite.response import plan_response
 from bench.suite.runner import CellRunner
 from bench.suite.scoring import score_cell
 from bench.suite.store import Store, read_json, write_json
+from bench.suite.tune import Tune, write_choices, write_curves
 
-__all__ = ["Run", "cost_line", "dry_run"]
+__all__ = ["Run", "cost_line"]
 
 
 class Run:
@@ -50,14 +51,15 @@ class Run:
         self.request = request
         self.device = device_of(request.device)
         full_float32()
-        self.models = resolve_models(request, registry)
+        self.named = resolve_models(request, registry)
         self.data: Dataset = registry.load_dataset(request.data_dir, request.preprocessing)
-        self.sampler = resolve_sampler(request, self.models)
+        self.sampler = resolve_sampler(request, self.named)
+        self.models, self.seeds = self._grid()
         self.networks = self._load_networks()
         guidance = self.models[0].guidance  # of all models or of none
         self.classifier = load_classifier(guidance.classifier, guidance.network) if guidance else None
         self.cells = plan_cells(
-            self.models, self.sampler, request.steps, request.seeds, request.samples, request.in_cells(), self.data
+            self.models, self.sampler, request.steps, self.seeds, request.samples, request.in_cells(), self.data
         )
         self.out = request.out or Path("results") / f"{self.data.name}-{self.sampler.sampler}-{self.hash()}"
         _refuse_file(self.out)
@@ -69,6 +71,13 @@ class Run:
         for extra in self.extras:
             for folder in extra.folders(self.out):
                 folder.check()
+
+    def _grid(self) -> tuple[tuple[Model, ...], tuple[int, ...]]:
+        """Return the models and seeds of the cells: under ``--tune`` those of the values to try."""
+        tune, request = self.request.tune, self.request
+        if tune is None:
+            return self.named, request.seeds
+        return tune.variants(self.named, self.sampler.sampler, request.steps), tune.seeds(request.seeds)
 
     def _plan_extras(self) -> list[Extra]:
         measure = self.request.measure
@@ -106,6 +115,7 @@ class Run:
                     "T": model.description.T,
                     **model.additions(),
                     "eps": [model.scale_at(self.sampler.sampler, s) for s in request.steps],
+                    **_remedies(model, self.sampler.sampler, request.steps),
                 }
                 for model in self.models
             },
@@ -113,7 +123,7 @@ class Run:
             "data": self.data.content_hash(),
             **self.sampler.description(),
             "steps": request.steps,
-            "seeds": request.seeds,
+            "seeds": self.seeds,
             "samples": request.samples,
             "measure": request.measure,
             "features": request.features,
@@ -157,8 +167,15 @@ class Run:
         stale = [self.store.extended(cell) for cell in sampled if not self.store.is_scored(cell, reference.key())]
         features = reference.features_key()
         extras = [extra for extra in self.extras if not extra.is_complete(self.out, features)]
-        if not missing and not stale and not extras:
-            return
+        if missing or stale or extras:
+            self._compute(missing, stale, extras, reference, quiet)
+        if self.request.tune is not None:
+            self._choose(self.request.tune, reference)
+
+    def _compute(
+        self, missing: list[Cell], stale: list[Cell], extras: list[Extra], reference: Reference, quiet: bool
+    ) -> None:
+        features = reference.features_key()
         if extras and not quiet:
             print(cost_line(self))
         calls = self._calls(missing) + sum(extra.remaining(self.out, features) for extra in extras)
@@ -167,6 +184,18 @@ class Run:
             for extra in extras:
                 bar.set_description(extra.name)
                 extra.compute(self._bench(reference, bar))
+
+    def _choose(self, tune: Tune, reference: Reference) -> None:
+        """Write what the cells of a grid say about a constant."""
+        assert reference.extractor is not None  # the command line refuses --tune without features
+        counts, request = sorted(self.request.steps), self.request
+        metric = reference.extractor.metrics["frechet"]
+        chosen = write_curves(tune, self.named, self.cells, self.store, metric)
+        how = (
+            f"Found by run_bench.py --tune: {metric} against {reference.name}, sampler {self.sampler.sampler},\n"
+            f"{request.samples} samples a value and seed, {len(self.seeds)} of the seeds reserved for tuning."
+        )
+        write_choices(self.out, tune, self.named, chosen, self.sampler.sampler, counts, how)
 
     def _compute_cells(self, missing: list[Cell], stale: list[Cell], reference: Reference, bar: tqdm[Any]) -> None:
         for cell in missing:
@@ -258,31 +287,10 @@ def _refuse_file(out: Path) -> None:
         raise ConfigError(f"cannot write results to {out}: {there} is not a folder to write in; choose another --out")
 
 
-def dry_run(run: Run) -> Iterator[str]:
-    """Yield the resolved plan and its cost, line by line."""
-    heldout, made = len(run.data.part("heldout")), run.data.preprocessing
-    yield f"dataset   {run.data.name} ({len(run.data.images)} images, {heldout} held out, preprocessing {made})"
-    settings = ", ".join(f"{name} {value}" for name, value in run.sampler.description().items())
-    yield f"sampling  {settings}"
-    yield f"samples   {run.request.samples} a cell, internal batch {run.request.batch}, on {run.device}"
-    yield f"out       {run.out}"
-    total, share = 0, 0
-    for cell in run.cells:
-        free, instruments = cell.cost()
-        state = "done" if run.store.is_sampled(cell) else "to do"
-        b, k = cell.scale
-        scaling = f"  eps / ({b:.5g} + {k:.3g} i)" if cell.correction() else ""
-        yield f"  {cell.name:<32} {free + instruments:>12,} network calls  {state}{scaling}"
-        total, share = total + free + instruments, share + instruments
-    for line in dict.fromkeys(extra.line for extra in run.extras):
-        extras = [extra for extra in run.extras if extra.line == line]
-        done, calls = sum(extra.is_complete(run.out) for extra in extras), sum(extra.cost() for extra in extras)
-        state = {0: "to do", len(extras): "done"}.get(done, f"{done} of {len(extras)} done")
-        yield f"  {line:<32} {calls:>12,} network calls  {state}"
-    if run.extras:
-        yield cost_line(run)
-    total, share = (count + sum(extra.cost() for extra in run.extras) for count in (total, share))
-    yield f"total     {total:,} network calls, {100 * share / total:.1f} % of them for the instruments"
+def _remedies(model: Model, sampler: str, steps: Sequence[int]) -> dict[str, Any]:
+    """Return a model's remedies by step count, nothing where epsilon scaling says it all."""
+    told = [model.intervention(sampler, count).get("remedies") for count in steps]
+    return {"remedies": told} if any(told) else {}
 
 
 def cost_line(run: Run) -> str:

@@ -1,170 +1,245 @@
-"""The documented sweep behind ``scaling.toml``: ``python -m bench.suite.tune --sampler ddpm``.
+"""``--tune NAME=LOW:HIGH:COUNT``: a grid of one constant of a remedy, as cells of one run on shared seeds.
 
-For each sampler and step count the Frechet distance to the training images is measured over a grid of constants, all on
-the same noise, on seeds from a range that ``run_bench.py`` refuses. A parabola through the grid gives the constant:
-its vertex if that is a minimum inside the grid, else the best grid point. ``adm-es`` sweeps a uniform divisor b.
-``adm-es-linear`` then sweeps the rise span = k * (steps - 1) with the mean divisor held at the uniform optimum, so
-that its b is (uniform b) - span / 2, as in the paper's tables. Of an EDM model the uniform divisor alone is swept, as
-in EDM-ES.
+Every value is a model of its own, named ``<model>@<constant>=<value>``, on the same noise. What is found is written
+beside the cells: every distance as ``tuning/<model>-<sampler>-<steps>-<constant>.csv``, the constants taken as
+``tuning/chosen.csv``, and ``tuned.toml``, whose entries ``<model>-tuned`` ``--config`` reads. Seeds are those of the
+user plus a million, a range that no other run may use: no reported number comes from the noise it was tuned on.
 """
 
 from __future__ import annotations
 
-import csv
-import sys
-from collections.abc import Callable, Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from tqdm import tqdm
+import pandas as pd
 
-from bench.command_line import OneLineParser
-from bench.data import load, quantize
-from bench.diffusion.corrections import EpsilonScaling
-from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Draws, prior, walk
-from bench.diffusion.types import Denoiser, Level
-from bench.measure.features import Extractor, open_extractor
-from bench.measure.frechet import feature_moments, frechet_distance
-from bench.models.formats import denoiser_of, open_network
-from bench.suite.config import EDM_SAMPLERS, RESERVED_SEEDS, SAMPLERS, ConfigError, SamplerConfig, parse_steps, positive
+from bench.suite.config import RESERVED_SEEDS, ConfigError
+from bench.suite.constants import Constants
 from bench.suite.model import Model
 from bench.suite.plan import Cell
-from bench.suite.registry import load_registry
+from bench.suite.remedies import KINDS, Remedy
+from bench.suite.store import Store, write_atomic
 
-__all__ = ["Sweep", "main", "vertex"]
+__all__ = ["Tune", "choose", "parse_tune", "tuned_entry", "with_constant", "write_choices", "write_curves"]
 
-_UNIFORM = (0.98, 1.0, 1.02, 1.04, 1.06)
-_SPANS = (-0.04, 0.0, 0.04, 0.08)
-_BATCH = 128
-_STEPS = {"ddpm": "10,20,50", "ddim": "10,20,50", "heun": "7,11,18", "euler": "13,21,35"}
-
-
-def vertex(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return the minimum of the parabola fitted to (x, y), or the best point where it has none inside the grid."""
-    curve = np.polyfit(x, y, 2)
-    lowest = -curve[1] / (2 * curve[0]) if curve[0] > 0 else float("nan")
-    return float(lowest) if min(x) <= lowest <= max(x) else float(x[int(np.argmin(y))])
+_MOST = 200
+_NEAR = 2  # grid points on either side of the best one that the parabola goes through
 
 
-class Sweep:
-    """Frechet distances of a model on the digits under scaling constants, on reserved seeds.
+@dataclass(frozen=True)
+class Tune:
+    """One constant and the values to try; without values it is fitted by its own rule."""
+
+    constant: str
+    values: tuple[float, ...]
+
+    def variants(self, models: Sequence[Model], sampler: str, counts: Sequence[int]) -> tuple[Model, ...]:
+        """Return every model with every value."""
+        return tuple(
+            replace(with_constant(model, self.constant, [value] * len(counts), sampler, counts), name=name)
+            for model in models
+            for value, name in zip(self.values, self.names(model), strict=True)
+        )
+
+    def names(self, model: Model) -> list[str]:
+        """Return the names of a model's variants."""
+        return [f"{model.name}@{self.constant}={value:.6g}" for value in self.values]
+
+    def seeds(self, seeds: Sequence[int]) -> tuple[int, ...]:
+        """Return the reserved seeds that stand for the user's."""
+        return tuple(RESERVED_SEEDS + seed for seed in seeds)
+
+    def prepared(self, model: Model) -> Model:
+        """Return a model whose constant has some value, so that it can be planned.
+
+        Raises:
+            ConfigError: it has no such constant, or more than one.
+        """
+        holder = _holder(model, self.constant)
+        if self.constant == "span" or self.constant == "reference":
+            return model
+        remedies = list(model.remedies)
+        remedies[holder] = remedies[holder].overridden({self.constant: self.values[0] if self.values else 1.0})
+        return replace(model, remedies=tuple(remedies))
+
+
+def parse_tune(text: str) -> Tune:
+    """Read ``NAME=LOW:HIGH:COUNT``, both ends included, or ``NAME=fit``.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    constant, equals, grid = (part.strip() for part in text.partition("="))
+    if constant and grid == "fit":
+        return Tune(constant, ())
+    try:
+        first, last, count = grid.split(":")
+        low, high, many = float(first), float(last), int(count)
+    except ValueError:
+        low, high, many = math.nan, math.nan, 0
+    if not (constant and equals and math.isfinite(low) and math.isfinite(high) and low < high and 3 <= many <= _MOST):
+        raise ConfigError(
+            f"--tune: {text!r} is not NAME=LOW:HIGH:COUNT with LOW below HIGH and COUNT from 3 to {_MOST}, as in"
+            " b=0.99:1.06:15, or NAME=fit"
+        )
+    values = tuple(float(f"{value:.6g}") for value in np.linspace(low, high, many))
+    if len(set(values)) < many:
+        raise ConfigError(f"--tune: {text!r} has values that are equal to six digits; give fewer, or a wider range")
+    return Tune(constant, values)
+
+
+def _holder(model: Model, constant: str) -> int:
+    """Return the place of the remedy that has a constant; ``span`` belongs to those with k."""
+    wanted = "k" if constant == "span" else constant
+    holders = [place for place, remedy in enumerate(model.remedies) if wanted in KINDS[remedy.kind].defaults]
+    if len(holders) == 1:
+        return holders[0]
+    known = sorted({name for remedy in model.remedies for name in KINDS[remedy.kind].defaults})
+    if holders:
+        raise ConfigError(f"--tune: {constant!r} belongs to several remedies of model {model.name!r}; tune them apart")
+    have = f"its constants are {', '.join(known)}" if known else "it has no remedy; add one, as in adm-es"
+    raise ConfigError(f"--tune: model {model.name!r} has no constant {constant!r}; {have}")
+
+
+def with_constant(model: Model, constant: str, values: Sequence[Any], sampler: str, counts: Sequence[int]) -> Model:
+    """Return a model with one constant replaced under one sampler, a value for each step count.
+
+    ``span`` is the rise of epsilon scaling's divisor from the least to the most noisy step, k (steps - 1), at the mean
+    divisor that the model has, as in the tables of Ning et al. 2024: b falls by half of what the rise adds.
+    """
+    place = _holder(model, constant)
+    remedy = model.remedies[place]
+    rows: dict[int, dict[str, Any]] = {}
+    for count, value in sorted(zip(counts, values, strict=True)):
+        row = remedy.at(sampler, count)
+        if constant == "span":
+            mean = row["b"] + row["k"] * (count - 1) / 2
+            row |= {"b": mean - value / 2, "k": value / max(count - 1, 1)}
+        else:
+            row[constant] = value
+        rows[count] = row
+    names = [name for name, value in row.items() if isinstance(value, int | float)]
+    fixed = {name: value for name, value in row.items() if isinstance(value, list)}
+    knots = {name: tuple(each[name] for each in rows.values()) for name in names}
+    remedies = list(model.remedies)
+    remedies[place] = Remedy(remedy.kind, {**remedy.constants, sampler: Constants(tuple(rows), knots, fixed)})
+    return replace(model, remedies=tuple(remedies))
+
+
+def choose(values: Sequence[float], distances: Sequence[float]) -> float:
+    """Return the constant of least distance: the vertex of a parabola around the best point, to six digits.
+
+    The parabola goes through the best point and two on either side, as far as there are any; where its vertex is no
+    minimum, or lies outside of them, the best point itself is taken.
+    """
+    best = int(np.argmin(distances))
+    near = slice(max(0, best - _NEAR), best + _NEAR + 1)
+    x, y = np.asarray(values[near]), np.asarray(distances[near])
+    middle = x.mean()
+    curve = np.polyfit(x - middle, y, 2)
+    lowest = middle - curve[1] / (2 * curve[0]) if curve[0] > 0 else math.nan
+    return float(f"{lowest if x[0] <= lowest <= x[-1] else values[best]:.6g}")
+
+
+def write_curves(
+    tune: Tune, models: Sequence[Model], cells: Sequence[Cell], store: Store, metric: str
+) -> dict[str, list[Any]]:
+    """Write the distances of every model as tables; return the value taken by model, in the order of step counts.
 
     Args:
-        model: the unscaled model.
-        sampler: ddpm, ddim, euler or heun.
-        samples: images a grid point.
+        tune: what was tuned.
+        models: as the user named them.
+        cells: complete ones of all their variants.
+        store: where they are.
+        metric: the distance, e.g. ``fid``.
+
+    Raises:
+        ConfigError: a distance is missing, because N does not support it.
     """
-
-    def __init__(self, model: Model, sampler: str, samples: int) -> None:
-        self.model, self.samples, self.data = model, samples, load("digits")
-        self.config = SamplerConfig(
-            sampler, variance="learned" if sampler == "ddpm" else None, clip=sampler not in EDM_SAMPLERS
-        )
-        network = open_network(model.weights, model.description)
-        self.denoiser: Denoiser = denoiser_of(network, model.description, torch.device("cpu"))
-        extractor = open_extractor("digits")
-        assert extractor is not None  # 'digits' is always there
-        self.extractor: Extractor = extractor
-        self.reference = feature_moments(extractor.extract(self.data.part("train"))[0])
-
-    def cell(self, steps: int) -> Cell:
-        """Return what gives a walk of this many steps its levels and update rule."""
-        return Cell(self.model, self.config, steps, RESERVED_SEEDS, self.samples, (), "", (0, 0), "")
-
-    def distance(self, steps: int, b: float, span: float) -> float:
-        """Return the Frechet distance with divisor b + span * i / (steps - 1)."""
-        cell = self.cell(steps)
-        correction = EpsilonScaling(cell.levels(), b, span / max(steps - 1, 1))
-        features = []
-        for start in range(0, self.samples, _BATCH):
-            numbers = torch.arange(start, min(start + _BATCH, self.samples))
-            features.append(self._features(cell, correction, Draws(Noise(cell.seed), numbers)))
-        return frechet_distance(*feature_moments(np.concatenate(features)), *self.reference)
-
-    def _features(self, cell: Cell, correction: EpsilonScaling, draws: Draws) -> NDArray[np.float32]:
-        path: Sequence[Level] = cell.levels()
-        x = prior(path[0], draws, self.data.shape)
-        for step in walk(self.denoiser, path, x, cell.solver(), draws, clip=cell.config.clip, correction=correction):
-            x = step.x_next
-        return self.extractor.extract(quantize(x))[0]
+    by_name = {cell.name: cell for cell in cells}
+    config, steps, seeds = cells[0].config, sorted({c.steps for c in cells}), sorted({c.seed for c in cells})
+    chosen: dict[str, list[Any]] = {}
+    for model in models:
+        for count in steps:
+            rows = [
+                _row(by_name[f"{name}-{config.sampler}-{count}-seed{seed}"], store, metric)
+                | {"model": model.name, "parameter": tune.constant, "value": value}
+                for name, value in zip(tune.names(model), tune.values, strict=True)
+                for seed in seeds
+            ]
+            table = pd.DataFrame(rows)
+            _write_table(store.root / "tuning" / f"{model.name}-{config.sampler}-{count}-{tune.constant}.csv", table)
+            means = table.groupby("value", sort=True)["distance"].mean()
+            chosen.setdefault(model.name, []).append(choose([float(v) for v in means.index], means.tolist()))
+    return chosen
 
 
-Record = Callable[[Sequence[object]], None]
+def _row(cell: Cell, store: Store, metric: str) -> dict[str, Any]:
+    """Return a cell's distance as a part of a curve's row."""
+    scores = (store.metrics(cell) or {}).get("scores", [])
+    score = next((score for score in scores if score["metric"] == metric), {"reason": "it was not scored"})
+    if score.get("value") is None:
+        raise ConfigError(f"--tune needs {metric}, and {cell.name} has none: {score['reason']}")
+    where = {"model": "", "sampler": cell.config.sampler, "steps": cell.steps, "parameter": "", "value": 0.0}
+    return where | {"seed": cell.seed, "n": score["n"], "metric": metric, "distance": score["value"]}
 
 
-def _uniform(sweep: Sweep, name: str, steps: int, grid: Sequence[float], record: Record) -> float:
-    """Return the best uniform divisor of a step count."""
-    values = [sweep.distance(steps, b, 0.0) for b in grid]
-    for b, value in zip(grid, values, strict=True):
-        record([name, sweep.config.sampler, steps, b, 0.0, sweep.samples, f"{value:.5f}"])
-    return round(vertex(grid, values), 4)
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    write_atomic(path, lambda partial: table.to_csv(partial, index=False))
 
 
-def _linear(sweep: Sweep, name: str, steps: int, mean: float, record: Record) -> tuple[float, float]:
-    """Return the best (b, span) of divisors with a mean."""
-    values = [sweep.distance(steps, mean - span / 2, span) for span in _SPANS]
-    for span, value in zip(_SPANS, values, strict=True):
-        b = round(mean - span / 2, 4)
-        record([name, sweep.config.sampler, steps, b, span, sweep.samples, f"{value:.5f}"])
-    span = round(vertex(_SPANS, values), 4)
-    return round(mean - span / 2, 4), span
+def write_choices(
+    root: Path, tune: Tune, models: Sequence[Model], chosen: Mapping[str, Sequence[Any]], sampler: str,
+    counts: Sequence[int], how: str,
+) -> Path:  # fmt: skip
+    """Write the constants taken, as a table and as entries that ``--config`` reads; return the latter's path.
 
-
-def _sweep(sweep: Sweep, counts: Sequence[int], record: Record) -> dict[str, list[tuple[float, float]]]:
-    """Return (b, span) by step count for the uniform and, unless it is an EDM model's, the linear scaling."""
-    is_edm = sweep.model.description.is_edm
-    base = sweep.model.name
-    found: dict[str, list[tuple[float, float]]] = {f"{base}-es": []}
-    if not is_edm:
-        found[f"{base}-es-linear"] = []
-    for steps in tqdm(counts, desc=sweep.config.sampler):
-        best = _uniform(sweep, f"{base}-es", steps, _UNIFORM, record)
-        found[f"{base}-es"].append((best, 0.0))
-        if not is_edm:
-            found[f"{base}-es-linear"].append(_linear(sweep, f"{base}-es-linear", steps, best, record))
-    return found
-
-
-def _toml(model: str, sampler: str, counts: Sequence[int], constants: Sequence[tuple[float, float]]) -> str:
-    b, span = zip(*constants, strict=True)
-    return f"[digits.{model}.{sampler}]\nsteps = {list(counts)}\nb = {list(b)}\nspan = {list(span)}\n"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Sweep, write every measured point as CSV, and print the tables for ``scaling.toml``."""
-    parser = OneLineParser(prog="python -m bench.suite.tune", description="Tune epsilon scaling on the digits.")
-    parser.add_argument("--base", help="the unscaled model (default adm, or edm for heun and euler)")
-    parser.add_argument("--sampler", default="ddpm", choices=SAMPLERS)
-    parser.add_argument("--steps", help="step counts (default 10,20,50; heun 7,11,18; euler 13,21,35)")
-    parser.add_argument("--samples", type=int, default=2688, help="images a grid point (default %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("tuning.csv"), help="every measured point (default %(default)s)"
+    Args:
+        root: the run's folder.
+        tune: what was tuned.
+        models: as the user named them.
+        chosen: the values by model, in the order of ``counts``.
+        sampler: of the run.
+        counts: step counts, ascending.
+        how: what they were found by, for the file's first lines.
+    """
+    rows = [
+        {"model": model.name, "sampler": sampler, "steps": count, "parameter": tune.constant, "value": value}
+        for model in models
+        for count, value in zip(counts, chosen[model.name], strict=True)
+        if isinstance(value, float)
+    ]
+    if rows:
+        _write_table(root / "tuning" / "chosen.csv", pd.DataFrame(rows))
+    tuned = [with_constant(model, tune.constant, chosen[model.name], sampler, counts) for model in models]
+    text = "\n".join(
+        [*(f"# {line}" for line in how.splitlines()), "", *(tuned_entry(m, sampler, counts) for m in tuned)]
     )
-    args = parser.parse_args(argv)
-    try:
-        counts = parse_steps(args.steps or _STEPS[args.sampler])
-        positive("--samples", args.samples)
-        model = load_registry(None, "digits").model(args.base or ("edm" if args.sampler in EDM_SAMPLERS else "adm"))
-        if model.description.is_edm != (args.sampler in EDM_SAMPLERS):
-            raise ConfigError(f"--sampler {args.sampler} does not go with model {model.name!r}; choose another --base")
-        if args.sampler not in EDM_SAMPLERS and max(counts) > model.description.T:
-            raise ConfigError(f"--steps: {max(counts)} is not between 1 and {model.description.T}, the training length")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    with args.out.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if not file.tell():
-            writer.writerow(["model", "sampler", "steps", "b", "span", "n", "fd_digits"])
-        sweep = Sweep(model, args.sampler, args.samples)
-        found = _sweep(sweep, counts, lambda row: writer.writerow(row) and file.flush())
-    for name, constants in found.items():
-        print(_toml(name, args.sampler, counts, constants))
-    return 0
+    path = root / "tuned.toml"
+    write_atomic(path, lambda partial: _write_text(partial, text))
+    return path
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def tuned_entry(model: Model, sampler: str, counts: Sequence[int]) -> str:
+    """Return ``[models.<model>-tuned]`` for a config file: the plain model, and its remedies' constants."""
+    remedies = []
+    for remedy in model.remedies:
+        rows = [remedy.at(sampler, count) for count in counts]
+        told: dict[str, Any] = {"kind": remedy.kind, "sampler": sampler, "steps": list(counts)}
+        for name, value in rows[0].items():
+            told[name] = value if isinstance(value, list) else [float(f"{row[name]:.6g}") for row in rows]
+        if "k" in told:  # its rise over all steps is what stays alike between step counts
+            told.pop("k")
+            told["span"] = [float(f"{row['k'] * (n - 1):.6g}") for row, n in zip(rows, counts, strict=True)]
+        remedies.append("{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in told.items()) + " }")
+    lines = "".join(f"    {remedy},\n" for remedy in remedies)
+    return f'[models.{model.name}-tuned]\nbase = "{model.base}"\ncorrections = [\n{lines}]\n'

@@ -21,15 +21,17 @@ from bench.suite.arms import RunError
 from bench.suite.baselines import ChainBaselines
 from bench.suite.chains import METHODS, chain_lengths, plan_chains
 from bench.suite.config import ConfigError
+from bench.suite.constants import Constants
 from bench.suite.model import Model
-from bench.suite.scaling import Scaling
+from bench.suite.remedies import Remedy
 
 SIGMAS = 5  # standard errors allowed
 NETWORK = {"in_channels": 1, "out_channels": 2}
 
 
 def toy(T=20, name="toy", scaling=None, network=NETWORK):
-    return Model(name, Path("toy.safetensors"), Description(network, T=T), scaling or {})
+    remedies = (Remedy("epsilon-scaling", scaling),) if scaling else ()
+    return Model(name, Path("toy.safetensors"), Description(network, T=T), remedies)
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ def test_baselines_are_made_once_for_models_and_steps(make_cell):
 
 
 def test_scaling_constants_are_those_of_the_method_at_T_steps(plan):
-    scaling = {"ddpm": Scaling((10,), (1.5,), (0.19,)), "ddim": Scaling((10,), (2.0,), (0.0,))}
+    scaling = {"ddpm": Constants((10,), {"b": (1.5,), "span": (0.19,)}), "ddim": Constants(fixed={"b": 2.0})}
     _, chains = plan(model=toy(scaling=scaling))
     scales = {method: chains[method, 2].cell.scale for method in METHODS}
     assert scales == {"mean": (1.5, 0.19 / 19), "ddim": (2.0, 0.0), "ancestral": (1.5, 0.19 / 19)}
@@ -128,8 +130,8 @@ def test_scaling_constants_are_those_of_the_method_at_T_steps(plan):
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [
-        ({"ddpm": Scaling((1,), (1.0,), (0.0,)), "ddim": Scaling()}, "no ddim scaling constants were tuned for 'toy'"),
-        (dict.fromkeys(("ddpm", "ddim"), Scaling((1,), (1.0,), (0.0,), slope=-0.1)), "over the 20 steps of its chains"),
+        ({"ddpm": Constants(fixed={"b": 1.0})}, "no ddim scaling constants were tuned for 'toy'"),
+        (dict.fromkeys(("ddpm", "ddim"), Constants(fixed={"b": 1.0, "k": -0.1})), "over the 20 steps of its chains"),
     ],
 )
 def test_scaling_that_does_not_reach_is_refused(plan, scaling, message):
@@ -252,7 +254,7 @@ def test_every_method_and_model_starts_from_the_same_states(plan, bench, small_d
 
 
 def test_the_correction_is_applied(plan, bench, tmp_path):
-    scaling = dict.fromkeys(("ddpm", "ddim"), Scaling((1,), (1.1,), (0.0,)))
+    scaling = dict.fromkeys(("ddpm", "ddim"), Constants(fixed={"b": 1.1}))
     values = []
     for name, constants in (("plain", {}), ("scaled", scaling)):
         chain = plan(model=toy(name=name, scaling=constants))[1]["ddim", 6]

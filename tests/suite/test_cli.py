@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import run_bench
-from bench.suite import cli, plan, reference, scaling, scoring
+from bench.suite import cli, constants, plan, reference, scoring
 from bench.suite import run as whole_run
 from bench.suite.config import ConfigError
+from bench.suite.registry import EMBEDDED
+from bench.suite.remedies import SUFFIXES
 from bench.suite.request import device_of
 
 ADM = ("--models", "adm", "--features", "digits", "--quiet")
@@ -470,9 +472,9 @@ def test_a_file_that_describes_itself_needs_no_config(tmp_path, tiny_weights, co
 
 @pytest.mark.parametrize("model", ["adm-es", "adm-es-linear", "adm-es={tiny}", "ddpm-y-es={tiny}"])
 def test_scaling_without_tuned_constants_is_refused(tmp_path, tiny_weights, command, monkeypatch, model):
-    empty = tmp_path / "scaling.toml"
+    empty = tmp_path / "constants.toml"
     empty.write_text("" if "=" not in model else (TUNED.format("ddpm") + TUNED.format("ddim")))
-    monkeypatch.setattr(scaling, "_CONSTANTS", empty)
+    monkeypatch.setattr(constants, "_CONSTANTS", empty)
     out, model = tmp_path / "out", model.format(tiny=tiny_weights)
     args = ("--models", model, "--steps", "5", "--samples", "3", "--out", out)
     for flags, sampler in (((), "ddpm"), (("--sampler", "ddim"), "ddim"), (("--eps-slope", "0.001"), "ddpm")):
@@ -489,9 +491,9 @@ TUNED = "[digits.adm-es.{0}]\nsteps = [10]\nb = [1.03]\nspan = [0.0]\n"
 
 
 def test_constants_are_tuned_for_one_sampler(tmp_path, command, monkeypatch):
-    constants = tmp_path / "scaling.toml"
-    constants.write_text(TUNED.format("ddpm"))
-    monkeypatch.setattr(scaling, "_CONSTANTS", constants)
+    tuned = tmp_path / "constants.toml"
+    tuned.write_text(TUNED.format("ddpm"))
+    monkeypatch.setattr(constants, "_CONSTANTS", tuned)
     args = ("--models", "adm-es", "--steps", "5", "--samples", "3", "--out", tmp_path / "out", "--dry-run")
     assert "eps / (1.03 + 0 i)" in command(*args).out
     one_line_error(command(*args, "--sampler", "ddim"), "no ddim scaling constants were tuned for 'adm-es'")
@@ -548,11 +550,9 @@ def test_the_default_folder_names_dataset_sampler_and_hash(command):
 def test_list_models(command, toml):
     outcome = command("--list-models", "--config", toml)
     assert outcome.code == 0
-    names = [line.split()[0] for line in outcome.out.splitlines()]
-    assert names == [
-        "adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "adm-es", "adm-es-linear", "ddpm-y-es", "edm", "edm-es",
-        "tiny",
-    ]  # fmt: skip
+    models, remedies = (part.splitlines() for part in outcome.out.split("\n\n")[::2])
+    assert [line.split()[0] for line in models] == [*EMBEDDED, "tiny"]
+    assert [line.split()[0] for line in remedies] == [f"-{suffix}" for suffix in SUFFIXES]
 
 
 def test_every_flag_has_a_help_text():

@@ -140,9 +140,9 @@ def test_edm_samplers_do_not_go_with_other_models(command, tmp_path, sampler):
     assert not out.exists()
 
 
-def test_a_slope_does_not_go_with_churn(command, tmp_path):
-    args = ("--models", "edm-es", "--steps", "3", "--churn", "1", "--out", tmp_path / "out")
-    one_line(command(*args, "--eps-slope", "0.01"), "--churn moves", "constant scale")
+def test_a_slope_goes_with_churn(command, tmp_path):
+    args = ("--models", "edm-es", "--steps", "3", "--churn", "1", "--samples", "2", "--no-probes", "--features", "none")
+    assert command(*args, "--eps-scale", "1", "--eps-slope", "0.01", "--quiet", "--out", tmp_path / "out").code == 0
 
 
 def test_the_embedded_pair_has_tuned_constants(command, tmp_path):

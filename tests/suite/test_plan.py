@@ -4,12 +4,13 @@ from dataclasses import replace
 import pytest
 
 from bench.data import load
-from bench.diffusion.corrections import EpsilonScaling
+from bench.diffusion.corrections import EpsilonScaling, TimeShift
 from bench.diffusion.samplers import DDIM, Ancestral
 from bench.suite.config import ConfigError, SamplerConfig
+from bench.suite.constants import Constants
 from bench.suite.plan import IN_CELLS, SHARD, Unit, plan_cells
 from bench.suite.registry import load_registry
-from bench.suite.scaling import Scaling
+from bench.suite.remedies import Remedy
 
 DIGITS = (1442, 355)  # training and held-out images
 
@@ -21,7 +22,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def adm():
-    return load_registry(None, "digits").model("adm")
+    return load_registry((), "digits").model("adm")
 
 
 @pytest.mark.parametrize("samples", [10, 64, 100, 256, 1000])
@@ -149,8 +150,8 @@ def test_the_key_sees_scaling_but_not_the_weights_path(make_cell):
     cell = make_cell()
     moved = replace(cell, model=replace(cell.model, weights=cell.model.weights.with_name("other")))
     assert moved.key() == cell.key()
-    constants = {"ddpm": Scaling((1,), (1.01,), (0.0,))}
-    assert replace(cell, model=replace(cell.model, scaling=constants)).key() != cell.key()
+    scaled = Remedy("epsilon-scaling").overridden({"b": 1.01})
+    assert replace(cell, model=replace(cell.model, remedies=(scaled,))).key() != cell.key()
 
 
 def test_key_and_name_do_not_depend_on_the_other_cells(adm, digits):
@@ -166,8 +167,10 @@ def test_solver_and_correction(make_cell):
     assert make_cell(sampler="ddim", variance=None, eta=0.5).solver() == DDIM(0.5)
     assert make_cell().correction() is None
     cell = make_cell()
-    scaled = replace(cell, model=replace(cell.model, scaling={"ddpm": Scaling((1,), (1.01,), (0.0,))}))
-    assert isinstance(scaled.correction(), EpsilonScaling)
+    scaling, shift = Remedy("epsilon-scaling").overridden({"b": 1.01}), Remedy("time-shift")
+    assert isinstance(replace(cell, model=replace(cell.model, remedies=(scaling,))).correction(), EpsilonScaling)
+    both = replace(cell, model=replace(cell.model, remedies=(shift, scaling))).correction()
+    assert [type(each) for each in both.corrections] == [TimeShift, EpsilonScaling]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +186,7 @@ def test_impossible_steps_are_refused_with_the_model(adm, digits, config, steps,
 
 
 def test_a_scaling_that_reaches_zero_is_refused(adm, digits):
-    bad = replace(adm, scaling={"ddpm": Scaling((1,), (1.0,), (-2.0,))})
+    constants = Constants((1,), {"b": (1.0,), "span": (-2.0,)})
+    bad = replace(adm, remedies=(Remedy("epsilon-scaling", {"ddpm": constants}),))
     with pytest.raises(ConfigError, match="must stay positive"):
         plan_cells((bad,), SamplerConfig(), (10,), (0,), 10, IN_CELLS, digits)

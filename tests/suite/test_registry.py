@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import torch
 
 from bench.models.formats import open_network
 from bench.models.networks import CheckpointError
-from bench.suite import scaling
+from bench.suite import constants as constants_module
 from bench.suite.config import ConfigError
+from bench.suite.constants import Constants
 from bench.suite.registry import EMBEDDED, WEIGHTS, load_registry
-from bench.suite.scaling import Scaling
+from bench.suite.remedies import Remedy
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def from_toml(tmp_path):
     def read(text, dataset="digits"):
         path = tmp_path / "models.toml"
         path.write_text(text)
-        return load_registry(path, dataset)
+        return load_registry((path,), dataset)
 
     return read
 
@@ -30,67 +32,77 @@ def constants(tmp_path, monkeypatch):
     """Return a function that replaces the tuned constants."""
 
     def write(text):
-        path = tmp_path / "scaling.toml"
+        path = tmp_path / "constants.toml"
         path.write_text(text)
-        monkeypatch.setattr(scaling, "_CONSTANTS", path)
+        monkeypatch.setattr(constants_module, "_CONSTANTS", path)
 
     return write
 
 
-KNOTS = Scaling((10, 1000), (1.02, 1.004), (0.04, 0.01))
+KNOTS = Constants((10, 1000), {"b": (1.02, 1.004), "span": (0.04, 0.01)})
 
 
-def test_scaling_at_its_knots():
-    assert KNOTS.at(10) == (1.02, pytest.approx(0.04 / 9))
-    assert KNOTS.at(1000) == (1.004, pytest.approx(0.01 / 999))
+def scaling(**by_sampler):
+    """Return epsilon scaling's (b, k) at a step count under ddpm."""
+    remedy = Remedy("epsilon-scaling", by_sampler)
+
+    def at(steps):
+        found = remedy.at("ddpm", steps)
+        return found["b"], found["k"]
+
+    return at
 
 
-def test_scaling_is_linear_in_log_steps_with_the_span_held():
+def test_constants_at_their_knots():
+    assert scaling(ddpm=KNOTS)(10) == (1.02, pytest.approx(0.04 / 9))
+    assert scaling(ddpm=KNOTS)(1000) == (1.004, pytest.approx(0.01 / 999))
+
+
+def test_constants_are_linear_in_log_steps_with_the_span_held():
     # 100 is the geometric mean of 10 and 1000: half-way in log steps.
-    b, k = KNOTS.at(100)
+    b, k = scaling(ddpm=KNOTS)(100)
     assert b == pytest.approx((1.02 + 1.004) / 2, rel=1e-12)
     assert k * 99 == pytest.approx((0.04 + 0.01) / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize(("steps", "b", "span"), [(2, 1.02, 0.04), (5000, 1.004, 0.01)])
-def test_scaling_is_constant_outside_its_knots(steps, b, span):
-    assert KNOTS.at(steps) == (b, pytest.approx(span / (steps - 1)))
+def test_constants_are_held_outside_their_knots(steps, b, span):
+    assert scaling(ddpm=KNOTS)(steps) == (b, pytest.approx(span / (steps - 1)))
 
 
 def test_one_step_has_no_slope():
-    assert KNOTS.at(1) == (1.02, 0.0)
+    assert scaling(ddpm=KNOTS)(1) == (1.02, 0.0)
 
 
 def test_a_slope_of_the_users_needs_no_span():
-    assert Scaling((1,), (1.2,), (0.0,), slope=0.01).at(77) == (1.2, 0.01)
-    assert Scaling((10, 1000), (1.02, 1.004), (0.04, 0.01), slope=0.0).at(10) == (1.02, 0.0)
+    assert scaling(ddpm=KNOTS.overridden({"k": 0.0}))(10) == (1.02, 0.0)
+    assert scaling(ddpm=Constants(fixed={"b": 1.2, "k": 0.01}))(77) == (1.2, 0.01)
 
 
 def test_what_was_not_tuned_takes_the_users_constants():
-    fixed = Scaling().overridden(1.01, None)
-    assert fixed.at(1) == fixed.at(500) == (1.01, 0.0)
-    assert Scaling().overridden(1.01, 0.002).at(30) == (1.01, 0.002)
-    assert Scaling().overridden(None, 0.002).steps == ()  # a slope alone says nothing about b
-    assert Scaling().overridden(None, None) == Scaling()
-    assert KNOTS.overridden(None, None) == KNOTS
+    untuned = Remedy("epsilon-scaling")
+    assert untuned.missing("ddpm") == "b"
+    assert untuned.overridden({"k": 0.002}).missing("ddpm") == "b"  # a slope alone says nothing about b
+    fixed = untuned.overridden({"b": 1.01})
+    assert fixed.missing("ddpm") is None
+    assert fixed.at("ddpm", 1) == fixed.at("heun", 500) == {"b": 1.01, "k": 0.0}
 
 
 def test_three_knots_use_the_right_segment():
-    scaling = Scaling((10, 100, 1000), (1.0, 1.1, 1.5), (0.0, 0.0, 0.0))
-    assert scaling.at(100)[0] == pytest.approx(1.1)
-    assert scaling.at(round(10**1.5))[0] == pytest.approx(1.05, abs=1e-3)  # 32 instead of 31.6
-    assert scaling.at(round(10**2.5))[0] == pytest.approx(1.3, abs=1e-3)
+    known = scaling(ddpm=Constants((10, 100, 1000), {"b": (1.0, 1.1, 1.5)}))
+    assert known(100)[0] == pytest.approx(1.1)
+    assert known(round(10**1.5))[0] == pytest.approx(1.05, abs=1e-3)  # 32 instead of 31.6
+    assert known(round(10**2.5))[0] == pytest.approx(1.3, abs=1e-3)
 
 
 def test_the_embedded_family_is_known():
-    assert set(EMBEDDED) == {
-        "adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "adm-es", "adm-es-linear", "ddpm-y-es", "edm", "edm-es"
-    }  # fmt: skip
-    assert load_registry(None, "digits").names() == list(EMBEDDED)
+    assert {"adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm"} <= set(EMBEDDED)
+    assert all((WEIGHTS / "digits" / f"{name}.safetensors").exists() for name in EMBEDDED)
+    assert load_registry((), "digits").names() == list(EMBEDDED)
 
 
 def test_the_baseline_is_described_by_its_own_file():
-    model = load_registry(None, "digits").model("adm")
+    model = load_registry((), "digits").model("adm")
     assert (model.description.schedule, model.description.T) == ("cosine", 1000)
     assert model.learns_variance
     assert model.scale_at("ddpm", 100) == (1.0, 0.0)
@@ -102,45 +114,45 @@ def test_the_baseline_is_described_by_its_own_file():
 )
 def test_unknown_model_names_the_nearest(name, hint):
     with pytest.raises(ConfigError, match=f"unknown model '{name}'.*{hint}"):
-        load_registry(None, "digits").model(name)
+        load_registry((), "digits").model(name)
 
 
 def test_unknown_dataset_names_the_nearest(from_toml):
     with pytest.raises(ConfigError, match="unknown dataset 'digit'; did you mean 'digits'"):
-        load_registry(None, "digit")
+        load_registry((), "digit")
     with pytest.raises(ConfigError, match="did you mean 'pictures'"):
         from_toml('[datasets.pictures]\npath = "x.npz"', dataset="picture")
 
 
 def test_scaled_models_share_their_base_weights(constants):
     constants("[digits.adm-es.ddpm]\nsteps = [10, 1000]\nb = [1.02, 1.004]\nspan = [0.0, 0.0]\n")
-    known = load_registry(None, "digits")
+    known = load_registry((), "digits")
     assert known.model("adm-es").weights == known.model("adm").weights
     assert known.model("adm-es").scale_at("ddpm", 100) == (pytest.approx(1.012), 0.0)
 
 
 def test_what_was_not_tuned_is_off(constants):
     constants("[digits.adm-es.ddpm]\nsteps = [10]\nb = [1.02]\nspan = [0.0]\n")
-    known = load_registry(None, "digits")
-    assert known.model("adm-es").scaling["ddpm"].at(50) == (1.02, 0.0)
-    assert known.model("adm-es").scaling["ddim"] == Scaling()  # refused by a run until the user gives --eps-scale
-    assert known.model("adm-es-linear").scaling["ddpm"] == Scaling()
+    known = load_registry((), "digits")
+    assert known.model("adm-es").scale_at("ddpm", 50) == (1.02, 0.0)
+    assert known.model("adm-es").remedies[0].missing("ddim") == "b"  # refused until the user gives --eps-scale
+    assert known.model("adm-es-linear").remedies[0].missing("ddpm") == "b"
 
 
 def test_other_weights_have_no_tuned_constants(constants, tmp_path):
     constants("[digits.adm-es.ddpm]\nsteps = [10]\nb = [1.02]\nspan = [0.0]\n")
-    known = load_registry(None, "digits")
+    known = load_registry((), "digits")
     same, other = tmp_path / "same.safetensors", WEIGHTS / "digits" / "adm-ip.safetensors"
     same.write_bytes((WEIGHTS / "digits" / "adm.safetensors").read_bytes())
-    assert known.model("adm-es", same).scaling["ddpm"].steps == (10,)
-    assert known.model("adm-es", other).scaling["ddpm"] == Scaling()
-    assert known.model("adm-es", other).overridden(1.01, None).scale_at("ddpm", 20) == (1.01, 0.0)
+    assert known.model("adm-es", same).remedies[0].constants["ddpm"].steps == (10,)
+    assert known.model("adm-es", other).remedies[0].missing("ddpm") == "b"
+    assert known.model("adm-es", other).rescaled(1.01, None).scale_at("ddpm", 20) == (1.01, 0.0)
 
 
 def test_theory_needs_a_gamma():
-    known, without = load_registry(None, "digits"), WEIGHTS / "digits" / "adm.safetensors"
+    known, without = load_registry((), "digits"), WEIGHTS / "digits" / "adm.safetensors"
     assert known.model("ddpm-y-es").scale_at("ddim", 20) == (pytest.approx(1.01**0.5), 0.0)
-    assert known.model("ddpm-y-es", without).scaling["ddpm"] == Scaling()
+    assert known.model("ddpm-y-es", without).remedies[0].missing("ddpm") == "b"
 
 
 @pytest.mark.parametrize("content", [None, b"no safetensors"])
@@ -149,17 +161,17 @@ def test_an_unknown_name_with_a_bad_file_is_an_error_of_the_file(tmp_path, conte
     if content:
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=str(path)):
-        load_registry(None, "digits").model("mine", path)
+        load_registry((), "digits").model("mine", path)
     with pytest.raises(CheckpointError, match=r"w\.pt: no such file"):
-        load_registry(None, "digits").model("mine", path.with_suffix(".pt"))
+        load_registry((), "digits").model("mine", path.with_suffix(".pt"))
     path.with_suffix(".pt").write_bytes(b"anything")
     with pytest.raises(ConfigError, match="does not describe itself; give 'mine' an entry"):
-        load_registry(None, "digits").model("mine", path.with_suffix(".pt"))
+        load_registry((), "digits").model("mine", path.with_suffix(".pt"))
 
 
 def test_a_file_that_describes_itself_needs_no_entry():
-    model = load_registry(None, "digits").model("mine", WEIGHTS / "digits" / "adm.safetensors")
-    assert (model.name, model.learns_variance, model.scaling) == ("mine", True, {})
+    model = load_registry((), "digits").model("mine", WEIGHTS / "digits" / "adm.safetensors")
+    assert (model.name, model.learns_variance, model.remedies) == ("mine", True, ())
 
 
 @pytest.mark.parametrize("key", ['weights = "w.safetensors"', "T = 10", 'schedule = "linear"', "network = {}"])
@@ -167,7 +179,7 @@ def test_a_based_model_takes_nothing_else(tmp_path, key):
     path = tmp_path / "c.toml"
     path.write_text(f'[models.mine]\nbase = "adm"\n{key}\n')
     with pytest.raises(ConfigError, match="both 'base' and"):
-        load_registry(path, "digits").model("mine")
+        load_registry((path,), "digits").model("mine")
 
 
 @pytest.mark.parametrize("key", ["T = 10", 'schedule = "linear"', "network = {}"])
@@ -175,21 +187,21 @@ def test_a_file_that_describes_itself_is_not_described_again(tmp_path, key):
     path = tmp_path / "c.toml"
     path.write_text(f'[models.mine]\nweights = "{WEIGHTS / "digits" / "adm.safetensors"}"\n{key}\n')
     with pytest.raises(ConfigError, match="describes itself"):
-        load_registry(path, "digits").model("mine")
+        load_registry((path,), "digits").model("mine")
 
 
 def test_an_embedded_dataset_is_not_replaced(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text('[datasets.digits]\npath = "x.npz"\n')
     with pytest.raises(ConfigError, match="name of the embedded dataset"):
-        load_registry(path, "digits")
+        load_registry((path,), "digits")
 
 
 def test_the_tuned_constants_that_ship_can_be_read():
     for name in ("adm-es", "adm-es-linear"):
-        model = load_registry(None, "digits").model(name)
+        model = load_registry((), "digits").model(name)
         for sampler in ("ddpm", "ddim"):
-            assert {10, 20, 50} <= set(model.scaling[sampler].steps)
+            assert {10, 20, 50} <= set(model.remedies[0].constants[sampler].steps)
             for steps in (1, 10, 80, 1000):
                 b, k = model.scale_at(sampler, steps)
                 assert 0.5 < b < 2
@@ -198,40 +210,39 @@ def test_the_tuned_constants_that_ship_can_be_read():
 
 @pytest.mark.parametrize("gamma", [0.1, 0.15])
 def test_ddpm_y_es_divides_by_the_root_that_theory_names(save_tiny, gamma):
-    model = load_registry(None, "digits").model("ddpm-y-es", save_tiny(training={"gamma": gamma}))
+    model = load_registry((), "digits").model("ddpm-y-es", save_tiny(training={"gamma": gamma}))
     for sampler in ("ddpm", "ddim"):
         for steps in (1, 20, 1000):
             assert model.scale_at(sampler, steps) == (math.sqrt(1 + gamma**2), 0.0)
 
 
 def test_name_with_a_path_takes_other_weights(tiny_weights):
-    model = load_registry(None, "digits").model("adm", tiny_weights)
+    model = load_registry((), "digits").model("adm", tiny_weights)
     assert (model.name, model.weights) == ("adm", tiny_weights)
     assert tuple(model.description.network["channel_mult"]) == (1,)
 
 
 def test_overriding_b_keeps_the_span():
-    model = scaled_model().overridden(1.5, None)
+    model = scaled_model().rescaled(1.5, None)
     assert model.scale_at("ddpm", 10) == (1.5, pytest.approx(0.04 / 9))
     assert model.scale_at("ddpm", 1000) == (1.5, pytest.approx(0.01 / 999))
 
 
 def test_overriding_k_holds_at_every_step_count():
-    model = scaled_model().overridden(None, 0.003)
+    model = scaled_model().rescaled(None, 0.003)
     assert model.scale_at("ddpm", 10) == (1.02, 0.003)
     assert model.scale_at("ddim", 1000) == (1.004, 0.003)
-    assert scaled_model().overridden(1.5, 0.0).scale_at("ddpm", 77) == (1.5, 0.0)
+    assert scaled_model().rescaled(1.5, 0.0).scale_at("ddpm", 77) == (1.5, 0.0)
 
 
 def test_overriding_leaves_models_without_scaling_alone():
-    model = load_registry(None, "digits").model("adm")
-    assert model.overridden(1.5, 0.1) == model
+    model = load_registry((), "digits").model("adm")
+    assert model.rescaled(1.5, 0.1) == model
 
 
 def scaled_model():
-    model = load_registry(None, "digits").model("adm-es")
-    object.__setattr__(model, "scaling", {"ddpm": KNOTS, "ddim": KNOTS})
-    return model
+    model = load_registry((), "digits").model("adm-es")
+    return replace(model, remedies=(Remedy("epsilon-scaling", {"ddpm": KNOTS, "ddim": KNOTS}),))
 
 
 def test_entry_with_weights(from_toml, tiny_weights):
@@ -244,14 +255,14 @@ def test_entry_with_weights(from_toml, tiny_weights):
 def test_entry_with_a_base_and_scaling(from_toml):
     model = from_toml('[models.mine]\nbase = "adm"\neps_scale = 1.02\neps_slope = 0.001').model("mine")
     assert model.name == "mine"
-    assert model.weights == load_registry(None, "digits").model("adm").weights
+    assert model.weights == load_registry((), "digits").model("adm").weights
     assert model.scale_at("ddpm", 30) == model.scale_at("ddim", 900) == (1.02, 0.001)
 
 
 def test_entry_based_on_another_entry(from_toml, tiny_weights):
     known = from_toml(f'[models.a]\nweights = "{tiny_weights}"\n[models.b]\nbase = "a"\neps_scale = 1.1')
     assert known.model("b").weights == tiny_weights
-    assert known.model("b").overridden(1.3, None).scale_at("ddpm", 5) == (1.3, 0.0)
+    assert known.model("b").rescaled(1.3, None).scale_at("ddpm", 5) == (1.3, 0.0)
 
 
 def test_entry_describes_a_foreign_checkpoint(from_toml, tmp_path):
@@ -307,14 +318,14 @@ def test_bad_entries(from_toml, text, message):
 
 def test_missing_configuration_file(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read --config .*absent"):
-        load_registry(tmp_path / "absent.toml", "digits")
+        load_registry((tmp_path / "absent.toml",), "digits")
 
 
 def test_missing_weights(from_toml, tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*absent"):
         from_toml(f"[models.m]\nweights = '{tmp_path}/absent.pt'").model("m")
     with pytest.raises(CheckpointError, match="absent"):
-        load_registry(None, "digits").model("adm", tmp_path / "absent.safetensors")
+        load_registry((), "digits").model("adm", tmp_path / "absent.safetensors")
 
 
 def test_embedded_weights_belong_to_their_dataset(from_toml, pictures):
@@ -348,9 +359,9 @@ def test_weights_of_an_adapter_on_the_command_line_are_seen_from_here(tmp_path, 
     entry = f'[models.m]\nadapter = "{named}:load"\nimage_size = 8\n'
     (tmp_path / "config" / "c.toml").write_text(entry)
     monkeypatch.chdir(tmp_path / "here")
-    model = load_registry(Path("../config/c.toml"), "digits").model("m", Path("w.bin"))
+    model = load_registry((Path("../config/c.toml"),), "digits").model("m", Path("w.bin"))
     network = open_network(model.weights, model.description)
     assert network(torch.ones(1, 3, 8, 8), torch.zeros(1)).sample.unique().tolist() == [len("here")]
     monkeypatch.chdir(tmp_path)  # the description and the hash are those of the same file
-    again = load_registry(Path("config/c.toml"), "digits").model("m", Path("here/w.bin"))
+    again = load_registry((Path("config/c.toml"),), "digits").model("m", Path("here/w.bin"))
     assert (again.description, again.weights_hash()) == (model.description, again.weights_hash())

@@ -2,5 +2,27 @@
 
 from bench.diffusion.corrections.epsilon_scaling import EpsilonScaling, FirstCallScaling, X0Scaling
 from bench.diffusion.corrections.identity import Identity, InOrder
+from bench.diffusion.corrections.input_perturbation import InputPerturbation
+from bench.diffusion.corrections.temporal_rescaling import TemporalRescaling
+from bench.diffusion.corrections.time_shift import ShiftedTarget, TimeShift
+from bench.diffusion.corrections.variance_matching import FinalStd, VarianceNormalisation, X0StdMatching, x0_std
+from bench.diffusion.corrections.wavelet import DifferentialCorrection, PixelCorrection, ReverseStdCorrection
 
-__all__ = ["EpsilonScaling", "FirstCallScaling", "Identity", "InOrder", "X0Scaling"]
+__all__ = [
+    "DifferentialCorrection",
+    "EpsilonScaling",
+    "FinalStd",
+    "FirstCallScaling",
+    "Identity",
+    "InOrder",
+    "InputPerturbation",
+    "PixelCorrection",
+    "ReverseStdCorrection",
+    "ShiftedTarget",
+    "TemporalRescaling",
+    "TimeShift",
+    "VarianceNormalisation",
+    "X0Scaling",
+    "X0StdMatching",
+    "x0_std",
+]

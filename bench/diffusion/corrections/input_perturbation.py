@@ -1,0 +1,90 @@
+"""Input perturbation without training: what a network trained with it would say, asked of one trained without.
+
+DDPM-IP (Ning et al. 2023, algorithm 1) shows the network y = alpha x0 + sigma (eps + gamma xi) and wants eps back. With
+s = sqrt(1 + gamma^2) that noise is s eps', eps' = (eps + gamma xi) / s, and eps = eps' / s + r, where r, of variance
+gamma^2 / s^2, is independent of eps' and so of y. Hence the regression's optimum is f(y) = E[eps' | y] / s, and y is an
+ordinary state, only at the noisier level (alpha, s sigma). Shrunk by c to one that the plain network knows, (c alpha,
+c s sigma), it is what the network's own optimum answers: f(y, t) = eps*(c y, t') / s. DDPM-y, the paper's control
+(table 7), has eps' for its target: the same without the division.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from bench.diffusion.corrections.identity import Identity
+from bench.diffusion.corrections.interpolation import ByLevel
+from bench.diffusion.types import Level, Network, Prediction
+
+__all__ = ["InputPerturbation"]
+
+_UNIT = 1e-6  # how far from 1 the alpha^2 + sigma^2 of variance-preserving levels may round
+
+
+class InputPerturbation(Identity):
+    """Ask about the state as if its noise were s = sqrt(1 + gamma^2) times as strong, and divide eps by s.
+
+    Exact where the network is: this is the optimum of the input-perturbed loss in closed form. A trained ADM-IP differs
+    from it by what training adds, so that the two tell regularisation from the two deterministic effects, the shift in
+    time and the scaling. It acts in ``ask``: every other correction and every sampler sees a prediction of x at its own
+    level, with x0 = (x - sigma eps) / alpha.
+
+    The network is asked on its own family of levels. Variance-preserving: c = 1 / sqrt(alpha^2 + s^2 sigma^2), so that
+    alpha_bar' = c^2 alpha_bar. EDM (alpha = 1): c = 1 and sigma' = s sigma, so that D_IP(x; sigma) =
+    x - (x - D(x; s sigma)) / s^2. The index t' need not be whole: it is interpolated in the grid, linearly in
+    log(sigma / alpha). Beyond the noisiest level t' stays that level's, while the level's factors go on.
+
+    A learned variance's fraction is passed on as the plain network gave it at t'. A trained ADM-IP's own would differ:
+    its variational bound takes y for x_t, so it learns the spread of a step from y. A classifier's score is multiplied
+    by c, the chain rule's factor. ``x0_cov`` is dropped: at t' it is Cov(x0 | y) of the perturbed process, not the
+    Cov(x0 | x_t) that the variance ``exact`` is about, which therefore refuses.
+
+    Args:
+        grid: every level the network knows, noisiest first, without the clean one.
+        gamma: the perturbation's strength; 0 is the plain sampler, bit for bit.
+        scale: divide by s; False emulates DDPM-y.
+
+    Raises:
+        ValueError: gamma is negative or not finite, or the grid is neither variance preserving nor EDM's.
+    """
+
+    def __init__(self, grid: Sequence[Level], gamma: float, scale: bool = True) -> None:
+        if not 0 <= gamma < math.inf:
+            raise ValueError(f"gamma must be at least 0 and finite, not {gamma}")
+        self.s, self.scale = math.sqrt(1 + gamma**2), scale
+        self._keeps_signal = all(level.alpha == 1 for level in grid)
+        unit = all(abs(level.alpha**2 + level.sigma**2 - 1) < _UNIT for level in grid)
+        if not grid or any(level.is_clean for level in grid) or not (self._keeps_signal or unit):
+            raise ValueError(
+                "the grid must hold noisy levels, variance preserving (alpha^2 + sigma^2 = 1) or EDM's (alpha = 1)"
+            )
+        ascending = list(reversed(grid))
+        self._t = ByLevel([_log(level.sigma / level.alpha) for level in ascending], [level.t for level in ascending])
+
+    def noisier(self, level: Level) -> tuple[float, Level]:
+        """Return c, and the level of c y: t' and its factors c alpha and c s sigma (tensors, if one an image)."""
+        sigma = self.s * level.sigma
+        c = 1.0
+        if not self._keeps_signal:
+            c = ((level.alpha**2 + level.sigma**2) / (level.alpha**2 + sigma**2)) ** 0.5
+        return c, replace(level, t=self._t(_log(sigma / level.alpha)), alpha=c * level.alpha, sigma=c * sigma)
+
+    def ask(self, network: Network, x: Tensor, level: Level) -> Prediction:
+        """Ask about c x at the noisier level; the prediction is of x at ``level``."""
+        if self.s == 1:  # off: not even a rounding error
+            return network(x, level)
+        c, noisier = self.noisier(level)
+        pred = network(c * x, noisier)
+        eps = pred.eps / self.s if self.scale else pred.eps
+        guidance = None if pred.guidance is None else c * pred.guidance
+        x0 = (x - level.sigma * eps) / level.alpha
+        return replace(pred, eps=eps, x0=x0, x0_cov=None, guidance=guidance)
+
+
+def _log(ratio: Any) -> Any:
+    return ratio.log() if isinstance(ratio, Tensor) else math.log(ratio)

@@ -1,0 +1,49 @@
+"""Temporal score rescaling (Xu et al. 2025, arXiv 2510.01184): the score of data that spread more, or less."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from bench.diffusion.corrections.identity import Identity
+from bench.diffusion.types import Call, Level, Prediction
+
+__all__ = ["TemporalRescaling"]
+
+
+class TemporalRescaling(Identity):
+    """Multiply eps by r = (snr s^2 + 1) / (snr s^2 / k + 1), snr = alpha^2 / sigma^2, and re-form x0_hat from it.
+
+    Exact for x0 ~ N(mean, s^2 I): the result is the exact denoiser of N(mean, s^2 / k I), at every level. For other
+    data it is a local temperature: k < 1 widens, k > 1 sharpens. r is 1 where noise hides the data and k where it is
+    gone, so that k < 1 is an epsilon scaling with b = 1 / k > 1 at the least noise and none at the most, the other way
+    round from the linear one of ADM-ES. The defaults are those of ComfyUI's ``TemporalScoreRescaling``, for images.
+
+    An x0_hat that an earlier correction made apart from eps (:class:`X0Scaling`) is replaced.
+
+    Args:
+        k: inverse temperature; 1 is the plain sampler, bit for bit.
+        s: spread of the data around which k acts, the paper's sigma; the larger, the earlier k is felt.
+
+    Raises:
+        ValueError: k or s is not positive and finite.
+    """
+
+    def __init__(self, k: float = 0.95, s: float = 1.0) -> None:
+        for name, value in {"k": k, "s": s}.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, not {value}; k = 1 switches the rescaling off")
+        self.k, self.s = k, s
+
+    def factor(self, level: Level) -> float:
+        """Return r at a level: a float, or [B, 1, 1, 1] where levels are one an image."""
+        signal, noise = (level.alpha * self.s) ** 2, level.sigma**2
+        return (signal + noise) / (signal / self.k + noise)
+
+    def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Return x0_hat of the rescaled eps, and the rescaled eps."""
+        if self.k == 1:  # off: not even a rounding error
+            return pred.x0, pred.eps
+        eps = self.factor(call.level) * pred.eps
+        return (x - call.level.sigma * eps) / call.level.alpha, eps
