@@ -115,7 +115,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "dcw-reverse": Kind(
         "the same with the weights of the paper's equation 20",
-        {"low": 0.05, "high": 0.01},
+        {"low": 0.052, "high": 0.01},
         lambda levels, grid, c: ReverseStdCorrection(levels, low=c["low"], high=c["high"]),
         ("ddpm", "ddim"),
         "that equation is for variance-preserving levels",

@@ -79,8 +79,8 @@ class TimeShift(_LevelChoice):
     term for nothing and matches 1 - alpha_bar, which in the variance-preserving frame is sigma^2. The same assumption,
     a signal that is small against the noise, leaves sigma^2 in EDM's frame, where alpha = 1 and sigma is large. At
     low noise it does not hold, hence the cutoff: there var(x0) is taken for noise, and tau is too noisy. (EDM's t = 300
-    is sigma = .32: below the spread of most data.) Over d numbers var(x) scatters by sqrt(2 / d) of itself, which is .18
-    for an 8x8 image and .026 for CIFAR-10: on small images tau is chance where neighbouring levels differ by less.
+    is sigma = .32: below the spread of most data.) Over d numbers var(x) scatters by sqrt(2 / d) of itself, .18 for an
+    8x8 image and .026 for CIFAR-10: where the levels of a window differ by less, tau is chance.
 
     Choices of ours: tau is a level of the grid, or the nominal one where the walk steps beside the grid (EDM). It stays
     above the t that the step goes to, so that no step gains noise: the paper's windows are smaller than a step and

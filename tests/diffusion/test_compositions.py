@@ -1,0 +1,296 @@
+"""What every correction owes, alone and beside others; a new class must be entered in CASES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import pairwise, product
+from typing import Any
+
+import pytest
+import torch
+
+from bench.diffusion import corrections
+from bench.diffusion.corrections import (
+    DifferentialCorrection,
+    EpsilonScaling,
+    FinalStd,
+    FirstCallScaling,
+    Identity,
+    InOrder,
+    InputPerturbation,
+    PixelCorrection,
+    ReverseStdCorrection,
+    ShiftedTarget,
+    TemporalRescaling,
+    TimeShift,
+    VarianceNormalisation,
+    X0Scaling,
+    X0StdMatching,
+)
+from bench.diffusion.edm import Euler, Heun, edm_levels
+from bench.diffusion.noise import Noise
+from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, teacher_forced, walk
+from bench.diffusion.schedules import levels
+from bench.diffusion.types import Call, Prediction
+
+STEPS, SHAPE = 5, (1, 4, 4)
+FRAMES = {
+    "vp": (levels("cosine", 1000, STEPS), levels("cosine", 1000, 1000)[:-1]),
+    "edm": (edm_levels(STEPS), edm_levels(1000)[:-1]),
+}
+SOLVERS = {
+    "ddpm learned": Ancestral("learned"),
+    "ddpm fixed-small": Ancestral("fixed-small"),
+    "ddpm fixed-large": Ancestral("fixed-large"),
+    "ddim 0": DDIM(),
+    "ddim .5": DDIM(0.5),
+    "euler": Euler(),
+    "heun": Heun(),
+}
+
+
+class Kept(Draws):
+    """Random numbers that are made once for all the walks here; nothing may write to them."""
+
+    def normal(self, purpose, step, shape):
+        return drawn(self.noise, tuple(self.samples.tolist()), purpose, step, tuple(shape))
+
+
+@cache
+def drawn(noise, samples, purpose, step, shape):
+    return Draws(noise, torch.tensor(samples)).normal(purpose, step, shape)
+
+
+DRAWS, OTHERS = Kept(Noise(0), torch.arange(3)), Kept(Noise(1), torch.arange(3, 6))
+Make = Callable[[Any, Any], Identity]  # from (levels, grid)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A correction at work, its constants that switch it off, and what it is not for.
+
+    ``refuses`` names solvers or frames, each with what the reason says; ``idle`` solvers that take nothing of what it
+    changes, unless clipping carries it over.
+    """
+
+    active: Make
+    off: tuple[Make, ...] = ()
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
+
+
+CASES: Mapping[type[Identity], Case] = {
+    EpsilonScaling: Case(
+        lambda path, _: EpsilonScaling(path, 1.02, 1e-3), (lambda path, _: EpsilonScaling(path, 1.0),)
+    ),
+    X0Scaling: Case(
+        lambda path, _: X0Scaling(path, 1.02, 1e-3),
+        (lambda path, _: X0Scaling(path, 1.0),),
+        idle=("euler", "heun"),
+    ),
+    FirstCallScaling: Case(
+        lambda path, _: FirstCallScaling(path, 1.02, 1e-3), (lambda path, _: FirstCallScaling(path, 1.0),)
+    ),
+    InputPerturbation: Case(
+        lambda _, grid: InputPerturbation(grid, 0.3),
+        (lambda _, grid: InputPerturbation(grid, 0.0), lambda _, grid: InputPerturbation(grid, 0.0, scale=False)),
+    ),
+    TimeShift: Case(
+        lambda path, grid: TimeShift(path, grid, window=150, cutoff=300),
+        (
+            lambda path, grid: TimeShift(path, grid, window=0, cutoff=300),
+            lambda path, grid: TimeShift(path, grid, window=150, cutoff=1000),
+        ),
+    ),
+    ShiftedTarget: Case(
+        lambda path, grid: ShiftedTarget(path, grid, window=150, cutoff=300),
+        (
+            lambda path, grid: ShiftedTarget(path, grid, window=0, cutoff=300),
+            lambda path, grid: ShiftedTarget(path, grid, window=150, cutoff=1000),
+        ),
+        refuses={"heun": "no corrected steps"},
+    ),
+    VarianceNormalisation: Case(
+        lambda path, _: VarianceNormalisation(path, data_variance=0.25, cutoff=0),
+        (lambda path, _: VarianceNormalisation(path, data_variance=0.25, cutoff=1000),),
+    ),
+    X0StdMatching: Case(lambda *_: X0StdMatching([(0, 0.5), (999, 0.3)])),
+    FinalStd: Case(lambda *_: FinalStd(0.5)),
+    DifferentialCorrection: Case(
+        lambda path, _: DifferentialCorrection(path, 0.05, 0.1), (lambda path, _: DifferentialCorrection(path, 0.0),)
+    ),
+    ReverseStdCorrection: Case(
+        lambda path, _: ReverseStdCorrection(path, 0.05, 0.1),
+        (lambda path, _: ReverseStdCorrection(path, 0.0),),
+        refuses={"edm": "variance-preserving levels"},
+    ),
+    PixelCorrection: Case(lambda path, _: PixelCorrection(path, 0.05), (lambda path, _: PixelCorrection(path, 0.0),)),
+    TemporalRescaling: Case(lambda *_: TemporalRescaling(0.9), (lambda *_: TemporalRescaling(1.0),)),
+}
+ALL_SOLVERS = pytest.mark.parametrize("solver", SOLVERS)
+ALL_FRAMES = pytest.mark.parametrize("frame", FRAMES)
+
+
+def test_every_correction_has_a_case():
+    exported = {getattr(corrections, name) for name in corrections.__all__}
+    classes = {thing for thing in exported if isinstance(thing, type) and issubclass(thing, Identity)}
+    assert classes - {Identity, InOrder} == set(CASES)
+
+
+def network(x, level, cond=None):
+    """Tame at any noise, for levels of floats or of one an image; what it says depends on all it is told."""
+    size = (level.alpha**2 + level.sigma**2) ** 0.5
+    eps = torch.tanh(0.9 * x / size + 0.002 * level.t)
+    return Prediction(eps, (x - level.sigma * eps) / level.alpha, torch.cos(x / size))
+
+
+def steps_of(frame, solver, correction, clip=True, draws=DRAWS, dtype=torch.float32):
+    path, _ = FRAMES[frame]
+    x = prior(path[0], draws, SHAPE).to(dtype)
+    return walk(network, path, x, SOLVERS[solver], draws, clip=clip, correction=correction)
+
+
+def states(*args, **kwargs):
+    return [step.x_next for step in steps_of(*args, **kwargs)]
+
+
+def bitwise(ours, theirs):
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def reason(kind, frame, solver):
+    return CASES[kind].refuses.get(frame) or CASES[kind].refuses.get(solver)
+
+
+def everywhere(*solvers):
+    """Run a test for all corrections in both frames with some solvers, but where a correction refuses."""
+    found = [chosen for chosen in product(CASES, FRAMES, solvers) if not reason(*chosen)]
+    names = [f"{kind.__name__}-{frame}-{solver}" for kind, frame, solver in found]
+    return pytest.mark.parametrize(("kind", "frame", "solver"), found, ids=names)
+
+
+@cache
+def at_work(kind, frame):
+    return CASES[kind].active(*FRAMES[frame])
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@ALL_SOLVERS
+@ALL_FRAMES
+def test_switched_off_it_is_the_plain_sampler_bit_for_bit(frame, solver, clip):
+    plain = states(frame, solver, None, clip)
+    kinds = [kind for kind in CASES if not reason(kind, frame, solver)]
+    off = [make(*FRAMES[frame]) for kind in kinds for make in CASES[kind].off]
+    for correction in (*off, Identity(), InOrder([]), InOrder([Identity()]), InOrder(off)):
+        assert bitwise(plain, states(frame, solver, correction, clip)), correction
+
+
+@everywhere(*SOLVERS)
+def test_it_works_with_every_sampler(kind, frame, solver):
+    correction = at_work(kind, frame)
+    made, plain = (states(frame, solver, hooks, clip=False) for hooks in (correction, None))
+    for walked in (made, states(frame, solver, correction)):
+        assert all(state.isfinite().all() for state in walked)
+        assert [state.dtype for state in walked] == [state.dtype for state in plain]
+    assert bitwise(made, plain) is (solver in CASES[kind].idle)
+
+
+REFUSED = [chosen for chosen in product(CASES, FRAMES, SOLVERS) if reason(*chosen)]
+
+
+@pytest.mark.parametrize(("kind", "frame", "solver"), REFUSED)
+def test_or_says_why_not(kind, frame, solver):
+    with pytest.raises(ValueError, match=reason(kind, frame, solver)) as caught:
+        states(frame, solver, at_work(kind, frame))
+    assert "\n" not in str(caught.value)
+
+
+@everywhere("ddim 0", "heun")
+def test_it_works_on_real_noised_states_too(kind, frame, solver):
+    path, _ = FRAMES[frame]
+    x0 = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    steps = list(teacher_forced(network, path, x0, SOLVERS[solver], DRAWS, correction=at_work(kind, frame)))
+    assert sum(step.completes for step in steps) == STEPS
+    assert all(step.x_next.isfinite().all() for step in steps)
+
+
+@everywhere("ddpm learned", "ddim .5", "heun")
+def test_an_image_does_not_depend_on_its_batch(kind, frame, solver):
+    """Float64: kernels may round by the size of the batch (1e-16, of states up to 240), and x0_hat divides by
+    alpha = 5e-5 at the noisiest level."""
+    correction = at_work(kind, frame)
+    together = states(frame, solver, correction, draws=DRAWS, dtype=torch.float64)
+    for i in range(3):
+        alone = states(
+            frame, solver, correction, draws=Kept(DRAWS.noise, DRAWS.samples[i : i + 1]), dtype=torch.float64
+        )
+        for a, b in zip(alone, together, strict=True):
+            torch.testing.assert_close(a, b[i : i + 1], rtol=0, atol=1e-9)
+
+
+@everywhere("ddpm learned", "heun")
+def test_watching_changes_nothing_and_what_was_seen_stays(kind, frame, solver):
+    """A probe may keep what it is given for the length of a step, so no correction writes in place."""
+    correction = at_work(kind, frame)
+    unseen = states(frame, solver, correction)
+    kept = []
+    for step in steps_of(frame, solver, correction):
+        held = (step.x, step.x_next, step.prediction.eps, step.prediction.x0, step.x0_used, step.eps_used)
+        kept.append((held, [tensor.clone() for tensor in held], [tensor.norm() for tensor in held]))
+    assert bitwise(unseen, [held[1] for held, _, _ in kept])
+    assert all(bitwise(held, copies) for held, copies, _ in kept)
+
+
+@everywhere("ddpm learned", "heun")
+def test_one_object_serves_interleaved_walks(kind, frame, solver):
+    """Nothing is carried from call to call: two batches step by step in turn are the two walks."""
+    correction = at_work(kind, frame)
+    apart = [states(frame, solver, correction, draws=draws) for draws in (DRAWS, OTHERS)]
+    turns = zip(*(steps_of(frame, solver, correction, draws=draws) for draws in (DRAWS, OTHERS)), strict=True)
+    for i, (one, other) in enumerate(turns):
+        assert torch.equal(one.x_next, apart[0][i])
+        assert torch.equal(other.x_next, apart[1][i])
+
+
+@everywhere("ddim 0")
+def test_no_hook_asks_for_a_number_from_the_device(kind, frame, solver):
+    """The meta device has shapes and no numbers: ``.item()``, ``if tensor`` and copies to the host raise on it."""
+    correction, (path, _) = at_work(kind, frame), FRAMES[frame]
+    for before, after in pairwise(path):
+        x, call = correction.before(torch.empty(2, *SHAPE, device="meta"), Call(0, before, after, True))
+        pred = correction.ask(network, x, call.level)
+        x0, eps = correction.prediction(pred, x, call)
+        x_next = correction.after(x0, replace(pred, x0=x0, eps=eps), call)
+        assert {tensor.device.type for tensor in (x, x0, eps, x_next)} == {"meta"}
+
+
+@everywhere("ddpm learned", "heun")
+def test_alone_in_a_row_it_is_itself(kind, frame, solver):
+    correction = at_work(kind, frame)
+    assert bitwise(states(frame, solver, correction), states(frame, solver, InOrder([correction])))
+
+
+@pytest.mark.parametrize(("frame", "solver"), [("vp", "ddpm learned"), ("vp", "ddim .5"), ("edm", "heun")])
+def test_any_two_go_together(frame, solver):
+    for first, second in product([kind for kind in CASES if not reason(kind, frame, solver)], repeat=2):
+        if {first, second} <= {TimeShift, ShiftedTarget}:  # one time shift a walk: refused
+            continue
+        row = InOrder([at_work(first, frame), at_work(second, frame)])
+        assert all(state.isfinite().all() for state in states(frame, solver, row)), (first, second)
+
+
+def test_rows_of_rows_are_one_row():
+    a, b, c = (at_work(kind, "vp") for kind in (TimeShift, InputPerturbation, DifferentialCorrection))
+    row = states("vp", "ddim .5", InOrder([a, b, c]))
+    assert bitwise(row, states("vp", "ddim .5", InOrder([InOrder([a, b]), c])))
+    assert bitwise(row, states("vp", "ddim .5", InOrder([a, InOrder([b, c])])))
+
+
+@pytest.mark.parametrize("shift", [TimeShift, ShiftedTarget])
+def test_all_of_them_go_together_but_for_a_second_time_shift(shift):
+    row = InOrder([at_work(kind, "vp") for kind in CASES if kind not in {TimeShift, ShiftedTarget} - {shift}])
+    for solver in SOLVERS:
+        if not reason(shift, "vp", solver):
+            assert all(state.isfinite().all() for state in states("vp", solver, row))

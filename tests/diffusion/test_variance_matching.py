@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from bench.diffusion.corrections import (
+    FinalStd,
+    InOrder,
+    ShiftedTarget,
+    VarianceNormalisation,
+    X0StdMatching,
+    x0_std,
+)
+from bench.diffusion.edm import Euler, Heun, edm_levels
+from bench.diffusion.noise import Noise
+from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, teacher_forced, walk
+from bench.diffusion.schedules import levels
+from bench.diffusion.types import CLEAN, Call, Level, Prediction, batched
+
+COSINE, GRID = levels("cosine", 1000, 20), levels("cosine", 1000, 1000)[:-1]
+EDM = edm_levels(18)
+DRAWS = Draws(Noise(0), torch.arange(3))
+SHAPE = (2, 4, 4)
+PATHS = [(Ancestral(), COSINE), (Ancestral("fixed-large"), COSINE), (DDIM(), COSINE), (Euler(), EDM), (Heun(), EDM)]
+HIGH, LOW = Level(2, 0.28, 0.96), Level(1, 0.6, 0.8)
+ZERO = torch.zeros(1, 1, 2, 2)
+
+
+def network(x, level, cond=None):
+    """A closed form, near 1 in size where states are."""
+    eps = torch.tanh(0.9 * x / math.hypot(level.alpha, level.sigma) + 0.2 * math.sin(level.t / 50))
+    return Prediction(eps, (x - level.sigma * eps) / level.alpha, torch.cos(x + level.t / 100))
+
+
+def constant(x, level, cond=None):
+    """Says eps = t / 10 everywhere."""
+    eps = torch.full_like(x, level.t / 10)
+    return Prediction(eps, (x - level.sigma * eps) / level.alpha)
+
+
+def image(*values):
+    return torch.tensor(values).reshape(1, 1, 2, 2)
+
+
+def run(path, x, solver, correction, draws=DRAWS, denoiser=network, clip=True):
+    return list(walk(denoiser, path, x, solver, draws, clip=clip, correction=correction))
+
+
+def start(path, draws=DRAWS):
+    return prior(path[0], draws, SHAPE)
+
+
+def variances(x):
+    return x.double().flatten(1).var(1)
+
+
+def test_normalisation_by_hand():
+    """Two DDIM steps, t = 2 to 1 to the data, towards alpha^2 / 4 + sigma^2.
+
+    x = .28 x0 + .96 * .2 becomes x' = .6 x0 + .8 * .2. With x0 = (1, -1, 1, -1) var(x') = .36 * 4/3 = .48, and it is
+    to be .36 / 4 + .64 = .73: x' times r = sqrt(.73 / .48) = 1.2332, its mean of .16 too. Then x0_hat = (r x' - .08) /
+    .6, which nothing changes. Float32, a dozen roundings of numbers near 1: 1e-6.
+    """
+    path, x0, r = (HIGH, LOW, CLEAN), image(1.0, -1.0, 1.0, -1.0), math.sqrt(0.73 / 0.48)
+    made = VarianceNormalisation(path, data_variance=0.25, cutoff=0)
+    steps = run(path, 0.28 * x0 + 0.96 * 0.2, DDIM(), made, denoiser=constant, clip=False)
+    torch.testing.assert_close(steps[0].x_next, r * (0.6 * x0 + 0.16), rtol=0, atol=1e-6)
+    torch.testing.assert_close(steps[1].x_next, (r * (0.6 * x0 + 0.16) - 0.08) / 0.6, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("solver", "path"), PATHS)
+@pytest.mark.parametrize("data_variance", [0.0, 0.25])
+def test_every_completed_step_has_the_variance_of_its_level(solver, path, data_variance):
+    """But for the data. 32 numbers in float32 (VP), their variance in float64: 1e-6 relative."""
+    made = VarianceNormalisation(path, data_variance=data_variance, cutoff=0)
+    steps, plain = run(path, start(path), solver, made), run(path, start(path), solver, None)
+    for step in steps[:-1]:
+        if step.completes:
+            wanted = step.level_next.alpha**2 * data_variance + step.level_next.sigma**2
+            assert variances(step.x_next).tolist() == pytest.approx([wanted] * 3, rel=1e-6)
+    assert steps[-1].x_next.dtype == (solver.dtype or torch.float32)
+    if solver == Heun():  # its first call makes no state of the walk
+        assert torch.equal(steps[0].x_next, plain[0].x_next)
+    x = start(path)
+    call = Call(0, path[-2], CLEAN, True)
+    assert made.after(x, network(x, path[-2]), call) is x
+
+
+def test_the_cutoff_is_the_last_level_normalised():
+    """Levels 999, 946, 894, ...: with the cutoff at 894 the states there and above are normalised, the next is not."""
+    made = VarianceNormalisation(COSINE, data_variance=0.25, cutoff=894)
+    x = start(COSINE)
+    after = [made.after(x, None, Call(0, a, b, True)) for a, b in itertools.pairwise(COSINE[:4])]
+    assert [y is x for y in after] == [False, False, True]
+
+
+def test_edms_least_noisy_level_is_not_lost_to_rounding():
+    """Its t is 0 to a few 1e-13 only."""
+    made = VarianceNormalisation(EDM, data_variance=0.25, cutoff=0)
+    x = start(EDM)
+    assert made.after(x, None, Call(0, EDM[-3], EDM[-2], True)) is not x
+
+
+@pytest.mark.parametrize(("solver", "path"), PATHS)
+def test_a_cutoff_above_all_levels_is_the_plain_sampler_bit_for_bit(solver, path):
+    made = VarianceNormalisation(path, data_variance=0.25, cutoff=1000)
+    pairs = zip(run(path, start(path), solver, made), run(path, start(path), solver, None), strict=True)
+    for ours, theirs in pairs:
+        assert torch.equal(ours.x_next, theirs.x_next)
+
+
+def test_normalisation_follows_a_shifted_target():
+    """Each image has the variance of the level it was taken to (float32: 1e-6), those at or below the cutoff none."""
+    made = VarianceNormalisation(COSINE, data_variance=0.25, cutoff=400)
+    x = start(COSINE)
+    chosen = [GRID[999 - t] for t in (450, 421, 390)]
+    t, alpha, sigma = (
+        torch.tensor([getattr(level, n) for level in chosen]).reshape(3, 1, 1, 1) for n in Level.__slots__
+    )
+    got = made.after(x, None, Call(0, COSINE[10], batched(t.float(), alpha, sigma), True))
+    wanted = [level.alpha**2 * 0.25 + level.sigma**2 for level in chosen]
+    assert variances(got)[:2].tolist() == pytest.approx(wanted[:2], rel=1e-6)
+    assert torch.equal(got[2], x[2])
+    both = InOrder([ShiftedTarget(COSINE, GRID, window=40, cutoff=300), made])
+    assert all(torch.isfinite(step.x_next).all() for step in run(COSINE, x, DDIM(), both, denoiser=tensors))
+
+
+def together(chosen):
+    """One level an image, float32."""
+    rows = torch.tensor([(level.t, level.alpha, level.sigma) for level in chosen])
+    return batched(*rows.T.reshape(3, -1, 1, 1, 1))
+
+
+def tensors(x, level, cond=None):
+    """A closed form that needs no host levels."""
+    return Prediction(torch.tanh(x), (x - level.sigma * torch.tanh(x)) / level.alpha)
+
+
+def test_real_states_are_left_alone_but_for_chance():
+    """x = alpha x0 + sigma noise has the variance aimed at; of d = 4096 pixels within five standard errors sqrt(2/d) of
+    the variance and half that of its root. x0 is noise itself here, of variance 1/4.
+    """
+    draws, d = Draws(Noise(1), torch.arange(4)), 4096
+    x0 = 0.5 * prior(Level(0, 0.0, 1.0), Draws(Noise(2), torch.arange(4)), (1, 64, 64))
+    made = VarianceNormalisation(COSINE, data_variance=0.25, cutoff=0)
+    for before, level in itertools.pairwise(COSINE[:-1]):
+        x = level.alpha * x0 + prior(level, draws, (1, 64, 64))
+        got = made.after(x, None, Call(0, before, level, True))
+        assert ((got / x).flatten(1)[:, 0] - 1).abs().max() < 5 * 0.5 * math.sqrt(2 / d)
+
+
+def test_x0_matching_by_hand():
+    """Two DDIM steps, t = 2 to 1 to the data, with spreads of .5 and 1 wanted there.
+
+    x0_hat = x0 = (1.25, -.75, 1.25, -.75) of mean .25 and spread sqrt(4/3): about the mean, (r, -r, r, -r) + .25 with
+    r = .5 sqrt(3/4) = .4330. eps was .2 and is now (x - .28 x0') / .96 = .2 + .28 (1 - r)(1, -1, 1, -1) / .96. So
+    x' = .6 x0' + .8 eps'. Then x0_hat = (x' - .8 * .1) / .6, again of two values and spread 1: +-sqrt(3/4) about its
+    mean. Float32, two dozen roundings of numbers near 1: 2e-6.
+    """
+    path, sign = (HIGH, LOW, CLEAN), image(1.0, -1.0, 1.0, -1.0)
+    x0, r = 0.25 + sign, 0.5 * math.sqrt(0.75)
+    made = X0StdMatching([(1, 1.0), (2, 0.5)])
+    first, second = run(path, 0.28 * x0 + 0.96 * 0.2, DDIM(), made, denoiser=constant, clip=False)
+    torch.testing.assert_close(first.x0_used, 0.25 + r * sign, rtol=0, atol=2e-6)
+    eps = 0.2 + 0.28 * (1 - r) / 0.96 * sign
+    torch.testing.assert_close(first.eps_used, eps, rtol=0, atol=2e-6)
+    state = 0.6 * (0.25 + r * sign) + 0.8 * eps
+    torch.testing.assert_close(first.x_next, state, rtol=0, atol=2e-6)
+    middle = (state.mean() - 0.08) / 0.6
+    torch.testing.assert_close(second.x_next, middle + math.sqrt(0.75) * sign, rtol=0, atol=4e-6)
+
+
+REFERENCE = [(t, 0.3 + t / 2000) for t in (0, 250, 500, 999)]
+
+
+@pytest.mark.parametrize(("solver", "path"), PATHS)
+def test_every_x0_has_the_references_spread_and_its_own_mean(solver, path):
+    """Interpolated in t; and x is alpha x0 + sigma eps again.
+
+    Float32 (VP) rounds to 6e-8, of the mean too, which is kept and large where alpha is small: a few times that of the
+    largest x0_hat, 1e-6, against spreads of .3 at the least.
+    """
+    steps = run(path, start(path), solver, X0StdMatching(REFERENCE), clip=False)
+    for step in steps:
+        used, raw = step.x0_used, step.prediction.x0
+        got = x0_std(Prediction(step.eps_used, used))
+        assert got.shape == (3,)
+        assert got.tolist() == pytest.approx([0.3 + min(max(step.level.t, 0), 999) / 2000] * 3, abs=1e-6 * size(used))
+        means = used.mean((1, 2, 3)) - raw.mean((1, 2, 3))
+        assert means.abs().max() < 1e-6 * size(raw)  # whose own rounding its mean inherits
+        again = step.level.alpha * used + step.level.sigma * step.eps_used
+        assert (again - step.x).abs().max() < 1e-6 * max(size(step.x), size(used) * step.level.alpha)
+    assert steps[-1].x_next.dtype == (solver.dtype or torch.float32)
+
+
+def size(x):
+    return max(1.0, x.abs().max().item())
+
+
+class WhiteOracle:
+    """The exact denoiser of independent pixels N(0, v)."""
+
+    v = 0.25
+
+    def gain(self, level):
+        return level.alpha * self.v / (level.alpha**2 * self.v + level.sigma**2)
+
+    def std(self, level):
+        """Return the spread of x0_hat of real noised data: gain times that of the state."""
+        return self.gain(level) * math.sqrt(level.alpha**2 * self.v + level.sigma**2)
+
+    def __call__(self, x, level, cond=None):
+        x0 = self.gain(level) * x
+        return Prediction((x - level.alpha * x0) / level.sigma, x0)
+
+
+def test_an_exact_denoisers_own_spread_is_the_identity_in_the_mean():
+    """On real states of d = 1024 pixels the spread of an image is the expected one, with a standard error of
+    1 / sqrt(2 d) = .022 of it; over 64 images .0028. Five of them, and the bias of a root, 1 / (4 d)."""
+    oracle, draws = WhiteOracle(), Draws(Noise(0), torch.arange(64))
+    made = X0StdMatching([(level.t, oracle.std(level)) for level in COSINE[:-1]])
+    x0 = 0.5 * prior(Level(0, 0.0, 1.0), Draws(Noise(3), torch.arange(64)), (1, 32, 32))
+    for step in teacher_forced(oracle, COSINE, x0, DDIM(), draws, clip=False, correction=made):
+        factor = (step.x0_used - step.x0_used.mean((1, 2, 3), keepdim=True)) / (
+            step.prediction.x0 - step.prediction.x0.mean((1, 2, 3), keepdim=True)
+        )
+        factors = factor.flatten(1).median(1).values  # of d equal numbers, but where both nearly vanish
+        assert (factors - 1).abs().max() < 5 * 0.0221
+        assert abs(factors.mean().item() - 1) < 5 * 0.0221 / 8 + 1 / 4096
+
+
+def test_matching_a_batched_level_is_matching_its_images():
+    """The reference is looked up an image; float32: a few roundings of 6e-8 times x0 / sigma of at most 10."""
+    made, x = X0StdMatching(REFERENCE), start(COSINE)
+    chosen = [GRID[999 - t] for t in (700, 421, 390)]
+    t, alpha, sigma = (
+        torch.tensor([getattr(level, n) for level in chosen]).reshape(3, 1, 1, 1) for n in Level.__slots__
+    )
+    level = batched(t.float(), alpha, sigma)
+    x0, eps = made.prediction(tensors(x, level), x, Call(0, level, CLEAN, True))
+    for k, one in enumerate(chosen):
+        wanted = made.prediction(tensors(x[k : k + 1], one), x[k : k + 1], Call(0, one, CLEAN, True))
+        torch.testing.assert_close(x0[k], wanted[0][0], rtol=0, atol=5e-6)
+        torch.testing.assert_close(eps[k], wanted[1][0], rtol=0, atol=5e-6)
+
+
+def test_an_x0_of_one_value_stays_one():
+    level = COSINE[5]
+    x0, _ = X0StdMatching(REFERENCE).prediction(Prediction(ZERO, ZERO + 0.3), ZERO, Call(0, level, CLEAN, True))
+    torch.testing.assert_close(x0, ZERO + 0.3, rtol=0, atol=1e-7)
+
+
+def test_the_order_of_a_reference_does_not_matter():
+    x, call = start(COSINE), Call(0, COSINE[5], COSINE[6], True)
+    a, b = (X0StdMatching(r).prediction(network(x, COSINE[5]), x, call)[0] for r in (REFERENCE, REFERENCE[::-1]))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("solver", "path"), PATHS)
+def test_final_std_changes_the_images_alone(solver, path):
+    """32 float32 numbers near 1: spread and mean to 1e-6."""
+    steps, plain = (run(path, start(path), solver, made) for made in (FinalStd(0.4), None))
+    for ours, theirs in zip(steps[:-1], plain[:-1], strict=True):
+        assert torch.equal(ours.x_next, theirs.x_next)
+    got, was = steps[-1].x_next, plain[-1].x_next
+    assert variances(got).sqrt().tolist() == pytest.approx([0.4] * 3, rel=1e-6)
+    torch.testing.assert_close(got.mean((1, 2, 3)), was.mean((1, 2, 3)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "correction",
+    [VarianceNormalisation(COSINE, data_variance=0.25, cutoff=0), X0StdMatching(REFERENCE), FinalStd(0.4)],
+)
+def test_images_do_not_see_each_other(correction):
+    """The same sums in the same order for an image whatever stands beside it, but for the kernels: 2e-6 of 1."""
+    whole = run(COSINE, start(COSINE), Ancestral(), correction)
+    for sample in range(3):
+        draws = Draws(Noise(0), torch.tensor([sample]))
+        for ours, theirs in zip(run(COSINE, start(COSINE, draws), Ancestral(), correction, draws), whole, strict=True):
+            torch.testing.assert_close(ours.x_next[0], theirs.x_next[sample], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "correction", [VarianceNormalisation(COSINE, data_variance=0.25, cutoff=0), X0StdMatching(REFERENCE)]
+)
+def test_real_states_are_corrected_as_a_walks(correction):
+    """A teacher-forced step is that of a walk from its state."""
+    x0 = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    steps = teacher_forced(network, COSINE, x0, DDIM(), DRAWS, correction=correction)
+    for step, path in zip(steps, itertools.pairwise(COSINE), strict=True):
+        single = next(iter(run(path, step.x, DDIM(), correction)))
+        assert torch.equal(step.x_next, single.x_next)
+
+
+@pytest.mark.parametrize(("variance", "cutoff"), [(-1, 0), (math.nan, 0), (math.inf, 0), (0.25, -1), (0.25, math.nan)])
+def test_impossible_normalisations_are_refused(variance, cutoff):
+    with pytest.raises(ValueError, match="finite and at least 0"):
+        VarianceNormalisation(COSINE, data_variance=variance, cutoff=cutoff)
+
+
+@pytest.mark.parametrize("reference", [[], [(1, 0.5), (1, 0.6)], [(1, -0.5)], [(1, math.nan)], [(math.nan, 0.5)]])
+def test_impossible_references_are_refused(reference):
+    with pytest.raises(ValueError, match="pairs of a t and a std"):
+        X0StdMatching(reference)
+
+
+@pytest.mark.parametrize("std", [-1, math.nan, math.inf])
+def test_impossible_final_stds_are_refused(std):
+    with pytest.raises(ValueError, match="final std must be finite"):
+        FinalStd(std)

@@ -1,0 +1,178 @@
+import math
+
+import pytest
+
+from bench.diffusion.corrections import InOrder
+from bench.diffusion.edm import edm_grid, edm_levels
+from bench.diffusion.schedules import levels
+from bench.suite.config import EDM_SAMPLERS, SAMPLERS, ConfigError
+from bench.suite.registry import load_registry
+from bench.suite.remedies import KINDS, SUFFIXES, Remedy
+
+GIVEN = {"b": 1.01, "std": 0.7, "reference": [[0, 0.5], [999, 0.1]]}  # those without a default
+PATHS = {
+    "ddpm": (levels("cosine", 1000, 10), levels("cosine", 1000, 1000)[:-1]),
+    "heun": (edm_levels(7), edm_grid()),
+}
+
+
+@pytest.fixture
+def known():
+    return load_registry((), "digits")
+
+
+def path(sampler):
+    return PATHS["heun" if sampler in EDM_SAMPLERS else "ddpm"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_built_from_its_defaults_or_says_why_not(kind, sampler):
+    needs = {name: GIVEN[name] for name, value in KINDS[kind].defaults.items() if value is None}
+    remedy = Remedy(kind).overridden(needs)
+    assert remedy.missing(sampler) is None
+    if sampler not in KINDS[kind].samplers:
+        assert KINDS[kind].reason
+        return
+    made = remedy.correction(*path(sampler), sampler, 7)
+    assert {"before", "ask", "prediction", "after"} <= set(dir(made))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_suffix_goes_with_every_model(known, suffix):
+    for base in ("adm", "adm-ip"):
+        model = known.model(f"{base}-{suffix}")
+        assert (model.name, model.base) == (f"{base}-{suffix}", base)
+        assert [remedy.kind for remedy in model.remedies] == [SUFFIXES[suffix]]
+        assert model.weights == known.model(base).weights
+
+
+def test_suffixes_stand_in_a_row(known):
+    model = known.model("edm-ts-es-dcw")
+    assert [remedy.kind for remedy in model.remedies] == ["time-shift", "epsilon-scaling", "dcw"]
+    assert model.base == "edm"
+
+
+def test_the_longest_suffix_wins(known):
+    assert [remedy.kind for remedy in known.model("adm-dcw-pixel").remedies] == ["dcw-pixel"]
+    assert [remedy.kind for remedy in known.model("adm-ip-emu").remedies] == ["input-perturbation"]
+    assert known.model("adm-ip-emu").base == "adm"
+
+
+@pytest.mark.parametrize("name", ["es", "-es", "adm-", "adm-esx", "admes", "nobody-es", "adm-es-", "adm--es"])
+def test_names_that_are_no_models(known, name):
+    with pytest.raises(ConfigError, match="unknown model"):
+        known.model(name)
+
+
+def test_models_of_the_config_file_take_suffixes_and_come_first(tmp_path, tiny_weights):
+    (tmp_path / "c.toml").write_text(
+        f'[models.mine]\nweights = "{tiny_weights}"\n[models.adm-ts]\nbase = "mine"\neps_scale = 1.1\n'
+    )
+    known = load_registry((tmp_path / "c.toml",), "digits")
+    assert known.model("mine-tsr").weights == tiny_weights
+    assert [remedy.kind for remedy in known.model("adm-ts").remedies] == ["epsilon-scaling"]
+    assert [remedy.kind for remedy in known.model("adm-ts-dcw").remedies] == ["epsilon-scaling", "dcw"]
+
+
+def test_a_scale_of_an_entry_replaces_its_bases(tmp_path):
+    (tmp_path / "c.toml").write_text('[models.mine]\nbase = "adm-ts-es"\neps_scale = 1.1\n')
+    model = load_registry((tmp_path / "c.toml",), "digits").model("mine")
+    assert [remedy.kind for remedy in model.remedies] == ["time-shift", "epsilon-scaling"]
+    assert model.scale_at("ddpm", 10) == (1.1, 0.0)
+
+
+@pytest.mark.parametrize("name", ["adm-ts-ts", "adm-ts-ts-code"])
+def test_a_walk_takes_one_time_shift(known, name):
+    with pytest.raises(ConfigError, match="takes one time shift"):
+        known.model(name).refuse("ddpm")
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "message"),
+    [
+        ("edm-es-x0", "heun", "does not work with --sampler heun: Euler and Heun steps move along eps"),
+        ("edm-ts-code", "heun", "the released code has no such step; use ddpm or ddim or euler"),
+        ("adm-x0std", "ddpm", "needs 'reference' for ddpm; find it with --tune reference=fit"),
+        ("adm-ip-es-x0", "ddpm", "no ddpm scaling constants were tuned"),
+    ],
+)
+def test_what_a_remedy_does_not_work_with(known, name, sampler, message, monkeypatch):
+    model = known.model(name)
+    with pytest.raises(ConfigError, match=message):
+        model.refuse(sampler)
+
+
+def test_what_a_cell_records(known):
+    plain, scaled = known.model("adm"), known.model("adm-es").rescaled(1.02, 0.0)
+    assert plain.intervention("ddpm", 10) == {"eps_scale": 1.0, "eps_slope": 0.0}
+    assert scaled.intervention("ddpm", 10) == {"eps_scale": 1.02, "eps_slope": 0.0}
+    both = known.model("adm-tsr-es").rescaled(1.02, 0.0)
+    assert both.intervention("ddpm", 10) == {
+        "eps_scale": 1.02,
+        "eps_slope": 0.0,
+        "remedies": [{"kind": "tsr", "k": 0.95, "s": 1.0}, {"kind": "epsilon-scaling", "b": 1.02, "k": 0.0}],
+    }
+
+
+def test_a_slope_of_the_users_is_no_constant_of_other_remedies(known):
+    model = known.model("adm-tsr-es").rescaled(1.02, 0.5)
+    assert model.remedies[0].at("ddpm", 10) == {"k": 0.95, "s": 1.0}
+
+
+ENTRIES = [
+    ("{}", "needs 'kind'"),
+    ("{ kind = 3 }", "needs 'kind'"),
+    ("{ kind = 'time-shft' }", "unknown correction 'time-shft'; did you mean 'time-shift'"),
+    ("{ kind = 'tsr', K = 0.9 }", "unknown constant of tsr 'K'"),
+    ("{ kind = 'tsr', k = 'a' }", "must be a finite number"),
+    ("{ kind = 'tsr', k = nan }", "must be a finite number"),
+    ("{ kind = 'tsr', k = true }", "must be a finite number"),
+    ("{ kind = 'tsr', k = [0.9, 0.8] }", "must be a finite number"),
+    ("{ kind = 'tsr', steps = [10], k = [0.9, 0.8] }", "one for each of 'steps'"),
+    ("{ kind = 'tsr', steps = [20, 10], k = [0.9, 0.8] }", "ascending step counts"),
+    ("{ kind = 'tsr', steps = [0], k = [0.9] }", "ascending step counts"),
+    ("{ kind = 'tsr', steps = 10, k = 0.9 }", "ascending step counts"),
+    ("{ kind = 'tsr', sampler = 'pndm' }", "must be one of ddpm"),
+    ("{ kind = 'tsr', span = 0.1 }", "unknown constant of tsr 'span'"),
+    ("{ kind = 'x0-std', reference = [[1]] }", "a list of pairs"),
+    ("{ kind = 'x0-std', reference = 0.5 }", "a list of pairs"),
+    ("3", "must be a list of tables"),
+]
+
+
+@pytest.mark.parametrize(("entry", "message"), ENTRIES)
+def test_entries_that_cannot_be_read(tmp_path, entry, message):
+    (tmp_path / "c.toml").write_text(f"[models.m]\nbase = 'adm'\ncorrections = [{entry}]\n")
+    with pytest.raises(ConfigError, match=message):
+        load_registry((tmp_path / "c.toml",), "digits").model("m")
+
+
+def test_corrections_of_an_entry_act_in_their_order(tmp_path, make_cell):
+    (tmp_path / "c.toml").write_text(
+        "[models.m]\nbase = 'adm'\n"
+        "corrections = [{ kind = 'dcw', low = 0.02 }, { kind = 'tsr', steps = [10, 40], k = [0.9, 0.98] }]\n"
+    )
+    model = load_registry((tmp_path / "c.toml",), "digits").model("m")
+    assert model.remedies[0].at("ddim", 10) == {"low": 0.02, "high": 0.0}
+    assert model.remedies[1].at("ddpm", 20)["k"] == pytest.approx(0.94)  # half-way in log steps
+    assert math.isclose(model.remedies[1].at("ddpm", 10)["s"], 1.0)
+    made = InOrder([remedy.correction(*path("ddpm"), "ddpm", 10) for remedy in model.remedies])
+    assert [type(each).__name__ for each in made.corrections] == ["DifferentialCorrection", "TemporalRescaling"]
+
+
+def test_two_config_files(tmp_path):
+    first, second, third = (tmp_path / f"{name}.toml" for name in "abc")
+    first.write_text("[models.m]\nbase = 'adm'\n")
+    second.write_text("[models.n]\nbase = 'm'\neps_scale = 1.1\n")
+    third.write_text("[models.m]\nbase = 'adm-ip'\n")
+    assert load_registry((first, second), "digits").model("n").scale_at("ddpm", 5) == (1.1, 0.0)
+    with pytest.raises(ConfigError, match="'m' is in two config files"):
+        load_registry((first, third), "digits")
+
+
+@pytest.mark.parametrize("base", ["mine", "mine-es", "mine-ts-es"])
+def test_an_entry_based_on_itself_with_a_remedy(tmp_path, base):
+    (tmp_path / "c.toml").write_text(f"[models.mine]\nbase = '{base}'\n")
+    with pytest.raises(ConfigError, match="based on itself"):
+        load_registry((tmp_path / "c.toml",), "digits").model("mine")

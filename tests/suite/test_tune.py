@@ -1,0 +1,161 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.suite.config import RESERVED_SEEDS, ConfigError
+from bench.suite.registry import load_registry
+from bench.suite.tune import Tune, choose, parse_tune, tuned_entry, with_constant
+
+GRID = (0.9, 1.0, 1.1, 1.2, 1.3)
+
+
+def test_a_grid_has_both_ends():
+    assert parse_tune("b=0.99:1.06:15") == Tune("b", tuple(round(0.99 + 0.005 * i, 3) for i in range(15)))
+    assert parse_tune(" span = -0.04:0.08:4 ").values == (-0.04, 0.0, 0.04, 0.08)
+    assert parse_tune("b=fit") == Tune("b", ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "b", "b=", "=1:2:3", "b=1:2", "b=1:2:3:4", "b=2:1:5", "b=1:1:5", "b=1:2:2", "b=1:2:1.5", "b=1:2:201",
+     "b=nan:2:5", "b=1:inf:5", "b=one:2:5", "b=1,2,3", "b=fitted"],
+)  # fmt: skip
+def test_what_is_no_grid(text):
+    with pytest.raises(ConfigError, match="is not NAME=LOW:HIGH:COUNT"):
+        parse_tune(text)
+
+
+def test_values_that_nobody_could_tell_apart():
+    with pytest.raises(ConfigError, match="equal to six digits"):
+        parse_tune("b=1:1.000001:50")
+
+
+@pytest.mark.parametrize("lowest", [0.93, 1.0, 1.07, 1.26])
+def test_the_vertex_of_a_parabola(lowest):
+    assert choose(GRID, [3 * (x - lowest) ** 2 + 5 for x in GRID]) == pytest.approx(lowest, abs=1e-5)  # six digits
+
+
+@pytest.mark.parametrize(("lowest", "best"), [(0.5, 0.9), (2.0, 1.3)])
+def test_a_minimum_outside_the_grid_gives_its_nearest_end(lowest, best):
+    assert choose(GRID, [(x - lowest) ** 2 for x in GRID]) == best
+
+
+def test_only_the_neighbours_of_the_best_point_count():
+    """Far away the curve is no parabola: what is added there does not move the vertex."""
+    values = np.linspace(0.9, 1.2, 13)
+    curve = (values - 1.02) ** 2
+    walled = curve + np.where(abs(values - 1.02) > 0.08, 5.0, 0.0)
+    assert choose(values, walled) == choose(values, curve) == pytest.approx(1.02, abs=1e-5)
+
+
+def test_a_hill_gives_the_best_point():
+    assert choose(GRID, [-((x - 1.02) ** 2) for x in GRID]) == 1.3
+
+
+@pytest.fixture
+def known():
+    return load_registry((), "digits")
+
+
+def test_variants_share_everything_but_the_constant(known):
+    tune = Tune("b", (1.0, 1.02))
+    models = tune.variants((known.model("adm-es"),), "ddpm", (10, 20))
+    assert [model.name for model in models] == ["adm-es@b=1", "adm-es@b=1.02"]
+    for model, b in zip(models, tune.values, strict=True):
+        assert [model.scale_at("ddpm", steps) for steps in (10, 15, 20)] == [(b, 0.0)] * 3
+        assert model.weights == known.model("adm").weights
+    assert tune.seeds((0, 4)) == (RESERVED_SEEDS, RESERVED_SEEDS + 4)
+
+
+def test_the_span_turns_about_the_mean_divisor(known):
+    """b + k (steps - 1) / 2 stays: with b = 1.02 and span .04 the divisors run from 1.00 to 1.04."""
+    model = known.model("adm-es").rescaled(1.02, 0.0)
+    for steps in (2, 11, 100):
+        b, k = with_constant(model, "span", [0.04], "ddpm", [steps]).scale_at("ddpm", steps)
+        assert b == pytest.approx(1.0)
+        assert b + k * (steps - 1) == pytest.approx(1.04)
+
+
+def test_other_constants_of_the_remedy_stay(known):
+    model = known.model("adm-dcw")
+    changed = with_constant(model, "low", [0.02, 0.01], "ddim", [20, 10])
+    assert changed.remedies[0].at("ddim", 10) == {"low": 0.01, "high": 0.0}
+    assert changed.remedies[0].at("ddim", 20) == {"low": 0.02, "high": 0.0}
+    assert changed.remedies[0].at("ddpm", 20) == model.remedies[0].at("ddpm", 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "constant", "message"),
+    [
+        ("adm", "b", "it has no remedy; add one"),
+        ("adm-es", "c", "has no constant 'c'; its constants are b, k"),
+        ("adm-es-tsr", "k", "belongs to several remedies"),
+        ("adm-dcw", "span", "has no constant 'span'"),
+    ],
+)
+def test_a_constant_that_the_model_does_not_have(known, name, constant, message):
+    with pytest.raises(ConfigError, match=message):
+        Tune(constant, (1.0, 2.0, 3.0)).prepared(known.model(name))
+
+
+def test_an_entry_is_read_as_it_was_written(known, tmp_path):
+    model = with_constant(known.model("adm-ts-es").rescaled(1.0, 0.001), "b", [1.01, 1.03], "ddpm", [10, 50])
+    (tmp_path / "tuned.toml").write_text(tuned_entry(model, "ddpm", [10, 50]))
+    read = load_registry((tmp_path / "tuned.toml",), "digits").model("adm-ts-es-tuned")
+    assert [remedy.kind for remedy in read.remedies] == ["time-shift", "epsilon-scaling"]
+    assert read.weights == model.weights
+    for steps, b in ((10, 1.01), (50, 1.03)):
+        assert read.scale_at("ddpm", steps) == (b, pytest.approx(0.001, rel=1e-5))
+        assert read.remedies[0].at("ddpm", steps) == model.remedies[0].at("ddpm", steps)
+    assert read.remedies[1].missing("ddim") == "b"  # constants belong to a sampler
+
+
+@pytest.fixture
+def tuned(command, tmp_path):
+    """Tune a constant of digits models, and return the outcome and the run's folder."""
+
+    def call(tune, *more, models="adm-es", steps="3", name="out"):
+        out = tmp_path / name
+        args = ("--models", models, "--tune", tune, "--steps", steps, "--samples", "66", "--out", out, "--quiet")
+        return command(*args, *more), out
+
+    return call
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_curves_and_an_entry(tuned, command):
+    outcome, out = tuned("b=0.8:1.2:3", "--seeds", "0-1", models="adm-es,adm-ip-es", steps="3,2")
+    assert outcome.code == 0
+    table = pd.read_csv(out / "tuning" / "adm-ip-es-ddpm-3-b.csv")
+    assert table["value"].tolist() == [0.8, 0.8, 1.0, 1.0, 1.2, 1.2]
+    assert table["seed"].tolist() == [RESERVED_SEEDS, RESERVED_SEEDS + 1] * 3
+    assert set(table["n"]) == {66}
+    assert table["distance"].nunique() == 6
+    chosen = pd.read_csv(out / "tuning" / "chosen.csv")
+    assert chosen[["model", "steps"]].to_numpy().tolist() == [
+        ["adm-es", 2], ["adm-es", 3], ["adm-ip-es", 2], ["adm-ip-es", 3]
+    ]  # fmt: skip
+    assert chosen["value"].between(0.8, 1.2).all()
+    again, _ = tuned("b=0.8:1.2:3", "--seeds", "0-1", models="adm-es,adm-ip-es", steps="3,2")
+    assert again.code == 0
+    pd.testing.assert_frame_equal(pd.read_csv(out / "tuning" / "chosen.csv"), chosen)
+    used = ("--config", out / "tuned.toml", "--models", "adm,adm-es-tuned", "--steps", "3", "--dry-run")
+    b = chosen.loc[(chosen["model"] == "adm-es") & (chosen["steps"] == 3), "value"].item()
+    assert f"eps / ({b:.5g} + 0 i)" in command(*used).out
+
+
+@pytest.mark.parametrize(
+    ("tune", "more", "message"),
+    [
+        ("b", (), "is not NAME=LOW:HIGH:COUNT"),
+        ("c=1:2:3", (), "has no constant 'c'"),
+        ("b=1:2:3", ("--features", "none"), "--tune compares distances"),
+        ("b=-1:1:3", (), "must stay positive"),
+    ],
+)
+def test_bad_grids_give_one_line(tuned, tune, more, message):
+    outcome, out = tuned(tune, *more)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert message in outcome.err
+    assert not out.exists()
