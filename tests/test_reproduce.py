@@ -15,7 +15,8 @@ from edm_files import write_edm_pickle
 
 from bench.data import DATASETS
 from bench.models.presets import PRESETS
-from bench.suite.cli import _parser, _request, run
+from bench.suite.cli import _request, run
+from bench.suite.flags import make_parser
 from bench.suite.plan import Cell
 from bench.suite.registry import load_registry
 from bench.suite.request import resolve_models, resolve_sampler
@@ -45,7 +46,7 @@ DATASET_OF = {"cifar10": "CIFAR10-32", "lsun-tower64": "LSUN-tower-64", "ffhq128
 
 
 def arguments(command):
-    return _parser().parse_args(shlex.split(command)[2:])
+    return make_parser().parse_args(shlex.split(command)[2:])
 
 
 def code(language, name):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.diffusion.types import Level, Prediction
 
-__all__ = ["CONVERSIONS", "EpsDenoiser", "VDenoiser", "X0Denoiser", "as_prediction", "make_denoiser"]
+__all__ = ["CONVERSIONS", "EpsDenoiser", "VDenoiser", "X0Denoiser", "as_prediction", "make_denoiser", "per_image"]
 
 
 def _from_eps(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
@@ -32,6 +32,17 @@ CONVERSIONS: Mapping[str, Callable[[Tensor, Tensor, Level], tuple[Tensor, Tensor
     "v": _from_v,
     "x0": _from_x0,
 }
+
+
+def per_image(number: Any, x: Tensor) -> Tensor:
+    """Return one of a level's numbers for each image of x [B, C, H, W], [B] on its device.
+
+    A host number is repeated: an int as int64, a float as float32. A tensor [B, 1, 1, 1], of a level that differs
+    between images, becomes float32.
+    """
+    if isinstance(number, Tensor):
+        return number.flatten().float()
+    return torch.full((len(x),), number, device=x.device)
 
 
 def as_prediction(prediction: str, output: Tensor, x: Tensor, level: Level) -> Prediction:
@@ -62,8 +73,7 @@ class EpsDenoiser:
 
     def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
         """Predict eps and x0 of x [B, C, H, W] at a level of the training index ``level.t`` (from 0)."""
-        t = torch.full((len(x),), level.t, device=x.device)
-        return as_prediction(self.prediction, self.network(x, t, cond).sample, x, level)
+        return as_prediction(self.prediction, self.network(x, per_image(level.t, x), cond).sample, x, level)
 
 
 class VDenoiser(EpsDenoiser):

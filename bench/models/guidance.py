@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.diffusion.types import Denoiser, Level, Prediction
 from bench.models.classifier_network import classifier_network
+from bench.models.denoisers import per_image
 from bench.models.guided_files import load_published
 
 __all__ = ["GuidedDenoiser", "load_classifier"]
@@ -58,7 +59,7 @@ class GuidedDenoiser:
     def _score(self, x: Tensor, level: Level, labels: Tensor) -> Tensor:
         with torch.enable_grad():  # walks run without
             seen = x.detach().float().requires_grad_()
-            logits = self.classifier(seen, torch.full((len(x),), level.t, device=x.device))
+            logits = self.classifier(seen, per_image(level.t, x))
             # Images do not see each other, so the sum's gradient is each one's own.
             chosen = logits.float().log_softmax(1).gather(1, labels[:, None]).sum()
             return torch.autograd.grad(chosen, seen)[0]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.diffusion.types import Level, Prediction
-from bench.models.denoisers import CONVERSIONS, as_prediction
+from bench.models.denoisers import CONVERSIONS, as_prediction, per_image
 from bench.models.diffusers_folder import Parts, read_json
 from bench.models.diffusers_format import build_unet, training_process
 from bench.models.networks import CheckpointError
@@ -135,8 +135,7 @@ class ConditionalDenoiser:
         return condition.to(self.device, self.dtype)
 
     def _ask(self, x: Tensor, level: Level, condition: Conditioning, cond: Tensor | None) -> Tensor:
-        t = torch.full((len(x),), level.t, device=x.device)
-        return self.unet(x.to(self.dtype), t, **condition.rows(cond, len(x))).sample.to(x.dtype)
+        return self.unet(x.to(self.dtype), per_image(level.t, x), **condition.rows(cond, len(x))).sample.to(x.dtype)
 
 
 def latent_loss(

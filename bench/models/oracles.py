@@ -6,6 +6,8 @@ float64; predictions come back in the state's dtype.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,14 +30,18 @@ class GaussianOracle:
         self.values = self.values.clamp(min=0)
 
     def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
-        """Return E[x0 | x], the eps consistent with it and Cov(x0 | x) [D, D], for x [B, C, H, W]."""
-        total = level.alpha**2 * self.values + level.sigma**2
-        gain = level.alpha * self.values / total
-        seen = (x.double() - level.alpha * self.mean).flatten(1) @ self.vectors
+        """Return E[x0 | x], the eps consistent with it and Cov(x0 | x), for x [B, C, H, W].
+
+        The covariance is [D, D], or [B, D, D] where images have levels of their own.
+        """
+        alpha, sigma = _factors(level)
+        total = alpha**2 * self.values + sigma**2
+        gain = alpha * self.values / total
+        seen = (x.double().flatten(1) - alpha * self.mean.flatten()) @ self.vectors
         x0 = self.mean + ((seen * gain) @ self.vectors.T).reshape(x.shape)
         # eps = sigma * (x - alpha mean) / total, which needs no division by a vanishing alpha or sigma.
-        eps = ((seen * (level.sigma / total)) @ self.vectors.T).reshape(x.shape)
-        spread = (self.vectors * (self.values * level.sigma**2 / total)) @ self.vectors.T
+        eps = ((seen * (sigma / total)) @ self.vectors.T).reshape(x.shape)
+        spread = (self.vectors * (self.values * sigma**2 / total)[..., None, :]) @ self.vectors.T
         return Prediction(eps.to(x.dtype), x0.to(x.dtype), None, spread)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -66,17 +72,19 @@ class MixtureOracle:
         share = (share + self.log_weights).softmax(dim=1)  # [B, K]
         x0s = torch.stack([pred.x0.flatten(1) for pred in within], dim=1)  # [B, K, D]
         epss = torch.stack([pred.eps.flatten(1) for pred in within], dim=1)
-        covs = torch.stack([_cov(pred) for pred in within])  # [K, D, D]
+        covs = torch.stack([_cov(pred) for pred in within])  # [K, D, D] or [K, B, D, D]
         x0 = (share[..., None] * x0s).sum(1)
         eps = (share[..., None] * epss).sum(1)
         apart = x0s - x0[:, None]
-        cov = torch.einsum("bk,kij->bij", share, covs) + torch.einsum("bk,bki,bkj->bij", share, apart, apart)
+        averaged = "bk,kij->bij" if covs.dim() == 3 else "bk,kbij->bij"
+        cov = torch.einsum(averaged, share, covs) + torch.einsum("bk,bki,bkj->bij", share, apart, apart)
         return Prediction(eps.reshape(x.shape).to(x.dtype), x0.reshape(x.shape).to(x.dtype), None, cov)
 
     @staticmethod
     def _log_density(part: GaussianOracle, x: Tensor, level: Level) -> Tensor:
-        total = level.alpha**2 * part.values + level.sigma**2
-        seen = (x - level.alpha * part.mean).flatten(1) @ part.vectors
+        alpha, sigma = _factors(level)
+        total = alpha**2 * part.values + sigma**2
+        seen = (x.flatten(1) - alpha * part.mean.flatten()) @ part.vectors
         return -0.5 * (seen.square() / total + total.log()).sum(1)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -84,6 +92,14 @@ class MixtureOracle:
         chosen = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
         drawn = torch.stack([part.sample(count, generator) for part in self.parts])
         return drawn[chosen, torch.arange(count)]
+
+
+def _factors(level: Level) -> tuple[Any, Any]:
+    """Return alpha and sigma: host floats, or float64 [B, 1] where images have levels of their own."""
+    numbers: tuple[Any, Any] = level.alpha, level.sigma
+    if isinstance(numbers[0], Tensor):
+        return numbers[0].double().flatten(1), numbers[1].double().flatten(1)
+    return numbers
 
 
 def _cov(pred: Prediction) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.diffusion.types import Level, Prediction
+from bench.models.denoisers import per_image
 
 __all__ = ["PRECONDITIONINGS", "Coefficients", "EdmDenoiser", "Preconditioning", "make_preconditioning"]
 
@@ -30,12 +31,20 @@ _WHAT = {
 
 
 class Coefficients(NamedTuple):
-    """The four numbers of a noise level; ``noise`` is what the network is conditioned on."""
+    """The four numbers of a noise level; ``noise`` is what the network is conditioned on.
+
+    Like the level they are host floats, or tensors [B, 1, 1, 1] where images have levels of their own.
+    """
 
     skip: float
     out: float
     into: float
     noise: float
+
+
+def _functions(sigma: Any) -> Any:
+    """Return the module whose sqrt, log and log1p take this number."""
+    return torch if isinstance(sigma, Tensor) else math
 
 
 class Preconditioning(Protocol):
@@ -82,8 +91,9 @@ class Edm(_Continuous):
     def at(self, sigma: float) -> Coefficients:
         """Return the coefficients of a noise level."""
         total = sigma**2 + self.sigma_data**2
-        root = math.sqrt(total)
-        return Coefficients(self.sigma_data**2 / total, sigma * self.sigma_data / root, 1 / root, math.log(sigma) / 4)
+        f = _functions(sigma)
+        root = f.sqrt(total)
+        return Coefficients(self.sigma_data**2 / total, sigma * self.sigma_data / root, 1 / root, f.log(sigma) / 4)
 
 
 @dataclass(frozen=True)
@@ -110,8 +120,9 @@ class Vp(_Continuous):
 
     def at(self, sigma: float) -> Coefficients:
         """Return the coefficients; the network sees (M - 1) times the time that has this noise."""
-        s = (math.sqrt(self.beta_min**2 + 2 * self.beta_d * math.log1p(sigma**2)) - self.beta_min) / self.beta_d
-        return Coefficients(1.0, -sigma, 1 / math.sqrt(sigma**2 + 1), (self.M - 1) * s)
+        f = _functions(sigma)
+        s = (f.sqrt(self.beta_min**2 + 2 * self.beta_d * f.log1p(sigma**2)) - self.beta_min) / self.beta_d
+        return Coefficients(1.0, -sigma, 1 / f.sqrt(sigma**2 + 1), (self.M - 1) * s)
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ class Ve(_Continuous):
 
     def at(self, sigma: float) -> Coefficients:
         """Return the coefficients of a noise level."""
-        return Coefficients(1.0, sigma, 1.0, math.log(0.5 * sigma))
+        return Coefficients(1.0, sigma, 1.0, _functions(sigma).log(0.5 * sigma))
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,9 @@ class Iddpm:
         """Return the largest level."""
         return float(self.levels[0])
 
-    def _index(self, sigma: float) -> int:
+    def _index(self, sigma: Any) -> Any:
+        if isinstance(sigma, Tensor):
+            return self.M - torch.searchsorted(_borders(self, sigma.dtype, sigma.device), sigma.contiguous())
         return int(np.abs(self.levels - sigma).argmin())
 
     def rounded(self, sigma: float) -> float:
@@ -168,7 +181,15 @@ class Iddpm:
 
     def at(self, sigma: float) -> Coefficients:
         """Return the coefficients; the network sees the training index (from 0, the least noisy)."""
-        return Coefficients(1.0, -sigma, 1 / math.sqrt(sigma**2 + 1), float(self.M - 1 - self._index(sigma)))
+        index = self._index(sigma)
+        return Coefficients(1.0, -sigma, 1 / _functions(sigma).sqrt(sigma**2 + 1), self.M - 1.0 - index)
+
+
+@cache  # a copy to the device would make every call wait for it
+def _borders(known: Iddpm, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what lies half-way between the known levels, ascending, [M]."""
+    ascending = known.levels[::-1]
+    return torch.tensor((ascending[1:] + ascending[:-1]) / 2, dtype=dtype, device=device)
 
 
 PRECONDITIONINGS: Mapping[str, type[Any]] = {"edm": Edm, "vp": Vp, "ve": Ve, "iddpm": Iddpm}
@@ -227,7 +248,6 @@ class EdmDenoiser:
     def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
         """Predict eps and x0 of x [B, C, H, W] in its own dtype; ``cond`` int64 [B] class labels."""
         c = self.preconditioning.at(level.sigma / level.alpha)
-        noise = torch.full((len(x),), c.noise, device=x.device, dtype=torch.float32)
-        output = self.network((c.into / level.alpha * x).float(), noise, cond).sample
+        output = self.network((c.into / level.alpha * x).float(), per_image(c.noise, x).float(), cond).sample
         x0 = c.skip / level.alpha * x + c.out * output[:, : x.shape[1]].to(x.dtype)
         return Prediction((x - level.alpha * x0) / level.sigma, x0)

@@ -94,7 +94,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "variance-normalisation": Kind(
         "control: each state scaled to the variance that real noised data have",
-        {"data_variance": 0.25, "cutoff": 0.0},
+        {"data_variance": None, "cutoff": 0.0},
         lambda levels, grid, c: VarianceNormalisation(levels, data_variance=c["data_variance"], cutoff=c["cutoff"]),
     ),
     "x0-std": Kind(

@@ -26,6 +26,7 @@ from bench.suite.compatibility import check_fit
 from bench.suite.config import ConfigError, short_hash
 from bench.suite.environment import environment
 from bench.suite.extras import Bench, Extra
+from bench.suite.fitting import Subject
 from bench.suite.model import Model
 from bench.suite.plan import Cell, plan_cells
 from bench.suite.reference import Reference
@@ -35,7 +36,6 @@ from bench.suite.response import plan_response
 from bench.suite.runner import CellRunner
 from bench.suite.scoring import score_cell
 from bench.suite.store import Store, read_json, write_json
-from bench.suite.tune import Tune, write_choices, write_curves
 
 __all__ = ["Run", "cost_line"]
 
@@ -75,7 +75,7 @@ class Run:
     def _grid(self) -> tuple[tuple[Model, ...], tuple[int, ...]]:
         """Return the models and seeds of the cells: under ``--tune`` those of the values to try."""
         tune, request = self.request.tune, self.request
-        if tune is None:
+        if tune is None or not tune.values:
             return self.named, request.seeds
         return tune.variants(self.named, self.sampler.sampler, request.steps), tune.seeds(request.seeds)
 
@@ -152,7 +152,8 @@ class Run:
             extractor.check(self.data.shape)
         return extractor
 
-    def _reference(self) -> Reference:
+    def reference(self) -> Reference:
+        """Return what the run's samples are compared with."""
         extractor, path = self.open_features(), self.request.reference
         if path is None or extractor is None:
             return Reference(self.data, extractor)
@@ -160,7 +161,7 @@ class Run:
 
     def execute(self, quiet: bool) -> None:
         """Compute what is not complete, cells first, with a progress bar counting network calls."""
-        reference = self._reference()
+        reference = self.reference()
         self.store.check_features(self.cells, reference.features_key())
         sampled = [cell for cell in self.cells if self.store.is_sampled(cell)]
         missing = [self.store.extended(cell) for cell in self.cells if cell not in sampled]
@@ -169,8 +170,6 @@ class Run:
         extras = [extra for extra in self.extras if not extra.is_complete(self.out, features)]
         if missing or stale or extras:
             self._compute(missing, stale, extras, reference, quiet)
-        if self.request.tune is not None:
-            self._choose(self.request.tune, reference)
 
     def _compute(
         self, missing: list[Cell], stale: list[Cell], extras: list[Extra], reference: Reference, quiet: bool
@@ -185,17 +184,9 @@ class Run:
                 bar.set_description(extra.name)
                 extra.compute(self._bench(reference, bar))
 
-    def _choose(self, tune: Tune, reference: Reference) -> None:
-        """Write what the cells of a grid say about a constant."""
-        assert reference.extractor is not None  # the command line refuses --tune without features
-        counts, request = sorted(self.request.steps), self.request
-        metric = reference.extractor.metrics["frechet"]
-        chosen = write_curves(tune, self.named, self.cells, self.store, metric)
-        how = (
-            f"Found by run_bench.py --tune: {metric} against {reference.name}, sampler {self.sampler.sampler},\n"
-            f"{request.samples} samples a value and seed, {len(self.seeds)} of the seeds reserved for tuning."
-        )
-        write_choices(self.out, tune, self.named, chosen, self.sampler.sampler, counts, how)
+    def subject(self, cell: Cell, reference: Reference, bar: tqdm[Any]) -> Subject:
+        """Return what a constant of a cell's model is fitted for."""
+        return Subject(cell, self._denoiser(cell.model), reference, self.device, self.request.batch, _counting(bar))
 
     def _compute_cells(self, missing: list[Cell], stale: list[Cell], reference: Reference, bar: tqdm[Any]) -> None:
         for cell in missing:

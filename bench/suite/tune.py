@@ -61,10 +61,13 @@ class Tune:
             ConfigError: it has no such constant, or more than one.
         """
         holder = _holder(model, self.constant)
-        if self.constant == "span" or self.constant == "reference":
+        if self.constant == "span":  # it changes others, which must be known
             return model
+        if self.constant == "reference" and self.values:
+            raise ConfigError("--tune: 'reference' is no number; give reference=fit")
+        stand_in: Any = [[0.0, 1.0]] if self.constant == "reference" else 1.0
         remedies = list(model.remedies)
-        remedies[holder] = remedies[holder].overridden({self.constant: self.values[0] if self.values else 1.0})
+        remedies[holder] = remedies[holder].overridden({self.constant: self.values[0] if self.values else stand_in})
         return replace(model, remedies=tuple(remedies))
 
 

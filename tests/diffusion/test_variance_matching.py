@@ -98,10 +98,11 @@ def test_the_cutoff_is_the_last_level_normalised():
 
 
 def test_edms_least_noisy_level_is_not_lost_to_rounding():
-    """Its t is 0 to a few 1e-13 only."""
-    made = VarianceNormalisation(EDM, data_variance=0.25, cutoff=0)
-    x = start(EDM)
-    assert made.after(x, None, Call(0, EDM[-3], EDM[-2], True)) is not x
+    """Its t, computed from sigma, is 0 to a few 1e-13 only, on either side."""
+    path = (EDM[0], Level(-3e-13, 1.0, 0.002), CLEAN)
+    x = start(path)
+    made = VarianceNormalisation(path, data_variance=0.25, cutoff=0)
+    assert made.after(x, None, Call(0, path[0], path[1], True)) is not x
 
 
 @pytest.mark.parametrize(("solver", "path"), PATHS)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.diffusion.types import Level
+from bench.diffusion.types import Level, batched
 from bench.models.denoisers import EpsDenoiser, VDenoiser, X0Denoiser, make_denoiser
 from bench.models.networks import adm_unet
 from bench.models.recipes import DIGITS_NETWORK
@@ -108,3 +108,49 @@ def test_a_real_network_serves():
         output = network(x, torch.tensor([500.0, 500.0])).sample
     assert torch.equal(pred.eps, output[:, :1])
     assert torch.equal(pred.variance_fraction, output[:, 1:])
+
+
+LEVELS = (Level(3.25, 0.6, 0.8), Level(0, 0.96, 0.28), Level(999, 0.28, 0.96))
+
+
+def together(dtype=torch.float32):
+    """One level an image."""
+    rows = torch.tensor([(level.t, level.alpha, level.sigma) for level in LEVELS], dtype=dtype)
+    return batched(*rows.T.reshape(3, -1, 1, 1, 1))
+
+
+class Timed:
+    """Depends on t, of every image its own; and keeps it."""
+
+    def __call__(self, x, t, cond):
+        self.t = t
+        said = torch.tanh(x + t[:, None, None, None] / 1000)
+        return SimpleNamespace(sample=torch.cat([said, 2 * said], dim=1))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_levels_of_one_an_image_are_the_images_one_by_one(prediction, dtype):
+    """Numbers below 5, divided by .28 at the least; levels rounded to float32: a dozen roundings of 6e-8 * 20."""
+    x, denoiser = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype), Timed()
+    made = make_denoiser(denoiser, prediction)
+    pred = made(x, together(dtype))
+    assert denoiser.t.dtype == torch.float32
+    assert denoiser.t.tolist() == [3.25, 0, 999]
+    for k, level in enumerate(LEVELS):
+        alone = made(x[k : k + 1], level)
+        for name in ("eps", "x0", "variance_fraction"):
+            torch.testing.assert_close(getattr(pred, name)[k : k + 1], getattr(alone, name), rtol=0, atol=1e-5)
+    assert pred.x0.dtype == dtype
+
+
+def test_a_real_network_is_asked_at_levels_of_one_an_image():
+    """Kernels of other sizes add in another order: 1e-6 of outputs near 1, and x0 divides by .28."""
+    denoiser = EpsDenoiser(adm_unet(DIGITS_NETWORK).eval())
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pred = denoiser(x, together())
+        for k, level in enumerate(LEVELS):
+            alone = denoiser(x[k : k + 1], level)
+            torch.testing.assert_close(pred.eps[k : k + 1], alone.eps, rtol=0, atol=5e-6)
+            torch.testing.assert_close(pred.x0[k : k + 1], alone.x0, rtol=0, atol=2e-5)

@@ -8,7 +8,7 @@ import torch
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
 from bench.diffusion.schedules import levels
-from bench.diffusion.types import Level
+from bench.diffusion.types import Level, batched
 from bench.models.classifier_network import classifier_network
 from bench.models.denoisers import EpsDenoiser
 from bench.models.guidance import GuidedDenoiser
@@ -156,3 +156,17 @@ def test_networks_guide_each_image_to_its_own_label(solver):
     together, alone = sample(slice(None)), sample(slice(1, 2))
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-4)
     assert all(parameter.grad is None for parameter in (*unet.parameters(), *classifier.parameters()))
+
+
+def test_levels_of_one_an_image_are_asked_one_by_one():
+    """Float32 levels and numbers of order 1 through a softmax of three: a few dozen roundings of 6e-8."""
+    levels_ = (LEVEL, Level(0, 0.96, 0.28), Level(999, 0.28, 0.96))
+    rows = torch.tensor([(level.t, level.alpha, level.sigma) for level in levels_])
+    x, labels = torch.randn(3, *SHAPE, generator=rng()), torch.tensor([2, 0, 1])
+    classifier = Quadratic()
+    pred = GuidedDenoiser(data(), classifier, 1.5)(x, batched(*rows.T.reshape(3, -1, 1, 1, 1)), labels)
+    assert classifier.times[0].tolist() == [437, 0, 999]
+    for k, level in enumerate(levels_):
+        alone = GuidedDenoiser(data(), Quadratic(), 1.5)(x[k : k + 1], level, labels[k : k + 1])
+        for name in ("eps", "x0", "guidance"):
+            torch.testing.assert_close(getattr(pred, name)[k : k + 1], getattr(alone, name), rtol=1e-5, atol=5e-6)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.diffusion.samplers import DDIM, walk
 from bench.diffusion.schedules import levels
-from bench.diffusion.types import Level
+from bench.diffusion.types import Level, batched
 from bench.models.latent import ConditionalDenoiser, Conditioning, latent_loss, load_latent
 from bench.models.networks import CheckpointError
 from bench.models.objectives import Process
@@ -96,6 +96,18 @@ def test_guidance_is_the_published_combination(unet):
     torch.testing.assert_close(got.x0, u.x0 + 7.5 * (c.x0 - u.x0), rtol=0, atol=3e-5)
     off = ConditionalDenoiser(unet, "v", EMBEDDINGS, unconditional=empty)(X, LEVEL, COND)
     assert torch.equal(off.eps, c.eps)
+
+
+def test_levels_of_one_an_image_are_the_samples_one_by_one(unet):
+    """Kernels of other sizes add in another order: 1e-6 of outputs near 1, and x0 divides by .28."""
+    denoiser = ConditionalDenoiser(unet, "eps", EMBEDDINGS)
+    levels_ = (LEVEL, Level(0, 0.96, 0.28), Level(999, 0.28, 0.96), Level(250, 0.8, 0.6))
+    rows = torch.tensor([(level.t, level.alpha, level.sigma) for level in levels_])
+    pred = denoiser(X, batched(*rows.T.reshape(3, -1, 1, 1, 1)), COND)
+    for k, level in enumerate(levels_):
+        alone = denoiser(X[k : k + 1], level, COND[k : k + 1])
+        torch.testing.assert_close(pred.eps[k : k + 1], alone.eps, rtol=0, atol=5e-6)
+        torch.testing.assert_close(pred.x0[k : k + 1], alone.x0, rtol=0, atol=2e-5)
 
 
 def test_what_a_denoiser_refuses(unet):

@@ -10,7 +10,7 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
 from bench.diffusion.schedules import levels
-from bench.diffusion.types import Level
+from bench.diffusion.types import Level, batched
 from bench.models.oracles import GaussianOracle, MixtureOracle
 
 COSINE = levels("cosine", 1000, 20)
@@ -154,6 +154,27 @@ def test_samples_have_the_distributions_moments(oracle):
     assert error.max() < 5 / math.sqrt(20000)
     error = (products.mean(0) - torch.einsum("k,kij->ij", weights, moments)).abs() / products.std(0)
     assert error.max() < 5 / math.sqrt(20000)
+
+
+@pytest.mark.parametrize("oracle", [gaussian(), gaussian(2), mixture()], ids=["gaussian", "singular", "mixture"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_levels_of_one_an_image_are_the_images_one_by_one(oracle, dtype):
+    """Float64: sums of six numbers in another order, at a condition number of 5e5 and |x| up to 200: 1e-9.
+
+    Float32 rounds the levels and the predictions, each to 6e-8 of itself: a few of these, and 2e-6 where x0 is a
+    difference of means near 1.
+    """
+    x = torch.cat([states(level, count=1) for level in LEVELS]).to(dtype)
+    rows = torch.tensor([(level.t, level.alpha, level.sigma) for level in LEVELS], dtype=dtype)
+    pred = oracle(x, batched(*rows.T.reshape(3, -1, 1, 1, 1)))
+    assert pred.x0.dtype == dtype
+    assert pred.x0_cov.shape == (len(LEVELS), 6, 6)
+    for k, level in enumerate(LEVELS):
+        alone = oracle(x[k : k + 1], level)
+        tolerance = dict.fromkeys(("rtol", "atol"), 2e-6 if dtype == torch.float32 else 1e-9)
+        torch.testing.assert_close(pred.x0[k : k + 1], alone.x0, **tolerance)
+        torch.testing.assert_close(pred.eps[k : k + 1], alone.eps, **tolerance)
+        torch.testing.assert_close(pred.x0_cov[k], alone.x0_cov.reshape(6, 6), **tolerance)
 
 
 COUNT, POWER = 20000, 0.25

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion.types import Level
+from bench.diffusion.types import Level, batched
 from bench.models.preconditioning import PRECONDITIONINGS, EdmDenoiser, make_preconditioning
 
 SIGMAS = (0.03, 0.5, 2.0, 40.0)
@@ -159,3 +159,46 @@ def test_impossible_constants_are_refused(name, settings, message):
 def test_constants_can_be_set():
     assert make_preconditioning("edm", {"sigma_data": 1.0, "sigma_max": 50}).sigma_max == 50
     assert make_preconditioning("iddpm", {"M": 10}).levels.shape == (11,)
+
+
+@pytest.mark.parametrize("name", PRECONDITIONINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_levels_of_one_an_image_have_their_own_coefficients(name, dtype):
+    """The same formulas by another library: a few roundings, and of the logarithm those of its argument near 1.
+
+    In float32 a difference (vp's square root less beta_min) loses a digit: 1e-6; in float64 1e-14.
+    """
+    known = make_preconditioning(name)
+    sigmas = [known.rounded(sigma) for sigma in SIGMAS]
+    got = known.at(torch.tensor(sigmas, dtype=dtype).reshape(-1, 1, 1, 1))
+    for k, sigma in enumerate(sigmas):
+        for ours, wanted in zip(got, known.at(sigma), strict=True):
+            ours = ours.flatten()[k].item() if isinstance(ours, torch.Tensor) else ours
+            assert ours == pytest.approx(wanted, rel=2e-6 if dtype == torch.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_iddpm_counts_every_level_of_a_batch(dtype):
+    """Float32 tells its levels apart: neighbours differ by more than 1e-3 of themselves, but for the first."""
+    iddpm = make_preconditioning("iddpm", {"M": 100})
+    sigmas = torch.tensor(iddpm.levels[:-1].copy(), dtype=dtype).reshape(-1, 1, 1, 1)
+    for nearby in (1 - 1e-5, 1, 1 + 1e-5):
+        assert iddpm.at(nearby * sigmas).noise.flatten().tolist() == list(range(99, -1, -1))
+
+
+@pytest.mark.parametrize("name", PRECONDITIONINGS)
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_a_batch_of_levels_is_its_images_one_by_one(name, alpha):
+    """Float32 in and out of the network, whose noise of up to 1000 is known to 6e-5: 1e-6 of a state of size sigma."""
+    known = make_preconditioning(name)
+    denoise = EdmDenoiser(
+        lambda x, noise, _: SimpleNamespace(sample=torch.tanh(x + noise[:, None, None, None] / 1000)), known
+    )
+    sigmas = torch.tensor([known.rounded(sigma) for sigma in SIGMAS], dtype=torch.float64).reshape(-1, 1, 1, 1)
+    x = alpha * sigmas * torch.randn(4, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pred = denoise(x, batched(torch.zeros_like(sigmas), torch.full_like(sigmas, alpha), alpha * sigmas))
+    for k, sigma in enumerate(sigmas.flatten().tolist()):
+        alone = denoise(x[k : k + 1], level(alpha * sigma, alpha))
+        torch.testing.assert_close(pred.x0[k : k + 1], alone.x0, rtol=0, atol=1e-6 * sigma)
+        torch.testing.assert_close(pred.eps[k : k + 1], alone.eps, rtol=0, atol=1e-6)
+    assert pred.x0.dtype == torch.float64

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import run_bench
-from bench.suite import cli, constants, plan, reference, scoring
+from bench.suite import constants, plan, reference, scoring
 from bench.suite import run as whole_run
 from bench.suite.config import ConfigError
+from bench.suite.flags import make_parser
 from bench.suite.registry import EMBEDDED
 from bench.suite.remedies import SUFFIXES
 from bench.suite.request import device_of
@@ -556,7 +557,7 @@ def test_list_models(command, toml):
 
 
 def test_every_flag_has_a_help_text():
-    actions = cli._parser()._actions
+    actions = make_parser()._actions
     assert all(action.help for action in actions)
     flags = {flag for action in actions for flag in action.option_strings}
     promised = (

@@ -9,7 +9,7 @@ from bench.suite.config import EDM_SAMPLERS, SAMPLERS, ConfigError
 from bench.suite.registry import load_registry
 from bench.suite.remedies import KINDS, SUFFIXES, Remedy
 
-GIVEN = {"b": 1.01, "std": 0.7, "reference": [[0, 0.5], [999, 0.1]]}  # those without a default
+GIVEN = {"b": 1.01, "data_variance": 0.5, "std": 0.7, "reference": [[0, 0.5], [999, 0.1]]}  # those without a default
 PATHS = {
     "ddpm": (levels("cosine", 1000, 10), levels("cosine", 1000, 1000)[:-1]),
     "heun": (edm_levels(7), edm_grid()),

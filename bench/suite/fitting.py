@@ -1,0 +1,92 @@
+"""``--tune NAME=fit``: constants that are measured, each by the rule of its own, instead of tried one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from bench.data import to_unit
+from bench.diffusion.corrections.variance_matching import x0_std
+from bench.diffusion.noise import Noise
+from bench.diffusion.samplers import Draws, teacher_forced
+from bench.diffusion.types import Denoiser
+from bench.suite.config import RESERVED_SEEDS, ConfigError
+from bench.suite.plan import Cell
+from bench.suite.reference import Reference
+
+__all__ = ["FITTED", "Subject", "fit"]
+
+_LEVELS = 50  # of a reference along the walk
+_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a constant is fitted for.
+
+    Attributes:
+        cell: model, sampler and step count; the model's remedies are left out.
+        denoiser: the model's network.
+        reference: data and features.
+        device: where to walk.
+        batch: internal batch size.
+        progress: called with the network calls just made.
+    """
+
+    cell: Cell
+    denoiser: Denoiser
+    reference: Reference
+    device: torch.device
+    batch: int
+    progress: Callable[[int], None]
+
+
+def fit(constant: str, subject: Subject) -> Any:
+    """Return a constant by its rule.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if constant not in FITTED:
+        known = ", ".join(FITTED)
+        raise ConfigError(
+            f"--tune: no rule is known for {constant!r}, only for {known}; give {constant}=LOW:HIGH:COUNT"
+        )
+    return FITTED[constant](subject)
+
+
+def _spread(subject: Subject) -> float:
+    """Return the variance of the pixels within an image, over the training images."""
+    images = to_unit(subject.reference.data.part("train")).double()
+    return float(f"{images.flatten(1).var(1).mean():.6g}")
+
+
+def _spread_reference(subject: Subject) -> list[list[float]]:
+    """Return [t, root mean square of x0_hat's spread within an image] on real noised training images."""
+    model = replace(subject.cell.model, remedies=())
+    cell = replace(subject.cell, model=model, steps=min(_LEVELS, model.description.T), measure=())
+    data = subject.reference.data
+    sums = torch.zeros(cell.steps, dtype=torch.float64)
+    count = min(_IMAGES, data.count("train"))
+    for rows in torch.arange(count).split(subject.batch):
+        x0 = to_unit(data.pick("train", rows)).to(subject.device)
+        draws = Draws(Noise(RESERVED_SEEDS), rows.to(subject.device))
+        cond = data.pick_labels("train", rows).to(subject.device) if model.description.classes else None
+        walk = teacher_forced(
+            subject.denoiser, cell.levels(), x0, cell.solver(), draws, clip=cell.config.clip, cond=cond
+        )
+        found = [x0_std(step.prediction).square().sum() for step in walk if step.stage == 0]
+        sums += torch.stack(found).double().cpu()
+        subject.progress(len(rows) * cell.steps)
+    levels = zip(cell.levels()[:-1], (sums / count).sqrt().tolist(), strict=True)
+    return sorted([float(f"{level.t:.6g}"), float(f"{std:.5g}")] for level, std in levels)
+
+
+FITTED: Mapping[str, Callable[[Subject], Any]] = {
+    "data_variance": _spread,
+    "std": lambda subject: float(f"{_spread(subject) ** 0.5:.6g}"),
+    "reference": _spread_reference,
+}
