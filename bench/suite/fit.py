@@ -7,8 +7,9 @@
    to an end than to the middle, the three points move by one unit to that side.
 3. What is left of the images goes to the three points. The vertex of their parabola, if it is a minimum between them,
    else the best of them, is the divisor.
-4. If the parabola's slope at b = 1 is not larger than its standard error (jackknife over groups of images), no gain is
-   told from noise, and the divisor is 1.
+4. If the parabola's slope at b = 1 is not larger than half its standard error (jackknife over groups of images), no
+   gain is told from noise, and the divisor is 1. The test is lenient, since its errors do not weigh the same: a
+   divisor read off a flat curve costs little, a missed one all there was to gain.
 
 The distance is that of Frechet between whitened features: divided by the reference's standard deviation along each of
 its principal directions, of which the leading ones count, one for every eight images. Classifier features spread most
@@ -41,6 +42,7 @@ _LARGEST = 0.2  # unit, where b hardly acts
 _FIRST = 1 / 11  # of the images, at each of the first three points
 _PER_DIRECTION = 8  # images
 _GROUPS = 16  # of the jackknife
+_TOLD = 0.5  # standard errors of the slope
 _DIGITS = 4  # of b
 
 
@@ -137,7 +139,7 @@ def fit(sampled: Sampled, mean: Matrix, cov: Matrix, spread: float, images: int)
     distances = [whitened.distance(rows) for rows in features]
     vertex = _vertex(nodes, distances)
     slope, error = _slope(whitened, nodes, features)
-    b = vertex if abs(slope) > error else 1.0
+    b = vertex if abs(slope) > _TOLD * error else 1.0
     return Fitted(b, vertex, slope * unit, error * unit, unit, tuple(zip(nodes, distances, strict=True)), drawn.count)
 
 

@@ -19,7 +19,7 @@ from bench.suite.reference import Reference
 
 __all__ = ["FITTED", "Subject", "fit"]
 
-_LEVELS = 50  # of a reference along the walk
+_LEVELS = 25  # of a reference along the walk
 _IMAGES = 512
 
 
@@ -65,7 +65,10 @@ def _spread(subject: Subject) -> float:
 
 
 def _spread_reference(subject: Subject) -> list[list[float]]:
-    """Return [t, root mean square of x0_hat's spread within an image] on real noised training images."""
+    """Return [t, root mean square of x0_hat's spread within an image] on real noised training images.
+
+    x0_hat is clamped where the walk clamps it: near pure noise that of an eps network is far too wide.
+    """
     model = replace(subject.cell.model, remedies=())
     cell = replace(subject.cell, model=model, steps=min(_LEVELS, model.description.T), measure=())
     data = subject.reference.data
@@ -78,7 +81,7 @@ def _spread_reference(subject: Subject) -> list[list[float]]:
         walk = teacher_forced(
             subject.denoiser, cell.levels(), x0, cell.solver(), draws, clip=cell.config.clip, cond=cond
         )
-        found = [x0_std(step.prediction).square().sum() for step in walk if step.stage == 0]
+        found = [x0_std(replace(step.prediction, x0=step.x0_used)).square().sum() for step in walk if step.stage == 0]
         sums += torch.stack(found).double().cpu()
         subject.progress(len(rows) * cell.steps)
     levels = zip(cell.levels()[:-1], (sums / count).sqrt().tolist(), strict=True)
