@@ -31,10 +31,9 @@ def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:
 
 
 def _unfolds(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except Exception:  # not a zip file, or a damaged one, at which zipfile raises almost any kind: torch's to judge
+    if not zipfile.is_zipfile(path):
         return False
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     return packed or sum(entry.file_size for entry in entries) > path.stat().st_size

@@ -28,13 +28,14 @@ from numpy.typing import NDArray
 
 from bench.measure.frechet import feature_moments, frechet_distance
 
-__all__ = ["FEWEST", "Fitted", "Sampled", "fit"]
+__all__ = ["FEWEST", "IMAGES", "Fitted", "Sampled", "fit"]
 
 Matrix = NDArray[np.float64]
 # (b, start, stop) to what images start..stop-1 of the shared noise end as under divisor b: final states [n, ...] in the
 # data's scale, and features [n, d]. Equal arguments give equal arrays.
 Sampled = Callable[[float, int, int], tuple[NDArray[np.floating], NDArray[np.floating]]]
 
+IMAGES = 1456  # less than a tenth of a sweep of 15 divisors with 1024 images each
 FEWEST = 512  # images: with fewer there is nothing left for the three points
 _PILOT, _NUDGE = 64, 0.02  # images, and the change of b, that tell the unit
 _MOVE = 0.1  # of the data's standard deviation: how far half of the images move in a unit
@@ -112,7 +113,7 @@ class _Images:
         return self._known[b][:stop]
 
 
-def fit(sampled: Sampled, mean: Matrix, cov: Matrix, spread: float, images: int) -> Fitted:
+def fit(sampled: Sampled, mean: Matrix, cov: Matrix, spread: float, images: int = IMAGES) -> Fitted:
     """Fit a uniform divisor of eps to a model, sampler and step count.
 
     Args:

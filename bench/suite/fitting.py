@@ -6,14 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from bench.data import to_unit
+from bench.data import quantize, to_unit
 from bench.diffusion.corrections.variance_matching import x0_std
-from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Draws, teacher_forced
+from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.types import Denoiser
+from bench.measure.features import Extractor
 from bench.suite.config import RESERVED_SEEDS, ConfigError
+from bench.suite.fit import fit as fit_divisor
 from bench.suite.plan import Cell
 from bench.suite.reference import Reference
 
@@ -78,17 +83,56 @@ def _spread_reference(subject: Subject) -> list[list[float]]:
         x0 = to_unit(data.pick("train", rows)).to(subject.device)
         draws = Draws(Noise(RESERVED_SEEDS), rows.to(subject.device))
         cond = data.pick_labels("train", rows).to(subject.device) if model.description.classes else None
-        walk = teacher_forced(
+        steps = teacher_forced(
             subject.denoiser, cell.levels(), x0, cell.solver(), draws, clip=cell.config.clip, cond=cond
         )
-        found = [x0_std(replace(step.prediction, x0=step.x0_used)).square().sum() for step in walk if step.stage == 0]
+        found = [x0_std(replace(step.prediction, x0=step.x0_used)).square().sum() for step in steps if step.stage == 0]
         sums += torch.stack(found).double().cpu()
         subject.progress(len(rows) * cell.steps)
     levels = zip(cell.levels()[:-1], (sums / count).sqrt().tolist(), strict=True)
     return sorted([float(f"{level.t:.6g}"), float(f"{std:.5g}")] for level, std in levels)
 
 
+def _divisor(subject: Subject) -> float:
+    """Return epsilon scaling's b, other remedies of the model acting too."""
+    reference, extractor = subject.reference, subject.reference.extractor
+    assert extractor is not None  # the command line refuses --tune without features
+    drawn = _Drawn(subject, extractor)
+    moments = reference.features().moments
+    spread = float(reference.statistics.variance.mean()) ** 0.5
+    return fit_divisor(drawn, moments.mean, moments.cov, spread).b
+
+
+class _Drawn:
+    """Samples of a subject on reserved noise, under any b."""
+
+    def __init__(self, subject: Subject, extractor: Extractor) -> None:
+        self.subject, self.extractor, self.noise = subject, extractor, Noise(RESERVED_SEEDS)
+
+    def __call__(self, b: float, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return final states [n, C, H, W] and features [n, d] of images start..stop-1."""
+        subject = self.subject
+        cell = replace(subject.cell, model=subject.cell.model.rescaled(b, None))
+        numbers = torch.arange(start, stop, device=subject.device)
+        x = torch.cat([self._walk(cell, rows) for rows in numbers.split(subject.batch)])
+        return x.float().cpu().numpy(), self.extractor.extract(quantize(x, cell.config.quantize).cpu())[0]
+
+    def _walk(self, cell: Cell, rows: Tensor) -> Tensor:
+        subject, path, classes = self.subject, cell.levels(), cell.model.description.classes
+        draws = Draws(self.noise, rows)
+        x = prior(path[0], draws, subject.reference.data.shape)
+        cond = self.noise.integers(rows, Purpose.LABEL, 0, classes) if classes else None
+        for step in walk(
+            subject.denoiser, path, x, cell.solver(), draws,
+            clip=cell.config.clip, correction=cell.correction(), cond=cond,
+        ):  # fmt: skip
+            x = step.x_next
+            subject.progress(len(rows))
+        return x
+
+
 FITTED: Mapping[str, Callable[[Subject], Any]] = {
+    "b": _divisor,
     "data_variance": _spread,
     "std": lambda subject: float(f"{_spread(subject) ** 0.5:.6g}"),
     "reference": _spread_reference,

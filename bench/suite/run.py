@@ -21,6 +21,7 @@ from bench.measure.inception import sha256
 from bench.measure.yardstick import open_statistics
 from bench.models.formats import denoiser_of, open_network
 from bench.models.guidance import GuidedDenoiser, load_classifier
+from bench.suite.arms import Arms
 from bench.suite.chains import plan_chains
 from bench.suite.compatibility import check_fit
 from bench.suite.config import ConfigError, short_hash
@@ -214,7 +215,8 @@ class Run:
 
     def _runner(self, cell: Cell, reference: Reference, bar: tqdm[Any]) -> CellRunner:
         denoiser = self._denoiser(cell.model)
-        return CellRunner(cell, denoiser, reference, self.store, self.device, self.request.batch, _counting(bar))
+        arms = Arms(cell, denoiser, reference.data, reference.centre, self.device, self.request.batch, _counting(bar))
+        return CellRunner(arms, reference, self.store)
 
     def _bench(self, reference: Reference, bar: tqdm[Any]) -> Bench:
         return Bench(self.out, reference, self.device, self.request.batch, self._denoiser, _counting(bar))

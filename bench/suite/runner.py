@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bench.data import coloured
-from bench.diffusion.types import Denoiser
 from bench.suite.arms import Arms
-from bench.suite.plan import Cell, Unit
+from bench.suite.plan import Unit
 from bench.suite.records import Records
 from bench.suite.reference import Reference
 from bench.suite.scoring import score_cell
@@ -25,27 +24,14 @@ class CellRunner:
     """Computes one cell.
 
     Args:
-        cell: what to compute.
-        denoiser: the cell's model, on ``device``.
+        arms: the cell's walks.
         reference: what to compare with.
         store: where to put it.
-        device: where to walk.
-        batch: internal batch size; the last batch is padded to it.
-        progress: called with the network calls just made.
     """
 
-    def __init__(
-        self,
-        cell: Cell,
-        denoiser: Denoiser,
-        reference: Reference,
-        store: Store,
-        device: torch.device,
-        batch: int,
-        progress: Callable[[int], None],
-    ) -> None:
-        self.cell, self.reference, self.store, self.batch = cell, reference, store, batch
-        self.arms = Arms(cell, denoiser, reference.data, reference.centre, device, batch, progress)
+    def __init__(self, arms: Arms, reference: Reference, store: Store) -> None:
+        self.arms, self.reference, self.store = arms, reference, store
+        self.cell, self.batch = arms.cell, arms.batch
 
     def run(self) -> None:
         """Sample what is missing, merge, score, and complete the cell."""

@@ -11,7 +11,7 @@ from bench.diffusion.types import Prediction
 from bench.measure.metrics import SCORES_VERSION
 from bench.measure.moments import Moments
 from bench.suite import plan
-from bench.suite.arms import RunError
+from bench.suite.arms import Arms, RunError
 from bench.suite.reference import Reference
 from bench.suite.runner import CellRunner
 from bench.suite.store import Store
@@ -27,7 +27,8 @@ def run_cell(small_data, tmp_path):
         store = Store(tmp_path / folder)
         progress = counted.append if counted is not None else lambda calls: None
         reference = Reference(small_data, None)
-        CellRunner(cell, denoiser, reference, store, torch.device("cpu"), batch, progress).run()
+        arms = Arms(cell, denoiser, reference.data, reference.centre, torch.device("cpu"), batch, progress)
+        CellRunner(arms, reference, store).run()
         return store
 
     return run
