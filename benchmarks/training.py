@@ -3,7 +3,8 @@
 Interleaved pairs, A B A B ..., and the median of their ratios, so that a machine whose speed drifts does no harm. Every
 objective trains the same random network on the same images; a call is a few optimiser steps, all of a recipe's work.
 The trainer draws the perturbation under every objective, so that draws agree, and takes the gradient penalty on an
-eighth of each batch. The first row holds plain DDPM against itself: what it is off 1 by is the measurement's error.
+eighth of each batch. All start half-way through, where scheduled sampling replaces its mean share. The first row holds
+plain DDPM against itself: what it is off 1 by is the measurement's error.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _BASELINE = "adm"
 def _steps(recipe: Recipe, iterations: int) -> Callable[[], None]:
     """Return a function that takes so many optimiser steps of a recipe, going on where the last call stopped."""
     trainer = Trainer(recipe, dict(DIGITS_NETWORK), torch.device("cpu"))
+    trainer.iteration = recipe.iterations // 2
     batches = Batches(to_unit(load(recipe.dataset).part("train")), recipe.batch, recipe.seed)
 
     def run() -> None:

@@ -123,9 +123,10 @@ def make_pair(name: str, process: Process, x0: Tensor, t: Tensor, noise: Tensor,
 def rectified(process: Process, eps: Tensor, y: Tensor, target: Tensor, t: Tensor, power: float) -> Pair:
     """Return DREAM's (network input, target) of a pair (Zhou et al. 2024, algorithm 3), both [B, C, H, W].
 
-    The network's own error d = sigma_t^power (target - eps) is added to the input's noise and to the target, so that the
-    input is ``alpha x0 + sigma target`` still. ``eps`` is what the network says of the pair, without a gradient: one more
-    call an image. The paper's power is 1; a large one leaves plain DDPM at all but the noisiest indices.
+    The network's own error d = sigma_t^power (target - eps) is added to the input's noise and to the target, so that
+    the input is ``alpha x0 + sigma target`` still. ``eps`` is what the network says of the pair, without a gradient:
+    one more call an image. The paper's power is 1, for super-resolution; at a large one only the noisiest indices
+    differ from plain DDPM. The released code agrees, and has dropout off in that call; the recipes have none.
     """
     error = process.sigma[t].pow(power) * (target - eps)
     return y + process.sigma[t] * error, target + error

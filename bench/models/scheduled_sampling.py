@@ -1,20 +1,20 @@
 """Scheduled sampling: inputs that the network made itself in a few steps, as its sampler would.
 
-Multi-step denoising scheduled sampling (MDSS, Ren et al., AAAI 2024). Its abstract says: training inputs are replaced by
-the model's own, made by several iterations of small denoising steps so that errors accumulate as they do in sampling, and
-what is predicted (the noise) accounts for the error of the input as well. No code was released. Ours, for want of
-details, are:
+Multi-step denoising scheduled sampling (MDSS, Ren et al., AAAI 2024). From its abstract: training inputs are replaced
+by the model's own, made by several iterations of small denoising steps, so that errors accumulate as they do in
+sampling; a step's error counts both in its output and in the noise that is to be predicted. No code was released; for
+want of details, ours are:
 
-* the start: ``x_s ~ q(x_s | x0)`` at ``s = t + steps * stride`` (or T - 1, if that is less), with the image's own noise;
-* the steps: DDPM sampling as the suite does it by default, with the learned variance and x0_hat clipped to [-1, 1], by the
-  weights being trained and without a gradient;
-* the target: the noise that leads from x0 to the state that was reached, ``eps' = (x_hat - alpha_t x0) / sigma_t``;
-* the schedule: the replaced share of each batch grows linearly from 0; it is taken from the front of the batch, whose
-  order is random.
+* the start: ``x_s ~ q(x_s | x0)`` at ``s = t + steps * stride``, at most T - 1, with the image's own noise;
+* the steps: DDPM sampling as the suite's default has it, with the learned variance and x0_hat clipped to [-1, 1], by
+  the weights that are being trained and without a gradient;
+* the target: the noise that leads from x0 to the state reached, ``eps' = (x_hat - alpha_t x0) / sigma_t``;
+* the schedule: the replaced share of each batch grows linearly from 0 to a half; it is taken from the front of the
+  batch, whose order is random.
 
-The steps should be small. The state forgets its x0 on the way: given x_s it is independent of it, so that even for an
-exact denoiser the best answer at x_hat is not E[x0 | x_t]. For x0 ~ N(0, v) its gain is too small by the factor
-``1 - (1 - alpha_s^2 / alpha_t^2) / (alpha_s^2 v + sigma_s^2)``.
+The steps must be small. Given x_s the state x_hat is independent of x0: it forgets its image on the way, and even where
+the network is exact the best answer at x_hat is not E[x0 | x_t]. For x0 ~ N(0, v) the best gain is too small by the
+factor ``1 - (1 - alpha_s^2 / alpha_t^2) / (alpha_s^2 v + sigma_s^2)``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from bench.diffusion.noise import Purpose
 from bench.diffusion.posterior import Posterior
+from bench.diffusion.samplers import Draws
 from bench.diffusion.schedules import alpha_bars
 from bench.diffusion.types import Level
 
@@ -69,11 +72,13 @@ class Rollout:
             [math.log(step.small or 1.0) for step in q],
             [math.log(step.large or 1.0) for step in q],
         )
-        return cls(steps, stride, *(torch.tensor(c, dtype=torch.float32, device=device).reshape(-1, 1, 1, 1) for c in columns))
+        return cls(
+            steps, stride, *(torch.tensor(c, dtype=torch.float32, device=device).reshape(-1, 1, 1, 1) for c in columns)
+        )
 
     @torch.no_grad()
     def pair(
-        self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, noise: Tensor, draw: Callable[[int], Tensor]
+        self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, noise: Tensor, draws: Draws
     ) -> tuple[Tensor, Tensor]:
         """Return (network input, target), both [B, C, H, W], for real images x0 in [-1, 1] at indices t [B] from 0.
 
@@ -82,13 +87,14 @@ class Rollout:
             x0: [B, C, H, W].
             t: where the pair belongs, int64 [B].
             noise: unit normals of the start, [B, C, H, W].
-            draw: unit normals of the k-th step, k = 1 .. steps, [B, C, H, W].
+            draws: the images' random numbers; step k = 1 .. ``steps`` takes the k-th of ``Purpose.TRAIN_ROLLOUT``.
         """
         last = len(self.alpha) - 1
         path = [(t + k * self.stride).clamp(max=last) for k in range(self.steps, -1, -1)]
         x = self.alpha[path[0]] * x0 + self.sigma[path[0]] * noise
-        for k, (here, below) in enumerate(zip(path, path[1:], strict=False), start=1):
-            x = self._step(network(x, here), x, here, below, draw(k))
+        for k, (here, below) in enumerate(pairwise(path), start=1):
+            z = draws.normal(Purpose.TRAIN_ROLLOUT, k, x0.shape[1:])
+            x = self._step(network(x, here), x, here, below, z)
         return x, (x - self.alpha[t] * x0) / self.sigma[t]
 
     def _step(self, output: Tensor, x: Tensor, here: Tensor, below: Tensor, z: Tensor) -> Tensor:

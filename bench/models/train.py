@@ -19,17 +19,23 @@ from tqdm import tqdm
 
 from bench.data import DataError, load, to_unit
 from bench.diffusion.noise import Noise, Purpose, uniform_words
+from bench.diffusion.samplers import Draws
 from bench.files.errors import one_line
 from bench.files.tensors import load_plain
 from bench.models.checkpoints import Description, save_network
 from bench.models.guided_files import all_finite
 from bench.models.networks import CheckpointError, adm_unet
-from bench.models.objectives import Process, edm_loss, gradient_penalty, hybrid_loss, make_pair
+from bench.models.objectives import Process, edm_loss, gamma_at, gradient_penalty, hybrid_loss, make_pair, rectified
 from bench.models.recipes import DIGITS_NETWORK, RECIPES, Recipe
+from bench.models.scheduled_sampling import Rollout, replaced_share
 from bench.models.train_arguments import parse_arguments
 
 __all__ = ["Batches", "Trainer", "learning_rate", "main", "train"]
 
+_CHANGEABLE = (
+    "iterations", "gamma", "gamma_schedule", "gradient_penalty", "weight_decay", "dream_power", "scheduled_sampling",
+    "rollout_stride", "seed",
+)  # fmt: skip
 _LOG_EVERY = 50
 _SAVE_EVERY = 500
 
@@ -86,6 +92,9 @@ class Trainer:
         )
         self.process = None if recipe.objective == "edm" else Process.make(recipe.schedule, recipe.T, device)
         self.noise = Noise(recipe.seed)
+        self.rollout: Rollout | None = None
+        if recipe.scheduled_sampling:
+            self.rollout = Rollout.make(recipe.schedule, recipe.T, recipe.rollout_steps, recipe.rollout_stride, device)
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
         """Call the network; [B, C, H, W] to [B, 2C, H, W], or to [B, C, H, W] where it learns no variance."""
@@ -109,8 +118,7 @@ class Trainer:
     def _ddpm(self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor) -> Losses:
         recipe, shape = self.recipe, x0.shape[1:]
         t = self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, recipe.T)
-        xi = self.noise.normal(numbers, Purpose.TRAIN_PERTURBATION, 0, shape)
-        y, target = make_pair(recipe.objective, process, x0, t, noise, xi, recipe.gamma)
+        y, target = self._pair(process, x0, t, numbers, noise)
         mse, bound = hybrid_loss(process, self.predict(y, t), y, target, x0, t)
         penalty = torch.zeros((), device=self.device)
         if recipe.gradient_penalty:
@@ -118,6 +126,23 @@ class Trainer:
             probe = self.noise.normal(numbers[part], Purpose.TRAIN_PROBE, 0, shape)
             penalty = gradient_penalty(self.predict, y[part], t[part], probe).mean()
         return Losses(mse.mean(), bound.mean(), penalty)
+
+    def _pair(self, process: Process, x0: Tensor, t: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        recipe, shape = self.recipe, x0.shape[1:]
+        xi = self.noise.normal(numbers, Purpose.TRAIN_PERTURBATION, 0, shape)
+        gamma = gamma_at(recipe.gamma_schedule, recipe.gamma, t, recipe.T)
+        y, target = make_pair(recipe.objective, process, x0, t, noise, xi, gamma)
+        if self.rollout is not None:
+            share = replaced_share(recipe.scheduled_sampling, self.iteration, recipe.iterations)
+            if count := round(share * len(x0)):
+                draws = Draws(self.noise, numbers[:count])
+                own = self.rollout.pair(self.predict, x0[:count], t[:count], noise[:count], draws)
+                y, target = (torch.cat([made, plain[count:]]) for made, plain in zip(own, (y, target), strict=True))
+        if recipe.dream_power is not None:
+            with torch.no_grad():
+                eps = self.predict(y, t)[:, : y.shape[1]]
+            y, target = rectified(process, eps, y, target, t, recipe.dream_power)
+        return y, target
 
     def _descend(self, loss: Tensor) -> None:
         for group in self.optimizer.param_groups:
@@ -254,8 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    names = ("iterations", "gamma", "gradient_penalty", "weight_decay", "seed")
-    changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    changed = {name: getattr(args, name) for name in _CHANGEABLE if getattr(args, name) is not None}
     recipe = replace(RECIPES[args.recipe], **changed)
     out = args.out or Path("training") / recipe.dataset / recipe.name
     try:

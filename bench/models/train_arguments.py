@@ -12,9 +12,12 @@ from textwrap import shorten
 import torch
 
 from bench.command_line import OneLineParser
+from bench.models.objectives import GAMMA_SCHEDULES
 from bench.models.recipes import RECIPES
 
 __all__ = ["parse_arguments"]
+
+_NOT_OF_EDM = ["gamma", "gamma_schedule", "gradient_penalty", "dream_power", "scheduled_sampling"]
 
 
 def _recipe(text: str) -> str:
@@ -50,6 +53,13 @@ def _strength(text: str) -> float:
     return value
 
 
+def _share(text: str) -> float:
+    value = _strength(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, not {text!r}")
+    return value
+
+
 def _device(text: str) -> torch.device:
     try:
         device = torch.device(text)
@@ -70,14 +80,29 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of weights and log (default: training/<dataset>/<recipe>)")
     parser.add_argument("--iterations", type=_whole(1, 10**9), help="optimiser steps (default: the recipe's)")
     parser.add_argument("--gamma", type=_strength, help="input perturbation strength")
+    parser.add_argument("--gamma-schedule", choices=GAMMA_SCHEDULES, help="how gamma depends on the index")
     parser.add_argument("--gradient-penalty", type=_strength, help="lambda of the gradient penalty")
     parser.add_argument("--weight-decay", type=_strength, help="lambda of the decoupled weight decay")
+    parser.add_argument("--dream-power", type=_strength, help="DREAM's exponent")
+    parser.add_argument(
+        "--scheduled-sampling", type=_share, help="largest share of inputs that the network makes itself"
+    )
+    parser.add_argument("--rollout-stride", type=_whole(1, 999), help="indices a step of scheduled sampling spans")
     parser.add_argument("--seed", type=_whole(0), help="seed of weights, order and noise")
     parser.add_argument("--device", type=_device, default="cpu", help="torch device (default cpu)")
     parser.add_argument("--threads", type=_whole(1, 4096), help="CPU threads (default: all)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
-    for flag in ("gamma", "gradient_penalty"):
-        if RECIPES[args.recipe].objective == "edm" and getattr(args, flag) is not None:
+    for flag in _idle(args):
+        if getattr(args, flag) is not None:
             parser.error(f"--{flag.replace('_', '-')} has no effect on the recipe {args.recipe}")
     return args
+
+
+def _idle(args: argparse.Namespace) -> list[str]:
+    """Return the flags that mean nothing to the recipe as the others change it."""
+    recipe = RECIPES[args.recipe]
+    if recipe.objective == "edm":
+        return [*_NOT_OF_EDM, "rollout_stride"]
+    share = recipe.scheduled_sampling if args.scheduled_sampling is None else args.scheduled_sampling
+    return [] if share else ["rollout_stride"]

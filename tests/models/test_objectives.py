@@ -3,13 +3,24 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
 from bench.diffusion.schedules import alpha_bars, betas
 from bench.models.networks import adm_unet
-from bench.models.objectives import OBJECTIVES, Process, edm_loss, gradient_penalty, hybrid_loss, make_pair
+from bench.models.objectives import (
+    GAMMA_SCHEDULES,
+    OBJECTIVES,
+    Process,
+    edm_loss,
+    gamma_at,
+    gradient_penalty,
+    hybrid_loss,
+    make_pair,
+    rectified,
+)
 from bench.models.preconditioning import Edm
 from bench.models.recipes import DIGITS_NETWORK
 
@@ -90,6 +101,98 @@ def test_without_perturbation_all_objectives_are_ddpm(name):
     plain = make_pair("ddpm", PROCESS, x0, t, noise, xi, 0.0)
     for got, wanted in zip(make_pair(name, PROCESS, x0, t, noise, xi, 0.0), plain, strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_every_image_may_have_a_gamma_of_its_own(name):
+    """alpha and sigma are float32 (6e-8 relative) on values below 10: 1e-6."""
+    t, gamma = torch.tensor([0, 300, 999]), torch.tensor([0.0, 0.1, 0.7], dtype=torch.float64).reshape(-1, 1, 1, 1)
+    x0, noise, xi = (draw(3, 2, 4, 4, seed=s) for s in range(3))
+    whole = make_pair(name, PROCESS, x0, t, noise, xi, gamma)
+    for k in range(3):
+        part = slice(k, k + 1)
+        alone = make_pair(name, PROCESS, x0[part], t[part], noise[part], xi[part], gamma[k].item())
+        for got, wanted in zip(whole, alone, strict=True):
+            torch.testing.assert_close(got[part], wanted, rtol=0, atol=1e-6)
+
+
+def test_the_linear_gamma_is_that_of_the_released_code():
+    """From .01 gamma at t = 0 to gamma at T - 1, evenly; float32, and three operations on it: 4 * 6e-8 of .1."""
+    t = torch.tensor([0, 1, 500, 998, 999])
+    expected = np.linspace(0.01 * 0.1, 0.1, 1000)[t]
+    found = gamma_at("linear", 0.1, t, 1000)
+    assert found.shape == (5, 1, 1, 1)
+    np.testing.assert_allclose(found.flatten().numpy(), expected, rtol=0, atol=2.4e-8)
+
+
+def test_the_cosine_gamma_falls_to_nothing():
+    """Float32 angles below pi / 2 err by 1e-7, so the squares of their cosines by 2e-7, times gamma."""
+    t = torch.arange(1000)
+    found = gamma_at("cosine", 0.1, t, 1000).flatten()
+    expected = [0.1 * math.cos((k / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(1000)]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=5e-8)
+    assert (found.diff() < 0).all()
+    assert found[0] > 0.09998
+    assert found[-1] < 1e-6
+
+
+@pytest.mark.parametrize("schedule", GAMMA_SCHEDULES)
+def test_no_gamma_leaves_its_range_at_any_length_of_the_process(schedule):
+    for T in (1, 2, 1000):
+        found = torch.as_tensor(gamma_at(schedule, 0.1, torch.arange(T), T))
+        assert ((found >= 0) & (found <= 0.1 * (1 + 1e-6))).all()
+
+
+def test_a_constant_schedule_is_input_perturbation_bit_for_bit():
+    t, (x0, noise, xi) = torch.tensor([0, 400, 999]), (draw(3, 1, 4, 4, seed=s).float() for s in range(3))
+    plain = make_pair("ddpm-ip", PROCESS, x0, t, noise, xi, 0.1)
+    assert gamma_at("constant", 0.1, t, 1000) == 0.1
+    for gamma in (gamma_at("constant", 0.1, t, 1000), 0.1 * torch.ones(3, 1, 1, 1)):
+        found = make_pair("ddpm-ip", PROCESS, x0, t, noise, xi, gamma)
+        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
+def test_dream_by_hand():
+    """One pixel at sigma = .6, alpha = .8: x0 = .5, noise = 1, so x_t = 1; the network says .5, so it errs by .5.
+
+    Power 1: d = .6 * .5 = .3, the target is 1.3 and the input 1 + .6 * .3 = 1.18. Power 2: d = .36 * .5 = .18.
+    Power 0: d = .5. Float64 roundings of a few numbers of order 1.
+    """
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    process = Process(0.8 * one, 0.6 * one, one, one, one)
+    t = torch.zeros(1, dtype=torch.int64)
+    y, target = make_pair("ddpm", process, 0.5 * one, t, one, one, 0.0)
+    assert y.item() == pytest.approx(1, abs=1e-15)
+    for power, (expected, wanted) in {1.0: (1.18, 1.3), 2.0: (1.108, 1.18), 0.0: (1.3, 1.5)}.items():
+        found = rectified(process, 0.5 * one, y, target, t, power)
+        assert [part.item() for part in found] == pytest.approx([expected, wanted], abs=1e-15)
+
+
+def rectified_scene(eps, power, t):
+    x0, noise = (draw(len(t), 2, 4, 4, seed=s) for s in range(2))
+    pair = make_pair("ddpm", wide(PROCESS), x0, t, noise, noise, 0.0)
+    return x0, noise, pair, rectified(wide(PROCESS), eps(noise), *pair, t, power)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
+def test_dreams_input_is_made_of_its_image_and_its_target(power):
+    """The target is consistent with the input, unlike input perturbation's. Float64 roundings of numbers below 10."""
+    t = torch.tensor([0, 1, 500, 999])
+    x0, noise, _, (y, target) = rectified_scene(torch.sin, power, t)
+    process = wide(PROCESS)
+    torch.testing.assert_close(y, process.alpha[t] * x0 + process.sigma[t] * target, rtol=0, atol=1e-14)
+    assert (target - noise).abs().amax(dim=(1, 2, 3)).min() > 1e-7  # sigma_0 is 6e-3, its cube 3e-7
+
+
+def test_dream_of_a_perfect_prediction_is_ddpm_bit_for_bit():
+    *_, pair, found = rectified_scene(lambda noise: noise, 1.0, torch.tensor([0, 500, 999]))
+    assert all(torch.equal(a, b) for a, b in zip(found, pair, strict=True))
+
+
+def test_dream_of_a_large_power_is_ddpm_bit_for_bit():
+    """sigma_900 = .9877: to the power 10,000 it is 1e-54, which no float64 of order .01 and above notices."""
+    *_, pair, found = rectified_scene(torch.sin, 1e4, torch.tensor([0, 500, 900]))
+    assert all(torch.equal(a, b) for a, b in zip(found, pair, strict=True))
 
 
 def gradients(name, network, x0, t, noise, xi, gamma):

@@ -69,7 +69,7 @@ def interrupted(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("name", ["adm", "adm-ip", "adm-gp", "adm-wd", "edm"])
+@pytest.mark.parametrize("name", ["adm", "adm-ip", "adm-ip-t", "adm-gp", "adm-wd", "adm-mdss", "adm-dream", "edm"])
 def test_a_resumed_training_equals_an_undisturbed_one_bit_for_bit(tmp_path, images, interrupted, name):
     recipe, torn, whole = short(name), tmp_path / "torn", tmp_path / "whole"
     interrupted(recipe, torn, CPU, True, images)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bench.models.train import main
+from bench.models.train_arguments import parse_arguments
 
 BAD_ARGUMENTS = [
     ("--device foo", "'foo' cannot be used here"),
@@ -19,10 +20,22 @@ BAD_ARGUMENTS = [
     ("--gamma -0.5", "must be a finite number"),
     ("--gamma inf", "must be a finite number"),
     ("--gamma x", "must be a finite number"),
+    ("--gamma-schedule linaer", "argument --gamma-schedule: invalid choice: 'linaer'"),
+    ("--dream-power -1", "must be a finite number of at least 0, not '-1'"),
+    ("--dream-power inf", "must be a finite number of at least 0, not 'inf'"),
+    ("--scheduled-sampling 1.01", "must be a share from 0 to 1, not '1.01'"),
+    ("--scheduled-sampling nan", "must be a finite number"),
+    ("--scheduled-sampling 0.5 --rollout-stride 0", "must be a whole number from 1 to 999"),
+    ("--scheduled-sampling 0.5 --rollout-stride 1000", "must be a whole number from 1 to 999"),
+    ("--rollout-stride 2", "--rollout-stride has no effect on the recipe adm"),
+    ("--recipe adm-mdss --scheduled-sampling 0 --rollout-stride 2", "--rollout-stride has no effect on the recipe"),
+    ("--recipe edm --gamma-schedule linear", "--gamma-schedule has no effect on the recipe edm"),
+    ("--recipe edm --dream-power 1", "--dream-power has no effect on the recipe edm"),
+    ("--recipe edm --scheduled-sampling 0.1", "--scheduled-sampling has no effect on the recipe edm"),
     ("--seed -1", "must be a whole number from 0"),
     ("--seed 9223372036854775808", "must be a whole number from 0"),
     ("--recipe amd-ip", "unknown recipe 'amd-ip'; did you mean 'adm-ip'?"),
-    ("--recipe nonsense", "unknown recipe 'nonsense'; known: adm, adm-gp,"),
+    ("--recipe nonsense", "unknown recipe 'nonsense'; known: adm, adm-dream,"),
     ("--nonsense", "unrecognized arguments: --nonsense"),
 ]
 
@@ -37,3 +50,8 @@ def test_arguments_that_cannot_be_used_are_refused_before_anything_is_written(tm
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stride_belongs_to_scheduled_sampling():
+    for words in ("--recipe adm --scheduled-sampling 0.5 --rollout-stride 7", "--recipe adm-mdss --rollout-stride 7"):
+        assert parse_arguments(words.split()).rollout_stride == 7

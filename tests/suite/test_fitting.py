@@ -32,7 +32,7 @@ def checks(std):
     def denoiser(x, level, cond=None):
         rows, columns = torch.meshgrid(torch.arange(x.shape[2]), torch.arange(x.shape[3]), indexing="ij")
         sign = (1.0 - 2.0 * ((rows + columns) % 2)).expand(x.shape)
-        x0 = sign * (std * (63 / 64) ** 0.5)  # 64 pixels, n - 1
+        x0 = sign * (std * (15 / 16) ** 0.5)  # 16 pixels, n - 1
         return Prediction((x - level.alpha * x0) / level.sigma, x0, torch.zeros_like(x))
 
     return denoiser
@@ -47,7 +47,7 @@ def test_the_spread_of_x0_hat_is_measured_where_the_walk_goes(subject):
 
 
 def test_it_is_that_of_the_clamped_x0_hat_only_where_the_walk_clamps(subject):
-    clamped = (64 / 63) ** 0.5
+    clamped = (16 / 15) ** 0.5
     assert [pair[1] for pair in fit("reference", subject(checks(3.0)))] == [pytest.approx(clamped, abs=1e-4)] * 25
     free = fit("reference", subject(checks(3.0), clip=False))
     assert [pair[1] for pair in free] == [pytest.approx(3.0, abs=1e-3)] * 25
