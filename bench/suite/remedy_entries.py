@@ -33,7 +33,7 @@ def read_remedy(name: str, entry: Mapping[str, Any]) -> Remedy:
     for key, value in entry.items():
         if key in ("kind", "steps", "sampler"):
             continue
-        known = [*KINDS[kind].defaults, *(["span"] if "k" in KINDS[kind].defaults and steps else [])]
+        known = [*KINDS[kind].defaults, *(["span"] if "b" in KINDS[kind].defaults else [])]
         if key not in known:
             raise nearest(f"constant of {kind}", key, known)
         if steps and isinstance(value, list) and len(value) == len(steps) and all(map(_is_number, value)):

@@ -96,10 +96,18 @@ def parse_tune(text: str) -> Tune:
     return Tune(constant, values)
 
 
+def _has_span(remedy: Remedy) -> bool:
+    """Tell whether a remedy is an epsilon scaling, whose slope k is known by its rise over all steps too."""
+    return {"b", "k"} <= set(KINDS[remedy.kind].defaults)
+
+
 def _holder(model: Model, constant: str) -> int:
-    """Return the place of the remedy that has a constant; ``span`` belongs to those with k."""
-    wanted = "k" if constant == "span" else constant
-    holders = [place for place, remedy in enumerate(model.remedies) if wanted in KINDS[remedy.kind].defaults]
+    """Return the place of the remedy that has a constant."""
+    holders = [
+        place
+        for place, remedy in enumerate(model.remedies)
+        if constant in KINDS[remedy.kind].defaults or (constant == "span" and _has_span(remedy))
+    ]
     if len(holders) == 1:
         return holders[0]
     known = sorted({name for remedy in model.remedies for name in KINDS[remedy.kind].defaults})
@@ -240,7 +248,7 @@ def tuned_entry(model: Model, sampler: str, counts: Sequence[int]) -> str:
         told: dict[str, Any] = {"kind": remedy.kind, "sampler": sampler, "steps": list(counts)}
         for name, value in rows[0].items():
             told[name] = value if isinstance(value, list) else [float(f"{row[name]:.6g}") for row in rows]
-        if "k" in told:  # its rise over all steps is what stays alike between step counts
+        if _has_span(remedy):  # k's rise over all steps is what stays alike between step counts
             told.pop("k")
             told["span"] = [float(f"{row['k'] * (n - 1):.6g}") for row, n in zip(rows, counts, strict=True)]
         remedies.append("{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in told.items()) + " }")

@@ -93,7 +93,7 @@ def test_a_walk_takes_one_time_shift(known, name):
     [
         ("edm-es-x0", "heun", "does not work with --sampler heun: Euler and Heun steps move along eps"),
         ("edm-ts-code", "heun", "the released code has no such step; use ddpm or ddim or euler"),
-        ("adm-x0std", "ddpm", "needs 'reference' for ddpm; find it with --tune reference=fit"),
+        ("adm-ip-x0std", "ddpm", "needs 'reference' for ddpm; find it with --tune reference=fit"),
         ("adm-ip-es-x0", "ddpm", "no ddpm scaling constants were tuned"),
     ],
 )

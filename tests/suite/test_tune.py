@@ -98,6 +98,15 @@ def test_a_constant_that_the_model_does_not_have(known, name, constant, message)
         Tune(constant, (1.0, 2.0, 3.0)).prepared(known.model(name))
 
 
+def test_the_k_of_another_remedy_is_no_slope(known, tmp_path):
+    model = with_constant(known.model("adm-tsr"), "k", [0.97, 1.03], "ddpm", [10, 50])
+    (tmp_path / "tuned.toml").write_text(tuned_entry(model, "ddpm", [10, 50]))
+    read = load_registry((tmp_path / "tuned.toml",), "digits").model("adm-tsr-tuned")
+    assert [read.remedies[0].at("ddpm", steps)["k"] for steps in (10, 50)] == [0.97, 1.03]
+    with pytest.raises(ConfigError, match="has no constant 'span'"):
+        Tune("span", (0.0, 0.1, 0.2)).prepared(model)
+
+
 def test_an_entry_is_read_as_it_was_written(known, tmp_path):
     model = with_constant(known.model("adm-ts-es").rescaled(1.0, 0.001), "b", [1.01, 1.03], "ddpm", [10, 50])
     (tmp_path / "tuned.toml").write_text(tuned_entry(model, "ddpm", [10, 50]))
