@@ -36,6 +36,8 @@ def find_remedies(results: Results) -> list[Remedy]:
     plain = [model for model, own in cells.items() if not any(_corrects(cell) for cell in own)]
     found = []
     for model in cells:
+        if "@" in model:  # a value that --tune tried, on noise that no comparison may use
+            continue
         baseline = _baseline(model, plain, weights)
         if baseline is not None:
             same = weights[model] is not None and weights[model] == weights[baseline]

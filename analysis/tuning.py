@@ -1,7 +1,7 @@
 """Curves of ``--tune``: the distance over the values of a constant, and the value that was chosen.
 
 ``tuning/`` of a results folder holds ``<model>-<sampler>-<steps>-<parameter>.csv``, a row a value and seed, and
-``chosen.csv``, a row a curve: the minimum of the parabola fitted to it. All values of a curve see the same noise under
+``chosen.csv``, a row a curve: the value taken. All values of a curve see the same noise under
 one seed, so a value is held against the best one by the differences over the seeds that both have.
 """
 
@@ -181,7 +181,7 @@ def _key(figure: Figure, table: pd.DataFrame) -> None:
         {"color": _CURVE_COLOUR, "marker": "o", "markerfacecolor": "white", "linestyle": "", "label": "lowest"},
     ]
     if table["chosen"].notna().any():
-        entries.append({"color": _CHOSEN_COLOUR, "linestyle": "--", "label": "chosen: minimum of the fitted parabola"})
+        entries.append({"color": _CHOSEN_COLOUR, "linestyle": "--", "label": "the value taken"})
     handles = [Line2D([], [], **entry) for entry in entries]
     columns = len(handles) if figure.get_figwidth() > 4 else 2
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
@@ -205,6 +205,6 @@ def _caption(table: pd.DataFrame) -> str:
         f"{metrics} over the values of a constant: mean over seeds, lower is better. Band: two standard errors of the"
         " difference from the value with the lowest mean (open circle, where it is 0), paired over the seeds that both"
         " have, since all values see the same noise; how far the curve as a whole may lie higher or lower is no part of"
-        " it, and one seed has no band. Dashed: the chosen value, at the minimum of the fitted parabola. The lowest of"
+        " it, and one seed has no band. Dashed: the value taken, the best one or the minimum of a parabola around it. The lowest of"
         f" many means is lower than what it will be on other seeds. N = {sizes} samples a seed, {seeds} seeds a value."
     )

@@ -34,7 +34,7 @@ from bench.suite.remedies import KINDS, SUFFIXES
 from bench.suite.request import Request
 from bench.suite.run import Run
 from bench.suite.tune import Tune, parse_tune
-from bench.suite.tuned_run import choose_constants, fit_constants
+from bench.suite.tuned_run import choose_constants, fit_constants, refuse_grid
 
 __all__ = ["run"]
 
@@ -94,7 +94,12 @@ def _tune(args: argparse.Namespace) -> Tune | None:
         return None
     if args.features == "none":
         raise ConfigError("--tune compares distances on features; leave out --features none")
-    return parse_tune(args.tune)
+    tune = parse_tune(args.tune)
+    if args.samples is not None and not tune.values:
+        raise ConfigError(f"--samples has no effect with --tune {tune.text}, whose rule knows how many it needs")
+    if args.eps_scale is not None and tune.constant == "b":
+        raise ConfigError("--eps-scale has no effect with --tune b, which replaces it; leave one out")
+    return tune
 
 
 def _request(args: argparse.Namespace) -> Request:
@@ -163,13 +168,16 @@ def run(argv: Sequence[str] | None = None) -> tuple[int, Path | None]:
             print("\n".join(dry_run(bench)))
             return 0, None
         tune = bench.request.tune
-        if tune is not None and not tune.values:
+        if tune is not None:
+            refuse_grid(bench, tune)
+        if tune is not None and bench.fits:
             found = fit_constants(bench, tune, args.quiet)
             print(found.read_text() + f"\nwritten to {found}; read them with --config")
             return 0, None
         bench.execute(args.quiet)
         if tune is not None:
-            found = choose_constants(bench, tune)
+            found, ends = choose_constants(bench, tune)
+            print("".join(f"{line}\n" for line in ends), end="", file=sys.stderr)
             print("" if args.quiet else f"constants in {found}; read them with --config\n", end="")
     except (ConfigError, DataError, CheckpointError, FeatureError, RunError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -44,7 +44,9 @@ def _interpolate(x: float, knots: list[float], values: tuple[float, ...]) -> flo
     if x <= knots[0]:
         return values[0]
     for left, right, low, high in zip(knots, knots[1:], values, values[1:], strict=False):
-        if x <= right:
+        if x == right:
+            return high  # to the last bit, which the formula is not
+        if x < right:
             return low + (high - low) * (x - left) / (right - left)
     return values[-1]
 

@@ -21,11 +21,13 @@ from bench.suite.config import RESERVED_SEEDS, ConfigError
 from bench.suite.fit import fit as fit_divisor
 from bench.suite.plan import Cell
 from bench.suite.reference import Reference
+from bench.suite.remedies import KINDS, Remedy
 
-__all__ = ["FITTED", "Subject", "fit"]
+__all__ = ["BY_STEPS", "FITTED", "Found", "Subject", "fit"]
 
 _LEVELS = 25  # of a reference along the walk
 _IMAGES = 512
+_BLOCK = 8192  # images in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,15 @@ class Subject:
     progress: Callable[[int], None]
 
 
-def fit(constant: str, subject: Subject) -> Any:
+@dataclass(frozen=True)
+class Found:
+    """A fitted constant, and what the fit says of itself: images and network calls it took, slopes and errors."""
+
+    value: Any
+    about: Mapping[str, float]
+
+
+def fit(constant: str, subject: Subject) -> Found:
     """Return a constant by its rule.
 
     Raises:
@@ -64,12 +74,22 @@ def fit(constant: str, subject: Subject) -> Any:
 
 
 def _spread(subject: Subject) -> float:
-    """Return the variance of the pixels within an image, over the training images."""
-    images = to_unit(subject.reference.data.part("train")).double()
-    return float(f"{images.flatten(1).var(1).mean():.6g}")
+    """Return the variance of the pixels within an image, over the training images, block by block."""
+    data = subject.reference.data
+    blocks = torch.arange(data.count("train")).split(_BLOCK)
+    sums = [to_unit(data.pick("train", rows)).double().flatten(1).var(1).sum().item() for rows in blocks]
+    return float(sum(sums)) / data.count("train")
 
 
-def _spread_reference(subject: Subject) -> list[list[float]]:
+def _data_variance(subject: Subject) -> Found:
+    return Found(float(f"{_spread(subject):.6g}"), {"images": subject.reference.data.count("train")})
+
+
+def _data_std(subject: Subject) -> Found:
+    return Found(float(f"{_spread(subject) ** 0.5:.6g}"), {"images": subject.reference.data.count("train")})
+
+
+def _spread_reference(subject: Subject) -> Found:
     """Return [t, root mean square of x0_hat's spread within an image] on real noised training images.
 
     x0_hat is clamped where the walk clamps it: near pure noise that of an eps network is far too wide.
@@ -90,17 +110,33 @@ def _spread_reference(subject: Subject) -> list[list[float]]:
         sums += torch.stack(found).double().cpu()
         subject.progress(len(rows) * cell.steps)
     levels = zip(cell.levels()[:-1], (sums / count).sqrt().tolist(), strict=True)
-    return sorted([float(f"{level.t:.6g}"), float(f"{std:.5g}")] for level, std in levels)
+    pairs = sorted([float(f"{max(level.t, 0.0):.6g}"), float(f"{std:.5g}")] for level, std in levels)
+    return Found(pairs, {"images": count, "network_calls": count * cell.steps})
 
 
-def _divisor(subject: Subject) -> float:
-    """Return epsilon scaling's b, other remedies of the model acting too."""
-    reference, extractor = subject.reference, subject.reference.extractor
+def _divisor(subject: Subject) -> Found:
+    """Return epsilon scaling's b, other remedies of the model acting too.
+
+    Raises:
+        ConfigError: the model's divisor has a slope, which the rule knows nothing of.
+    """
+    reference, extractor, cell = subject.reference, subject.reference.extractor, subject.cell
+    if any(remedy.at(cell.config.sampler, cell.steps).get("k") for remedy in cell.model.remedies if _scales(remedy)):
+        raise ConfigError(
+            f"--tune b=fit is for a uniform divisor, and that of {cell.model.name!r} has a slope; use -es"
+        )
     assert extractor is not None  # the command line refuses --tune without features
     drawn = _Drawn(subject, extractor)
     moments = reference.features().moments
     spread = float(reference.statistics.variance.mean()) ** 0.5
-    return fit_divisor(drawn, moments.mean, moments.cov, spread).b
+    found = fit_divisor(drawn, moments.mean, moments.cov, spread)
+    whole = replace(cell, samples=found.images, measure=())
+    about = {"vertex": found.vertex, "slope": found.slope, "slope_error": found.error, "unit": found.unit}
+    return Found(found.b, {**about, "images": found.images, "network_calls": whole.cost()[0]})
+
+
+def _scales(remedy: Remedy) -> bool:
+    return "b" in KINDS[remedy.kind].defaults
 
 
 class _Drawn:
@@ -131,9 +167,10 @@ class _Drawn:
         return x
 
 
-FITTED: Mapping[str, Callable[[Subject], Any]] = {
+FITTED: Mapping[str, Callable[[Subject], Found]] = {
     "b": _divisor,
-    "data_variance": _spread,
-    "std": lambda subject: float(f"{_spread(subject) ** 0.5:.6g}"),
+    "data_variance": _data_variance,
+    "std": _data_std,
     "reference": _spread_reference,
 }
+BY_STEPS = ("b",)  # those that depend on the step count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from bench.models.checkpoints import Description, file_hash
 from bench.models.formats import checkpoint_hash
 from bench.models.preconditioning import Preconditioning, make_preconditioning
-from bench.suite.config import ConfigError, short_hash
+from bench.suite.config import EDM_SAMPLERS, ConfigError, short_hash
 from bench.suite.remedies import KINDS, Remedy
 
 __all__ = ["Guidance", "Model"]
@@ -44,7 +44,8 @@ class Model:
     weights: Path
     description: Description
     remedies: tuple[Remedy, ...] = ()
-    base: str = ""  # what the remedies were added to, where there are any
+    base: str = ""  # the name of the plain model that the remedies were added to; empty where it has none
+    given: Path | None = None  # weights of the command line, in place of its own
     guidance: Guidance | None = None
 
     @property
@@ -89,6 +90,11 @@ class Model:
             told["remedies"] = [remedy.description(sampler, steps) for remedy in self.remedies]
         return told
 
+    def told(self, sampler: str, counts: Sequence[int]) -> dict[str, Any]:
+        """Return the remedies by step count, nothing where epsilon scaling says it all."""
+        remedies = [self.intervention(sampler, count).get("remedies") for count in counts]
+        return {"remedies": remedies} if any(remedies) else {}
+
     def refuse(self, sampler: str, purpose: str = "") -> None:
         """Refuse a sampler that a remedy does not work with, or has no constants for.
 
@@ -105,9 +111,10 @@ class Model:
         for remedy in self.remedies:
             kind = KINDS[remedy.kind]
             if sampler not in kind.samplers:
+                own = [name for name in kind.samplers if (name in EDM_SAMPLERS) == self.description.is_edm]
                 raise ConfigError(
                     f"{remedy.kind} of model {self.name!r} does not work with --sampler {sampler}{purpose}:"
-                    f" {kind.reason}; use {' or '.join(kind.samplers)}"
+                    f" {kind.reason}; " + (f"use {' or '.join(own)}" if own else "leave the remedy out")
                 )
             missing = remedy.missing(sampler)
             if missing == "b":

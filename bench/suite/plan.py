@@ -15,6 +15,7 @@ from bench.diffusion.types import Correction, Level
 from bench.measure.probes import spread_indices
 from bench.suite.config import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
 from bench.suite.model import Model
+from bench.suite.remedies import Course
 
 __all__ = ["IN_CELLS", "RECORD_VERSION", "Cell", "Instruments", "Unit", "plan_cells", "recorded_indices"]
 
@@ -138,9 +139,11 @@ class Cell:
         Raises:
             ValueError: a constant that a correction cannot take.
         """
-        path, sampler = self.levels(), self.config.sampler
-        made = [remedy.correction(path, self.grid(), sampler, self.steps) for remedy in self.model.remedies]
-        return made[0] if len(made) == 1 else InOrder(made) if made else None
+        if not self.model.remedies:
+            return None
+        course = Course(self.levels(), self.grid(), self.config.clip)
+        made = [remedy.correction(course, self.config.sampler, self.steps) for remedy in self.model.remedies]
+        return made[0] if len(made) == 1 else InOrder(made)
 
     def instruments(self) -> Instruments | None:
         """Return what the instruments look at, None where nothing is measured."""
@@ -233,7 +236,7 @@ def plan_cells(
                 cell = Cell(model, config, count, seed, samples, measure, data_hash, parts, weights_hash, labels)
                 try:
                     cell.correction() or cell.levels()
-                except ValueError as error:
+                except (ValueError, ArithmeticError) as error:  # constants beyond what floats hold
                     raise ConfigError(f"model {model.name!r}: {error}") from None
                 cells.append(cell)
     return cells

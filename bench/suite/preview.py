@@ -18,6 +18,10 @@ def dry_run(run: Run) -> Iterator[str]:
     yield f"sampling  {settings}"
     yield f"samples   {run.request.samples} a cell, internal batch {run.request.batch}, on {run.device}"
     yield f"out       {run.out}"
+    if run.request.tune is not None and run.fits:
+        for cell in run.cells:
+            yield f"  {run.request.tune.text} for {cell.model.name} at {cell.steps} steps"
+        return
     total, share = 0, 0
     for cell in run.cells:
         free, instruments = cell.cost()

@@ -30,9 +30,11 @@ WEIGHTS = Path(__file__).parent.parent / "models" / "weights"
 EMBEDDED: Mapping[str, str] = {
     "adm": "the baseline: DDPM objective, ADM network",
     "adm-ip": "input perturbation, gamma 0.1 (Ning et al. 2023)",
+    "adm-ip-t": "input perturbation whose gamma rises with t, to 0.1",
     "ddpm-y": "DDPM on the perturbed input, eps' as its target (ibid., Table 7)",
     "adm-gp": "baseline with a gradient penalty",
     "adm-wd": "baseline with decoupled weight decay",
+    "adm-dream": "input and target moved by the model's own error (DREAM, Zhou et al. 2024)",
     "edm": "EDM's preconditioning and loss (Karras et al. 2022), for --sampler heun or euler",
 }
 _OF_ADAPTERS = ("prediction", "in_channels", "image_size", "num_classes", "learn_sigma")
@@ -63,7 +65,7 @@ class Registry:
             ConfigError: unknown name, or nothing to load it from.
             CheckpointError: the weights cannot be described.
         """
-        return self._model(name, None if path is None else located(path), name)
+        return replace(self._model(name, None if path is None else located(path), name), given=path)
 
     def _model(self, name: str, path: Path | None, asked: str) -> Model:
         """Look up ``name``, a part of what the user ``asked`` for."""
@@ -113,7 +115,7 @@ class Registry:
         released files, of which there are no checksums, so any file of that dataset gets them.
 
         Args:
-            name: of the model with it, which its constants are filed under.
+            name: of the model with it, which its constants are filed under; else they are those of the remedy alone.
             suffix: its own.
             model: what it is added to.
         """
@@ -121,19 +123,23 @@ class Registry:
         if name == "ddpm-y-es" and training.get("gamma"):
             return remedy.overridden({"b": math.sqrt(1 + float(training["gamma"]) ** 2)})
         family = [base for base in EMBEDDED if name.startswith(f"{base}-") and base not in self.entries]
-        embedded = WEIGHTS / self.dataset / f"{max(family, key=len, default='')}.safetensors"
+        root = max(family, key=len, default="")
+        embedded = WEIGHTS / self.dataset / f"{root}.safetensors"
         if embedded.exists() and not (model.weights.is_file() and file_hash(embedded) == file_hash(model.weights)):
             return remedy
-        return replace(remedy, constants=known_constants(self.dataset, name, model.description.classes is not None))
+        conditional = model.description.classes is not None
+        own, alone = (known_constants(self.dataset, key, conditional) for key in (name, f"{root}-{suffix}"))
+        return replace(remedy, constants=own or alone)
 
     def _configured(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         if "base" in entry:
-            ignored = [key for key in entry if key not in ("base", "eps_scale", "eps_slope", "corrections")]
+            ignored = [key for key in entry if key not in ("base", "weights", "eps_scale", "eps_slope", "corrections")]
             if ignored:
                 raise ConfigError(f"model {name!r} has both 'base' and {ignored[0]!r} in the config file; keep one")
             self._refuse_circle(name)
-            found = self._model(str(entry["base"]), path, str(entry["base"]))
-            model = replace(found, name=name, base=found.base or found.name)
+            weights = path or (located(Path(str(entry["weights"]))) if "weights" in entry else None)
+            found = self._model(str(entry["base"]), weights, str(entry["base"]))
+            model = replace(found, name=name, base=found.base if found.remedies else found.base or found.name)
         elif "adapter" in entry:
             model = self._adapted(name, entry, path)
         else:
@@ -149,7 +155,9 @@ class Registry:
                 model = model.rescaled(b, k)
             else:
                 added.append(Remedy("epsilon-scaling").overridden({"b": b, "k": k}))
-        return _with(model, model, *added)
+        treated = _with(model, model, *added)
+        # A network whose own entry treats it has no name of its own.
+        return replace(treated, base="") if added and "base" not in entry else treated
 
     @staticmethod
     def _is_table(name: str, told: Any) -> bool:
@@ -259,7 +267,8 @@ class Registry:
 
 def _with(model: Model, old: Model, *remedies: Remedy) -> Model:
     """Return a model with remedies after those that the old one has."""
-    return replace(model, remedies=(*old.remedies, *remedies), base=model.base or old.name) if remedies else model
+    base = old.base if old.remedies else old.base or old.name
+    return replace(model, remedies=(*old.remedies, *remedies), base=base) if remedies else model
 
 
 def load_registry(configs: Sequence[Path], dataset: str) -> Registry:

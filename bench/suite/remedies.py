@@ -25,10 +25,25 @@ from bench.diffusion.types import Correction, Level
 from bench.suite.config import SAMPLERS
 from bench.suite.constants import Constants
 
-__all__ = ["KINDS", "SUFFIXES", "Kind", "Remedy"]
+__all__ = ["KINDS", "SUFFIXES", "Course", "Kind", "Remedy"]
 
 Levels = Sequence[Level]
 Numbers = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Course:
+    """The walk that a correction is built for.
+
+    Attributes:
+        levels: noisiest first, ending in the clean one.
+        grid: every level that the network knows, noisiest first.
+        clip: whether x0_hat is clamped to [-1, 1].
+    """
+
+    levels: Levels
+    grid: Levels
+    clip: bool
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,7 @@ class Kind:
     Attributes:
         about: what it does, for the list of models.
         defaults: its constants; None marks one that must be given.
-        build: makes the correction of a walk from its levels, all levels the network knows, and the constants.
+        build: makes the correction of a walk with these constants.
         samplers: those it works with.
         reason: why not with the others.
         even: whether images must be of even height and width.
@@ -46,7 +61,7 @@ class Kind:
 
     about: str
     defaults: Mapping[str, Any]
-    build: Callable[[Levels, Levels, Numbers], Correction]
+    build: Callable[[Course, Numbers], Correction]
     samplers: tuple[str, ...] = SAMPLERS
     reason: str = ""
     even: bool = False
@@ -56,67 +71,67 @@ KINDS: Mapping[str, Kind] = {
     "epsilon-scaling": Kind(
         "eps divided by b + k i (Ning et al. 2024)",
         {"b": None, "k": 0.0},
-        lambda levels, grid, c: EpsilonScaling(levels, c["b"], c["k"]),
+        lambda walk, c: EpsilonScaling(walk.levels, c["b"], c["k"]),
     ),
     "epsilon-scaling-x0": Kind(
         "the same in x0_hat alone, as LDM-ES does",
         {"b": None, "k": 0.0},
-        lambda levels, grid, c: X0Scaling(levels, c["b"], c["k"]),
+        lambda walk, c: X0Scaling(walk.levels, c["b"], c["k"]),
         ("ddpm", "ddim"),
         "Euler and Heun steps move along eps and take no x0_hat",
     ),
     "epsilon-scaling-first": Kind(
         "the same but for Heun's correcting calls, as EDM-ES' ablation sampler does",
         {"b": None, "k": 0.0},
-        lambda levels, grid, c: FirstCallScaling(levels, c["b"], c["k"]),
+        lambda walk, c: FirstCallScaling(walk.levels, c["b"], c["k"]),
     ),
     "time-shift": Kind(
         "each step from the level that the state's variance fits (Li et al. 2024, algorithm 3)",
         {"window": 2.0, "cutoff": 300.0},
-        lambda levels, grid, c: TimeShift(levels, grid, window=c["window"], cutoff=c["cutoff"]),
+        lambda walk, c: TimeShift(walk.levels, walk.grid, window=c["window"], cutoff=c["cutoff"]),
     ),
     "time-shift-code": Kind(
         "each step to the level that the state's variance fits (TS-DPM's code)",
         {"window": 2.0, "cutoff": 300.0},
-        lambda levels, grid, c: ShiftedTarget(levels, grid, window=c["window"], cutoff=c["cutoff"]),
+        lambda walk, c: ShiftedTarget(walk.levels, walk.grid, window=c["window"], cutoff=c["cutoff"]),
         ("ddpm", "ddim", "euler"),
         "a corrected step asks at the level it goes to, and the released code has no such step",
     ),
     "input-perturbation": Kind(
         "what training with input perturbation would give, emulated: a shift in time, and eps / sqrt(1 + gamma^2)",
         {"gamma": 0.1},
-        lambda levels, grid, c: InputPerturbation(grid, gamma=c["gamma"]),
+        lambda walk, c: InputPerturbation(walk.grid, gamma=c["gamma"]),
     ),
     "input-perturbation-y": Kind(
         "the same for DDPM-y: the shift in time alone",
         {"gamma": 0.1},
-        lambda levels, grid, c: InputPerturbation(grid, gamma=c["gamma"], scale=False),
+        lambda walk, c: InputPerturbation(walk.grid, gamma=c["gamma"], scale=False),
     ),
     "variance-normalisation": Kind(
         "control: each state scaled to the variance that real noised data have",
         {"data_variance": None, "cutoff": 0.0},
-        lambda levels, grid, c: VarianceNormalisation(levels, data_variance=c["data_variance"], cutoff=c["cutoff"]),
+        lambda walk, c: VarianceNormalisation(walk.levels, data_variance=c["data_variance"], cutoff=c["cutoff"]),
     ),
     "x0-std": Kind(
         "control: each x0_hat scaled to the spread it has on real noised data (after Yao et al. 2025)",
         {"reference": None},
-        lambda levels, grid, c: X0StdMatching(c["reference"]),
+        lambda walk, c: X0StdMatching(c["reference"], clip=walk.clip),
     ),
     "final-std": Kind(
         "control: only the final images scaled, to the spread of real ones",
         {"std": None},
-        lambda levels, grid, c: FinalStd(c["std"]),
+        lambda walk, c: FinalStd(c["std"]),
     ),
     "dcw": Kind(
         "each state moved away from x0_hat, by wavelet bands (Yu et al. 2026; the released code's weights)",
         {"low": 0.005, "high": 0.0},
-        lambda levels, grid, c: DifferentialCorrection(levels, low=c["low"], high=c["high"]),
+        lambda walk, c: DifferentialCorrection(walk.levels, low=c["low"], high=c["high"]),
         even=True,
     ),
     "dcw-reverse": Kind(
         "the same with the weights of the paper's equation 20",
         {"low": 0.052, "high": 0.01},
-        lambda levels, grid, c: ReverseStdCorrection(levels, low=c["low"], high=c["high"]),
+        lambda walk, c: ReverseStdCorrection(walk.levels, low=c["low"], high=c["high"]),
         ("ddpm", "ddim"),
         "that equation is for variance-preserving levels",
         even=True,
@@ -124,12 +139,12 @@ KINDS: Mapping[str, Kind] = {
     "dcw-pixel": Kind(
         "the same on pixels",
         {"c": 0.005},
-        lambda levels, grid, c: PixelCorrection(levels, c=c["c"]),
+        lambda walk, c: PixelCorrection(walk.levels, c=c["c"]),
     ),
     "tsr": Kind(
         "temporal score rescaling: eps scaled by the signal-to-noise ratio (arXiv 2510.01184)",
         {"k": 0.95, "s": 1.0},
-        lambda levels, grid, c: TemporalRescaling(k=c["k"], s=c["s"]),
+        lambda walk, c: TemporalRescaling(k=c["k"], s=c["s"]),
     ),
 }
 
@@ -180,13 +195,13 @@ class Remedy:
         old = {sampler: self.constants.get(sampler, Constants()) for sampler in SAMPLERS}
         return replace(self, constants={sampler: constants.overridden(values) for sampler, constants in old.items()})
 
-    def correction(self, levels: Levels, grid: Levels, sampler: str, steps: int) -> Correction:
-        """Return the correction of a walk along ``levels``, of a network that knows ``grid`` (noisiest first).
+    def correction(self, course: Course, sampler: str, steps: int) -> Correction:
+        """Return the correction of a walk.
 
         Raises:
             ValueError: a constant that the correction cannot take.
         """
-        return KINDS[self.kind].build(levels, grid, self.at(sampler, steps))
+        return KINDS[self.kind].build(course, self.at(sampler, steps))
 
     def description(self, sampler: str, steps: int) -> dict[str, Any]:
         """Return kind and constants at a step count, JSON-like."""

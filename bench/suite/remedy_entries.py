@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,8 @@ from bench.suite.constants import Constants
 from bench.suite.remedies import KINDS, Remedy
 
 __all__ = ["read_remedy"]
+
+_LARGEST = 1e12  # no constant is near it, and squares of it are still finite
 
 
 def read_remedy(name: str, entry: Mapping[str, Any]) -> Remedy:
@@ -37,9 +38,9 @@ def read_remedy(name: str, entry: Mapping[str, Any]) -> Remedy:
         if key not in known:
             raise nearest(f"constant of {kind}", key, known)
         if steps and isinstance(value, list) and len(value) == len(steps) and all(map(_is_number, value)):
-            rows[key] = tuple(value)
+            rows[key] = tuple(map(float, value))
         elif _is_constant(key, value):
-            fixed[key] = value
+            fixed[key] = value if isinstance(value, list) else float(value)  # 1 and 1.0 are one cell
         else:
             what = "a list of pairs [t, std]" if key == "reference" else "a finite number, or one for each of 'steps'"
             raise ConfigError(f"{key!r} of correction {kind!r} of model {name!r} must be {what}, not {value!r}")
@@ -70,4 +71,4 @@ def _is_constant(key: str, value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,12 +66,17 @@ class Run:
         _refuse_file(self.out)
         self.store = Store(self.out)
         self.store.refuse_links()
-        for cell in self.cells:
+        for cell in () if self.fits else self.cells:  # a fit makes no cells
             self.store.check(cell)
         self.extras = self._plan_extras()
         for extra in self.extras:
             for folder in extra.folders(self.out):
                 folder.check()
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether a constant is fitted, in place of sampling cells."""
+        return self.request.tune is not None and not self.request.tune.values
 
     def _grid(self) -> tuple[tuple[Model, ...], tuple[int, ...]]:
         """Return the models and seeds of the cells: under ``--tune`` those of the values to try."""
@@ -97,12 +102,17 @@ class Run:
         opened: dict[tuple[str, str], Any] = {}
         networks = {}
         for model in self.models:
-            check_fit(model, self.data, bool(self.request.in_cells()))
+            check_fit(model, self.data, self._shows_images())
             key = (model.weights_hash(), short_hash(dict(model.description.network)))
             if key not in opened:
                 opened[key] = open_network(model.weights, model.description)
             networks[model.name] = opened[key]
         return networks
+
+    def _shows_images(self) -> bool:
+        """Tell whether real images are shown to the models, with their class labels."""
+        tune = self.request.tune
+        return bool(self.request.in_cells()) or (tune is not None and tune.constant == "reference")
 
     def configuration(self) -> dict[str, Any]:
         """Return the resolved configuration, JSON-like; everything that determines the numbers, and the features."""
@@ -116,7 +126,7 @@ class Run:
                     "T": model.description.T,
                     **model.additions(),
                     "eps": [model.scale_at(self.sampler.sampler, s) for s in request.steps],
-                    **_remedies(model, self.sampler.sampler, request.steps),
+                    **model.told(self.sampler.sampler, request.steps),
                 }
                 for model in self.models
             },
@@ -278,12 +288,6 @@ def _refuse_file(out: Path) -> None:
     there = next(path for path in (out, *out.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(f"cannot write results to {out}: {there} is not a folder to write in; choose another --out")
-
-
-def _remedies(model: Model, sampler: str, steps: Sequence[int]) -> dict[str, Any]:
-    """Return a model's remedies by step count, nothing where epsilon scaling says it all."""
-    told = [model.intervention(sampler, count).get("remedies") for count in steps]
-    return {"remedies": told} if any(told) else {}
 
 
 def cost_line(run: Run) -> str:

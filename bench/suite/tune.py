@@ -8,9 +8,8 @@ user plus a million, a range that no other run may use: no reported number comes
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from bench.suite.plan import Cell
 from bench.suite.remedies import KINDS, Remedy
 from bench.suite.store import Store, write_atomic
 
-__all__ = ["Tune", "choose", "parse_tune", "tuned_entry", "with_constant", "write_choices", "write_curves"]
+__all__ = ["Tune", "choose", "has_span", "parse_tune", "with_constant", "write_curves", "write_table"]
 
 _MOST = 200
+_LARGEST = 1e12
 _NEAR = 2  # grid points on either side of the best one that the parabola goes through
 
 
@@ -54,13 +54,24 @@ class Tune:
         """Return the reserved seeds that stand for the user's."""
         return tuple(RESERVED_SEEDS + seed for seed in seeds)
 
+    @property
+    def text(self) -> str:
+        """Return it as the command line would have it."""
+        grid = f"{self.values[0]:g}:{self.values[-1]:g}:{len(self.values)}" if self.values else "fit"
+        return f"{self.constant}={grid}"
+
     def prepared(self, model: Model) -> Model:
         """Return a model whose constant has some value, so that it can be planned.
 
         Raises:
-            ConfigError: it has no such constant, or more than one.
+            ConfigError: it has no such constant or more than one, or its network has no name without remedies.
         """
         holder = _holder(model, self.constant)
+        if not model.base:
+            raise ConfigError(
+                f"--tune: the network of model {model.name!r} has no entry without corrections, for a tuned one to be"
+                " based on; give it one, and 'base' to this"
+            )
         if self.constant == "span":  # it changes others, which must be known
             return model
         if self.constant == "reference" and self.values:
@@ -85,7 +96,7 @@ def parse_tune(text: str) -> Tune:
         low, high, many = float(first), float(last), int(count)
     except ValueError:
         low, high, many = math.nan, math.nan, 0
-    if not (constant and equals and math.isfinite(low) and math.isfinite(high) and low < high and 3 <= many <= _MOST):
+    if not (constant and equals and -_LARGEST < low < high < _LARGEST and 3 <= many <= _MOST):
         raise ConfigError(
             f"--tune: {text!r} is not NAME=LOW:HIGH:COUNT with LOW below HIGH and COUNT from 3 to {_MOST}, as in"
             " b=0.99:1.06:15, or NAME=fit"
@@ -96,7 +107,7 @@ def parse_tune(text: str) -> Tune:
     return Tune(constant, values)
 
 
-def _has_span(remedy: Remedy) -> bool:
+def has_span(remedy: Remedy) -> bool:
     """Tell whether a remedy is an epsilon scaling, whose slope k is known by its rise over all steps too."""
     return {"b", "k"} <= set(KINDS[remedy.kind].defaults)
 
@@ -106,13 +117,15 @@ def _holder(model: Model, constant: str) -> int:
     holders = [
         place
         for place, remedy in enumerate(model.remedies)
-        if constant in KINDS[remedy.kind].defaults or (constant == "span" and _has_span(remedy))
+        if constant in KINDS[remedy.kind].defaults or (constant == "span" and has_span(remedy))
     ]
     if len(holders) == 1:
         return holders[0]
     known = sorted({name for remedy in model.remedies for name in KINDS[remedy.kind].defaults})
     if holders:
-        raise ConfigError(f"--tune: {constant!r} belongs to several remedies of model {model.name!r}; tune them apart")
+        raise ConfigError(
+            f"--tune: {constant!r} belongs to several remedies of model {model.name!r}; keep one of them in the name"
+        )
     have = f"its constants are {', '.join(known)}" if known else "it has no remedy; add one, as in adm-es"
     raise ConfigError(f"--tune: model {model.name!r} has no constant {constant!r}; {have}")
 
@@ -128,11 +141,11 @@ def with_constant(model: Model, constant: str, values: Sequence[Any], sampler: s
     rows: dict[int, dict[str, Any]] = {}
     for count, value in sorted(zip(counts, values, strict=True)):
         row = remedy.at(sampler, count)
-        if constant == "span":
-            mean = row["b"] + row["k"] * (count - 1) / 2
-            row |= {"b": mean - value / 2, "k": value / max(count - 1, 1)}
-        else:
+        if constant != "span":
             row[constant] = value
+        elif count > 1:  # one step has no rise
+            mean = row["b"] + row["k"] * (count - 1) / 2
+            row |= {"b": mean - value / 2, "k": value / (count - 1)}
         rows[count] = row
     names = [name for name, value in row.items() if isinstance(value, int | float)]
     fixed = {name: value for name, value in row.items() if isinstance(value, list)}
@@ -184,7 +197,7 @@ def write_curves(
                 for seed in seeds
             ]
             table = pd.DataFrame(rows)
-            _write_table(store.root / "tuning" / f"{model.name}-{config.sampler}-{count}-{tune.constant}.csv", table)
+            write_table(store.root / "tuning" / f"{model.name}-{config.sampler}-{count}-{tune.constant}.csv", table)
             means = table.groupby("value", sort=True)["distance"].mean()
             chosen.setdefault(model.name, []).append(choose([float(v) for v in means.index], means.tolist()))
     return chosen
@@ -200,57 +213,6 @@ def _row(cell: Cell, store: Store, metric: str) -> dict[str, Any]:
     return where | {"seed": cell.seed, "n": score["n"], "metric": metric, "distance": score["value"]}
 
 
-def _write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file, atomically."""
     write_atomic(path, lambda partial: table.to_csv(partial, index=False))
-
-
-def write_choices(
-    root: Path, tune: Tune, models: Sequence[Model], chosen: Mapping[str, Sequence[Any]], sampler: str,
-    counts: Sequence[int], how: str,
-) -> Path:  # fmt: skip
-    """Write the constants taken, as a table and as entries that ``--config`` reads; return the latter's path.
-
-    Args:
-        root: the run's folder.
-        tune: what was tuned.
-        models: as the user named them.
-        chosen: the values by model, in the order of ``counts``.
-        sampler: of the run.
-        counts: step counts, ascending.
-        how: what they were found by, for the file's first lines.
-    """
-    rows = [
-        {"model": model.name, "sampler": sampler, "steps": count, "parameter": tune.constant, "value": value}
-        for model in models
-        for count, value in zip(counts, chosen[model.name], strict=True)
-        if isinstance(value, float)
-    ]
-    if rows:
-        _write_table(root / "tuning" / "chosen.csv", pd.DataFrame(rows))
-    tuned = [with_constant(model, tune.constant, chosen[model.name], sampler, counts) for model in models]
-    text = "\n".join(
-        [*(f"# {line}" for line in how.splitlines()), "", *(tuned_entry(m, sampler, counts) for m in tuned)]
-    )
-    path = root / "tuned.toml"
-    write_atomic(path, lambda partial: _write_text(partial, text))
-    return path
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
-def tuned_entry(model: Model, sampler: str, counts: Sequence[int]) -> str:
-    """Return ``[models.<model>-tuned]`` for a config file: the plain model, and its remedies' constants."""
-    remedies = []
-    for remedy in model.remedies:
-        rows = [remedy.at(sampler, count) for count in counts]
-        told: dict[str, Any] = {"kind": remedy.kind, "sampler": sampler, "steps": list(counts)}
-        for name, value in rows[0].items():
-            told[name] = value if isinstance(value, list) else [float(f"{row[name]:.6g}") for row in rows]
-        if _has_span(remedy):  # k's rise over all steps is what stays alike between step counts
-            told.pop("k")
-            told["span"] = [float(f"{row['k'] * (n - 1):.6g}") for row, n in zip(rows, counts, strict=True)]
-        remedies.append("{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in told.items()) + " }")
-    lines = "".join(f"    {remedy},\n" for remedy in remedies)
-    return f'[models.{model.name}-tuned]\nbase = "{model.base}"\ncorrections = [\n{lines}]\n'

@@ -159,7 +159,7 @@ def test_figure(tmp_path, curves, monkeypatch):
     drawn = drawn_texts(monkeypatch, tuning)
     draw_tuning(table, tmp_path)
     assert {f"adm-es\nddpm, {steps} steps: b = 1.0042" for steps in counts} <= set(drawn[0])
-    assert {"b", "fd_toy", "lowest", "chosen: minimum of the fitted parabola"} <= set(drawn[0])
+    assert {"b", "fd_toy", "lowest", "the value taken"} <= set(drawn[0])
 
 
 def test_everything_is_written(folder):

@@ -2,6 +2,7 @@ import tomllib
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -39,7 +40,7 @@ def checks(std):
 
 
 def test_the_spread_of_x0_hat_is_measured_where_the_walk_goes(subject):
-    reference = fit("reference", subject(checks(0.5)))
+    reference = fit("reference", subject(checks(0.5))).value
     t = [pair[0] for pair in reference]
     assert t == sorted(t)
     assert (len(t), t[0], t[-1]) == (25, 0.0, 999.0)
@@ -48,16 +49,16 @@ def test_the_spread_of_x0_hat_is_measured_where_the_walk_goes(subject):
 
 def test_it_is_that_of_the_clamped_x0_hat_only_where_the_walk_clamps(subject):
     clamped = (16 / 15) ** 0.5
-    assert [pair[1] for pair in fit("reference", subject(checks(3.0)))] == [pytest.approx(clamped, abs=1e-4)] * 25
-    free = fit("reference", subject(checks(3.0), clip=False))
+    assert [pair[1] for pair in fit("reference", subject(checks(3.0))).value] == [pytest.approx(clamped, abs=1e-4)] * 25
+    free = fit("reference", subject(checks(3.0), clip=False)).value
     assert [pair[1] for pair in free] == [pytest.approx(3.0, abs=1e-3)] * 25
 
 
 def test_the_spread_of_the_training_images(subject, small_data):
     pixels = small_data.part("train").double().flatten(1).numpy() / 127.5 - 1
     within = pixels.var(axis=1, ddof=1).mean()
-    assert fit("data_variance", subject(checks(0.5))) == pytest.approx(within, rel=1e-5)  # six digits are kept
-    assert fit("std", subject(checks(0.5))) == pytest.approx(within**0.5, rel=1e-5)
+    assert fit("data_variance", subject(checks(0.5))).value == pytest.approx(within, rel=1e-5)  # six digits are kept
+    assert fit("std", subject(checks(0.5))).value == pytest.approx(within**0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("constant", ["k", "window", "low", "gamma"])
@@ -78,7 +79,7 @@ def test_a_divisor_is_fitted_on_reserved_noise_with_the_other_remedies_acting(ma
     remedies = (Remedy("dcw").overridden({"low": 0.3}), Remedy("epsilon-scaling").overridden({"b": 1.0}))
     cell = replace(cell, model=replace(cell.model, remedies=remedies))
     reference = Reference(digits, open_extractor("digits"))
-    assert fit("b", Subject(cell, shrink(), reference, torch.device("cpu"), 5, calls.append)) == 7
+    assert fit("b", Subject(cell, shrink(), reference, torch.device("cpu"), 5, calls.append)).value == 7
     assert seeds == [RESERVED_SEEDS]
     states, features = given["drawn"](1.0, 2, 9)
     assert states.shape == (7, 1, 8, 8)
@@ -96,6 +97,8 @@ def test_a_divisor_is_fitted_on_reserved_noise_with_the_other_remedies_acting(ma
 
 
 class Fitted:
+    vertex, slope, error, unit, images = 1.0, 0.0, 0.1, 0.07, 1400
+
     def __init__(self, b):
         self.b = b
 
@@ -110,5 +113,6 @@ def test_fitting_writes_an_entry(command, tmp_path):
     correction = entries["adm-ip-final-tuned"]["corrections"][0]
     assert correction == {"kind": "final-std", "sampler": "ddpm", "steps": [2, 4], "std": [0.754899] * 2}
     assert not (out / "cells").exists()
+    assert pd.read_csv(out / "fitted.csv")["images"].tolist() == [1442] * 4
     used = ("--config", out / "tuned.toml", "--models", "adm,adm-final-tuned", "--steps", "3", "--dry-run")
     assert "final-std std 0.7549" in command(*used).out

@@ -7,7 +7,7 @@ from bench.diffusion.edm import edm_grid, edm_levels
 from bench.diffusion.schedules import levels
 from bench.suite.config import EDM_SAMPLERS, SAMPLERS, ConfigError
 from bench.suite.registry import load_registry
-from bench.suite.remedies import KINDS, SUFFIXES, Remedy
+from bench.suite.remedies import KINDS, SUFFIXES, Course, Remedy
 
 GIVEN = {"b": 1.01, "data_variance": 0.5, "std": 0.7, "reference": [[0, 0.5], [999, 0.1]]}  # those without a default
 PATHS = {
@@ -22,7 +22,7 @@ def known():
 
 
 def path(sampler):
-    return PATHS["heun" if sampler in EDM_SAMPLERS else "ddpm"]
+    return Course(*PATHS["heun" if sampler in EDM_SAMPLERS else "ddpm"], clip=sampler not in EDM_SAMPLERS)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -34,7 +34,7 @@ def test_every_kind_is_built_from_its_defaults_or_says_why_not(kind, sampler):
     if sampler not in KINDS[kind].samplers:
         assert KINDS[kind].reason
         return
-    made = remedy.correction(*path(sampler), sampler, 7)
+    made = remedy.correction(path(sampler), sampler, 7)
     assert {"before", "ask", "prediction", "after"} <= set(dir(made))
 
 
@@ -92,7 +92,7 @@ def test_a_walk_takes_one_time_shift(known, name):
     ("name", "sampler", "message"),
     [
         ("edm-es-x0", "heun", "does not work with --sampler heun: Euler and Heun steps move along eps"),
-        ("edm-ts-code", "heun", "the released code has no such step; use ddpm or ddim or euler"),
+        ("edm-ts-code", "heun", "the released code has no such step; use euler"),
         ("adm-ip-x0std", "ddpm", "needs 'reference' for ddpm; find it with --tune reference=fit"),
         ("adm-ip-es-x0", "ddpm", "no ddpm scaling constants were tuned"),
     ],
@@ -107,7 +107,7 @@ def test_what_a_cell_records(known):
     plain, scaled = known.model("adm"), known.model("adm-es").rescaled(1.02, 0.0)
     assert plain.intervention("ddpm", 10) == {"eps_scale": 1.0, "eps_slope": 0.0}
     assert scaled.intervention("ddpm", 10) == {"eps_scale": 1.02, "eps_slope": 0.0}
-    both = known.model("adm-tsr-es").rescaled(1.02, 0.0)
+    both = known.model("adm-ip-tsr-es").rescaled(1.02, 0.0)
     assert both.intervention("ddpm", 10) == {
         "eps_scale": 1.02,
         "eps_slope": 0.0,
@@ -116,7 +116,7 @@ def test_what_a_cell_records(known):
 
 
 def test_a_slope_of_the_users_is_no_constant_of_other_remedies(known):
-    model = known.model("adm-tsr-es").rescaled(1.02, 0.5)
+    model = known.model("adm-ip-tsr-es").rescaled(1.02, 0.5)
     assert model.remedies[0].at("ddpm", 10) == {"k": 0.95, "s": 1.0}
 
 
@@ -157,7 +157,7 @@ def test_corrections_of_an_entry_act_in_their_order(tmp_path, make_cell):
     assert model.remedies[0].at("ddim", 10) == {"low": 0.02, "high": 0.0}
     assert model.remedies[1].at("ddpm", 20)["k"] == pytest.approx(0.94)  # half-way in log steps
     assert math.isclose(model.remedies[1].at("ddpm", 10)["s"], 1.0)
-    made = InOrder([remedy.correction(*path("ddpm"), "ddpm", 10) for remedy in model.remedies])
+    made = InOrder([remedy.correction(path("ddpm"), "ddpm", 10) for remedy in model.remedies])
     assert [type(each).__name__ for each in made.corrections] == ["DifferentialCorrection", "TemporalRescaling"]
 
 

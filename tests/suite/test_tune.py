@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 
 from bench.suite.config import RESERVED_SEEDS, ConfigError
-from bench.suite.registry import load_registry
-from bench.suite.tune import Tune, choose, parse_tune, tuned_entry, with_constant
+from bench.suite.registry import WEIGHTS, load_registry
+from bench.suite.tune import Tune, choose, parse_tune, with_constant
+from bench.suite.tuned_entries import refuse_other, tuned_entry, write_choices
 
 GRID = (0.9, 1.0, 1.1, 1.2, 1.3)
 
@@ -131,6 +132,69 @@ def tuned(command, tmp_path):
     return call
 
 
+def test_entries_of_any_name_are_read(tmp_path):
+    (tmp_path / "c.toml").write_text('[models."mine.v2"]\nbase = "adm"\n')
+    model = load_registry((tmp_path / "c.toml",), "digits").model("mine.v2-dcw")
+    (tmp_path / "tuned.toml").write_text(tuned_entry(model, "ddpm", [10]))
+    known = load_registry((tmp_path / "c.toml", tmp_path / "tuned.toml"), "digits")
+    assert known.model("mine.v2-dcw-tuned").remedies[0].at("ddpm", 10) == model.remedies[0].at("ddpm", 10)
+
+
+def test_an_entry_names_the_weights_that_were_tuned(known, tmp_path):
+    other = WEIGHTS / "digits" / "adm-gp.safetensors"
+    model = known.model("adm-es", other).rescaled(1.02, None)
+    (tmp_path / "tuned.toml").write_text(tuned_entry(model, "ddpm", [10]))
+    read = load_registry((tmp_path / "tuned.toml",), "digits").model("adm-es-tuned")
+    assert read.weights == other
+    assert read.weights_hash() != known.model("adm").weights_hash()
+
+
+def test_a_network_without_a_plain_entry_cannot_be_based_on(tmp_path):
+    """An entry based on 'mine' would have its correction twice."""
+    weights = WEIGHTS / "digits" / "adm.safetensors"
+    text = f'[models.mine]\nweights = "{weights}"\ncorrections = [{{ kind = "dcw", low = 0.01 }}]\n'
+    (tmp_path / "c.toml").write_text(text + '[models.plain]\nweights = "x"\n[models.on]\nbase = "mine"\n')
+    known = load_registry((tmp_path / "c.toml",), "digits")
+    for name, constant in (("mine", "low"), ("mine-tsr", "k"), ("on", "low"), ("on-tsr", "k")):
+        with pytest.raises(ConfigError, match="has no entry without corrections"):
+            Tune(constant, (1.0, 2.0, 3.0)).prepared(known.model(name))
+
+
+def test_a_span_at_one_step_changes_nothing(known):
+    model = known.model("adm-es").rescaled(1.02, 0.0)
+    assert with_constant(model, "span", [0.1], "ddpm", [1]).scale_at("ddpm", 1) == (1.02, 0.0)
+
+
+def test_constants_at_their_step_counts_are_those_written(known):
+    model = with_constant(known.model("adm-ts"), "window", [59.7, 16.0, 0.0], "ddpm", [10, 20, 50])
+    assert [model.remedies[0].at("ddpm", n)["window"] for n in (10, 20, 50)] == [59.7, 16.0, 0.0]
+
+
+def choices(known, names, constant="b", grid=(1.0, 1.1, 1.2)):
+    tune, models = Tune(constant, grid), [known.model(name) for name in names]
+    return tune, models, {name: [1.1, 1.05] for name in names}, "ddpm", [10, 20], "by hand"
+
+
+def test_entries_of_other_models_stay(known, tmp_path):
+    write_choices(tmp_path, *choices(known, ["adm-es", "adm-ip-es"]))
+    first = load_registry((tmp_path / "tuned.toml",), "digits")
+    write_choices(tmp_path, *choices(known, ["adm-es", "adm-wd-es"]))
+    read = load_registry((tmp_path / "tuned.toml",), "digits")
+    assert set(read.entries) == {"adm-es-tuned", "adm-ip-es-tuned", "adm-wd-es-tuned"}
+    assert read.entries["adm-ip-es-tuned"] == first.entries["adm-ip-es-tuned"]
+    table = pd.read_csv(tmp_path / "tuning" / "chosen.csv")
+    assert sorted(zip(table["model"], table["steps"], strict=True)) == [
+        (name, steps) for name in ("adm-es", "adm-ip-es", "adm-wd-es") for steps in (10, 20)
+    ]
+
+
+def test_entries_of_another_constant_are_not_lost(known, tmp_path):
+    write_choices(tmp_path, *choices(known, ["adm-es"]))
+    refuse_other(tmp_path, Tune("b", ()))
+    with pytest.raises(ConfigError, match="holds another constant than k"):
+        refuse_other(tmp_path, Tune("k", (0.0, 0.1, 0.2)))
+
+
 @pytest.mark.slow
 def test_a_sweep_leaves_curves_and_an_entry(tuned, command):
     outcome, out = tuned("b=0.8:1.2:3", "--seeds", "0-1", models="adm-es,adm-ip-es", steps="3,2")
@@ -160,6 +224,9 @@ def test_a_sweep_leaves_curves_and_an_entry(tuned, command):
         ("c=1:2:3", (), "has no constant 'c'"),
         ("b=1:2:3", ("--features", "none"), "--tune compares distances"),
         ("b=-1:1:3", (), "must stay positive"),
+        ("b=1:1.1:3", ("--samples", "64"), "65 images a value, not 64"),
+        ("b=fit", ("--samples", "66"), "--samples has no effect with --tune b=fit"),
+        ("b=1:1.1:3", ("--eps-scale", "1.1"), "--eps-scale has no effect with --tune b"),
     ],
 )
 def test_bad_grids_give_one_line(tuned, tune, more, message):

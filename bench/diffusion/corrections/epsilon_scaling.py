@@ -59,7 +59,7 @@ class X0Scaling(EpsilonScaling):
     """
 
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-        """Return x0_hat of the scaled eps, and the raw eps."""
+        """Return x0_hat of the scaled eps, and the raw eps; clipping that x0_hat moves it (LDM-ES clips none)."""
         return self.scaled(pred, x, call.level)[0], pred.eps
 
 

@@ -23,6 +23,7 @@ from bench.diffusion.types import Level, Network, Prediction
 
 __all__ = ["InputPerturbation"]
 
+_MOST = 1e6
 _UNIT = 1e-6  # how far from 1 the alpha^2 + sigma^2 of variance-preserving levels may round
 
 
@@ -54,8 +55,8 @@ class InputPerturbation(Identity):
     """
 
     def __init__(self, grid: Sequence[Level], gamma: float, scale: bool = True) -> None:
-        if not 0 <= gamma < math.inf:
-            raise ValueError(f"gamma must be at least 0 and finite, not {gamma}")
+        if not 0 <= gamma <= _MOST:
+            raise ValueError(f"gamma must lie between 0 and {_MOST:g}, not {gamma}")
         self.s, self.scale = math.sqrt(1 + gamma**2), scale
         self._keeps_signal = all(level.alpha == 1 for level in grid)
         unit = all(abs(level.alpha**2 + level.sigma**2 - 1) < _UNIT for level in grid)

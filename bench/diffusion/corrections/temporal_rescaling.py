@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from bench.diffusion.corrections.identity import Identity
 from bench.diffusion.types import Call, Level, Prediction
 
 __all__ = ["TemporalRescaling"]
+
+_MOST = 1e6
 
 
 class TemporalRescaling(Identity):
@@ -27,13 +27,15 @@ class TemporalRescaling(Identity):
         s: spread of the data around which k acts, the paper's sigma; the larger, the earlier k is felt.
 
     Raises:
-        ValueError: k or s is not positive and finite.
+        ValueError: k or s is not between 1e-6 and 1e6.
     """
 
     def __init__(self, k: float = 0.95, s: float = 1.0) -> None:
         for name, value in {"k": k, "s": s}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, not {value}; k = 1 switches the rescaling off")
+            if not 1 / _MOST <= value <= _MOST:
+                raise ValueError(
+                    f"{name} must lie between {1 / _MOST:g} and {_MOST:g}, not {value}; k = 1 switches it off"
+                )
         self.k, self.s = k, s
 
     def factor(self, level: Level) -> float:

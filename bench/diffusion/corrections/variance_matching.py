@@ -84,21 +84,25 @@ class X0StdMatching(Identity):
     Args:
         reference: pairs of t (from 0) and the spread there, in any order: :func:`x0_std` of real noised images, as the
             root of its mean square. Between two t it is interpolated, beyond them constant.
+        clip: whether the walk clamps x0_hat. It is then clamped before it is matched too, as the reference's is: near
+            pure noise an eps network's is a thousand times too wide. What matching widens is clamped once more by the
+            walk, so that the spread used falls short of the reference.
 
     Raises:
         ValueError: no pairs, one t twice, or a spread that is not finite or below 0.
     """
 
-    def __init__(self, reference: Sequence[tuple[float, float]]) -> None:
+    def __init__(self, reference: Sequence[tuple[float, float]], clip: bool = False) -> None:
         t, std = [pair[0] for pair in sorted(reference)], [pair[1] for pair in sorted(reference)]
         if not t or len(set(t)) < len(t) or not all(map(math.isfinite, t)) or not all(0 <= s < math.inf for s in std):
             raise ValueError("the reference of x0-std must be pairs of a t and a std of at least 0, each t once")
-        self._std = ByLevel(t, std)
+        self._std, self._clip = ByLevel(t, std), clip
 
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Return the scaled x0_hat, and the eps that goes with it."""
-        mean = pred.x0.mean(_ALL, keepdim=True)
-        x0 = mean + (pred.x0 - mean) * _gain(pred.x0, self._std(call.level.t))
+        plain = pred.x0.clamp(-1.0, 1.0) if self._clip else pred.x0
+        mean = plain.mean(_ALL, keepdim=True)
+        x0 = mean + (plain - mean) * _gain(plain, self._std(call.level.t))
         return x0, (x - call.level.alpha * x0) / call.level.sigma
 
 
