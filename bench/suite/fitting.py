@@ -131,7 +131,13 @@ def _divisor(subject: Subject) -> Found:
     spread = float(reference.statistics.variance.mean()) ** 0.5
     found = fit_divisor(drawn, moments.mean, moments.cov, spread)
     whole = replace(cell, samples=found.images, measure=())
-    about = {"vertex": found.vertex, "slope": found.slope, "slope_error": found.error, "unit": found.unit}
+    about = {
+        "vertex": found.vertex,
+        "slope": found.slope,
+        "slope_error": found.error,
+        "gain": found.gain,
+        "unit": found.unit,
+    }
     return Found(found.b, {**about, "images": found.images, "network_calls": whole.cost()[0]})
 
 

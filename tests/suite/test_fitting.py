@@ -97,7 +97,7 @@ def test_a_divisor_is_fitted_on_reserved_noise_with_the_other_remedies_acting(ma
 
 
 class Fitted:
-    vertex, slope, error, unit, images = 1.0, 0.0, 0.1, 0.07, 1400
+    vertex, slope, error, gain, unit, images = 1.0, 0.0, 0.1, 0.0, 0.07, 1400
 
     def __init__(self, b):
         self.b = b
