@@ -205,6 +205,6 @@ def _caption(table: pd.DataFrame) -> str:
         f"{metrics} over the values of a constant: mean over seeds, lower is better. Band: two standard errors of the"
         " difference from the value with the lowest mean (open circle, where it is 0), paired over the seeds that both"
         " have, since all values see the same noise; how far the curve as a whole may lie higher or lower is no part of"
-        " it, and one seed has no band. Dashed: the value taken, the best one or the minimum of a parabola around it. The lowest of"
-        f" many means is lower than what it will be on other seeds. N = {sizes} samples a seed, {seeds} seeds a value."
+        " it, and one seed has no band. Dashed: the value taken, the best one or the minimum of a parabola around"
+        f" it. The lowest of many means is lower than what it will be on other seeds. N = {sizes} samples a seed, {seeds} seeds a value."
     )

@@ -69,7 +69,7 @@ def _cosine(t: Tensor, T: int) -> Tensor:
 
 
 # The share of gamma at indices t [B] of 0..T-1. The released code of the time-shift sampler's ADM version trains with a
-# gamma that depends on t; no paper describes it. ``linear`` rises from .01 at t = 0 to 1 at T - 1, the noisiest.
+# gamma that depends on t; we know no paper on it. ``linear`` rises from .01 at t = 0 to 1 at T - 1, the noisiest.
 # ``cosine`` falls from 1 to 0: the code takes the cosine of t where t / T is meant, which would jump from index to
 # index, and has a cutoff, 0 by default, that switches the perturbation off at the noisiest indices.
 GAMMA_SCHEDULES: Mapping[str, Callable[[Tensor, int], Gamma]] = {

@@ -2,7 +2,7 @@
 
 Multi-step denoising scheduled sampling (MDSS, Ren et al., AAAI 2024). From its abstract: training inputs are replaced
 by the model's own, made by several iterations of small denoising steps, so that errors accumulate as they do in
-sampling; a step's error counts both in its output and in the noise that is to be predicted. No code was released; for
+sampling; a step's error counts both in its output and in the noise that is to be predicted. We found no code; for
 want of details, ours are:
 
 * the start: ``x_s ~ q(x_s | x0)`` at ``s = t + steps * stride``, at most T - 1, with the image's own noise;
@@ -10,7 +10,8 @@ want of details, ours are:
   the weights that are being trained and without a gradient;
 * the target: the noise that leads from x0 to the state reached, ``eps' = (x_hat - alpha_t x0) / sigma_t``;
 * the schedule: the replaced share of each batch grows linearly from 0 to a half; it is taken from the front of the
-  batch, whose order is random.
+  batch, whose order is random;
+* the learned variance: it is trained by the other images alone, since the bound's posterior is that of x_t given x0.
 
 The steps must be small. Given x_s the state x_hat is independent of x0: it forgets its image on the way, and even where
 the network is exact the best answer at x_hat is not E[x0 | x_t]. For x0 ~ N(0, v) the best gain is too small by the

@@ -118,26 +118,32 @@ class Trainer:
     def _ddpm(self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor) -> Losses:
         recipe, shape = self.recipe, x0.shape[1:]
         t = self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, recipe.T)
-        y, target = self._pair(process, x0, t, numbers, noise)
+        replaced = self._replaced(len(x0))
+        y, target = self._pair(process, x0, t, numbers, noise, replaced)
         mse, bound = hybrid_loss(process, self.predict(y, t), y, target, x0, t)
-        penalty = torch.zeros((), device=self.device)
+        nothing = penalty = torch.zeros((), device=self.device)
         if recipe.gradient_penalty:
             part = slice(0, max(1, len(x0) // 8))
             probe = self.noise.normal(numbers[part], Purpose.TRAIN_PROBE, 0, shape)
             penalty = gradient_penalty(self.predict, y[part], t[part], probe).mean()
-        return Losses(mse.mean(), bound.mean(), penalty)
+        # The bound's posterior is that of x_t given x0, which the network's own states are not drawn from.
+        return Losses(mse.mean(), bound[replaced:].mean() if replaced < len(x0) else nothing, penalty)
 
-    def _pair(self, process: Process, x0: Tensor, t: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _replaced(self, batch: int) -> int:
+        recipe = self.recipe
+        return round(batch * replaced_share(recipe.scheduled_sampling, self.iteration, recipe.iterations))
+
+    def _pair(
+        self, process: Process, x0: Tensor, t: Tensor, numbers: Tensor, noise: Tensor, replaced: int
+    ) -> tuple[Tensor, Tensor]:
         recipe, shape = self.recipe, x0.shape[1:]
         xi = self.noise.normal(numbers, Purpose.TRAIN_PERTURBATION, 0, shape)
         gamma = gamma_at(recipe.gamma_schedule, recipe.gamma, t, recipe.T)
         y, target = make_pair(recipe.objective, process, x0, t, noise, xi, gamma)
-        if self.rollout is not None:
-            share = replaced_share(recipe.scheduled_sampling, self.iteration, recipe.iterations)
-            if count := round(share * len(x0)):
-                draws = Draws(self.noise, numbers[:count])
-                own = self.rollout.pair(self.predict, x0[:count], t[:count], noise[:count], draws)
-                y, target = (torch.cat([made, plain[count:]]) for made, plain in zip(own, (y, target), strict=True))
+        if self.rollout is not None and replaced:
+            draws = Draws(self.noise, numbers[:replaced])
+            own = self.rollout.pair(self.predict, x0[:replaced], t[:replaced], noise[:replaced], draws)
+            y, target = (torch.cat([made, plain[replaced:]]) for made, plain in zip(own, (y, target), strict=True))
         if recipe.dream_power is not None:
             with torch.no_grad():
                 eps = self.predict(y, t)[:, : y.shape[1]]
