@@ -206,5 +206,6 @@ def _caption(table: pd.DataFrame) -> str:
         " difference from the value with the lowest mean (open circle, where it is 0), paired over the seeds that both"
         " have, since all values see the same noise; how far the curve as a whole may lie higher or lower is no part of"
         " it, and one seed has no band. Dashed: the value taken, the best one or the minimum of a parabola around"
-        f" it. The lowest of many means is lower than what it will be on other seeds. N = {sizes} samples a seed, {seeds} seeds a value."
+        f" it. The lowest of many means is lower than what it will be on other seeds. N = {sizes} samples a seed,"
+        f" {seeds} seeds a value."
     )
