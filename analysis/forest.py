@@ -28,7 +28,8 @@ _TICKS = (  # farthest from 1 first
     (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97),
     (100.0, 30.0, 10.0, 5.0, 3.0, 2.0, 1.4, 1.25, 1.1, 1.05, 1.03),
 )
-_CLEAR = 0.85  # of the logarithmic axis
+_CLEAR = 0.85  # of the logarithmic axis from 1 to its end: no tick is farther out
+_APART = 0.3  # nor nearer to 1, whose label it would meet
 _FAR = 3.0  # times what most points are off 1: an axis reaches no farther
 _LEAST = 0.05  # that it reaches, natural logarithm
 
@@ -125,8 +126,9 @@ def _scale(axis: Axes, low: float, high: float, narrow: bool) -> None:
     """Make a logarithmic axis with few ticks, which are ratios and clear of the panel's ends."""
     axis.set_xscale("log")
     axis.set_xlim(low, high)
-    clear = [[tick for tick in side if low**_CLEAR <= tick <= high**_CLEAR] for side in _TICKS]
-    chosen = [1.0, *(side[place] for side in clear for place in shown(range(len(side)), 1 if narrow else 2))]
+    below = [tick for tick in _TICKS[0] if low**_CLEAR <= tick <= low**_APART]
+    above = [tick for tick in _TICKS[1] if high**_APART <= tick <= high**_CLEAR]
+    chosen = [1.0, *(side[place] for side in (below, above) for place in shown(range(len(side)), 1 if narrow else 2))]
     axis.xaxis.set_major_locator(FixedLocator(chosen))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.xaxis.set_minor_locator(NullLocator())

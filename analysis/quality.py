@@ -22,6 +22,8 @@ from analysis.style import MARKERS, colours, panels, save, step_axis
 __all__ = ["QualityTable", "analyse", "draw_quality", "main_metric", "quality_table"]
 
 _SECTION = "Quality"
+_LEGEND_ROW = 0.17  # inches
+_LINES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | 
     models, samplers = models_of(table), list(dict.fromkeys(table["sampler"]))
     marks = dict(zip(models, itertools.cycle(MARKERS), strict=False))
     with panels(1, len(samplers), sharey=True) as (figure, axes):
-        figure.set_figheight(2.9)
+        columns = 3 if len(samplers) == 1 else 6
+        figure.set_figheight(2.9 + _LEGEND_ROW * max(0, len(models) // columns - 2))
         for axis, sampler in zip(axes[0], samplers, strict=True):
             _draw_lines(axis, quality, table[table["sampler"] == sampler], marks)
             if published is not None:
@@ -200,7 +203,6 @@ def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | 
                 axis.axhspan(mean - spread, mean + spread, color="black", alpha=0.1, linewidth=0)
                 axis.axhline(mean, color="black", linestyle="-.", linewidth=0.8, label="exact sampler")
         handles = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-        columns = 3 if len(samplers) == 1 else 6
         figure.legend(
             handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False, columnspacing=0.8,
             handlelength=1.6,
@@ -209,13 +211,14 @@ def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | 
 
 
 def _draw_lines(axis: Axes, quality: QualityTable, rows: pd.DataFrame, marks: Mapping[str, str]) -> None:
-    paint = colours(list(marks))
+    paint, order = colours(list(marks)), list(marks)
     for _, row in rows.iterrows():
+        turn = order.index(row["model"]) // len(MARKERS)  # colours and markers come again
         values = [row[f"{count}"] for count in quality.steps]
         spreads = [0.0 if pd.isna(row[f"{count}_sd"]) else row[f"{count}_sd"] for count in quality.steps]
         axis.errorbar(
             quality.steps, values, yerr=spreads, label=row["model"], color=paint[row["model"]],
-            marker=marks[row["model"]], markersize=4, capsize=2,
+            marker=marks[row["model"]], markersize=4, capsize=2, linestyle=_LINES[turn % len(_LINES)],
         )  # fmt: skip
 
 
