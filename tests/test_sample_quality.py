@@ -14,7 +14,7 @@ from bench.measure.features import open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints import load_network
 from bench.models.denoisers import EpsDenoiser
-from bench.suite.registry import WEIGHTS, load_registry
+from bench.suite.registry import EMBEDDED, WEIGHTS, load_registry
 
 HALF = 898
 
@@ -48,5 +48,5 @@ def test_adm_is_as_close_to_half_of_the_data_as_the_other_half_nearly():
 
 def test_the_embedded_weights_are_small_and_complete():
     files = sorted(WEIGHTS.rglob("*.safetensors"))
-    assert {path.stem for path in files} == {"adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm"}
+    assert {path.stem for path in files} == set(EMBEDDED)
     assert sum(path.stat().st_size for path in files) < 15 * 2**20

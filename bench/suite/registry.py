@@ -34,6 +34,7 @@ EMBEDDED: Mapping[str, str] = {
     "ddpm-y": "DDPM on the perturbed input, eps' as its target (ibid., Table 7)",
     "adm-gp": "baseline with a gradient penalty",
     "adm-wd": "baseline with decoupled weight decay",
+    "adm-mdss": "multi-step scheduled sampling: trained on its own denoised states too (after Ren et al. 2024)",
     "adm-dream": "input and target moved by the model's own error (DREAM, Zhou et al. 2024)",
     "edm": "EDM's preconditioning and loss (Karras et al. 2022), for --sampler heun or euler",
 }
