@@ -97,19 +97,17 @@ class Arms:
         for samples, valid in self._chunks(unit):
             draws = Draws(self.noise, samples)
             x = prior(self.levels[0], draws, self.shape)
-            steps = walk(
-                self.denoiser,
-                self.levels,
-                x,
-                self.solver,
-                draws,
-                clip=self.cell.config.clip,
-                correction=self.correction,
-                cond=self._drawn_cond(samples),
-            )
+            steps = self._walk(x, draws, self._drawn_cond(samples))
             x0, nfe = self._watch(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
             parts.append(x0[:valid].cpu())
         return {"samples": self._pixels(torch.cat(parts)), "nfe": np.array(nfe), **_named("free", probes)}
+
+    def _walk(self, x: Tensor, draws: Draws, cond: Tensor | None, x0: Tensor | None = None) -> Iterator[Step]:
+        """Walk the cell's levels from x, paired with x0 where it is given."""
+        clip, correction = self.cell.config.clip, self.correction
+        return walk(
+            self.denoiser, self.levels, x, self.solver, draws, clip=clip, correction=correction, x0=x0, cond=cond
+        )
 
     def _pixels(self, x0: Tensor) -> NDArray[np.uint8]:
         if not torch.isfinite(x0).all():
@@ -212,17 +210,7 @@ class Arms:
             x0 = self._images("train", rows)
             draws = Draws(self.noise, rows)
             x = paired(self.levels[0], draws, x0)
-            steps = walk(
-                self.denoiser,
-                self.levels,
-                x,
-                self.solver,
-                draws,
-                clip=self.cell.config.clip,
-                correction=self.correction,
-                x0=x0,
-                cond=self._data_cond("train", rows),
-            )
+            steps = self._walk(x, draws, self._data_cond("train", rows), x0)
             self._watch(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
         return _named("paired", probes)
 
