@@ -76,7 +76,7 @@ def test_another_format_under_this_suffix(room, sound, commands, refused, suffix
     made = {"empty": b"", "random": random.Random(0).randbytes(3000)}
     path.write_bytes(made[content] if content in made else (sound / content).read_bytes())
     for command in commands(path)[:2]:
-        refused(*command)
+        assert str(path) in refused(*command)
 
 
 def packed(path, members, method=zipfile.ZIP_STORED):
@@ -115,16 +115,16 @@ def bomb_of_pixels():
 
 @pytest.mark.parametrize("bomb", [bomb_of_bytes, bomb_of_pixels])
 def test_zip_bombs(room, refuses, bomb):
-    refuses(packed(room / "in" / "a.zip", {"0/a.png": bomb()}, zipfile.ZIP_DEFLATED))
+    assert "a.zip" in refuses(packed(room / "in" / "a.zip", {"0/a.png": bomb()}, zipfile.ZIP_DEFLATED))
 
 
 def test_a_folder_with_a_bomb_and_one_with_a_link_that_leads_nowhere(room, refuses):
     for folder in ("bomb", "link"):
         (room / "in" / folder).mkdir()
     (room / "in" / "bomb" / "a.png").write_bytes(bomb_of_pixels())
-    refuses(room / "in" / "bomb")
+    assert "bomb" in refuses(room / "in" / "bomb")
     (room / "in" / "link" / "a.png").symlink_to(room / "nowhere")
-    refuses(room / "in" / "link")
+    assert "link" in refuses(room / "in" / "link")
 
 
 def header(shape, kind="|u1"):
@@ -149,7 +149,7 @@ MEMBERS = {
 
 @pytest.mark.parametrize("how", MEMBERS)
 def test_hostile_npz_files(room, refuses, how):
-    refuses(packed(room / "in" / "a.npz", MEMBERS[how], zipfile.ZIP_DEFLATED))
+    assert "a.npz" in refuses(packed(room / "in" / "a.npz", MEMBERS[how], zipfile.ZIP_DEFLATED))
 
 
 @pytest.mark.parametrize("name", ["arr_0", "arr_1"])

@@ -169,7 +169,7 @@ def folder_elsewhere(results):
 @pytest.mark.parametrize("spoil", [shutil.rmtree, emptied, all_spoiled, elsewhere, folder_elsewhere])
 def test_folders_that_cannot_be_drawn(results, refused, spoil):
     spoil(results)
-    refused("analysis", results, "--quiet")
+    assert refused("analysis", results, "--quiet").startswith("error: ")
 
 
 def test_a_list_of_files_to_delete_cannot_lead_out(results, room, call):
