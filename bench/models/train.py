@@ -1,34 +1,42 @@
 """Train a checkpoint of the embedded family: ``python -m bench.models.train --recipe adm``.
 
 Indices, noise and data order are pure functions of (seed, image number), so every recipe sees the same draws and a
-resumed training equals an undisturbed one bit for bit.
+resumed training equals an undisturbed one bit for bit. ``torchrun -m bench.models.train`` shares each batch among
+processes: the same batches and noise, and the same gradients up to the order in which float32 numbers are summed.
 """
 
 from __future__ import annotations
 
-import csv
+from bench.interruption import Interrupted, Signals, end_at_once, say_interrupted
+
+if __name__ == "__main__":
+    end_at_once()  # the imports below take seconds
+
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from bench.data import DataError, load, to_unit
-from bench.diffusion.noise import Noise, Purpose, uniform_words
+from bench.data import load, to_unit
+from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws
 from bench.files.errors import one_line
-from bench.files.tensors import load_plain
+from bench.models.batches import Batches, Part, learning_rate
 from bench.models.checkpoints import Description, save_network
-from bench.models.guided_files import all_finite
-from bench.models.networks import CheckpointError, adm_unet
 from bench.models.objectives import Process, edm_loss, gamma_at, gradient_penalty, hybrid_loss, make_pair, rectified
 from bench.models.recipes import DIGITS_NETWORK, RECIPES, Recipe
+from bench.models.replicas import ALONE, MISTAKES, ReplicaError, Replicas, joined
 from bench.models.scheduled_sampling import Rollout, replaced_share
 from bench.models.train_arguments import parse_arguments
+from bench.models.training_log import TrainingLog, Window
+from bench.models.training_state import TrainingState
+from bench.tensorboard import require_tensorboard
 
 __all__ = ["Batches", "Trainer", "learning_rate", "main", "train"]
 
@@ -40,56 +48,26 @@ _LOG_EVERY = 50
 _SAVE_EVERY = 500
 
 
-class Batches:
-    """Endless shuffled batches: epoch e is a permutation drawn from (seed, e) alone."""
-
-    def __init__(self, images: Tensor, batch: int, seed: int) -> None:
-        self.images, self.batch, self.seed = images, batch, seed
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
-
-    def at(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """Return (images float32 [batch, C, H, W], their running numbers int64 [batch]) of an iteration."""
-        numbers = torch.arange(iteration * self.batch, (iteration + 1) * self.batch)
-        chosen = [self._lookup(int(number)) for number in numbers]
-        return self.images[chosen], numbers
-
-    def _lookup(self, number: int) -> int:
-        epoch, position = divmod(number, len(self.images))
-        if epoch != self._epoch:
-            members = torch.arange(len(self.images))
-            words = uniform_words(self.seed, members, Purpose.TRAIN_ORDER, epoch, 1)
-            self._epoch, self._order = epoch, words[:, 0, 0].argsort(stable=True)
-        return int(self._order[position])
-
-
-def learning_rate(recipe: Recipe, iteration: int) -> float:
-    """Return the rate of an iteration: linear warm-up, then linear decay to a hundredth."""
-    rising = min(1.0, (iteration + 1) / recipe.warmup)
-    falling = 1.0 - 0.99 * iteration / recipe.iterations
-    return recipe.learning_rate * rising * falling
-
-
 @dataclass
 class Losses:
-    """One iteration's losses as device scalars: squared error, bound in bits, gradient penalty."""
+    """One iteration's losses as device scalars: squared error, bound in bits, gradient penalty.
+
+    Each is the sum over this process's images divided by their number in the whole batch: the processes' losses add up
+    to the batch's means.
+    """
 
     mse: Tensor
     bound: Tensor
     penalty: Tensor
 
 
-class Trainer:
-    """A network, its moving average and its optimiser at some iteration of a recipe."""
+class Trainer(TrainingState):
+    """A training and what it learns by."""
 
-    def __init__(self, recipe: Recipe, network: dict[str, Any], device: torch.device) -> None:
-        self.recipe, self.device, self.iteration = recipe, device, 0
-        torch.manual_seed(recipe.seed)  # initial weights: the same in every recipe of a seed
-        self.network = adm_unet(network).to(device).train()
-        self.average = adm_unet(network).to(device).eval().requires_grad_(False)
-        self.average.load_state_dict(self.network.state_dict())
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+    def __init__(
+        self, recipe: Recipe, network: dict[str, Any], device: torch.device, replicas: Replicas = ALONE
+    ) -> None:
+        super().__init__(recipe, network, device, replicas)
         self.process = None if recipe.objective == "edm" else Process.make(recipe.schedule, recipe.T, device)
         self.noise = Noise(recipe.seed)
         self.rollout: Rollout | None = None
@@ -102,32 +80,46 @@ class Trainer:
         return output
 
     def step(self, x0: Tensor, numbers: Tensor) -> Losses:
-        """Take one optimiser step on real images x0 in [-1, 1] with their running numbers."""
+        """Take one optimiser step on real images x0 in [-1, 1] with their running numbers.
+
+        They are this replica's part of a batch of ``recipe.batch``; alone, a batch of any size.
+        """
         recipe, shape = self.recipe, x0.shape[1:]
-        torch.manual_seed(recipe.seed + self.iteration)  # dropout masks, so that a resumed run repeats them
+        # Dropout masks, so that a resumed run repeats them; each replica has its own.
+        torch.manual_seed(recipe.seed + self.iteration + (self.replicas.rank << 32))
         noise = self.noise.normal(numbers, Purpose.TRAIN_NOISE, 0, shape)
-        losses = self._edm(x0, numbers, noise) if self.process is None else self._ddpm(self.process, x0, numbers, noise)
+        part = self.replicas.part(len(x0) if self.replicas.size == 1 else recipe.batch)
+        if self.process is None:
+            losses = self._edm(x0, numbers, noise, part)
+        else:
+            losses = self._ddpm(self.process, x0, numbers, noise, part)
         self._descend(losses.mse + losses.bound + recipe.gradient_penalty * losses.penalty)
         return losses
 
-    def _edm(self, x0: Tensor, numbers: Tensor, noise: Tensor) -> Losses:
+    def _edm(self, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part) -> Losses:
         level_noise = self.noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten()
         nothing = torch.zeros((), device=self.device)
-        return Losses(edm_loss(self.predict, x0, level_noise, noise).mean(), nothing, nothing)
+        return Losses(edm_loss(self.predict, x0, level_noise, noise).sum() / part.total, nothing, nothing)
 
-    def _ddpm(self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor) -> Losses:
+    def _ddpm(self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part) -> Losses:
         recipe, shape = self.recipe, x0.shape[1:]
         t = self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, recipe.T)
-        replaced = self._replaced(len(x0))
-        y, target = self._pair(process, x0, t, numbers, noise, replaced)
+        replaced = self._replaced(part.total)
+        own = part.of_first(replaced)
+        y, target = self._pair(process, x0, t, numbers, noise, own)
         mse, bound = hybrid_loss(process, self.predict(y, t), y, target, x0, t)
         nothing = penalty = torch.zeros((), device=self.device)
         if recipe.gradient_penalty:
-            part = slice(0, max(1, len(x0) // 8))
-            probe = self.noise.normal(numbers[part], Purpose.TRAIN_PROBE, 0, shape)
-            penalty = gradient_penalty(self.predict, y[part], t[part], probe).mean()
+            penalised = max(1, part.total // 8)
+            first = slice(0, part.of_first(penalised))
+            if first.stop:
+                probe = self.noise.normal(numbers[first], Purpose.TRAIN_PROBE, 0, shape)
+                penalty = gradient_penalty(self.predict, y[first], t[first], probe).sum() / penalised
         # The bound's posterior is that of x_t given x0, which the network's own states are not drawn from.
-        return Losses(mse.mean(), bound[replaced:].mean() if replaced < len(x0) else nothing, penalty)
+        trains_variance = part.total - replaced
+        return Losses(
+            mse.sum() / part.total, bound[own:].sum() / trains_variance if trains_variance else nothing, penalty
+        )
 
     def _replaced(self, batch: int) -> int:
         recipe = self.recipe
@@ -150,149 +142,122 @@ class Trainer:
             y, target = rectified(process, eps, y, target, t, recipe.dream_power)
         return y, target
 
-    def _descend(self, loss: Tensor) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.iteration)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        # The average warms up, so that a short training is not dominated by its initial weights.
-        decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
-        with torch.no_grad():
-            averaged, current = list(self.average.parameters()), list(self.network.parameters())
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-        self.iteration += 1
 
-    def save(self, path: Path) -> None:
-        """Write everything a resumed training needs, atomically."""
-        state = {
-            "recipe": asdict(self.recipe),
-            "iteration": self.iteration,
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        partial = path.with_name(path.name + ".partial")
-        torch.save(state, partial)
-        partial.replace(path)
-
-    def resume(self, path: Path) -> None:
-        """Go on from a file that :meth:`save` wrote.
-
-        Raises:
-            CheckpointError: the file is damaged or belongs to another recipe or network.
-        """
-        try:
-            state = load_plain(path, self.device)
-            written_by, iteration = state["recipe"], int(state["iteration"])
-        except Exception as error:  # on damaged bytes torch's readers raise almost any kind
-            kind = type(error).__name__
-            raise CheckpointError(f"{path} cannot be resumed ({kind}); delete it to start again") from None
-        if written_by != asdict(self.recipe):
-            raise CheckpointError(f"{path} was written by another recipe; delete it or choose another --out")
-        try:
-            self.network.load_state_dict(state["network"])
-            self.average.load_state_dict(state["average"])
-            self._load_optimizer(state["optimizer"])
-        except (
-            Exception
-        ):  # torch names every key and shape over many lines, and on damaged states raises almost any kind
-            raise CheckpointError(
-                f"{path} belongs to another network (are the images' channels the same?); "
-                "delete it or choose another --out"
-            ) from None
-        if not (all_finite(self.network) and all_finite(self.average) and 0 <= iteration <= self.recipe.iterations):
-            raise CheckpointError(f"{path} is damaged: it holds what no training gives; delete it to start again")
-        self.iteration = iteration
-
-    def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Load the optimiser's state, which torch does not compare with the parameters."""
-        expected = [{**group, "lr": 0} for group in self.optimizer.state_dict()["param_groups"]]
-        self.optimizer.load_state_dict(state)
-        if [{**group, "lr": 0} for group in self.optimizer.state_dict()["param_groups"]] != expected:
-            raise ValueError("other settings")
-        for weights, moments in self.optimizer.state.items():
-            if any(moment.shape not in ((), weights.shape) for moment in moments.values()):
-                raise ValueError("other shapes")
-
-
-def train(recipe: Recipe, out: Path, device: torch.device, quiet: bool = False, images: Tensor | None = None) -> Path:
+def train(
+    recipe: Recipe,
+    out: Path,
+    device: torch.device,
+    quiet: bool = False,
+    images: Tensor | None = None,
+    *,
+    replicas: Replicas = ALONE,
+    signals: Signals | None = None,
+    tensorboard: Path | None = None,
+) -> Path:
     """Run a recipe to its end, resuming what ``out`` holds, and return the path of the averaged weights.
 
     Writes ``resume.pt``, ``loss.csv`` (iteration, images, mse, bound, penalty: means over 50 iterations) and
-    ``<name>.safetensors`` in ``out``. ``images`` (float32 in [-1, 1]) replaces the dataset's training part.
+    ``<name>.safetensors`` in ``out``.
+
+    Args:
+        recipe: its ``batch`` counts the images of all replicas together.
+        out: made where it is not there.
+        device: of this replica.
+        quiet: whether to show no progress bar.
+        images: float32 in [-1, 1], in the place of the dataset's training part.
+        replicas: the processes that train together; each calls this function with the same recipe and images.
+        signals: asked between iterations.
+        tensorboard: folder of the same numbers as scalars, with learning rate and images per second.
+
+    Raises:
+        CheckpointError, DataError, TensorBoardError, OSError: what is in ``out`` or the dataset cannot be used.
+        ReplicaError: one of these in another replica, or the replicas cannot train this together.
+        Interrupted: a signal came; ``out`` holds the last complete iteration.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    x0 = to_unit(load(recipe.dataset).part("train")) if images is None else images
-    outputs = (1 if recipe.objective == "edm" else 2) * x0.shape[1]
-    network = dict(DIGITS_NETWORK) | {"in_channels": x0.shape[1], "out_channels": outputs}
-    trainer = Trainer(recipe, network, device)
-    resume = out / "resume.pt"
-    if resume.exists():
+    resume, signals = out / "resume.pt", signals or Signals()
+    with replicas.together():
+        replicas.check(recipe.batch, device)
+        if replicas.leads:
+            out.mkdir(parents=True, exist_ok=True)
+        x0 = to_unit(load(recipe.dataset).part("train")) if images is None else images
+        trainer = Trainer(recipe, dict(_description(recipe, x0.shape[1]).network), device, replicas)
+    if replicas.of_leader(resume.exists):
         trainer.resume(resume)
-    _rewind(out / "loss.csv", trainer.iteration)
-    batches = Batches(x0, recipe.batch, recipe.seed)
-    with tqdm(total=recipe.iterations, initial=trainer.iteration, desc=recipe.name, disable=quiet) as bar:
-        for rows in _windows(trainer, batches, recipe.iterations):
-            _log(out / "loss.csv", rows)
-            bar.update(trainer.iteration - bar.n)
-            bar.set_postfix(mse=f"{rows[-1][2]:.4f}")
+    batches = Batches(x0, recipe.batch, recipe.seed, replicas.part(recipe.batch))
+    with replicas.together():
+        path = out / "loss.csv"
+        log = TrainingLog(path, recipe, trainer.iteration, quiet, tensorboard) if replicas.leads else None
+    with signals.hold(), log or nullcontext():
+        for window in _windows(trainer, batches, signals):
+            with replicas.together():
+                if log is not None:
+                    log.add(window)
             if trainer.iteration % _SAVE_EVERY == 0:
                 trainer.save(resume)
-    trainer.save(resume)
+        trainer.save(resume)
+    if trainer.iteration < recipe.iterations:
+        raise Interrupted(replicas.largest(signals.received))
     path = out / f"{recipe.name}.safetensors"
-    prediction = "edm" if recipe.objective == "edm" else "eps"
-    description = Description(network, recipe.schedule, recipe.T, asdict(recipe), prediction)
-    save_network(path, trainer.average, description)
+    with replicas.together():
+        if replicas.leads:
+            save_network(path, trainer.average, _description(recipe, x0.shape[1]))
     return path
 
 
-def _windows(trainer: Trainer, batches: Batches, iterations: int) -> Iterator[list[list[float]]]:
-    """Train on, and yield mean losses once a window: the only host synchronisation of the loop."""
-    while trainer.iteration < iterations:
-        window: list[Losses] = []
-        while trainer.iteration < iterations:
-            x0, numbers = batches.at(trainer.iteration)
-            window.append(trainer.step(x0.to(trainer.device), numbers.to(trainer.device)))
-            if trainer.iteration % _LOG_EVERY == 0:
-                break
-        means = torch.stack([torch.stack([w.mse, w.bound, w.penalty]).detach() for w in window]).mean(0)
-        yield [[trainer.iteration, trainer.iteration * batches.batch, *means.tolist()]]
+def _description(recipe: Recipe, channels: int) -> Description:
+    is_edm = recipe.objective == "edm"
+    network = dict(DIGITS_NETWORK) | {"in_channels": channels, "out_channels": (1 if is_edm else 2) * channels}
+    return Description(network, recipe.schedule, recipe.T, asdict(recipe), "edm" if is_edm else "eps")
 
 
-def _rewind(path: Path, iteration: int) -> None:
-    """Drop the rows after an iteration: an interrupted training logs more often than it saves."""
-    if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)
-        try:
-            kept = [line for line in lines[1:] if int(line.split(b",")[0]) <= iteration]
-        except ValueError:
-            raise CheckpointError(f"{path} is no log of a training; delete it or choose another --out") from None
-        path.write_bytes(b"".join(lines[:1] + kept))
-
-
-def _log(path: Path, rows: list[list[float]]) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(["iteration", "images", "mse", "bound", "penalty"])
-        writer.writerows(rows)
+def _windows(trainer: Trainer, batches: Batches, signals: Signals) -> Iterator[Window]:
+    """Train to the end, or to the iteration at which a replica heard a signal, and yield what is logged at once."""
+    recipe, began = trainer.recipe, (trainer.iteration, perf_counter())
+    while trainer.iteration < recipe.iterations and not trainer.replicas.largest(signals.received):
+        x0, numbers = batches.at(trainer.iteration)
+        losses = trainer.step(x0.to(trainer.device), numbers.to(trainer.device))
+        trainer.window.append(torch.stack([losses.mse, losses.bound, losses.penalty]).detach())
+        if trainer.iteration % _LOG_EVERY == 0 or trainer.iteration == recipe.iterations:
+            means = tuple(trainer.close_window())
+            speed = (trainer.iteration - began[0]) * recipe.batch / (perf_counter() - began[1])
+            rate = learning_rate(recipe, trainer.iteration - 1)
+            yield Window(trainer.iteration, trainer.iteration * recipe.batch, means, rate, speed)
+            began = trainer.iteration, perf_counter()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    args = parse_arguments(argv)
+    try:
+        with Signals() as signals, joined() as replicas:
+            return _command(argv, replicas, signals)
+    except Interrupted as interrupted:
+        say_interrupted()
+        return interrupted.code
+    except ReplicaError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _command(argv: Sequence[str] | None, replicas: Replicas, signals: Signals) -> int:
+    args = replicas.parsed(lambda: parse_arguments(argv))
     if args.threads:
         torch.set_num_threads(args.threads)
     changed = {name: getattr(args, name) for name in _CHANGEABLE if getattr(args, name) is not None}
     recipe = replace(RECIPES[args.recipe], **changed)
     out = args.out or Path("training") / recipe.dataset / recipe.name
     try:
-        print(train(recipe, out, args.device, args.quiet))
-    except (CheckpointError, DataError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        if args.tensorboard is not None:
+            with replicas.together():
+                require_tensorboard()  # before anything is written
+        path = train(
+            recipe, out, args.device, args.quiet, replicas=replicas, signals=signals, tensorboard=args.tensorboard
+        )
+    except MISTAKES as error:
+        if replicas.leads:
+            print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    if replicas.leads:
+        print(path)
     return 0
 
 

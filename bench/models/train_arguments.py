@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 
 import torch
+import torch.distributed as dist
 
 from bench.command_line import OneLineParser
 from bench.models.objectives import GAMMA_SCHEDULES
@@ -61,8 +63,10 @@ def _share(text: str) -> float:
 
 
 def _device(text: str) -> torch.device:
+    # Each process of torchrun has a GPU of its own.
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if text == "cuda" and dist.is_torchelastic_launched() else text
     try:
-        device = torch.device(text)
+        device = torch.device(own)
         torch.zeros(1, device=device).item()  # a device may be well named and absent, or hold no numbers
     except Exception as error:  # torch's backends raise RuntimeError, AssertionError, NotImplementedError ...
         reason = shorten(str(error).split("\n")[0].split(". ")[0], 80, placeholder=" ...")
@@ -89,8 +93,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rollout-stride", type=_whole(1, 999), help="indices a step of scheduled sampling spans")
     parser.add_argument("--seed", type=_whole(0), help="seed of weights, order and noise")
-    parser.add_argument("--device", type=_device, default="cpu", help="torch device (default cpu)")
-    parser.add_argument("--threads", type=_whole(1, 4096), help="CPU threads (default: all)")
+    parser.add_argument(
+        "--device", type=_device, default="cpu", help="torch device (default cpu); under torchrun cuda is a GPU each"
+    )
+    parser.add_argument("--threads", type=_whole(1, 4096), help="CPU threads a process (default: all; torchrun's: one)")
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="folder of TensorBoard scalars")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     for flag in _idle(args):

@@ -1,0 +1,92 @@
+"""SIGINT and SIGTERM: one line, the exit code of the signal, and no work torn.
+
+This file imports the standard library alone, so that a command can listen before it has imported anything slow.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+__all__ = ["Interrupted", "Signals", "end_at_once", "exit_code", "say_interrupted"]
+
+_LISTENED = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work; ``code`` is the exit code, 130 for SIGINT and 143 for SIGTERM."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """Return the exit code of an interruption: 128 and the number of the signal."""
+    return stop.code if isinstance(stop, Interrupted) else 128 + signal.SIGINT
+
+
+def say_interrupted() -> None:
+    """Print the one line; of the processes of torchrun the first alone."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr, flush=True)
+
+
+def end_at_once() -> None:
+    """Let a signal end the process from now on: while Python still imports there is nothing to tidy up."""
+    for number in _LISTENED:
+        signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    say_interrupted()
+    os._exit(128 + number)
+
+
+class Signals:
+    """Listens while it is entered. The first signal raises :class:`Interrupted`, or waits where it is held.
+
+    Later ones are ignored: torchrun passes on what the terminal sent already. Outside the main thread, where Python
+    allows no handlers, nothing is heard; nor within another that listens, which then is the one to hear.
+
+    Attributes:
+        received: the number of the first signal, 0 before it.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._held = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        within = isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), Signals)
+        if threading.current_thread() is threading.main_thread() and not within:
+            self._before = {number: signal.signal(number, self._hear) for number in _LISTENED}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            # A process that ends for a signal has said so, and must not say it again.
+            signal.signal(number, signal.SIG_IGN if self.received and handler is _end else handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            return
+        self.received = number
+        if not self._held:
+            raise Interrupted(number)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Within, a signal is noted in ``received`` and raises nothing."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False

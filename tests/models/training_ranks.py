@@ -1,0 +1,173 @@
+"""Processes that train together, for tests: what runs in them must be importable."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import multiprocessing
+import os
+import signal
+import socket
+
+import torch
+
+from bench.data import DataError
+from bench.interruption import Signals
+from bench.models import train as training
+from bench.models.replicas import joined
+
+CPU = torch.device("cpu")
+SLOW = ["diffusers.models.unets.unet_2d", "sklearn.datasets"]  # what is imported where it is needed: once is enough
+PATIENCE = 60  # seconds: far more than anything here takes, so that what hangs fails
+
+
+class StopAt(Signals):
+    """Hears SIGTERM before the iteration that is the ``count``-th of this call."""
+
+    def __init__(self, count):
+        self._asked, self._count = 0, count
+        super().__init__()
+
+    @property
+    def received(self):
+        self._asked += 1
+        return 15 if self._asked > self._count else 0
+
+    @received.setter
+    def received(self, number):
+        pass
+
+
+def launch(size, target, *args):
+    """Call ``target(replicas, *args)`` in ``size`` processes; return what each returned, or raised, as text."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.models.train", *SLOW])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = [context.Pipe(duplex=False) for _ in range(size)]
+    ranks = [
+        context.Process(target=_rank, args=(k, size, port, pipes[k][1], target, args), daemon=True) for k in range(size)
+    ]
+    for rank in ranks:
+        rank.start()
+    for _, there in pipes:
+        there.close()
+    try:
+        return [_heard(here, rank) for (here, _), rank in zip(pipes, ranks, strict=True)]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def _heard(pipe, rank):
+    """Return what a process sent, or its exit code where it ended without a word."""
+    if not pipe.poll(PATIENCE):
+        return "hangs"
+    try:
+        return pipe.recv()
+    except EOFError:
+        rank.join(PATIENCE)
+        return rank.exitcode
+
+
+def _rank(rank, size, port, pipe, target, args):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(size), "TORCHELASTIC_RUN_ID": "test"}
+    if target in (command, interrupted):
+        pipe.send(target(*args))
+        return
+    with joined() as replicas:
+        try:
+            result = target(replicas, *args)
+        except (Exception, KeyboardInterrupt) as error:
+            result = f"{type(error).__name__}: {error}"
+        pipe.send(result)
+
+
+def command(argv):
+    """Run the command line; return its exit code and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = training.main(argv)
+        except SystemExit as stop:
+            code = stop.code
+    return code, out.getvalue(), err.getvalue()
+
+
+def interrupted(argv, number, by, at=3):
+    """Run the command line; the process of rank ``by`` gets a signal at the iteration ``at``, None while it loads."""
+    here, whole = os.environ["RANK"] == str(by), training.Batches.at
+
+    def batch(self, iteration):
+        if here and iteration == at:
+            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGTERM)  # as torchrun does some time later
+        return whole(self, iteration)
+
+    def load(name):
+        if here:
+            signal.raise_signal(number)
+        return training_data(name)
+
+    training_data = training.load
+    training._LOG_EVERY, training.Batches.at = 2, batch
+    training.load = load if at is None else training_data
+    return command(argv)
+
+
+def train_all(replicas, recipes, folder, images, stop=None):
+    """Train each recipe with rows every second iteration; return a digest of each replica's weights."""
+    training._LOG_EVERY = 2
+    made, plain = [], training.Trainer
+
+    class Kept(plain):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    training.Trainer = Kept
+    signals = None if stop is None else StopAt(stop)
+    with contextlib.suppress(KeyboardInterrupt):
+        for recipe in recipes:
+            training.train(recipe, folder / recipe.name, CPU, True, images, replicas=replicas, signals=signals)
+    training.Trainer = plain
+    return [digest(trainer) for trainer in made]
+
+
+def digest(trainer):
+    states = [trainer.network.state_dict(), trainer.average.state_dict()]
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for state in states for t in state.values())).hexdigest()
+
+
+def fail(replicas, how, recipe, out, images):
+    """Train with a mistake that only one process makes."""
+    training._LOG_EVERY = 1
+    if how == "data" and replicas.rank == 1:
+        training.load = _no_data
+    if how == "log" and replicas.leads:
+        training.TrainingLog.add = _no_space
+    if how == "death" and replicas.rank == 1:
+        training.Batches.at = lambda self, iteration: os._exit(1)
+    training.train(recipe, out, CPU, True, None if how == "data" else images, replicas=replicas)
+
+
+def _no_data(name):
+    raise DataError("the data are gone")
+
+
+def _no_space(self, window):
+    raise OSError(28, "No space left on device")
+
+
+def exchange(replicas):
+    """Return what each method that exchanges returns."""
+    return (
+        replicas.sum(torch.tensor([1.0, replicas.rank])).tolist(),
+        replicas.largest(replicas.rank * 2),
+        replicas.of_leader(lambda: replicas.rank),
+        tuple(len(replicas.part(total)) for total in (3, 7, 128)),
+    )
