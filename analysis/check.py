@@ -16,7 +16,7 @@ __all__ = ["RECORD_VERSION", "check_facts", "check_key", "check_steps", "setting
 
 RECORD_VERSION = 2  # of the records this package reads; bench.suite.plan writes them
 _KINDS = {"model": str, "sampler": str, "steps": int, "seed": int, "samples": int}
-_SHARED = ("spacing", "clip", "quantize", "samples", "data")  # what cells of one folder agree in
+_SHARED = ("spacing", "clip", "quantize", "precision", "samples", "data")  # what cells of one folder agree in
 _COLUMNS = ("arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std")
 _MOST = 10**12  # of anything counted
 _LARGEST = 1e100  # of anything measured; squares of it are still finite

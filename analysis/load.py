@@ -135,7 +135,9 @@ class Results:
         seeds = sorted({cell["seed"] for cell in cells})
         run = seeds == list(range(seeds[0], seeds[-1] + 1)) and len(seeds) > 2
         named = f"{seeds[0]} to {seeds[-1]}" if run else ", ".join(map(str, seeds))
-        return f"N = {sizes} samples a seed, {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({named})"
+        text = f"N = {sizes} samples a seed, {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({named})"
+        precision = cells[0].get("precision", "fp32")  # which all cells share
+        return text if precision == "fp32" else f"{text}, network calls in {precision}"
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:

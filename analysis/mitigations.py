@@ -32,7 +32,8 @@ __all__ = ["analyse", "mitigations_table"]
 
 _SECTION = "Mitigations"
 _SETTINGS = (
-    "spacing", "eta", "variance", "churn", "clip", "quantize", "samples", "data", "classifier", "classifier_scale",
+    "spacing", "eta", "variance", "churn", "clip", "quantize", "precision", "samples", "data", "classifier",
+    "classifier_scale",
 )  # fmt: skip
 _CELL = ["sampler", "model", "steps", "seed"]
 _END = "variance_end_gap"

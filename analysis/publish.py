@@ -27,6 +27,7 @@ _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16
 _EXTRAS = ("chains", "response", "tuning")
+_CHECKSUMS = ("sha256", "checksum")
 _ANALYSED = (
     "free/spectrum_", "free/haar_", "forced-train/spectrum_x0", "forced-train/haar_x0", "forced-train/error/",
 )  # fmt: skip
@@ -81,7 +82,8 @@ def _copy_cell(record: CellRecord, folder: Path, pictured: bool) -> None:
     if pictured:
         _copy_pictures(record, folder)
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
-    facts = {**record.facts, "files": files, "published": True}
+    kept = {name: value for name, value in record.facts.items() if name not in _CHECKSUMS}  # of what is not copied
+    facts = {**kept, "files": files, "published": True}
     (folder / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -37,6 +37,7 @@ class Protocol:
         spacing: which training steps were visited.
         conditional: whether the network was given class labels; None where the records no longer show it.
         guidance: strength of the classifier's guidance, 0 without.
+        precision: of network calls.
     """
 
     reference: str
@@ -49,6 +50,7 @@ class Protocol:
     spacing: str
     conditional: bool | None = False
     guidance: float = 0.0
+    precision: str = "fp32"
 
 
 # Our name of the reference by the papers' name of the dataset, where the papers name one set of images and no other:
@@ -152,7 +154,7 @@ def _ours(cell: Mapping[str, object], score: Mapping[str, object], conditional: 
         str(score["reference"]).replace("-all (", "-train ("), str(score["metric"]), int(str(score["n"])),
         str(cell["sampler"]), None if cell.get("variance") is None else str(cell["variance"]),
         str(cell.get("quantize")), bool(cell.get("clip")), str(cell.get("spacing")), conditional,
-        float(str(cell.get("classifier_scale", 0.0))),
+        float(str(cell.get("classifier_scale", 0.0))), str(cell.get("precision", "fp32")),
     )  # fmt: skip
 
 

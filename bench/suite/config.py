@@ -6,13 +6,14 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 __all__ = [
     "EDM_SAMPLERS",
+    "LATER_SETTINGS",
     "MEASUREMENTS",
     "RESERVED_SEEDS",
     "SAMPLERS",
@@ -30,6 +31,8 @@ __all__ = [
 MEASUREMENTS = ("steps", "normality", "chains", "response")
 SAMPLERS = ("ddpm", "ddim", "euler", "heun")
 EDM_SAMPLERS = ("euler", "heun")  # those of models on EDM levels
+# Later than version 0.1, which sampled with these values; a description without them means them.
+LATER_SETTINGS: Mapping[str, Any] = {"churn": 0.0, "precision": "fp32"}
 RESERVED_SEEDS = 1_000_000  # seeds from here on belong to the tuning of constants; no reported number uses them
 
 
@@ -42,7 +45,8 @@ class SamplerConfig:
     """How samples are drawn, the part of a run that every cell shares.
 
     ``variance`` is the ancestral sampler's and None under others; ``eta`` is DDIM's and ``churn`` (S_churn) that of
-    ``euler`` and ``heun``, 0 under others.
+    ``euler`` and ``heun``, 0 under others. ``precision`` is that of the network calls, one of
+    :data:`bench.models.acceleration.PRECISIONS`.
     """
 
     sampler: str = "ddpm"
@@ -52,11 +56,12 @@ class SamplerConfig:
     clip: bool = True
     quantize: str = "round"
     churn: float = 0.0
+    precision: str = "fp32"
 
     def description(self) -> dict[str, Any]:
-        """Return the settings, JSON-like; without churn they are those of version 0.1, which had none."""
-        settings = asdict(self)
-        return settings if self.churn else {name: value for name, value in settings.items() if name != "churn"}
+        """Return the settings, JSON-like; what version 0.1 did not have is left out where it does nothing."""
+        settings = asdict(self).items()
+        return {name: value for name, value in settings if name not in LATER_SETTINGS or value != LATER_SETTINGS[name]}
 
     def respacing(self, steps: int) -> str:
         """Return guided-diffusion's name of this many steps."""

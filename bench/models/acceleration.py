@@ -1,0 +1,173 @@
+"""Networks called faster: in lower precision, compiled, or both.
+
+Only the network call changes. Its input and output stay float32, and so do levels, noise, solver and probes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.models.adapter import Adapted, Output
+
+__all__ = ["PRECISIONS", "Accelerated", "CompileError", "precision_refusal"]
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+_ARCHITECTURES = 256  # compiled side by side; torch goes back to eager calls, without a word, after 8
+_WARM_UP = 3  # calls: CUDA graphs are recorded in the second
+
+
+class CompileError(RuntimeError):
+    """A network cannot be compiled here; the message says why, in one line."""
+
+
+def precision_refusal(precision: str, device: torch.device) -> str | None:
+    """Return why a precision of :data:`PRECISIONS` cannot be had on a device, None where it can."""
+    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        return f"tf32 has no effect on {device.type}, it needs an NVIDIA GPU of 2020 (Ampere) or later"
+    if precision == "bf16" and not torch.amp.is_autocast_available(device.type):
+        return f"bf16 cannot be had on {device.type}"
+    return None
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Let CUDA's float32 products keep TF32's 11 bits of their factors; the sums stay float32."""
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+class Accelerated:
+    """A network in the convention of the others, ``network(x, t, class_labels).sample``.
+
+    In ``fp32`` and not compiled it is the network itself, bit for bit. ``tf32`` rounds the factors of CUDA's products,
+    ``bf16`` is autocast: products in bfloat16, weights kept in float32.
+
+    Args:
+        network: float32 in evaluation mode.
+        precision: one of :data:`PRECISIONS`.
+    """
+
+    def __init__(self, network: Any, precision: str = "fp32") -> None:
+        self.network, self.precision = network, precision
+        self._compiled: Callable[[Tensor, Tensor, Tensor | None], Any] | None = None
+        self._batch = 0
+
+    @property
+    def is_compiled(self) -> bool:
+        """Tell whether batches of one size run compiled code."""
+        return self._compiled is not None
+
+    def to(self, device: torch.device | str) -> Accelerated:
+        """Move the network."""
+        self.network = self.network.to(device)
+        return self
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Any:
+        """Ask the network about x [B, C, H, W] at t [B], with class labels int64 [B] if it takes them.
+
+        Returns:
+            Something with ``sample`` [B, outputs, H, W] in x's dtype.
+        """
+        if self._compiled is not None and len(x) == self._batch:
+            return self._call_compiled(x, t, labels)
+        if self.precision == "fp32":
+            return self.network(x, t, labels)
+        with self._context(x.device):
+            return Output(self.network(x, t, labels).sample.to(x.dtype))
+
+    @torch.no_grad()  # a walk has none either; code is compiled for the one or the other
+    def _call_compiled(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Output:
+        assert self._compiled is not None  # its caller asked
+        replays = _replays(x.device)
+        if replays:
+            torch.compiler.cudagraph_mark_step_begin()
+        with self._context(x.device):
+            sample = self._compiled(x.contiguous(), self._told(t), labels).sample
+        # The next call of a CUDA graph writes where this one has written, and Heun's method looks back.
+        return Output(sample.to(x.dtype, copy=replays))
+
+    def _told(self, t: Tensor) -> Tensor:
+        """Return t as every call passes it, so that one compilation serves levels of whole and of broken indices."""
+        return t if isinstance(self.network, Adapted) else t.float()  # which our networks make of it themselves
+
+    def _context(self, device: torch.device) -> AbstractContextManager[object]:
+        if self.precision == "bf16":
+            return torch.autocast(device.type, torch.bfloat16)
+        return _tf32() if self.precision == "tf32" else nullcontext()
+
+    def compile(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> None:
+        """Compile for batches like these, on the network's device; others, of any other size, are called as before.
+
+        Networks of one architecture share the code, which takes the first of them most of a minute.
+
+        Args:
+            x: states [B, C, H, W].
+            t: [B].
+            labels: int64 [B] if the network takes them.
+
+        Raises:
+            CompileError: there is no compiler, or it fails. The network then is as it was.
+        """
+        self._compiled, self._batch = _compiled(self.network, x.device), len(x)
+        try:
+            with _quiet():
+                for _ in range(_WARM_UP):
+                    self._call_compiled(x, t, labels)
+        except (torch.OutOfMemoryError, MemoryError):
+            self._compiled = None
+            raise
+        except Exception as error:  # torch's compiler calls others, and any of them may fail in its own way
+            self._compiled = None
+            raise CompileError(_reason(error)) from None
+
+    def stop_compiled(self) -> None:
+        """Go back to calling the network as it is."""
+        self._compiled = None
+
+
+def _replays(device: torch.device) -> bool:
+    """Tell whether compiled calls replay a CUDA graph: one launch a call, into memory that stays where it is."""
+    return device.type == "cuda"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what torch says of the library's code: a cached version number is computed again, to no effect."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
+        yield
+
+
+def _compiled(network: Any, device: torch.device) -> Any:
+    """Return the network with its code compiled at the first call, and the same weights.
+
+    Raises:
+        CompileError: a plain function of a user's, whose code may do anything.
+    """
+    torch._dynamo.config.recompile_limit = _ARCHITECTURES
+    how: dict[str, Any] = {"dynamic": False}
+    if _replays(device):
+        how["mode"] = "reduce-overhead"
+    if not isinstance(network, Adapted):
+        return torch.compile(network, **how)
+    if not isinstance(network.network, nn.Module):
+        raise CompileError(f"{network.name} is a plain function; only a torch.nn.Module can be compiled")
+    return Adapted(network.name, torch.compile(network.network, **how), network.outputs)
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong in one line: torch puts it after the name of the compiler's own error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

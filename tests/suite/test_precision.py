@@ -1,0 +1,145 @@
+"""Precision and what must not mix: keys, folders, tables; and that quality does not depend on it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from analysis.load import load_results
+from analysis.paired import compare, kernel_terms
+from analysis.published import _ours
+from bench.suite.chains import plan_chains
+from bench.suite.plan import Cell
+from bench.suite.response import plan_response
+
+ADM = ("--models", "adm", "--features", "none", "--no-probes", "--quiet", "--steps", "5", "--samples", "16")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The same cells in float32 and in bfloat16."""
+    from bench.suite.cli import run
+
+    root = tmp_path_factory.mktemp("precision")
+    for precision in ("fp32", "bf16"):
+        code, _ = run([*ADM, "--precision", precision, "--out", str(root / precision)])
+        assert code == 0
+    return root
+
+
+def pixels(folder):
+    with np.load(folder / "cells" / "adm-ddpm-5-seed0" / "samples.npz") as file:
+        return file["arr_0"].astype(int)
+
+
+def test_pixels_differ_a_little(folders):
+    apart = np.abs(pixels(folders / "fp32") - pixels(folders / "bf16"))
+    # A call errs by about 1 % of eps (2^-9 a layer, some 30 layers), and x0_hat of the last steps by as much of the
+    # [-1, 1] scale: one or two grey levels of 255, ten where errors add up along five steps.
+    assert 0 < apart.mean() < 4
+    assert (apart > 0).mean() > 0.01
+
+
+def test_precision_is_recorded_and_float32_leaves_no_trace(folders):
+    records = {name: json.loads((folders / name / "run.json").read_text()) for name in ("fp32", "bf16")}
+    assert records["bf16"]["configuration"]["precision"] == "bf16"
+    assert "precision" not in records["fp32"]["configuration"]
+    assert records["fp32"]["hash"] != records["bf16"]["hash"]
+    cells = {name: load_results(folders / name).cells[0] for name in records}
+    assert cells["bf16"].cell == {**cells["fp32"].cell, "precision": "bf16"}
+    assert cells["bf16"].facts["key"] != cells["fp32"].facts["key"]
+
+
+@pytest.mark.parametrize(("there", "now"), [("fp32", "bf16"), ("bf16", "fp32")])
+@pytest.mark.parametrize("steps", ["5", "4"])
+def test_a_folder_has_one_precision(folders, command, there, now, steps):
+    outcome = command(*ADM, "--steps", steps, "--precision", now, "--out", folders / there)
+    assert outcome.code == 2
+    assert f"was made with another precision ('{there}', now '{now}')" in outcome.err
+
+
+def test_cells_of_another_precision_are_left_out_of_tables(folders, tmp_path):
+    for k, (name, steps) in enumerate([("fp32", 5), ("fp32", 6), ("bf16", 7)]):
+        source = next((folders / name / "cells").iterdir())
+        target = tmp_path / "cells" / f"adm-ddpm-{steps}-seed0"
+        target.mkdir(parents=True)
+        record = json.loads((source / "metrics.json").read_text())
+        record["cell"]["steps"] = record["nfe"] = steps
+        record["key"] = key_of(record["cell"])
+        (target / "metrics.json").write_text(json.dumps(record))
+        (target / "samples.npz").write_bytes((source / "samples.npz").read_bytes())
+        assert k < 3
+    results = load_results(tmp_path)
+    assert [record.cell["steps"] for record in results.cells] == [5, 6]
+    assert "its precision is not that of the other cells" in results.problems[0]
+
+
+def key_of(description):
+    from bench.suite.config import short_hash
+
+    return short_hash(description)
+
+
+def test_captions_say_so(folders):
+    assert load_results(folders / "bf16").account().endswith(", network calls in bf16")
+    assert "network" not in load_results(folders / "fp32").account()
+
+
+def test_published_numbers_are_of_float32(folders):
+    score = {"reference": "cifar10-train (50000)", "metric": "fid", "n": 50_000}
+    ours = [_ours(load_results(folders / name).cells[0].cell, score, False) for name in ("fp32", "bf16")]
+    assert ours[0] != ours[1]
+
+
+def in_bfloat16(make_cell) -> Cell:
+    return make_cell(precision="bf16")
+
+
+@pytest.mark.parametrize("plan", [plan_chains, plan_response])
+def test_precision_is_part_of_every_key(make_cell, plan, tmp_path):
+    plain, fast = (
+        [folder for extra in plan([cell]) for folder in extra.folders(tmp_path) if "model" in folder.description]
+        for cell in (make_cell(), in_bfloat16(make_cell))
+    )
+    assert plain
+    for a, b in zip(plain, fast, strict=True):
+        assert b.description == {**a.description, "precision": "bf16"}
+        a.path.mkdir(parents=True)
+        a.facts.write_text(json.dumps({"key": a.key, a.kind: a.description}))
+        with pytest.raises(ValueError, match="another precision \\('fp32', now 'bf16'\\)"):
+            b.check()
+
+
+def test_tf32_is_refused_where_it_does_nothing(command, tmp_path):
+    outcome = command(*ADM, "--precision", "tf32", "--device", "cpu", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert "--precision tf32 has no effect on cpu" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_precisions_are_refused(command):
+    outcome = command(*ADM, "--precision", "bf61")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "did you mean 'bf16'?" in outcome.err
+
+
+@pytest.mark.slow
+def test_quality_is_that_of_float32(tmp_path, command):
+    """The paired test of bfloat16 against float32, on the same noise, is a tie.
+
+    The samples are the same images but for a grey level or two, so that the test is far sharper than between models.
+    """
+    terms = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        outcome = command(
+            "--models", "adm", "--steps", "20", "--seeds", "0-4", "--samples", "256", "--features", "digits",
+            "--no-probes", "--precision", precision, "--quiet", "--out", out,
+        )  # fmt: skip
+        assert outcome.code == 0
+        terms[precision] = kernel_terms(load_results(out))[20]["adm", "ddpm"]
+    found = compare(terms["bf16"], terms["fp32"])
+    assert found.seeds == 5
+    assert found.error > 0
+    assert abs(found.z) < 2
