@@ -14,7 +14,7 @@ type:
 	mypy
 
 bench:
-	python benchmarks/throughput.py
+	python -m benchmarks
 
 # Regenerate tables and figures of every results folder from its records.
 figures:

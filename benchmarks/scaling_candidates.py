@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from scaling_walks import NUDGE, Walks
 from scipy.optimize import minimize_scalar
 
 from bench.data import to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.recursion import LinearGaussian
 from bench.measure.spectra import RadialBins
+from benchmarks.scaling_walks import NUDGE, Walks
 
 __all__ = ["CANDIDATES", "Meter"]
 

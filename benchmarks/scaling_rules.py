@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scaling_candidates import CANDIDATES, Meter
-from scaling_walks import Setting, Walks, Yardstick
 
 from bench.data import to_unit
 from bench.suite.config import EDM_SAMPLERS
 from bench.suite.fit import FEWEST, Fitted, fit
+from benchmarks.scaling_candidates import CANDIDATES, Meter
+from benchmarks.scaling_walks import Setting, Walks, Yardstick
 
 __all__ = ["Outcome", "compare", "grid", "lowest", "main"]
 

@@ -102,6 +102,10 @@ class Euler:
         """Return the level the step starts from, and the variance of the noise added to get there."""
         return (level, 0.0) if self.churn is None else (self.churn.raised(level), self.churn.added_variance(level))
 
+    def is_random(self, level_next: Level) -> bool:
+        """Tell that the move itself adds no noise; churn does, before it."""
+        return False
+
     def update(
         self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
     ) -> Tensor:

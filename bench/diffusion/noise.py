@@ -38,29 +38,27 @@ class Purpose(IntEnum):
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Encrypt four counter words to four random words; int64 tensors of one shape holding values below 2**32."""
+    """Encrypt four counter words to four random words; int64 tensors below 2**32, of shapes that broadcast."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # A product of two 32-bit numbers fits 64 bits; the sign of int64 is masked away after the shift.
+        # A product of two 32-bit numbers fits 64 bits; its low half is masked where it is used.
         left, right = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((right >> 32) & _MASK) ^ c1 ^ k0,
-            right & _MASK,
-            ((left >> 32) & _MASK) ^ c3 ^ k1,
-            left & _MASK,
-        )
+        c0, c1, c2, c3 = _mix(right, c1, k0), right, _mix(left, c3, k1), left
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK, c2, c3 & _MASK
+
+
+def _mix(product: Tensor, word: Tensor, key: int) -> Tensor:
+    """Return the high half of a product xor the low half of a word xor a key; the sign of int64 is masked away."""
+    return ((product >> 32) ^ word).bitwise_xor_(key).bitwise_and_(_MASK)
 
 
 def uniform_words(seed: int, samples: Tensor, purpose: Purpose, step: int, blocks: int) -> Tensor:
     """Return random 32-bit words, int64 [len(samples), 4, blocks], for a seed of up to 64 bits."""
-    shape = (len(samples), blocks)
-    block = torch.arange(blocks, device=samples.device).expand(shape)
-    sample = samples[:, None].expand(shape)
-    constant = torch.full(shape, int(purpose), device=samples.device)
-    counter = (block, torch.full_like(block, step), sample, constant)
+    block = torch.arange(blocks, device=samples.device)[None]
+    constants = (torch.full((1, 1), number, device=samples.device) for number in (step, int(purpose)))
+    counter = (block, next(constants), samples[:, None], next(constants))
     return torch.stack(philox(counter, (seed & _MASK, (seed >> 32) & _MASK)), dim=1)
 
 
@@ -82,10 +80,10 @@ class Noise:
         size = math.prod(shape)
         words = uniform_words(self.seed, samples, purpose, step, -(-size // 4))
         dtype = torch.float32 if samples.device.type == "mps" else torch.float64
-        unit = (words.to(dtype) + 0.5) * 2.0**-32
-        radius = (-2.0 * unit[:, :2].log()).sqrt_()
-        angle = 2.0 * math.pi * unit[:, 2:]
-        pairs = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)  # Box-Muller
+        unit = words.to(dtype).add_(0.5).mul_(2.0**-32)
+        radius = unit[:, :2].log().mul_(-2.0).sqrt_()
+        angle = unit[:, 2:].mul(2.0 * math.pi)
+        pairs = torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)], dim=1)  # Box-Muller
         return pairs.flatten(1)[:, :size].to(torch.float32).reshape(-1, *shape)
 
     def integers(self, samples: Tensor, purpose: Purpose, step: int, high: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -46,10 +47,14 @@ class Solver(Protocol):
         """Return the level a step starts from, and the variance of the noise that is added to get there."""
         ...
 
+    def is_random(self, level_next: Level) -> bool:
+        """Tell whether the update to a level takes noise."""
+        ...
+
     def update(
         self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
     ) -> Tensor:
-        """Return x_next; ``z`` [B, C, H, W] is this step's unit noise."""
+        """Return x_next; ``z`` [B, C, H, W] is this step's unit noise, a single 0 where the update takes none."""
         ...
 
     def correct(self, x: Tensor, eps: Tensor, eps_next: Tensor, level: Level, level_next: Level) -> Tensor:
@@ -66,6 +71,10 @@ class _OneCall:
     def stirred(self, level: Level) -> tuple[Level, float]:
         """Leave the level, and add nothing."""
         return level, 0.0
+
+    def is_random(self, level_next: Level) -> bool:
+        """Tell that no noise is added."""
+        return False
 
     def correct(self, x: Tensor, eps: Tensor, eps_next: Tensor, level: Level, level_next: Level) -> Tensor:
         """Refuse: there is no second call."""
@@ -94,6 +103,10 @@ class Ancestral(_OneCall):
         """Refuse an unknown variance."""
         if self.variance not in VARIANCES:
             raise ValueError(f"unknown variance {self.variance!r}; choose {', '.join(VARIANCES)}")
+
+    def is_random(self, level_next: Level) -> bool:
+        """Tell whether noise is added: towards the clean level by ``exact`` alone."""
+        return self.variance == "exact" or not level_next.is_clean
 
     def update(
         self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
@@ -135,12 +148,16 @@ class DDIM(_OneCall):
 
     eta: float = 0.0
 
+    def is_random(self, level_next: Level) -> bool:
+        """Tell whether noise is added: nowhere at ``eta`` 0."""
+        return self.eta != 0 and not level_next.is_clean
+
     def update(
         self, x: Tensor, x0: Tensor, eps: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor
     ) -> Tensor:
         """Move along x0_hat and eps to the next level."""
         x0, eps = _guided(x0, eps, pred, level)
-        if self.eta == 0 or level_next.is_clean:
+        if not self.is_random(level_next):
             return level_next.alpha * x0 + level_next.sigma * eps
         noise_std = self.eta * Posterior.between(level, level_next).std("fixed-small")
         direction = root(level_next.sigma**2 - noise_std**2)
@@ -258,11 +275,12 @@ class _Stepper:
 
     def steps(self, i: int, level: Level, level_next: Level, x: Tensor, x0: Tensor | None) -> Iterator[Step]:
         """Make one solver step: one network call, or two where the solver corrects."""
-        z = self.draws.normal(self.purpose, i, x.shape[1:])
+        noise = partial(self.draws.normal, self.purpose, i, x.shape[1:])  # the same at every call
         level, added = self.solver.stirred(level)
-        x = x + added**0.5 * z if added else x
+        x = x + added**0.5 * noise() if added else x
         corrects = self.solver.stages == 2 and not level_next.is_clean
         start, call, pred, used = self._ask(x, Call(0, level, level_next, completes=not corrects))
+        z = noise() if self.solver.is_random(call.level_next) else torch.zeros((), device=x.device)
         x_next = self.solver.update(start, used.x0, used.eps, pred, call.level, call.level_next, z)
         x_next = self.hooks.after(x_next, used, call)
         yield Step(i, 0, level, level_next, x, x_next, pred, used.x0, used.eps, x0, not corrects)

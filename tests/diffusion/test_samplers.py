@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from bench.diffusion.edm import Churn, Euler, Heun
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import (
@@ -260,3 +261,28 @@ def test_the_frame_of_edm_is_walked_by_the_same_code():
     *_, last = walk(exact, walked, start, DDIM(), DRAWS, clip=False)
     factor = math.prod((power + a * b) / (power + a**2) for a, b in itertools.pairwise([*sigmas, 0.0]))
     torch.testing.assert_close(last.x_next, factor * start, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("solver", "drawn"),
+    [
+        (Ancestral("fixed-small"), range(19, 0, -1)),
+        (DDIM(1.0), range(19, 0, -1)),
+        (DDIM(0.0), ()),
+        (PosteriorMean(), ()),
+        (Euler(), ()),
+        (Heun(), ()),
+        (Heun(Churn(4.0, 20)), range(19, -1, -1)),  # churn comes before a step, so before the last one too
+    ],
+)
+def test_noise_that_no_step_takes_is_not_drawn(stand_in, solver, drawn):
+    asked = []
+
+    class Heard(Noise):
+        def normal(self, samples, purpose, step, shape):
+            asked.append(step)
+            return super().normal(samples, purpose, step, shape)
+
+    path = [Level(9, 1.0, 0.5**k) for k in range(20)] + [CLEAN] if isinstance(solver, Euler) else LEVELS
+    list(walk(stand_in(False), path, torch.zeros(2, *SHAPE), solver, Draws(Heard(0), torch.arange(2))))
+    assert asked == list(drawn)

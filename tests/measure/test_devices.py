@@ -1,7 +1,11 @@
+import ctypes
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from bench.measure.devices import DEVICES, find_device, full_float32
+from bench.measure.devices import DEVICES, find_device, full_float32, keep_freed_memory
 
 
 @pytest.mark.parametrize(
@@ -41,3 +45,17 @@ def test_convolutions_on_a_gpu_keep_float32():
     # Sums of 576 products of order 1, about 24 in size: float32 errs by about 24 * sqrt(576) * 6e-8 = 3e-5 at most,
     # TF32 with 11 bits by about sqrt(576) * 5e-4 = 1e-2.
     assert (found - wanted).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("system", "library"), [("linux", "glibc"), ("linux", "musl"), ("darwin", "glibc"), ("win32", "")]
+)
+def test_freed_memory_is_kept_where_glibc_takes_the_setting(monkeypatch, system, library):
+    told = {}
+    glibc = SimpleNamespace(mallopt=lambda setting, value: told.update({setting: value}))
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: glibc if library == "glibc" else SimpleNamespace())
+    keep_freed_memory()
+    # malloc.h: M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3; values are C ints.
+    assert set(told) == ({-1, -3} if (system, library) == ("linux", "glibc") else set())
+    assert all(0 < value < 2**31 for value in told.values())

@@ -69,6 +69,25 @@ def test_rank_deficient_moments_agree_with_the_exact_route():
     assert value == pytest.approx(exact, abs=2 * size * np.sqrt(EPS) * spread)
 
 
+@pytest.mark.parametrize("counts", [(12, 12), (12, 200), (200, 12), (200, 200)])
+@pytest.mark.parametrize("decay", [0, 2, 8])
+def test_is_as_exact_with_few_images_as_with_many(counts, decay):
+    rng, size = np.random.default_rng(11), 30
+    scale = np.arange(1, size + 1.0) ** (-decay / 2)
+    x, y = (rng.normal(size=(n, size)) * scale @ rotation(11, size) for n in counts)
+    xc, yc = ((part - part.mean(0)) / np.sqrt(len(part) - 1) for part in (x, y))
+    spread = np.square(xc).sum() + np.square(yc).sum()
+    exact = np.square(x.mean(0) - y.mean(0)).sum() + spread - 2 * np.linalg.svd(xc @ yc.T, compute_uv=False).sum()
+    # The factors have the data's rank, so nothing is a root of rounding: errors are eps times the scale, not its root.
+    value = frechet_distance(*feature_moments(x), *feature_moments(y))
+    assert value == pytest.approx(exact, abs=100 * EPS * size * spread)
+
+
+def test_covariances_of_no_spread():
+    zero, one = np.zeros((3, 3)), np.eye(3)
+    assert frechet_distance(np.zeros(3), zero, np.ones(3), one) == pytest.approx(3 + 3, abs=rounding(one))
+
+
 def test_equals_torch_fidelity_at_full_rank():
     rng = np.random.default_rng(6)
     x, y = rng.normal(size=(400, 20)), rng.normal(0.2, 1.3, size=(300, 20))

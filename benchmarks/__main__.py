@@ -1,0 +1,81 @@
+"""All comparisons of speed and memory: ``python -m benchmarks``, or some of them by name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from bench.measure.devices import DEVICES, find_device, full_float32
+from benchmarks.comparison import HEADER, Comparison, Setting, line, write_csv
+from benchmarks.distances import frechet
+from benchmarks.instruments import instruments
+from benchmarks.network_share import share
+from benchmarks.peak_memory import memory
+from benchmarks.pixels import pixels
+from benchmarks.processes import processes
+from benchmarks.sampling import modes, sampling
+
+__all__ = ["PARTS", "main"]
+
+PARTS: Mapping[str, Callable[[Setting], Iterator[Comparison]]] = {
+    "sampling": sampling,
+    "modes": modes,
+    "instruments": instruments,
+    "share": share,
+    "frechet": frechet,
+    "pixels": pixels,
+    "memory": memory,
+    "processes": processes,
+}
+_ON_DEVICE = ("sampling", "modes", "instruments", "share")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--device", default="cpu", choices=DEVICES, help="of the networks (default %(default)s)")
+    parser.add_argument("--pairs", type=int, default=Setting.pairs, help="of a slow comparison (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=Setting.batch, help="images a call (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=Setting.steps, help="of a walk (default %(default)s)")
+    parser.add_argument(
+        "--width", type=int, action="append", metavar="N", help="model channels, more than once (default 32 and 64)"
+    )
+    parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
+    parser.add_argument("--out", type=Path, default=Path("results/performance.csv"), help="default %(default)s")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a row as soon as it is measured, and write the CSV at the end of each part."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    device = find_device(args.device)
+    if device is None:
+        parser.error(f"there is no {args.device} on this machine")
+    for part in args.parts:
+        if part not in PARTS:
+            parser.error(f"unknown part {part!r}; known: {', '.join(PARTS)}")
+    if min(args.pairs, args.batch, args.steps) < 1 or 1000 % args.steps:
+        parser.error(
+            "--pairs, --batch and --steps must be at least 1, and 1000 a multiple of --steps: diffusers' levels"
+        )
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    full_float32()
+    widths = tuple(args.width or Setting.widths)
+    setting = Setting(device, args.pairs, args.batch, args.steps, widths=widths)
+    parts = args.parts or [part for part in PARTS if device.type == "cpu" or part in _ON_DEVICE]
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads\n\n{HEADER}", flush=True)
+    for part in parts:
+        rows = []
+        for row in PARTS[part](setting):
+            print(line(row), flush=True)
+            rows.append(row)
+        write_csv(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Our side of the comparisons: the suite's own walk of a batch, with or without instruments, and networks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.data import Dataset
+from bench.diffusion.edm import Euler, Heun
+from bench.diffusion.samplers import Solver
+from bench.diffusion.schedules import levels
+from bench.diffusion.types import Level
+from bench.measure.devices import full_float32, keep_freed_memory
+from bench.models.acceleration import Accelerated
+from bench.models.checkpoints import Description
+from bench.models.denoisers import EpsDenoiser
+from bench.models.networks import adm_unet
+from bench.models.recipes import DIGITS_NETWORK
+from bench.suite.arms import Arms
+from bench.suite.config import SamplerConfig
+from bench.suite.model import Model
+from bench.suite.plan import Cell, Unit
+
+__all__ = ["SCHEDULE", "Subject", "Walk", "digits", "images", "ours"]
+
+SCHEDULE = "linear"
+_T = 1000
+_EDM_SOLVERS: Mapping[str, Solver] = {"euler": Euler(), "heun": Heun()}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network of random weights, and the walk that it is asked along: whole strides of a linear schedule.
+
+    Attributes:
+        name: how tables call it.
+        config: guided-diffusion's arguments.
+        batch: images a call.
+        steps: solver steps.
+        device: where.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    batch: int
+    steps: int
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W)."""
+        size = int(self.config["image_size"])
+        return int(self.config["in_channels"]), size, size
+
+    @cached_property
+    def network(self) -> Any:
+        """Return the network; the same weights every time."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return adm_unet(self.config).eval().requires_grad_(False).to(self.device)
+
+    @property
+    def path(self) -> tuple[Level, ...]:
+        """Return the levels, noisiest first, and the clean one: diffusers' spacing ``leading`` without an offset."""
+        return levels(SCHEDULE, _T, f"ddim{self.steps}")
+
+
+def images(width: int, size: int, batch: int, steps: int, device: torch.device) -> Subject:
+    """Return an ADM network for RGB images of a size at a width, without a learned variance."""
+    config = {
+        **DIGITS_NETWORK,
+        "image_size": size,
+        "in_channels": 3,
+        "out_channels": 3,
+        "model_channels": width,
+        "channel_mult": (1, 2, 2, 2),
+        "attention_resolutions": (2, 4),
+    }
+    return Subject(f"{size}x{size}x3, width {width}, batch {batch}", config, batch, steps, device)
+
+
+def digits(steps: int, device: torch.device) -> Subject:
+    """Return the network of the embedded family, at the suite's internal batch."""
+    config = {**DIGITS_NETWORK, "out_channels": 1}
+    return Subject("digits network, 8x8x1, batch 128", config, 128, steps, device)
+
+
+class Walk:
+    """The suite's walk of one batch: what a run does for a shard of samples, down to images of 8 bits.
+
+    Args:
+        subject: the network and its levels.
+        sampler: ``ddpm`` (fixed-small variance), ``ddim``, ``euler`` or ``heun``.
+        clip: clamp x0_hat.
+        instruments: measure every step.
+        network: called in place of the subject's.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        sampler: str = "ddpm",
+        *,
+        clip: bool = True,
+        instruments: bool = True,
+        network: Callable[..., Any] | None = None,
+    ) -> None:
+        self.subject = subject
+        about = Model(subject.name, Path(), Description(dict(subject.config), SCHEDULE, _T))
+        variance = "fixed-small" if sampler == "ddpm" else None
+        name = "ddim" if sampler in _EDM_SOLVERS else sampler
+        config = SamplerConfig(name, spacing="ddim", variance=variance, clip=clip)
+        measure = ("steps",) if instruments else ()
+        cell = Cell(about, config, subject.steps, 0, subject.batch, measure, "none", (1, 0), "none")
+        centre = torch.zeros(subject.shape, dtype=torch.float64)
+        asked = network or subject.network
+        denoiser = EpsDenoiser(_Single(asked) if sampler in _EDM_SOLVERS else asked)
+        self.arms = Arms(cell, denoiser, _nothing(subject), centre, subject.device, subject.batch, _unheard)
+        if sampler in _EDM_SOLVERS:  # the suite gives them to EDM models alone; k-diffusion to any
+            self.arms.solver = _EDM_SOLVERS[sampler]
+
+    def __call__(self) -> NDArray[np.uint8]:
+        """Return the samples, uint8 [B, H, W, C]."""
+        samples: NDArray[np.uint8] = self.arms.compute(Unit("free", 0, self.subject.batch))["samples"]
+        return samples
+
+
+class _Single:
+    """A float32 network under states of float64, as EDM's preconditioning shows it to them."""
+
+    def __init__(self, network: Callable[..., Any]) -> None:
+        self.network = network
+
+    def __call__(self, x: Tensor, *given: Any) -> Any:
+        return self.network(x.float(), *given)
+
+
+def ours(
+    subject: Subject,
+    sampler: str,
+    *,
+    clip: bool = True,
+    instruments: bool = True,
+    precision: str = "fp32",
+    compiled: bool = False,
+) -> Walk:
+    """Return the walk in a process set up as the suite's; arguments as of :class:`Walk` and of ``Accelerated``.
+
+    Raises:
+        CompileError: the network cannot be compiled here.
+    """
+    full_float32()
+    keep_freed_memory()
+    network = Accelerated(subject.network, precision)
+    if compiled:
+        x = torch.zeros(subject.batch, *subject.shape, device=subject.device)
+        network.compile(x, torch.zeros(subject.batch, device=subject.device))
+    return Walk(subject, sampler, clip=clip, instruments=instruments, network=network)
+
+
+def _nothing(subject: Subject) -> Dataset:
+    """Return one black image: walks from noise see none, but the suite asks for the shape."""
+    one = torch.zeros((1, *subject.shape), dtype=torch.uint8)
+    return Dataset("none", one, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool))
+
+
+def _unheard(calls: int) -> None:
+    """Take the news of network calls made."""

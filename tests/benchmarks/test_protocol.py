@@ -1,0 +1,61 @@
+"""What the papers' protocol costs: counted, and printed in the document as counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.models.networks import adm_unet
+from bench.models.recipes import DIGITS_NETWORK
+from benchmarks import protocol
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+
+
+def test_operations_are_those_of_a_real_call():
+    network = adm_unet(DIGITS_NETWORK).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(3, 1, 8, 8), torch.zeros(3))
+    assert protocol.flops(DIGITS_NETWORK, 3) == counter.get_total_flops()
+    # A convolution of 3 x 3 at 8 x 8, 32 to 32 channels, has 2 * 9 * 32 * 32 * 64 operations; the network is a few.
+    assert protocol.flops(DIGITS_NETWORK) > 2 * 9 * 32 * 32 * 64
+
+
+def test_operations_grow_with_the_batch_and_the_pixels():
+    one = protocol.flops(DIGITS_NETWORK)
+    assert protocol.flops(DIGITS_NETWORK, 4) == 4 * one
+    # Attention grows faster than the pixels, what is done once an image (the time embedding) not at all.
+    assert protocol.flops({**DIGITS_NETWORK, "image_size": 16}) == pytest.approx(4 * one, rel=0.3)
+
+
+def test_calls_are_samples_times_steps_and_a_share():
+    samples, instruments = protocol.calls("cifar10", (50_000, 10_000), 100)
+    assert samples == 50_000 * 100
+    assert 0.1 < instruments / samples < 0.2
+
+
+def test_days_are_work_over_rate():
+    slow, fast = (list(protocol.protocol(rate))[-1].split("|") for rate in (1e12, 4e12))
+    assert [float(a) for a in slow[5:8]] == pytest.approx([4 * float(b) for b in fast[5:8]], rel=0.01)
+    assert float(slow[5]) == pytest.approx(8 * float(slow[6]), rel=0.01)
+
+
+@pytest.mark.parametrize("table", [protocol.growth, lambda: protocol.protocol(protocol.RATE), protocol.network_table])
+def test_the_document_has_the_tables(table):
+    assert "\n".join(table()) in DOCUMENT
+
+
+def test_the_command_prints_them(monkeypatch, capsys):
+    monkeypatch.setattr(protocol, "networks", lambda: iter([("digits", DIGITS_NETWORK)]))
+    monkeypatch.setattr(protocol, "DATASETS", {"CIFAR-10": protocol.DATASETS["CIFAR-10"]})
+    protocol.main(["--rate", "1e12"])
+    assert capsys.readouterr().out.count("CIFAR-10") == 1
+
+
+def test_a_rate_of_nothing_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        protocol.main(["--rate", "0"])
+    assert "positive" in capsys.readouterr().err
