@@ -8,18 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMON = ("bench.command_line",)  # of rooms with a command
+COMMON = ("bench.command_line", "bench.interruption", "bench.tensorboard")  # of rooms with a command
 # room -> the rooms of ours it may import, besides itself
 ALLOWED = {
     "bench/diffusion": (),
     "bench/command_line.py": (),
+    "bench/interruption.py": (),
+    "bench/tensorboard.py": (),
     "bench/files": (),
     "bench/data.py": ("bench.files",),
     "bench/models": (*COMMON, "bench.diffusion", "bench.files", "bench.data"),
     "bench/measure": (*COMMON, "bench.diffusion", "bench.files", "bench.data"),
     "bench/suite": (*COMMON, "bench.diffusion", "bench.files", "bench.data", "bench.models", "bench.measure"),
     "analysis": (),
-    "run_bench.py": ("bench.suite", "analysis"),
+    "run_bench.py": ("bench.interruption", "bench.suite", "analysis"),
 }
 
 

@@ -15,9 +15,10 @@ from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.types import Denoiser, Probe, Step
 from bench.measure.probes import ErrorProbe, PixelProbe, ScalarProbe, Selected
+from bench.suite.finite import FiniteWatch
 from bench.suite.plan import Cell, Instruments, Unit
 
-__all__ = ["Arms", "RunError"]
+__all__ = ["Arms", "Arrays", "RunError"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -53,11 +54,27 @@ class Arms:
         self.device, self.batch, self.progress = device, batch, progress
         self.levels, self.solver, self.correction = cell.levels(), cell.solver(), cell.correction()
         self.noise, self.look, self.shape = Noise(cell.seed), cell.instruments(), data.shape
+        self.finite = FiniteWatch()
 
     def compute(self, unit: Unit) -> Arrays:
-        """Return the arrays of a unit's shard."""
+        """Return the arrays of a unit's shard.
+
+        Raises:
+            RunError: a prediction is not finite.
+        """
         runs = {"free": self._free, "forced": self._forced, "errors": self._errors, "paired": self._paired}
-        return runs[unit.arm](unit)
+        arrays = runs[unit.arm](unit)
+        self._refuse_infinite()
+        return arrays
+
+    def _refuse_infinite(self) -> None:
+        found, cell = self.finite.first(), self.cell
+        if found is not None:
+            raise RunError(
+                f"model {cell.model.name!r} at {cell.steps} steps, seed {cell.seed}, gave values that are not"
+                f" finite, first at step i = {found[0]} (t = {found[1]:g}); check the weights, or the constants of its"
+                " remedies"
+            )
 
     def _chunks(self, unit: Unit) -> Iterator[tuple[Tensor, int]]:
         """Yield (sample numbers padded to the internal batch, how many of them are real)."""
@@ -71,8 +88,13 @@ class Arms:
         for step in steps:
             for probe in probes:
                 probe.update(step)
+            for said in (step.prediction.eps, step.prediction.variance_fraction, step.prediction.guidance):
+                if said is not None:
+                    self.finite.update(step, said[:images])
             last, calls = step.x_next, calls + 1
             self.progress(images)
+        if calls:
+            self.finite.update(step, last[:images])
         return last, calls
 
     def labels(self, samples: Tensor) -> Tensor:
@@ -99,8 +121,10 @@ class Arms:
             x = prior(self.levels[0], draws, self.shape)
             steps = self._walk(x, draws, self._drawn_cond(samples))
             x0, nfe = self._watch(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
-            parts.append(x0[:valid].cpu())
-        return {"samples": self._pixels(torch.cat(parts)), "nfe": np.array(nfe), **_named("free", probes)}
+            parts.append(self._pixels(x0[:valid]))
+        self._refuse_infinite()  # which waits for the device, and so for the copies of the images
+        records = _named("free", probes)
+        return {"samples": torch.cat(parts).numpy(), "nfe": np.array(nfe), **records}
 
     def _walk(self, x: Tensor, draws: Draws, cond: Tensor | None, x0: Tensor | None = None) -> Iterator[Step]:
         """Walk the cell's levels from x, paired with x0 where it is given."""
@@ -109,14 +133,13 @@ class Arms:
             self.denoiser, self.levels, x, self.solver, draws, clip=clip, correction=correction, x0=x0, cond=cond
         )
 
-    def _pixels(self, x0: Tensor) -> NDArray[np.uint8]:
-        if not torch.isfinite(x0).all():
-            cell = self.cell
-            raise RunError(
-                f"model {cell.model.name!r} at {cell.steps} steps, seed {cell.seed}, gave values that are not finite;"
-                " check the weights, or the scaling constants"
-            )
-        return quantize(x0, self.cell.config.quantize).movedim(1, -1).numpy()
+    def _pixels(self, x0: Tensor) -> Tensor:
+        """Return images as uint8 [B, H, W, C] on the host; from CUDA the copy is still under way."""
+        pixels = quantize(x0, self.cell.config.quantize).movedim(1, -1).contiguous()
+        if pixels.device.type != "cuda":
+            return pixels.cpu()
+        host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+        return host.copy_(pixels, non_blocking=True)
 
     def _probes(self, paired: bool) -> list[ScalarProbe | PixelProbe]:
         if self.look is None or not self.look.indices:

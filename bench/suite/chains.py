@@ -29,7 +29,7 @@ METHODS = ("mean", "ddim", "ancestral")
 LENGTHS = (100, 300, 600, 900, 1000)  # of 1000 training steps: those of Ning et al. 2023, figure 5, and the whole
 _PICTURES = 8
 _KEPT = (  # of a cell's description
-    "model", "weights", "eps_scale", "eps_slope", "remedies", "variance", "clip", "quantize",
+    "model", "weights", "eps_scale", "eps_slope", "remedies", "variance", "clip", "quantize", "precision",
 )  # fmt: skip
 _CLAMPED = "float images clamped to [-1, 1]"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import sys
 from collections.abc import Sequence
@@ -12,10 +13,13 @@ import torch
 
 from bench.data import DataError
 from bench.files.errors import one_line
+from bench.interruption import Signals, exit_code, say_interrupted
 from bench.measure.devices import DEVICES
 from bench.measure.features import EXTRACTORS, INCEPTION_EXTRACTORS, FeatureError
+from bench.models.acceleration import PRECISIONS
 from bench.models.networks import CheckpointError
 from bench.suite.arms import RunError
+from bench.suite.compiling import settle_compiling
 from bench.suite.config import (
     SAMPLERS,
     ConfigError,
@@ -28,17 +32,30 @@ from bench.suite.config import (
     positive,
 )
 from bench.suite.flags import make_parser
+from bench.suite.launch import Outcome, execute
 from bench.suite.preview import dry_run
 from bench.suite.registry import EMBEDDED, Registry, load_registry
 from bench.suite.remedies import KINDS, SUFFIXES
 from bench.suite.request import Request
 from bench.suite.run import Run
+from bench.suite.shares import parse_share
+from bench.suite.team import AgreedError, Team, TeamError, is_launched, join, speaks, spoken_once
 from bench.suite.tune import Tune, parse_tune
 from bench.suite.tuned_run import choose_constants, fit_constants, refuse_grid
+from bench.tensorboard import TensorBoardError, require_tensorboard
 
-__all__ = ["run"]
+__all__ = ["MISTAKES", "choose", "resolve", "run", "told"]
 
-_INTERRUPTED = 130
+MISTAKES = (ConfigError, DataError, CheckpointError, FeatureError, RunError, TensorBoardError)
+_GOES_ON = "the same command goes on where it stopped"
+_MENDED = {  # by what a file system says
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "let files be larger",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+}
 _MOST = 10_000_000
 _PREPROCESSING = ("resize", "crop", "resize_filter")
 
@@ -95,6 +112,8 @@ def _tune(args: argparse.Namespace) -> Tune | None:
     if args.features == "none":
         raise ConfigError("--tune compares distances on features; leave out --features none")
     tune = parse_tune(args.tune)
+    if not tune.values and (args.shard is not None or is_launched()):
+        raise ConfigError(f"--tune {tune.text} is one piece of work; run it without torchrun and --shard")
     if args.samples is not None and not tune.values:
         raise ConfigError(f"--samples has no effect with --tune {tune.text}, whose rule knows how many it needs")
     if args.eps_scale is not None and tune.constant == "b":
@@ -102,8 +121,8 @@ def _tune(args: argparse.Namespace) -> Tune | None:
     return tune
 
 
-def _request(args: argparse.Namespace) -> Request:
-    """Check every flag that can be checked alone."""
+def _request(args: argparse.Namespace, arguments: Sequence[str] = ()) -> Request:
+    """Check every flag that can be checked alone; ``arguments`` are those that were parsed."""
     samples = args.samples if args.samples is not None else (256 if args.dataset == "digits" else 1000)
     _check_numbers(args, samples)
     if args.out is not None and str(args.out) == ".":
@@ -113,7 +132,10 @@ def _request(args: argparse.Namespace) -> Request:
         eta=args.eta,
         churn=args.churn,
         quantize=_choice("--quantize", args.quantize, ("round", "floor")),
+        precision=_choice("--precision", args.precision, PRECISIONS),
     )
+    if args.tensorboard is not None:
+        require_tensorboard()
     if args.variance is not None:
         _choice("--variance", args.variance, ("learned", "fixed-small", "fixed-large"))
     return Request(
@@ -139,56 +161,128 @@ def _request(args: argparse.Namespace) -> Request:
         preprocessing={name: value for name in _PREPROCESSING if (value := getattr(args, name)) is not None},
         out=args.out,
         tune=_tune(args),
+        share=None if args.shard is None else parse_share(args.shard),
+        progress=not args.quiet if args.progress is None else args.progress,
+        tensorboard=args.tensorboard,
+        arguments=tuple(arguments),
+        compile=_choice("--compile", args.compile, ("auto", "on", "off")),
     )
 
 
-def _list_models(registry: Registry) -> None:
-    for name in registry.names():
-        print(f"{name:<16} {EMBEDDED.get(name, 'from the config file')}")
-    print("\nand each with remedies, in the order of the name, as in adm-es or adm-ts-es:\n")
-    for suffix, kind in SUFFIXES.items():
-        print(f"-{suffix:<15} {KINDS[kind].about}")
+def _models(registry: Registry) -> list[str]:
+    """Return the lines of ``--list-models``."""
+    names = [f"{name:<16} {EMBEDDED.get(name, 'from the config file')}" for name in registry.names()]
+    remedies = [f"-{suffix:<15} {KINDS[kind].about}" for suffix, kind in SUFFIXES.items()]
+    return [*names, "", "and each with remedies, in the order of the name, as in adm-es or adm-ts-es:", "", *remedies]
 
 
 def run(argv: Sequence[str] | None = None) -> tuple[int, Path | None]:
     """Run the command line.
 
     Returns:
-        (exit code, the results folder if one is there to be analysed). A user's mistake gives one line on stderr and
-        code 2, an interruption 130.
+        (exit code, the results folder if one is there to be analysed by this process). A user's mistake gives one line
+        on stderr and code 2, an interruption 130, SIGTERM 143.
     """
-    args = make_parser().parse_args(argv)
-    try:
+    with spoken_once():
+        args = make_parser().parse_args(argv)
+    with Signals():
+        team = Team()
+        try:
+            team = join(args.shard)
+            return _run(args, list(sys.argv[1:] if argv is None else argv), team)
+        except (*MISTAKES, TeamError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+            if speaks() or not isinstance(error, AgreedError | TeamError):
+                print(f"error: {told(error, args.out)}", file=sys.stderr)
+            # Under torchrun the first rank must have told of it before a code of failure ends it.
+            return (2 if speaks() or not isinstance(error, AgreedError) else 0), None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            print(f"error: {told(MemoryError(), args.out)}", file=sys.stderr)
+            return 2, None
+        except KeyboardInterrupt as stop:
+            say_interrupted()
+            return exit_code(stop), None
+        finally:
+            team.close()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether torch says that the host's memory does not suffice, for which it has no error of its own."""
+    return "DefaultCPUAllocator" in str(error)
+
+
+def told(error: BaseException, out: Path | None) -> str:
+    """Return an error as one line for the user.
+
+    Args:
+        error: one of those that a run may end with.
+        out: the results folder, which an error of the file system is about if it names no file.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"out of memory; use a smaller --batch-size, then {_GOES_ON}"
+    if isinstance(error, OSError):
+        where, mended = error.filename or out or "the results folder", _MENDED.get(error.errno or 0, "see to that")
+        return f"{one_line(where)}: {one_line(error.strerror or error)}; {mended}, then {_GOES_ON}"
+    return one_line(error)
+
+
+def resolve(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> tuple[Registry, Run | None]:
+    """Check everything that was asked for; ranks agree on what is wrong, so that none waits for another.
+
+    Raises:
+        ConfigError: what is wrong on any of them.
+    """
+    with team.together(*MISTAKES):
         known = load_registry(args.config, args.dataset)
-        if args.list_models:
-            _list_models(known)
-            return 0, None
-        bench = Run(_request(args), known)
-        if args.dry_run:
-            print("\n".join(dry_run(bench)))
-            return 0, None
-        tune = bench.request.tune
-        if tune is not None:
+        resolved = None if args.list_models else Run(_request(args, arguments), known)
+    return known, resolved
+
+
+def _run(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> tuple[int, Path | None]:
+    known, bench = resolve(args, arguments, team)
+    if bench is None or args.dry_run:
+        lines = _models(known) if bench is None else list(dry_run(bench, team))
+        if team.leads:
+            print("\n".join(lines))
+        return 0, None
+    tune = bench.request.tune
+    if tune is not None:
+        with team.together(*MISTAKES):
             refuse_grid(bench, tune)
-        if tune is not None and bench.fits:
+        if bench.fits:
+            settle_compiling(bench, team)
             found = fit_constants(bench, tune, args.quiet)
             print(found.read_text() + f"\nwritten to {found}; read them with --config")
             return 0, None
-        bench.execute(args.quiet)
-        if tune is not None:
-            found, ends = choose_constants(bench, tune)
-            print("".join(f"{line}\n" for line in ends), end="", file=sys.stderr)
-            print("" if args.quiet else f"constants in {found}; read them with --config\n", end="")
-    except (ConfigError, DataError, CheckpointError, FeatureError, RunError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2, None
-    except (MemoryError, torch.OutOfMemoryError):
-        print("error: out of memory; use a smaller --batch-size, then the same command goes on", file=sys.stderr)
-        return 2, None
-    except OSError as error:
-        print(f"error: {one_line(error.filename or args.out)}: {one_line(error.strerror or error)}", file=sys.stderr)
-        return 2, None
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return _INTERRUPTED, None
-    return 0, bench.out
+    outcome = execute(bench, team)
+    if not team.leads:
+        # Not the code of a failure: torchrun would end the first rank, which has yet to tell of it and to draw.
+        return 0, None
+    return _close(bench, outcome, args.quiet)
+
+
+def _close(bench: Run, outcome: Outcome, quiet: bool) -> tuple[int, Path | None]:
+    """Tell how a run ended, and choose its constants."""
+    for failure in outcome.failures:
+        print(f"error: {failure}", file=sys.stderr)
+    missing, cells, is_share = outcome.incomplete, len(bench.cells), bench.request.share is not None
+    if missing and is_share and not quiet:
+        print(f"{missing} of {cells} cells wait for units of the other shares", file=sys.stderr)
+    if missing and not is_share and not outcome.failures:
+        print(f"{missing} of {cells} cells are not complete; {_GOES_ON}", file=sys.stderr)
+    if not missing:
+        choose(bench, quiet)
+    shown = not missing if is_share else missing < cells  # of the jobs of an array the last one draws
+    code = 2 if outcome.failures else int(missing > 0 and not is_share)
+    return code, (bench.out if shown else None)
+
+
+def choose(bench: Run, quiet: bool) -> None:
+    """Choose the constants of a run under ``--tune``, whose cells are all complete."""
+    tune = bench.request.tune
+    if tune is None:
+        return
+    found, ends = choose_constants(bench, tune)
+    print("".join(f"{line}\n" for line in ends), end="", file=sys.stderr)
+    print("" if quiet else f"constants in {found}; read them with --config\n", end="")

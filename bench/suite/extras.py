@@ -18,10 +18,10 @@ from torch import Tensor
 
 from bench.data import to_unit
 from bench.diffusion.types import Denoiser
-from bench.suite.config import ConfigError, short_hash
+from bench.suite.atomic import read_record, sha256_of, unchanged, write_arrays, write_atomic, write_record
+from bench.suite.config import LATER_SETTINGS, ConfigError, short_hash
 from bench.suite.model import Model
 from bench.suite.reference import Reference
-from bench.suite.store import read_json, unchanged, write_arrays, write_atomic, write_json
 
 __all__ = ["Bench", "Extra", "RecordFolder"]
 
@@ -79,11 +79,20 @@ class RecordFolder:
         Args:
             features: what it must have been scored with; None takes any.
         """
-        facts = read_json(self.facts) or {}
-        sizes = facts.get("files")
-        if facts.get("key") != self.key or not isinstance(sizes, dict) or not unchanged(self.path, sizes):
+        facts = read_record(self.facts) or {}
+        sizes, sums = facts.get("files"), facts.get("sha256", {})
+        if facts.get("key") != self.key or not isinstance(sizes, dict) or not isinstance(sums, dict):
+            return None
+        if not unchanged(self.path, sizes, sums):
             return None
         return facts if features in (None, facts.get("features", features)) else None
+
+    def is_there(self, features: str) -> bool:
+        """Tell whether a complete record is there, scored with these features, of this seed or of another."""
+        known = (read_record(self.facts) or {}).get(self.kind)
+        seed = known.get("seed") if isinstance(known, dict) else None
+        same = self if seed is None else RecordFolder(self.path, self.kind, {**self.description, "seed": seed})
+        return same.found(features) is not None
 
     def check(self) -> None:
         """Refuse a folder that was made under other settings; another seed's record is made anew instead.
@@ -91,13 +100,14 @@ class RecordFolder:
         Raises:
             ConfigError: naming what differs.
         """
-        old = (read_json(self.facts) or {}).get(self.kind)
+        old = (read_record(self.facts) or {}).get(self.kind)
         if not isinstance(old, dict):
             return
-        for name, new in self.description.items():
-            if name != "seed" and old.get(name) != new:
+        for name in {**old, **self.description}:
+            made, now = (about.get(name, LATER_SETTINGS.get(name)) for about in (old, self.description))
+            if name != "seed" and made != now:
                 raise ConfigError(
-                    f"{self.path} was made with another {name} ({old.get(name)!r}, now {new!r});"
+                    f"{self.path} was made with another {name} ({made!r}, now {now!r});"
                     " choose another --out or delete it"
                 )
 
@@ -114,7 +124,9 @@ class RecordFolder:
             write_arrays(self.path / "pictures.npz", pictures)
             names.append("pictures.npz")
         sizes = {name: (self.path / name).stat().st_size for name in names}
-        write_json(self.facts, {"key": self.key, self.kind: self.description, "files": sizes, **facts})
+        sums = {name: sha256_of(self.path / name) for name in names}
+        about = {"key": self.key, self.kind: self.description, "files": sizes, "sha256": sums}
+        write_record(self.facts, {**about, **facts})
 
 
 class Extra(ABC):

@@ -129,4 +129,26 @@ def _add_running(run_group: argparse._ArgumentGroup) -> None:
     )
     run_group.add_argument("--list-models", action="store_true", help="list the known models and exit")
     run_group.add_argument("--dry-run", action="store_true", help="print the plan and its cost and exit")
-    run_group.add_argument("--quiet", action="store_true", help="no progress bar, no closing lines")
+    run_group.add_argument(
+        "--precision",
+        default="fp32",
+        help="of network calls: fp32, tf32 (NVIDIA GPUs) or bf16 (default %(default)s); the rest stays float32",
+    )
+    run_group.add_argument(
+        "--compile",
+        default="auto",
+        help="compile the networks: auto (if the run is long enough to repay it), on or off (default %(default)s)",
+    )
+    run_group.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do the I-th of N parts of the work, 0 to N - 1, as in a job array; in one --out or joined by"
+        " python -m bench.suite merge",
+    )
+    run_group.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="show cells, images a second and the time left (default on, off with --quiet)",
+    )
+    run_group.add_argument("--tensorboard", type=Path, metavar="DIR", help="write speed and scores for TensorBoard")
+    run_group.add_argument("--quiet", action="store_true", help="no progress line, no closing lines")

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from bench.measure.devices import find_device
+from bench.models.acceleration import precision_refusal
 from bench.suite.config import EDM_SAMPLERS, ConfigError, SamplerConfig
 from bench.suite.model import Model
 from bench.suite.plan import IN_CELLS
 from bench.suite.registry import Registry
 from bench.suite.remedies import KINDS
+from bench.suite.shares import Share
 from bench.suite.tune import Tune
 
-__all__ = ["Request", "device_of", "resolve_models", "resolve_sampler"]
+__all__ = ["Request", "device_of", "refuse_precision", "resolve_models", "resolve_sampler"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Request:
     preprocessing: Mapping[str, Any]
     out: Path | None
     tune: Tune | None = None
+    share: Share | None = None
+    progress: bool = False
+    tensorboard: Path | None = None
+    arguments: tuple[str, ...] = ()
+    compile: str = "auto"  # auto, on or off
 
     def in_cells(self) -> tuple[str, ...]:
         """Return the measurements made while cells are sampled."""
@@ -61,7 +68,20 @@ def device_of(name: str) -> torch.device:
     found = find_device(name)
     if found is None:
         raise ConfigError(f"--device {name} is not available here; use --device auto")
-    return found
+    # A rank has chosen its GPU, which must be named in full: in another thread plain "cuda" would be the first one.
+    is_chosen = found.type == "cuda" and torch.cuda.is_initialized()
+    return torch.device("cuda", torch.cuda.current_device()) if is_chosen else found
+
+
+def refuse_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that the device does not have.
+
+    Raises:
+        ConfigError: saying what to use.
+    """
+    reason = precision_refusal(precision, device)
+    if reason:
+        raise ConfigError(f"--precision {reason}; use --precision {'bf16 or ' if precision == 'tf32' else ''}fp32")
 
 
 def resolve_models(request: Request, registry: Registry) -> tuple[Model, ...]:

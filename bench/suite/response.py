@@ -77,10 +77,10 @@ class Response(Extra):
 
     def description(self, model: str) -> dict[str, object]:
         """Return everything that determines the numbers, and whose they are."""
-        kept = ("weights", "spacing", "steps", "seed", "data")
+        kept = ("weights", "spacing", "steps", "seed", "data", "precision")
         cell = self.cell.description()
         part, n = self.part
-        what = {**{name: cell[name] for name in kept}, **self.cell.model.identity()}
+        what = {**{name: cell[name] for name in kept if name in cell}, **self.cell.model.identity()}
         return {"version": VERSION, "model": model, **what, "part": part, "n": n}
 
     def compute(self, bench: Bench) -> None:
@@ -106,7 +106,8 @@ class Response(Extra):
         state = moments.state()
         if not np.isfinite(state["second"]).all():
             raise RunError(
-                f"model {self.cell.model.name!r} responds with values that are not finite; check the weights"
+                f"model {self.cell.model.name!r} at {self.cell.steps} steps, seed {self.cell.seed}, responds with"
+                " values that are not finite; check the weights"
             )
         spread = np.sqrt(Moments.variance(state))
         rows = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.measure.kernel import kernel_terms
-from bench.measure.metrics import Score, collect, neighbour_ratio, score
+from bench.measure.metrics import FeatureSet, Score, collect, neighbour_ratio, score
 from bench.suite.plan import Cell
 from bench.suite.reference import Reference
 from bench.suite.store import Store
@@ -18,29 +18,34 @@ from bench.suite.store import Store
 __all__ = ["score_cell"]
 
 
-def score_cell(cell: Cell, reference: Reference, store: Store, facts: Mapping[str, Any]) -> None:
-    """Extract features and score a sampled cell, and complete it.
+def score_cell(
+    cell: Cell, reference: Reference, store: Store, facts: Mapping[str, Any], features: FeatureSet | None = None
+) -> None:
+    """Score a sampled cell, and complete it.
 
     Args:
         cell: whose samples are in the store.
         reference: what to compare with.
         store: where everything is.
         facts: what is known of the sampling, kept in ``metrics.json``.
+        features: of the samples, None where they are still to be extracted.
     """
     samples = torch.from_numpy(store.samples(cell)).movedim(3, 1)
     store.unscore(cell)
-    scores = [asdict(found) for found in _scores(cell, reference, store, samples)]
+    scores = [asdict(found) for found in _scores(cell, reference, store, samples, features)]
     store.finish(cell, {**facts, "features": reference.key(), "scores": scores})
 
 
-def _scores(cell: Cell, reference: Reference, store: Store, samples: Tensor) -> Iterator[Score]:
+def _scores(
+    cell: Cell, reference: Reference, store: Store, samples: Tensor, features: FeatureSet | None
+) -> Iterator[Score]:
     data = reference.data
     grey = samples[:, : data.shape[0]]
     yield neighbour_ratio(grey, data.part("train"), data.part("heldout"))
     extractor = reference.extractor
     if extractor is None:
         return
-    features = collect(extractor, samples, cell.name)
+    features = features or collect(extractor, samples, cell.name)
     store.put_arrays(cell, "features.npz", {"pooled": features.pooled})
     known = reference.features()
     if len(samples) > 1 and known.comparable:

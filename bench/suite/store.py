@@ -6,73 +6,52 @@ complete when its ``metrics.json``, written last, is there.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.suite.config import ConfigError
+from bench.suite.atomic import (
+    read_record,
+    sha256_of,
+    unchanged,
+    write_array,
+    write_arrays,
+    write_record,
+)
+from bench.suite.config import LATER_SETTINGS, ConfigError
 from bench.suite.plan import IN_CELLS, Cell, Unit
+from bench.suite.shards import DamagedShard, read_shard, write_shard
 
-__all__ = ["Store", "read_json", "unchanged", "write_arrays", "write_atomic", "write_json"]
+__all__ = ["Store", "differing"]
 
 _SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
 _SCORED = ("features.npz", "kernel.npy")
-_SHARED = ("version", "spacing", "clip", "quantize", "samples", "data")
+_SHARED = ("version", "spacing", "clip", "quantize", "precision", "samples", "data")
 _SAMPLING = ("eta", "variance", "churn", "classifier", "classifier_scale")  # of cells with the same sampler
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Call ``write`` on a temporary file of the same suffix, then rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    write(partial)
-    os.replace(partial, path)
+def differing(old: Mapping[str, Any], new: Mapping[str, Any], same: bool) -> str | None:
+    """Return the first setting in which two cells differ that share a folder and so a table, None where they agree.
 
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, atomically; NaN and infinity are refused."""
-    text = json.dumps(value, indent=2, default=str, allow_nan=False) + "\n"
-    write_atomic(path, lambda partial: _write_text(partial, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
-def _save(path: Path, arrays: Arrays) -> None:
-    np.savez(path, allow_pickle=False, **arrays)
-
-
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write an npz, atomically."""
-    write_atomic(path, lambda partial: _save(partial, arrays))
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object, None where there is none or it is damaged."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def unchanged(folder: Path, sizes: Mapping[str, int]) -> bool:
-    """Tell whether files of a folder still have the size they were written with."""
-    files = {folder / name: size for name, size in sizes.items()}
-    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+    Args:
+        old: a cell's description.
+        new: the other's.
+        same: they have one name, and must agree in everything but what was measured.
+    """
+    names = _SHARED + (_SAMPLING if old.get("sampler") == new.get("sampler") else ())
+    wanted = [name for name in {**old, **new} if name != "measure"] if same else names
+    return next((name for name in wanted if old.get(name) != new.get(name)), None)
 
 
 class Store:
@@ -84,6 +63,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._sums: dict[tuple[Path, int, int], str] = {}
 
     def folder(self, cell: Cell) -> Path:
         """Return a cell's folder."""
@@ -91,7 +71,7 @@ class Store:
 
     def metrics(self, cell: Cell) -> dict[str, Any] | None:
         """Return a complete cell's metrics, None while it is not complete."""
-        return read_json(self.folder(cell) / "metrics.json")
+        return read_record(self.folder(cell) / "metrics.json")
 
     def is_sampled(self, cell: Cell) -> bool:
         """Tell whether the cell's sampling is complete (its features may still differ from those wanted)."""
@@ -115,14 +95,16 @@ class Store:
         return metrics.get("features") == features and self._intact(cell, metrics, _SCORED)
 
     def _intact(self, cell: Cell, metrics: Mapping[str, Any], names: Sequence[str]) -> bool:
-        """Tell whether those files of a complete cell still have the size they were written with."""
-        sizes = metrics.get("files")
-        if not isinstance(sizes, dict):
+        """Tell whether those files of a complete cell are still what was written."""
+        sizes, sums = metrics.get("files"), metrics.get("sha256", {})
+        if not isinstance(sizes, dict) or not isinstance(sums, dict):
             return False
-        return unchanged(self.folder(cell), {name: sizes[name] for name in names if name in sizes})
+        folder, known = self.folder(cell), {name: sizes[name] for name in names if name in sizes}
+        # Cells of version 0.1 have no checksums.
+        return unchanged(folder, known) and all(sums.get(name) in (None, self._sha256(folder / name)) for name in known)
 
-    def check(self, cell: Cell) -> None:
-        """Refuse a folder whose cells were made under settings that this cell does not share.
+    def check(self, *cells: Cell) -> None:
+        """Refuse a folder whose cells were made under settings that these, which share theirs, do not.
 
         Cells of one folder go into one table, so they must agree in everything but model, sampler, steps and seed; a
         cell of the same name must agree in everything.
@@ -130,21 +112,21 @@ class Store:
         Raises:
             ConfigError: naming what differs.
         """
-        new = cell.description()
+        own = {cell.name: cell for cell in cells}
         for folder in sorted(path for path in (self.root / "cells").glob("*") if path.is_dir()):
-            found = read_json(folder / "metrics.json") or read_json(folder / "cell.json") or {}
+            found = read_record(folder / "metrics.json") or read_record(folder / "cell.json") or {}
             old = found.get("cell")
             if found.get("published"):
                 raise ConfigError(f"{folder} is a small copy for publication; choose another --out")
             if not isinstance(old, dict):
                 continue
-            names = _SHARED + (_SAMPLING if old.get("sampler") == new["sampler"] else ())
-            for name in {**old, **new} if folder.name == cell.name else names:
-                if name != "measure" and old.get(name) != new.get(name):
-                    raise ConfigError(
-                        f"{folder} was made with another {name} ({old.get(name)!r}, now {new.get(name)!r});"
-                        " choose another --out or delete it"
-                    )
+            new = own.get(folder.name, cells[0]).description()
+            name = differing(old, new, folder.name in own)
+            if name is not None:
+                made, now = (settings.get(name, LATER_SETTINGS.get(name)) for settings in (old, new))
+                raise ConfigError(
+                    f"{folder} was made with another {name} ({made!r}, now {now!r}); choose another --out or delete it"
+                )
 
     def check_features(self, cells: Sequence[Cell], features: str) -> None:
         """Refuse a folder with other cells that were scored with other features, which would share a table.
@@ -158,7 +140,7 @@ class Store:
         """
         own = {cell.name for cell in cells}
         for folder in sorted((self.root / "cells").glob("*")):
-            found = (read_json(folder / "metrics.json") or {}).get("features")
+            found = (read_record(folder / "metrics.json") or {}).get("features")
             if folder.name in own or not isinstance(found, str):
                 continue
             other = found.rsplit("-scores", 1)[0]
@@ -174,49 +156,60 @@ class Store:
         Raises:
             ConfigError: naming the first.
         """
-        for path in sorted(self.root.rglob("*")):
-            if path.is_symlink():
-                raise ConfigError(
-                    f"{path} is a link, and nothing is written through it; delete it or choose another --out"
-                )
+        # Not by glob, which fails where another process renames a folder at this moment.
+        for folder, folders, files in os.walk(self.root):
+            for path in sorted(Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink():
+                    raise ConfigError(
+                        f"{path} is a link, and nothing is written through it; delete it or choose another --out"
+                    )
 
     def begin(self, cell: Cell) -> None:
-        """Claim the cell's folder for its configuration; shards of other measurements are dropped."""
-        found = read_json(self.folder(cell) / "cell.json")
-        if found is None or found.get("key") != cell.key():
-            self._drop_shards(cell)
-        write_json(self.folder(cell) / "cell.json", {"key": cell.key(), "cell": cell.description()})
+        """Claim the cell's folder for its configuration; damaged shards and those of other measurements are dropped."""
+        for shard in self.folder(cell).glob("shard-*"):
+            try:
+                self._sound(shard, cell)
+            except DamagedShard:
+                shutil.rmtree(shard, ignore_errors=True)
+        if not self.is_open(cell):
+            write_record(self.folder(cell) / "cell.json", {"key": cell.key(), "cell": cell.description()})
+
+    def is_open(self, cell: Cell) -> bool:
+        """Tell whether a cell was begun, with what is measured now, and not completed since."""
+        return (read_record(self.folder(cell) / "cell.json") or {}).get("key") == cell.key()
+
+    def is_closed(self, cell: Cell) -> bool:
+        """Tell whether nothing is in work of a cell."""
+        return not (self.folder(cell) / "cell.json").exists() and not any(self.folder(cell).glob("shard-*"))
+
+    def close(self, cell: Cell) -> None:
+        """Drop what is in work of a cell; nobody computes its units until it is begun again."""
+        # First the mark of work in progress: whoever sees a shard missing must see that there is nothing to do.
+        (self.folder(cell) / "cell.json").unlink(missing_ok=True)
+        for leftover in self.folder(cell).glob("shard-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def has_shard(self, cell: Cell, unit: Unit) -> bool:
-        """Tell whether a unit's shard is complete."""
+        """Tell whether a unit's shard is there; whether it is intact is asked when the cell is begun and merged."""
         return (self.folder(cell) / unit.name).is_dir()
 
-    def put_shard(self, cell: Cell, unit: Unit, arrays: Arrays, seconds: float) -> None:
-        """Write a unit's arrays, and how long they took, as one folder, atomically."""
-        final = self.folder(cell) / unit.name
-        partial = final.with_name(f".{unit.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _save(partial / "arrays.npz", arrays)
-        (partial / "unit.json").write_text(json.dumps({**asdict(unit), "seconds": seconds}))
-        os.replace(partial, final)
+    def put_shard(self, cell: Cell, unit: Unit, arrays: Arrays) -> None:
+        """Write a unit's arrays, atomically, in the place of a damaged shard if there is one."""
+        write_shard(self.folder(cell) / unit.name, {**arrays, "key": np.array(cell.key())})
 
     def get_shard(self, cell: Cell, unit: Unit) -> dict[str, NDArray[Any]]:
         """Read a unit's arrays.
 
         Raises:
-            ConfigError: the shard is damaged.
+            DamagedShard: the shard is missing, a byte of it has changed, or it is of another configuration.
         """
-        path = self.folder(cell) / unit.name
-        try:
-            with np.load(path / "arrays.npz", allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except _DAMAGE:
-            raise ConfigError(f"{path} is damaged; delete it and run again") from None
+        return self._sound(self.folder(cell) / unit.name, cell)
 
-    def shard_seconds(self, cell: Cell, unit: Unit) -> float:
-        """Return how long a complete unit took."""
-        return float((read_json(self.folder(cell) / unit.name / "unit.json") or {}).get("seconds", 0.0))
+    def _sound(self, shard: Path, cell: Cell) -> dict[str, NDArray[Any]]:
+        arrays = read_shard(shard)
+        if str(arrays.pop("key", "none")) != cell.key():
+            raise DamagedShard(f"{shard} is of another configuration")
+        return arrays
 
     def put_arrays(self, cell: Cell, name: str, arrays: Arrays) -> None:
         """Write an npz of the cell."""
@@ -224,7 +217,7 @@ class Store:
 
     def put_array(self, cell: Cell, name: str, array: NDArray[Any]) -> None:
         """Write an npy of the cell."""
-        write_atomic(self.folder(cell) / name, lambda partial: np.save(partial, array))
+        write_array(self.folder(cell) / name, array)
 
     def samples(self, cell: Cell) -> NDArray[np.uint8]:
         """Return a complete cell's samples, uint8 [N, H, W, 3].
@@ -243,14 +236,20 @@ class Store:
     def finish(self, cell: Cell, metrics: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, which completes the cell, and drop its shards."""
         folder = self.folder(cell)
-        files = {name: (folder / name).stat().st_size for name in _SAMPLED + _SCORED if (folder / name).exists()}
-        write_json(folder / "metrics.json", {"key": cell.key(), "cell": cell.description(), "files": files, **metrics})
-        self._drop_shards(cell)
-        (folder / "cell.json").unlink(missing_ok=True)
+        there = [folder / name for name in _SAMPLED + _SCORED if (folder / name).exists()]
+        files = {path.name: path.stat().st_size for path in there}
+        sums = {path.name: self._sha256(path) for path in there}
+        facts = {"key": cell.key(), "cell": cell.description(), "files": files, "sha256": sums, **metrics}
+        write_record(folder / "metrics.json", facts)
+        self.close(cell)
 
-    def _drop_shards(self, cell: Cell) -> None:
-        for leftover in self.folder(cell).glob("*shard-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    def _sha256(self, path: Path) -> str:
+        """Return a file's sha256, computed once as long as size and time of change stay."""
+        facts = path.stat()
+        key = (path, facts.st_size, facts.st_mtime_ns)
+        if key not in self._sums:
+            self._sums[key] = sha256_of(path)
+        return self._sums[key]
 
     def unscore(self, cell: Cell) -> None:
         """Take a cell's scores back and delete their files, so that an interruption leaves none of other features."""
@@ -258,6 +257,6 @@ class Store:
         if found is not None:
             sizes = found.get("files")
             kept = {name: size for name, size in sizes.items() if name in _SAMPLED} if isinstance(sizes, dict) else {}
-            write_json(self.folder(cell) / "metrics.json", {**found, "files": kept, "features": None, "scores": []})
+            write_record(self.folder(cell) / "metrics.json", {**found, "files": kept, "features": None, "scores": []})
         for name in _SCORED:
             (self.folder(cell) / name).unlink(missing_ok=True)

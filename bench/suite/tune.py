@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.suite.atomic import write_atomic
 from bench.suite.config import RESERVED_SEEDS, ConfigError
 from bench.suite.constants import Constants
 from bench.suite.model import Model
 from bench.suite.plan import Cell
 from bench.suite.remedies import KINDS, Remedy
-from bench.suite.store import Store, write_atomic
+from bench.suite.store import Store
 
 __all__ = ["Tune", "choose", "has_span", "parse_tune", "with_constant", "write_curves", "write_table"]
 

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from bench.suite.atomic import write_atomic
 from bench.suite.config import ConfigError
 from bench.suite.fitting import BY_STEPS, Found, fit
 from bench.suite.model import Model
 from bench.suite.run import Run
-from bench.suite.store import write_atomic
 from bench.suite.tune import Tune, write_curves
 from bench.suite.tuned_entries import refuse_other, write_choices
 
@@ -49,8 +49,12 @@ def fit_constants(run: Run, tune: Tune, quiet: bool) -> Path:
     each = counts if tune.constant in BY_STEPS else counts[:1]
     found: dict[str, list[Found]] = {}
     with tqdm(unit="call", unit_scale=True, disable=quiet) as bar:
+
+        def count(calls: int) -> None:
+            bar.update(calls)
+
         for model in run.named:
-            fits = [fit(tune.constant, run.subject(cells[model.name, n], reference, bar)) for n in each]
+            fits = [fit(tune.constant, run.subject(cells[model.name, n], reference, count)) for n in each]
             found[model.name] = fits if len(fits) == len(counts) else fits * len(counts)
     rows = [
         {"model": name, "sampler": run.sampler.sampler, "steps": n, "parameter": tune.constant, **_told(one)}

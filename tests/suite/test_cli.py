@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import run_bench
-from bench.suite import constants, plan, reference, scoring
+from bench.suite import constants, plan, reference, scoring, watch
 from bench.suite import run as whole_run
+from bench.suite.atomic import write_record
 from bench.suite.config import ConfigError
 from bench.suite.flags import make_parser
 from bench.suite.registry import EMBEDDED
@@ -214,7 +215,7 @@ def test_another_set_of_scores_rescores_without_sampling(tmp_path, command, no_n
     path = out / "cells" / "adm-ddpm-2-seed0" / "metrics.json"
     found = json.loads(path.read_text())
     older = [score for score in found["scores"] if not score["metric"].endswith("_inf")]
-    path.write_text(json.dumps(found | {"scores": older, "features": found["features"].replace("scores", "older")}))
+    write_record(path, found | {"scores": older, "features": found["features"].replace("scores", "older")})
     assert command(*SHORT, "--samples", "70", "--out", out).code == 0
     assert json.loads(path.read_text()) == found
     monkeypatch.setattr(reference, "SCORES_VERSION", 99)  # and of a later one
@@ -314,12 +315,12 @@ def test_a_damaged_account_is_written_anew(tmp_path, command, text):
 
 def test_the_progress_of_a_resumed_run_starts_where_it_stopped(tmp_path, command, monkeypatch):
     monkeypatch.setattr(plan, "SHARD", 8)
-    out, bars, real = tmp_path / "out", [], whole_run.tqdm
+    out, bars, real = tmp_path / "out", [], watch.tqdm
     args = (*ADM, "--steps", "3", "--samples", "16", "--batch-size", "8", "--no-probes", "--out", out)
     with monkeypatch.context() as patch:
         patch.setattr(whole_run, "denoiser_of", Interrupting(4))  # in the second unit of three calls
         assert command(*args).code == 130
-    monkeypatch.setattr(whole_run, "tqdm", lambda **kwargs: bars.append(kwargs) or real(**kwargs))
+    monkeypatch.setattr(watch, "tqdm", lambda **kwargs: bars.append(kwargs) or real(**kwargs))
     assert command(*args).code == 0
     assert [(bar["initial"], bar["total"]) for bar in bars] == [(8 * 3, 16 * 3)]
 
@@ -776,15 +777,25 @@ def test_a_missing_dataset(tmp_path, command, toml):
     assert len(outcome.err.splitlines()) == 1
 
 
-def test_a_damaged_shard_is_named(tmp_path, command, monkeypatch):
+@pytest.mark.parametrize("file", ["arrays.npz", "SHA256SUMS"])
+def test_a_flipped_byte_in_a_shard_is_found_and_that_shard_alone_made_anew(tmp_path, command, monkeypatch, file):
     monkeypatch.setattr(plan, "SHARD", 8)
-    out, args = tmp_path / "out", (*SHORT, "--batch-size", "8")
+    args = (*ADM, "--steps", "2", "--samples", "24", "--batch-size", "8", "--no-probes")
+    assert command(*args, "--out", tmp_path / "whole").code == 0
+    out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "denoiser_of", Interrupting(5))
+        patch.setattr(whole_run, "denoiser_of", Interrupting(5))  # in the third unit of two calls
         assert command(*args, "--out", out).code == 130
     (shard,) = (out / "cells" / "adm-ddpm-2-seed0").glob("shard-free-00000000-*")
-    (shard / "arrays.npz").write_bytes(b"half")
-    one_line_error(command(*args, "--out", out), f"{shard} is damaged; delete it")
+    content = bytearray((shard / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (shard / file).write_bytes(content)
+    counting = Interrupting(-1)
+    monkeypatch.setattr(whole_run, "denoiser_of", counting)
+    assert command(*args, "--out", out).code == 0
+    assert counting.made == 2 * 2  # the flipped one and the third; the second was kept
+    cell = "adm-ddpm-2-seed0"
+    np.testing.assert_array_equal(samples_of(out, cell), samples_of(tmp_path / "whole", cell))
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_churn_is_recorded_and_cells_of_one_folder_share_it(tiny_edm):
     assert outcome.code == 0, outcome.err
     assert facts(out, "mine-heun-3-seed0")["cell"]["churn"] == 2.0
     for name in ("mine", "other"):
-        one_line(tiny_edm("--steps", "3", "--no-probes", name=name)[0], "made with another churn (2.0, now None)")
+        one_line(tiny_edm("--steps", "3", "--no-probes", name=name)[0], "made with another churn (2.0, now 0.0)")
 
 
 def test_settings_without_churn_are_those_of_before():

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from bench.suite import run as whole_run
+from bench.suite.atomic import write_record
 
 ONE_SEED = ("--seeds", "0")
 
@@ -139,7 +140,7 @@ def test_records_of_other_settings_are_one_line(everything, command, tmp_path):
     facts = tmp_path / "out" / "chains" / "tiny-mean-1-seed0" / "chain.json"
     found = json.loads(facts.read_text())
     found["chain"]["version"] = 0
-    facts.write_text(json.dumps(found))
+    write_record(facts, found)
     outcome = command(*everything, *ONE_SEED, "--measure", "chains")
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert "tiny-mean-1-seed0 was made with another version (0, now 1); choose another --out" in outcome.err

@@ -197,5 +197,5 @@ def test_a_network_that_is_not_finite_is_named(make, bench):
     def broken(x, level, cond=None):
         return Prediction(x * float("inf"), x)
 
-    with pytest.raises(RunError, match="model 'toy' responds"):
+    with pytest.raises(RunError, match=r"model 'toy' at .* steps, seed 0, responds"):
         make().compute(bench(lambda model: broken))

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from bench.suite import plan
+from bench.suite.atomic import read_json, write_atomic, write_json
 from bench.suite.config import ConfigError
 from bench.suite.plan import Unit
-from bench.suite.store import Store, read_json, write_atomic, write_json
+from bench.suite.store import Store
 
 UNIT = Unit("free", 0, 12)
 
@@ -58,8 +59,7 @@ def test_nothing_is_made_before_something_is_written(store, make_cell):
 
 def test_a_shard_comes_back(store, make_cell):
     arrays = {"samples": np.arange(5, dtype=np.uint8), "free/state/mean": np.linspace(0, 1, 3)}
-    store.put_shard(make_cell(), UNIT, arrays, seconds=1.5)
-    assert store.shard_seconds(make_cell(), UNIT) == 1.5
+    store.put_shard(make_cell(), UNIT, arrays)
     assert store.has_shard(make_cell(), UNIT)
     found = store.get_shard(make_cell(), UNIT)
     assert found.keys() == arrays.keys()
@@ -77,22 +77,10 @@ def test_a_half_written_shard_is_not_one(store, make_cell, monkeypatch, module, 
     with monkeypatch.context() as patch:
         patch.setattr(module, function, stop)
         with pytest.raises(KeyboardInterrupt):
-            store.put_shard(make_cell(), UNIT, {"a": np.zeros(2)}, 0.0)
+            store.put_shard(make_cell(), UNIT, {"a": np.zeros(2)})
     assert not store.has_shard(make_cell(), UNIT)
-    store.put_shard(make_cell(), UNIT, {"a": np.ones(2)}, 0.0)  # the leftover does not stand in the way
+    store.put_shard(make_cell(), UNIT, {"a": np.ones(2)})  # the leftover does not stand in the way
     assert store.get_shard(make_cell(), UNIT)["a"].tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 rubbish", None])
-def test_a_damaged_shard_is_named(store, make_cell, damage):
-    store.put_shard(make_cell(), UNIT, {"a": np.zeros(100)}, 0.0)
-    path = store.folder(make_cell()) / UNIT.name / "arrays.npz"
-    if damage is None:
-        path.unlink()
-    else:
-        path.write_bytes(damage)
-    with pytest.raises(ConfigError, match=f"{UNIT.name} is damaged; delete it"):
-        store.get_shard(make_cell(), UNIT)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 rubbish", None])
@@ -111,7 +99,7 @@ def test_damaged_samples_are_named(store, make_cell, damage):
 def test_metrics_complete_a_cell_and_drop_its_shards(store, make_cell):
     cell = make_cell()
     store.begin(cell)
-    store.put_shard(cell, UNIT, {"a": np.zeros(2)}, 0.0)
+    store.put_shard(cell, UNIT, {"a": np.zeros(2)})
     assert not store.is_sampled(cell)
     store.finish(cell, {"scores": []})
     assert store.is_sampled(cell)
@@ -200,13 +188,6 @@ def test_scores_are_complete_by_themselves(store, make_cell):
     assert not (store.folder(cell) / "kernel.npy").exists()
     store.put_array(cell, "kernel.npy", np.zeros((2, 2)))  # of other features, whose scores were never finished
     assert not store.is_scored(cell, "toy-1")
-
-
-def test_a_shard_without_its_account_took_no_time(store, make_cell):
-    assert store.shard_seconds(make_cell(), UNIT) == 0
-    store.put_shard(make_cell(), UNIT, {"a": np.zeros(2)}, 2.5)
-    (store.folder(make_cell()) / UNIT.name / "unit.json").write_text("{")
-    assert store.shard_seconds(make_cell(), UNIT) == 0
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", '{"a": ', None])

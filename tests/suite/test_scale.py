@@ -1,0 +1,354 @@
+"""The same run by one process and by several, at any batch size: the same noise, images and tables."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import suite_ranks
+import torch
+from suite_ranks import command as suite_command
+from suite_ranks import launch
+
+import run_bench
+from bench.diffusion.types import Prediction
+from bench.measure.moments import Moments
+from bench.measure.statistics import FeatureMoments, MomentStream, merged
+from bench.suite import plan
+from bench.suite.arms import Arms
+from bench.suite.records import merge_records
+from bench.suite.reference import Reference
+from bench.suite.runner import CellRunner
+from bench.suite.shares import Share
+from bench.suite.store import Store
+from bench.suite.team import Team
+
+BATCH = 64
+RUN = ("--models", "adm", "--steps", "2,3", "--samples", "200", "--quiet")
+CELLS = ["adm-ddpm-2-seed0", "adm-ddpm-3-seed0"]
+FILES = ("samples.npz", "steps.csv", "moments.npz", "errors.npz", "features.npz", "kernel.npy")
+UNITS = ("free-00000000-00000128", "free-00000128-00000200", "forced-00000000-00000064", "errors-00000000-00000036")
+
+
+def run_alone(out, batch):
+    assert suite_command(*RUN, "--batch-size", str(batch), "--out", str(out)) == (0, "", "")
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run by one process."""
+    return run_alone(tmp_path_factory.mktemp("alone") / "out", BATCH)
+
+
+@pytest.fixture(scope="module", params=[2, 3, pytest.param(4, marks=pytest.mark.slow)])
+def shared(request, tmp_path_factory):
+    """The same run by several processes, and how many."""
+    out = tmp_path_factory.mktemp("shared") / "out"
+    found = launch(request.param, suite_command, *RUN, "--batch-size", str(BATCH), "--out", str(out))
+    assert found == [(0, "", "")] * request.param
+    return out, request.param
+
+
+def content(out, cell, name):
+    return (out / "cells" / cell / name).read_bytes()
+
+
+def facts(out, cell):
+    found = json.loads((out / "cells" / cell / "metrics.json").read_text())
+    assert found.pop("seconds") > 0
+    assert found.pop("checksum")  # of the record itself, the seconds among it
+    return found
+
+
+def events(out):
+    logs = [path.read_text().splitlines() for path in sorted(out.glob("log*.jsonl"))]
+    return [json.loads(line) for log in logs for line in log]
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_several_processes_leave_what_one_leaves(alone, shared, cell):
+    out, _ = shared
+    assert {path.name for path in (out / "cells" / cell).iterdir()} == {*FILES, "metrics.json"}
+    for name in FILES:
+        assert content(out, cell, name) == content(alone, cell, name), name
+    assert facts(out, cell) == facts(alone, cell)
+
+
+def test_every_unit_is_done_by_one_process_and_every_cell_completed_by_one(shared):
+    out, size = shared
+    found = events(out)
+    units = [(event["cell"], event["unit"]) for event in found if event["event"] == "unit"]
+    assert sorted(units) == sorted((cell, f"shard-{unit}") for cell in CELLS for unit in UNITS)
+    assert sorted(event["cell"] for event in found if event["event"] == "cell") == sorted(CELLS)
+    assert {event["rank"] for event in found if event["event"] == "start"} == set(range(size))
+
+
+def test_the_account_says_how_many_processes_there_were(alone, shared):
+    out, size = shared
+    one, several = (json.loads((folder / "run.json").read_text()) for folder in (alone, out))
+    assert (one["processes"], several["processes"]) == (1, size)
+    assert one["configuration"] == several["configuration"]
+    assert one["network_calls"] == several["network_calls"] > 0
+
+
+def test_a_complete_run_returns_at_once_on_every_rank(shared):
+    out, _ = shared
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    found = launch(2, suite_command, *RUN, "--batch-size", str(BATCH), "--out", str(out))
+    assert found == [(0, "", "")] * 2
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+REPOSITORY = Path(run_bench.__file__).parent
+
+
+def torchrun(processes, *command):
+    """Run a command of the repository under torchrun; return the completed process."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", processes, *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    how = {"capture_output": True, "text": True, "timeout": 180}
+    return subprocess.run(list(map(str, launcher)), cwd=REPOSITORY, env=environment, **how)
+
+
+def ours(text):
+    """Return the lines that are not torchrun's own."""
+    return [line for line in text.splitlines() if line.startswith(("error: ", "interrupted"))]
+
+
+def assert_same_files(out, alone):
+    for cell, name in itertools.product(CELLS, FILES):
+        assert content(out, cell, name) == content(alone, cell, name), (cell, name)
+
+
+@pytest.mark.slow
+def test_torchrun_leaves_what_one_process_leaves(alone, tmp_path):
+    found = torchrun(2, suite_ranks.__file__, *RUN, "--batch-size", BATCH, "--out", tmp_path / "out")
+    assert (found.returncode, found.stdout, ours(found.stderr)) == (0, "", [])
+    assert_same_files(tmp_path / "out", alone)
+
+
+@pytest.mark.slow
+def test_a_misspelt_model_under_torchrun_is_one_line_of_ours(tmp_path):
+    found = torchrun(2, "run_bench.py", "--models", "amd", "--out", tmp_path / "out")
+    assert found.returncode == 1
+    assert ours(found.stderr) == ["error: unknown model 'amd'; did you mean 'adm'?"]
+    assert found.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_torchrun_draws_what_it_leaves(alone, tmp_path, processes):
+    out = tmp_path / "out"
+    found = torchrun(processes, "run_bench.py", *RUN, "--batch-size", BATCH, "--out", out)
+    assert (found.returncode, found.stdout, ours(found.stderr)) == (0, "", [])
+    assert_same_files(out, alone)
+    assert (out / "report.html").exists()
+    assert (out / "tables" / "fid_vs_steps.csv").exists()
+
+
+# --- batch sizes and threads --------------------------------------------------------------------------------------
+
+
+def images(out, cell):
+    with np.load(out / "cells" / cell / "samples.npz") as file:
+        return file["arr_0"].astype(int)
+
+
+def assert_alike(first, second):
+    """Compare two runs whose convolutions may add in another order.
+
+    A network's answers then differ by about 1e-6 of their size. The noisiest level's estimate of x0 divides that by
+    alpha_T = 6.3e-3 before it is clipped, which makes 1.6e-4: the tolerance of means and spreads, relative to the
+    larger of the two, as a spread far below its mean loses the mean's digits. Single pixels: ten times as much, since
+    noise has its tails; images one grey level on 1e-3 of the pixels, as promised; shares of clipped pixels as much;
+    and scores 1e-3 of themselves, as that few grey levels move a mean pixel by 1e-5 of the range.
+    """
+    for cell in CELLS:
+        apart = np.abs(images(first, cell) - images(second, cell))
+        assert apart.max() <= 1
+        assert (apart > 0).mean() <= 1e-3
+        one, two = (pd.read_csv(out / "cells" / cell / "steps.csv") for out in (first, second))
+        labels = [name for name in one.columns if name not in ("value", "std")]
+        pd.testing.assert_frame_equal(one[labels], two[labels])
+        size = one[["value", "std"]].abs().max(axis=1)
+        allowed = 2e-4 * size + 1e-3 * (one["quantity"] == "clipped") + 1e-12
+        for name in ("value", "std"):
+            assert (one[name].isna() == two[name].isna()).all()
+            off = (one[name] - two[name]).abs().fillna(0) > allowed
+            assert not off.any(), one[off].join(two[off][["value", "std"]], rsuffix=" of the other")
+        with (
+            np.load(first / "cells" / cell / "moments.npz") as a,
+            np.load(second / "cells" / cell / "moments.npz") as b,
+        ):
+            assert a.files == b.files
+            for name in a.files:
+                np.testing.assert_allclose(b[name], a[name], rtol=0, atol=2e-3 * np.abs(a[name]).max(), err_msg=name)
+        one, two = (facts(out, cell) for out in (first, second))
+        for a, b in zip(one.pop("scores"), two.pop("scores"), strict=True):
+            assert {**a, "value": None} == {**b, "value": None}
+            assert (a["value"] is None) == (b["value"] is None)
+            assert a["value"] is None or b["value"] == pytest.approx(a["value"], rel=1e-3), a
+        sums = one.pop("sha256"), two.pop("sha256")
+        assert sums[0].keys() == sums[1].keys()
+        sizes = one.pop("files"), two.pop("files")
+        assert sizes[0].keys() == sizes[1].keys()
+        assert one == two
+
+
+@pytest.mark.parametrize("batch", [48, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (7, 500))])
+def test_any_batch_size_gives_the_same_images_and_tables_within_the_stated_tolerance(alone, tmp_path, batch):
+    assert_alike(alone, run_alone(tmp_path / "out", batch))
+
+
+@pytest.mark.slow
+def test_any_number_of_threads_gives_the_same_images_and_tables_within_the_stated_tolerance(alone, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert_alike(alone, run_alone(tmp_path / "out", BATCH))
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- noise --------------------------------------------------------------------------------------------------------
+
+
+class Listening:
+    """An elementwise denoiser, which no batch size can change, that keeps every state it was shown."""
+
+    def __init__(self):
+        self.states = []
+
+    def __call__(self, x, level, cond=None):
+        self.states.append((level.t, x.clone()))
+        x0 = 0.5 * level.alpha * x
+        return Prediction((x - level.alpha * x0) / level.sigma, x0, torch.full_like(x, 0.3))
+
+
+def arms_of(cell, denoiser, data, batch):
+    return Arms(cell, denoiser, data, Reference(data, None).centre, torch.device("cpu"), batch, lambda calls: None)
+
+
+def states_of(cell, data, batch, jobs):
+    """Return every state of every image, float32, by arm and level, as so many processes make them."""
+    found = {}
+    for job in range(jobs):
+        denoiser = Listening()
+        arms = arms_of(cell, denoiser, data, batch)
+        units = list(cell.units(batch))
+        for number in Team(Share(job, jobs)).take("units", len(units)):
+            unit = units[number]
+            denoiser.states.clear()
+            arms.compute(unit)
+            for level, rows in itertools.groupby(
+                sorted(denoiser.states, key=lambda one: one[0]), key=lambda one: one[0]
+            ):
+                rows = torch.cat([x for _, x in rows])[: unit.stop - unit.start]  # the last batch is padded
+                found[unit.arm, level, unit.start] = rows
+    order = sorted(found)
+    return {
+        key: torch.cat([found[one] for one in group])
+        for key, group in itertools.groupby(order, key=lambda one: one[:2])
+    }
+
+
+def test_noise_is_the_same_for_any_processes_and_batch_size(make_cell, small_data, monkeypatch):
+    monkeypatch.setattr(plan, "SHARD", 3)
+    cell = make_cell(steps=3, spacing="ddim")  # whose first level remembers x0, so that there are paired walks
+    expected = states_of(cell, small_data, 12, 1)
+    assert {arm for arm, _ in expected} == {"free", "forced", "errors", "paired"}
+    assert all(len(states) == 12 for (arm, _), states in expected.items() if arm == "free")
+    for batch, jobs in [(1, 1), *itertools.product((2, 5, 12), (1, 2, 3, 4))]:
+        found = states_of(cell, small_data, batch, jobs)
+        assert found.keys() == expected.keys()
+        for key, states in expected.items():
+            assert torch.equal(found[key], states), (batch, jobs, key)
+
+
+# --- merging ------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_in_which_units_are_done_does_not_matter(make_cell, small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "SHARD", 3)
+    cell, made = make_cell(), []
+    for order in (1, -1, None):
+        arms = Arms(
+            cell,
+            Listening(),
+            small_data,
+            Reference(small_data, None).centre,
+            torch.device("cpu"),
+            3,
+            lambda calls: None,
+        )
+        store = Store(tmp_path / str(order))
+        runner = CellRunner(arms, Reference(small_data, None), store)
+        store.begin(cell)
+        units = runner.units()
+        shuffled = np.random.default_rng(0).permutation(len(units))
+        for number in range(len(units))[::order] if order else shuffled:
+            runner.keep(units[number], runner.walk(units[number]))
+        runner.complete()
+        made.append({path.name: path.read_bytes() for path in store.folder(cell).iterdir()})
+    assert len(units) > 8
+    for other in made[1:]:
+        assert other.keys() == made[0].keys()
+        for name in other.keys() - {"metrics.json"}:
+            assert other[name] == made[0][name], name
+
+
+def states(rng, images):
+    moments = Moments(3, (2, 2))
+    for row in range(3):
+        moments.add(row, torch.from_numpy(rng.normal(size=(images, 2, 2))))
+    return {f"state/{name}": value for name, value in moments.state().items()}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_merging_records_is_associative_and_has_a_neutral_element(seed):
+    rng = np.random.default_rng(seed)
+    a, b, c = (states(rng, int(images)) for images in rng.integers(1, 200, 3))
+    left, right = merge_records(merge_records(a, b), c), merge_records(a, merge_records(b, c))
+    with_nothing = merge_records(a, states(rng, 0))
+    for name in left:
+        # Each merge multiplies, adds and divides numbers of order 1, in float64: some 10 roundings of 1e-16.
+        np.testing.assert_allclose(left[name], right[name], rtol=1e-14, atol=2e-15, err_msg=name)
+        np.testing.assert_allclose(with_nothing[name], a[name], rtol=1e-15, atol=1e-16, err_msg=name)
+    np.testing.assert_array_equal(left["state/count"], right["state/count"])
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [1, 2, 3], [500], [1999, 2000, 4500], list(range(7, 5000, 7))])
+def test_feature_moments_do_not_depend_on_how_rows_are_cut(cuts):
+    rows = np.random.default_rng(0).normal(3.0, 1.0, (5000, 4)).astype(np.float32)
+    stream = MomentStream()
+    for part in np.split(rows, cuts):
+        stream.add(part)
+    found, wide = stream.result(), rows.astype(np.float64)
+    # Sums of 5000 numbers of order 10 round to 1e-16 each, relative to a total that they share: far below 1e-12.
+    np.testing.assert_allclose(found.mean, wide.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.cov, np.cov(wide.T), rtol=1e-11, atol=1e-12)
+    assert found.n == 5000
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_merging_feature_moments_is_associative(seed):
+    rng = np.random.default_rng(seed)
+    a, b, c = (
+        FeatureMoments(rows.mean(0), np.cov(rows.T), len(rows))
+        for rows in (rng.normal(5.0, 2.0, (int(n), 3)) for n in rng.integers(2, 300, 3))
+    )
+    left, right = merged(merged(a, b), c), merged(a, merged(b, c))
+    assert left.n == right.n
+    # Some 20 roundings of numbers up to 25, the square of a mean.
+    np.testing.assert_allclose(left.mean, right.mean, rtol=1e-13)
+    np.testing.assert_allclose(left.cov, right.cov, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,259 @@
+"""What a run says while it works: a line for people, JSON lines for machines, scalars for TensorBoard."""
+
+import json
+import re
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from suite_ranks import command as suite_command
+from suite_ranks import launch
+
+from bench.suite import run as whole_run
+from bench.suite import watch as watching
+from bench.suite.shares import Share
+from bench.suite.team import Team
+from bench.suite.watch import Watch, log_path
+
+RUN = ("--models", "adm", "--steps", "2,3", "--samples", "24", "--batch-size", "8", "--compile", "off")
+CELLS = ["adm-ddpm-2-seed0", "adm-ddpm-3-seed0"]
+CALLS = 24 * (2 + 3) + 24 * (2 + 3) + 76 * (2 + 3)  # the samples, 24 forced images and 76 more for their errors
+
+
+def events(path):
+    """Return a log's lines, each of which must be a JSON object."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(isinstance(event, dict) for event in found)
+    return found
+
+
+def line_of(err):
+    """Return the last state of the progress line."""
+    return err.replace("\n", "\r").rstrip("\r").split("\r")[-1]
+
+
+# --- the progress line --------------------------------------------------------------------------------------------
+
+
+def assert_complete(line):
+    """The whole run is done: all its calls and cells, so many images a second, and no time left."""
+    assert "100%|" in line
+    assert f"{CALLS}/{CALLS}" in line.replace(".00", "")
+    assert re.search(r"\[\d\d:\d\d<00:00, +[\d.]+k?call/s, cells 2/2, [\d.e+]+ images/s\]", line), line
+    assert float(re.search(r"([\d.e+]+) images/s", line)[1]) > 0
+
+
+def test_the_line_shows_calls_cells_speed_and_the_time_left(tmp_path, command):
+    found = command(*RUN, "--out", tmp_path / "out")
+    assert found.code == 0
+    assert_complete(line_of(found.err))
+
+
+def test_the_line_counts_what_all_ranks_do(tmp_path):
+    found = launch(2, suite_command, *RUN, "--out", str(tmp_path / "out"))
+    assert [code for code, _, _ in found] == [0, 0]
+    assert_complete(line_of(found[0][2]))
+    assert found[1][1:] == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [((), True), (("--quiet",), False), (("--no-progress",), False), (("--quiet", "--progress"), True),
+     (("--quiet", "--no-progress"), False)],
+)  # fmt: skip
+def test_the_line_can_be_switched(tmp_path, command, flags, shown):
+    found = command(*RUN, "--steps", "2", "--no-probes", *flags, "--out", tmp_path / "out")
+    assert found.code == 0
+    assert ("call/s" in found.err) == shown
+    assert shown or found.err == ""
+
+
+class Interrupting:
+    """Stand in for the denoiser class: after some calls the user presses Ctrl-C."""
+
+    def __init__(self, calls):
+        self.left, self.real = calls, whole_run.denoiser_of
+
+    def __call__(self, network, description, device):
+        denoiser = self.real(network, description, device)
+
+        def call(x, level, cond=None):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return denoiser(x, level, cond)
+
+        return call
+
+
+def test_a_run_that_goes_on_starts_from_what_was_done(tmp_path, command, monkeypatch):
+    monkeypatch.setattr("bench.suite.plan.SHARD", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_run, "denoiser_of", Interrupting(2 * 3 + 1))  # the 24 samples of the first cell
+        assert command(*RUN, "--out", tmp_path / "out").code == 130
+    found = command(*RUN, "--out", tmp_path / "out")
+    assert found.code == 0
+    assert f"{24 * 2}.0/{CALLS}" in found.err.split("\r")[1]
+    assert_complete(line_of(found.err))
+
+
+# --- the log --------------------------------------------------------------------------------------------------------
+
+
+def test_the_log_tells_what_happened_in_order(tmp_path, command):
+    began = datetime.now(UTC) - timedelta(milliseconds=1)
+    assert command(*RUN, "--quiet", "--out", tmp_path / "out").code == 0
+    found = events(tmp_path / "out" / "log.jsonl")
+    kinds = [event["event"] for event in found]
+    assert kinds == ["start", *["unit"] * 3, "cell", *["unit"] * 3, "cell", "end"]
+    times = [datetime.fromisoformat(event["time"]) for event in found]
+    assert times == sorted(times)
+    assert began <= times[0]
+    assert times[-1] <= datetime.now(UTC)
+    assert {event["rank"] for event in found} == {0}
+    assert (found[0]["calls"], found[0]["cells"], found[0]["processes"]) == (CALLS, 2, 1)
+    assert [event["cell"] for event in found if event["event"] == "cell"] == CELLS
+    for cell in CELLS:
+        units = [event for event in found if event["event"] == "unit" and event["cell"] == cell]
+        assert [event["images"] for event in units] == [24, 24, 76]
+        assert all(event["seconds"] >= 0 for event in units)
+        assert units[0]["unit"] == "shard-free-00000000-00000024"
+        written = json.loads((tmp_path / "out" / "cells" / cell / "metrics.json").read_text())["scores"]
+        (done,) = (event for event in found if event["event"] == "cell" and event["cell"] == cell)
+        assert done["scores"] == {score["metric"]: score["value"] for score in written if score["value"] is not None}
+    assert found[-1]["failures"] == 0
+
+
+def test_a_complete_run_adds_nothing(tmp_path, command):
+    for _ in range(2):
+        assert command(*RUN, "--quiet", "--out", tmp_path / "out").code == 0
+    assert len(events(tmp_path / "out" / "log.jsonl")) == 10
+
+
+def test_an_interruption_is_logged_and_what_follows_is_appended(tmp_path, command, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_run, "denoiser_of", Interrupting(4))
+        assert command(*RUN, "--quiet", "--out", tmp_path / "out").code == 130
+    found = events(tmp_path / "out" / "log.jsonl")
+    assert [event["event"] for event in found] == ["start", "interrupted"]
+    with (tmp_path / "out" / "log.jsonl").open("a") as file:
+        file.write('{"time": "2026-')  # of a process that was killed while it wrote
+    assert command(*RUN, "--quiet", "--out", tmp_path / "out").code == 0
+    assert [event["event"] for event in events(tmp_path / "out" / "log.jsonl")][:3] == ["start", "interrupted", "start"]
+
+
+def test_a_cell_that_is_given_up_is_logged(tmp_path, command):
+    args = ("--models", "adm-es", "--eps-scale", "1e-300", "--no-clip", "--steps", "2", "--samples", "8", "--quiet")
+    assert command(*args, "--out", tmp_path / "out").code == 2
+    found = events(tmp_path / "out" / "log.jsonl")
+    assert [event["event"] for event in found] == ["start", "failed", "end"]
+    assert found[1]["name"] == "adm-es-ddpm-2-seed0"
+    assert "not finite" in found[1]["why"]
+    assert found[2]["failures"] == 1
+
+
+def test_measurements_are_logged(tmp_path, command, toml):
+    args = ("--models", "tiny", "--dataset", "pictures", "--config", toml, "--features", "none", "--steps", "1")
+    args += ("--samples", "2", "--measure", "response", "--quiet", "--compile", "off")
+    assert command(*args, "--out", tmp_path / "out").code == 0
+    found = events(tmp_path / "out" / "log.jsonl")
+    assert [event["name"] for event in found if event["event"] == "measurement"] == ["response of tiny at 1 steps"]
+
+
+@pytest.mark.parametrize(
+    ("share", "rank", "name"),
+    [
+        (None, 0, "log.jsonl"),
+        (None, 3, "log-rank-3.jsonl"),
+        (Share(0, 4), 0, "log-shard-0-of-4.jsonl"),
+        (Share(3, 4), 0, "log-shard-3-of-4.jsonl"),
+    ],
+)
+def test_every_process_has_a_log_of_its_own(tmp_path, share, rank, name):
+    team = Team(share)
+    team.rank = rank
+    assert log_path(tmp_path, team) == tmp_path / name
+
+
+# --- the watch itself -----------------------------------------------------------------------------------------------
+
+
+def test_counts_of_several_threads_add_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "_EVERY", 0.0)  # exchange at every call
+    watch = Watch(Team(), (4000, 0), (4, 0), tmp_path / "log.jsonl", shown=False)
+
+    def work():
+        for _ in range(1000):
+            watch.calls(1)
+            watch.images(2)
+        watch.cell()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    watch.close()
+    assert [watch.team.add(name, 0) for name in ("calls", "images", "cells")] == [4000, 8000, 4]
+
+
+# --- TensorBoard ----------------------------------------------------------------------------------------------------
+
+
+def scalars(folder):
+    """Return TensorBoard's scalars, {tag: [(step, value), ...]}."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_scalars_are_the_scores_against_steps_and_the_speed(tmp_path, processes):
+    pytest.importorskip("tensorboard")
+    args = (*RUN, "--quiet", "--out", str(tmp_path / "out"), "--tensorboard", str(tmp_path / "board"))
+    found = launch(processes, suite_command, *args) if processes > 1 else [suite_command(*args)]
+    assert found == [(0, "", "")] * processes
+    written = scalars(tmp_path / "board")
+    expected = {}
+    for steps, cell in zip((2, 3), CELLS, strict=True):
+        facts = json.loads((tmp_path / "out" / "cells" / cell / "metrics.json").read_text())
+        for score in facts["scores"]:
+            if score["value"] is not None:
+                expected.setdefault(f"{score['metric']}/adm-seed0", []).append((steps, score["value"]))
+    assert "kid_digits/adm-seed0" in expected
+    speed = {tag: written.pop(tag) for tag in ("run/network_calls", "run/images_per_second")}
+    assert written.keys() == expected.keys()
+    for tag, values in expected.items():
+        assert [step for step, _ in written[tag]] == [step for step, _ in values]
+        # TensorBoard keeps float32.
+        assert [value for _, value in written[tag]] == pytest.approx([value for _, value in values], rel=1e-6)
+    assert speed["run/network_calls"][-1][1] == CALLS
+    assert speed["run/images_per_second"][-1][1] > 0
+
+
+def test_without_the_package_tensorboard_is_one_line(tmp_path, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    found = command(*RUN, "--out", tmp_path / "out", "--tensorboard", tmp_path / "board")
+    assert (found.code, found.out) == (2, "")
+    assert found.err == ('error: TensorBoard is not installed; pip install "exposure-bias-bench[tensorboard]"\n')
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_package_a_run_without_tensorboard_runs(tmp_path, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert command(*RUN, "--steps", "2", "--no-probes", "--quiet", "--out", tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_tensorboard_folder_that_cannot_be_is_one_line(tmp_path, processes):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "board").write_text("a file")
+    args = (*RUN, "--quiet", "--out", str(tmp_path / "out"), "--tensorboard", str(tmp_path / "board"))
+    found = launch(processes, suite_command, *args) if processes > 1 else [suite_command(*args)]
+    assert [code for code, _, _ in found] == [2] * processes
+    lines = "".join(err for _, _, err in found).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: cannot write TensorBoard scalars to {tmp_path / 'board'}")
