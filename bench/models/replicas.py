@@ -196,7 +196,9 @@ def joined() -> Iterator[Replicas]:
         return
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     try:
-        store, rank, size = next(rendezvous("env://"))
+        served, rank, size = next(rendezvous("env://"))
+        # The launcher's store outlives processes that it starts again, with what they had written there.
+        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-of-{size}", served)
         dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         raise ReplicaError(f"the processes that torchrun started cannot meet ({reason(error)})") from None
