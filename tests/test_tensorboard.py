@@ -64,6 +64,7 @@ def test_a_training_writes_its_log_as_scalars_too(tmp_path, monkeypatch):
 
 
 def test_scalars_after_the_point_of_resumption_are_purged(tmp_path):
+    pytest.importorskip("tensorboard")
     for first, steps in ((None, (1, 2, 3)), (3, (3, 4))):
         with open_writer(tmp_path, first) as writer:
             for step in steps:
