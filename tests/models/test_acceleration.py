@@ -1,7 +1,5 @@
 """Networks in lower precision and compiled: what changes, what must not, and what is refused."""
 
-from functools import partial
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -41,15 +39,6 @@ def unet():
 def asked():
     g = torch.Generator().manual_seed(0)
     return torch.randn(4, 1, 8, 8, generator=g), torch.full((4,), 300)
-
-
-@pytest.fixture
-def traced(monkeypatch):
-    """Compile by tracing alone, which takes a second and runs the very same kernels."""
-    torch._dynamo.reset()
-    counters.clear()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    return lambda: counters["stats"]["unique_graphs"]
 
 
 class Recording(nn.Module):

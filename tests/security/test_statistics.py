@@ -33,14 +33,14 @@ def test_truncated(given, refuses, kept):
     path = given("statistics.npz")
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
-    refuses(path)
+    assert refuses(path).startswith("error: ")
 
 
 @pytest.mark.parametrize("content", ["random", "own.safetensors", "released.pt", "edm.pkl", "images.zip"])
 def test_another_format(room, sound, refuses, content):
     path = room / "in" / "statistics.npz"
     path.write_bytes(random.Random(0).randbytes(3000) if content == "random" else (sound / content).read_bytes())
-    refuses(path)
+    assert refuses(path).startswith("error: ")
 
 
 GOOD = {"mu": np.zeros(64), "sigma": np.eye(64)}
@@ -62,7 +62,7 @@ BAD = {
 @pytest.mark.parametrize("how", BAD)
 def test_statistics_that_cannot_be(room, refuses, how):
     np.savez(room / "in" / "statistics.npz", **(GOOD | BAD[how]))
-    refuses(room / "in" / "statistics.npz")
+    assert refuses(room / "in" / "statistics.npz").startswith("error: ")
 
 
 @pytest.mark.parametrize("name", ["mu", "sigma", "n", "extractor"])
@@ -78,7 +78,7 @@ def test_a_bomb(room, refuses):
                 np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**27,)})
                 for _ in range(64):
                     file.write(bytes(2**20))
-    refuses(room / "in" / "statistics.npz")
+    assert refuses(room / "in" / "statistics.npz").startswith("error: ")
 
 
 def test_a_hostile_cache_costs_time_alone(room, sound, hostile, marker):
@@ -105,7 +105,8 @@ def test_inceptions_weights_that_are_none(room, sound, hostile, refused, how):
     path = room / "in" / "inception.pth"
     path.write_bytes(INCEPTION[how](hostile))
     for given in (path, room / "in", room / "in" / "none.pth"):
-        refused("measure", sound / "images.npz", "--reference", "digits", "--inception-weights", given)
+        line = refused("measure", sound / "images.npz", "--reference", "digits", "--inception-weights", given)
+        assert line.startswith("error: ")
 
 
 def test_inceptions_weights_of_another_kind(room, sound, hostile, refused):
@@ -113,12 +114,12 @@ def test_inceptions_weights_of_another_kind(room, sound, hostile, refused):
     arguments = ("measure", sound / "images.npz", "--reference", "digits", "--inception-weights", path)
     for content in ({"a": hostile}, [torch.zeros(3)], {"a": torch.zeros(3, dtype=torch.int32)}, {"a": torch.zeros(3)}):
         torch.save(content, path)
-        refused(*arguments)
+        assert refused(*arguments).startswith("error: ")
     plain = shutil.move(path, room / "in" / "plain.pth")
     with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
         for name in source.namelist():
             target.writestr(name, source.read(name))
-    refused(*arguments)
+    assert refused(*arguments).startswith("error: ")
 
 
 def test_a_damaged_file_in_the_standard_place(room, sound, refused):

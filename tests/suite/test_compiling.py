@@ -1,12 +1,10 @@
 """``--compile``: when it happens, that it changes nothing but speed, and that the decision stands."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 from bench.suite import cli, compiling
 from bench.suite.compiling import settle_compiling
@@ -14,15 +12,6 @@ from bench.suite.flags import make_parser
 from bench.suite.team import Team
 
 RUN = ("--features", "none", "--no-probes", "--quiet", "--steps", "3", "--samples", "20", "--batch-size", "8")
-
-
-@pytest.fixture
-def traced(monkeypatch):
-    """Compile by tracing alone, which takes a second and runs the very same kernels."""
-    torch._dynamo.reset()
-    counters.clear()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    return lambda: counters["stats"]["unique_graphs"]
 
 
 @pytest.fixture
