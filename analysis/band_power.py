@@ -12,6 +12,8 @@ mean is that of one seed's images: an upper bound.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,7 +23,7 @@ from analysis.load import CellRecord, Results, ResultsError
 from analysis.select import models_of
 from analysis.style import band
 
-__all__ = ["BAND_NOTE", "CSV_LEVELS", "band_table", "ratio_lines"]
+__all__ = ["BAND_NOTE", "CSV_LEVELS", "band_table", "measured", "ratio_lines"]
 
 _KEYS = ["model", "sampler", "steps", "i", "t", "band"]
 _ARMS = {"state": "free/{}_state", "x0_hat": "free/{}_x0", "forced": "forced-train/{}_x0"}
@@ -80,6 +82,9 @@ def _cell(record: CellRecord, kind: str) -> pd.DataFrame | None:
     }
     for arm, pattern in _ARMS.items():
         name = pattern.format(kind)
+        if arm == "forced" and not record.has_arm("forced-train"):
+            columns |= {f"forced_{moment}": np.zeros(levels * bands) for moment in ("count", "mean", "second")}
+            continue
         columns[f"{arm}_count"] = np.repeat(_checked(record, f"{name}/count", (levels,)), bands)
         for moment in ("mean", "second"):
             columns[f"{arm}_{moment}"] = _checked(record, f"{name}/{moment}", (levels, bands)).ravel()
@@ -124,6 +129,11 @@ def _relative_error(pooled: pd.DataFrame, arm: str) -> pd.Series:
 def _log_ratio(value: pd.Series, truth: pd.Series) -> pd.Series:
     """Return log(value / truth), NaN where a band is empty."""
     return pd.Series(np.log(value.where(value > 0) / truth.where(truth > 0)))
+
+
+def measured(table: pd.DataFrame, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the quantities that have a reference, with their labels: x0_hat has none without real images."""
+    return {quantity: label for quantity, label in labels.items() if table[f"{quantity}_log_ratio"].notna().any()}
 
 
 def ratio_lines(axis: Axes, table: pd.DataFrame, quantity: str, along: str, paint: dict[str, str]) -> None:

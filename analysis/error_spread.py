@@ -39,7 +39,7 @@ def _cell_variance(record: CellRecord) -> tuple[Walk, dict[float, Floats]] | Non
     With mean m and second moment q over n images: (q - m^2) n / (n - 1).
     """
     t = record.array("moments.npz", "t")
-    if t is None or not t.size:
+    if t is None or not t.size or not record.has_arm("forced-train"):
         return None
     count, mean, second = (np.asarray(record.array("moments.npz", name)) for name in _MOMENTS)
     sound = t.shape == count.shape == mean.shape[:1] and mean.ndim == 4 and mean.shape == second.shape

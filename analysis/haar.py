@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.band_power import BAND_NOTE, CSV_LEVELS, band_table, ratio_lines
+from analysis.band_power import BAND_NOTE, CSV_LEVELS, band_table, measured, ratio_lines
 from analysis.level_axis import level_symbol, noisy_left
 from analysis.load import Results
 from analysis.output import Output
@@ -33,13 +33,13 @@ def haar_table(results: Results) -> pd.DataFrame:
 def draw_haar(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Log ratio of energy along t, a panel a sub-band: states over closed form, x0_hat free running over forced."""
     table, sampler, steps = most_steps(table)
-    paint = colours(models_of(table))
-    with panels(2, len(_BANDS), sharex=True, sharey="row") as (figure, axes):
+    paint, labels = colours(models_of(table)), measured(table, _LABELS)
+    with panels(len(labels), len(_BANDS), sharex=True, sharey="row") as (figure, axes):
         for column, name in enumerate(_BANDS):
-            for row, quantity in enumerate(_LABELS):
+            for row, quantity in enumerate(labels):
                 ratio_lines(axes[row, column], table[table["band"] == name], quantity, "t", paint)
             axes[0, column].set_title(name)
-        for row, label in enumerate(_LABELS.values()):
+        for row, label in enumerate(labels.values()):
             axes[row, 0].set_ylabel(label)
         noisy_left(axes[0, 0], sampler)
         figure.supxlabel(f"{level_symbol(sampler)} (levels of {steps} steps)", fontsize=8)

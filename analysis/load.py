@@ -73,6 +73,14 @@ class CellRecord:
         except (OSError, ValueError, KeyError) as error:
             raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
 
+    def has_arm(self, arm: str) -> bool:
+        """Tell whether ``moments.npz`` has records of an arm; without real images there is none that starts from them.
+
+        Raises:
+            ResultsError: the file is damaged.
+        """
+        return any(name.startswith(f"{arm}/") for name in self.arrays("moments.npz") or ())
+
     def arrays(self, name: str) -> dict[str, NDArray[Any]] | None:
         """Return all arrays of an npz file, or None where there is none.
 

@@ -26,7 +26,7 @@ __all__ = ["publish"]
 _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16
-_EXTRAS = ("chains", "response", "tuning")
+_EXTRAS = ("chains", "response", "training", "tuning")
 _CHECKSUMS = ("sha256", "checksum")
 _ANALYSED = (
     "free/spectrum_", "free/haar_", "forced-train/spectrum_x0", "forced-train/haar_x0", "forced-train/error/",

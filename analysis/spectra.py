@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.band_power import BAND_NOTE, CSV_LEVELS, band_table, ratio_lines
+from analysis.band_power import BAND_NOTE, CSV_LEVELS, band_table, measured, ratio_lines
 from analysis.level_axis import is_edm, level_name, level_symbol, noisy_left
 from analysis.load import Results
 from analysis.output import Output
@@ -105,15 +105,15 @@ def draw_curves(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Log ratio of power along frequency at four t: states over closed form, x0_hat free running over forced."""
     table, sampler, steps = most_steps(table)
     models, times = models_of(table), shown(sorted(table["t"].unique()))[::-1]
-    paint = colours(models)
-    with panels(2, len(times), sharex=True, sharey="row") as (figure, axes):
+    paint, labels = colours(models), measured(table, _LABELS)
+    with panels(len(labels), len(times), sharex=True, sharey="row") as (figure, axes):
         for column, t in enumerate(times):
-            for row, quantity in enumerate(_LABELS):
+            for row, quantity in enumerate(labels):
                 ratio_lines(axes[row, column], table[table["t"] == t], quantity, "frequency", paint)
             axes[0, column].set_title(
                 f"step at {level_name(t, sampler)}" + (", the last" if column == len(times) - 1 else "")
             )
-        for row, label in enumerate(_LABELS.values()):
+        for row, label in enumerate(labels.values()):
             axes[row, 0].set_ylabel(label)
         figure.supxlabel(f"radial frequency ({steps} steps)", fontsize=8)
         key(figure, paint, {})
@@ -156,6 +156,8 @@ def analyse(results: Results, out: Output) -> None:
         _SECTION, draw_heat(table, "state", out.figures, "spectrum_ratio"), "Where the state loses power",
         "Natural logarithm of the state's power over alpha^2 S_data + sigma^2, by level and radial frequency." + heat,
     )  # fmt: skip
+    if "x0_hat" not in measured(table, _LABELS):
+        return
     out.figure(
         _SECTION, draw_heat(table, "x0_hat", out.figures, "x0_spectrum_ratio"), "Where the predicted image loses power",
         "Natural logarithm of x0_hat's power free running over teacher forced at the same t, by level and radial"

@@ -58,6 +58,12 @@ class Dataset:
         return channels, height, width
 
     @property
+    def training_name(self) -> str:
+        """Return how tables call the training part, which is all where nothing is held out."""
+        part = "train" if self.heldout.any() else "all"
+        return f"{self.name}-{part} ({self.count('train')})"
+
+    @property
     def classes(self) -> int:
         """Return the number of distinct labels."""
         return len(self.labels.unique())
@@ -167,6 +173,9 @@ def load(
         heldout_every: hold out every so-manieth image of each class instead of what the source holds out; 0 keeps that.
         preprocessing: done to each picture first; its result must have the size that the name stands for.
 
+    Returns:
+        The dataset, called ``<name>-jpeg`` where its images were compressed with loss and the official ones are not.
+
     Raises:
         DataError: the name is unknown, the files are missing or damaged, or their images are of another size.
     """
@@ -181,7 +190,9 @@ def load(
     if not 0 <= labels.min() <= labels.max() < known.classes:
         found = f"{labels.min()} to {labels.max()}"
         raise DataError(f"{path}: labels are {found}, those of {name} 0 to {known.classes - 1}; check its classes")
-    return _dataset(name, pictures, torch.from_numpy(labels), heldout_every, preprocessing)
+    # Another encoding makes other pixels: what was published of the dataset does not hold for them.
+    named = f"{name}-jpeg" if known.lossless and pictures.lossy else name
+    return _dataset(named, pictures, torch.from_numpy(labels), heldout_every, preprocessing)
 
 
 def load_path(name: str, path: Path, heldout_every: int = 0, preprocessing: Preprocessing = _AS_IS) -> Dataset:

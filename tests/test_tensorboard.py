@@ -50,7 +50,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 def test_a_training_writes_its_log_as_scalars_too(tmp_path, monkeypatch):
     """The file holds float32: 1e-6 relative."""
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr(training, "_LOG_EVERY", 2)
+    monkeypatch.setattr(training, "LOG_EVERY", 2)
     images = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     recipe = dataclasses.replace(RECIPES["adm-gp"], iterations=5, batch=4)
     train(recipe, tmp_path / "out", CPU, True, images, tensorboard=tmp_path / "scalars")

@@ -23,6 +23,7 @@ from bench.files.preprocessing import Pixels
 __all__ = ["SUFFIXES", "read_folder", "read_zip"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+_LOSSY = frozenset({".jpg", ".jpeg"})
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # Pillow knows others by content, some of which start programs
 _SPLIT = {"train", "test"}
 
@@ -70,7 +71,8 @@ def _read(source: str, found: Iterable[_Member], wanted: Wanted) -> Pictures:
     if not members:
         raise DataError(f"{source} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
     labels, heldout = _sort_out([member.name for member in members])
-    return Pictures(gather(source, len(members), _decoded(members), wanted), labels, heldout)
+    lossy = any(member.name.suffix.lower() in _LOSSY for member in members)
+    return Pictures(gather(source, len(members), _decoded(members), wanted), labels, heldout, lossy)
 
 
 def _files(root: Path) -> Iterator[_Member]:

@@ -39,11 +39,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A dataset as read: pixels uint8 [N, C, H, W], labels int64 [N], heldout bool [N] or None without a split."""
+    """A dataset as read: pixels uint8 [N, C, H, W], labels int64 [N], heldout bool [N] or None without a split.
+
+    ``lossy`` tells whether any picture's file was compressed with loss.
+    """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
     heldout: NDArray[np.bool_] | None = None
+    lossy: bool = False
 
 
 def class_indices(names: Sequence[str]) -> NDArray[np.int64]:

@@ -21,16 +21,20 @@ __all__ = ["KNOWN", "Known", "locate", "read_source"]
 
 @dataclass(frozen=True)
 class Known:
-    """A published dataset: side length in pixels, number of classes (1 where there are none), where to get it."""
+    """A published dataset: side length in pixels, number of classes (1 where there are none), where to get it.
+
+    ``lossless`` tells whether its official files hold pixels as they are.
+    """
 
     size: int
     classes: int
     home: str
+    lossless: bool = False
 
 
 KNOWN: Mapping[str, Known] = {
-    "cifar10": Known(32, 10, "https://www.cs.toronto.edu/~kriz/cifar.html"),
-    "imagenet32": Known(32, 1000, "https://image-net.org/download-images.php"),
+    "cifar10": Known(32, 10, "https://www.cs.toronto.edu/~kriz/cifar.html", lossless=True),
+    "imagenet32": Known(32, 1000, "https://image-net.org/download-images.php", lossless=True),
     "lsun-tower64": Known(64, 1, "https://github.com/fyu/lsun"),
     "celeba64": Known(64, 1, "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"),
     "ffhq128": Known(128, 1, "https://github.com/NVlabs/ffhq-dataset"),

@@ -28,7 +28,7 @@ from bench.measure.statistics import (
 __all__ = ["SCORES_VERSION", "FeatureSet", "Score", "collect", "frechet_score", "neighbour_ratio", "score"]
 
 Rows = NDArray[np.float32]
-SCORES_VERSION = 6  # raise when the set of scores or the meaning of one changes: samples are then scored anew
+SCORES_VERSION = 7  # raise when the set of scores or the meaning of one changes: samples are then scored anew
 _NEIGHBOURS = 3
 _ROWS = 256  # of a distance matrix held at a time, so that memory grows with N and not with N^2
 _PIXEL_ROWS = 1024  # images in float64 at a time
@@ -191,7 +191,8 @@ def neighbour_ratio(samples: Tensor, train: Tensor, heldout: Tensor) -> Score:
     name, reference = "nn_ratio", "train / held-out, equal numbers"
     count = min(len(train), len(heldout))
     if not count:
-        return Score(name, None, len(samples), reference, "the dataset has no held-out part")
+        lacking = "the dataset has no held-out part" if len(train) else "the training images are not at hand"
+        return Score(name, None, len(samples), reference, lacking)
     thinned = [images[torch.linspace(0, len(images) - 1, count).long()] for images in (train, heldout)]
     near = [_nearest(samples, images) for images in thinned]
     if not near[1]:

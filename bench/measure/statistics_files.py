@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from bench.measure.errors import FeatureError
 from bench.measure.features import Extractor
 from bench.measure.statistics import KEPT, FeatureMoments, ReferenceStatistics, thinned
 
-__all__ = ["npz_names", "read_statistics", "write_statistics"]
+__all__ = ["npz_names", "read_statistics", "statistics_arrays", "write_npz", "write_statistics"]
 
 _WIDEST = 2**13  # features; no extractor in use has more
 _ROUNDING = 1e-6  # of the largest entry: some files hold float32
@@ -103,7 +104,14 @@ def write_statistics(
         images: uint8 [N, C, H, W]; at most 10,000, evenly spaced, go into ``arr_0`` [M, H, W, 3].
         keep_features: whether the kept features go along, as the cache wants.
     """
-    arrays: dict[str, Any] = {"mu": statistics.moments.mean, "sigma": statistics.moments.cov}
+    write_npz(path, statistics_arrays(statistics, images, keep_features))
+
+
+def statistics_arrays(
+    statistics: ReferenceStatistics, images: Tensor | None = None, keep_features: bool = False
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays that :func:`write_statistics` writes, by name."""
+    arrays: dict[str, NDArray[Any]] = {"mu": statistics.moments.mean, "sigma": statistics.moments.cov}
     if statistics.spatial is not None:
         arrays |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.cov}
     if images is not None:
@@ -114,11 +122,16 @@ def write_statistics(
         arrays["n"] = np.array(statistics.n, dtype=np.int64)
     if statistics.extractor:
         arrays["extractor"] = np.array(statistics.extractor)
+    return arrays
+
+
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]], compressed: bool = False) -> None:
+    """Write arrays to a file that appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            np.savez(file, **arrays)
+            (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **arrays)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -34,8 +34,7 @@ class ImageSet:
         """Take what is not held out: of a folder with ``train`` and ``test`` in it, the former."""
         if not data.heldout.any():
             return cls.all_of(data)
-        images = data.part("train")
-        return cls(f"{data.name}-train ({len(images)})", images, data.content_hash())
+        return cls(data.training_name, data.part("train"), data.content_hash())
 
     @property
     def size(self) -> str:

@@ -31,6 +31,12 @@ class Description:
     prediction: str = "eps"
     format: str = "guided"
 
+    def seen(self) -> dict[str, Any] | None:
+        """Return the recipe's name and how many training images the weights have seen, None where nobody says."""
+        told = self.training
+        images = told.get("images", told.get("iterations", 0) * told.get("batch", 0))
+        return {"recipe": told["name"], "images": images} if images and "name" in told else None
+
     @property
     def channels(self) -> int:
         """Return the images' channels."""

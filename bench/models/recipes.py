@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["DIGITS_NETWORK", "RECIPES", "Recipe"]
+__all__ = ["DIGITS_NETWORK", "NETWORKS", "RECIPES", "Recipe"]
 
 # guided-diffusion's UNetModel arguments: ADM's choices (scale-shift norm, residual resampling, attention with a
 # fixed width per head, learned variance) at a width two CPU cores can afford.
@@ -28,6 +28,20 @@ DIGITS_NETWORK: Mapping[str, Any] = {
     "resblock_updown": True,
     "use_new_attention_order": True,
 }
+# The shape of the published CIFAR-10 networks (three residual blocks a level at width 128), as small as the data allow.
+_CIFAR10_NETWORK: Mapping[str, Any] = {
+    **DIGITS_NETWORK,
+    "image_size": 32,
+    "in_channels": 3,
+    "out_channels": 6,
+    "channel_mult": (1, 2, 2, 2),
+    "attention_resolutions": (2, 4),
+}
+NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    "digits": DIGITS_NETWORK,
+    "cifar10": _CIFAR10_NETWORK,
+    "cifar10-wide": {**_CIFAR10_NETWORK, "model_channels": 64},
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,8 @@ class Recipe:
     (AdamW). The penalty is taken on an eighth of each batch, an unbiased estimate at a fraction of its cost.
     ``gamma_schedule`` names how gamma depends on the index. ``dream_power`` is DREAM's exponent, None for none.
     ``scheduled_sampling`` is the largest share of a batch that scheduled sampling replaces, ``rollout_steps`` and
-    ``rollout_stride`` how many steps lead to a replaced input and how many indices each of them spans.
+    ``rollout_stride`` how many steps lead to a replaced input and how many indices each of them spans. ``network`` is a
+    key of :data:`NETWORKS`, ``precision`` that of the network call in training: ``fp32``, or ``bf16`` by autocast.
     """
 
     name: str
@@ -60,6 +75,8 @@ class Recipe:
     warmup: int = 200
     ema: float = 0.999
     seed: int = 0
+    network: str = "digits"
+    precision: str = "fp32"
 
 
 _ADM = Recipe("adm")
@@ -75,4 +92,22 @@ _ALL = (
     replace(_ADM, name="adm-dream", dream_power=1.0),
     replace(_ADM, name="edm", objective="edm", schedule="edm"),
 )
-RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+# One length for two CPU cores, and one for an accelerator (docs/training.md); bf16 in both.
+_CIFAR10 = replace(
+    _ADM, dataset="cifar10", network="cifar10", precision="bf16", batch=32, iterations=3200, learning_rate=1e-3
+)
+_WIDE = replace(_CIFAR10, network="cifar10-wide", batch=128, iterations=40_000, learning_rate=3e-4, ema=0.9995)
+_STUDIED_ON_CIFAR10 = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm")
+
+
+def _on(base: Recipe, name: str) -> Recipe:
+    """Return the recipe of the digits that is called ``name``, with what ``base`` has beside the thing studied."""
+    kept = ("dataset", "network", "precision", "batch", "iterations", "learning_rate", "ema")
+    studied = next(recipe for recipe in _ALL if recipe.name == name)
+    return replace(studied, **{field: getattr(base, field) for field in kept})
+
+
+RECIPES: Mapping[str, Recipe] = {
+    **{recipe.name: recipe for recipe in _ALL},
+    **{f"{base.network}/{name}": _on(base, name) for base in (_CIFAR10, _WIDE) for name in _STUDIED_ON_CIFAR10},
+}

@@ -27,14 +27,15 @@ from bench.data import load, to_unit
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws
 from bench.files.errors import one_line
+from bench.measure.devices import keep_freed_memory
 from bench.models.batches import Batches, Part, learning_rate
-from bench.models.checkpoints import Description, save_network
+from bench.models.checkpoints import Description
 from bench.models.objectives import Process, edm_loss, gamma_at, gradient_penalty, hybrid_loss, make_pair, rectified
-from bench.models.recipes import DIGITS_NETWORK, RECIPES, Recipe
+from bench.models.recipes import NETWORKS, RECIPES, Recipe
 from bench.models.replicas import ALONE, MISTAKES, ReplicaError, Replicas, joined
 from bench.models.scheduled_sampling import Rollout, replaced_share
 from bench.models.train_arguments import parse_arguments
-from bench.models.training_log import TrainingLog, Window
+from bench.models.training_log import LOG_EVERY, TrainingLog, Window
 from bench.models.training_state import TrainingState
 from bench.tensorboard import require_tensorboard
 
@@ -44,7 +45,6 @@ _CHANGEABLE = (
     "iterations", "gamma", "gamma_schedule", "gradient_penalty", "weight_decay", "dream_power", "scheduled_sampling",
     "rollout_stride", "seed",
 )  # fmt: skip
-_LOG_EVERY = 50
 _SAVE_EVERY = 500
 
 
@@ -70,14 +70,27 @@ class Trainer(TrainingState):
         super().__init__(recipe, network, device, replicas)
         self.process = None if recipe.objective == "edm" else Process.make(recipe.schedule, recipe.T, device)
         self.noise = Noise(recipe.seed)
+        self._learning: Any = self.network
         self.rollout: Rollout | None = None
         if recipe.scheduled_sampling:
             self.rollout = Rollout.make(recipe.schedule, recipe.T, recipe.rollout_steps, recipe.rollout_stride, device)
 
+    def compile(self) -> None:
+        """Compile the call that learns; those without a gradient or with a second one stay as they are."""
+        self._learning = torch.compile(self.network, dynamic=False)
+
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
         """Call the network; [B, C, H, W] to [B, 2C, H, W], or to [B, C, H, W] where it learns no variance."""
-        output: Tensor = self.network(x, t).sample
-        return output
+        return self._called(self.network, x, t)
+
+    def learn(self, x: Tensor, t: Tensor) -> Tensor:
+        """Call the network as :meth:`predict` does, where the answer's gradient is asked for once."""
+        return self._called(self._learning, x, t)
+
+    def _called(self, network: Any, x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            output: Tensor = network(x, t).sample
+        return output.float()
 
     def step(self, x0: Tensor, numbers: Tensor) -> Losses:
         """Take one optimiser step on real images x0 in [-1, 1] with their running numbers.
@@ -99,7 +112,7 @@ class Trainer(TrainingState):
     def _edm(self, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part) -> Losses:
         level_noise = self.noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten()
         nothing = torch.zeros((), device=self.device)
-        return Losses(edm_loss(self.predict, x0, level_noise, noise).sum() / part.total, nothing, nothing)
+        return Losses(edm_loss(self.learn, x0, level_noise, noise).sum() / part.total, nothing, nothing)
 
     def _ddpm(self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part) -> Losses:
         recipe, shape = self.recipe, x0.shape[1:]
@@ -107,7 +120,7 @@ class Trainer(TrainingState):
         replaced = self._replaced(part.total)
         own = part.of_first(replaced)
         y, target = self._pair(process, x0, t, numbers, noise, own)
-        mse, bound = hybrid_loss(process, self.predict(y, t), y, target, x0, t)
+        mse, bound = hybrid_loss(process, self.learn(y, t), y, target, x0, t)
         nothing = penalty = torch.zeros((), device=self.device)
         if recipe.gradient_penalty:
             penalised = max(1, part.total // 8)
@@ -153,6 +166,9 @@ def train(
     replicas: Replicas = ALONE,
     signals: Signals | None = None,
     tensorboard: Path | None = None,
+    data_dir: Path | None = None,
+    compiled: bool = False,
+    keep_every: int = 0,
 ) -> Path:
     """Run a recipe to its end, resuming what ``out`` holds, and return the path of the averaged weights.
 
@@ -168,6 +184,10 @@ def train(
         replicas: the processes that train together; each calls this function with the same recipe and images.
         signals: asked between iterations.
         tensorboard: folder of the same numbers as scalars, with learning rate and images per second.
+        data_dir: where the dataset's files lie, of a dataset that has some.
+        compiled: whether the network's calls and gradients are compiled; results differ in rounding.
+        keep_every: iterations, whole windows of the log, after which the averaged weights are kept each time as
+            ``<name>-<images seen>.safetensors``; 0 keeps none.
 
     Raises:
         CheckpointError, DataError, TensorBoardError, OSError: what is in ``out`` or the dataset cannot be used.
@@ -179,8 +199,11 @@ def train(
         replicas.check(recipe.batch, device)
         if replicas.leads:
             out.mkdir(parents=True, exist_ok=True)
-        x0 = to_unit(load(recipe.dataset).part("train")) if images is None else images
-        trainer = Trainer(recipe, dict(_description(recipe, x0.shape[1]).network), device, replicas)
+        x0 = to_unit(load(recipe.dataset, data_dir).part("train")) if images is None else images
+        description = _description(recipe, x0.shape[1])
+        trainer = Trainer(recipe, dict(description.network), device, replicas)
+        if compiled:
+            trainer.compile()
     if replicas.of_leader(resume.exists):
         trainer.resume(resume)
     batches = Batches(x0, recipe.batch, recipe.seed, replicas.part(recipe.batch))
@@ -194,19 +217,20 @@ def train(
                     log.add(window)
             if trainer.iteration % _SAVE_EVERY == 0:
                 trainer.save(resume)
+            if keep_every and trainer.iteration % keep_every == 0:
+                trainer.keep(out, description)
         trainer.save(resume)
     if trainer.iteration < recipe.iterations:
         raise Interrupted(replicas.largest(signals.received))
     path = out / f"{recipe.name}.safetensors"
-    with replicas.together():
-        if replicas.leads:
-            save_network(path, trainer.average, _description(recipe, x0.shape[1]))
+    trainer.write(path, description)
     return path
 
 
 def _description(recipe: Recipe, channels: int) -> Description:
     is_edm = recipe.objective == "edm"
-    network = dict(DIGITS_NETWORK) | {"in_channels": channels, "out_channels": (1 if is_edm else 2) * channels}
+    own = {"in_channels": channels, "out_channels": (1 if is_edm else 2) * channels}
+    network = dict(NETWORKS[recipe.network]) | own
     return Description(network, recipe.schedule, recipe.T, asdict(recipe), "edm" if is_edm else "eps")
 
 
@@ -217,7 +241,7 @@ def _windows(trainer: Trainer, batches: Batches, signals: Signals) -> Iterator[W
         x0, numbers = batches.at(trainer.iteration)
         losses = trainer.step(x0.to(trainer.device), numbers.to(trainer.device))
         trainer.window.append(torch.stack([losses.mse, losses.bound, losses.penalty]).detach())
-        if trainer.iteration % _LOG_EVERY == 0 or trainer.iteration == recipe.iterations:
+        if trainer.iteration % LOG_EVERY == 0 or trainer.iteration == recipe.iterations:
             means = tuple(trainer.close_window())
             speed = (trainer.iteration - began[0]) * recipe.batch / (perf_counter() - began[1])
             rate = learning_rate(recipe, trainer.iteration - 1)
@@ -242,16 +266,18 @@ def _command(argv: Sequence[str] | None, replicas: Replicas, signals: Signals) -
     args = replicas.parsed(lambda: parse_arguments(argv))
     if args.threads:
         torch.set_num_threads(args.threads)
+    keep_freed_memory()
     changed = {name: getattr(args, name) for name in _CHANGEABLE if getattr(args, name) is not None}
     recipe = replace(RECIPES[args.recipe], **changed)
-    out = args.out or Path("training") / recipe.dataset / recipe.name
+    out = args.out or Path("training") / recipe.network / recipe.name
     try:
         if args.tensorboard is not None:
             with replicas.together():
                 require_tensorboard()  # before anything is written
         path = train(
-            recipe, out, args.device, args.quiet, replicas=replicas, signals=signals, tensorboard=args.tensorboard
-        )
+            recipe, out, args.device, args.quiet, replicas=replicas, signals=signals, tensorboard=args.tensorboard,
+            data_dir=args.data_dir, compiled=args.compile == "on", keep_every=args.keep_every,
+        )  # fmt: skip
     except MISTAKES as error:
         if replicas.leads:
             print(f"error: {one_line(error)}", file=sys.stderr)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from bench.command_line import OneLineParser
 from bench.models.objectives import GAMMA_SCHEDULES
 from bench.models.recipes import RECIPES
+from bench.models.training_log import LOG_EVERY
 
 __all__ = ["parse_arguments"]
 
@@ -43,6 +44,14 @@ def _whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def _windows(text: str) -> int:
+    """Read a number of whole windows of the log, between which nothing is written."""
+    value = _whole(LOG_EVERY)(text)
+    if value % LOG_EVERY:
+        raise argparse.ArgumentTypeError(f"must be a multiple of {LOG_EVERY}, not {text!r}")
+    return value
 
 
 def _strength(text: str) -> float:
@@ -81,7 +90,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     known = ", ".join(sorted(RECIPES))
     parser.add_argument("--recipe", required=True, type=_recipe, help=f"which checkpoint to train: {known}")
-    parser.add_argument("--out", type=Path, help="folder of weights and log (default: training/<dataset>/<recipe>)")
+    parser.add_argument("--out", type=Path, help="folder of weights and log (default: training/<network>/<recipe>)")
     parser.add_argument("--iterations", type=_whole(1, 10**9), help="optimiser steps (default: the recipe's)")
     parser.add_argument("--gamma", type=_strength, help="input perturbation strength")
     parser.add_argument("--gamma-schedule", choices=GAMMA_SCHEDULES, help="how gamma depends on the index")
@@ -97,9 +106,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--device", type=_device, default="cpu", help="torch device (default cpu); under torchrun cuda is a GPU each"
     )
     parser.add_argument("--threads", type=_whole(1, 4096), help="CPU threads a process (default: all; torchrun's: one)")
+    parser.add_argument("--data-dir", type=Path, help="folder of the dataset's files, or the file; digits need none")
+    parser.add_argument("--compile", choices=("on", "off"), default="off", help="compile the network (takes minutes)")
+    parser.add_argument("--keep-every", type=_windows, default=0, metavar="N", help="keep weights of every N steps")
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="folder of TensorBoard scalars")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
+    if args.data_dir is not None and RECIPES[args.recipe].dataset == "digits":
+        parser.error(f"--data-dir has no effect on the recipe {args.recipe}, whose digits are embedded")
     for flag in _idle(args):
         if getattr(args, flag) is not None:
             parser.error(f"--{flag.replace('_', '-')} has no effect on the recipe {args.recipe}")

@@ -12,8 +12,9 @@ from bench.models.recipes import Recipe
 from bench.models.unet_arguments import CheckpointError
 from bench.tensorboard import open_writer
 
-__all__ = ["LOSSES", "TrainingLog", "Window"]
+__all__ = ["LOG_EVERY", "LOSSES", "TrainingLog", "Window"]
 
+LOG_EVERY = 50  # iterations
 LOSSES = ("mse", "bound", "penalty")
 
 

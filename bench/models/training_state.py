@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.files.errors import reason
 from bench.files.tensors import load_plain
 from bench.models.batches import learning_rate
+from bench.models.checkpoints import Description, save_network
 from bench.models.guided_files import all_finite
 from bench.models.networks import CheckpointError, adm_unet
 from bench.models.recipes import Recipe
@@ -85,6 +86,18 @@ class TrainingState:
                     "window": window,
                 }
                 _write(path, state)
+
+    def write(self, path: Path, description: Description) -> None:
+        """Write the averaged weights with their description; one replica writes for all."""
+        with self.replicas.together():
+            if self.replicas.leads:
+                save_network(path, self.average, description)
+
+    def keep(self, folder: Path, description: Description) -> None:
+        """Write them as a checkpoint on the way, which says how many images it has seen."""
+        seen = self.iteration * self.recipe.batch
+        told = replace(description, training={**description.training, "images": seen})
+        self.write(folder / f"{self.recipe.name}-{seen}.safetensors", told)
 
     def resume(self, path: Path) -> None:
         """Go on from a file that :meth:`save` wrote, in however many processes; one reads it for all.

@@ -37,6 +37,7 @@ def account(run: Run, team: Team) -> Iterator[None]:
         "threads": torch.get_num_threads(),
         "batch_size": run.request.batch,
         "compiled": run.compiled,
+        **({"left_out": run.left_out} if run.left_out else {}),
         "start": _first_start(run) or _now(),
         "end": None,
         "network_calls": None,

@@ -14,6 +14,7 @@ import torch
 from bench.data import DataError
 from bench.files.errors import one_line
 from bench.interruption import Signals, exit_code, say_interrupted
+from bench.measure.committed import COMMITTED
 from bench.measure.devices import DEVICES
 from bench.measure.features import EXTRACTORS, INCEPTION_EXTRACTORS, FeatureError
 from bench.models.acceleration import PRECISIONS
@@ -98,12 +99,18 @@ def _check_numbers(args: argparse.Namespace, samples: int) -> None:
 
 def _features(args: argparse.Namespace) -> str:
     """Return the features to score with, and refuse files that they do not use."""
-    features = args.features or ("digits" if args.dataset == "digits" else "inception")
+    features = args.features or _usual_features(args)
     if args.reference is not None and features == "none":
         raise ConfigError("--reference has no effect with --features none")
     if args.inception_weights is not None and features not in INCEPTION_EXTRACTORS:
         raise ConfigError(f"--inception-weights has no effect with --features {features}")
     return _choice("--features", features, EXTRACTORS)
+
+
+def _usual_features(args: argparse.Namespace) -> str:
+    """Return the features of a run that names none: an embedded classifier's where Inception's have no reference."""
+    alone = args.data_dir is None and args.reference is None and args.dataset in COMMITTED
+    return args.dataset if args.dataset == "digits" or alone else "inception"
 
 
 def _tune(args: argparse.Namespace) -> Tune | None:
@@ -255,11 +262,19 @@ def _run(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> tupl
             found = fit_constants(bench, tune, args.quiet)
             print(found.read_text() + f"\nwritten to {found}; read them with --config")
             return 0, None
+    if bench.left_out and team.leads and not args.quiet:
+        print(_left_out(bench), file=sys.stderr)
     outcome = execute(bench, team)
     if not team.leads:
         # Not the code of a failure: torchrun would end the first rank, which has yet to tell of it and to draw.
         return 0, None
     return _close(bench, outcome, args.quiet)
+
+
+def _left_out(bench: Run) -> str:
+    """Return the line that says what a run without its dataset's images does not measure."""
+    kept = f"compared with the kept statistics of {bench.data.training_name}"
+    return f"note: no --data-dir and so no images: {kept}; left out: {'; '.join(bench.left_out)}"
 
 
 def _close(bench: Run, outcome: Outcome, quiet: bool) -> tuple[int, Path | None]:

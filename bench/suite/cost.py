@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
+from bench.measure.committed import Unseen
 from bench.measure.metrics import collect, neighbour_ratio, score
 from bench.measure.statistics import summarise
 from bench.measure.statistics_cache import statistics_cache
@@ -220,13 +223,16 @@ def _scoring(run: Run, reference: Reference) -> float:
     if not waiting:
         return 0.0
     data, extractor = reference.data, reference.extractor
-    train, count = data.part("train"), min(run.request.samples, _SCORED, data.count("train"))
+    train = data.part("train")
+    if isinstance(data, Unseen):  # grey images take as long as real ones
+        train = torch.full((_COMPARED, *data.shape), 127, dtype=torch.uint8)
+    count = min(run.request.samples, _SCORED, len(train))
     images, scale = train[:count], run.request.samples / count
     near = _seconds(lambda: neighbour_ratio(images, train, data.part("heldout")))
     if extractor is None:
         return len(waiting) * scale * near
     features = _seconds(lambda: collect(extractor, images, ""))
-    each, once = near + features, len(train) / count * features
+    each, once = near + features, 0.0 if reference.kept_statistics() else len(train) / count * features
     if extractor.embedded:
         known = summarise(extractor, train[:_COMPARED], "")
         found = collect(extractor, images, "")

@@ -25,6 +25,7 @@ def dry_run(run: Run, team: Team) -> Iterator[str]:
     """
     heldout, made = len(run.data.part("heldout")), run.data.preprocessing
     yield f"dataset   {run.data.name} ({len(run.data.images)} images, {heldout} held out, preprocessing {made})"
+    yield from (f"left out  {what}, for want of images (--data-dir)" for what in run.left_out)
     settings = ", ".join(f"{name} {value}" for name, value in run.sampler.description().items())
     yield f"sampling  {settings}"
     yield f"samples   {run.request.samples} a cell, internal batch {run.request.batch}, on {run.device}"

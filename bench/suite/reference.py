@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bench.data import Dataset, to_unit
 from bench.diffusion.schedules import alpha_bars
+from bench.measure.committed import Unseen, committed_statistics
 from bench.measure.features import Extractor
 from bench.measure.metrics import SCORES_VERSION, Score, frechet_score
+from bench.measure.pixel_moments import PixelMoments
 from bench.measure.recursion import LinearGaussian
-from bench.measure.spectra import RadialBins, haar_energy
 from bench.measure.statistics import ReferenceStatistics
 from bench.measure.statistics_cache import cached_statistics, with_features
 from bench.measure.steps import PixelStatistics, Row, gaussian_rows
@@ -27,48 +25,14 @@ __all__ = ["Reference"]
 
 _DRAWS = 10  # of exact samples, to tell a distance's spread
 _DRAW_SEED = 0
-_BLOCK = 8192  # images in float64 at a time
 _GAUSSIAN_PIXELS = 256  # the exact recursion multiplies D x D matrices at every step
-
-
-@dataclass(frozen=True)
-class _PixelMoments:
-    """Means over n images, float64: of pixels [C, H, W] with their variance, of spectra [bins], of sub-bands [4]."""
-
-    n: int
-    mean: Tensor
-    variance: Tensor
-    spectrum: Tensor
-    haar: Tensor
-
-    @classmethod
-    def of(cls, images: Tensor) -> _PixelMoments:
-        """Measure uint8 images [N, C, H, W]."""
-        pixels = to_unit(images).double()
-        spectrum = RadialBins(*images.shape[2:]).density(pixels.float()).double().mean(0)
-        variance = pixels.var(0, correction=min(1, len(pixels) - 1))  # 0 of one image, which adds no scatter
-        return cls(len(pixels), pixels.mean(0), variance, spectrum, haar_energy(pixels).mean(0))
-
-    def merged(self, other: _PixelMoments) -> _PixelMoments:
-        """Return those of both sets together (Chan, Golub & LeVeque 1983)."""
-        n, share, apart = self.n + other.n, other.n / (self.n + other.n), other.mean - self.mean
-        scatter = (self.n - 1) * self.variance + (other.n - 1) * other.variance
-        scatter = scatter + apart.square() * (self.n * share)
-        spectrum, haar = (a + (b - a) * share for a, b in ((self.spectrum, other.spectrum), (self.haar, other.haar)))
-        return _PixelMoments(n, self.mean + apart * share, scatter / (n - 1), spectrum, haar)
-
-
-def _pixel_moments(data: Dataset) -> _PixelMoments:
-    """Measure the training part block by block, so that memory does not grow with its size."""
-    blocks = torch.arange(data.count("train")).split(_BLOCK)
-    return reduce(_PixelMoments.merged, (_PixelMoments.of(data.pick("train", rows)) for rows in blocks))
 
 
 class Reference:
     """What samples are compared with: the data's statistics and, on first use, those of their features.
 
     Args:
-        data: its training part is the reference.
+        data: its training part is the reference; where its images are not at hand, what is kept of them.
         extractor: gives the features; None where nothing is scored.
         imported: features' statistics from a file, in place of the training part's; images to compare one by one,
             where the file brings none, are the training part's still.
@@ -80,7 +44,7 @@ class Reference:
         self._features: ReferenceStatistics | None = None
         self._exact_scores: dict[int, tuple[Score, Score]] = {}
         self._exact: dict[tuple[Any, ...], list[Row]] = {}
-        found = _pixel_moments(data)
+        found = data.kept.pixels if isinstance(data, Unseen) else PixelMoments.of_training(data)
         self.centre = found.mean
         self.statistics = PixelStatistics(found.mean.numpy(), found.variance.numpy())
         self.spectrum, self.haar = found.spectrum.numpy(), found.haar.numpy()
@@ -88,12 +52,7 @@ class Reference:
     @property
     def name(self) -> str:
         """Return what tables call the reference."""
-        return self._imported.statistics.name if self._imported is not None else self._data_name
-
-    @property
-    def _data_name(self) -> str:
-        part = "train" if self.data.heldout.any() else "all"
-        return f"{self.data.name}-{part} ({self.data.count('train')})"
+        return self._imported.statistics.name if self._imported is not None else self.data.training_name
 
     def features_key(self) -> str:
         """Return what a Frechet distance depends on besides samples and data: extractor and imported statistics."""
@@ -114,21 +73,30 @@ class Reference:
             assert self.extractor is not None  # scoring asks only where there is an extractor
             images, content = self.data.part("train"), self.data.content_hash()
             if self._imported is None:
-                self._features = cached_statistics(self.extractor, images, self.name, content)
+                found = self.kept_statistics()
+                self._features = found or cached_statistics(self.extractor, images, self.name, content)
             else:
                 found = self._imported.completed(self.extractor)
-                if not len(found.pooled):
-                    found = with_features(found, self.extractor, images, self._data_name, content)
+                if not len(found.pooled) and len(images):
+                    found = with_features(found, self.extractor, images, self.data.training_name, content)
                 self._features = found
         return self._features
+
+    def kept_statistics(self) -> ReferenceStatistics | None:
+        """Return the statistics that the package keeps of these images' features, None where it keeps none."""
+        assert self.extractor is not None  # as for features
+        data = self.data
+        kept = data.kept if isinstance(data, Unseen) else None
+        content, n = (kept.content, kept.pixels.n) if kept else (data.content_hash(), data.count("train"))
+        return committed_statistics(self.extractor, content, n)
 
     def exact_scores(self, n: int) -> tuple[Score, Score]:
         """Return the Frechet distance of n samples of an exact sampler, ``_exact``, and its spread, ``_exact_sd``.
 
         An exact sampler draws independent images of the data. Here they are drawn from the training part, with
         replacement and a fixed seed, so that classes are as uneven as chance makes them; mean and standard deviation
-        over ten draws. A training part of more than 10,000 images does not keep all features and has no such scores;
-        nor have imported statistics, whose images are others.
+        over ten draws. Of a training part of more than 10,000 images they are drawn from the features that are kept.
+        Imported statistics, whose images are others, have no such scores.
 
         Args:
             n: as many images as there are samples.
@@ -148,11 +116,8 @@ class Reference:
         if self._imported is not None:
             reason = "the statistics are imported: draws of the training images would be compared with other images"
             return [Score(name, None, n, self.name, reason)]
-        images, features = self.data.count("train"), self.features()
-        if len(features.pooled) != images:
-            reason = f"needs the features of all {images} training images, of which {len(features.pooled)} are kept"
-            return [Score(name, None, n, self.name, reason)]
-        pooled, rng = features.pooled, np.random.default_rng(_DRAW_SEED)
+        features, rng = self.features(), np.random.default_rng(_DRAW_SEED)
+        pooled = features.pooled
         numbers = (rng.integers(0, len(pooled), n) for _ in range(_DRAWS))
         return [frechet_score(name, pooled[rows], features.moments, self.name) for rows in numbers]
 

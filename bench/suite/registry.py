@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.data import DATASETS, Dataset, Preprocessing, load, load_path
 from bench.diffusion.schedules import alpha_bars
+from bench.measure.committed import COMMITTED, unseen
 from bench.models.adapter import describe_adapter
 from bench.models.checkpoints import Description, file_hash
 from bench.models.formats import describe, located
@@ -112,8 +113,8 @@ class Registry:
     def _remedy(self, name: str, suffix: str, model: Model) -> Remedy:
         """Return a remedy with what is known of its constants.
 
-        Those of the digits were found with the embedded weights and hold for no others; published ones belong to
-        released files, of which there are no checksums, so any file of that dataset gets them.
+        Those found with embedded weights hold for no others; published ones belong to released files, of which there
+        are no checksums, so any other file of that dataset gets them.
 
         Args:
             name: of the model with it, which its constants are filed under; else they are those of the remedy alone.
@@ -126,10 +127,13 @@ class Registry:
         family = [base for base in EMBEDDED if name.startswith(f"{base}-") and base not in self.entries]
         root = max(family, key=len, default="")
         embedded = WEIGHTS / self.dataset / f"{root}.safetensors"
-        if embedded.exists() and not (model.weights.is_file() and file_hash(embedded) == file_hash(model.weights)):
+        is_own = embedded.exists() and model.weights.is_file() and file_hash(embedded) == file_hash(model.weights)
+        if self.dataset == "digits" and not is_own:
             return remedy
+        # What was published of a dataset is not what was found with the embedded weights of that dataset.
+        home = f"{self.dataset}-embedded" if is_own and self.dataset != "digits" else self.dataset
         conditional = model.description.classes is not None
-        own, alone = (known_constants(self.dataset, key, conditional) for key in (name, f"{root}-{suffix}"))
+        own, alone = (known_constants(home, key, conditional) for key in (name, f"{root}-{suffix}"))
         return replace(remedy, constants=own or alone)
 
     def _configured(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
@@ -243,6 +247,9 @@ class Registry:
             flags: ``resize``, ``crop`` and ``resize_filter`` of the command line, those that were given; they replace
                 the config file's.
 
+        Returns:
+            The images; without ``data_dir``, of a dataset whose statistics the package keeps, those.
+
         Raises:
             ConfigError: fewer than 2 training images.
             DataError: the images cannot be read.
@@ -256,6 +263,8 @@ class Registry:
             chosen.get("resize"), str(chosen.get("crop", "none")), chosen.get("resize_filter")
         )
         every = int(entry.get("heldout_every", 0))
+        if not entry and data_dir is None and self.dataset in COMMITTED and not chosen:
+            return unseen(self.dataset)
         if not entry:
             return load(self.dataset, data_dir, heldout_every=every, preprocessing=preprocessing)
         path = Path(str(entry["path"]))

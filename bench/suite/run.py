@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.data import Dataset
 from bench.diffusion.types import Denoiser
+from bench.measure.committed import Unseen
 from bench.measure.devices import full_float32, keep_freed_memory
 from bench.measure.features import Extractor, open_extractor
 from bench.measure.inception import sha256
@@ -28,6 +29,7 @@ from bench.suite.registry import Registry
 from bench.suite.request import Request, device_of, refuse_precision, resolve_models, resolve_sampler
 from bench.suite.response import plan_response
 from bench.suite.store import Store
+from bench.suite.unseen import without_images
 
 __all__ = ["Run"]
 
@@ -40,13 +42,14 @@ class Run:
     """
 
     def __init__(self, request: Request, registry: Registry) -> None:
-        self.request = request
         self.device = device_of(request.device)
         full_float32()
         keep_freed_memory()
         refuse_precision(request.sampler.precision, self.device)
         self.named = resolve_models(request, registry)
         self.data: Dataset = registry.load_dataset(request.data_dir, request.preprocessing)
+        request, self.left_out = without_images(request) if isinstance(self.data, Unseen) else (request, ())
+        self.request = request
         self.sampler = resolve_sampler(request, self.named)
         self.models, self.seeds = self._grid()
         self.networks = self._load_networks()
@@ -106,6 +109,8 @@ class Run:
 
     def _shows_images(self) -> bool:
         """Tell whether real images are shown to the models, with their class labels."""
+        if isinstance(self.data, Unseen):
+            return False
         tune = self.request.tune
         return bool(self.request.in_cells()) or (tune is not None and tune.constant == "reference")
 

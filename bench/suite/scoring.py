@@ -33,7 +33,8 @@ def score_cell(
     samples = torch.from_numpy(store.samples(cell)).movedim(3, 1)
     store.unscore(cell)
     scores = [asdict(found) for found in _scores(cell, reference, store, samples, features)]
-    store.finish(cell, {**facts, "features": reference.key(), "scores": scores})
+    told = {"features": reference.key(), "training": cell.model.description.seen(), "scores": scores}
+    store.finish(cell, {**facts, **told})
 
 
 def _scores(

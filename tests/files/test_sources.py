@@ -71,6 +71,19 @@ def test_cifar_as_train_and_test(tmp_path, classes, root):
     assert data.heldout.tolist() == 10 * [True] + 10 * [False]
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG"])
+@pytest.mark.parametrize(("name", "called"), [("cifar10", "cifar10-jpeg"), ("lsun-tower64", "lsun-tower64")])
+def test_lossy_copies_of_lossless_datasets_are_called_so(tmp_path, images, encoded, name, called, suffix):
+    """LSUN's own images are compressed with loss."""
+    (tmp_path / name).mkdir()
+    for k, image in enumerate(images(3, KNOWN[name].size)):
+        kind, ending = ("JPEG", suffix) if k == 1 else ("PNG", "png")  # one is enough
+        (tmp_path / name / f"{k}.{ending}").write_bytes(encoded(image, kind))
+    data = load(name, tmp_path)
+    assert data.name == called
+    assert data.training_name == f"{called}-all (3)"
+
+
 @pytest.mark.parametrize("name", ["cifar100", "cifar100.npz", "cifar10.txt", "my-cifar10.npz", "pictures"])
 def test_what_is_not_cifar(tmp_path, images, refusal, name):
     if name.endswith("npz"):

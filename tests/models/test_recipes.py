@@ -7,7 +7,7 @@ import pytest
 from bench.diffusion.schedules import betas
 from bench.models.networks import adm_unet
 from bench.models.objectives import GAMMA_SCHEDULES, OBJECTIVES
-from bench.models.recipes import DIGITS_NETWORK, RECIPES
+from bench.models.recipes import DIGITS_NETWORK, NETWORKS, RECIPES
 
 # What each recipe may change of the plain one: the thing it studies, and nothing else.
 STUDIED = {
@@ -22,18 +22,39 @@ STUDIED = {
     "adm-dream": {"dream_power"},
     "edm": {"objective", "schedule"},
 }
+ON_CIFAR10 = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm")
+FAMILIES = ("cifar10", "cifar10-wide")
 INDEXED = [name for name in STUDIED if name != "edm"]  # trained on indices of a schedule
 
 
 def test_every_recipe_is_described():
-    assert set(RECIPES) == set(STUDIED)
-    assert all(recipe.name == name for name, recipe in RECIPES.items())
+    assert set(RECIPES) == set(STUDIED) | {f"{family}/{name}" for family in FAMILIES for name in ON_CIFAR10}
+    for key, recipe in RECIPES.items():
+        family, _, name = key.rpartition("/")
+        assert (recipe.name, recipe.network) == (name, family or "digits")
 
 
-@pytest.mark.parametrize("name", STUDIED)
-def test_recipes_differ_only_in_the_thing_studied(name):
-    plain, recipe = dataclasses.asdict(RECIPES["adm"]), dataclasses.asdict(RECIPES[name])
-    assert {key for key in plain if plain[key] != recipe[key]} - {"name"} == STUDIED[name]
+@pytest.mark.parametrize("key", RECIPES)
+def test_recipes_differ_only_in_the_thing_studied(key):
+    family, slash, name = key.rpartition("/")
+    plain, recipe = dataclasses.asdict(RECIPES[f"{family}{slash}adm"]), dataclasses.asdict(RECIPES[key])
+    assert {field for field in plain if plain[field] != recipe[field]} - {"name"} == STUDIED[name]
+
+
+def test_the_large_run_is_the_planned_one():
+    """Width 64, one block, at least 5 million images in bf16; 16 MB in half precision."""
+    recipe = RECIPES["cifar10-wide/adm"]
+    assert recipe.iterations * recipe.batch >= 5_000_000
+    assert (recipe.precision, recipe.dataset) == ("bf16", "cifar10")
+    network = NETWORKS["cifar10-wide"]
+    assert (network["model_channels"], network["num_res_blocks"], network["channel_mult"]) == (64, 1, (1, 2, 2, 2))
+    assert 7.7e6 < sum(weights.numel() for weights in adm_unet(network).parameters()) < 7.9e6
+
+
+def test_the_cifar10_network_attends_at_16_and_8():
+    network = NETWORKS["cifar10"]
+    assert [network["image_size"] // factor for factor in network["attention_resolutions"]] == [16, 8]
+    assert (network["model_channels"], network["out_channels"]) == (32, 6)
 
 
 @pytest.mark.parametrize("name", INDEXED)

@@ -52,7 +52,7 @@ class Killed(Exception):
 @pytest.fixture
 def interrupted(monkeypatch):
     """Pull the plug before iteration 3, having logged each iteration and saved every second one."""
-    monkeypatch.setattr(training, "_LOG_EVERY", 1)
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
     monkeypatch.setattr(training, "_SAVE_EVERY", 2)
 
     def run(*args):
@@ -105,7 +105,7 @@ def test_the_log_holds_window_means(tmp_path, images, monkeypatch):
         seen.append([losses.mse.item(), losses.bound.item(), losses.penalty.item()])
         return losses
 
-    monkeypatch.setattr(training, "_LOG_EVERY", 2)
+    monkeypatch.setattr(training, "LOG_EVERY", 2)
     monkeypatch.setattr(Trainer, "step", spy)
     train(short("adm-gp"), tmp_path, CPU, True, images)
     assert [(row["iteration"], row["images"]) for row in rows(tmp_path)] == [("2", "8"), ("4", "16")]
@@ -310,3 +310,60 @@ def test_resuming_with_other_channels_is_refused(tmp_path, images):
     assert "\n" not in str(caught.value)
     assert "belongs to another network" in str(caught.value)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_checkpoints_on_the_way_say_how_many_images_they_have_seen(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    recipe = short("adm", 5)
+    last = train(recipe, tmp_path, CPU, True, images, keep_every=2)
+    kept = [tmp_path / f"adm-{seen}.safetensors" for seen in (8, 16)]
+    assert sorted(tmp_path.glob("*.safetensors")) == sorted([last, *kept])
+    assert [read_description(path).seen() for path in (*kept, last)] == [
+        {"recipe": "adm", "images": seen} for seen in (8, 16, 20)
+    ]
+    shorter = train(short("adm", 2), tmp_path / "shorter", CPU, True, images)
+    # The rate decays over the whole length, so that the weights are those of a part of it and not of a short one.
+    assert not same(load_file(shorter), load_file(kept[0]))
+
+
+def test_cifar10_without_its_files_is_one_line(tmp_path, capsys):
+    assert main(["--recipe", "cifar10/adm", "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: dataset 'cifar10' needs --data-dir DIR")
+    assert said.count("\n") == 1
+
+
+def test_bf16_rounds_the_call_and_nothing_else(images):
+    """Eight bits of mantissa: outputs, of order 1 after a few steps, differ by some 2^-8 and not at all in dtype."""
+    full, half = (Trainer(short("adm", precision=name), NETWORK, CPU) for name in ("fp32", "bf16"))
+    for trainer in (full, half):
+        for k in range(3):
+            trainer.step(images[:4], torch.arange(4) + 4 * k)
+    t = torch.arange(4) * 200
+    ours, theirs = (trainer.predict(images[:4], t) for trainer in (full, half))
+    assert theirs.dtype == torch.float32
+    assert 0 < (ours - theirs).abs().max() < 0.1
+    assert {weights.dtype for weights in half.network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["adm", "adm-gp", "adm-mdss", "adm-dream", "edm"])
+def test_only_the_call_that_learns_is_compiled(images, monkeypatch, name):
+    """The gradient penalty has a second derivative, which compiled code has not; the other calls learn nothing."""
+    seen = []
+
+    def compiled(network, **how):
+        def call(x, t):
+            seen.append((len(x), torch.is_grad_enabled()))
+            return network(x, t)
+
+        return call
+
+    recipe, network = short(name), EDM_NETWORK if name == "edm" else NETWORK
+    eager, trainer = Trainer(recipe, network, CPU), Trainer(recipe, network, CPU)
+    monkeypatch.setattr(torch, "compile", compiled)
+    trainer.compile()
+    for one in (eager, trainer):
+        one.iteration = 2  # where scheduled sampling replaces a share
+        one.step(images[:4], torch.arange(4))
+    assert seen == [(4, True)]
+    assert same(eager.network.state_dict(), trainer.network.state_dict())

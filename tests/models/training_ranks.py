@@ -114,14 +114,14 @@ def interrupted(argv, number, by, at=3):
         return training_data(name)
 
     training_data = training.load
-    training._LOG_EVERY, training.Batches.at = 2, batch
+    training.LOG_EVERY, training.Batches.at = 2, batch
     training.load = load if at is None else training_data
     return command(argv)
 
 
 def train_all(replicas, recipes, folder, images, stop=None):
     """Train each recipe with rows every second iteration; return a digest of each replica's weights."""
-    training._LOG_EVERY = 2
+    training.LOG_EVERY = 2
     made, plain = [], training.Trainer
 
     class Kept(plain):
@@ -145,7 +145,7 @@ def digest(trainer):
 
 def fail(replicas, how, recipe, out, images):
     """Train with a mistake that only one process makes."""
-    training._LOG_EVERY = 1
+    training.LOG_EVERY = 1
     if how == "data" and replicas.rank == 1:
         training.load = _no_data
     if how == "log" and replicas.leads:

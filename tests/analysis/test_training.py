@@ -1,0 +1,109 @@
+import json
+
+import pandas as pd
+import pytest
+
+from analysis import training
+from analysis.load import load_results
+from analysis.output import Output
+from analysis.training import analyse, lengths_table, read_losses
+
+LOG = "iteration,images,mse,bound,penalty\n50,1600,0.5,0.25,0.0\n100,3200,0.25,0.125,0.0\n"
+
+
+@pytest.fixture
+def trained(folder):
+    """Return a function that adds a cell of a recipe's checkpoint."""
+
+    def add(model, recipe, images, value, seed=0, **changes):
+        cell = folder.cell(model, 100, seed, value, probes=False)
+        path = cell / "metrics.json"
+        facts = json.loads(path.read_text())
+        facts["training"] = {"recipe": recipe, "images": images} | changes
+        path.write_text(json.dumps(facts))
+        return cell
+
+    return add
+
+
+def test_distances_by_recipe_and_images(folder, trained):
+    for seed, shift in ((0, -0.5), (1, 0.5)):
+        trained("early", "adm", 100, 4.0 + shift, seed)
+        trained("adm", "adm", 200, 2.0 + shift, seed)
+        trained("adm-ip", "adm-ip", 200, 1.0 + shift, seed)  # of one length only
+    table = lengths_table(load_results(folder.root))
+    assert table[["recipe", "sampler", "steps", "images", "value", "seeds"]].to_numpy().tolist() == [
+        ["adm", "ddpm", 100, 100, 4.0, 2], ["adm", "ddpm", 100, 200, 2.0, 2],
+    ]  # fmt: skip
+    assert table["std"].tolist() == pytest.approx([0.5**0.5] * 2)
+
+
+def test_a_folder_of_one_length_has_no_table(folder, trained):
+    trained("adm", "adm", 200, 2.0)
+    folder.cell("stranger", 100, probes=False)
+    assert lengths_table(load_results(folder.root)).empty
+
+
+@pytest.mark.parametrize("told", [None, [], {"recipe": 3}, {"images": 0}, {"images": "many"}])
+def test_records_that_do_not_say_are_passed_over(folder, trained, told):
+    trained("adm", "adm", 200, 2.0)
+    path = trained("early", "adm", 100, 4.0) / "metrics.json"
+    facts = json.loads(path.read_text())
+    facts["training"] = told if not told else facts["training"] | told
+    path.write_text(json.dumps(facts))
+    assert lengths_table(load_results(folder.root)).empty
+
+
+def test_remedies_are_no_training(folder, trained, monkeypatch):
+    trained("adm", "adm", 200, 2.0)
+    trained("early", "adm", 100, 4.0)
+    monkeypatch.setattr(training, "_is_plain", lambda record: record.cell["model"] == "adm")
+    assert lengths_table(load_results(folder.root)).empty
+
+
+def test_a_scaled_cell_is_not_plain(folder):
+    folder.cell("adm", 100, probes=False)
+    (record,) = load_results(folder.root).cells
+    assert training._is_plain(record)
+    for change in ({"eps_scale": 1.01}, {"eps_slope": 1e-4}, {"remedies": [{"kind": "time-shift"}]}):
+        record.cell.update({"eps_scale": 1.0, "eps_slope": 0.0} | change)
+        assert not training._is_plain(record)
+
+
+def test_losses_are_read_and_damaged_logs_named(folder):
+    folder.cell(probes=False)
+    logs = folder.root / "training"
+    logs.mkdir()
+    (logs / "adm.csv").write_text(LOG)
+    damaged = {"a": "iteration,images\n1,2\n", "b": LOG.replace("0.25", "nan"), "c": LOG.split("\n")[0] + "\n"}
+    for name, text in damaged.items():
+        (logs / f"{name}.csv").write_text(text)
+    results = load_results(folder.root)
+    found = read_losses(results)
+    assert list(found) == ["adm"]
+    assert found["adm"]["mse"].tolist() == [0.5, 0.25]
+    assert len(results.problems) == 3
+    assert all("copy the training's log again" in problem for problem in results.problems)
+
+
+def test_figures_and_tables(folder, trained):
+    for recipe in ("adm", "adm-ip"):
+        trained(f"{recipe}-100", recipe, 100, 4.0)
+        trained(recipe, recipe, 200, 2.0)
+    (folder.root / "training").mkdir()
+    (folder.root / "training" / "adm.csv").write_text(LOG)
+    out = Output(folder.root)
+    analyse(load_results(folder.root), out)
+    assert [entry.name for entry in out.entries] == [
+        "training_loss", "training_loss", "training_length", "training_length",
+    ]  # fmt: skip
+    last = pd.read_csv(folder.root / "tables" / "training_loss.csv")
+    assert last[["recipe", "images", "mse"]].to_numpy().tolist() == [["adm", 3200, 0.25]]
+    assert all((folder.root / "figures" / f"training_{name}.png").exists() for name in ("loss", "length"))
+
+
+def test_a_folder_without_either_has_nothing(folder):
+    folder.cell(probes=False)
+    out = Output(folder.root)
+    analyse(load_results(folder.root), out)
+    assert out.entries == []

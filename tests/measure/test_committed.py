@@ -1,0 +1,109 @@
+"""What is kept of CIFAR-10, and that it serves as the images would."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.data import Dataset, load, to_unit
+from bench.measure import committed
+from bench.measure.committed import COMMITTED, committed_statistics, keep, main, unseen
+from bench.measure.features import open_extractor
+from bench.measure.pixel_moments import PixelMoments
+from bench.measure.statistics import summarise
+
+
+@pytest.fixture(scope="module")
+def data():
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (130, 3, 32, 32), generator=g, dtype=torch.uint8)
+    return Dataset("small", images, torch.zeros(130, dtype=torch.int64), torch.arange(130) >= 120)
+
+
+@pytest.fixture
+def kept(data, tmp_path, monkeypatch):
+    """Keep the small dataset in the place of CIFAR-10."""
+    monkeypatch.setattr(committed, "_FOLDER", tmp_path)
+    committed._kept.cache_clear()
+    keep(data, open_extractor("cifar10"), tmp_path / "cifar10-statistics.npz")
+    yield tmp_path / "cifar10-statistics.npz"
+    committed._kept.cache_clear()
+
+
+def test_what_is_kept_is_what_the_images_say(data, kept):
+    extractor = open_extractor("cifar10")
+    found = committed_statistics(extractor, data.content_hash(), 120)
+    made = summarise(extractor, data.part("train"), "any")
+    for one, other in ((found.moments, made.moments), (found.spatial, made.spatial)):
+        np.testing.assert_array_equal(one.mean, other.mean)
+        np.testing.assert_array_equal(one.cov, other.cov)
+    # Half precision has 11 bits: a relative error of 2^-11 at most.
+    np.testing.assert_allclose(found.pooled, made.pooled, rtol=2**-11, atol=1e-7)
+    assert (found.name, found.pooled_name, found.n) == ("small-train (120)", "small-train (120)", 120)
+
+
+def test_pixels_are_kept_too(data, kept):
+    pixels, made = unseen("cifar10").kept.pixels, PixelMoments.of_training(data)
+    assert pixels.n == made.n == 120
+    for name in ("mean", "variance", "spectrum", "haar"):
+        assert torch.equal(getattr(pixels, name), getattr(made, name))
+
+
+def test_pixel_moments_are_those_of_all_images_at_once(data, monkeypatch):
+    from bench.measure import pixel_moments
+
+    monkeypatch.setattr(pixel_moments, "_BLOCK", 50)
+    found, pixels = PixelMoments.of_training(data), to_unit(data.part("train")).double()
+    # float64 sums of 120 numbers of order 1, in another order.
+    torch.testing.assert_close(found.mean, pixels.mean(0), rtol=0, atol=1e-13)
+    torch.testing.assert_close(found.variance, pixels.var(0), rtol=0, atol=1e-13)
+
+
+def test_other_images_or_features_have_none(data, kept):
+    extractor = open_extractor("cifar10")
+    assert committed_statistics(extractor, "another", 120) is None
+    assert committed_statistics(extractor, data.content_hash(), 119) is None
+    assert committed_statistics(open_extractor("digits"), data.content_hash(), 120) is None
+
+
+def test_a_dataset_without_its_images(data, kept):
+    without = unseen("cifar10")
+    assert (without.count("train"), without.count("heldout"), without.shape) == (0, 0, (3, 32, 32))
+    assert without.training_name == data.training_name == "small-train (120)"
+    assert without.content_hash() != data.content_hash()
+    assert without.kept.heldout == 10
+
+
+def test_what_ships_is_cifar10_re_encoded():
+    kept, extractor = unseen("cifar10").kept, open_extractor("cifar10")
+    assert COMMITTED == ("cifar10",)
+    assert (kept.name, kept.pixels.n, kept.heldout) == ("cifar10-jpeg", 50_000, 10_000)
+    found = committed_statistics(extractor, kept.content, 50_000)
+    assert (found.n, found.pooled.shape, found.extractor) == (50_000, (10_000, 128), extractor.key)
+    # The mean of CIFAR-10's pixels is known, .4914 .4822 .4465 of [0, 1]; JPEG moves it by less than a grey level.
+    colours = (kept.pixels.mean.mean(dim=(1, 2)) + 1) / 2
+    assert colours.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1 / 255)
+    # Features that are kept are evenly spaced among all: their mean is the whole's to a few standard errors.
+    errors = found.moments.cov.diagonal() ** 0.5 / 100
+    assert (abs(found.pooled.mean(0) - found.moments.mean) < 5 * errors).all()
+
+
+def test_the_command(tmp_path, capsys):
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    rng = np.random.default_rng(0)
+    for side in ("train", "test"):
+        for name in names:
+            folder = tmp_path / "cifar10" / side / name
+            folder.mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "0.png")
+    out = tmp_path / "out.npz"
+    assert main(["--data-dir", str(tmp_path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    with np.load(out) as file:
+        assert str(file["content"]) == load("cifar10", tmp_path).content_hash()
+        assert (int(file["n"]), int(file["heldout"])) == (10, 10)
+        assert file["pooled"].shape == (10, 128)
+    assert main(["--data-dir", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1

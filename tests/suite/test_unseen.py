@@ -1,0 +1,138 @@
+"""Runs on a dataset whose images are not at hand, of which the package keeps statistics."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.regenerate import regenerate
+from bench.data import load
+from bench.measure import committed
+from bench.measure.committed import keep
+from bench.measure.features import open_extractor
+
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Write 20 noisy images a class in CIFAR-10's shape, four of them in its test part."""
+    root = tmp_path_factory.mktemp("data")
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
+    np.savez(root / "cifar10.npz", arr_0=pixels, arr_1=np.arange(200) % 10)
+    return root
+
+
+@pytest.fixture(scope="module")
+def statistics(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    keep(load("cifar10", images), open_extractor("cifar10"), folder / "cifar10-statistics.npz")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def kept(statistics, monkeypatch):
+    monkeypatch.setattr(committed, "_FOLDER", statistics)
+    committed._kept.cache_clear()
+    yield
+    committed._kept.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def network(save_tiny):
+    return save_tiny(name="colour", image_size=32, in_channels=3, out_channels=6)
+
+
+@pytest.fixture
+def run(command, network, tmp_path):
+    def call(*flags, name="out"):
+        out = tmp_path / name
+        grid = ("--models", f"tiny={network}", "--dataset", "cifar10", "--steps", "2", "--samples", "130")
+        return command(*grid, *flags, "--out", out), out
+
+    return call
+
+
+def facts(out):
+    (path,) = Path(out).glob("cells/*/metrics.json")
+    return json.loads(path.read_text())
+
+
+def scores(out):
+    return {score["metric"]: (score["value"], score["reason"]) for score in facts(out)["scores"]}
+
+
+def test_it_samples_scores_and_measures_what_needs_no_images(run):
+    outcome, out = run()
+    assert outcome.code == 0, outcome.err
+    found = scores(out)
+    assert all(found[name][0] is not None for name in ("fd_cifar10", "kid_cifar10", "fd_cifar10_exact"))
+    assert found["nn_ratio"] == (None, "the training images are not at hand")
+    steps = pd.read_csv(next(Path(out).glob("cells/*/steps.csv")))
+    assert set(steps["arm"]) == {"free"}
+    assert {"eps_norm", "variance_ratio", "x0_norm"} <= set(steps["quantity"])
+    assert facts(out)["cell"]["measure"] == ["steps"]
+
+
+def test_it_says_what_it_left_out(run):
+    outcome, out = run()
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("note: ")]
+    assert "compared with the kept statistics of cifar10-all (200)" in line
+    named = json.loads((out / "run.json").read_text())["left_out"]
+    assert len(named) == 3
+    assert all(text in line for text in named)
+    assert [text.split(" ")[0] for text in named] == ["the", "normality", "nn_ratio"]
+    said = run("--dry-run", name="dry")[0].out
+    assert all(f"left out  {text}" in said for text in named)
+
+
+def test_scores_are_those_of_a_run_with_the_images(run, images):
+    without, with_images = run("--quiet")[1], run("--quiet", "--data-dir", images, "--features", "cifar10", name="w")[1]
+    ours, theirs = scores(without), scores(with_images)
+    assert {name: ours[name] for name in ours if name != "nn_ratio"} == {
+        name: theirs[name] for name in theirs if name != "nn_ratio"
+    }
+    assert theirs["nn_ratio"][1] == "the dataset has no held-out part"
+    arms = [set(pd.read_csv(next(out.glob("cells/*/steps.csv")))["arm"]) for out in (without, with_images)]
+    assert arms == [{"free"}, {"free", "forced-train"}]
+
+
+def test_the_two_do_not_mix_in_one_folder(run, images):
+    assert run("--quiet")[0].code == 0
+    outcome, _ = run("--quiet", "--data-dir", images, "--features", "cifar10")
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+
+
+def test_tables_figures_and_report_can_be_made_of_it(run):
+    out = run("--quiet")[1]
+    assert regenerate(out).problems == []
+    assert "left_out" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--features", "inception"), "--features inception needs the images, of which the package keeps statistics"),
+        (("--features", "digits"), "--features digits needs the images"),
+        (("--tune", "adm-es=fit"), "--tune"),
+        (("--resize", "32"), "needs --data-dir DIR"),
+    ],
+)
+def test_what_cannot_be_done_without_images_is_refused(run, flags, words):
+    outcome, out = run(*flags)
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert words in outcome.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("measure", ["chains", "response", "steps,normality,chains,response"])
+def test_measurements_that_need_images_are_left_out_by_name(run, measure):
+    outcome, out = run("--measure", measure, "--features", "none")
+    assert outcome.code == 0, outcome.err
+    for name in set(measure.split(",")) - {"steps"}:
+        assert f"{name} (" in outcome.err
+    assert not any((out / name).exists() for name in ("chains", "response"))
