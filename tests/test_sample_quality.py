@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from bench.measure.features import open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints import load_network
 from bench.models.denoisers import EpsDenoiser
+from bench.models.recipes import NETWORKS, RECIPES
 from bench.suite.registry import EMBEDDED, WEIGHTS, load_registry
 
 HALF = 898
@@ -47,6 +50,36 @@ def test_adm_is_as_close_to_half_of_the_data_as_the_other_half_nearly():
 
 
 def test_the_embedded_weights_are_small_and_complete():
-    files = sorted(WEIGHTS.rglob("*.safetensors"))
-    assert {path.stem for path in files} == set(EMBEDDED)
-    assert sum(path.stat().st_size for path in files) < 15 * 2**20
+    families = {folder.name: sorted(folder.glob("*.safetensors")) for folder in WEIGHTS.iterdir() if folder.is_dir()}
+    names = {family: {path.stem for path in files} for family, files in families.items()}
+    assert names == {"digits": set(EMBEDDED), "cifar10": {"adm", "adm-ip", "ddpm-y"}}
+    sizes = {family: sum(path.stat().st_size for path in files) / 2**20 for family, files in families.items()}
+    assert sizes["digits"] < 15
+    assert sizes["cifar10"] < 50
+
+
+@pytest.mark.parametrize("name", ["adm", "adm-ip", "ddpm-y"])
+def test_the_cifar10_family_is_that_of_its_recipes(name):
+    model = load_registry((), "cifar10").model(name)
+    assert model.description.training == asdict(RECIPES[f"cifar10/{name}"])
+    assert model.description.network == {
+        **NETWORKS["cifar10"],
+        "channel_mult": [1, 2, 2, 2],
+        "attention_resolutions": [2, 4],
+    }
+
+
+def test_the_cifar10_family_predicts_noise_it_has_not_seen():
+    """On half noised pictures of smooth colour the error of eps is far below 1, that of no prediction at all.
+
+    Training ended at a mean squared error of about .06 over all indices; pictures this smooth are easier.
+    """
+    model, level = load_registry((), "cifar10").model("adm"), levels("cosine", 1000, 2)[1]
+    g = torch.Generator().manual_seed(0)
+    colour = torch.rand(4, 3, 1, 1, generator=g) * 2 - 1
+    x0 = colour * torch.linspace(0.2, 1, 32).reshape(1, 1, 1, 32).expand(4, 3, 32, 32)
+    noise = torch.randn(4, 3, 32, 32, generator=g)
+    denoiser = EpsDenoiser(load_network(model.weights, model.description))
+    with torch.no_grad():
+        eps = denoiser(level.alpha * x0 + level.sigma * noise, level).eps
+    assert (eps - noise).square().mean() < 0.1

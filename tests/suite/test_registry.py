@@ -9,6 +9,7 @@ import torch
 from bench.models.formats import open_network
 from bench.models.networks import CheckpointError
 from bench.suite import constants as constants_module
+from bench.suite import registry
 from bench.suite.config import ConfigError
 from bench.suite.constants import Constants
 from bench.suite.registry import EMBEDDED, WEIGHTS, load_registry
@@ -147,6 +148,22 @@ def test_other_weights_have_no_tuned_constants(constants, tmp_path):
     assert known.model("adm-es", same).remedies[0].constants["ddpm"].steps == (10,)
     assert known.model("adm-es", other).remedies[0].missing("ddpm") == "b"
     assert known.model("adm-es", other).rescaled(1.01, None).scale_at("ddpm", 20) == (1.01, 0.0)
+
+
+def test_embedded_and_released_weights_of_one_dataset_have_constants_of_their_own(constants, tmp_path, monkeypatch):
+    constants(
+        "[cifar10.adm-es.ddpm]\nsteps = [10]\nb = [1.1]\nspan = [0.0]\n"
+        "[cifar10-embedded.adm-es.ddpm]\nsteps = [10]\nb = [1.2]\nspan = [0.0]\n"
+    )
+    weights = tmp_path / "weights" / "cifar10" / "adm.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes((WEIGHTS / "digits" / "adm.safetensors").read_bytes())
+    monkeypatch.setattr(registry, "WEIGHTS", tmp_path / "weights")
+    known = load_registry((), "cifar10")
+    released = WEIGHTS / "digits" / "adm-ip.safetensors"
+    assert known.model("adm-es").scale_at("ddpm", 10) == (1.2, 0.0)
+    assert known.model("adm-es", weights).scale_at("ddpm", 10) == (1.2, 0.0)
+    assert known.model("adm-es", released).scale_at("ddpm", 10) == (1.1, 0.0)
 
 
 def test_theory_needs_a_gamma():
