@@ -15,6 +15,7 @@ import torch
 from bench.command_line import OneLineParser
 from bench.data import DataError
 from bench.files.errors import one_line
+from bench.measure.committed import COMMITTED
 from bench.measure.devices import DEVICES, find_device, full_float32
 from bench.measure.errors import FeatureError
 from bench.measure.features import EXTRACTORS, INCEPTION_EXTRACTORS, open_extractor
@@ -37,11 +38,11 @@ def _parser() -> argparse.ArgumentParser:
         "--reference",
         required=True,
         metavar="REF",
-        help=f"{images}, npz of statistics (mu, sigma[, mu_s, sigma_s][, arr_0]), or digits",
+        help=f"{images}, npz of statistics (mu, sigma[, mu_s, sigma_s][, arr_0]), digits, or cifar10",
     )
     parser.add_argument(
         "--features", choices=[name for name in EXTRACTORS if name != "none"],
-        help="whose features (default: digits against digits, else inception)",
+        help="whose features (default: those of digits and cifar10, else inception)",
     )  # fmt: skip
     parser.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a call (default %(default)s)")
@@ -96,10 +97,16 @@ def _write_json(facts: dict[str, Any], path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _usual_features(reference: str) -> str:
+    """Return the features of a command that names none: an embedded classifier's for what comes with the package."""
+    kept = reference in COMMITTED and not Path(reference).exists()
+    return reference if reference == "digits" or kept else "inception"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Score samples; a user's mistake gives one line on stderr and code 2, an interruption 130."""
     args = _parser().parse_args(argv)
-    args.features = args.features or ("digits" if args.reference == "digits" else "inception")
+    args.features = args.features or _usual_features(args.reference)
     try:
         _score(args)
     except (DataError, FeatureError) as error:

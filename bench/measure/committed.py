@@ -20,12 +20,13 @@ from bench.command_line import OneLineParser
 from bench.data import DataError, Dataset, load
 from bench.files.errors import one_line
 from bench.measure.checked_npz import CheckedNpz
+from bench.measure.errors import FeatureError
 from bench.measure.features import Extractor, open_extractor
 from bench.measure.pixel_moments import PixelMoments
 from bench.measure.statistics import ReferenceStatistics, kept_name, summarise
 from bench.measure.statistics_files import read_statistics, statistics_arrays, write_npz
 
-__all__ = ["COMMITTED", "Kept", "Unseen", "committed_statistics", "unseen"]
+__all__ = ["COMMITTED", "Kept", "Unseen", "committed_statistics", "kept_statistics", "unseen"]
 
 _FOLDER = Path(__file__).parent / "weights"
 COMMITTED = ("cifar10",)  # datasets, which are also the names of the features
@@ -105,10 +106,22 @@ def committed_statistics(extractor: Extractor, content: str, n: int) -> Referenc
     if extractor.name not in COMMITTED:
         return None
     kept = _kept(extractor.name)
-    if (content, n) != (kept.content, kept.pixels.n):
-        return None
-    found = read_statistics(_path(extractor.name), extractor, kept.training_name)
-    return replace(found, pooled_name=kept_name(kept.training_name, n))
+    return kept_statistics(extractor.name, extractor) if (content, n) == (kept.content, kept.pixels.n) else None
+
+
+def kept_statistics(dataset: str, extractor: Extractor) -> ReferenceStatistics:
+    """Return the kept statistics of one of :data:`COMMITTED`.
+
+    Raises:
+        FeatureError: they are of other features.
+    """
+    if extractor.name != dataset:
+        raise FeatureError(
+            f"of {dataset} the package keeps statistics of --features {dataset}, not of {extractor.name}"
+        )
+    kept = _kept(dataset)
+    found = read_statistics(_path(dataset), extractor, kept.training_name)
+    return replace(found, pooled_name=kept_name(kept.training_name, kept.pixels.n))
 
 
 def keep(data: Dataset, extractor: Extractor, path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import DataError, load, load_path
+from bench.measure.committed import COMMITTED, kept_statistics
 from bench.measure.features import Extractor
 from bench.measure.metrics import SCORES_VERSION, Score, collect, score
 from bench.measure.statistics_cache import cached_statistics
@@ -41,7 +42,8 @@ def open_reference(reference: str, extractor: Extractor, batch: int, quiet: bool
     """Read a reference and compute its statistics, or take them from the cache or from the file itself.
 
     Args:
-        reference: ``digits``, or the path of images, whose training part is meant, or of statistics.
+        reference: ``digits``, or the path of images, whose training part is meant, or of statistics; or a dataset of
+            which the package keeps statistics, where there is no path of that name.
         extractor: gives the features.
         batch: images a network call.
         quiet: no progress bar.
@@ -51,6 +53,8 @@ def open_reference(reference: str, extractor: Extractor, batch: int, quiet: bool
         FeatureError: statistics cannot be read or are of other features, or images of a size that cannot be.
     """
     path = Path(reference)
+    if reference in COMMITTED and not path.exists():
+        return Yardstick(kept_statistics(reference, extractor), None)
     if reference == "digits":
         pictures = ImageSet.training(load("digits"))
     else:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from bench.data import Dataset, load, to_unit
 from bench.measure import committed
+from bench.measure.__main__ import main as measure
 from bench.measure.committed import COMMITTED, committed_statistics, keep, main, unseen
 from bench.measure.features import open_extractor
 from bench.measure.pixel_moments import PixelMoments
@@ -107,3 +108,25 @@ def test_the_command(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
+
+
+def test_samples_of_any_tool_are_scored_against_what_is_kept(data, kept, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("samples.npz", arr_0=data.images.movedim(1, 3).numpy())
+    assert measure(["samples.npz", "--reference", "cifar10", "--quiet"]) == 0
+    table = capsys.readouterr().out
+    assert "small-train (120)" in table
+    assert "precision_cifar10" in table
+    np.savez("small.npz", arr_0=data.images[:, :, :8, :8].movedim(1, 3).numpy())
+    assert measure(["small.npz", "--reference", "cifar10", "--features", "digits"]) == 2
+    assert "keeps statistics of --features cifar10, not of digits" in capsys.readouterr().err
+
+
+def test_a_file_of_that_name_is_meant_where_there_is_one(data, kept, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("a.png")
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "cifar10" / "a.png")
+    np.savez("samples.npz", arr_0=data.images[:9].movedim(1, 3).numpy())
+    assert measure(["samples.npz", "--reference", "cifar10", "--features", "cifar10", "--quiet"]) == 0
+    assert "cifar10 (1)" in capsys.readouterr().out
