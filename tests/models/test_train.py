@@ -12,7 +12,7 @@ from bench.models import train as training
 from bench.models.checkpoints import load_network, read_description
 from bench.models.networks import CheckpointError
 from bench.models.objectives import edm_loss, gradient_penalty, make_pair
-from bench.models.recipes import DIGITS_NETWORK, RECIPES
+from bench.models.recipes import DIGITS_NETWORK, NETWORKS, RECIPES
 from bench.models.train import Batches, Trainer, learning_rate, main, train
 
 CPU = torch.device("cpu")
@@ -367,3 +367,17 @@ def test_only_the_call_that_learns_is_compiled(images, monkeypatch, name):
         one.step(images[:4], torch.arange(4))
     assert seen == [(4, True)]
     assert same(eager.network.state_dict(), trainer.network.state_dict())
+
+
+@pytest.mark.parametrize("name", ["adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm"])
+def test_every_recipe_of_cifar10_takes_a_step_on_colour_images(name):
+    """In bf16, with attention at two sizes; the gradient penalty needs second derivatives of all of it."""
+    recipe = dataclasses.replace(RECIPES[f"cifar10/{name}"], batch=2)
+    network = dict(NETWORKS["cifar10"]) | ({"out_channels": 3} if name == "edm" else {})
+    trainer = Trainer(recipe, network, CPU)
+    before = {key: tensor.clone() for key, tensor in trainer.network.state_dict().items()}
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    losses = trainer.step(images, torch.arange(2))
+    assert all(torch.isfinite(loss) for loss in (losses.mse, losses.bound, losses.penalty))
+    assert (losses.penalty > 0) == (name == "adm-gp")
+    assert not same(before, trainer.network.state_dict())
