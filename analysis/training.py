@@ -64,21 +64,21 @@ def _is_plain(record: CellRecord) -> bool:
 
 
 def lengths_table(results: Results) -> pd.DataFrame:
-    """Return recipe, sampler, steps, images seen and distance (mean and std over seeds, their number).
+    """Return recipe, sampler, steps, images seen, model and distance (mean and std over seeds, their number).
 
-    Only models without remedies, of recipes that come with several lengths; empty in most folders.
+    Only models without remedies at any step count, of recipes that come with several lengths; empty in most folders.
     """
     metrics = results.metrics()
     scores = metrics[metrics["metric"] == main_metric(metrics)].astype({"value": float})
-    plain = filter(_is_plain, results.cells)
-    seen = {record.cell["model"]: found for record in plain if (found := _seen(record)) is not None}
-    scores = scores[scores["model"].isin(seen) & scores["value"].notna()]
+    treated = {record.cell["model"] for record in results.cells if not _is_plain(record)}
+    seen = {record.cell["model"]: found for record in results.cells if (found := _seen(record)) is not None}
+    scores = scores[scores["model"].isin(set(seen) - treated) & scores["value"].notna()]
     if not len(scores):
         return pd.DataFrame()
     scores = scores.assign(
         recipe=[seen[model][0] for model in scores["model"]], images=[seen[model][1] for model in scores["model"]]
     )
-    groups = scores.groupby(["recipe", "sampler", "steps", "images"], sort=True)["value"]
+    groups = scores.groupby(["recipe", "sampler", "steps", "images", "model"], sort=True)["value"]
     table = groups.agg(value="mean", std="std", seeds="size").reset_index()
     lengths = table.groupby(["recipe", "sampler", "steps"])["images"].transform("nunique")
     return table[lengths > 1].reset_index(drop=True)
@@ -91,7 +91,7 @@ def draw_losses(losses: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
         for axis, (name, text) in zip(axes[0], _LOSSES.items(), strict=True):
             for recipe, table in losses.items():
                 smooth = table[name].rolling(_WINDOWS, min_periods=1).mean()
-                axis.plot(table["images"], smooth, color=paint[recipe], label=recipe)
+                axis.plot(table["images"], smooth.where(smooth > 0), color=paint[recipe], label=recipe)
             axis.set_yscale("log")
             axis.set_ylabel(text)
             axis.set_xlabel("training images seen")

@@ -190,9 +190,7 @@ def load(
     if not 0 <= labels.min() <= labels.max() < known.classes:
         found = f"{labels.min()} to {labels.max()}"
         raise DataError(f"{path}: labels are {found}, those of {name} 0 to {known.classes - 1}; check its classes")
-    # Another encoding makes other pixels: what was published of the dataset does not hold for them.
-    named = f"{name}-jpeg" if known.lossless and pictures.lossy else name
-    return _dataset(named, pictures, torch.from_numpy(labels), heldout_every, preprocessing)
+    return _dataset(name, pictures, torch.from_numpy(labels), heldout_every, preprocessing)
 
 
 def load_path(name: str, path: Path, heldout_every: int = 0, preprocessing: Preprocessing = _AS_IS) -> Dataset:
@@ -211,6 +209,9 @@ def load_path(name: str, path: Path, heldout_every: int = 0, preprocessing: Prep
 
 
 def _dataset(name: str, pictures: Pictures, labels: Tensor, every: int, preprocessing: Preprocessing) -> Dataset:
+    # Another encoding makes other pixels: what was published of the dataset does not hold for them.
+    if name in KNOWN and KNOWN[name].lossless and pictures.lossy:
+        name = f"{name}-jpeg"
     if every or pictures.heldout is None:
         heldout = stratified_split(labels, every)
     else:

@@ -18,7 +18,8 @@ from bench.diffusion.edm import Euler, Heun
 from bench.diffusion.samplers import Solver
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
-from bench.measure.devices import full_float32, keep_freed_memory
+from bench.measure.devices import full_float32
+from bench.memory import keep_freed_memory
 from bench.models.acceleration import Accelerated
 from bench.models.checkpoints import Description
 from bench.models.denoisers import EpsDenoiser

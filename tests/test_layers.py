@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMON = ("bench.command_line", "bench.interruption", "bench.tensorboard")  # of rooms with a command
+COMMON = ("bench.command_line", "bench.interruption", "bench.memory", "bench.tensorboard")  # of rooms with a command
 # room -> the rooms of ours it may import, besides itself
 ALLOWED = {
     "bench/diffusion": (),
     "bench/command_line.py": (),
     "bench/interruption.py": (),
+    "bench/memory.py": (),
     "bench/tensorboard.py": (),
     "bench/files": (),
     "bench/data.py": ("bench.files",),

@@ -150,12 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="npz file to write (default: the embedded one)")
     args = parser.parse_args(argv)
     out = args.out or _path(args.dataset)
-    extractor = open_extractor(args.dataset)
-    assert extractor is not None  # 'none' is no dataset
     try:
-        data = load(args.dataset, args.data_dir)
+        extractor, data = open_extractor(args.dataset), load(args.dataset, args.data_dir)
+        assert extractor is not None  # 'none' is no dataset
+        if data.count("train") < 2:
+            raise DataError(f"{args.data_dir} has fewer than 2 training images of {args.dataset}")
         keep(data, extractor, out)
-    except DataError as error:
+    except (DataError, FeatureError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -1,17 +1,12 @@
-"""Where networks compute, that they do so in full float32, and that their memory is kept for the next call."""
+"""Where networks compute, and that they do so in full float32."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
 import torch
 
-__all__ = ["DEVICES", "find_device", "full_float32", "keep_freed_memory"]
+__all__ = ["DEVICES", "find_device", "full_float32"]
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names of its settings
-_ACTIVATION, _KEPT = 2**28, 2**30  # bytes: larger blocks are returned, and what is free beyond so much
 
 
 def find_device(name: str) -> torch.device | None:
@@ -30,14 +25,3 @@ def full_float32() -> None:
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory, up to a gigabyte, in place of returning it to the system after each call.
-
-    A network on the CPU frees its activations and soon asks for them again; fetched from the system anew, every page of
-    them costs a fault, some percent of the call. Elsewhere than on Linux with glibc this does nothing.
-    """
-    if sys.platform.startswith("linux") and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(_MMAP_THRESHOLD, _ACTIVATION)
-        library.mallopt(_TRIM_THRESHOLD, _KEPT)

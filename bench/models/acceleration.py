@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.models.adapter import Adapted, Output
 
-__all__ = ["PRECISIONS", "Accelerated", "CompileError", "precision_refusal"]
+__all__ = ["PRECISIONS", "Accelerated", "CompileError", "compiler_errors", "precision_refusal"]
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 _ARCHITECTURES = 256  # compiled side by side; torch goes back to eager calls, without a word, after 8
@@ -122,15 +122,12 @@ class Accelerated:
         """
         self._compiled, self._batch = _compiled(self.network, x.device), len(x)
         try:
-            with _quiet():
+            with compiler_errors():
                 for _ in range(_WARM_UP):
                     self._call_compiled(x, t, labels)
-        except (torch.OutOfMemoryError, MemoryError):
+        except Exception:
             self._compiled = None
             raise
-        except Exception as error:  # torch's compiler calls others, and any of them may fail in its own way
-            self._compiled = None
-            raise CompileError(_reason(error)) from None
 
     def stop_compiled(self) -> None:
         """Go back to calling the network as it is."""
@@ -143,11 +140,22 @@ def _replays(device: torch.device) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what torch says of the library's code: a cached version number is computed again, to no effect."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
-        yield
+def compiler_errors() -> Iterator[None]:
+    """Turn what fails in the first calls of compiled code into one line.
+
+    Left out is what torch says of the library's code: a cached version number is computed again, to no effect.
+
+    Raises:
+        CompileError: there is no compiler, or it fails.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
+            yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # torch's compiler calls others, and any of them may fail in its own way
+        raise CompileError(_reason(error)) from None
 
 
 def _compiled(network: Any, device: torch.device) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 
 __all__ = ["Description"]
 
+_MOST = 10**12  # of anything counted
+
 
 @dataclass(frozen=True)
 class Description:
@@ -33,9 +35,18 @@ class Description:
 
     def seen(self) -> dict[str, Any] | None:
         """Return the recipe's name and how many training images the weights have seen, None where nobody says."""
-        told = self.training
-        images = told.get("images", told.get("iterations", 0) * told.get("batch", 0))
-        return {"recipe": told["name"], "images": images} if images and "name" in told else None
+        name = self.training.get("name")
+        if not isinstance(name, str):
+            return None
+        if images := self._count("images"):
+            return {"recipe": name, "images": images}
+        iterations, batch = self._count("iterations"), self._count("batch")
+        return {"recipe": name, "images": iterations * batch} if iterations and batch else None
+
+    def _count(self, name: str) -> int:
+        """Return a number that the recipe tells, 0 where it is none: files are written by strangers, too."""
+        value = self.training.get(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MOST else 0
 
     @property
     def channels(self) -> int:

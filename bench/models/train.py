@@ -13,7 +13,7 @@ if __name__ == "__main__":
     end_at_once()  # the imports below take seconds
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +27,8 @@ from bench.data import load, to_unit
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws
 from bench.files.errors import one_line
-from bench.measure.devices import keep_freed_memory
+from bench.memory import keep_freed_memory
+from bench.models.acceleration import CompileError, compiler_errors
 from bench.models.batches import Batches, Part, learning_rate
 from bench.models.checkpoints import Description
 from bench.models.objectives import Process, edm_loss, gamma_at, gradient_penalty, hybrid_loss, make_pair, rectified
@@ -75,9 +76,21 @@ class Trainer(TrainingState):
         if recipe.scheduled_sampling:
             self.rollout = Rollout.make(recipe.schedule, recipe.T, recipe.rollout_steps, recipe.rollout_stride, device)
 
-    def compile(self) -> None:
-        """Compile the call that learns; those without a gradient or with a second one stay as they are."""
+    def compile(self, images: Tensor) -> None:
+        """Compile the call that learns; those without a gradient or with a second one stay as they are.
+
+        Args:
+            images: [N, C, H, W], whose shape alone matters.
+
+        Raises:
+            CompileError: there is no compiler, or it fails.
+        """
+        part = self.replicas.part(self.recipe.batch)
+        x = torch.zeros(len(part), *images.shape[1:], device=self.device)
         self._learning = torch.compile(self.network, dynamic=False)
+        with compiler_errors():
+            self.learn(x, torch.zeros(len(part), device=self.device)).sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
         """Call the network; [B, C, H, W] to [B, 2C, H, W], or to [B, C, H, W] where it learns no variance."""
@@ -191,6 +204,7 @@ def train(
 
     Raises:
         CheckpointError, DataError, TensorBoardError, OSError: what is in ``out`` or the dataset cannot be used.
+        CompileError: there is no compiler, or it fails.
         ReplicaError: one of these in another replica, or the replicas cannot train this together.
         Interrupted: a signal came; ``out`` holds the last complete iteration.
     """
@@ -199,11 +213,12 @@ def train(
         replicas.check(recipe.batch, device)
         if replicas.leads:
             out.mkdir(parents=True, exist_ok=True)
-        x0 = to_unit(load(recipe.dataset, data_dir).part("train")) if images is None else images
-        description = _description(recipe, x0.shape[1])
+        x0, told = _training_images(recipe, data_dir) if images is None else (images, {})
+        description = _description(recipe, x0.shape[1], told)
         trainer = Trainer(recipe, dict(description.network), device, replicas)
+        trainer.data = told.get("data_hash", "")
         if compiled:
-            trainer.compile()
+            trainer.compile(x0)
     if replicas.of_leader(resume.exists):
         trainer.resume(resume)
     batches = Batches(x0, recipe.batch, recipe.seed, replicas.part(recipe.batch))
@@ -215,10 +230,11 @@ def train(
             with replicas.together():
                 if log is not None:
                     log.add(window)
-            if trainer.iteration % _SAVE_EVERY == 0:
-                trainer.save(resume)
+            # First: a training that stops between the two goes on before this iteration, and keeps it then.
             if keep_every and trainer.iteration % keep_every == 0:
                 trainer.keep(out, description)
+            if trainer.iteration % _SAVE_EVERY == 0:
+                trainer.save(resume)
         trainer.save(resume)
     if trainer.iteration < recipe.iterations:
         raise Interrupted(replicas.largest(signals.received))
@@ -227,11 +243,17 @@ def train(
     return path
 
 
-def _description(recipe: Recipe, channels: int) -> Description:
+def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, dict[str, str]]:
+    """Return the dataset's training images in [-1, 1], and what checkpoints tell of them."""
+    data = load(recipe.dataset, data_dir)
+    return to_unit(data.part("train")), {"data": data.training_name, "data_hash": data.content_hash()}
+
+
+def _description(recipe: Recipe, channels: int, told: Mapping[str, str]) -> Description:
     is_edm = recipe.objective == "edm"
     own = {"in_channels": channels, "out_channels": (1 if is_edm else 2) * channels}
     network = dict(NETWORKS[recipe.network]) | own
-    return Description(network, recipe.schedule, recipe.T, asdict(recipe), "edm" if is_edm else "eps")
+    return Description(network, recipe.schedule, recipe.T, {**asdict(recipe), **told}, "edm" if is_edm else "eps")
 
 
 def _windows(trainer: Trainer, batches: Batches, signals: Signals) -> Iterator[Window]:
@@ -278,7 +300,7 @@ def _command(argv: Sequence[str] | None, replicas: Replicas, signals: Signals) -
             recipe, out, args.device, args.quiet, replicas=replicas, signals=signals, tensorboard=args.tensorboard,
             data_dir=args.data_dir, compiled=args.compile == "on", keep_every=args.keep_every,
         )  # fmt: skip
-    except MISTAKES as error:
+    except (*MISTAKES, CompileError) as error:
         if replicas.leads:
             print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

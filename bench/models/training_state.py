@@ -26,6 +26,7 @@ class TrainingState:
     """A network, its moving average and its optimiser at some iteration of a recipe; the same in all replicas.
 
     Attributes:
+        data: hash of the images it is trained on, empty where nobody says.
         window: the losses of the iterations since the last row of the log, float32 [3] each, by :data:`LOSSES`; those
             of all replicas add up to the losses of the batches.
     """
@@ -34,6 +35,7 @@ class TrainingState:
         self, recipe: Recipe, network: dict[str, Any], device: torch.device, replicas: Replicas = ALONE
     ) -> None:
         self.recipe, self.device, self.replicas, self.iteration = recipe, device, replicas, 0
+        self.data = ""
         torch.manual_seed(recipe.seed)  # initial weights: the same in every recipe of a seed
         self.network = adm_unet(network).to(device).train()
         self.average = adm_unet(network).to(device).eval().requires_grad_(False)
@@ -80,6 +82,7 @@ class TrainingState:
                 state = {
                     "recipe": asdict(self.recipe),
                     "iteration": self.iteration,
+                    "data": self.data,
                     "network": self.network.state_dict(),
                     "average": self.average.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
@@ -122,6 +125,8 @@ class TrainingState:
                 f"{path} belongs to another network (are the images' channels the same?); "
                 "delete it or choose another --out"
             ) from None
+        if state.get("data", self.data) != self.data:
+            raise CheckpointError(f"{path} was written with other images; check --data-dir, or choose another --out")
         iteration, window = state["iteration"], state.get("window", _NO_LOSSES)
         sound = all_finite(self.network) and all_finite(self.average) and _are_losses(window)
         if not (sound and 0 <= iteration <= self.recipe.iterations):

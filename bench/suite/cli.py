@@ -6,7 +6,7 @@ import argparse
 import errno
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -97,9 +97,9 @@ def _check_numbers(args: argparse.Namespace, samples: int) -> None:
         raise ConfigError(f"--churn must be a finite number of at least 0, not {args.churn}")
 
 
-def _features(args: argparse.Namespace) -> str:
+def _features(args: argparse.Namespace, entries: Collection[str]) -> str:
     """Return the features to score with, and refuse files that they do not use."""
-    features = args.features or _usual_features(args)
+    features = args.features or _usual_features(args, entries)
     if args.reference is not None and features == "none":
         raise ConfigError("--reference has no effect with --features none")
     if args.inception_weights is not None and features not in INCEPTION_EXTRACTORS:
@@ -107,9 +107,10 @@ def _features(args: argparse.Namespace) -> str:
     return _choice("--features", features, EXTRACTORS)
 
 
-def _usual_features(args: argparse.Namespace) -> str:
+def _usual_features(args: argparse.Namespace, entries: Collection[str]) -> str:
     """Return the features of a run that names none: an embedded classifier's where Inception's have no reference."""
-    alone = args.data_dir is None and args.reference is None and args.dataset in COMMITTED
+    kept = args.dataset in COMMITTED and args.dataset not in entries
+    alone = kept and args.data_dir is None and args.reference is None
     return args.dataset if args.dataset == "digits" or alone else "inception"
 
 
@@ -128,8 +129,14 @@ def _tune(args: argparse.Namespace) -> Tune | None:
     return tune
 
 
-def _request(args: argparse.Namespace, arguments: Sequence[str] = ()) -> Request:
-    """Check every flag that can be checked alone; ``arguments`` are those that were parsed."""
+def _request(args: argparse.Namespace, arguments: Sequence[str] = (), entries: Collection[str] = ()) -> Request:
+    """Check every flag that can be checked alone.
+
+    Args:
+        args: as parsed.
+        arguments: what they were parsed from.
+        entries: names of the config files' datasets.
+    """
     samples = args.samples if args.samples is not None else (256 if args.dataset == "digits" else 1000)
     _check_numbers(args, samples)
     if args.out is not None and str(args.out) == ".":
@@ -157,7 +164,7 @@ def _request(args: argparse.Namespace, arguments: Sequence[str] = ()) -> Request
         batch=args.batch_size,
         device=_choice("--device", args.device, DEVICES),
         measure=_measure(args),
-        features=_features(args),
+        features=_features(args, entries),
         inception_weights=args.inception_weights,
         classifier=args.classifier,
         classifier_scale=args.classifier_scale,
@@ -242,7 +249,7 @@ def resolve(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> t
     """
     with team.together(*MISTAKES):
         known = load_registry(args.config, args.dataset)
-        resolved = None if args.list_models else Run(_request(args, arguments), known)
+        resolved = None if args.list_models else Run(_request(args, arguments, known.datasets), known)
     return known, resolved
 
 

@@ -180,3 +180,4 @@ FITTED: Mapping[str, Callable[[Subject], Found]] = {
     "reference": _spread_reference,
 }
 BY_STEPS = ("b",)  # those that depend on the step count
+OF_IMAGES = ("data_variance", "std", "reference")  # those that real images are measured for

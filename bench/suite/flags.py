@@ -46,7 +46,9 @@ def _add_grid(grid: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help=f"{known}, or one of the config file's (default %(default)s)",
     )
-    grid.add_argument("--data-dir", type=Path, metavar="DIR", help="where datasets lie, the config file's too")
+    grid.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where datasets lie, the config file's too; cifar10 goes without"
+    )
     grid.add_argument("--resize", type=int, metavar="N", help="resize the dataset's images to N pixels a side")
     grid.add_argument(
         "--crop", choices=CROPS, help="cut squares first: center, or guided-diffusion's way (default none)"
@@ -112,7 +114,7 @@ def _add_measuring(look: argparse._ArgumentGroup) -> None:
     )
     look.add_argument(
         "--features",
-        help="digits, cifar10, inception, clean-fid or none (default: digits for digits, else inception)",
+        help="digits, cifar10, inception, clean-fid or none (default: digits for digits, cifar10 for it without --data-dir, else inception)",
     )
     look.add_argument(
         "--reference",

@@ -24,7 +24,8 @@ def dry_run(run: Run, team: Team) -> Iterator[str]:
         RunError: a network says what is not finite.
     """
     heldout, made = len(run.data.part("heldout")), run.data.preprocessing
-    yield f"dataset   {run.data.name} ({len(run.data.images)} images, {heldout} held out, preprocessing {made})"
+    there = f"{len(run.data.images)} images, {heldout} held out" if not run.left_out else "images not at hand"
+    yield f"dataset   {run.data.name} ({there}, preprocessing {made})"
     yield from (f"left out  {what}, for want of images (--data-dir)" for what in run.left_out)
     settings = ", ".join(f"{name} {value}" for name, value in run.sampler.description().items())
     yield f"sampling  {settings}"

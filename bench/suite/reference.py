@@ -25,6 +25,7 @@ __all__ = ["Reference"]
 
 _DRAWS = 10  # of exact samples, to tell a distance's spread
 _DRAW_SEED = 0
+_FEW = 4  # at most one in so many of the kept features is drawn, where not all are kept
 _GAUSSIAN_PIXELS = 256  # the exact recursion multiplies D x D matrices at every step
 
 
@@ -95,8 +96,9 @@ class Reference:
 
         An exact sampler draws independent images of the data. Here they are drawn from the training part, with
         replacement and a fixed seed, so that classes are as uneven as chance makes them; mean and standard deviation
-        over ten draws. Of a training part of more than 10,000 images they are drawn from the features that are kept.
-        Imported statistics, whose images are others, have no such scores.
+        over ten draws. Of a training part of more than 10,000 images not all features are kept: they are drawn from those that
+        are, without replacement, which is as good as from all while they are few of them. More than a quarter of what is
+        kept have no such scores; nor have imported statistics, whose images are others.
 
         Args:
             n: as many images as there are samples.
@@ -118,7 +120,11 @@ class Reference:
             return [Score(name, None, n, self.name, reason)]
         features, rng = self.features(), np.random.default_rng(_DRAW_SEED)
         pooled = features.pooled
-        numbers = (rng.integers(0, len(pooled), n) for _ in range(_DRAWS))
+        kept, images = len(pooled), features.n or 0
+        if kept < images and n > kept // _FEW:
+            reason = f"{n} draws need the features of all {images} training images, of which {kept} are kept"
+            return [Score(name, None, n, self.name, reason)]
+        numbers = (rng.choice(kept, n, replace=kept == images) for _ in range(_DRAWS))
         return [frechet_score(name, pooled[rows], features.moments, self.name) for rows in numbers]
 
     def exact_rows(self, cell: Cell, look: Instruments) -> list[Row]:

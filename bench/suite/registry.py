@@ -114,7 +114,7 @@ class Registry:
         """Return a remedy with what is known of its constants.
 
         Those found with embedded weights hold for no others; published ones belong to released files, of which there
-        are no checksums, so any other file of that dataset gets them.
+        are no checksums, so any other file of that dataset gets them that does not say it was trained here.
 
         Args:
             name: of the model with it, which its constants are filed under; else they are those of the remedy alone.
@@ -128,7 +128,7 @@ class Registry:
         root = max(family, key=len, default="")
         embedded = WEIGHTS / self.dataset / f"{root}.safetensors"
         is_own = embedded.exists() and model.weights.is_file() and file_hash(embedded) == file_hash(model.weights)
-        if self.dataset == "digits" and not is_own:
+        if not is_own and (self.dataset == "digits" or training):
             return remedy
         # What was published of a dataset is not what was found with the embedded weights of that dataset.
         home = f"{self.dataset}-embedded" if is_own and self.dataset != "digits" else self.dataset

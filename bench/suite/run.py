@@ -10,10 +10,11 @@ from typing import Any
 from bench.data import Dataset
 from bench.diffusion.types import Denoiser
 from bench.measure.committed import Unseen
-from bench.measure.devices import full_float32, keep_freed_memory
+from bench.measure.devices import full_float32
 from bench.measure.features import Extractor, open_extractor
 from bench.measure.inception import sha256
 from bench.measure.yardstick import open_statistics
+from bench.memory import keep_freed_memory
 from bench.models.acceleration import Accelerated
 from bench.models.formats import denoiser_of, open_network
 from bench.models.guidance import GuidedDenoiser, load_classifier

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from bench.measure.committed import COMMITTED
 from bench.suite.config import ConfigError
+from bench.suite.fitting import OF_IMAGES
 from bench.suite.request import Request
 
 __all__ = ["without_images"]
@@ -26,7 +27,7 @@ def without_images(request: Request) -> tuple[Request, tuple[str, ...]]:
         ConfigError: nothing would be left, as scores and fits need the images.
     """
     home = "give the images' folder with --data-dir"
-    if request.tune is not None and not request.tune.values:
+    if request.tune is not None and not request.tune.values and request.tune.constant in OF_IMAGES:
         raise ConfigError(f"--tune {request.tune.text} needs the images; {home}")
     if request.reference is None and request.features not in (*COMMITTED, "none"):
         raise ConfigError(

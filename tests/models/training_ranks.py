@@ -108,10 +108,10 @@ def interrupted(argv, number, by, at=3):
             signal.raise_signal(signal.SIGTERM)  # as torchrun does some time later
         return whole(self, iteration)
 
-    def load(name):
+    def load(name, data_dir):
         if here:
             signal.raise_signal(number)
-        return training_data(name)
+        return training_data(name, data_dir)
 
     training_data = training.load
     training.LOG_EVERY, training.Batches.at = 2, batch
@@ -155,7 +155,7 @@ def fail(replicas, how, recipe, out, images):
     training.train(recipe, out, CPU, True, None if how == "data" else images, replicas=replicas)
 
 
-def _no_data(name):
+def _no_data(name, data_dir):
     raise DataError("the data are gone")
 
 

@@ -7,6 +7,7 @@ import torch
 
 from bench.data import load, to_unit
 from bench.diffusion.schedules import alpha_bars
+from bench.measure import pixel_moments
 from bench.measure.__main__ import main as measure
 from bench.measure.features import open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
@@ -175,7 +176,7 @@ def test_a_run_scores_as_the_measure_command_does(command, tmp_path, tiny_weight
 
 def test_pixels_measured_in_blocks_are_those_measured_at_once(small_data, monkeypatch):
     whole = Reference(small_data, None)
-    monkeypatch.setattr(suite_reference, "_BLOCK", 41)  # of 42: a block of a single image too
+    monkeypatch.setattr(pixel_moments, "_BLOCK", 41)  # of 42: a block of a single image too
     parts = Reference(small_data, None)
     # Float64 means of values of order 1.
     for name in ("spectrum", "haar"):
