@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from bench.data import DataError
 from bench.files.errors import one_line, reason
+from bench.models.acceleration import CompileError
 from bench.models.batches import Part
 from bench.models.unet_arguments import CheckpointError
 from bench.tensorboard import TensorBoardError
@@ -36,7 +37,7 @@ class ReplicaError(RuntimeError):
     """What another process refused, or why several cannot train together; one line."""
 
 
-MISTAKES = (CheckpointError, DataError, TensorBoardError, ReplicaError, OSError)
+MISTAKES = (CheckpointError, CompileError, DataError, TensorBoardError, ReplicaError, OSError)
 
 
 class Replicas:

@@ -28,7 +28,7 @@ from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws
 from bench.files.errors import one_line
 from bench.memory import keep_freed_memory
-from bench.models.acceleration import CompileError, compiler_errors
+from bench.models.acceleration import compiler_errors
 from bench.models.batches import Batches, Part, learning_rate
 from bench.models.checkpoints import Description
 from bench.models.objectives import Process, edm_loss, gamma_at, gradient_penalty, hybrid_loss, make_pair, rectified
@@ -300,7 +300,7 @@ def _command(argv: Sequence[str] | None, replicas: Replicas, signals: Signals) -
             recipe, out, args.device, args.quiet, replicas=replicas, signals=signals, tensorboard=args.tensorboard,
             data_dir=args.data_dir, compiled=args.compile == "on", keep_every=args.keep_every,
         )  # fmt: skip
-    except (*MISTAKES, CompileError) as error:
+    except MISTAKES as error:
         if replicas.leads:
             print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -114,7 +114,7 @@ def _add_measuring(look: argparse._ArgumentGroup) -> None:
     )
     look.add_argument(
         "--features",
-        help="digits, cifar10, inception, clean-fid or none (default: digits for digits, cifar10 for it without --data-dir, else inception)",
+        help="digits, cifar10, inception, clean-fid or none (default: those of digits and of cifar10 without images, else inception)",
     )
     look.add_argument(
         "--reference",

@@ -96,9 +96,9 @@ class Reference:
 
         An exact sampler draws independent images of the data. Here they are drawn from the training part, with
         replacement and a fixed seed, so that classes are as uneven as chance makes them; mean and standard deviation
-        over ten draws. Of a training part of more than 10,000 images not all features are kept: they are drawn from those that
-        are, without replacement, which is as good as from all while they are few of them. More than a quarter of what is
-        kept have no such scores; nor have imported statistics, whose images are others.
+        over ten draws. Of a training part of more than 10,000 images not all features are kept: they are drawn from
+        those that are, without replacement, which is as good as from all while they are few of them. More than a
+        quarter of what is kept have no such scores; nor have imported statistics, whose images are others.
 
         Args:
             n: as many images as there are samples.
