@@ -54,6 +54,10 @@ def analyse(results: Results, out: Output) -> None:
         return
     _, sampler, _ = most_steps(table)
     forced = f"{table['n_forced'].max()} training images or fewer, the same at every seed"
+    both = "x0_hat" in measured(table, _LABELS)
+    below = (
+        f"Bottom: log of x0_hat's energy free running over teacher forced at the same t ({forced}). " if both else ""
+    )
     bands = (
         "Mean squared coefficient of one orthonormal Haar step, LL smooth to HH finest (first letter: vertically);"
         " white unit noise gives 1 in each. "
@@ -67,7 +71,7 @@ def analyse(results: Results, out: Output) -> None:
     )  # fmt: skip
     out.figure(
         _SECTION, draw_haar(table, out.figures), "Energy by sub-band along sampling",
-        f"{bands}Top: log of the sampled state's energy over alpha^2 E_data + sigma^2, after the step at t. Bottom: log"
-        f" of x0_hat's energy free running over teacher forced at the same t ({forced}). Below 0 energy is missing."
+        f"{bands}{'Top: log' if both else 'Log'} of the sampled state's energy over alpha^2 E_data + sigma^2, after the"
+        f" step at t. {below}Below 0 energy is missing."
         f" {BAND_NOTE}Sampler {sampler}; {results.account(sampler)}.",
     )  # fmt: skip

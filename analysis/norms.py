@@ -68,6 +68,8 @@ def draw_eps_norm(steps: pd.DataFrame, folder: Path) -> list[Path]:
     models, counts = models_of(steps), step_counts(steps)
     paint = colours(models)
     norms, ratios = over_seeds(steps, "eps_norm", ["free", "forced-train"]), norm_table(steps)
+    if not len(ratios):
+        return _draw_free(norms, sampler, folder)
     with panels(2, len(counts), sharex=True, sharey="row") as (figure, axes):
         for column, count in enumerate(counts):
             for model in models:
@@ -86,6 +88,22 @@ def draw_eps_norm(steps: pd.DataFrame, folder: Path) -> list[Path]:
             "teacher forced, held out": (":", "black"),
         }
         key(figure, paint, styles)
+        return save(figure, folder, "eps_norm")
+
+
+def _draw_free(norms: pd.DataFrame, sampler: str, folder: Path) -> list[Path]:
+    """Draw ||eps|| free running alone, where no real images were at hand to be teacher forced."""
+    models, counts = models_of(norms), step_counts(norms)
+    paint = colours(models)
+    with panels(1, len(counts), sharex=True, sharey=True) as (figure, axes):
+        for axis, count in zip(axes[0], counts, strict=True):
+            for model in models:
+                here = norms[(norms["steps"] == count) & (norms["model"] == model)]
+                band(axis, here, paint[model], ARM_LINES["free"])
+            axis.set(title=f"{count} steps", xlabel=level_symbol(sampler))
+        axes[0, 0].set_ylabel(r"$\|\epsilon_\theta\|_2$")
+        noisy_left(axes[0, 0], sampler)
+        key(figure, paint, {f"free running ({sampler})": ("-", "black")})
         return save(figure, folder, "eps_norm")
 
 
@@ -139,6 +157,13 @@ def analyse(results: Results, out: Output) -> None:
     if not len(steps):
         return
     account = results.account()
+    if not len(norm_table(steps)):
+        out.figure(
+            _SECTION, draw_eps_norm(steps, out.figures), "Norm of the predicted noise",
+            "Mean over images of ||eps_theta|| free running; no real images were at hand to compare it with. Bands: two"
+            f" standard errors. {account}.",
+        )  # fmt: skip
+        return
     caption = (
         "Mean over images of ||eps_theta||_2 free running and on real noised images, and their ratio; 1 means that"
         " sampling looks to the network like training. Held-out images are free of memorisation. " + account + "."

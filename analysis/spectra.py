@@ -128,6 +128,8 @@ def analyse(results: Results, out: Output) -> None:
     _, sampler, steps = most_steps(table)
     account = f"Sampler {sampler}; {results.account(sampler)}"
     forced = f"{table['n_forced'].max()} training images or fewer, the same at every seed"
+    both = "x0_hat" in measured(table, _LABELS)
+    below = f"Bottom: log of x0_hat's power free running over teacher forced at the same t ({forced}). " if both else ""
     out.table(
         _SECTION, "spectra", thinned(table, CSV_LEVELS), "Power spectra",
         "Radially averaged power. " + _RINGS + "state: mean power of x after the step at t, over n samples of all"
@@ -143,10 +145,9 @@ def analyse(results: Results, out: Output) -> None:
     )  # fmt: skip
     out.figure(
         _SECTION, draw_curves(table, out.figures), "Spectra along sampling",
-        "Top: log of the sampled state's power over alpha^2 S_data + sigma^2, what real noised images have, after the"
-        " step at t. Bottom: log of x0_hat's power free running over teacher forced at the same t, with real images"
-        f" behind ({forced}). Where the band holds 0 nothing is missing that these images could show. {BAND_NOTE}"
-        f"{_RINGS}{account}.",
+        f"{'Top: log' if both else 'Log'} of the sampled state's power over alpha^2 S_data + sigma^2, what real noised"
+        f" images have, after the step at t. {below}Where the band holds 0 nothing is missing that these images could"
+        f" show. {BAND_NOTE}{_RINGS}{account}.",
     )  # fmt: skip
     heat = (
         " Blue: power is missing, red: too much; the colour scale ends at a factor of 1.35. Grey: within two standard"
@@ -156,7 +157,7 @@ def analyse(results: Results, out: Output) -> None:
         _SECTION, draw_heat(table, "state", out.figures, "spectrum_ratio"), "Where the state loses power",
         "Natural logarithm of the state's power over alpha^2 S_data + sigma^2, by level and radial frequency." + heat,
     )  # fmt: skip
-    if "x0_hat" not in measured(table, _LABELS):
+    if not both:
         return
     out.figure(
         _SECTION, draw_heat(table, "x0_hat", out.figures, "x0_spectrum_ratio"), "Where the predicted image loses power",

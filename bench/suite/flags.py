@@ -114,7 +114,8 @@ def _add_measuring(look: argparse._ArgumentGroup) -> None:
     )
     look.add_argument(
         "--features",
-        help="digits, cifar10, inception, clean-fid or none (default: those of digits and of cifar10 without images, else inception)",
+        help="digits, cifar10, inception, clean-fid or none (default: the dataset's own for digits, and for cifar10"
+        " without --data-dir, else inception)",
     )
     look.add_argument(
         "--reference",

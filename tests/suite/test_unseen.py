@@ -109,7 +109,11 @@ def test_the_two_do_not_mix_in_one_folder(run, images):
 def test_tables_figures_and_report_can_be_made_of_it(run):
     out = run("--quiet")[1]
     assert regenerate(out).problems == []
-    assert "left_out" in (out / "report.html").read_text()
+    report = (out / "report.html").read_text()
+    assert "left_out" in report
+    assert "no real images were at hand to compare it with" in report
+    assert "eacher forced at the same t" not in report  # where nothing was
+    assert not list(out.glob("figures/*x0_*"))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,6 @@ def test_tables_figures_and_report_can_be_made_of_it(run):
     [
         (("--features", "inception"), "--features inception needs the images, of which the package keeps statistics"),
         (("--features", "digits"), "--features digits needs the images"),
-        (("--tune", "adm-es=fit"), "--tune"),
         (("--resize", "32"), "needs --data-dir DIR"),
     ],
 )
@@ -127,6 +130,12 @@ def test_what_cannot_be_done_without_images_is_refused(run, flags, words):
     assert outcome.err.count("\n") == 1
     assert words in outcome.err
     assert not out.exists()
+
+
+def test_constants_that_are_measured_on_images_cannot_be_fitted(command, network):
+    outcome = command("--models", f"adm-final={network}", "--dataset", "cifar10", "--steps", "2", "--tune", "std=fit")
+    assert outcome.code == 2
+    assert outcome.err == "error: --tune std=fit needs the images; give the images' folder with --data-dir\n"
 
 
 @pytest.mark.parametrize("measure", ["chains", "response", "steps,normality,chains,response"])
