@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -28,7 +28,7 @@ from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws
 from bench.files.errors import one_line
 from bench.memory import keep_freed_memory
-from bench.models.acceleration import compiler_errors
+from bench.models.acceleration import CompileError, compiler_errors
 from bench.models.batches import Batches, Part, learning_rate
 from bench.models.checkpoints import Description
 from bench.models.objectives import Process, edm_loss, gamma_at, gradient_penalty, hybrid_loss, make_pair, rectified
@@ -88,7 +88,7 @@ class Trainer(TrainingState):
         part = self.replicas.part(self.recipe.batch)
         x = torch.zeros(len(part), *images.shape[1:], device=self.device)
         self._learning = torch.compile(self.network, dynamic=False)
-        with compiler_errors():
+        with _named_flag(), compiler_errors():
             self.learn(x, torch.zeros(len(part), device=self.device)).sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -241,6 +241,15 @@ def train(
     path = out / f"{recipe.name}.safetensors"
     trainer.write(path, description)
     return path
+
+
+@contextmanager
+def _named_flag() -> Iterator[None]:
+    """Say with which flag a training goes without the compiler that fails."""
+    try:
+        yield
+    except CompileError as error:
+        raise CompileError(f"{error}; use --compile off") from None
 
 
 def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, dict[str, str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.data import DATASETS, load
+from bench.data import DATASETS, load, load_path
 from bench.files.sources import KNOWN
 
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -80,7 +80,7 @@ def test_lossy_copies_of_lossless_datasets_are_called_so(tmp_path, images, encod
         kind, ending = ("JPEG", suffix) if k == 1 else ("PNG", "png")  # one is enough
         (tmp_path / name / f"{k}.{ending}").write_bytes(encoded(image, kind))
     data = load(name, tmp_path)
-    assert data.name == called
+    assert data.name == load_path(name, tmp_path / name).name == called
     assert data.training_name == f"{called}-all (3)"
 
 

@@ -1,5 +1,7 @@
 """What is kept of CIFAR-10, and that it serves as the images would."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,11 @@ def test_the_command(tmp_path, capsys):
         assert str(file["content"]) == load("cifar10", tmp_path).content_hash()
         assert (int(file["n"]), int(file["heldout"])) == (10, 10)
         assert file["pooled"].shape == (10, 128)
+    shutil.rmtree(tmp_path / "cifar10" / "train")
+    (tmp_path / "cifar10" / "train" / "truck").mkdir(parents=True)
+    shutil.copy(next((tmp_path / "cifar10" / "test").glob("*/0.png")), tmp_path / "cifar10" / "train" / "truck")
+    assert main(["--data-dir", str(tmp_path), "--out", str(out)]) == 2
+    assert "fewer than 2 training images of cifar10" in capsys.readouterr().err
     assert main(["--data-dir", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")

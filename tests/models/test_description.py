@@ -28,3 +28,25 @@ def test_iddpms_second_half_of_the_outputs_is_no_learned_variance_on_edm_levels(
     description = describe(tmp_path / "net.pkl")
     assert description.network["out_channels"] == 2 * description.channels
     assert not description.learns_variance
+
+
+@pytest.mark.parametrize(
+    ("training", "images"),
+    [
+        ({"iterations": 3200, "batch": 32}, 102_400),
+        ({"iterations": 3200, "batch": 32, "images": 25_600}, 25_600),
+        ({"iterations": 3200}, None),
+        ({"iterations": "3200", "batch": "32"}, None),
+        ({"iterations": "a", "batch": 10**10}, None),
+        ({"iterations": None, "batch": None}, None),
+        ({"iterations": -5, "batch": 3}, None),
+        ({"images": float("inf")}, None),
+        ({"images": True}, None),
+        ({"images": 10**30}, None),
+        ({}, None),
+    ],
+)
+def test_images_seen_are_told_by_the_recipe_or_by_nobody(training, images):
+    wanted = None if images is None else {"recipe": "adm", "images": images}
+    assert Description({}, training={"name": "adm", **training}).seen() == wanted
+    assert Description({}, training={"name": ["adm"], **training}).seen() is None

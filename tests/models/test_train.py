@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bench.data import load
 from bench.diffusion.noise import Noise, Purpose
 from bench.models import train as training
 from bench.models.checkpoints import load_network, read_description
@@ -381,3 +382,75 @@ def test_every_recipe_of_cifar10_takes_a_step_on_colour_images(name):
     assert all(torch.isfinite(loss) for loss in (losses.mse, losses.bound, losses.penalty))
     assert (losses.penalty > 0) == (name == "adm-gp")
     assert not same(before, trainer.network.state_dict())
+
+
+def test_a_training_does_not_go_on_with_other_images(tmp_path, images, monkeypatch):
+    data = load("digits")
+    monkeypatch.setattr(training, "load", lambda name, data_dir: data)
+    path = train(short("adm", 2), tmp_path, CPU, True)
+    told = read_description(path).training
+    assert (told["data"], told["data_hash"]) == ("digits-train (1442)", data.content_hash())
+    other = dataclasses.replace(data, images=255 - data.images)
+    monkeypatch.setattr(training, "load", lambda name, data_dir: other)
+    with pytest.raises(CheckpointError, match="was written with other images; check --data-dir"):
+        train(short("adm", 2), tmp_path, CPU, True)
+
+
+def test_the_flags_reach_the_training(tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(training, "train", lambda recipe, out, *args, **more: seen.append((recipe, out, more)) or out)
+    plain = ["--recipe", "cifar10/adm-ip", "--quiet"]
+    flags = ["--data-dir", str(tmp_path), "--compile", "on", "--keep-every", "800", "--out", str(tmp_path / "out")]
+    assert main(plain) == main([*plain, *flags]) == 0
+    (recipe, out, more), (_, own, told) = seen
+    assert (recipe, str(out)) == (RECIPES["cifar10/adm-ip"], "training/cifar10/adm-ip")
+    assert (more["data_dir"], more["compiled"], more["keep_every"]) == (None, False, 0)
+    assert (told["data_dir"], told["compiled"], told["keep_every"]) == (tmp_path, True, 800)
+    assert own == tmp_path / "out"
+
+
+def test_a_compiler_that_fails_is_one_line(tmp_path, monkeypatch, capsys):
+    def broken(network, **how):
+        def call(x, t):
+            raise RuntimeError("no C++ compiler\nand many lines more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert main(["--recipe", "adm", "--compile", "on", "--quiet", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "error: no C++ compiler; use --compile off\n"
+
+
+def test_a_checkpoint_on_the_way_is_kept_though_its_iteration_was_the_last(tmp_path, images, monkeypatch):
+    """The plug is pulled between keeping and saving: the training goes on before both, and keeps it again."""
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    monkeypatch.setattr(training, "_SAVE_EVERY", 2)
+    recipe, saved = short("adm", 4), Trainer.save
+
+    def save(self, path):
+        if self.iteration == 4:
+            raise Killed
+        saved(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", save)
+        with pytest.raises(Killed):
+            train(recipe, tmp_path, CPU, True, images, keep_every=4)
+    kept = tmp_path / "adm-16.safetensors"
+    first = kept.read_bytes()
+    kept.unlink()
+    train(recipe, tmp_path, CPU, True, images, keep_every=4)
+    assert kept.read_bytes() == first
+
+
+@pytest.mark.slow
+def test_compiled_gradients_are_the_eager_ones(images):
+    """Adam's first moments are a tenth of the gradients. Compiled code sums float32 numbers in another order: 1e-5."""
+    eager, compiled = (Trainer(short("adm", warmup=1), NETWORK, CPU) for _ in range(2))
+    compiled.compile(images)
+    losses = [one.step(images[:4], torch.arange(4)) for one in (eager, compiled)]
+    assert losses[1].mse.item() == pytest.approx(losses[0].mse.item(), rel=1e-5)
+    gradients = [
+        torch.cat([state["exp_avg"].flatten() for state in one.optimizer.state.values()]) for one in (eager, compiled)
+    ]
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()

@@ -203,3 +203,26 @@ def test_exact_samples_are_independent_draws_of_the_data():
     few, none = reference.exact_scores(10)
     assert (few.value, none.value) == (None, None)
     assert "needs 65 images, not 10" in few.reason
+
+
+def test_exact_samples_of_a_large_reference_are_drawn_from_what_is_kept_without_bias():
+    """400 of 1442 features are kept. A draw of 100 of them without replacement is one of all, given the kept ones.
+
+    Of twenty draws of 100 from all, without replacement, the mean is known to a standard error of sd / sqrt(20), that
+    of the ten to sd / sqrt(10); the kept ones' own distance from all, about c / 400 of a sampling bias of c / 100, is
+    common to the ten: a fourth of the mean bounds it from above.
+    """
+    data, extractor = load("digits"), open_extractor("digits")
+    reference = Reference(data, extractor)
+    whole = reference.features()
+    reference._features = replace(whole, pooled=whole.pooled[::4][:360])
+    mean, spread = reference.exact_scores(90)
+    rng, moments = np.random.default_rng(2), feature_moments(whole.pooled)
+    draws = [
+        frechet_distance(*feature_moments(rng.choice(whole.pooled, 90, replace=False)), *moments) for _ in range(20)
+    ]
+    assert mean.value == pytest.approx(np.mean(draws), rel=0.25)
+    assert spread.value > 0
+    mean, spread = reference.exact_scores(91)
+    assert (mean.value, spread.value) == (None, None)
+    assert mean.reason == "91 draws need the features of all 1442 training images, of which 360 are kept"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.models.checkpoints import load_network, read_description, save_network
 from bench.models.formats import open_network
 from bench.models.networks import CheckpointError
 from bench.suite import constants as constants_module
@@ -160,9 +161,13 @@ def test_embedded_and_released_weights_of_one_dataset_have_constants_of_their_ow
     weights.write_bytes((WEIGHTS / "digits" / "adm.safetensors").read_bytes())
     monkeypatch.setattr(registry, "WEIGHTS", tmp_path / "weights")
     known = load_registry((), "cifar10")
-    released = WEIGHTS / "digits" / "adm-ip.safetensors"
     assert known.model("adm-es").scale_at("ddpm", 10) == (1.2, 0.0)
     assert known.model("adm-es", weights).scale_at("ddpm", 10) == (1.2, 0.0)
+    trained_here = WEIGHTS / "digits" / "adm-ip.safetensors"
+    assert known.model("adm-es", trained_here).remedies[0].missing("ddpm") == "b"
+    released = tmp_path / "released.safetensors"
+    description = read_description(trained_here)
+    save_network(released, load_network(trained_here, description), replace(description, training={}))
     assert known.model("adm-es", released).scale_at("ddpm", 10) == (1.1, 0.0)
 
 
