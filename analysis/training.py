@@ -32,7 +32,7 @@ _MOST = 10**12  # images
 def read_losses(results: Results) -> dict[str, pd.DataFrame]:
     """Return each recipe's log; what is no log becomes a problem."""
     found = {}
-    for path in sorted((results.root / "training").glob("*.csv")):
+    for path in sorted((results.root / "training").glob("*.csv"), key=lambda path: path.stem):
         try:
             table = read_table(path)
             if missing := [name for name in _COLUMNS if name not in table]:

@@ -74,13 +74,14 @@ def test_losses_are_read_and_damaged_logs_named(folder):
     folder.cell(probes=False)
     logs = folder.root / "training"
     logs.mkdir()
-    (logs / "adm.csv").write_text(LOG)
+    for name in ("adm-ip", "adm"):
+        (logs / f"{name}.csv").write_text(LOG)
     damaged = {"a": "iteration,images\n1,2\n", "b": LOG.replace("0.25", "nan"), "c": LOG.split("\n")[0] + "\n"}
     for name, text in damaged.items():
         (logs / f"{name}.csv").write_text(text)
     results = load_results(folder.root)
     found = read_losses(results)
-    assert list(found) == ["adm"]
+    assert list(found) == ["adm", "adm-ip"]
     assert found["adm"]["mse"].tolist() == [0.5, 0.25]
     assert len(results.problems) == 3
     assert all("copy the training's log again" in problem for problem in results.problems)
