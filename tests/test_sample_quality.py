@@ -12,6 +12,7 @@ from bench.data import load, quantize
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Ancestral, Draws, prior, walk
 from bench.diffusion.schedules import levels
+from bench.measure.committed import unseen
 from bench.measure.features import open_extractor
 from bench.measure.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints import load_network
@@ -61,7 +62,8 @@ def test_the_embedded_weights_are_small_and_complete():
 @pytest.mark.parametrize("name", ["adm", "adm-ip", "ddpm-y"])
 def test_the_cifar10_family_is_that_of_its_recipes(name):
     model = load_registry((), "cifar10").model(name)
-    assert model.description.training == asdict(RECIPES[f"cifar10/{name}"])
+    images = {"data": "cifar10-jpeg-train (50000)", "data_hash": unseen("cifar10").kept.content}
+    assert model.description.training == asdict(RECIPES[f"cifar10/{name}"]) | images
     assert model.description.network == {
         **NETWORKS["cifar10"],
         "channel_mult": [1, 2, 2, 2],
@@ -74,7 +76,7 @@ def test_the_cifar10_family_predicts_noise_it_has_not_seen():
 
     Training ended at a mean squared error of about .06 over all indices; pictures this smooth are easier.
     """
-    model, level = load_registry((), "cifar10").model("adm"), levels("cosine", 1000, 2)[1]
+    model, level = load_registry((), "cifar10").model("adm"), levels("cosine", 1000, 3)[1]  # t = 500
     g = torch.Generator().manual_seed(0)
     colour = torch.rand(4, 3, 1, 1, generator=g) * 2 - 1
     x0 = colour * torch.linspace(0.2, 1, 32).reshape(1, 1, 1, 32).expand(4, 3, 32, 32)

@@ -292,7 +292,8 @@ def test_the_command_line_trains_and_refuses_another_recipes_folder(tmp_path, ca
     assert main(["--recipe", "adm", *common]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "adm.safetensors")
     description = read_description(tmp_path / "adm.safetensors")
-    assert description.training == dataclasses.asdict(dataclasses.replace(RECIPES["adm"], iterations=1))
+    told = {"data": "digits-train (1442)", "data_hash": load("digits").content_hash()}
+    assert description.training == dataclasses.asdict(dataclasses.replace(RECIPES["adm"], iterations=1)) | told
     for arguments in (["--recipe", "adm-ip", *common], ["--recipe", "adm", *common, "--seed", "1"]):
         assert main(arguments) == 2
         captured = capsys.readouterr()
