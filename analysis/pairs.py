@@ -17,6 +17,7 @@ from analysis.style import panels, save
 __all__ = ["analyse", "counts_table", "draw_pairs", "pairs_table"]
 
 _SECTION = "Comparison"
+_DARK = 2.5  # z from which a cell is too dark for black letters
 
 
 def pairs_table(results: Results) -> pd.DataFrame:
@@ -63,7 +64,9 @@ def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
             grid = here.pivot(index="model", columns="other", values="z").reindex(index=models, columns=models)
             image = axis.imshow(grid, cmap="RdBu_r", vmin=-4, vmax=4, aspect="auto")
             for row, column in np.argwhere(np.abs(grid.to_numpy()) >= CRITICAL):
-                axis.text(column, row, "w" if grid.iloc[row, column] < 0 else "l", ha="center", va="center", fontsize=6)
+                z = float(grid.iloc[row, column])
+                colour = "white" if abs(z) > _DARK else "black"
+                axis.text(column, row, "w" if z < 0 else "l", ha="center", va="center", fontsize=6, color=colour)
             axis.set_xticks(range(len(models)), models, rotation=90)
             axis.set_yticks(range(len(models)), models)
             axis.set_title(f"{steps} steps")
