@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.bounded import read_table
 from analysis.load import CellRecord, Results
@@ -112,10 +113,11 @@ def draw_lengths(table: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
                     marker=marks[str(recipe)], markersize=4, capsize=2, label=recipe,
                 )  # fmt: skip
             axis.set_xlabel("training images seen")
+            axis.xaxis.set_major_locator(MaxNLocator(4))
             if len(walks) > 1:
                 axis.set_title("{}, {} steps".format(*walk))
         axes[0, 0].set_ylabel(f"{metric} (lower is better)")
-        axes[0, 0].set_ylim(bottom=0)
+        axes[0, 0].set_ylim(0, 1.1 * table["value"].max())
         _legend(figure, axes[0, 0])
         return save(figure, folder, "training_length")
 
