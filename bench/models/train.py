@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -258,7 +259,7 @@ def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, dic
     return to_unit(data.part("train")), {"data": data.training_name, "data_hash": data.content_hash()}
 
 
-def _description(recipe: Recipe, channels: int, told: Mapping[str, str]) -> Description:
+def _description(recipe: Recipe, channels: int, told: Mapping[str, str] = MappingProxyType({})) -> Description:
     is_edm = recipe.objective == "edm"
     own = {"in_channels": channels, "out_channels": (1 if is_edm else 2) * channels}
     network = dict(NETWORKS[recipe.network]) | own
