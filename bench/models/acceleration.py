@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -121,13 +121,12 @@ class Accelerated:
             CompileError: there is no compiler, or it fails. The network then is as it was.
         """
         self._compiled, self._batch = _compiled(self.network, x.device), len(x)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.stop_compiled)
             with compiler_errors():
                 for _ in range(_WARM_UP):
                     self._call_compiled(x, t, labels)
-        except Exception:
-            self._compiled = None
-            raise
+            undo.pop_all()
 
     def stop_compiled(self) -> None:
         """Go back to calling the network as it is."""

@@ -30,10 +30,11 @@ def test_work_is_done_in_order_one_at_a_time(beside):
 
 
 def test_what_is_done_beside_does_not_hold_up_what_follows():
-    finisher, go = Finisher(True), threading.Event()
-    finisher.submit(lambda: go.wait(10))
+    finisher, go, done = Finisher(True), threading.Event(), []
+    finisher.submit(lambda: done.append(go.wait(10)))
     go.set()  # the caller got here while the work waits
     finisher.wait()
+    assert done == [True]
 
 
 @BOTH
@@ -58,7 +59,11 @@ def test_an_error_is_the_callers(beside, error):
 
 @BOTH
 def test_waiting_for_nothing_is_nothing(beside):
-    Finisher(beside).wait()
+    finisher, done = Finisher(beside), []
+    finisher.wait()
+    finisher.submit(lambda: done.append("after"))
+    finisher.wait()
+    assert done == ["after"]
 
 
 def test_a_cell_finished_beside_is_the_same(tmp_path, command, monkeypatch):
