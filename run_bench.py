@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.interruption import Signals, end_at_once, exit_code, say_interrupted
+from bench.runtime.signals import Signals, end_at_once, exit_code, say_interrupted
 
 if __name__ == "__main__":
     end_at_once()  # the imports below take seconds
@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from analysis.__main__ import main as analyse
-from bench.suite.claims import Claims
 from bench.suite.cli import run
+from bench.suite.processes.locks import Claims
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.load import ResultsError
 from analysis.publish import publish
+from analysis.records.load import ResultsError
 from analysis.regenerate import regenerate
 
 __all__ = ["main"]

@@ -15,10 +15,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.level_axis import is_edm, level_name, level_symbol, noisy_left
-from analysis.load import CellRecord, Results, ResultsError
-from analysis.output import Output
-from analysis.select import models_of, most_steps, shown, thinned
-from analysis.style import colours, key, panels, save
+from analysis.output.entries import Output
+from analysis.output.selection import models_of, most_steps, shown, thinned
+from analysis.output.style import colours, key, panels, save
+from analysis.records.load import CellRecord, Results, ResultsError
 from analysis.wording import used_x0
 
 __all__ = ["analyse", "draw_map", "draw_nu", "gamma_table", "nu_table", "pixel_spread"]

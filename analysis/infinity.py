@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.load import Results
-from analysis.output import Output
-from analysis.quality import main_metric
+from analysis.output.entries import Output
+from analysis.quality.fid_vs_steps import main_metric
+from analysis.records.load import Results
 
 __all__ = ["analyse", "infinity_table"]
 

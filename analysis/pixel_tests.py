@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.shapiro import shapiro_wilk
+from analysis.normality.shapiro import shapiro_wilk
 
 __all__ = ["LEVEL", "MOST", "RATES", "benjamini_hochberg", "level_statistics", "power_table"]
 

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.load import CellRecord, Results, ResultsError, load_results
-from analysis.select import shown
+from analysis.output.selection import shown
+from analysis.records.load import CellRecord, Results, ResultsError, load_results
 
 __all__ = ["publish"]
 

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis import (
-    acceleration,
-    chains,
-    delta,
-    diagnostics,
-    error_shape,
-    error_spread,
-    haar,
-    infinity,
-    mitigations,
-    normality,
-    norms,
-    pairs,
-    published,
-    published_delta,
-    quality,
-    response,
-    samples,
-    scores,
-    seeds,
-    spectra,
-    training,
-    tuning,
-    variance,
-    x0_error,
-)
-from analysis.load import Results, load_results
-from analysis.output import Output
-from analysis.report import write_report
+from analysis import error_spread, infinity, seeds
+from analysis.comparison import mitigations, pairs
+from analysis.exposure_bias import chains, diagnostics, norms, response, variance, x0_error
+from analysis.exposure_bias import delta_t as delta
+from analysis.normality import error_normality as normality
+from analysis.normality import error_shape
+from analysis.output.entries import Output
+from analysis.published import delta_t as published_delta
+from analysis.published import tables as published
+from analysis.quality import acceleration, samples, scores, training, tuning
+from analysis.quality import fid_vs_steps as quality
+from analysis.records.load import Results, load_results
+from analysis.report.html import write_report
+from analysis.spectra import haar
+from analysis.spectra import radial as spectra
 
 __all__ = ["ANALYSES", "regenerate"]
 

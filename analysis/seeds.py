@@ -15,10 +15,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.load import Results
 from analysis.metric_names import coverage_name
-from analysis.output import Output
-from analysis.quality import main_metric
+from analysis.output.entries import Output
+from analysis.quality.fid_vs_steps import main_metric
+from analysis.records.load import Results
 
 __all__ = ["FEWEST_SEEDS", "analyse", "paired_t", "seeds_table"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.load import Results
+from analysis.records.load import Results
 
 __all__ = ["clips", "other_causes", "used_x0"]
 

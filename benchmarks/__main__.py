@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench.measure.devices import DEVICES, find_device, full_float32
+from bench.runtime.devices import DEVICES, find_device, full_float32
 from benchmarks.comparison import HEADER, Comparison, Setting, line, write_csv
 from benchmarks.distances import frechet
 from benchmarks.instruments import instruments

@@ -12,7 +12,7 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from bench.measure.frechet import feature_moments, frechet_distance
+from bench.measure.quality.frechet import feature_moments, frechet_distance
 from benchmarks.comparison import Comparison, Setting, compare, ratios
 
 __all__ = ["exact_distance", "features", "frechet", "peers"]

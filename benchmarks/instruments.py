@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from bench.measure.devices import full_float32
 from bench.memory import keep_freed_memory
+from bench.runtime.devices import full_float32
 from benchmarks.comparison import Comparison, Setting, compare
 from benchmarks.isolated import Make, contestant
 from benchmarks.walks import Subject, digits, images, ours

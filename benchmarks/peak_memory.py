@@ -21,7 +21,7 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Ancestral, Draws, paired, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level, Prediction
-from bench.models.denoisers import as_prediction
+from bench.models.denoisers.parameterization import as_prediction
 from benchmarks.comparison import Comparison, Setting, ratios
 from benchmarks.stored_states import StoredStates
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.shapiro import shapiro_wilk
-from bench.measure.moments import Moments
+from analysis.normality.shapiro import shapiro_wilk
+from bench.measure.instruments.moments import Moments
 from benchmarks.comparison import Comparison, Setting, compare
 from benchmarks.stored_states import StoredStates
 

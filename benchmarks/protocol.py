@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.models.checkpoints import Description
-from bench.models.networks import adm_unet, without_weights
+from bench.models.checkpoints.native import Description
+from bench.models.networks.adm import adm_unet, without_weights
 from bench.models.presets import PRESETS
-from bench.models.recipes import DIGITS_NETWORK
-from bench.suite.config import SamplerConfig
-from bench.suite.model import Model
+from bench.models.train.recipes import DIGITS_NETWORK
 from bench.suite.plan import Cell
+from bench.suite.registry.model import Model
+from bench.suite.settings import SamplerConfig
 
 __all__ = ["RATE", "calls", "flops", "growth", "main", "network_table", "networks", "parameters", "protocol"]
 

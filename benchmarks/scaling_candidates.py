@@ -13,8 +13,8 @@ from scipy.optimize import minimize_scalar
 
 from bench.data import to_unit
 from bench.diffusion.schedules import alpha_bars
-from bench.measure.recursion import LinearGaussian
-from bench.measure.spectra import RadialBins
+from bench.measure.instruments.gaussian import LinearGaussian
+from bench.measure.instruments.spectra import RadialBins
 from benchmarks.scaling_walks import NUDGE, Walks
 
 __all__ = ["CANDIDATES", "Meter"]

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data import to_unit
-from bench.suite.config import EDM_SAMPLERS
-from bench.suite.fit import FEWEST, Fitted, fit
+from bench.suite.settings import EDM_SAMPLERS
+from bench.suite.tuning.divisor import FEWEST, Fitted, fit
 from benchmarks.scaling_candidates import CANDIDATES, Meter
 from benchmarks.scaling_walks import Setting, Walks, Yardstick
 

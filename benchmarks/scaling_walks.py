@@ -21,13 +21,13 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, Solver, prior, teacher_forced, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Denoiser, Level, Prediction
-from bench.measure.features import Extractor, open_extractor
-from bench.measure.frechet import feature_moments, frechet_distance
-from bench.models.checkpoints import Description
-from bench.models.denoisers import EpsDenoiser
-from bench.models.formats import denoiser_of, open_network
-from bench.suite.config import EDM_SAMPLERS
-from bench.suite.registry import load_registry
+from bench.measure.features.extractors import Extractor, open_extractor
+from bench.measure.quality.frechet import feature_moments, frechet_distance
+from bench.models.checkpoints.formats import denoiser_of, open_network
+from bench.models.checkpoints.native import Description
+from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.suite.registry.registry import load_registry
+from bench.suite.settings import EDM_SAMPLERS
 
 __all__ = ["NUDGE", "Setting", "Walked", "Walks", "Yardstick", "opened"]
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bench.data import load, to_unit
-from bench.models.recipes import DIGITS_NETWORK, RECIPES, Recipe
-from bench.models.train import Batches, Trainer
+from bench.models.train.recipes import DIGITS_NETWORK, RECIPES, Recipe
+from bench.models.train.trainer import Batches, Trainer
 
 __all__ = ["main"]
 

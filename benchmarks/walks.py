@@ -18,17 +18,17 @@ from bench.diffusion.edm import Euler, Heun
 from bench.diffusion.samplers import Solver
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
-from bench.measure.devices import full_float32
 from bench.memory import keep_freed_memory
 from bench.models.acceleration import Accelerated
-from bench.models.checkpoints import Description
-from bench.models.denoisers import EpsDenoiser
-from bench.models.networks import adm_unet
-from bench.models.recipes import DIGITS_NETWORK
-from bench.suite.arms import Arms
-from bench.suite.config import SamplerConfig
-from bench.suite.model import Model
+from bench.models.checkpoints.native import Description
+from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.models.networks.adm import adm_unet
+from bench.models.train.recipes import DIGITS_NETWORK
+from bench.runtime.devices import full_float32
+from bench.suite.cells.arms import Arms
 from bench.suite.plan import Cell, Unit
+from bench.suite.registry.model import Model
+from bench.suite.settings import SamplerConfig
 
 __all__ = ["SCHEDULE", "Subject", "Walk", "digits", "images", "ours"]
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from bench.data import DataError
 from bench.diffusion.samplers import DDIM
 from bench.diffusion.schedules import levels
-from bench.measure.latent import measure_latents
-from bench.models.latent import ConditionalDenoiser, Conditioning, LatentModel, load_latent
-from bench.models.networks import CheckpointError
+from bench.latent.denoiser import ConditionalDenoiser, Conditioning, LatentModel, load_latent
+from bench.latent.measurement import measure_latents
+from bench.models.networks.adm import CheckpointError
 
 SHOWN = ("variance_ratio", "eps_rms", "x0_rmse")
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import data as bench_data
 from bench.data import DataError, Dataset, Preprocessing, load, quantize, stratified_split, to_unit
+from bench.data import dataset as bench_data
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from bench.data import load, to_unit
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Draws, prior, walk
 from bench.diffusion.schedules import levels
-from bench.measure.steps import STEP_COLUMNS
-from bench.models.adapter import adapter_file, describe_adapter, load_adapter
-from bench.models.denoisers import make_denoiser
+from bench.measure.instruments.step_table import STEP_COLUMNS
+from bench.models.checkpoints.adapter import adapter_file, describe_adapter, load_adapter
+from bench.models.denoisers.parameterization import make_denoiser
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -8,21 +8,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMON = ("bench.command_line", "bench.interruption", "bench.memory", "bench.tensorboard")  # of rooms with a command
+COMMON = (
+    "bench.runtime.errors",
+    "bench.runtime.signals",
+    "bench.memory",
+    "bench.runtime.tensorboard",
+)  # of rooms with a command
 # room -> the rooms of ours it may import, besides itself
 ALLOWED = {
     "bench/diffusion": (),
-    "bench/command_line.py": (),
-    "bench/interruption.py": (),
+    "bench/runtime/errors.py": (),
+    "bench/runtime/signals.py": (),
     "bench/memory.py": (),
-    "bench/tensorboard.py": (),
+    "bench/runtime/tensorboard.py": (),
     "bench/files": (),
-    "bench/data.py": ("bench.files",),
+    "bench/data/dataset.py": ("bench.files",),
     "bench/models": (*COMMON, "bench.diffusion", "bench.files", "bench.data"),
     "bench/measure": (*COMMON, "bench.diffusion", "bench.files", "bench.data"),
     "bench/suite": (*COMMON, "bench.diffusion", "bench.files", "bench.data", "bench.models", "bench.measure"),
     "analysis": (),
-    "run_bench.py": ("bench.interruption", "bench.suite", "analysis"),
+    "run_bench.py": ("bench.runtime.signals", "bench.suite", "analysis"),
 }
 
 

@@ -16,10 +16,10 @@ from edm_files import write_edm_pickle
 from bench.data import DATASETS
 from bench.models.presets import PRESETS
 from bench.suite.cli import _request, run
-from bench.suite.flags import make_parser
+from bench.suite.config.flags import make_parser
+from bench.suite.config.resolve import resolve_models, resolve_sampler
 from bench.suite.plan import Cell
-from bench.suite.registry import load_registry
-from bench.suite.request import resolve_models, resolve_sampler
+from bench.suite.registry.registry import load_registry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text().split("## Reproduce the papers")[1].split("\n## ")[0]

@@ -12,13 +12,13 @@ from bench.data import load, quantize
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Ancestral, Draws, prior, walk
 from bench.diffusion.schedules import levels
-from bench.measure.committed import unseen
-from bench.measure.features import open_extractor
-from bench.measure.frechet import feature_moments, frechet_distance
-from bench.models.checkpoints import load_network
-from bench.models.denoisers import EpsDenoiser
-from bench.models.recipes import NETWORKS, RECIPES
-from bench.suite.registry import EMBEDDED, WEIGHTS, load_registry
+from bench.measure.features.extractors import open_extractor
+from bench.measure.quality.committed import unseen
+from bench.measure.quality.frechet import feature_moments, frechet_distance
+from bench.models.checkpoints.native import load_network
+from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.models.train.recipes import NETWORKS, RECIPES
+from bench.suite.registry.registry import EMBEDDED, WEIGHTS, load_registry
 
 HALF = 898
 

@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 
-from bench.models import train as training
-from bench.models.recipes import RECIPES
-from bench.models.train import learning_rate, main, train
-from bench.tensorboard import TensorBoardError, open_writer
+from bench.models.train import trainer as training
+from bench.models.train.__main__ import main
+from bench.models.train.recipes import RECIPES
+from bench.models.train.trainer import learning_rate, train
+from bench.runtime.tensorboard import TensorBoardError, open_writer
 
 CPU = torch.device("cpu")
 

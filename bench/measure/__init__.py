@@ -1,5 +1,5 @@
 """Instruments and metrics."""
 
-from bench.measure.frechet import frechet_distance
+from bench.measure.quality.frechet import frechet_distance
 
 __all__ = ["frechet_distance"]

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from bench.command_line import OneLineParser
 from bench.data import DataError
 from bench.files.errors import one_line
-from bench.measure.committed import COMMITTED
-from bench.measure.devices import DEVICES, find_device, full_float32
 from bench.measure.errors import FeatureError
-from bench.measure.features import EXTRACTORS, INCEPTION_EXTRACTORS, open_extractor
+from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, open_extractor
+from bench.measure.quality.committed import COMMITTED
+from bench.measure.quality.statistics_files import write_statistics
 from bench.measure.scoring import as_table, notes, open_reference, open_samples, record, scores_of
-from bench.measure.statistics_files import write_statistics
+from bench.runtime.devices import DEVICES, find_device, full_float32
+from bench.runtime.errors import OneLineParser
 
 __all__ = ["main"]
 

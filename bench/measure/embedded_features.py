@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from bench.measure.classifier import load_classifier
+from bench.measure.features.classifier import load_classifier
 
 __all__ = ["CifarFeatures", "ClassifierFeatures", "DigitsFeatures"]
 

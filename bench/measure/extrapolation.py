@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.measure.frechet import feature_moments, frechet_distance
+from bench.measure.quality.frechet import feature_moments, frechet_distance
 
 __all__ = ["FEWEST_PER_FEATURE", "frechet_infinity", "intercept", "subset_sizes"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.data import Dataset, to_unit
-from bench.measure.spectra import RadialBins, haar_energy
+from bench.measure.instruments.spectra import RadialBins, haar_energy
 
 __all__ = ["PixelMoments"]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import DataError, load, load_path
-from bench.measure.committed import COMMITTED, kept_statistics
-from bench.measure.features import Extractor
-from bench.measure.metrics import SCORES_VERSION, Score, collect, score
+from bench.measure.features.extractors import Extractor
+from bench.measure.quality.committed import COMMITTED, kept_statistics
+from bench.measure.quality.references import ImageSet, Yardstick, open_statistics
+from bench.measure.quality.scores import SCORES_VERSION, Score, collect, score
+from bench.measure.quality.statistics_files import npz_names
 from bench.measure.statistics_cache import cached_statistics
-from bench.measure.statistics_files import npz_names
-from bench.measure.yardstick import ImageSet, Yardstick, open_statistics
 
 __all__ = ["as_table", "notes", "open_reference", "open_samples", "record", "scores_of"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from bench.measure.errors import FeatureError
-from bench.measure.features import Extractor
-from bench.measure.statistics import KEPT, ReferenceStatistics, kept_name, summarise, thinned
-from bench.measure.statistics_files import read_statistics, write_statistics
+from bench.measure.features.extractors import Extractor
+from bench.measure.quality.statistics import KEPT, ReferenceStatistics, kept_name, summarise, thinned
+from bench.measure.quality.statistics_files import read_statistics, write_statistics
 
 __all__ = ["CACHE_VARIABLE", "cached_statistics", "statistics_cache", "with_features"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.models.adapter import Adapted, Output
+from bench.models.checkpoints.adapter import Adapted, Output
 
 __all__ = ["PRECISIONS", "Accelerated", "CompileError", "compiler_errors", "precision_refusal"]
 

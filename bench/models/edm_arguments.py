@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bench.models.misfit import quoted
-from bench.models.unet_arguments import CheckpointError
+from bench.models.networks.arguments import CheckpointError
+from bench.models.networks.shapes import quoted
 
 __all__ = ["ARCHITECTURES", "complete_edm", "groups_of", "levels_of", "named"]
 

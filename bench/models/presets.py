@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from bench.models.description import Description
+from bench.models.interface import Description
 
 __all__ = ["PRESETS", "Preset"]
 
@@ -28,7 +28,7 @@ class Preset:
         schedule: a name of :func:`bench.diffusion.schedules.betas`.
         T: training length.
         classifier: the arguments of the noisy classifier released with it
-            (:func:`bench.models.guidance.load_classifier`), or None.
+            (:func:`bench.models.denoisers.guidance.load_classifier`), or None.
         guidance_scale: the strength the classifier was published with, or None.
     """
 
@@ -41,7 +41,7 @@ class Preset:
     guidance_scale: float | None = None
 
     def description(self) -> Description:
-        """Return what :func:`bench.models.checkpoints.load_network` needs to know."""
+        """Return what :func:`bench.models.checkpoints.native.load_network` needs to know."""
         return Description(dict(self.network), self.schedule, self.T)
 
 

@@ -13,10 +13,10 @@ from textwrap import shorten
 import torch
 import torch.distributed as dist
 
-from bench.command_line import OneLineParser
-from bench.models.objectives import GAMMA_SCHEDULES
-from bench.models.recipes import RECIPES
-from bench.models.training_log import LOG_EVERY
+from bench.models.train.log import LOG_EVERY
+from bench.models.train.objectives import GAMMA_SCHEDULES
+from bench.models.train.recipes import RECIPES
+from bench.runtime.errors import OneLineParser
 
 __all__ = ["parse_arguments"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.command_line import OneLineParser
-from bench.interruption import Signals, end_at_once, exit_code, say_interrupted
+from bench.runtime.errors import OneLineParser
+from bench.runtime.signals import Signals, end_at_once, exit_code, say_interrupted
 
 if __name__ == "__main__":
     end_at_once()  # the imports below take seconds
@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.files.errors import one_line
-from bench.suite.claims import Claims
 from bench.suite.cli import MISTAKES, told
-from bench.suite.merge import join_folders, refuse_mixed
+from bench.suite.processes.locks import Claims
 from bench.suite.recorded import recorded_commands
+from bench.suite.store.merge import join_folders, refuse_mixed
 
 __all__ = ["main"]
 

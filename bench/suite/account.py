@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from bench.suite.atomic import read_json, write_json
+from bench.files.writing import read_json, write_json
 from bench.suite.environment import environment
+from bench.suite.processes.ranks import Team
 from bench.suite.run import Run
-from bench.suite.team import Team
 
 __all__ = ["account", "end", "has_end"]
 

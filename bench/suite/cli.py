@@ -13,15 +13,24 @@ import torch
 
 from bench.data import DataError
 from bench.files.errors import one_line
-from bench.interruption import Signals, exit_code, say_interrupted
-from bench.measure.committed import COMMITTED
-from bench.measure.devices import DEVICES
-from bench.measure.features import EXTRACTORS, INCEPTION_EXTRACTORS, FeatureError
+from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, FeatureError
+from bench.measure.quality.committed import COMMITTED
 from bench.models.acceleration import PRECISIONS
-from bench.models.networks import CheckpointError
-from bench.suite.arms import RunError
+from bench.models.networks.adm import CheckpointError
+from bench.runtime.devices import DEVICES
+from bench.runtime.signals import Signals, exit_code, say_interrupted
+from bench.runtime.tensorboard import TensorBoardError, require_tensorboard
+from bench.suite.cells.arms import RunError
 from bench.suite.compiling import settle_compiling
-from bench.suite.config import (
+from bench.suite.config.flags import make_parser
+from bench.suite.config.resolve import Request
+from bench.suite.execution.launch import Outcome, execute
+from bench.suite.preview import dry_run
+from bench.suite.processes.ranks import AgreedError, Team, TeamError, is_launched, join, speaks, spoken_once
+from bench.suite.registry.registry import EMBEDDED, Registry, load_registry
+from bench.suite.registry.remedies import KINDS, SUFFIXES
+from bench.suite.run import Run
+from bench.suite.settings import (
     SAMPLERS,
     ConfigError,
     SamplerConfig,
@@ -32,18 +41,9 @@ from bench.suite.config import (
     parse_steps,
     positive,
 )
-from bench.suite.flags import make_parser
-from bench.suite.launch import Outcome, execute
-from bench.suite.preview import dry_run
-from bench.suite.registry import EMBEDDED, Registry, load_registry
-from bench.suite.remedies import KINDS, SUFFIXES
-from bench.suite.request import Request
-from bench.suite.run import Run
 from bench.suite.shares import parse_share
-from bench.suite.team import AgreedError, Team, TeamError, is_launched, join, speaks, spoken_once
-from bench.suite.tune import Tune, parse_tune
-from bench.suite.tuned_run import choose_constants, fit_constants, refuse_grid
-from bench.tensorboard import TensorBoardError, require_tensorboard
+from bench.suite.tuning.grid import Tune, parse_tune
+from bench.suite.tuning.outcome import choose_constants, fit_constants, refuse_grid
 
 __all__ = ["MISTAKES", "choose", "resolve", "run", "told"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from bench.data import Dataset
 from bench.models.presets import PRESETS
-from bench.suite.config import ConfigError
-from bench.suite.model import Model
-from bench.suite.remedies import KINDS
+from bench.suite.registry.model import Model
+from bench.suite.registry.remedies import KINDS
+from bench.suite.settings import ConfigError
 
 __all__ = ["check_fit"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.files.writing import read_json
 from bench.models.acceleration import Accelerated, CompileError
-from bench.models.adapter import Adapted
-from bench.suite.atomic import read_json
+from bench.models.checkpoints.adapter import Adapted
 from bench.suite.cost import padded_calls, repays_compiling
-from bench.suite.model import Model
+from bench.suite.processes.ranks import AgreedError, Team
+from bench.suite.registry.model import Model
 from bench.suite.run import Run
-from bench.suite.team import AgreedError, Team
 from bench.suite.timing import seconds_a_call
 
 __all__ = ["settle_compiling"]

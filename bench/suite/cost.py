@@ -9,18 +9,18 @@ from functools import partial
 
 import torch
 
-from bench.measure.committed import Unseen
-from bench.measure.metrics import collect, neighbour_ratio, score
-from bench.measure.statistics import summarise
+from bench.measure.quality.committed import Unseen
+from bench.measure.quality.scores import collect, neighbour_ratio, score
+from bench.measure.quality.statistics import summarise
 from bench.measure.statistics_cache import statistics_cache
-from bench.suite.arms import Arms
-from bench.suite.chains import Chain
-from bench.suite.config import short_hash
-from bench.suite.extras import Extra
+from bench.suite.cells.arms import Arms
+from bench.suite.cells.reference import Reference
+from bench.suite.experiments.chains import Chain
+from bench.suite.experiments.experiment import Extra
+from bench.suite.experiments.response import Response
 from bench.suite.plan import Cell, Unit
-from bench.suite.reference import Reference
-from bench.suite.response import Response
 from bench.suite.run import Run
+from bench.suite.settings import short_hash
 from bench.suite.timing import seconds_a_step
 
 __all__ = ["Estimate", "duration", "estimate", "padded_calls", "repays_compiling"]

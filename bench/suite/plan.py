@@ -12,10 +12,10 @@ from bench.diffusion.edm import Churn, Euler, Heun, edm_grid, edm_levels
 from bench.diffusion.samplers import DDIM, Ancestral, Solver
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Correction, Level
-from bench.measure.probes import spread_indices
-from bench.suite.config import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
-from bench.suite.model import Model
-from bench.suite.remedies import Course
+from bench.measure.instruments.probes import spread_indices
+from bench.suite.registry.model import Model
+from bench.suite.registry.remedies import Course
+from bench.suite.settings import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
 
 __all__ = ["IN_CELLS", "RECORD_VERSION", "Cell", "Instruments", "Unit", "plan_cells", "recorded_indices"]
 

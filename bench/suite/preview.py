@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.measure.features import FeatureError
+from bench.measure.features.extractors import FeatureError
+from bench.suite.cells.reference import Reference
 from bench.suite.compiling import settle_compiling
 from bench.suite.cost import Estimate, duration, estimate
 from bench.suite.plan import Cell
-from bench.suite.reference import Reference
+from bench.suite.processes.ranks import Team
 from bench.suite.run import Run
 from bench.suite.space import disk_bytes, size
-from bench.suite.team import Team
 
 __all__ = ["cost_line", "dry_run"]
 

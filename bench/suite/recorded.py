@@ -9,12 +9,12 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.suite.atomic import read_json
+from bench.files.writing import read_json
 from bench.suite.cli import choose, resolve
-from bench.suite.config import ConfigError
-from bench.suite.flags import make_parser
-from bench.suite.launch import complete
-from bench.suite.team import Team
+from bench.suite.config.flags import make_parser
+from bench.suite.execution.launch import complete
+from bench.suite.processes.ranks import Team
+from bench.suite.settings import ConfigError
 
 __all__ = ["Command", "recorded_commands"]
 

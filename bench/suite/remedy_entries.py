@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bench.suite.config import SAMPLERS, ConfigError, nearest
-from bench.suite.constants import Constants
-from bench.suite.remedies import KINDS, Remedy
+from bench.suite.registry.constants import Constants
+from bench.suite.registry.remedies import KINDS, Remedy
+from bench.suite.settings import SAMPLERS, ConfigError, nearest
 
 __all__ = ["read_remedy"]
 

@@ -9,27 +9,27 @@ from typing import Any
 
 from bench.data import Dataset
 from bench.diffusion.types import Denoiser
-from bench.measure.committed import Unseen
-from bench.measure.devices import full_float32
-from bench.measure.features import Extractor, open_extractor
-from bench.measure.inception import sha256
-from bench.measure.yardstick import open_statistics
+from bench.measure.features.extractors import Extractor, open_extractor
+from bench.measure.features.inception import sha256
+from bench.measure.quality.committed import Unseen
+from bench.measure.quality.references import open_statistics
 from bench.memory import keep_freed_memory
 from bench.models.acceleration import Accelerated
-from bench.models.formats import denoiser_of, open_network
-from bench.models.guidance import GuidedDenoiser, load_classifier
-from bench.suite.chains import plan_chains
+from bench.models.checkpoints.formats import denoiser_of, open_network
+from bench.models.denoisers.guidance import GuidedDenoiser, load_classifier
+from bench.runtime.devices import full_float32
+from bench.suite.cells.reference import Reference
 from bench.suite.compatibility import check_fit
-from bench.suite.config import ConfigError, short_hash
-from bench.suite.extras import Extra
-from bench.suite.fitting import Subject
-from bench.suite.model import Model
+from bench.suite.config.resolve import Request, device_of, refuse_precision, resolve_models, resolve_sampler
+from bench.suite.experiments.chains import plan_chains
+from bench.suite.experiments.experiment import Extra
+from bench.suite.experiments.response import plan_response
 from bench.suite.plan import Cell, plan_cells
-from bench.suite.reference import Reference
-from bench.suite.registry import Registry
-from bench.suite.request import Request, device_of, refuse_precision, resolve_models, resolve_sampler
-from bench.suite.response import plan_response
-from bench.suite.store import Store
+from bench.suite.registry.model import Model
+from bench.suite.registry.registry import Registry
+from bench.suite.settings import ConfigError, short_hash
+from bench.suite.store.store import Store
+from bench.suite.tuning.rules import Subject
 from bench.suite.unseen import without_images
 
 __all__ = ["Run"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bench.measure.kernel import kernel_terms
-from bench.measure.metrics import FeatureSet, Score, collect, neighbour_ratio, score
+from bench.measure.quality.scores import FeatureSet, Score, collect, neighbour_ratio, score
+from bench.suite.cells.reference import Reference
 from bench.suite.plan import Cell
-from bench.suite.reference import Reference
-from bench.suite.store import Store
+from bench.suite.store.store import Store
 
 __all__ = ["score_cell"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from bench.suite.config import ConfigError
+from bench.suite.settings import ConfigError
 
 __all__ = ["Share", "parse_share"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from bench.measure.features import Extractor
-from bench.measure.probes import PixelProbe
+from bench.measure.features.extractors import Extractor
+from bench.measure.instruments.probes import PixelProbe
 from bench.suite.plan import Cell, Unit
 from bench.suite.run import Run
 

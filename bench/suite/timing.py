@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bench.suite.arms import Arms
+from bench.suite.cells.arms import Arms
 from bench.suite.plan import Unit
 
 __all__ = ["seconds_a_call", "seconds_a_step"]

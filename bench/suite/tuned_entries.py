@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from bench.suite.atomic import write_atomic
-from bench.suite.config import ConfigError
-from bench.suite.model import Model
-from bench.suite.tune import Tune, has_span, with_constant, write_table
+from bench.files.writing import write_atomic
+from bench.suite.registry.model import Model
+from bench.suite.settings import ConfigError
+from bench.suite.tuning.grid import Tune, has_span, with_constant, write_table
 
 __all__ = ["refuse_other", "tuned_entry", "write_choices"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.measure.committed import COMMITTED
-from bench.suite.config import ConfigError
-from bench.suite.fitting import OF_IMAGES
-from bench.suite.request import Request
+from bench.measure.quality.committed import COMMITTED
+from bench.suite.config.resolve import Request
+from bench.suite.settings import ConfigError
+from bench.suite.tuning.rules import OF_IMAGES
 
 __all__ = ["without_images"]
 

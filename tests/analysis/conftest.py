@@ -12,11 +12,11 @@ from made import cell_facts, score
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import levels
-from bench.measure.probes import PixelProbe, ScalarProbe
-from bench.measure.recursion import LinearGaussian
-from bench.measure.steps import PixelStatistics, gaussian_rows, measured_rows, to_table
-from bench.models.oracles import GaussianOracle
-from bench.suite.config import short_hash
+from bench.measure.instruments.gaussian import LinearGaussian
+from bench.measure.instruments.probes import PixelProbe, ScalarProbe
+from bench.measure.instruments.step_table import PixelStatistics, gaussian_rows, measured_rows, to_table
+from bench.models.denoisers.oracles import GaussianOracle
+from bench.suite.settings import short_hash
 
 
 def step_rows(steps, shift):

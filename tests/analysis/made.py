@@ -5,8 +5,8 @@ import json
 import numpy as np
 from matplotlib.text import Text
 
-from bench.suite.config import short_hash
 from bench.suite.plan import RECORD_VERSION
+from bench.suite.settings import short_hash
 
 
 def score(metric, value, n, reason=""):

@@ -1,9 +1,9 @@
 import pandas as pd
 import pytest
 
-from analysis.acceleration import acceleration_table, analyse, baseline_of
-from analysis.load import load_results
-from analysis.output import Output
+from analysis.output.entries import Output
+from analysis.quality.acceleration import acceleration_table, analyse, baseline_of
+from analysis.records.load import load_results
 
 
 def table_of(folder):

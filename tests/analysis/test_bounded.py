@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import bounded
-from analysis.bounded import read_json, read_npy, read_npz, read_table
+from analysis.records import files as bounded
+from analysis.records.files import read_json, read_npy, read_npz, read_table
 
 
 def refusal(read, path):

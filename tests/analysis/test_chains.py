@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.chains import analyse, chain_table
-from analysis.load import load_results
-from analysis.output import Output
+from analysis.exposure_bias.chains import analyse, chain_table
+from analysis.output.entries import Output
+from analysis.records.load import load_results
 
 STARTS = (100, 1000)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from analysis.configuration import read_configuration, without_paths
+from analysis.report.configuration import read_configuration, without_paths
 
 RECORD = {
     "configuration": {"models": {"adm": {"eps": [[1.0, 0.0]], "weights": "/mine/w.pt"}}, "steps": [5, 20]},

@@ -5,9 +5,15 @@ import pandas as pd
 import pytest
 from test_figures import assert_figures
 
-from analysis.diagnostics import DEFINITIONS, analyse, correlation_table, diagnostics_table, draw_diagnostics
-from analysis.load import load_results
-from analysis.output import Output
+from analysis.exposure_bias.diagnostics import (
+    DEFINITIONS,
+    analyse,
+    correlation_table,
+    diagnostics_table,
+    draw_diagnostics,
+)
+from analysis.output.entries import Output
+from analysis.records.load import load_results
 
 
 def rows(arm, quantity, values, first):

@@ -7,10 +7,10 @@ import pytest
 from made import drawn_texts, make_cell
 from scipy.special import ndtri
 
-from analysis import error_shape
-from analysis.error_shape import analyse, histogram_table, kept_by_model, quantile_table
-from analysis.load import load_results
-from analysis.output import Output
+from analysis.normality import error_shape
+from analysis.normality.error_shape import analyse, histogram_table, kept_by_model, quantile_table
+from analysis.output.entries import Output
+from analysis.records.load import load_results
 
 IMAGES, PIXELS = 200, 64
 

@@ -9,8 +9,8 @@ from made import drawn_texts, make_cell
 
 from analysis import error_spread
 from analysis.error_spread import analyse, gamma_table, nu_table, pixel_spread
-from analysis.load import load_results
-from analysis.output import Output
+from analysis.output.entries import Output
+from analysis.records.load import load_results
 
 IMAGES = 400
 TIMES = np.array([0.0, 500.0, 999.0])
@@ -32,7 +32,8 @@ def moments_of(errors):
 
 
 def rows_of(errors, arms=("forced-train", "forced-heldout")):
-    """Rows of steps.csv as ``bench.measure.steps`` writes them: mean and spread over pixels of the std over images."""
+    """Rows of steps.csv as ``bench.measure.instruments.step_table`` writes them: mean and spread over pixels of the std
+    over images."""
     std = errors.std(1, ddof=1).reshape(3, -1)
     rows = [
         [arm, i, 0, TIMES[i], 0.7, 0.7, IMAGES, "x0_nu", std[i].mean(), std[i].std()] for arm in arms for i in range(3)

@@ -4,14 +4,14 @@ import pytest
 from PIL import Image
 
 from analysis.__main__ import main
-from analysis.load import load_results
-from analysis.norms import draw_eps_norm
-from analysis.quality import draw_quality, quality_table
+from analysis.exposure_bias.norms import draw_eps_norm
+from analysis.exposure_bias.variance import draw_variance_gap
+from analysis.exposure_bias.x0_error import draw_x0_error
+from analysis.output.style import colours
+from analysis.quality.fid_vs_steps import draw_quality, quality_table
+from analysis.quality.samples import draw_samples
+from analysis.records.load import load_results
 from analysis.regenerate import regenerate
-from analysis.samples import draw_samples
-from analysis.style import colours
-from analysis.variance import draw_variance_gap
-from analysis.x0_error import draw_x0_error
 
 
 def assert_figures(paths, name, kinds=("png", "pdf")):

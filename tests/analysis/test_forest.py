@@ -4,8 +4,8 @@ import pytest
 from made import drawn_texts
 from test_figures import assert_figures
 
-from analysis import forest
-from analysis.forest import draw_mitigations
+from analysis.comparison import forest
+from analysis.comparison.forest import draw_mitigations
 
 
 def table(samplers, models=3, factor=1.0, baselines=("adm",)):

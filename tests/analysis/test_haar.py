@@ -7,11 +7,11 @@ import pytest
 import torch
 from made import band_arrays, drawn_texts, make_cell
 
-from analysis import haar
-from analysis.haar import analyse, draw_haar, haar_table
-from analysis.load import load_results
-from analysis.output import Output
-from bench.measure.spectra import haar_energy
+from analysis.output.entries import Output
+from analysis.records.load import load_results
+from analysis.spectra import haar
+from analysis.spectra.haar import analyse, draw_haar, haar_table
+from bench.measure.instruments.spectra import haar_energy
 
 SIZE, IMAGES = 8, 400
 BANDS = ["LL", "LH", "HL", "HH"]

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from analysis.infinity import analyse, infinity_table
-from analysis.load import load_results
-from analysis.output import Output
-from analysis.quality import main_metric
+from analysis.output.entries import Output
+from analysis.quality.fid_vs_steps import main_metric
+from analysis.records.load import load_results
 
 
 def extrapolate(cell, value):

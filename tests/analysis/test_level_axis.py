@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from made import drawn_texts
 
-from analysis import variance, x0_error
+from analysis.exposure_bias import variance, x0_error
 from analysis.level_axis import is_edm, level_name, level_symbol, noisy_left, sigma_at
-from analysis.load import load_results
-from analysis.style import panels
+from analysis.output.style import panels
+from analysis.records.load import load_results
 from bench.diffusion.edm import edm_position
-from bench.suite.config import EDM_SAMPLERS, SAMPLERS
+from bench.suite.settings import EDM_SAMPLERS, SAMPLERS
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.01, 0.5, 1.0, 10.0, 80.0])

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.load import ResultsError, load_results
-from bench.suite.config import short_hash
+from analysis.records.load import ResultsError, load_results
+from bench.suite.settings import short_hash
 
 STEPS = "arm,i,stage,t,alpha,sigma,n,quantity,value,std\nfree,0,0,1,0.5,0.5,3,eps_norm,2,0.1\n"
 DAMAGE = {

@@ -1,7 +1,7 @@
 import pytest
 
 from analysis.metric_names import coverage_name, frechet_name, inception_score_name
-from bench.measure.features import _metric_names
+from bench.measure.features.extractors import _metric_names
 
 # Prefix and suffix of every kind of features, docs/metrics.md.
 KINDS = [("", ""), ("", "_inception"), ("clean_", ""), ("clean_", "_inception"), ("", "_digits"), ("", "_cifar10")]

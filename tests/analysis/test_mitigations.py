@@ -7,14 +7,14 @@ import pytest
 from scipy import stats
 from test_figures import assert_figures
 
-from analysis import mitigations
-from analysis.diagnostics import diagnostics_table
-from analysis.load import load_results
-from analysis.mitigations import mitigations_table
-from analysis.output import Output
-from analysis.paired import compare, kernel_terms
+from analysis.comparison import mitigations
+from analysis.comparison.mitigations import mitigations_table
+from analysis.comparison.significance import compare, kernel_terms
+from analysis.exposure_bias.diagnostics import diagnostics_table
+from analysis.output.entries import Output
+from analysis.records.load import load_results
 from analysis.regenerate import regenerate
-from bench.suite.config import short_hash
+from bench.suite.settings import short_hash
 
 ES = {"eps_scale": 1.02, "eps_slope": 0.0}
 COLUMNS = ["arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std"]

@@ -7,12 +7,12 @@ import pytest
 import scipy.stats
 from made import drawn_texts, make_cell
 
-from analysis import normality
-from analysis.load import load_results
-from analysis.normality import analyse, draw_normality, normality_table, per_cell, summary_table
-from analysis.output import Output
+from analysis.normality import error_normality as normality
+from analysis.normality.error_normality import analyse, draw_normality, normality_table, per_cell, summary_table
+from analysis.normality.shapiro import shapiro_wilk
+from analysis.output.entries import Output
 from analysis.pixel_tests import benjamini_hochberg, level_statistics, power_table
-from analysis.shapiro import shapiro_wilk
+from analysis.records.load import load_results
 
 PIXELS = 64
 

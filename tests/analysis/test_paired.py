@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.paired import CRITICAL, Comparison, compare
+from analysis.comparison.significance import CRITICAL, Comparison, compare
 from bench.measure.kernel import kernel_terms
 
 DIMENSIONS = 4

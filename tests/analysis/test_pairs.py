@@ -3,10 +3,10 @@ import pandas as pd
 import pytest
 from made import drawn_texts, make_cell
 
-from analysis import pairs
-from analysis.load import load_results
-from analysis.output import Output
-from analysis.pairs import analyse, counts_table, draw_pairs, pairs_table
+from analysis.comparison import pairs
+from analysis.comparison.pairs import analyse, counts_table, draw_pairs, pairs_table
+from analysis.output.entries import Output
+from analysis.records.load import load_results
 
 
 def test_counts_over_step_counts():

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from analysis.__main__ import main
-from analysis.load import ResultsError, load_results
 from analysis.publish import publish
-from analysis.quality import quality_table
+from analysis.quality.fid_vs_steps import quality_table
+from analysis.records.load import ResultsError, load_results
 from bench.suite.cli import run
 
 

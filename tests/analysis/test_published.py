@@ -6,14 +6,14 @@ import pandas as pd
 import pytest
 from test_figures import assert_figures
 
-from analysis import published_delta
-from analysis.load import load_results
-from analysis.output import Output
-from analysis.published import TABLES, Protocol, analyse, comparable, load_published, overlay, wide_table
-from analysis.published_delta import cosine_alpha_bar, delta_table, draw_published_delta, floor_of_mean
-from analysis.quality import draw_quality, quality_table
+from analysis.output.entries import Output
+from analysis.published import delta_t as published_delta
+from analysis.published.delta_t import cosine_alpha_bar, delta_table, draw_published_delta, floor_of_mean
+from analysis.published.tables import TABLES, Protocol, analyse, comparable, load_published, overlay, wide_table
+from analysis.quality.fid_vs_steps import draw_quality, quality_table
+from analysis.records.load import load_results
 from bench.diffusion.schedules import alpha_bars, levels
-from bench.suite.config import short_hash
+from bench.suite.settings import short_hash
 
 CIFAR = Protocol("cifar10-train (50000)", "fid", 50_000, "ddpm", "learned", "floor", True, "plain")
 NAMES = [*TABLES, "ts_dpm", "dcw_tables", "fid_vs_iterations", "delta_t_cifar10_20step", "delta_t_floor_cifar10_20step"]

@@ -1,7 +1,7 @@
 import pytest
 
-from analysis.load import CellRecord, Results
-from analysis.remedies import Remedy, corrections, find_remedies
+from analysis.comparison.baselines import Remedy, corrections, find_remedies
+from analysis.records.load import CellRecord, Results
 
 
 def results(tmp_path, **models):

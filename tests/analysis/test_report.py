@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis.load import load_results
-from analysis.output import Output
-from analysis.quality import analyse as quality
+from analysis.output.entries import Output
+from analysis.quality.fid_vs_steps import analyse as quality
+from analysis.records.load import load_results
 from analysis.regenerate import regenerate
-from analysis.report import build_report, write_report
-from analysis.verdict import verdict
+from analysis.report.html import build_report, write_report
+from analysis.report.verdict import verdict
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 VOID = {"meta", "link", "img", "br"}
@@ -224,7 +224,7 @@ def test_a_report_is_replaced_whole(results, out, monkeypatch):
     assert path == results.root / "report.html"
     first = path.read_bytes()
     assert write_report(results, out).read_bytes() == first  # the same records, the same bytes
-    monkeypatch.setattr("analysis.report.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("analysis.report.html.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     out.table("Spectra", "more", pd.DataFrame({"z": [1]}), "More", "")
     with pytest.raises(OSError, match="disk full"):
         write_report(results, out)

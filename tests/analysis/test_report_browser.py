@@ -3,10 +3,12 @@
 import browser as chromium
 import pytest
 
-from analysis import norms, quality, samples, variance, x0_error
-from analysis.load import load_results
-from analysis.output import Output
-from analysis.report import write_report
+from analysis.exposure_bias import norms, variance, x0_error
+from analysis.output.entries import Output
+from analysis.quality import fid_vs_steps as quality
+from analysis.quality import samples
+from analysis.records.load import load_results
+from analysis.report.html import write_report
 
 pytestmark = pytest.mark.skipif(chromium.missing() is not None, reason=str(chromium.missing()))
 

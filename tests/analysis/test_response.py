@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.load import load_results
-from analysis.output import Output
-from analysis.response import analyse, draw_effective, draw_response, effective_table, invert
+from analysis.exposure_bias.response import analyse, draw_effective, draw_response, effective_table, invert
+from analysis.output.entries import Output
+from analysis.records.load import load_results
 
 
 def test_a_line_is_inverted_exactly():

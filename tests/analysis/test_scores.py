@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from made import score
 
-from analysis import quality
-from analysis.load import load_results
-from analysis.output import Output
-from analysis.quality import draw_quality, quality_table
-from analysis.scores import analyse, score_table
-from analysis.x0_error import error_table
+from analysis.exposure_bias.x0_error import error_table
+from analysis.output.entries import Output
+from analysis.quality import fid_vs_steps as quality
+from analysis.quality.fid_vs_steps import draw_quality, quality_table
+from analysis.quality.scores import analyse, score_table
+from analysis.records.load import load_results
 
 
 def add_scores(cell, *scores):

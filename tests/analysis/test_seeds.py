@@ -7,8 +7,8 @@ import pytest
 from made import score
 from scipy import stats
 
-from analysis.load import load_results
-from analysis.output import Output
+from analysis.output.entries import Output
+from analysis.records.load import load_results
 from analysis.seeds import analyse, paired_t, seeds_table
 
 

@@ -1,6 +1,6 @@
 import pandas as pd
 
-from analysis.select import first_sampler, most_steps
+from analysis.output.selection import first_sampler, most_steps
 
 BOTH = pd.DataFrame({"sampler": ["ddim", "ddpm", "ddim", "ddpm"], "steps": [4, 8, 9, 2]})
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from analysis.shapiro import shapiro_wilk
+from analysis.normality.shapiro import shapiro_wilk
 
 # scipy runs the same published algorithm partly in single-precision constants: measured differences over all sizes and
 # shapes below are 7e-9 in W and 8e-7 in p; the bounds are those the module promises.
@@ -46,7 +46,7 @@ def test_any_leading_axes_and_chunks():
 def test_more_rows_than_a_chunk(monkeypatch):
     x = np.random.default_rng(0).standard_normal((50, 20))
     whole = shapiro_wilk(x)
-    monkeypatch.setattr("analysis.shapiro._CHUNK", 60)
+    monkeypatch.setattr("analysis.normality.shapiro._CHUNK", 60)
     # As above for W; p moves by at most 100 times as much where W is close to 1.
     assert all(np.allclose(a, b, atol=1e-12, rtol=0) for a, b in zip(whole, shapiro_wilk(x), strict=True))
 

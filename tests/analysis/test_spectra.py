@@ -8,11 +8,11 @@ import torch
 from made import band_arrays, drawn_texts, make_cell
 from PIL import Image
 
-from analysis import spectra
-from analysis.load import load_results
-from analysis.output import Output
-from analysis.spectra import analyse, draw_curves, draw_heat, draw_samples, spectrum_table
-from bench.measure.spectra import RadialBins
+from analysis.output.entries import Output
+from analysis.records.load import load_results
+from analysis.spectra import radial as spectra
+from analysis.spectra.radial import analyse, draw_curves, draw_heat, draw_samples, spectrum_table
+from bench.measure.instruments.spectra import RadialBins
 
 SIZE, IMAGES = 8, 400
 BINS = RadialBins(SIZE, SIZE)

@@ -3,10 +3,10 @@ import json
 import pandas as pd
 import pytest
 
-from analysis import training
-from analysis.load import load_results
-from analysis.output import Output
-from analysis.training import analyse, lengths_table, read_losses
+from analysis.output.entries import Output
+from analysis.quality import training
+from analysis.quality.training import analyse, lengths_table, read_losses
+from analysis.records.load import load_results
 
 LOG = "iteration,images,mse,bound,penalty\n50,1600,0.5,0.25,0.0\n100,3200,0.25,0.125,0.0\n"
 

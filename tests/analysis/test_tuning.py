@@ -6,11 +6,11 @@ import pytest
 from made import drawn_texts
 from test_figures import assert_figures
 
-from analysis import tuning
-from analysis.load import Results, load_results
-from analysis.output import Output
+from analysis.output.entries import Output
+from analysis.quality import tuning
+from analysis.quality.tuning import draw_tuning, read_curves, tuning_table
+from analysis.records.load import Results, load_results
 from analysis.regenerate import regenerate
-from analysis.tuning import draw_tuning, read_curves, tuning_table
 
 VALUES = {0.99: [3.0, 5.0], 1.0: [1.0, 2.0], 1.01: [1.5, 2.1]}  # distances of two seeds
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from made import drawn_texts
 
-from analysis import delta, variance
-from analysis.delta import draw_delta, draw_single_step, single_step_table
-from analysis.norms import draw_eps_norm, draw_scaling, norm_table
-from analysis.select import over_seeds, thinned
-from analysis.variance import draw_variance_gap, draw_variance_parts, final_table, variance_table
+from analysis.exposure_bias import delta_t as delta
+from analysis.exposure_bias import variance
+from analysis.exposure_bias.delta_t import draw_delta, draw_single_step, single_step_table
+from analysis.exposure_bias.norms import draw_eps_norm, draw_scaling, norm_table
+from analysis.exposure_bias.variance import draw_variance_gap, draw_variance_parts, final_table, variance_table
+from analysis.output.selection import over_seeds, thinned
 from bench.diffusion.edm import Euler
 from bench.diffusion.samplers import DDIM, Ancestral
 from bench.diffusion.schedules import levels

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.load import load_results
-from analysis.verdict import norm_sentence, quality_sentence, variance_sentence, verdict
+from analysis.records.load import load_results
+from analysis.report.verdict import norm_sentence, quality_sentence, variance_sentence, verdict
 
 TEST = "the paired kernel test (shared seeds, |z| > 1.96, not corrected for the number of tests)"
 ONE_SEED = "ddpm, N = 20 samples a seed, 1 seed (0), so the spread over seeds is unknown"

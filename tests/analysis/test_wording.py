@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from analysis.load import load_results
+from analysis.records.load import load_results
 from analysis.wording import clips, other_causes, used_x0
-from bench.suite.config import short_hash
+from bench.suite.settings import short_hash
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.models.networks import adm_unet
-from bench.models.recipes import DIGITS_NETWORK
+from bench.models.networks.adm import adm_unet
+from bench.models.train.recipes import DIGITS_NETWORK
 from benchmarks import protocol
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.measure.moments import Moments
+from bench.measure.instruments.moments import Moments
 from benchmarks import distances, pixels
 from benchmarks.stored_states import StoredStates
 
@@ -53,7 +53,7 @@ def test_stored_states_keep_everything():
 def test_the_loop_tests_what_the_batch_tests():
     errors = np.random.default_rng(0).standard_normal((7, 30))
     looped, batched = pixels.by_loop(errors), pixels.shapiro_wilk(errors)
-    # What analysis.shapiro promises of scipy's single-precision constants.
+    # What analysis.normality.shapiro promises of scipy's single-precision constants.
     np.testing.assert_allclose(batched[0], looped[0], atol=1e-6, rtol=0)
     np.testing.assert_allclose(batched[1], looped[1], atol=1e-5, rtol=0)
 

@@ -16,7 +16,7 @@ from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import DDIM, Ancestral, PosteriorMean, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level, Prediction
-from bench.models.oracles import GaussianOracle
+from bench.models.denoisers.oracles import GaussianOracle
 
 SHAPE, SIZE = (1, 2, 2), 4
 

@@ -14,7 +14,7 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import CLEAN, Level, Prediction, batched
-from bench.models.oracles import GaussianOracle, MixtureOracle
+from bench.models.denoisers.oracles import GaussianOracle, MixtureOracle
 
 SHAPE = (1, 2, 3)
 VP, EDM = levels("cosine", 1000, 1000)[:-1], edm_levels(1000)[:-1]

@@ -14,7 +14,7 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, PosteriorMean, prior, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import CLEAN, Call, Level, Prediction, batched
-from bench.models.oracles import GaussianOracle
+from bench.models.denoisers.oracles import GaussianOracle
 
 SHAPE = (1, 2, 2)
 SPREAD = 0.4

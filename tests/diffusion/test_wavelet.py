@@ -16,7 +16,7 @@ from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import CLEAN, Call, Level, Prediction, batched
-from bench.models.oracles import GaussianOracle
+from bench.models.denoisers.oracles import GaussianOracle
 
 DRAWS = Draws(Noise(0), torch.arange(2))
 VP = levels("cosine", 1000, 10)

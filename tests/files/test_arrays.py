@@ -70,7 +70,7 @@ def test_layouts(tmp_path, images, order, channels, save):
 
 
 def test_arrays_larger_than_a_block(tmp_path, images, monkeypatch):
-    monkeypatch.setattr("bench.files.arrays._BLOCK", 2 * 48 + 1)  # two images of 4x4x3 at a time, the last alone
+    monkeypatch.setattr("bench.data.npz_images._BLOCK", 2 * 48 + 1)  # two images of 4x4x3 at a time, the last alone
     np.savez(tmp_path / "x.npz", arr_0=images(5, 4))
     np.testing.assert_array_equal(load_path("mine", tmp_path / "x.npz").images, images(5, 4).transpose(0, 3, 1, 2))
 

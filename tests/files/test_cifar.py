@@ -221,7 +221,7 @@ def test_sparse_members_that_declare_any_size(tmp_path, contents, refusal):
 
 
 def test_a_tar_that_unpacks_to_far_more(tmp_path, refusal, monkeypatch):
-    monkeypatch.setattr("bench.files.cifar._MAX_TAR", 2**20)
+    monkeypatch.setattr("bench.data.cifar._MAX_TAR", 2**20)
     with gzip.open(tmp_path / "c.tar.gz", "wb", compresslevel=1) as file:
         file.write(bytes(2**20 + 1))
     assert "unpacks to more than 1048576 bytes" in refusal(tmp_path / "c.tar.gz", "cifar10")

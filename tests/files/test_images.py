@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from bench.data import Preprocessing, load_path
+from bench.data.pictures import class_indices
 from bench.files import limits
-from bench.files.pictures import class_indices
 
 
 def write(root, files):

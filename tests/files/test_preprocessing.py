@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.data import DataError, Preprocessing
-from bench.files.preprocessing import FILTERS
+from bench.data.preprocessing import FILTERS
 
 
 def ramp(height, width, channels=3):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench.data import DATASETS, load, load_path
-from bench.files.sources import KNOWN
+from bench.data.sources import KNOWN
 
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

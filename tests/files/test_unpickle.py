@@ -12,9 +12,9 @@ import sys
 import numpy as np
 import pytest
 
-from bench.files import cifar
-from bench.files.unpickle import UnsafePickleError, restricted_load
-from bench.models import edm_objects
+from bench.data import cifar
+from bench.files.pickles import UnsafePickleError, restricted_load
+from bench.models.checkpoints import edm_pickle as edm_objects
 
 
 class Thing:
@@ -181,7 +181,7 @@ def test_random_damage_raises_or_reads(seed):
 
 LIMITED = """
 import io, resource, sys
-from bench.files.unpickle import restricted_load
+from bench.files.pickles import restricted_load
 resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
 data = sys.stdin.buffer.read()
 for file in (io.BytesIO(data), open(sys.argv[1], "rb")):

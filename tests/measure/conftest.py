@@ -9,8 +9,8 @@ from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 from bench.diffusion.schedules import alpha_bars
 from bench.diffusion.types import Prediction
-from bench.measure.recursion import LinearGaussian, learned_fraction
-from bench.models.oracles import GaussianOracle
+from bench.measure.instruments.gaussian import LinearGaussian, learned_fraction
+from bench.models.denoisers.oracles import GaussianOracle
 
 SHAPE = (1, 4, 4)
 

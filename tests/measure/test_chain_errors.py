@@ -10,8 +10,8 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, PosteriorMean, paired, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
-from bench.measure import chains
-from bench.measure.chains import (
+from bench.measure.instruments import chains
+from bench.measure.instruments.chains import (
     CHAIN_COLUMNS,
     ChainRow,
     empirical_errors,

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from bench.data import load
-from bench.measure.classifier import CLASSIFIERS, DigitsClassifier, accuracy, load_classifier, main, train_classifier
+from bench.measure.features.classifier import (
+    CLASSIFIERS,
+    DigitsClassifier,
+    accuracy,
+    load_classifier,
+    main,
+    train_classifier,
+)
 
 DIGITS = CLASSIFIERS["digits"]
 

@@ -4,8 +4,8 @@ import torch
 from cleanfid import fid
 from PIL import Image
 
-from bench.measure.features import open_extractor
-from bench.measure.inception import CleanInceptionFeatures, InceptionFeatures, open_network
+from bench.measure.features.extractors import open_extractor
+from bench.measure.features.inception import CleanInceptionFeatures, InceptionFeatures, open_network
 
 pytestmark = pytest.mark.slow  # Inception on a CPU
 

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from bench.data import Dataset, load, to_unit
-from bench.measure import committed
 from bench.measure.__main__ import main as measure
-from bench.measure.committed import COMMITTED, committed_statistics, keep, main, unseen
-from bench.measure.features import open_extractor
+from bench.measure.features.extractors import open_extractor
 from bench.measure.pixel_moments import PixelMoments
-from bench.measure.statistics import summarise
+from bench.measure.quality import committed
+from bench.measure.quality.committed import COMMITTED, committed_statistics, keep, main, unseen
+from bench.measure.quality.statistics import summarise
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.measure.devices import DEVICES, find_device, full_float32
 from bench.memory import keep_freed_memory
+from bench.runtime.devices import DEVICES, find_device, full_float32
 
 
 @pytest.mark.parametrize(

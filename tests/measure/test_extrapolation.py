@@ -3,7 +3,7 @@ import pytest
 
 from bench.measure import extrapolation
 from bench.measure.extrapolation import frechet_infinity, intercept, subset_sizes
-from bench.measure.frechet import feature_moments, frechet_distance
+from bench.measure.quality.frechet import feature_moments, frechet_distance
 
 FEATURES, SAMPLES, REPEATS = 64, 2000, 20
 

@@ -3,7 +3,7 @@ import pytest
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 from bench.measure import frechet_distance
-from bench.measure.frechet import feature_moments
+from bench.measure.quality.frechet import feature_moments
 
 EPS = np.finfo(np.float64).eps
 

@@ -12,8 +12,8 @@ from bench.diffusion.edm import Heun, edm_levels
 from bench.diffusion.samplers import DDIM, Ancestral
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Prediction
-from bench.measure.latent import measure_latents
-from bench.measure.steps import STEP_COLUMNS, gaussian_rows
+from bench.latent.measurement import measure_latents
+from bench.measure.instruments.step_table import STEP_COLUMNS, gaussian_rows
 
 PATH = levels("cosine", 1000, 6)
 LATENTS = torch.randn(10, 4, 6, 5, generator=torch.Generator().manual_seed(0))

@@ -10,10 +10,10 @@ from PIL import Image
 
 from bench.data import load
 from bench.measure.__main__ import main
-from bench.measure.features import open_extractor
-from bench.measure.frechet import feature_moments, frechet_distance
-from bench.measure.metrics import FeatureSet, score
-from bench.measure.statistics import summarise
+from bench.measure.features.extractors import open_extractor
+from bench.measure.quality.frechet import feature_moments, frechet_distance
+from bench.measure.quality.scores import FeatureSet, score
+from bench.measure.quality.statistics import summarise
 
 DIGITS = ("--features", "digits", "--quiet", "--device", "cpu")
 NAMES = ("fd", "fd_inf", "sfd", "kid", "precision", "recall", "is")
@@ -264,7 +264,7 @@ def test_an_interruption_says_so(samples, monkeypatch, capsys):
 @pytest.mark.slow
 def test_inception_scores_images_of_different_sizes(random_inception, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("EXPOSURE_BIAS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("bench.measure.statistics.FEWEST_COMPARED", 4)  # a hundred images would take minutes
+    monkeypatch.setattr("bench.measure.quality.statistics.FEWEST_COMPARED", 4)  # a hundred images would take minutes
     generator = torch.Generator().manual_seed(0)
     small, large = (
         save(

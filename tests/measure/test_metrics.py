@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-from bench.measure import metrics
 from bench.measure.extrapolation import frechet_infinity
-from bench.measure.features import Extractor, open_extractor
-from bench.measure.frechet import feature_moments, frechet_distance
+from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.inception_score import inception_score
-from bench.measure.metrics import FeatureSet, collect, neighbour_ratio, score
-from bench.measure.statistics import FeatureMoments, ReferenceStatistics
+from bench.measure.quality import scores as metrics
+from bench.measure.quality.frechet import feature_moments, frechet_distance
+from bench.measure.quality.scores import FeatureSet, collect, neighbour_ratio, score
+from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics
 
 KINDS = ("frechet", "spatial", "kid", "precision", "recall", "inception_score")
 METRICS = {name: f"{name}_x" for name in KINDS}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.measure.moments import Moments
+from bench.measure.instruments.moments import Moments
 
 SHAPE = (2, 3)
 # Sums of n float64 values of size about 1 round by at most n * eps relative; 1e-12 leaves room for n = 1000.

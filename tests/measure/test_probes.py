@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from bench.diffusion.types import Level, Prediction, Step
-from bench.measure.moments import Moments
-from bench.measure.probes import SCALARS, ErrorProbe, PixelProbe, ScalarProbe, Selected, spread_indices
-from bench.measure.spectra import RadialBins
+from bench.measure.instruments.moments import Moments
+from bench.measure.instruments.probes import SCALARS, ErrorProbe, PixelProbe, ScalarProbe, Selected, spread_indices
+from bench.measure.instruments.spectra import RadialBins
 
 SHAPE = (2, 4, 4)
 LEVEL, LEVEL_NEXT = Level(700, 0.4, 0.9), Level(300, 0.8, 0.6)

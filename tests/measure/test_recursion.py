@@ -14,7 +14,7 @@ from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.schedules import alpha_bars, levels
 from bench.diffusion.types import CLEAN, Level
-from bench.measure.recursion import LinearGaussian, ddim_map, learned_fraction
+from bench.measure.instruments.gaussian import LinearGaussian, ddim_map, learned_fraction
 
 N = 20_000  # images sampled
 STEPS = 6

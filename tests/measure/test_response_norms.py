@@ -8,9 +8,9 @@ import torch
 
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.schedules import levels
-from bench.measure.moments import Moments
-from bench.measure.recursion import GaussianState
-from bench.measure.response import response_grid, response_norms
+from bench.measure.instruments.gaussian import GaussianState
+from bench.measure.instruments.moments import Moments
+from bench.measure.instruments.response import response_grid, response_norms
 
 N = 20_000
 SIGMAS = 5  # standard errors allowed; 9 numbers are compared

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.measure.spectra import RadialBins, haar_energy
+from bench.measure.instruments.spectra import RadialBins, haar_energy
 
 
 def ring_of(u, v):

@@ -9,13 +9,22 @@ import pytest
 import torch
 
 from bench.data import load
-from bench.measure import statistics, statistics_cache
+from bench.measure import statistics_cache
 from bench.measure.errors import FeatureError
-from bench.measure.features import Extractor, open_extractor
-from bench.measure.frechet import feature_moments
-from bench.measure.statistics import KEPT, FeatureMoments, MomentStream, ReferenceStatistics, merged, summarise, thinned
+from bench.measure.features.extractors import Extractor, open_extractor
+from bench.measure.quality import statistics
+from bench.measure.quality.frechet import feature_moments
+from bench.measure.quality.statistics import (
+    KEPT,
+    FeatureMoments,
+    MomentStream,
+    ReferenceStatistics,
+    merged,
+    summarise,
+    thinned,
+)
+from bench.measure.quality.statistics_files import npz_names, read_statistics, write_statistics
 from bench.measure.statistics_cache import cached_statistics, with_features
-from bench.measure.statistics_files import npz_names, read_statistics, write_statistics
 
 
 def rows(count, width=5, centre=0.0, seed=0):

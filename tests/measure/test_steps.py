@@ -11,8 +11,8 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
-from bench.measure.probes import SCALARS, PixelProbe, ScalarProbe
-from bench.measure.steps import (
+from bench.measure.instruments.probes import SCALARS, PixelProbe, ScalarProbe
+from bench.measure.instruments.step_table import (
     STEP_COLUMNS,
     PixelStatistics,
     Row,

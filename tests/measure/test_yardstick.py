@@ -3,10 +3,10 @@ import pytest
 
 from bench.data import DataError, load
 from bench.measure.errors import FeatureError
-from bench.measure.features import open_extractor
-from bench.measure.statistics import summarise
-from bench.measure.statistics_files import write_statistics
-from bench.measure.yardstick import ImageSet, open_statistics
+from bench.measure.features.extractors import open_extractor
+from bench.measure.quality.references import ImageSet, open_statistics
+from bench.measure.quality.statistics import summarise
+from bench.measure.quality.statistics_files import write_statistics
 
 
 @pytest.fixture(scope="module")

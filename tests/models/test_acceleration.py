@@ -9,11 +9,11 @@ from torch._dynamo.utils import counters
 
 from bench.models import acceleration
 from bench.models.acceleration import Accelerated, CompileError, precision_refusal
-from bench.models.adapter import Adapted, Output
-from bench.models.classifier_network import classifier_network
+from bench.models.checkpoints.adapter import Adapted, Output
 from bench.models.edm_layers import Block
-from bench.models.edm_networks import SongUNet
-from bench.models.networks import adm_unet
+from bench.models.networks.adm import adm_unet
+from bench.models.networks.classifier import classifier_network
+from bench.models.networks.song import SongUNet
 
 CPU = torch.device("cpu")
 TINY = {

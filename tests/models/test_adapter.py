@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.models.adapter import adapter_file, describe_adapter, hash_adapter, load_adapter, read_adapter
-from bench.models.networks import CheckpointError
+from bench.models.checkpoints.adapter import adapter_file, describe_adapter, hash_adapter, load_adapter, read_adapter
+from bench.models.networks.adm import CheckpointError
 
 PLAIN = """
 def load():

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.models.checkpoints import Description, file_hash, load_network, read_description, save_network
-from bench.models.networks import CheckpointError, adm_unet
+from bench.models.checkpoints.native import Description, file_hash, load_network, read_description, save_network
+from bench.models.networks.adm import CheckpointError, adm_unet
 
 SMALL = {"image_size": 8, "in_channels": 1, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1,)}
 DESCRIPTION = Description(SMALL, "linear", 500, {"name": "adm", "gamma": 0.1})

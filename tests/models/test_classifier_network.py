@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bench.models.classifier_network import AttentionPool, classifier_network
-from bench.models.networks import CheckpointError, load_guided_diffusion
+from bench.models.networks.adm import CheckpointError, load_guided_diffusion
+from bench.models.networks.classifier import AttentionPool, classifier_network
 from bench.models.presets import PRESETS
 
 CLASSIFIER = {

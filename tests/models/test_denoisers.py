@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bench.diffusion.types import Level, batched
-from bench.models.denoisers import EpsDenoiser, VDenoiser, X0Denoiser, make_denoiser
-from bench.models.networks import adm_unet
-from bench.models.recipes import DIGITS_NETWORK
+from bench.models.denoisers.parameterization import EpsDenoiser, VDenoiser, X0Denoiser, make_denoiser
+from bench.models.networks.adm import adm_unet
+from bench.models.train.recipes import DIGITS_NETWORK
 
 LEVEL = Level(3.25, 0.6, 0.8)
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from edm_files import write_edm_pickle
 
-from bench.models.description import Description
-from bench.models.formats import describe
+from bench.models.checkpoints.formats import describe
+from bench.models.interface import Description
 
 
 @pytest.mark.parametrize(

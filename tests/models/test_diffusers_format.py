@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from bench.diffusion.samplers import DDIM, Ancestral, walk
 from bench.diffusion.schedules import levels
-from bench.models.denoisers import make_denoiser
-from bench.models.diffusers_folder import resolve_hub
-from bench.models.diffusers_format import describe_diffusers, hash_diffusers, load_diffusers
-from bench.models.networks import CheckpointError
+from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
+from bench.models.checkpoints.hub import resolve_hub
+from bench.models.denoisers.parameterization import make_denoiser
+from bench.models.networks.adm import CheckpointError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 X, T = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8), torch.tensor([0, 999])

@@ -12,8 +12,8 @@ import pytest
 import torch
 from edm_files import Persistent, dump, edm_modules, module_state, write_edm_pickle
 
-from bench.models.edm_objects import StoredObject, StoredTensor, read_objects, stored_tensors
-from bench.models.unet_arguments import CheckpointError
+from bench.models.checkpoints.edm_pickle import StoredObject, StoredTensor, read_objects, stored_tensors
+from bench.models.networks.arguments import CheckpointError
 
 
 def written(path, content):

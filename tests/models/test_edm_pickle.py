@@ -18,9 +18,9 @@ from edm_files import (
     write_edm_pickle,
 )
 
-from bench.models.edm_keys import dhariwal_state
-from bench.models.edm_pickle import describe_edm, load_edm
-from bench.models.unet_arguments import CheckpointError
+from bench.models.checkpoints.edm import describe_edm, load_edm
+from bench.models.networks.arguments import CheckpointError
+from bench.models.networks.dhariwal import dhariwal_state
 
 # Derived in test_edm_networks.py.
 TOLERANCE = 5e-6

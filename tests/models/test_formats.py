@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from edm_files import write_edm_pickle
 
-from bench.models import formats
-from bench.models.formats import located
+from bench.models.checkpoints import formats
+from bench.models.checkpoints.formats import located
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_folder_that_is_there_comes_first(resolved, tmp_path, name):
 FIRST_TO_IMPORT = """
 import sys, torch
 from pathlib import Path
-from bench.models.formats import describe, open_network
+from bench.models.checkpoints.formats import describe, open_network
 assert "diffusers.models.unets.unet_2d" not in sys.modules
 path = Path(sys.argv[1])
 open_network(path, describe(path))

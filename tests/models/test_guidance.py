@@ -9,11 +9,11 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level, batched
-from bench.models.classifier_network import classifier_network
-from bench.models.denoisers import EpsDenoiser
-from bench.models.guidance import GuidedDenoiser
-from bench.models.networks import adm_unet
-from bench.models.oracles import GaussianOracle
+from bench.models.denoisers.guidance import GuidedDenoiser
+from bench.models.denoisers.oracles import GaussianOracle
+from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.models.networks.adm import adm_unet
+from bench.models.networks.classifier import classifier_network
 
 LEVEL = Level(437, 0.6, 0.8)
 SHAPE = (1, 2, 2)

@@ -5,13 +5,13 @@ import zipfile
 import pytest
 import torch
 
-from bench.models.checkpoints import load_network
-from bench.models.classifier_network import classifier_network
-from bench.models.description import Description
-from bench.models.guidance import load_classifier
-from bench.models.guided_files import load_published, presets_that_fit, read_state
-from bench.models.guided_keys import published_shapes
-from bench.models.networks import CheckpointError, adm_unet, without_weights
+from bench.models.checkpoints.guided_diffusion import load_published, presets_that_fit, read_state
+from bench.models.checkpoints.native import load_network
+from bench.models.denoisers.guidance import load_classifier
+from bench.models.interface import Description
+from bench.models.networks.adm import CheckpointError, adm_unet, without_weights
+from bench.models.networks.adm_keys import published_shapes
+from bench.models.networks.classifier import classifier_network
 from bench.models.presets import PRESETS
 
 SMALL = {"image_size": 8, "in_channels": 1, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1,)}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from training_ranks import interrupted, launch
 
-from bench.interruption import Interrupted, Signals
+from bench.runtime.signals import Interrupted, Signals
 
 ROOT = Path(__file__).parents[2]
 LINE = "interrupted; the same command goes on where it stopped\n"
@@ -58,7 +58,7 @@ def test_outside_the_main_thread_nothing_is_heard():
 @pytest.mark.parametrize(("rank", "said"), [(None, LINE), ("0", LINE), ("1", "")])
 def test_while_python_imports_a_signal_ends_the_process(number, code, rank, said):
     script = (
-        "import os, signal, bench.interruption as i; i.end_at_once(); "
+        "import os, signal, bench.runtime.signals as i; i.end_at_once(); "
         f"os.kill(os.getpid(), {int(number)}); signal.pause()"
     )
     launched = {} if rank is None else {"TORCHELASTIC_RUN_ID": "x", "RANK": rank}

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from bench.diffusion.samplers import DDIM, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level, batched
-from bench.models.latent import ConditionalDenoiser, Conditioning, latent_loss, load_latent
-from bench.models.networks import CheckpointError
-from bench.models.objectives import Process
+from bench.latent.denoiser import ConditionalDenoiser, Conditioning, latent_loss, load_latent
+from bench.models.networks.adm import CheckpointError
+from bench.models.train.objectives import Process
 
 SCHEDULE = "scaled_linear(0.00085,0.012)"
 LEVEL = Level(500, 0.6, 0.8)

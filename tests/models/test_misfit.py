@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.models.misfit import misfit, quoted, shapes_of
+from bench.models.networks.shapes import misfit, quoted, shapes_of
 
 EXPECTED = {"a": (3,), "b": (2, 3), "c": (), "d": (1,)}
 

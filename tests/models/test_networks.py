@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.models.guided_keys import guided_keys
-from bench.models.networks import CheckpointError, adm_unet, load_guided_diffusion
+from bench.models.networks.adm import CheckpointError, adm_unet, load_guided_diffusion
+from bench.models.networks.adm_keys import guided_keys
 
 SMALL = {"image_size": 8, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 1), "in_channels": 1}
 VARIANTS = [
@@ -232,7 +232,7 @@ def test_networks_without_weights_leave_the_libraries_whole():
     """A module imported where tensors are on meta would keep tables without numbers; a fresh process imports anew."""
     script = """
 import sys, torch
-from bench.models.networks import adm_unet, without_weights
+from bench.models.networks.adm import adm_unet, without_weights
 network = without_weights(lambda: adm_unet({"model_channels": 32, "num_res_blocks": 1}))
 assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}
 tables = [value for module in list(sys.modules.values()) for value in list(vars(module).values())]

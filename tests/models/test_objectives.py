@@ -9,8 +9,9 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from bench.diffusion.schedules import alpha_bars, betas
-from bench.models.networks import adm_unet
-from bench.models.objectives import (
+from bench.models.denoisers.preconditioning import Edm
+from bench.models.networks.adm import adm_unet
+from bench.models.train.objectives import (
     GAMMA_SCHEDULES,
     OBJECTIVES,
     Process,
@@ -21,8 +22,7 @@ from bench.models.objectives import (
     make_pair,
     rectified,
 )
-from bench.models.preconditioning import Edm
-from bench.models.recipes import DIGITS_NETWORK
+from bench.models.train.recipes import DIGITS_NETWORK
 
 PROCESS = Process.make("cosine", 1000)
 GAMMAS = [0.1, 0.15, 0.7]

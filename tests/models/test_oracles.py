@@ -11,7 +11,7 @@ from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level, batched
-from bench.models.oracles import GaussianOracle, MixtureOracle
+from bench.models.denoisers.oracles import GaussianOracle, MixtureOracle
 
 COSINE = levels("cosine", 1000, 20)
 LEVELS = [COSINE[0], COSINE[9], COSINE[16], COSINE[-2], Level(0, 1.0, 80.0), Level(0, 1.0, 0.05)]

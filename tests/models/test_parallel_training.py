@@ -12,9 +12,10 @@ import pytest
 import torch
 from training_ranks import command, exchange, fail, launch, train_all
 
-from bench.models.recipes import RECIPES
-from bench.models.replicas import ALONE, Replicas
-from bench.models.train import Trainer, _description, main
+from bench.models.train.__main__ import main
+from bench.models.train.recipes import RECIPES
+from bench.models.train.replicas import ALONE, Replicas
+from bench.models.train.trainer import Trainer, _description
 
 ROOT = Path(__file__).parents[2]
 

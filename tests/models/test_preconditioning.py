@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.diffusion.types import Level, batched
-from bench.models.preconditioning import PRECONDITIONINGS, EdmDenoiser, make_preconditioning
+from bench.models.denoisers.preconditioning import PRECONDITIONINGS, EdmDenoiser, make_preconditioning
 
 SIGMAS = (0.03, 0.5, 2.0, 40.0)
 

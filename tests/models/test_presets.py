@@ -6,10 +6,10 @@ import math
 import pytest
 
 from bench.diffusion.schedules import levels
-from bench.models.classifier_network import classifier_network
-from bench.models.guided_files import presets_that_fit
-from bench.models.guided_keys import published_shapes
-from bench.models.networks import adm_unet, without_weights
+from bench.models.checkpoints.guided_diffusion import presets_that_fit
+from bench.models.networks.adm import adm_unet, without_weights
+from bench.models.networks.adm_keys import published_shapes
+from bench.models.networks.classifier import classifier_network
 from bench.models.presets import PRESETS
 
 # The flags of the published sampling commands, in their own words (attention at image sizes). Channel multipliers are

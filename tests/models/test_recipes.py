@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from bench.diffusion.schedules import betas
-from bench.models.networks import adm_unet
-from bench.models.objectives import GAMMA_SCHEDULES, OBJECTIVES
-from bench.models.recipes import DIGITS_NETWORK, NETWORKS, RECIPES
+from bench.models.networks.adm import adm_unet
+from bench.models.train.objectives import GAMMA_SCHEDULES, OBJECTIVES
+from bench.models.train.recipes import DIGITS_NETWORK, NETWORKS, RECIPES
 
 # What each recipe may change of the plain one: the thing it studies, and nothing else.
 STUDIED = {

@@ -11,8 +11,8 @@ from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import Ancestral, Draws
 from bench.diffusion.schedules import alpha_bars
 from bench.diffusion.types import Level
-from bench.models.denoisers import as_prediction
-from bench.models.scheduled_sampling import Rollout, replaced_share
+from bench.models.denoisers.parameterization import as_prediction
+from bench.models.train.scheduled_sampling import Rollout, replaced_share
 
 T = 1000
 BARS = alpha_bars("cosine", T)

@@ -9,12 +9,13 @@ from safetensors.torch import load_file
 
 from bench.data import load
 from bench.diffusion.noise import Noise, Purpose
-from bench.models import train as training
-from bench.models.checkpoints import load_network, read_description
-from bench.models.networks import CheckpointError
-from bench.models.objectives import edm_loss, gradient_penalty, make_pair
-from bench.models.recipes import DIGITS_NETWORK, NETWORKS, RECIPES
-from bench.models.train import Batches, Trainer, learning_rate, main, train
+from bench.models.checkpoints.native import load_network, read_description
+from bench.models.networks.adm import CheckpointError
+from bench.models.train import trainer as training
+from bench.models.train.__main__ import main
+from bench.models.train.objectives import edm_loss, gradient_penalty, make_pair
+from bench.models.train.recipes import DIGITS_NETWORK, NETWORKS, RECIPES
+from bench.models.train.trainer import Batches, Trainer, learning_rate, train
 
 CPU = torch.device("cpu")
 NETWORK = dict(DIGITS_NETWORK)
@@ -399,7 +400,9 @@ def test_a_training_does_not_go_on_with_other_images(tmp_path, images, monkeypat
 
 def test_the_flags_reach_the_training(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(training, "train", lambda recipe, out, *args, **more: seen.append((recipe, out, more)) or out)
+    monkeypatch.setattr(
+        "bench.models.train.__main__.train", lambda recipe, out, *args, **more: seen.append((recipe, out, more)) or out
+    )
     plain = ["--recipe", "cifar10/adm-ip", "--quiet"]
     flags = ["--data-dir", str(tmp_path), "--compile", "on", "--keep-every", "800", "--out", str(tmp_path / "out")]
     assert main(plain) == main([*plain, *flags]) == 0

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.models.train import main
+from bench.models.train.__main__ import main
 from bench.models.train_arguments import parse_arguments
 
 BAD_ARGUMENTS = [

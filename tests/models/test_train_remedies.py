@@ -9,11 +9,11 @@ import torch
 
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws
-from bench.models import train as training
-from bench.models.objectives import hybrid_loss, make_pair
-from bench.models.recipes import DIGITS_NETWORK, RECIPES
-from bench.models.scheduled_sampling import Rollout
-from bench.models.train import Batches, Trainer
+from bench.models.train import trainer as training
+from bench.models.train.objectives import hybrid_loss, make_pair
+from bench.models.train.recipes import DIGITS_NETWORK, RECIPES
+from bench.models.train.scheduled_sampling import Rollout
+from bench.models.train.trainer import Batches, Trainer
 
 CPU = torch.device("cpu")
 NETWORK = dict(DIGITS_NETWORK)

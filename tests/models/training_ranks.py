@@ -13,9 +13,10 @@ import socket
 import torch
 
 from bench.data import DataError
-from bench.interruption import Signals
-from bench.models import train as training
-from bench.models.replicas import joined
+from bench.models.train import trainer as training
+from bench.models.train.__main__ import main
+from bench.models.train.replicas import joined
+from bench.runtime.signals import Signals
 
 CPU = torch.device("cpu")
 SLOW = ["diffusers.models.unets.unet_2d", "sklearn.datasets"]  # what is imported where it is needed: once is enough
@@ -42,7 +43,7 @@ class StopAt(Signals):
 def launch(size, target, *args):
     """Call ``target(replicas, *args)`` in ``size`` processes; return what each returned, or raised, as text."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.models.train", *SLOW])
+    context.set_forkserver_preload(["bench.models.train.trainer", *SLOW])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -92,7 +93,7 @@ def command(argv):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = training.main(argv)
+            code = main(argv)
         except SystemExit as stop:
             code = stop.code
     return code, out.getvalue(), err.getvalue()

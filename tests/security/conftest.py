@@ -19,10 +19,10 @@ from PIL import Image
 import run_bench
 from analysis.__main__ import main as analyse
 from bench.measure.__main__ import main as measure
-from bench.models.checkpoints import Description, save_network
-from bench.models.guided_keys import published_shapes
-from bench.models.networks import adm_unet
-from bench.models.train import main as train
+from bench.models.checkpoints.native import Description, save_network
+from bench.models.networks.adm import adm_unet
+from bench.models.networks.adm_keys import published_shapes
+from bench.models.train.__main__ import main as train
 
 NETWORK = {
     "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 2, "num_res_blocks": 1,

@@ -188,7 +188,7 @@ def test_cifars_pickles(cifar, hostile):
 
 
 def test_a_tar_that_unfolds(room, sound, bench_args, refused, monkeypatch):
-    monkeypatch.setattr("bench.files.cifar._MAX_TAR", 2**22)
+    monkeypatch.setattr("bench.data.cifar._MAX_TAR", 2**22)
     with gzip.open(room / "in" / "cifar-10-binary.tar.gz", "wb", compresslevel=1) as file:
         file.write(bytes(2**22 + 1))
     flags = ("--dataset", "cifar10", "--data-dir", room / "in", "--models", f"m={sound / 'own.safetensors'}")

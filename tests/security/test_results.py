@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import run_bench
-from bench.suite.store import Store
+from bench.suite.store.store import Store
 
 NESTED = "[" * 200_000
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.models.classifier_network import classifier_network
-from bench.models.guided_keys import published_shapes
-from bench.models.networks import adm_unet
+from bench.models.networks.adm import adm_unet
+from bench.models.networks.adm_keys import published_shapes
+from bench.models.networks.classifier import classifier_network
 from bench.models.presets import PRESETS
 
 PT = b"[models.x]\nweights = 'w.pt'\n"
@@ -126,7 +126,7 @@ def guided(room, sound, bench_args, refused, monkeypatch):
     """A function of a classifier's file that asserts that a guided run refuses it."""
     network = {**NETWORK, "image_size": 8, "out_channels": 2}
     small = replace(PRESETS["imagenet128"], name="d", network=network, classifier=CLASSIFIER)
-    monkeypatch.setattr("bench.suite.registry.PRESETS", {"d": small})
+    monkeypatch.setattr("bench.suite.registry.registry.PRESETS", {"d": small})
     torch.save(filled(adm_unet(network), 0.01), room / "in" / "m.pt")
     (room / "d.toml").write_text(f"[datasets.d]\npath = {json.dumps(str(sound / 'images.npz'))}\n")
     flags = ("--config", room / "d.toml", "--dataset", "d", "--models", f"m={room / 'in' / 'm.pt'}")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.measure.features import open_extractor
+from bench.measure.features.extractors import open_extractor
 from bench.measure.statistics_cache import cached_statistics
 
 

@@ -9,13 +9,13 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from bench.models.recipes import RECIPES
+from bench.models.train.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """The folder of a training of one step."""
-    from bench.models.train import main
+    from bench.models.train.__main__ import main
 
     out = tmp_path_factory.mktemp("begun") / "adm"
     assert main(["--recipe", "adm", "--iterations", "1", "--quiet", "--out", str(out)]) == 0

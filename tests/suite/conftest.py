@@ -10,14 +10,14 @@ import torch
 
 from bench.data import Dataset, stratified_split
 from bench.diffusion.types import Prediction
-from bench.models.checkpoints import Description, save_network
-from bench.models.networks import adm_unet
+from bench.models.checkpoints.native import Description, save_network
+from bench.models.networks.adm import adm_unet
+from bench.suite.cells.reference import Reference
 from bench.suite.cli import run
-from bench.suite.config import SamplerConfig
-from bench.suite.extras import Bench
-from bench.suite.model import Model
+from bench.suite.experiments.experiment import Bench
 from bench.suite.plan import IN_CELLS, Cell
-from bench.suite.reference import Reference
+from bench.suite.registry.model import Model
+from bench.suite.settings import SamplerConfig
 
 NETWORK = {
     "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 2, "num_res_blocks": 1,

@@ -14,9 +14,9 @@ import torch
 from torch.distributed import TCPStore
 
 from bench.suite import cli
-from bench.suite.claims import Claims
-from bench.suite.config import ConfigError
-from bench.suite.team import TeamError, join
+from bench.suite.processes.locks import Claims
+from bench.suite.processes.ranks import TeamError, join
+from bench.suite.settings import ConfigError
 
 # What is imported where it is needed: once is enough.
 _SLOW = ["diffusers.models.unets.unet_2d", "sklearn.datasets", "bench.suite.cli"]

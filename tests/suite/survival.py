@@ -23,15 +23,17 @@ from tqdm import tqdm
 
 import run_bench
 from analysis import regenerate
-from analysis.load import load_results
-from bench.interruption import end_at_once
-from bench.models.denoisers import EpsDenoiser
-from bench.suite import cli, execution, plan, runner
-from bench.suite.arms import Arms
+from analysis.records.load import load_results
+from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.runtime.signals import end_at_once
+from bench.suite import cli, plan
+from bench.suite.cells import runner
+from bench.suite.cells.arms import Arms
+from bench.suite.cells.runner import CellRunner
+from bench.suite.execution import worker as execution
+from bench.suite.processes.progress import Watch
 from bench.suite.run import Run
-from bench.suite.runner import CellRunner
-from bench.suite.store import Store
-from bench.suite.watch import Watch
+from bench.suite.store.store import Store
 
 # What takes long to import, some of it where it is needed: once is enough.
 SLOW = ["run_bench", "sklearn.datasets", "diffusers.models.unets.unet_2d"]

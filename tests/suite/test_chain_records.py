@@ -13,17 +13,17 @@ import torch
 from bench.data import Dataset, to_unit
 from bench.diffusion.samplers import DDIM, Ancestral, PosteriorMean
 from bench.diffusion.types import Prediction
-from bench.measure.chains import CHAIN_COLUMNS
-from bench.measure.features import Extractor
-from bench.models.checkpoints import Description
-from bench.models.oracles import GaussianOracle
-from bench.suite.arms import RunError
-from bench.suite.baselines import ChainBaselines
-from bench.suite.chains import METHODS, chain_lengths, plan_chains
-from bench.suite.config import ConfigError
-from bench.suite.constants import Constants
-from bench.suite.model import Model
-from bench.suite.remedies import Remedy
+from bench.measure.features.extractors import Extractor
+from bench.measure.instruments.chains import CHAIN_COLUMNS
+from bench.models.checkpoints.native import Description
+from bench.models.denoisers.oracles import GaussianOracle
+from bench.suite.cells.arms import RunError
+from bench.suite.experiments.baselines import ChainBaselines
+from bench.suite.experiments.chains import METHODS, chain_lengths, plan_chains
+from bench.suite.registry.constants import Constants
+from bench.suite.registry.model import Model
+from bench.suite.registry.remedies import Remedy
+from bench.suite.settings import ConfigError
 
 SIGMAS = 5  # standard errors allowed
 NETWORK = {"in_channels": 1, "out_channels": 2}

@@ -9,8 +9,8 @@ import portalocker
 import pytest
 from suite_ranks import hold_folder, started
 
-from bench.suite.claims import Claims
-from bench.suite.config import ConfigError
+from bench.suite.processes.locks import Claims
+from bench.suite.settings import ConfigError
 from bench.suite.shares import Share
 
 

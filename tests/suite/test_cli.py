@@ -9,14 +9,17 @@ import pytest
 import torch
 
 import run_bench
-from bench.suite import constants, plan, reference, scoring, watch
+from bench.files.writing import write_record
+from bench.suite import plan, scoring
 from bench.suite import run as whole_run
-from bench.suite.atomic import write_record
-from bench.suite.config import ConfigError
-from bench.suite.flags import make_parser
-from bench.suite.registry import EMBEDDED
-from bench.suite.remedies import SUFFIXES
-from bench.suite.request import device_of
+from bench.suite.cells import reference
+from bench.suite.config.flags import make_parser
+from bench.suite.config.resolve import device_of
+from bench.suite.processes import progress as watch
+from bench.suite.registry import constants
+from bench.suite.registry.registry import EMBEDDED
+from bench.suite.registry.remedies import SUFFIXES
+from bench.suite.settings import ConfigError
 
 ADM = ("--models", "adm", "--features", "digits", "--quiet")
 SHORT = (*ADM, "--steps", "2,3", "--samples", "16")

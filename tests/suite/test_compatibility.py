@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bench.data import Dataset
-from bench.models.description import Description
+from bench.models.interface import Description
 from bench.suite.compatibility import check_fit
-from bench.suite.config import ConfigError
-from bench.suite.model import Model
+from bench.suite.registry.model import Model
+from bench.suite.settings import ConfigError
 
 
 def images(height, width=None, channels=3, classes=1):

@@ -8,8 +8,8 @@ import torch
 
 from bench.suite import cli, compiling
 from bench.suite.compiling import settle_compiling
-from bench.suite.flags import make_parser
-from bench.suite.team import Team
+from bench.suite.config.flags import make_parser
+from bench.suite.processes.ranks import Team
 
 RUN = ("--features", "none", "--no-probes", "--quiet", "--steps", "3", "--samples", "20", "--batch-size", "8")
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.suite.config import (
+from bench.suite.settings import (
     RESERVED_SEEDS,
     ConfigError,
     SamplerConfig,

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from bench.data import load
-from bench.measure.features import open_extractor
-from bench.measure.statistics import summarise
-from bench.measure.statistics_files import write_statistics
+from bench.measure.features.extractors import open_extractor
+from bench.measure.quality.statistics import summarise
+from bench.measure.quality.statistics_files import write_statistics
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from bench.models.checkpoints import Description, save_network
-from bench.models.networks import adm_unet
-from bench.suite.config import SamplerConfig
+from bench.models.checkpoints.native import Description, save_network
+from bench.models.networks.adm import adm_unet
+from bench.suite.settings import SamplerConfig
 
 NETWORK = {
     "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1, "num_res_blocks": 1,

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from bench.files.writing import write_record
 from bench.suite import run as whole_run
-from bench.suite.atomic import write_record
 
 ONE_SEED = ("--seeds", "0")
 

@@ -93,7 +93,7 @@ def test_a_full_disk_met_beside_is_one_line(tmp_path, command, monkeypatch):
         raise OSError(28, "No space left on device", str(tmp_path / "out"))
 
     monkeypatch.setattr(Run, "overlaps", lambda self: True)
-    monkeypatch.setattr("bench.suite.store.write_shard", full)
+    monkeypatch.setattr("bench.suite.store.store.write_shard", full)
     found = command("--models", "adm", "--steps", "2", "--samples", "8", "--quiet", "--out", tmp_path / "out")
     assert (found.code, found.out) == (2, "")
     assert found.err.startswith(f"error: {tmp_path / 'out'}: No space left on device")

@@ -8,12 +8,12 @@ import torch
 
 from bench.data import load
 from bench.diffusion.types import Prediction
-from bench.measure.features import open_extractor
-from bench.suite import fitting
-from bench.suite.config import RESERVED_SEEDS, ConfigError
-from bench.suite.fitting import Subject, fit
-from bench.suite.reference import Reference
-from bench.suite.remedies import Remedy
+from bench.measure.features.extractors import open_extractor
+from bench.suite.cells.reference import Reference
+from bench.suite.registry.remedies import Remedy
+from bench.suite.settings import RESERVED_SEEDS, ConfigError
+from bench.suite.tuning import rules as fitting
+from bench.suite.tuning.rules import Subject, fit
 
 
 @pytest.fixture

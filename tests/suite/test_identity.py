@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from bench.data import load
-from bench.measure.features import open_extractor
-from bench.measure.statistics import summarise
-from bench.measure.statistics_files import write_statistics
-from bench.suite.chains import plan_chains
-from bench.suite.model import Guidance
-from bench.suite.response import plan_response
+from bench.measure.features.extractors import open_extractor
+from bench.measure.quality.statistics import summarise
+from bench.measure.quality.statistics_files import write_statistics
+from bench.suite.experiments.chains import plan_chains
+from bench.suite.experiments.response import plan_response
+from bench.suite.registry.model import Guidance
 
 
 def predicting(cell, prediction):

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from analysis.load import load_results
-from analysis.paired import compare, kernel_terms
-from analysis.published import _ours
-from bench.suite.chains import plan_chains
+from analysis.comparison.significance import compare, kernel_terms
+from analysis.published.tables import _ours
+from analysis.records.load import load_results
+from bench.suite.experiments.chains import plan_chains
+from bench.suite.experiments.response import plan_response
 from bench.suite.plan import Cell
-from bench.suite.response import plan_response
 
 ADM = ("--models", "adm", "--features", "none", "--no-probes", "--quiet", "--steps", "5", "--samples", "16")
 
@@ -75,7 +75,7 @@ def test_cells_of_another_precision_are_left_out_of_tables(folders, tmp_path):
 
 
 def key_of(description):
-    from bench.suite.config import short_hash
+    from bench.suite.settings import short_hash
 
     return short_hash(description)
 

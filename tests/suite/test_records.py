@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from bench.data import to_unit
-from bench.measure.moments import Moments
-from bench.measure.probes import PixelProbe, ScalarProbe
-from bench.suite.records import ARMS, Records, merge_records
-from bench.suite.reference import Reference
+from bench.measure.instruments.moments import Moments
+from bench.measure.instruments.probes import PixelProbe, ScalarProbe
+from bench.suite.cells.records import ARMS, Records, merge_records
+from bench.suite.cells.reference import Reference
 
 
 def moments_of(count, value):

@@ -9,15 +9,15 @@ from bench.data import load, to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure import pixel_moments
 from bench.measure.__main__ import main as measure
-from bench.measure.features import open_extractor
-from bench.measure.frechet import feature_moments, frechet_distance
-from bench.measure.recursion import LinearGaussian
-from bench.measure.statistics import FeatureMoments, ReferenceStatistics, summarise
-from bench.measure.statistics_files import write_statistics
-from bench.measure.steps import gaussian_rows
-from bench.measure.yardstick import ImageSet, Yardstick, open_statistics
-from bench.suite import reference as suite_reference
-from bench.suite.reference import Reference
+from bench.measure.features.extractors import open_extractor
+from bench.measure.instruments.gaussian import LinearGaussian
+from bench.measure.instruments.step_table import gaussian_rows
+from bench.measure.quality.frechet import feature_moments, frechet_distance
+from bench.measure.quality.references import ImageSet, Yardstick, open_statistics
+from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics, summarise
+from bench.measure.quality.statistics_files import write_statistics
+from bench.suite.cells import reference as suite_reference
+from bench.suite.cells.reference import Reference
 
 
 def test_statistics_are_the_training_parts(small_data):

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from bench.models.checkpoints import load_network, read_description, save_network
-from bench.models.formats import open_network
-from bench.models.networks import CheckpointError
-from bench.suite import constants as constants_module
-from bench.suite import registry
-from bench.suite.config import ConfigError
-from bench.suite.constants import Constants
-from bench.suite.registry import EMBEDDED, WEIGHTS, load_registry
-from bench.suite.remedies import Remedy
+from bench.models.checkpoints.formats import open_network
+from bench.models.checkpoints.native import load_network, read_description, save_network
+from bench.models.networks.adm import CheckpointError
+from bench.suite.registry import constants as constants_module
+from bench.suite.registry import registry
+from bench.suite.registry.constants import Constants
+from bench.suite.registry.registry import EMBEDDED, WEIGHTS, load_registry
+from bench.suite.registry.remedies import Remedy
+from bench.suite.settings import ConfigError
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pytest
 from bench.diffusion.corrections import InOrder
 from bench.diffusion.edm import edm_grid, edm_levels
 from bench.diffusion.schedules import levels
-from bench.suite.config import EDM_SAMPLERS, SAMPLERS, ConfigError
-from bench.suite.registry import load_registry
-from bench.suite.remedies import KINDS, SUFFIXES, Course, Remedy
+from bench.suite.registry.registry import load_registry
+from bench.suite.registry.remedies import KINDS, SUFFIXES, Course, Remedy
+from bench.suite.settings import EDM_SAMPLERS, SAMPLERS, ConfigError
 
 GIVEN = {"b": 1.01, "data_variance": 0.5, "std": 0.7, "reference": [[0, 0.5], [999, 0.1]]}  # those without a default
 PATHS = {

@@ -13,13 +13,13 @@ from bench.data import to_unit
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Prediction
-from bench.measure.response import RESPONSE_COLUMNS, response_grid
-from bench.models.checkpoints import Description
-from bench.suite.arms import RunError
-from bench.suite.config import ConfigError
-from bench.suite.model import Model
+from bench.measure.instruments.response import RESPONSE_COLUMNS, response_grid
+from bench.models.checkpoints.native import Description
+from bench.suite.cells.arms import RunError
+from bench.suite.experiments.response import plan_response
 from bench.suite.plan import recorded_indices
-from bench.suite.response import plan_response
+from bench.suite.registry.model import Model
+from bench.suite.settings import ConfigError
 
 NETWORK = {"in_channels": 1, "out_channels": 2}
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from bench.diffusion.types import Prediction
-from bench.measure.metrics import SCORES_VERSION
-from bench.measure.moments import Moments
+from bench.measure.instruments.moments import Moments
+from bench.measure.quality.scores import SCORES_VERSION
 from bench.suite import plan
-from bench.suite.arms import Arms, RunError
-from bench.suite.reference import Reference
-from bench.suite.runner import CellRunner
-from bench.suite.store import Store
+from bench.suite.cells.arms import Arms, RunError
+from bench.suite.cells.reference import Reference
+from bench.suite.cells.runner import CellRunner
+from bench.suite.store.store import Store
 
 STEP_COLUMNS = ["arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std"]
 

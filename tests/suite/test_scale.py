@@ -17,16 +17,16 @@ from suite_ranks import launch
 
 import run_bench
 from bench.diffusion.types import Prediction
-from bench.measure.moments import Moments
-from bench.measure.statistics import FeatureMoments, MomentStream, merged
+from bench.measure.instruments.moments import Moments
+from bench.measure.quality.statistics import FeatureMoments, MomentStream, merged
 from bench.suite import plan
-from bench.suite.arms import Arms
-from bench.suite.records import merge_records
-from bench.suite.reference import Reference
-from bench.suite.runner import CellRunner
+from bench.suite.cells.arms import Arms
+from bench.suite.cells.records import merge_records
+from bench.suite.cells.reference import Reference
+from bench.suite.cells.runner import CellRunner
+from bench.suite.processes.ranks import Team
 from bench.suite.shares import Share
-from bench.suite.store import Store
-from bench.suite.team import Team
+from bench.suite.store.store import Store
 
 BATCH = 64
 RUN = ("--models", "adm", "--steps", "2,3", "--samples", "200", "--quiet")

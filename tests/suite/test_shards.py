@@ -7,8 +7,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from bench.suite import shards
-from bench.suite.shards import DamagedShard, is_intact, read_shard, write_shard
+from bench.suite.store import shards
+from bench.suite.store.shards import DamagedShard, is_intact, read_shard, write_shard
 
 ARRAYS = {
     "samples": np.arange(24, dtype=np.uint8).reshape(2, 3, 4),

@@ -4,11 +4,11 @@ import os
 import numpy as np
 import pytest
 
+from bench.files.writing import read_json, write_atomic, write_json
 from bench.suite import plan
-from bench.suite.atomic import read_json, write_atomic, write_json
-from bench.suite.config import ConfigError
 from bench.suite.plan import Unit
-from bench.suite.store import Store
+from bench.suite.settings import ConfigError
+from bench.suite.store.store import Store
 
 UNIT = Unit("free", 0, 12)
 

@@ -37,8 +37,8 @@ from survival import (
     whole_command,
 )  # fmt: skip
 
-from bench.suite.atomic import partial_path
-from bench.suite.extras import RecordFolder
+from bench.files.writing import partial_path
+from bench.suite.experiments.experiment import RecordFolder
 
 ROOT = Path(__file__).parents[2]
 SHARDS = partial(small_shards, 8)

@@ -7,9 +7,9 @@ import pytest
 import suite_ranks
 from suite_ranks import COUNT, abandoned, launch, launch_again, mistaken, new_store, share_work, with_team
 
-from bench.suite.config import ConfigError
+from bench.suite.processes.ranks import Team, is_launched, join
+from bench.suite.settings import ConfigError
 from bench.suite.shares import Share, parse_share
-from bench.suite.team import Team, is_launched, join
 
 
 @pytest.mark.parametrize("size", [2, 3])

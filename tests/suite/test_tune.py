@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.suite.config import RESERVED_SEEDS, ConfigError
-from bench.suite.registry import WEIGHTS, load_registry
-from bench.suite.tune import Tune, choose, parse_tune, with_constant
+from bench.suite.registry.registry import WEIGHTS, load_registry
+from bench.suite.settings import RESERVED_SEEDS, ConfigError
 from bench.suite.tuned_entries import refuse_other, tuned_entry, write_choices
+from bench.suite.tuning.grid import Tune, choose, parse_tune, with_constant
 
 GRID = (0.9, 1.0, 1.1, 1.2, 1.3)
 

@@ -9,9 +9,9 @@ import pytest
 
 from analysis.regenerate import regenerate
 from bench.data import load
-from bench.measure import committed
-from bench.measure.committed import keep
-from bench.measure.features import open_extractor
+from bench.measure.features.extractors import open_extractor
+from bench.measure.quality import committed
+from bench.measure.quality.committed import keep
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

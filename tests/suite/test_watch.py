@@ -11,10 +11,10 @@ from suite_ranks import command as suite_command
 from suite_ranks import launch
 
 from bench.suite import run as whole_run
-from bench.suite import watch as watching
+from bench.suite.processes import progress as watching
+from bench.suite.processes.progress import Watch, log_path
+from bench.suite.processes.ranks import Team
 from bench.suite.shares import Share
-from bench.suite.team import Team
-from bench.suite.watch import Watch, log_path
 
 RUN = ("--models", "adm", "--steps", "2,3", "--samples", "24", "--batch-size", "8", "--compile", "off")
 CELLS = ["adm-ddpm-2-seed0", "adm-ddpm-3-seed0"]

@@ -1,7 +1,7 @@
 """Corrections: training-free interventions on a walk, four hooks each the identity by default."""
 
+from bench.diffusion.corrections.base import Identity, InOrder
 from bench.diffusion.corrections.epsilon_scaling import EpsilonScaling, FirstCallScaling, X0Scaling
-from bench.diffusion.corrections.identity import Identity, InOrder
 from bench.diffusion.corrections.input_perturbation import InputPerturbation
 from bench.diffusion.corrections.temporal_rescaling import TemporalRescaling
 from bench.diffusion.corrections.time_shift import ShiftedTarget, TimeShift

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.diffusion.corrections.identity import Identity
+from bench.diffusion.corrections.base import Identity
 from bench.diffusion.corrections.interpolation import ByLevel
 from bench.diffusion.types import Level, Network, Prediction
 

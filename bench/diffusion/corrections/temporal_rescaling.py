@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bench.diffusion.corrections.identity import Identity
+from bench.diffusion.corrections.base import Identity
 from bench.diffusion.types import Call, Level, Prediction
 
 __all__ = ["TemporalRescaling"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.diffusion.corrections.identity import Identity
+from bench.diffusion.corrections.base import Identity
 from bench.diffusion.types import Call, Level, batched
 
 __all__ = ["ShiftedTarget", "TimeShift"]

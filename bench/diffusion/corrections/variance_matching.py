@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.diffusion.corrections.identity import Identity
+from bench.diffusion.corrections.base import Identity
 from bench.diffusion.corrections.interpolation import ByLevel
 from bench.diffusion.posterior import root
 from bench.diffusion.types import Call, Level, Prediction

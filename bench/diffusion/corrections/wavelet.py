@@ -20,7 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bench.diffusion.corrections.identity import Identity
+from bench.diffusion.corrections.base import Identity
 from bench.diffusion.corrections.interpolation import ByLevel
 from bench.diffusion.posterior import Posterior
 from bench.diffusion.types import Call, Level, Prediction

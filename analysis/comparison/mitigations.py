@@ -1,0 +1,287 @@
+"""Every remedy against its baseline on shared seeds: quality, extra cost, exposure bias before and after, and ranks.
+
+A row compares a remedy with its baseline (:mod:`analysis.comparison.baselines`) at one sampler and step count, over the
+seeds that
+both were run with under the same settings. The paired kernel test decides (:mod:`analysis.comparison.significance`);
+the Frechet
+distances say by how much: ``ratio`` is that of their means over seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from analysis.comparison.baselines import Remedy, corrections, find_remedies
+from analysis.comparison.forest import draw_mitigations
+from analysis.comparison.mitigations_text import condensed, drawn_caption, main_caption, ranking_caption, ranking_table
+from analysis.comparison.significance import Comparison, compare, kernel_terms
+from analysis.multiple import LEVEL, holm, p_value, rank_intervals
+from analysis.output.entries import Output, TableEntry
+from analysis.output.text import latex, markdown
+from analysis.quality.fid_vs_steps import main_metric
+from analysis.records.load import CellRecord, Results
+
+__all__ = ["analyse", "mitigations_table"]
+
+_SECTION = "Mitigations"
+_SETTINGS = (
+    "spacing", "eta", "variance", "churn", "clip", "quantize", "precision", "samples", "data", "classifier",
+    "classifier_scale",
+)  # fmt: skip
+_CELL = ["sampler", "model", "steps", "seed"]
+_END = "variance_end_gap"
+
+_ARMS = ("free", "gaussian", "forced-heldout", "forced-train")
+_COLUMNS = (
+    "sampler", "steps", "model", "kind", "baseline", "corrections", "metric", "seeds", "value", "sd", "baseline_value",
+    "baseline_sd", "ratio", "ratio_low", "ratio_high", "kernel_difference", "kernel_error", "z", "p", "p_holm", "holm",
+    "verdict", "rank_low", "rank_high", "nfe", "calls_ratio", "call_time_ratio", "time_ratio",
+)  # fmt: skip
+
+Place = tuple[str, int]  # sampler, steps
+Measures = Mapping[str, Mapping[Any, float]]  # by name, and by sampler, model, steps, seed
+
+
+@dataclass(frozen=True)
+class _Records:
+    """What the rows are made of: cells, kernel terms and scores by model, place and seed."""
+
+    cells: Mapping[tuple[str, Place], Mapping[int, CellRecord]]
+    terms: Mapping[int, Mapping[tuple[str, str], Mapping[int, NDArray[np.float64]]]]
+    scores: Mapping[tuple[str, str, int, int], float]
+    measures: Measures
+
+    def shared(self, model: str, other: str, place: Place) -> list[int]:
+        """Return the seeds that two models were run with under the same settings."""
+        first, second = self.cells.get((model, place), {}), self.cells.get((other, place), {})
+        return [seed for seed in sorted(first.keys() & second.keys()) if _alike(first[seed], second[seed])]
+
+    def compared(self, model: str, other: str, place: Place) -> Comparison | None:
+        """Return the paired kernel test of two models, None where they share no seeds with kernel terms."""
+        here, seeds = self.terms.get(place[1], {}), self.shared(model, other, place)
+        first, second = (here.get((name, place[0]), {}) for name in (model, other))
+        return compare(
+            {seed: first[seed] for seed in seeds if seed in first},
+            {seed: second[seed] for seed in seeds if seed in second},
+        )
+
+    def values(self, model: str, place: Place, seeds: Sequence[int]) -> NDArray[np.float64]:
+        """Return the Frechet distances of seeds, NaN where there is none."""
+        return np.array([self.scores.get((place[0], model, place[1], seed), math.nan) for seed in seeds])
+
+
+def _alike(first: CellRecord, second: CellRecord) -> bool:
+    return all(first.cell.get(name) == second.cell.get(name) for name in _SETTINGS)
+
+
+def _read(results: Results) -> _Records:
+    cells: dict[tuple[str, Place], dict[int, CellRecord]] = {}
+    for record in results.cells:
+        place = (str(record.cell["sampler"]), int(record.cell["steps"]))
+        cells.setdefault((str(record.cell["model"]), place), {})[record.cell["seed"]] = record
+    metrics = results.metrics()
+    chosen = metrics[metrics["metric"] == main_metric(metrics)].astype({"value": float})
+    scores = {
+        (str(sampler), str(model), int(steps), int(seed)): float(value)
+        for sampler, model, steps, seed, value in chosen[[*_CELL, "value"]].itertuples(index=False, name=None)
+    }
+    return _Records(cells, kernel_terms(results), scores, _measures(results.steps()))
+
+
+def _measures(steps: pd.DataFrame) -> Measures:
+    """Return the three measures of exposure bias by cell, signed.
+
+    They are those of :data:`analysis.exposure_bias.diagnostics.DEFINITIONS`. The first is the last level's part of ``variance_network``; where no image was held out, training images serve.
+    """
+    empty: Measures = {name: {} for name in (_END, "variance_network", "eps_gap_heldout_signed")}
+    if not len(steps):
+        return empty
+    chosen = steps[steps["quantity"].isin(["eps_norm", "variance_ratio"])].astype({"arm": str, "quantity": str})
+    wide = chosen.pivot_table(index=[*_CELL, "i"], columns=["quantity", "arm"], values="value")
+    wide = wide.reindex(columns=pd.MultiIndex.from_product([["eps_norm", "variance_ratio"], _ARMS]))
+    gap = wide["variance_ratio", "free"] - wide["variance_ratio", "gaussian"]
+    heldout = bool(wide["eps_norm", "forced-heldout"].notna().any())
+    ratio = wide["eps_norm", "free"] / wide["eps_norm", "forced-heldout" if heldout else "forced-train"]
+    found: dict[str, pd.Series] = {
+        _END: gap[gap.index.get_level_values("i") < 0],
+        "variance_network": gap.abs(),
+        "eps_gap_heldout_signed" if heldout else "eps_gap_signed": ratio[ratio > 0].map(math.log),
+    }
+    return {name: values.groupby(level=_CELL).mean().dropna().to_dict() for name, values in found.items()}
+
+
+def mitigations_table(results: Results) -> pd.DataFrame:
+    """Return one row a remedy, sampler and step count, and one a baseline; the best mean of each first.
+
+    Columns are those of ``tables/mitigations.csv``, named in docs/analysis.md. Empty without any remedy that shares
+    seeds with its baseline.
+    """
+    found = find_remedies(results)
+    if not found:
+        return pd.DataFrame()
+    records, rows = _read(results), []
+    for place in dict.fromkeys(place for _, place in records.cells):
+        compared = [remedy for remedy in found if records.shared(remedy.model, remedy.baseline, place)]
+        known = {remedy.model for remedy in compared}
+        baselines = [name for name in dict.fromkeys(r.baseline for r in compared) if name not in known]
+        here = [_against(records, remedy, place) for remedy in compared]
+        here += [_alone(records, name, place) for name in baselines]
+        rows += _ranked(records, here, place)
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows).assign(metric=main_metric(results.metrics()))
+    table["p_holm"] = holm(table["p"])
+    table["holm"] = ["" if p != p else "yes" if p < LEVEL else "no" for p in table["p_holm"]]
+    places = list(dict.fromkeys(table["sampler"]))
+    order = table.assign(place=table["sampler"].map(places.index)).sort_values(
+        ["place", "steps", "value"], kind="stable"
+    )
+    columns = [*_COLUMNS, *(name for name in table if name not in _COLUMNS)]
+    whole = {"rank_low": "Int64", "rank_high": "Int64"}
+    return order[columns].reset_index(drop=True).astype(whole)
+
+
+def _against(records: _Records, remedy: Remedy, place: Place) -> dict[str, Any]:
+    """Return a remedy's row, without its rank."""
+    seeds = records.shared(remedy.model, remedy.baseline, place)
+    own, other = (records.cells[name, place] for name in (remedy.model, remedy.baseline))
+    named = {"model": remedy.model, "kind": remedy.kind, "baseline": remedy.baseline}
+    return {
+        **_begin(place, named, own[seeds[0]]),
+        **_quality(records.values(remedy.model, place, seeds), records.values(remedy.baseline, place, seeds)),
+        **_tested(records.compared(remedy.model, remedy.baseline, place)),
+        **_cost([(own[seed].facts, other[seed].facts) for seed in seeds]),
+        **_bias(records.measures, place, seeds, remedy.model, remedy.baseline),
+    }
+
+
+def _alone(records: _Records, model: str, place: Place) -> dict[str, Any]:
+    """Return a baseline's row: its own numbers, nothing compared."""
+    own = records.cells[model, place]
+    values = records.values(model, place, sorted(own))
+    return {
+        **_begin(place, {"model": model, "kind": "baseline", "baseline": ""}, next(iter(own.values()))),
+        **_quality(values, np.full(len(values), math.nan)),
+        **_tested(None),
+        **_cost([(own[seed].facts, {}) for seed in own]),
+        **_bias(records.measures, place, sorted(own), model, None),
+    }
+
+
+def _begin(place: Place, named: Mapping[str, str], record: CellRecord) -> dict[str, Any]:
+    return {"sampler": place[0], "steps": place[1], **named, "corrections": corrections(record.cell)}
+
+
+def _quality(values: NDArray[np.float64], others: NDArray[np.float64]) -> dict[str, Any]:
+    """Return mean and standard deviation of both over seeds that both have, and the ratio of the means.
+
+    The interval is that of the ratio estimator with Student's t on its logarithm, from three seeds on.
+    """
+    alone = bool(np.isnan(others).all())
+    both = ~np.isnan(values) & (alone | ~np.isnan(others))
+    own, other = values[both], others[both]
+    mean, base = (float(array.mean()) if len(array) else math.nan for array in (own, other))
+    ratio = mean / base if base > 0 else math.nan
+    wide = math.inf
+    if len(own) > 2 and ratio > 0:
+        error = (own - ratio * other).std(ddof=1) / math.sqrt(len(own)) / mean
+        wide = float(stats.t.ppf(0.975, len(own) - 1) * error)
+    bounds = (ratio * math.exp(-wide), ratio * math.exp(min(wide, 700.0))) if math.isfinite(wide) else (math.nan,) * 2
+    return {
+        "seeds": len(values),
+        **{"value": mean, "sd": _spread(own), "baseline_value": base, "baseline_sd": _spread(other)},
+        **{"ratio": ratio, "ratio_low": bounds[0], "ratio_high": bounds[1]},
+    }
+
+
+def _spread(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else math.nan
+
+
+def _tested(found: Comparison | None) -> dict[str, Any]:
+    if found is None:
+        empty = dict.fromkeys(("kernel_difference", "kernel_error", "z", "p"), math.nan)
+        return {**empty, "verdict": ""}
+    numbers = {
+        "kernel_difference": found.delta,
+        "kernel_error": found.error,
+        "z": found.z,
+        "p": float(p_value(found.z)),
+    }
+    return {**numbers, "verdict": found.verdict}
+
+
+def _cost(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return network calls an image and, over the baseline's: those, the time a call takes, and the time."""
+    own, other = pairs[0]
+    ratios = {
+        "calls_ratio": own["nfe"] / other["nfe"] if other else math.nan,
+        "call_time_ratio": _median([_call_time(a) / _call_time(b) for a, b in pairs]),
+        "time_ratio": _median([_positive(a, "seconds") / _positive(b, "seconds") for a, b in pairs]),
+    }
+    return {"nfe": own["nfe"], **ratios}
+
+
+def _call_time(facts: Mapping[str, Any]) -> float:
+    return _positive(facts, "seconds") / _positive(facts, "network_calls")
+
+
+def _positive(facts: Mapping[str, Any], name: str) -> float:
+    """Return a positive number of ``metrics.json``, NaN where there is none."""
+    value = facts.get(name)
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return float(value) if known and value is not None else math.nan
+
+
+def _median(values: Sequence[float]) -> float:
+    known = [value for value in values if value == value]
+    return float(np.median(known)) if known else math.nan
+
+
+def _bias(measures: Measures, place: Place, seeds: Sequence[int], model: str, baseline: str | None) -> dict[str, float]:
+    """Return each measure of exposure bias before and after, with its standard error over seeds."""
+    found: dict[str, float] = {}
+    for name, by_cell in measures.items():
+        for suffix, who in {"before": baseline, "after": model}.items():
+            keys = [(place[0], who, place[1], seed) for seed in seeds]
+            values = np.array([by_cell[key] for key in keys if key in by_cell])
+            found[f"{name}_{suffix}"] = float(values.mean()) if len(values) else math.nan
+            found[f"{name}_{suffix}_error"] = _spread(values) / math.sqrt(max(len(values), 1))
+    return found
+
+
+def _ranked(records: _Records, rows: Sequence[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
+    """Add the interval of ranks among all rows of one sampler and step count."""
+    names = [str(row["model"]) for row in rows]
+    tests = {pair: records.compared(*pair, place) for pair in combinations(names, 2)}
+    ranks = rank_intervals(names, {pair: found.z for pair, found in tests.items() if found is not None})
+    after = {name: {f"rank_{end}": int(ranks.loc[name, end]) for end in ("low", "high")} for name in ranks.index}
+    unknown = {"rank_low": None, "rank_high": None}
+    return [row | after.get(name, unknown) for name, row in zip(names, rows, strict=True)]
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Write and draw the comparison, where any remedy shares seeds with its baseline."""
+    table = mitigations_table(results)
+    if not len(table):
+        return
+    metric, account = main_metric(results.metrics()) or "distance", results.account()
+    caption, short = main_caption(table, metric, account), condensed(table, metric)
+    out.figure(
+        _SECTION, draw_mitigations(table, metric, out.figures), "Remedies against their baselines",
+        drawn_caption(table, metric, account),
+    )  # fmt: skip
+    out.table(_SECTION, "mitigations_ranking", ranking_table(table), "Ranks of remedies", ranking_caption(account))
+    out.text("mitigations.csv", table.to_csv(index=False, float_format="%.6g"))
+    out.text("mitigations.md", f"{caption}\n\n{markdown(short)}")
+    out.text("mitigations.tex", f"% {caption}\n{latex(short)}")
+    out.entries.append(TableEntry("mitigations", _SECTION, "Every remedy against its baseline", caption, short))

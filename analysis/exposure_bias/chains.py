@@ -1,0 +1,150 @@
+"""Chains: real images noised to x_t and sampled back, and how far an exact sampler would end from where it began.
+
+Three ways back (Ning et al. 2023, figure 5 and table 1): the posterior mean at every step, without noise, which
+collapses to grey; DDIM; and ancestral sampling. The start counts from 1: length L starts at training index L - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from analysis.output.entries import Output
+from analysis.output.selection import models_of
+from analysis.output.style import band, colours, key, panels, save
+from analysis.records.experiments import read_pictures, read_records
+from analysis.records.load import Results
+
+__all__ = ["analyse", "chain_table", "draw_chains", "draw_pictures"]
+
+_SECTION = "Chains"
+_METHODS = {"mean": "posterior mean, no noise", "ddim": "DDIM", "ancestral": "ancestral"}
+_EXACT = {
+    "mean": ("exact-gaussian-mean",),
+    "ddim": ("exact-gaussian-ddim",),
+    "ancestral": ("exact-gaussian", "exact-empirical"),
+}
+_EXACT_LINES = {"exact-empirical": ":"}
+_PICTURES = 8
+
+
+def chain_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Return every quantity averaged over seeds, with its standard error over images (empty for distances).
+
+    ``sd`` is the spread over seeds, ``seeds`` their number. Rows without a value, whose note says why, stay.
+    """
+    keys = ["model", "method", "start", "quantity", "reference", "note"]
+    grouped = records.groupby(keys, sort=False, dropna=False)
+    table = grouped.agg(
+        value=("value", "mean"), sd=("value", "std"), std=("std", "mean"), n=("n", "sum"), seeds=("seed", "nunique")
+    ).reset_index()
+    table["error"] = table["std"] / np.sqrt(table["n"].where(table["n"] > 0))
+    columns = ["model", "method", "start", "quantity", "value", "error", "sd", "n", "seeds", "reference", "note"]
+    return table[columns].sort_values(["quantity", "method", "start"], kind="stable", ignore_index=True)
+
+
+def draw_chains(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """L1 error (top) and Frechet distance (bottom) of the reconstructions against chain length, a column a way back."""
+    chains = table[table["method"].isin(_METHODS)]
+    metric = next((q for q in chains["quantity"].unique() if q not in ("l1", "rmse")), None)
+    rows = ["l1", *([metric] if metric and chains.loc[chains["quantity"] == metric, "value"].notna().any() else [])]
+    paint = colours(models_of(chains))
+    with panels(len(rows), len(_METHODS), sharex=True, sharey="row") as (figure, axes):
+        for row, quantity in enumerate(rows):
+            for axis, method in zip(axes[row], _METHODS, strict=True):
+                here = chains[(chains["quantity"] == quantity) & (chains["method"] == method)].assign(t=chains["start"])
+                for model, colour in paint.items():
+                    band(axis, here[here["model"] == model].sort_values("t"), colour, "-")
+                _baselines(axis, table[table["quantity"] == quantity], method)
+        for column, title in enumerate(_METHODS.values()):
+            axes[0, column].set_title(title)
+            axes[-1, column].set_xlabel("chain length L")
+        axes[0, 0].set_ylabel("L1 error of the\nreconstruction")
+        if len(rows) > 1:
+            axes[1, 0].set_ylabel(f"{metric} of the\nreconstructions")
+            axes[1, 0].set_yscale("log")  # chains without noise end far off
+        styles = {
+            "exact denoiser, Gaussian data": ("--", "black"),
+            "exact sampler of the training images": (":", "black"),
+            "as many real images": ("-.", "black"),
+        }
+        key(figure, paint, styles)
+        return save(figure, folder, "chain_error")
+
+
+def _baselines(axis: Axes, table: pd.DataFrame, method: str) -> None:
+    """Draw what exact samplers do, and real images where the quantity is a distance between sets."""
+    for name in _EXACT[method]:
+        own = table[table["method"] == name].sort_values("start")
+        axis.plot(own["start"], own["value"], color="black", linestyle=_EXACT_LINES.get(name, "--"))
+    for value in table.loc[(table["method"] == "real") & table["value"].notna(), "value"]:
+        axis.axhline(value, color="black", linestyle="-.", linewidth=0.8)
+
+
+def draw_pictures(results: Results, records: pd.DataFrame, folder: Path) -> list[Path]:
+    """The first model's reconstructions: originals, then a row a way back and chain length."""
+    chains = records[records["method"].isin(_METHODS)]
+    model, seed = models_of(chains)[0], int(chains["seed"].min())
+    starts = sorted(int(start) for start in chains["start"].dropna().unique())
+    rows: dict[str, NDArray[np.uint8]] = {}
+    for method in _METHODS:
+        for start in starts:
+            found = read_pictures(results, f"{model}-{method}-{start}-seed{seed}")
+            if found is not None:
+                rows.setdefault("original", found["original"][:_PICTURES])
+                rows[f"{method}, L = {start}"] = found["reconstruction"][:_PICTURES]
+    if not rows:
+        return []
+    with panels(1, 1) as (figure, axes):
+        figure.set_size_inches(3.4, 0.3 + 0.36 * len(rows))
+        axes[0, 0].imshow(_grid(list(rows.values())), interpolation="nearest")
+        height = next(iter(rows.values())).shape[1] + 1
+        axes[0, 0].set_yticks([height * k + height / 2 - 1 for k in range(len(rows))], list(rows))
+        axes[0, 0].set_xticks([])
+        axes[0, 0].grid(False)
+        axes[0, 0].spines[:].set_visible(False)
+        axes[0, 0].tick_params(length=0)
+        axes[0, 0].set_title(f"{model}, seed {seed}")
+        return save(figure, folder, "chain_pictures", formats=("png",))
+
+
+def _grid(rows: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Lay rows of images [K, H, W, C] out with white lines between; grey ones become three equal channels."""
+    strips = []
+    for images in rows:
+        colour = np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]
+        padded = np.pad(colour, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)
+        strips.append(np.concatenate(list(padded), axis=1))
+    return np.concatenate(strips, axis=0)
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Write and draw the chains, where they were measured."""
+    records = read_records(results, "chains", "chain")
+    if not len(records) or not records["method"].isin(_METHODS).any():
+        return
+    table = chain_table(records)
+    seeds = int(table["seeds"].max())
+    images = records.loc[records["method"].isin(_METHODS), "n"].max()
+    caption = (
+        "Training images x_0 noised to x_t and sampled back from chain length L (starting at training index L - 1,"
+        " one network call a step). Top: mean |x_0' - x_0| in the [-1, 1] scale. A perfect sampler does not return"
+        " to x_0: it draws x_0' ~ q(x_0 | x_t), and the black curves are its mean |x_0' - x_0|, for the training"
+        " images as a finite set (dotted) and for Gaussian data of the same mean and covariance (dashed; in the"
+        " first two columns an exact denoiser's own chain). Bottom: Frechet distance of the reconstructions to the"
+        f" training images; dash-dotted: as many real images. N = {int(images)} images a seed, seeds: {seeds}; bands:"
+        " two standard errors over images."
+    )
+    out.table(_SECTION, "chains", table, "Chain errors", caption)
+    out.figure(_SECTION, draw_chains(table, out.figures), "From x_t back to x_0", caption)
+    out.figure(
+        _SECTION, draw_pictures(results, records, out.figures), "Reconstructions",
+        "The first images, noised and sampled back by the three ways, by chain length L; N and seed as above. The"
+        " posterior-mean chain (the papers' figure 5) leaves the noise out, so that what it shows at large L is not"
+        " what sampling does.",
+    )  # fmt: skip

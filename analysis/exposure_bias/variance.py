@@ -1,0 +1,162 @@
+"""The marginal variance of the state along sampling: what few steps alone cause, and what the network adds.
+
+An exact denoiser of Gaussian data with the data's mean and covariance, walked along the same levels with the same
+variance mode, does not keep the true variance either (arm ``gaussian``, a closed form). Every measured ratio
+Var(x_t) / (alpha^2 Var(x_0) + sigma^2), both averaged over pixels first, splits into that part and the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.level_axis import is_edm, level_symbol, noisy_left
+from analysis.output.entries import Output
+from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
+from analysis.output.style import band, colours, key, panels, save
+from analysis.records.load import Results
+from analysis.wording import other_causes
+
+__all__ = ["analyse", "draw_variance_gap", "draw_variance_parts", "variance_table"]
+
+_SECTION = "Variance"
+_KEYS = ["sampler", "model", "steps"]
+_ARMS = ["free", "gaussian"]
+
+
+def variance_table(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the split at every level: measured ratio, its standard error, and the two parts.
+
+    ``few_steps`` is the exact denoiser's ratio minus 1, ``network`` the measured ratio minus the exact denoiser's,
+    ``z`` that part in standard errors over images. Where no exact answer was computed both are empty.
+    """
+    table = over_seeds(steps, "variance_ratio", _ARMS)
+    free = table[table["arm"] == "free"].rename(columns={"value": "ratio"})
+    exact = table[table["arm"] == "gaussian"].rename(columns={"value": "exact"})
+    joined = free.merge(exact[[*_KEYS, "i", "exact"]], on=[*_KEYS, "i"], how="left")
+    joined["few_steps"] = joined["exact"] - 1
+    joined["network"] = joined["ratio"] - joined["exact"]
+    joined["z"] = joined["network"] / joined["error"]
+    return joined[[*_KEYS, "i", "t", "n", "ratio", "error", "few_steps", "network", "z"]]
+
+
+def final_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the split at the finished samples, the table's least noisy level."""
+    final = table.loc[table.groupby(_KEYS, sort=False)["i"].idxmin()].drop(columns=["i", "t"])
+    return final.sort_values(["sampler", "steps"], kind="stable", ignore_index=True)
+
+
+def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
+    """Marginal variance over the truth (top) and the published pred_std over its floor (bottom), along t."""
+    steps, sampler = first_sampler(steps)
+    models, counts = models_of(steps), step_counts(steps)
+    paint = colours(models)
+    with panels(2, len(counts), sharex=True, sharey="row") as (figure, axes):
+        for row, table in enumerate((over_seeds(steps, "variance_ratio", _ARMS), _excess(steps, sampler))):
+            for axis, count in zip(axes[row], counts, strict=True):
+                _draw_gap(axis, table[table["steps"] == count], paint)
+                axis.axhline(1 - row, color="black", linewidth=0.8)
+        _label(axes, counts, sampler)
+        axes[0, 0].set_ylabel("marginal variance,\nsampled / true")
+        axes[1, 0].set_ylabel(
+            "(pred_std - floor)\n/ floor" if is_edm(sampler) else "excess std over\nexact-sampler floor"
+        )
+        styles = {f"sampled ({sampler})": ("-", "black")}
+        if (steps["arm"] == "gaussian").any():
+            styles["exact denoiser, Gaussian data"] = ("--", "black")
+        key(figure, paint, styles)
+        return save(figure, folder, "variance_gap")
+
+
+def _excess(steps: pd.DataFrame, sampler: str) -> pd.DataFrame:
+    """Return pred_std minus its floor; on EDM levels over the floor, for both grow with sigma there."""
+    table = over_seeds(steps, "excess_std", _ARMS)
+    if is_edm(sampler):
+        keys = [*_KEYS, "arm", "i"]
+        floor = over_seeds(steps, "floor_std", _ARMS)[[*keys, "value"]].rename(columns={"value": "floor"})
+        table = table.merge(floor, on=keys)
+        table["value"] /= table["floor"]
+    return table
+
+
+def _draw_gap(axis: Axes, here: pd.DataFrame, paint: dict[str, str]) -> None:
+    for model, colour in paint.items():
+        band(axis, here[(here["model"] == model) & (here["arm"] == "free")], colour, "-")
+    band(axis, here[here["arm"] == "gaussian"].drop_duplicates("t"), "black", "--")
+
+
+def _label(axes: list[list[Axes]], counts: list[int], sampler: str) -> None:
+    """Title the columns, and let the noise fall to the right."""
+    for column, count in enumerate(counts):
+        axes[0][column].set_title(f"{count} steps")
+        axes[-1][column].set_xlabel(level_symbol(sampler))
+    noisy_left(axes[0][0], sampler)  # panels share their axis
+
+
+def draw_variance_parts(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """The part of the variance gap that few steps cause (top) and the network's part (bottom), along t."""
+    table, sampler = first_sampler(table)
+    models, counts = models_of(table), step_counts(table)
+    paint = colours(models)
+    with panels(2, len(counts), sharex=True, sharey="row") as (figure, axes):
+        for column, count in enumerate(counts):
+            here = table[table["steps"] == count]
+            few = here.drop_duplicates("t")
+            axes[0, column].plot(few["t"], few["few_steps"], color="black", linestyle="--")
+            for model in models:
+                own = here[here["model"] == model].rename(columns={"network": "value"})
+                band(axes[1, column], own, paint[model], "-")
+            for axis in axes[:, column]:
+                axis.axhline(0, color="black", linewidth=0.8)
+        _label(axes, counts, sampler)
+        axes[0, 0].set_ylabel("few steps alone\n(exact denoiser - 1)")
+        axes[1, 0].set_ylabel("network\n(sampled - exact)")
+        key(figure, paint, {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")})
+        return save(figure, folder, "variance_parts")
+
+
+def _exact_words(steps: pd.DataFrame, results: Results) -> str:
+    """Say what the dashed curve is and what leaving it means, or why there is none."""
+    if not (steps["arm"] == "gaussian").any():
+        return (
+            "An exact denoiser was not computed for images of this size, so what few steps alone cause and what the"
+            " network adds are not told apart."
+        )
+    return (
+        "Dashed black: an exact denoiser of Gaussian data with the data's mean and covariance on the same levels. A"
+        f" curve off it is the doing of {other_causes(results)}."
+    )
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Write the split of the variance gap and draw it."""
+    steps = results.steps()
+    if not len(steps):
+        return
+    table, account = variance_table(steps), results.account()
+    share = ", over that floor" if is_edm(first_sampler(steps)[1]) else ""
+    if not len(table):
+        return
+    out.figure(
+        _SECTION, draw_variance_gap(steps, out.figures), "Variance along sampling",
+        "Top: mean over pixels of Var(x_t) over its true value, mean of alpha^2 Var(x_0) + sigma^2. Bottom:"
+        f" pred_std, the published measure, minus the floor that a perfect sampler shows{share}. Bands: two standard"
+        f" errors over images. {_exact_words(steps, results)} {account}.",
+    )  # fmt: skip
+    caption = (
+        "ratio: mean over pixels of Var(x) over its true value; few_steps: what an exact denoiser on the same levels"
+        f" and variance mode shows, minus 1; network: the rest, the doing of {other_causes(results)}; z: the rest in"
+        f" standard errors over images. {account}."
+    )
+    out.table(_SECTION, "variance", thinned(table), "The variance gap along sampling", caption)
+    out.table(_SECTION, "variance_final", final_table(table), "The variance of the finished samples", caption)
+    if table["network"].notna().any():
+        out.figure(
+            _SECTION, draw_variance_parts(table, out.figures), "What few steps cause, and what the network adds",
+            "The gap of the marginal variance, measured minus 1, split in two. Top: an exact denoiser of Gaussian"
+            " data on the same levels and variance mode (closed form, no error). Bottom: sampled minus exact, band"
+            f" of two standard errors: the doing of {other_causes(results)}; near 0 the step count alone explains the"
+            f" gap. {account}.",
+        )  # fmt: skip

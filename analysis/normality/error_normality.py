@@ -1,0 +1,178 @@
+"""Is the prediction error Gaussian? The published Shapiro-Wilk procedure beside a corrected one, from ``errors.npz``.
+
+e_t = x0 - x0_hat at single teacher-forced steps. Published (Ning et al. 2023, branch gaussian_error): at each t and for
+each pixel a test over 100 images drawn without replacement at level .05, the share of pixels that reject, and its mean
+over t. Corrected: all images that a seed stored, Benjamini-Hochberg over pixels, the excess kurtosis, and the test's
+power at the n used, without which a low share means nothing. Pixels of zero range are left out of shares and counted.
+
+Seeds are never pooled in a test. They share their images and differ in noise alone; errors of one image at two seeds
+correlate by .15 to .6 on the digits, and samples of 100 images x 5 seeds that are normal but correlate by .3 / .45 /
+.6 are rejected in 7 / 9 / 15 % instead of 5 % of cases. Each seed is a test of its own and the results are averaged;
+the spread over seeds is that of the noise, not that of other images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.level_axis import level_symbol, noisy_left
+from analysis.normality.shapiro import shapiro_wilk
+from analysis.output.entries import Output
+from analysis.output.selection import models_of, most_steps, thinned
+from analysis.output.style import colours, key, panels, save
+from analysis.pixel_tests import LEVEL, MOST, RATES, level_statistics, power_table
+from analysis.records.arrays import single_errors
+from analysis.records.load import CellRecord, Results
+from analysis.wording import used_x0
+
+__all__ = [
+    "analyse",
+    "draw_normality",
+    "normality_table",
+    "per_cell",
+    "shapiro_wilk",
+    "summary_table",
+]
+
+_SECTION = "Prediction error"
+_WALK = ["model", "sampler", "steps"]
+
+
+def _cell_rows(record: CellRecord) -> list[dict[str, object]] | None:
+    kept = single_errors(record)
+    if kept is None:
+        return None
+    return [
+        {**record.key(), "i": int(i), "t": float(t), **level_statistics(errors)}
+        for i, t, errors in zip(kept.i, kept.t, kept.errors, strict=True)
+    ]
+
+
+def per_cell(results: Results) -> pd.DataFrame:
+    """Return the tests, one row a cell and level; empty where no errors were kept."""
+    return pd.DataFrame([row for rows in results.each(_cell_rows) for row in rows])
+
+
+def normality_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the tests' means over seeds and, as ``_sd``, their spread, one row a model, sampler, steps and level."""
+    groups = cells.groupby([*_WALK, "i", "t"], sort=False)
+    first = groups[["n", "n_published", "pixels", "constant_pixels"]].mean()
+    means = groups[["rejected", "rejected_fdr", "mean_w", "excess_kurtosis"]].mean()
+    spreads = groups[["rejected", "rejected_fdr", "excess_kurtosis"]].std().add_suffix("_sd")
+    return pd.concat([groups.size().rename("seeds"), first, means, spreads], axis=1).reset_index()
+
+
+def summary_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the papers' single number, the mean over t of the rejected share, at the most steps of each walk.
+
+    ``published`` and its corrected neighbour are means over seeds; ``_sd`` is the spread over seeds.
+    """
+    most = cells["steps"] == cells.groupby(["model", "sampler"])["steps"].transform("max")
+    over_t = cells[most].groupby([*_WALK, "seed"], sort=False)
+    seeds = (
+        over_t[["rejected", "rejected_fdr", "excess_kurtosis"]].mean().assign(levels=over_t.size(), n=over_t.n.max())
+    )
+    groups = seeds.reset_index().groupby(_WALK, sort=False)
+    table = groups[["levels", "n"]].max().assign(seeds=groups.size())
+    names = {"rejected": "published", "rejected_fdr": "fdr_controlled", "excess_kurtosis": "excess_kurtosis"}
+    for column, name in names.items():
+        table[name], table[f"{name}_sd"] = groups[column].mean(), groups[column].std()
+    return table.reset_index()
+
+
+def draw_normality(table: pd.DataFrame, power: pd.DataFrame, folder: Path) -> list[Path]:
+    """Rejected shares along t, published and corrected (top); excess kurtosis and the test's power (bottom)."""
+    table, _, _ = most_steps(table)
+    paint = colours(models_of(table))
+    with panels(2, 2) as (figure, axes):
+        places = {"rejected": axes[0, 0], "rejected_fdr": axes[0, 1], "excess_kurtosis": axes[1, 0]}
+        for quantity, axis in places.items():
+            _along_t(axis, table, quantity, paint)
+            normal = LEVEL if quantity == "rejected" else 0
+            axis.axhline(normal, color="black", linewidth=0.8, linestyle="--")
+        for quantity, title in RATES.items():
+            places[quantity].set(ylabel="share of pixels", ylim=(-0.03, 1.03), title=title)
+        axes[1, 0].set(title="excess kurtosis, mean over pixels")
+        _power(axes[1, 1], power)
+        key(figure, paint, {"expected of normal errors": ("--", "black")})
+        return save(figure, folder, "error_normality")
+
+
+def _along_t(axis: Axes, table: pd.DataFrame, quantity: str, paint: dict[str, str]) -> None:
+    for model, colour in reversed(paint.items()):  # the first on top
+        here = table[table["model"] == model].sort_values("t")
+        axis.plot(here["t"], here[quantity], color=colour)
+    sampler, steps = table[["sampler", "steps"]].iloc[0]
+    axis.set_xlabel(f"{level_symbol(sampler)} (levels of {steps} steps)")
+    noisy_left(axis, sampler)
+
+
+def _power(axis: Axes, power: pd.DataFrame) -> None:
+    """Draw a bar a distribution and sample size."""
+    sizes = sorted(power["n"].unique())
+    names = list(dict.fromkeys(power["distribution"]))
+    height = 0.8 / len(sizes)
+    for position, n in enumerate(sizes):
+        share = power[power["n"] == n].set_index("distribution")["rejected"].reindex(names)
+        places = np.arange(len(names)) + (position - (len(sizes) - 1) / 2) * height
+        bars = axis.barh(places, share, height, color=str(0.45 + 0.3 * position), label=f"n = {n}")
+        axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=6)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.grid(False)
+    axis.set(xlim=(0, 1.15), xlabel="share of samples rejected")
+    axis.set_title("power of the test" + (f" at n = {sizes[0]}" if len(sizes) == 1 else ""))
+    if len(sizes) > 1:
+        axis.legend()
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Write and draw the tests of normality."""
+    cells = per_cell(results)
+    if not len(cells):
+        return
+    table, drawn, n = normality_table(cells), int(cells["n_published"].max()), int(cells["n"].max())
+    power = power_table(drawn, min(n, MOST))
+    account = (
+        f"n = {n} training and held-out images a seed, the same at every seed and so never pooled, but averaged;"
+        f" {results.account()}."
+    )
+    what = f"Shapiro-Wilk for each pixel on e_t = x0 - x0_hat of single teacher-forced steps, {used_x0(results)}. "
+    _enter_tables(cells, table, power, (what, account), out)
+    out.figure(
+        _SECTION, draw_normality(table, power, out.figures), "Is the error Gaussian?",
+        f"{what}Top left: share of pixels rejected at level .05 over {drawn} images, as published; normal errors give"
+        " .05 (dashed). Top right: the share after Benjamini-Hochberg over pixels on all images (5000 at most); any at"
+        " all is evidence. Bottom left: excess kurtosis (0: normal, 3: Laplace). Bottom right: what share of samples of"
+        f" known shapes the test rejects at this n; a low share with low power is no evidence of normality. {account}",
+    )  # fmt: skip
+
+
+def _enter_tables(
+    cells: pd.DataFrame, table: pd.DataFrame, power: pd.DataFrame, words: tuple[str, str], out: Output
+) -> None:
+    """Write the tables; ``words`` say what was tested, and on how many images."""
+    what, account = words
+    drawn = int(cells["n_published"].max())
+    out.table(
+        _SECTION, "normality_summary", summary_table(cells), "Rejected share, mean over t",
+        f"{what}published: mean over t, at the most steps, of the share of pixels rejected at level .05 over {drawn}"
+        " images, the papers' single number; fdr_controlled: after Benjamini-Hochberg over pixels on all images."
+        f" Normal errors would give .05 and about 0, and excess kurtosis 0. _sd: spread over seeds. {account}",
+    )  # fmt: skip
+    out.table(
+        _SECTION, "normality", thinned(table), "Normality of the error",
+        f"{what}rejected: share of pixels at level .05 over n_published images; rejected_fdr: on all n images after"
+        " Benjamini-Hochberg over pixels; excess_kurtosis: mean over pixels of the unbiased G2. Means over seeds; _sd:"
+        f" spread over seeds. Pixels of zero range are left out and counted. {account}",
+    )  # fmt: skip
+    out.table(
+        _SECTION, "normality_power", power, "Power of the test",
+        "Share of simulated independent samples of size n that Shapiro-Wilk rejects at level .05 (standard error at"
+        " most .011); clipped at 1.5 standard deviations, Student's t with 5 degrees of freedom. A share of rejected"
+        " pixels can be read only beside these.",
+    )  # fmt: skip

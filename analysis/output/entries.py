@@ -1,0 +1,102 @@
+"""Where analyses put what they make: ``tables/`` and ``figures/`` of a results folder, in the order of the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.output.text import latex, markdown
+from analysis.records.files import read_json
+from analysis.records.load import ResultsError
+
+__all__ = ["FigureEntry", "Output", "TableEntry"]
+
+_READABLE = 80  # rows: longer tables are for machines, as CSV alone
+_WRITTEN = "written.json"
+_FOLDERS, _FILES = ("tables", "figures"), (_WRITTEN, "report.html")
+
+
+@dataclass(frozen=True)
+class FigureEntry:
+    """A figure: file name without suffix, section, title, and a caption with formula, N, seeds and how to read it."""
+
+    name: str
+    section: str
+    title: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """A table: file name without suffix, section, title, caption and contents."""
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    frame: pd.DataFrame
+
+
+class Output:
+    """A results folder's tables and figures, and what was put there.
+
+    Args:
+        root: the results folder.
+
+    Raises:
+        ResultsError: a link in the place of what is to be written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.tables, self.figures = root, root / "tables", root / "figures"
+        self.entries: list[FigureEntry | TableEntry] = []
+        self._written: list[Path] = []
+        self._refuse_links()
+        for folder in (self.tables, self.figures):
+            folder.mkdir(exist_ok=True)
+
+    def _refuse_links(self) -> None:
+        """Refuse links in the places of what is written, through which files of others would be overwritten."""
+        for folder in (self.root, self.tables, self.figures):
+            for path in sorted(folder.glob("*")):
+                if path.is_symlink() and (folder != self.root or path.name in (*_FOLDERS, *_FILES)):
+                    raise ResultsError(f"{path} is a link, and nothing is written through it; delete it")
+
+    def table(self, section: str, name: str, frame: pd.DataFrame, title: str, caption: str) -> None:
+        """Write a table as CSV (six digits), short ones as Markdown and LaTeX (booktabs) too; nothing if empty."""
+        if not len(frame):
+            return
+        self.text(f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
+        if len(frame) <= _READABLE:
+            self.text(f"{name}.md", f"{caption}\n\n{markdown(frame)}")
+            self.text(f"{name}.tex", f"% {caption}\n{latex(frame)}")
+        self.entries.append(TableEntry(name, section, title, caption, frame))
+
+    def text(self, name: str, text: str) -> None:
+        """Write a file of ``tables/``."""
+        (self.tables / name).write_text(text)
+        self._written.append(self.tables / name)
+
+    def figure(self, section: str, paths: Sequence[Path], title: str, caption: str) -> None:
+        """Enter a figure that was drawn into ``figures/``, one path a format; nothing if there was none to draw."""
+        if paths:
+            self._written += paths
+            self.entries.append(FigureEntry(paths[0].stem, section, title, caption))
+
+    def finish(self) -> None:
+        """Delete what an earlier call wrote and this one did not, and remember what was written."""
+        index = self.root / _WRITTEN
+        names = sorted({str(path.relative_to(self.root)) for path in self._written})
+        try:
+            earlier = [str(name) for name in read_json(index)]
+        except (OSError, ValueError, TypeError):
+            earlier = []
+        for name in set(earlier) - set(names):
+            path = (self.root / name).resolve()
+            if path.parent in (self.tables.resolve(), self.figures.resolve()):  # never outside, whatever the file says
+                path.unlink(missing_ok=True)
+        index.write_text(json.dumps(names, indent=0) + "\n")

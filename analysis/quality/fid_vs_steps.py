@@ -1,0 +1,255 @@
+"""Sample quality against the number of steps: the table of Frechet distances, and its figure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.comparison.significance import Comparison, Row, Terms, compare, kernel_terms
+from analysis.metric_names import frechet_name
+from analysis.output.entries import Output, TableEntry
+from analysis.output.selection import models_of
+from analysis.output.style import MARKERS, colours, panels, save, step_axis
+from analysis.output.text import latex_text, markdown_row
+from analysis.published.tables import overlay
+from analysis.records.load import Results
+
+__all__ = ["QualityTable", "analyse", "draw_quality", "main_metric", "quality_table"]
+
+_SECTION = "Quality"
+_LEGEND_ROW = 0.17  # inches
+_LINES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class QualityTable:
+    """Frechet distance by model and steps.
+
+    Attributes:
+        metric: its name (``fid``, ``fd_digits``, ...).
+        caption: reference, N, seeds and what bold means.
+        table: one row a (model, sampler), columns ``<steps>`` (mean over seeds), ``<steps>_sd`` (over seeds, empty
+            for one) and ``<steps>_best`` (not told from the best by the paired test).
+        steps: the step counts, ascending.
+        nfe: network calls a sample by (sampler, step count).
+        exact: mean and standard deviation of the distance of as many images drawn from the data, where it was scored.
+    """
+
+    metric: str
+    caption: str
+    table: pd.DataFrame
+    steps: Sequence[int]
+    nfe: Mapping[tuple[str, int], int]
+    exact: tuple[float, float] | None = None
+
+    def entry(self, row: pd.Series, steps: int) -> str:
+        """Return one entry as text, without emphasis."""
+        value, spread = row[f"{steps}"], row[f"{steps}_sd"]
+        if pd.isna(value):
+            return "-"
+        return f"{value:.3f}" if pd.isna(spread) else f"{value:.3f} ± {spread:.3f}"
+
+    def nfe_rows(self) -> list[list[str]]:
+        """Return label, sampler and network calls by step count: one row where all samplers agree, else one each."""
+        by_sampler = {
+            sampler: tuple(str(self.nfe.get((sampler, steps), "-")) for steps in self.steps)
+            for sampler in dict.fromkeys(sampler for sampler, _ in self.nfe)
+        }
+        if len(set(by_sampler.values())) == 1:
+            return [["NFE", "", *next(iter(by_sampler.values()))]]
+        return [["NFE", sampler, *calls] for sampler, calls in by_sampler.items()]
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, bold for every entry not told from the best."""
+        header = ["model", "sampler", *(f"{steps} steps" for steps in self.steps)]
+        lines = [self.caption, "", markdown_row(header), markdown_row(["---"] * len(header))]
+        for _, row in self.table.iterrows():
+            cells = [f"**{self.entry(row, s)}**" if row[f"{s}_best"] else self.entry(row, s) for s in self.steps]
+            lines.append(markdown_row([row["model"], row["sampler"], *cells]))
+        lines += [markdown_row(row) for row in self.nfe_rows()]
+        return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """Return the table in LaTeX (booktabs)."""
+        columns = "ll" + "r" * len(self.steps)
+        lines = ["% " + self.caption, rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+        lines += ["model & sampler & " + " & ".join(f"{steps} steps" for steps in self.steps) + r" \\", r"\midrule"]
+        for _, row in self.table.iterrows():
+            cells = []
+            for steps in self.steps:
+                text = self.entry(row, steps).replace("±", r"$\pm$")
+                cells.append(rf"\textbf{{{text}}}" if row[f"{steps}_best"] else text)
+            lines.append(" & ".join([latex_text(row["model"]), latex_text(row["sampler"]), *cells]) + r" \\")
+        nfe = [" & ".join(row) + r" \\" for row in self.nfe_rows()]
+        return "\n".join([*lines, r"\midrule", *nfe, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def main_metric(metrics: pd.DataFrame) -> str | None:
+    """Return the Frechet distance on pooled features that a folder was scored with, None where there is none."""
+    return frechet_name(str(name) for name in metrics["metric"].unique())
+
+
+def _best(means: Mapping[Row, float], terms: Mapping[Row, Terms]) -> set[Row]:
+    """Return the rows that the paired test cannot tell from the lowest mean."""
+    if not means:
+        return set()
+    lowest = min(means, key=lambda row: means[row])
+    chosen = {lowest}
+    for row in means:
+        comparison: Comparison | None = None
+        if row in terms and lowest in terms:
+            comparison = compare(terms[row], terms[lowest])
+        if comparison is not None and comparison.verdict != "loss":
+            chosen.add(row)
+    return chosen
+
+
+def _row(key: object) -> Row:
+    assert isinstance(key, tuple)  # groups by two columns
+    return str(key[0]), str(key[1])
+
+
+def quality_table(results: Results) -> QualityTable | None:
+    """Build the table of Frechet distance against steps, None where nothing was scored."""
+    metrics = results.metrics()
+    metric = main_metric(metrics)
+    if metric is None:
+        return None
+    scores = metrics[(metrics["metric"] == metric)].astype({"value": float})
+    steps = sorted(int(value) for value in scores["steps"].unique())
+    terms = kernel_terms(results)
+    rows: dict[Row, dict[str, object]] = {}
+    for row in scores[["model", "sampler"]].drop_duplicates().itertuples(index=False, name=None):
+        rows[row] = {"model": row[0], "sampler": row[1], "metric": metric}
+    for count in steps:
+        here = scores[scores["steps"] == count].groupby(["model", "sampler"])["value"].agg(["mean", "std", "count"])
+        means = {_row(key): float(value) for key, value in here["mean"].items() if value == value}
+        best = _best(means, terms.get(count, {}))
+        for row, entry in rows.items():
+            entry[f"{count}"] = means.get(row, float("nan"))
+            entry[f"{count}_sd"] = here["std"].get(row)
+            entry[f"{count}_best"] = len(rows) > 1 and row in best
+    caption = _caption(metric, scores, len(rows))
+    nfe = {
+        (str(sampler), int(count)): int(calls)
+        for sampler, count, calls in scores[["sampler", "steps", "nfe"]].itertuples(index=False, name=None)
+    }
+    exact = _exact(metrics, metric)
+    if exact is not None:
+        caption += (
+            f" As many images drawn at random from the data, an exact sampler's, have {exact[0]:.3f} ± {exact[1]:.3f}."
+        )
+    return QualityTable(metric, caption, pd.DataFrame(rows.values()), steps, nfe, exact)
+
+
+def _exact(metrics: pd.DataFrame, metric: str) -> tuple[float, float] | None:
+    """Return what an exact sampler would have at this N, mean and std; None where it was not scored or N varies."""
+    found = []
+    for name in (f"{metric}_exact", f"{metric}_exact_sd"):
+        values = metrics.loc[metrics["metric"] == name, "value"].astype(float).dropna().unique()
+        if len(values) == 1:
+            found.append(float(values[0]))
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+def _caption(metric: str, scores: pd.DataFrame, rows: int) -> str:
+    sizes = "/".join(str(n) for n in sorted(scores["n"].unique()))
+    seeds = len(scores["seed"].unique())
+    reference = ", ".join(sorted(scores["reference"].unique()))
+    counts = scores.groupby(["sampler", "steps"], sort=False)["seed"].nunique().reset_index()
+    several = counts["sampler"].nunique() > 1
+    fewer = [
+        f"{count} at {steps} steps" + (f" of {sampler}" if several else "")
+        for sampler, steps, count in counts.itertuples(index=False, name=None)
+        if count < seeds
+    ]
+    spread = f"mean ± std over {seeds} seeds" if seeds > 1 else "1 seed"
+    spread += f" ({', '.join(fewer)})" if fewer else ""
+    bold = (
+        " Bold: not told from the column's best by the paired kernel test (|z| < 1.96, shared seeds)."
+        if rows > 1
+        else ""
+    )
+    return f"{metric} against {reference}; N = {sizes} samples a seed, {spread}; lower is better.{bold}"
+
+
+def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | None = None) -> list[Path]:
+    """Frechet distance against steps, a line a model, a panel a sampler; bars are the std over seeds.
+
+    Grey points are ``published`` values.
+    """
+    table = quality.table
+    models, samplers = models_of(table), list(dict.fromkeys(table["sampler"]))
+    marks = dict(zip(models, itertools.cycle(MARKERS), strict=False))
+    with panels(1, len(samplers), sharey=True) as (figure, axes):
+        columns = 3 if len(samplers) == 1 else 6
+        figure.set_figheight(2.9 + _LEGEND_ROW * max(0, len(models) // columns - 2))
+        for axis, sampler in zip(axes[0], samplers, strict=True):
+            _draw_lines(axis, quality, table[table["sampler"] == sampler], marks)
+            if published is not None:
+                _draw_published(axis, published[published["sampler"] == sampler])
+            step_axis(axis, quality.steps)
+            axis.set_title(sampler if len(samplers) > 1 else "")
+        axes[0, 0].set_ylabel(f"{quality.metric} (lower is better)")
+        axes[0, 0].set_ylim(bottom=0)
+        if quality.exact is not None:
+            mean, spread = quality.exact
+            for axis in axes[0]:
+                axis.axhspan(mean - spread, mean + spread, color="black", alpha=0.1, linewidth=0)
+                axis.axhline(mean, color="black", linestyle="-.", linewidth=0.8, label="exact sampler")
+        handles = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(
+            handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False, columnspacing=0.8,
+            handlelength=1.6,
+        )  # fmt: skip
+        return save(figure, folder, "fid_vs_steps")
+
+
+def _draw_lines(axis: Axes, quality: QualityTable, rows: pd.DataFrame, marks: Mapping[str, str]) -> None:
+    paint, order = colours(list(marks)), list(marks)
+    for _, row in rows.iterrows():
+        turn = order.index(row["model"]) // len(MARKERS)  # colours and markers come again
+        values = [row[f"{count}"] for count in quality.steps]
+        spreads = [0.0 if pd.isna(row[f"{count}_sd"]) else row[f"{count}_sd"] for count in quality.steps]
+        axis.errorbar(
+            quality.steps, values, yerr=spreads, label=row["model"], color=paint[row["model"]],
+            marker=marks[row["model"]], markersize=4, capsize=2, linestyle=_LINES[turn % len(_LINES)],
+        )  # fmt: skip
+
+
+def _draw_published(axis: Axes, published: pd.DataFrame) -> None:
+    """Add the papers' points, which :mod:`analysis.published.tables` found comparable; none in most folders."""
+    for position, (model, rows) in enumerate(published.groupby("model", sort=False)):
+        axis.plot(
+            rows["steps"], rows["value"], color="0.6", linestyle=":", marker=MARKERS[position % len(MARKERS)],
+            markerfacecolor="none", markersize=4, label=f"{model}, paper",
+        )  # fmt: skip
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Write every score, the table of Frechet distances against steps, and its figure."""
+    out.text("metrics.csv", results.metrics().to_csv(index=False))
+    quality = quality_table(results)
+    if quality is None:
+        return
+    out.text("fid_vs_steps.csv", quality.table.to_csv(index=False))
+    out.text("fid_vs_steps.md", quality.markdown())
+    out.text("fid_vs_steps.tex", quality.latex())
+    shown = quality.table[["model", "sampler"]].copy()
+    for steps in quality.steps:
+        shown[f"{steps} steps"] = [quality.entry(row, steps) for _, row in quality.table.iterrows()]
+    out.entries.append(TableEntry("fid_vs_steps", _SECTION, "Frechet distance against steps", quality.caption, shown))
+    if quality.table[[f"{steps}" for steps in quality.steps]].isna().all(axis=None):
+        return
+    published = overlay(results, quality.metric)
+    caption = quality.caption + (
+        " Grey: published, same dataset, metric and protocol; dataset and statistics are taken at their names."
+        if len(published)
+        else ""
+    )
+    out.figure(_SECTION, draw_quality(quality, out.figures, published), "Quality against steps", caption)

@@ -1,0 +1,66 @@
+"""The samples themselves, every model from the same noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.output.entries import Output
+from analysis.output.style import panels, save
+from analysis.records.load import CellRecord, Results, ResultsError
+
+__all__ = ["analyse", "draw_samples"]
+
+
+def draw_samples(results: Results, folder: Path, count: int = 16) -> list[Path]:
+    """The first samples of each model, first seed, most shared steps: a row a model, a column a starting noise."""
+    found = results.each(_samples)
+    if not found:
+        return []
+    samplers = {cell["sampler"] for cell, _ in found}
+    sampler = "ddpm" if "ddpm" in samplers else min(samplers)
+    seed = min(cell["seed"] for cell, _ in found if cell["sampler"] == sampler)
+    by_model: dict[str, dict[int, NDArray[np.uint8]]] = {}
+    for cell, images in found:
+        if cell["seed"] == seed and cell["sampler"] == sampler:
+            by_model.setdefault(cell["model"], {})[cell["steps"]] = images
+    shared = set.intersection(*(set(kept) for kept in by_model.values()))
+    if not shared:
+        return []
+    steps = max(shared)
+    rows = {model: kept[steps] for model, kept in by_model.items()}
+    with panels(len(rows), 1) as (figure, axes):
+        figure.set_size_inches(7.0, 0.4 + 0.5 * len(rows))
+        for axis, (model, images) in zip(axes[:, 0], rows.items(), strict=True):
+            axis.imshow(_strip(images[:count]), interpolation="nearest", aspect="equal")
+            axis.set_ylabel(model, rotation=0, ha="right", va="center")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        figure.suptitle(f"{steps} steps, seed {seed}: each column starts from the same noise", fontsize=8)
+        return save(figure, folder, "samples", formats=("png",))
+
+
+def _samples(record: CellRecord) -> tuple[dict[str, Any], NDArray[np.uint8]] | None:
+    images = record.array("samples.npz", "arr_0")
+    if images is None:
+        return None
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size or images.dtype != np.uint8:
+        raise ResultsError(f"{record.folder / 'samples.npz'} does not hold uint8 images; delete the cell and run again")
+    return record.cell, images
+
+
+def _strip(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay images [K, H, W, 3] side by side with a white line between."""
+    padded = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
+    return np.concatenate(list(padded), axis=1)
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Draw the first samples."""
+    out.figure(
+        "Samples", draw_samples(results, out.figures), "Samples from the same noise",
+        "Each column starts from the same noise and takes the same random numbers at every step; rows are models.",
+    )  # fmt: skip

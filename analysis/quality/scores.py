@@ -1,0 +1,84 @@
+"""Every score against the number of steps: Frechet and kernel distances, precision, recall, memorisation."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.metric_names import coverage_name, inception_score_name
+from analysis.output.entries import Output
+from analysis.output.selection import first_sampler, models_of
+from analysis.output.style import MARKERS, colours, panels, save, step_axis
+from analysis.records.load import Results
+
+__all__ = ["analyse", "draw_coverage", "score_table"]
+
+_SECTION = "Quality"
+_COVERAGE = ("precision", "recall")
+
+
+def score_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return mean and standard deviation over seeds of every score, and how many seeds have it."""
+    scores = metrics.astype({"value": float})
+    keys = ["metric", "sampler", "model", "steps"]
+    grouped = scores.groupby(keys, sort=False)
+    table = grouped.agg(
+        mean=("value", "mean"), sd=("value", "std"), seeds=("value", "count"), n=("n", "first"),
+        reference=("reference", "first"),
+    )  # fmt: skip
+    return table.reset_index().sort_values(["metric", "sampler", "steps"], kind="stable", ignore_index=True)
+
+
+def _columns(table: pd.DataFrame) -> dict[str, str]:
+    """Return the metrics that precision and recall go by in this folder, e.g. ``precision_digits``."""
+    names = [str(name) for name in table["metric"].unique()]
+    found = {kind: coverage_name(names, kind) for kind in _COVERAGE}
+    return {kind: name for kind, name in found.items() if name is not None}
+
+
+def draw_coverage(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Precision and recall against steps, a line a model; bars are the std over seeds."""
+    table, _ = first_sampler(table)
+    models, steps = models_of(table), sorted(int(count) for count in table["steps"].unique())
+    paint, names = colours(models), _columns(table)
+    with panels(1, len(names), sharey=True) as (figure, axes):
+        figure.set_figheight(2.9)
+        for axis, (kind, name) in zip(axes[0], names.items(), strict=True):
+            for model, marker in zip(models, itertools.cycle(MARKERS), strict=False):
+                own = table[(table["metric"] == name) & (table["model"] == model)].sort_values("steps")
+                spread = own["sd"].fillna(0.0)
+                axis.errorbar(
+                    own["steps"], own["mean"], yerr=spread, color=paint[model], marker=marker, markersize=4, capsize=2,
+                    label=model,
+                )  # fmt: skip
+            step_axis(axis, steps)
+            axis.set_title(kind)
+        axes[0, 0].set_ylabel("share (higher is better)")
+        handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles, loc="outside upper center", ncols=6, frameon=False)
+        return save(figure, folder, "precision_recall")
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Write every score, and draw precision and recall."""
+    table = score_table(results.metrics())
+    if not len(table):
+        return
+    inception = inception_score_name(str(name) for name in table["metric"].unique())
+    caption = (
+        "Mean and standard deviation over seeds of every score. Distances: lower is better; precision and recall (k"
+        f" = 3 neighbours in feature space, all samples){f' and {inception}' if inception else ''}: higher is better;"
+        " nn_ratio: mean nearest-pixel distance to training over held-out images, below 1 for a model that memorises."
+        f" {results.account()}."
+    )
+    out.table(_SECTION, "scores", table, "Every score", caption)
+    _, sampler = first_sampler(table)
+    drawn = _columns(table[table["mean"].notna()])
+    if len(drawn) == len(_COVERAGE):
+        out.figure(
+            _SECTION, draw_coverage(table, out.figures), "Precision and recall",
+            f"Precision (share of samples within the data's manifold) and recall (the reverse), k = 3, {sampler}. Their"
+            f" level depends on N; compare models at the same N only. Bars: std over seeds. {results.account()}.",
+        )  # fmt: skip

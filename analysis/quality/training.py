@@ -1,0 +1,152 @@
+"""Training: losses against images seen, and the distance of checkpoints on the way (the first paper's figure 3).
+
+``training/`` of a results folder holds the trainings' logs, ``<recipe>.csv`` as ``bench.models.train.trainer`` writes
+it. Cells
+say which recipe made their weights and how many images those have seen; where a recipe comes with several lengths, the
+distance is drawn against them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis.output.entries import Output
+from analysis.output.style import MARKERS, colours, panels, save
+from analysis.quality.fid_vs_steps import main_metric
+from analysis.records.files import read_table
+from analysis.records.load import CellRecord, Results
+
+__all__ = ["analyse", "draw_lengths", "draw_losses", "lengths_table", "read_losses"]
+
+_SECTION = "Training"
+_LOSSES = {"mse": "squared error of eps", "bound": "variational bound (bits)"}
+_COLUMNS = ("iteration", "images", *_LOSSES)
+_WINDOWS = 5  # of the log, over which a curve is smoothed
+_MOST = 10**12  # images
+
+
+def read_losses(results: Results) -> dict[str, pd.DataFrame]:
+    """Return each recipe's log; what is no log becomes a problem."""
+    found = {}
+    for path in sorted((results.root / "training").glob("*.csv"), key=lambda path: path.stem):
+        try:
+            table = read_table(path)
+            if missing := [name for name in _COLUMNS if name not in table]:
+                raise ValueError(f"it has no column {missing[0]!r}")
+            numbers = table[list(_COLUMNS)].apply(pd.to_numeric, errors="coerce")
+            if not len(numbers) or not np.isfinite(numbers.to_numpy()).all():
+                raise ValueError("it holds something that is not a finite number")
+            found[path.stem] = numbers
+        except (OSError, ValueError) as error:
+            results.problem(f"{path} is damaged and left out ({str(error).strip()}); copy the training's log again")
+    return found
+
+
+def _seen(record: CellRecord) -> tuple[str, int] | None:
+    """Return the recipe and the images seen of a cell's weights, None where the record does not say."""
+    told = record.facts.get("training")
+    if not isinstance(told, dict):
+        return None
+    recipe, images = told.get("recipe"), told.get("images")
+    if isinstance(recipe, str) and isinstance(images, int) and 0 < images < _MOST:
+        return recipe, images
+    return None
+
+
+def _is_plain(record: CellRecord) -> bool:
+    """Tell whether a cell's walk is the sampler's own, without remedies."""
+    cell = record.cell
+    return (cell.get("eps_scale", 1), cell.get("eps_slope", 0)) == (1, 0) and "remedies" not in cell
+
+
+def lengths_table(results: Results) -> pd.DataFrame:
+    """Return recipe, sampler, steps, images seen, model and distance (mean and std over seeds, their number).
+
+    Only models without remedies at any step count, of recipes that come with several lengths; empty in most folders.
+    """
+    metrics = results.metrics()
+    scores = metrics[metrics["metric"] == main_metric(metrics)].astype({"value": float})
+    treated = {record.cell["model"] for record in results.cells if not _is_plain(record)}
+    seen = {record.cell["model"]: found for record in results.cells if (found := _seen(record)) is not None}
+    scores = scores[scores["model"].isin(set(seen) - treated) & scores["value"].notna()]
+    if not len(scores):
+        return pd.DataFrame()
+    scores = scores.assign(
+        recipe=[seen[model][0] for model in scores["model"]], images=[seen[model][1] for model in scores["model"]]
+    )
+    groups = scores.groupby(["recipe", "sampler", "steps", "images", "model"], sort=True)["value"]
+    table = groups.agg(value="mean", std="std", seeds="size").reset_index()
+    lengths = table.groupby(["recipe", "sampler", "steps"])["images"].transform("nunique")
+    return table[lengths > 1].reset_index(drop=True)
+
+
+def draw_losses(losses: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
+    """Draw squared error and bound against training images, a line a recipe, smoothed."""
+    paint = colours(list(losses))
+    with panels(1, len(_LOSSES)) as (figure, axes):
+        for axis, (name, text) in zip(axes[0], _LOSSES.items(), strict=True):
+            for recipe, table in losses.items():
+                smooth = table[name].rolling(_WINDOWS, min_periods=1).mean()
+                axis.plot(table["images"], smooth.where(smooth > 0), color=paint[recipe], label=recipe)
+            axis.set_yscale("log")
+            axis.set_ylabel(text)
+            axis.set_xlabel("training images seen")
+        _legend(figure, axes[0, 0])
+        return save(figure, folder, "training_loss")
+
+
+def draw_lengths(table: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
+    """Draw the distance against training images, a line a recipe, a panel a sampler and step count."""
+    recipes = list(dict.fromkeys(table["recipe"]))
+    paint, marks = colours(recipes), dict(zip(recipes, MARKERS * len(recipes), strict=False))
+    walks = list(table.groupby(["sampler", "steps"], sort=False))
+    with panels(1, len(walks), sharey=True) as (figure, axes):
+        for axis, (walk, rows) in zip(axes[0], walks, strict=True):
+            for recipe, line in rows.groupby("recipe", sort=False):
+                axis.errorbar(
+                    line["images"], line["value"], yerr=line["std"].fillna(0.0), color=paint[str(recipe)],
+                    marker=marks[str(recipe)], markersize=4, capsize=2, label=recipe,
+                )  # fmt: skip
+            axis.set_xlabel("training images seen")
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+            if len(walks) > 1:
+                axis.set_title("{}, {} steps".format(*walk))
+        axes[0, 0].set_ylabel(f"{metric} (lower is better)")
+        axes[0, 0].set_ylim(0, 1.1 * table["value"].max())
+        _legend(figure, axes[0, 0])
+        return save(figure, folder, "training_length")
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 6), frameon=False)
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Draw the losses where the folder has logs, and the distances where recipes come with several lengths."""
+    losses = read_losses(results)
+    if losses:
+        last = pd.DataFrame(
+            [{"recipe": recipe, **table.iloc[-1].to_dict()} for recipe, table in losses.items()]
+        ).astype({"iteration": int, "images": int})
+        caption = (
+            f"Means over the log's windows, smoothed over {_WINDOWS} of them; the table has the last window. Losses are"
+            " not comparable across objectives: input perturbation adds the constant gamma^2 / (1 + gamma^2) to the"
+            " squared error, 0.0099 at gamma = 0.1. One training a recipe."
+        )
+        out.figure(_SECTION, draw_losses(losses, out.figures), "Training losses", caption)
+        out.table(_SECTION, "training_loss", last, "Training losses, last window", caption)
+    table, metric = lengths_table(results), main_metric(results.metrics())
+    if len(table) and metric is not None:
+        caption = (
+            f"{metric} of checkpoints on the way (averaged weights) against the training images they have seen; one"
+            f" training a recipe, same images and noise for all. {results.account()}. Bars: std over seeds."
+        )
+        out.figure(_SECTION, draw_lengths(table, metric, out.figures), "Quality against training images", caption)
+        out.table(_SECTION, "training_length", table, "Quality against training images", caption)

@@ -1,0 +1,211 @@
+"""Curves of ``--tune``: the distance over the values of a constant, and the value that was chosen.
+
+``tuning/`` of a results folder holds ``<model>-<sampler>-<steps>-<parameter>.csv``, a row a value and seed, and
+``chosen.csv``, a row a curve: the value taken. All values of a curve see the same noise under
+one seed, so a value is held against the best one by the differences over the seeds that both have.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from analysis.output.entries import Output
+from analysis.output.style import colours, panels, save
+from analysis.records.files import read_table
+from analysis.records.load import Results
+
+__all__ = ["analyse", "draw_tuning", "read_curves", "tuning_table"]
+
+_SECTION = "Tuning"
+_CHOSEN = "chosen.csv"
+_CURVE = ["model", "sampler", "steps", "parameter"]
+_TEXTS = dict.fromkeys(("model", "sampler", "parameter", "metric"), str)
+_COLUMNS = [*_CURVE, "value", "seed", "n", "metric", "distance"]
+_WHOLE = ("steps", "seed", "n")
+_MOST = 10**12  # of anything counted
+_LARGEST = 1e100  # of anything measured; squares of it are still finite
+_CURVE_COLOUR, _CHOSEN_COLOUR = colours(["curve", "chosen"]).values()
+
+
+def read_curves(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the measured rows of all sound curves, and the chosen values; what is unsound becomes a problem."""
+    folder = results.root / "tuning"
+    if not folder.is_dir():
+        return pd.DataFrame(columns=_COLUMNS), pd.DataFrame(columns=[*_CURVE, "value"])
+    tables = []
+    for path in sorted(place for place in folder.glob("*.csv") if place.name != _CHOSEN and place.name[0] != "."):
+        try:
+            tables.append(_read_curve(path))
+        except (OSError, ValueError) as error:
+            results.problem(f"{path} is damaged and left out ({error}); delete it and run --tune again")
+    curves = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=_COLUMNS)
+    return curves, _read_chosen(results, folder / _CHOSEN, curves)
+
+
+def _read_curve(path: Path) -> pd.DataFrame:
+    table = _checked(path, _COLUMNS)
+    name = "-".join(str(part) for part in table[_CURVE].iloc[0])
+    if (table[_CURVE] != table[_CURVE].iloc[0]).any(axis=None) or name != path.stem:
+        raise ValueError(f"it is the record of {name}" if name != path.stem else "it holds several curves")
+    if table.duplicated(["value", "seed", "metric"]).any():
+        raise ValueError("it has the same row twice")
+    if table["distance"].isna().all():
+        raise ValueError("it has no distances")
+    return table
+
+
+def _read_chosen(results: Results, path: Path, curves: pd.DataFrame) -> pd.DataFrame:
+    """Return the chosen values of the curves, and say what is missing on either side."""
+    nothing = pd.DataFrame(columns=[*_CURVE, "value"])
+    try:
+        found = _checked(path, [*_CURVE, "value"])
+        if found.duplicated(_CURVE).any():
+            raise ValueError("it has the same row twice")
+    except FileNotFoundError:
+        results.problem(f"{path} is missing, so that no value is marked as chosen; run --tune again to finish it")
+        return nothing
+    except (OSError, ValueError) as error:
+        results.problem(f"{path} is damaged and left out ({error}); delete it and run --tune again")
+        return nothing
+    known = set(curves[_CURVE].itertuples(index=False, name=None))
+    kept = [key in known for key in found[_CURVE].itertuples(index=False, name=None)]
+    for row in found[~np.array(kept)].to_dict("records"):
+        name = "-".join(str(row[part]) for part in _CURVE)
+        results.problem(f"{path} names {name}, of which there is no sound curve; run --tune again")
+    return found[kept]
+
+
+def _checked(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Return a table whose columns are there, with printable texts and finite numbers; a distance may be empty.
+
+    Raises:
+        OSError, ValueError: saying what is wrong.
+    """
+    table = read_table(path, dtype=_TEXTS, keep_default_na=False, na_values={"distance": ["", "nan"]})
+    missing = [name for name in columns if name not in table]
+    if missing or not len(table):
+        raise ValueError(f"it has no column {missing[0]!r}" if missing else "it has no rows")
+    return pd.DataFrame({name: _column(table[name], name) for name in columns})
+
+
+def _column(column: pd.Series, name: str) -> pd.Series:
+    """Return a column as texts, whole numbers or numbers, or raise ValueError with its first unsound row."""
+    sound = column.map(lambda text: bool(text) and str(text).isprintable())
+    if name not in _TEXTS:
+        column, empty = pd.to_numeric(column, errors="coerce").astype(float), column.isna()
+        sound = column.abs() < _LARGEST
+        if name in _WHOLE:
+            sound &= (column >= (name != "seed")) & (column % 1 == 0) & (column <= _MOST)
+        sound |= (name == "distance") & empty
+    if not sound.all():
+        raise ValueError(f"row {int(np.flatnonzero(~sound)[0]) + 2} has no sound {name}")
+    return column.astype(int) if name in _WHOLE else column
+
+
+def tuning_table(curves: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a value of a curve, in ascending order.
+
+    ``distance`` is the mean over seeds and ``sd`` their standard deviation; ``difference`` that from the value with
+    the lowest mean over the seeds both have, with its standard error (empty for one seed); ``chosen`` the value chosen.
+    """
+    order = ["model", "sampler", "parameter", "metric", "steps"]
+    known = curves[curves["distance"].notna()].sort_values(order, kind="stable")
+    picked = dict(zip(chosen[_CURVE].itertuples(index=False, name=None), chosen["value"], strict=True))
+    rows: list[dict[str, Any]] = []
+    for key, own in known.groupby([*_CURVE, "metric"], sort=False):
+        assert isinstance(key, tuple)
+        place = dict(zip([*_CURVE, "metric"], key, strict=True))
+        wide = own.pivot(index="seed", columns="value", values="distance")
+        best = wide.mean().idxmin()
+        for value in wide.columns:
+            seen, apart = wide[value].dropna(), (wide[value] - wide[best]).dropna()
+            error = apart.std() / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
+            rows.append(
+                {
+                    **place, "value": value, "seeds": len(seen), "n": own.loc[own["value"] == value, "n"].iloc[0],
+                    "distance": seen.mean(), "sd": seen.std(), "difference": apart.mean(), "difference_error": error,
+                    "best": "yes" if value == best else "no", "chosen": picked.get(key[:4], math.nan),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def draw_tuning(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Distance over a constant's values, a panel a curve; band: two standard errors of the difference from the best."""
+    curves = [own for _, own in table.groupby([*_CURVE, "metric"], sort=False)]
+    columns = min(len(curves), next((number for number in (3, 4, 2) if len(curves) % number == 0), 3))
+    with panels(-(-len(curves) // columns), columns) as (figure, axes):
+        figure.set_figheight(0.7 + 1.9 * len(axes))
+        for position, (axis, own) in enumerate(zip(axes.flat, curves, strict=False)):
+            _draw(axis, own)
+            if position % columns == 0 or table["metric"].nunique() > 1:
+                axis.set_ylabel(own["metric"].iloc[0])
+        for axis in axes.flat[len(curves) :]:
+            axis.set_visible(False)
+        _key(figure, table)
+        return save(figure, folder, "tuning")
+
+
+def _draw(axis: Axes, own: pd.DataFrame) -> None:
+    first = own.iloc[0]
+    error = 2 * own["difference_error"]
+    axis.plot(own["value"], own["distance"], color=_CURVE_COLOUR, marker="o", markersize=2.5)
+    if error.notna().any():
+        axis.fill_between(
+            own["value"], own["distance"] - error, own["distance"] + error, color=_CURVE_COLOUR, alpha=0.18, linewidth=0
+        )
+    best = own[own["best"] == "yes"]
+    axis.plot(best["value"], best["distance"], color=_CURVE_COLOUR, marker="o", markerfacecolor="white", markersize=5)
+    title = f"{first['model']}\n{first['sampler']}, {first['steps']} steps"
+    if not math.isnan(first["chosen"]):
+        axis.axvline(first["chosen"], color=_CHOSEN_COLOUR, linestyle="--")
+        title += f": {first['parameter']} = {first['chosen']:.5g}"
+    axis.set_title(title)
+    axis.set_xlabel(first["parameter"])
+    axis.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def _key(figure: Figure, table: pd.DataFrame) -> None:
+    """Explain marks and lines, of those that occur."""
+    entries: list[dict[str, Any]] = [
+        {"color": _CURVE_COLOUR, "marker": "o", "markersize": 2.5, "label": "mean over seeds"},
+        {"color": _CURVE_COLOUR, "marker": "o", "markerfacecolor": "white", "linestyle": "", "label": "lowest"},
+    ]
+    if table["chosen"].notna().any():
+        entries.append({"color": _CHOSEN_COLOUR, "linestyle": "--", "label": "the value taken"})
+    handles = [Line2D([], [], **entry) for entry in entries]
+    columns = len(handles) if figure.get_figwidth() > 4 else 2
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def analyse(results: Results, out: Output) -> None:
+    """Write and draw the curves, where constants were tuned."""
+    curves, chosen = read_curves(results)
+    if not len(curves):
+        return
+    table = tuning_table(curves, chosen)
+    caption = _caption(table)
+    out.figure(_SECTION, draw_tuning(table, out.figures), "Tuned constants", caption)
+    out.table(_SECTION, "tuning", table, "Every value of the tuned constants", caption)
+
+
+def _caption(table: pd.DataFrame) -> str:
+    sizes, seeds = ("/".join(str(n) for n in sorted(table[name].unique())) for name in ("n", "seeds"))
+    metrics = ", ".join(table["metric"].unique())
+    return (
+        f"{metrics} over the values of a constant: mean over seeds, lower is better. Band: two standard errors of the"
+        " difference from the value with the lowest mean (open circle, where it is 0), paired over the seeds that both"
+        " have, since all values see the same noise; how far the curve as a whole may lie higher or lower is no part of"
+        " it, and one seed has no band. Dashed: the value taken, the best one or the minimum of a parabola around"
+        f" it. The lowest of many means is lower than what it will be on other seeds. N = {sizes} samples a seed,"
+        f" {seeds} seeds a value."
+    )

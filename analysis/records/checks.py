@@ -1,0 +1,110 @@
+"""Is a cell's record sound? Nothing is drawn from one that is incomplete, of another version or edited by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["RECORD_VERSION", "check_facts", "check_key", "check_steps", "settings"]
+
+RECORD_VERSION = 2  # of the records this package reads; bench.suite.plan writes them
+_KINDS = {"model": str, "sampler": str, "steps": int, "seed": int, "samples": int}
+_SHARED = ("spacing", "clip", "quantize", "precision", "samples", "data")  # what cells of one folder agree in
+_COLUMNS = ("arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std")
+_MOST = 10**12  # of anything counted
+_LARGEST = 1e100  # of anything measured; squares of it are still finite
+
+
+def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Check ``metrics.json`` of a cell against itself and against the files it lists.
+
+    Raises:
+        ValueError, KeyError, TypeError: saying what is wrong.
+    """
+    cell = facts["cell"]
+    if cell.get("version") != RECORD_VERSION:
+        raise ValueError(f"it was recorded by version {cell.get('version')} of the suite, this is {RECORD_VERSION}")
+    for name, kind in _KINDS.items():
+        if not isinstance(cell[name], kind) or isinstance(cell[name], bool):
+            raise ValueError(f"{name} is {cell[name]!r}")
+        if kind is str and not cell[name].isprintable():
+            raise ValueError(f"{name} is {cell[name]!r}")
+        if kind is int and not (name != "seed") <= cell[name] <= _MOST:
+            raise ValueError(f"{name} is {cell[name]!r:.20}")
+    expected = "{model}-{sampler}-{steps}-seed{seed}".format(**cell)
+    if folder.name != expected:
+        raise ValueError(f"it is the record of {expected}")
+    check_key(facts["key"], cell)
+    calls = 2 * cell["steps"] - 1 if cell["sampler"] == "heun" else cell["steps"]
+    if facts["nfe"] != calls or isinstance(facts["nfe"], bool):
+        raise ValueError(f"nfe is {facts['nfe']!r} at {cell['steps']} steps of {cell['sampler']}")
+    for score in facts["scores"]:
+        _check_score(score)
+    twice = [name for name, count in Counter(score["metric"] for score in facts["scores"]).items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is there twice")
+    for name, size in facts["files"].items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise ValueError(f"{name} is missing or has been changed")
+
+
+def check_key(key: object, description: Mapping[str, Any]) -> None:
+    """Check that a key is the one the suite gives a configuration (``bench.suite.settings.short_hash``).
+
+    Raises:
+        ValueError: the configuration, or the key, was edited.
+    """
+    if key != hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:10]:
+        raise ValueError("its configuration was edited")
+
+
+def _check_score(score: Mapping[str, Any]) -> None:
+    value, n = score["value"], score["n"]
+    if not all(isinstance(score[name], str) for name in ("metric", "reference")):
+        raise ValueError("a score has no metric or no reference")
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= _MOST:
+        raise ValueError(f"{score['metric']} was computed from {n!r:.20} samples")
+    if value is not None and (isinstance(value, bool) or not abs(value) < _LARGEST):
+        raise ValueError(f"{score['metric']} is {value!r:.20}")
+
+
+def check_steps(table: pd.DataFrame, steps: int) -> None:
+    """Check a per-step table: its columns, finite values, and indices that the walk has.
+
+    A value may be empty (a variance of one image), and so may N and std (of an exact denoiser).
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    missing = [name for name in _COLUMNS if name not in table.columns]
+    if missing:
+        raise ValueError(f"it has no column {missing[0]!r}")
+    if not len(table):
+        raise ValueError("it has no rows")
+    given = table[["i", "stage", "t", "alpha", "sigma", "value", "n", "std"]]
+    numbers = given.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    wrong = ~(np.abs(numbers) < _LARGEST)
+    wrong[:, -3:] &= given[["value", "n", "std"]].notna().to_numpy()
+    wrong |= table[["arm", "quantity"]].isna().any(axis=1).to_numpy()[:, None]
+    if wrong.any():
+        row = int(np.flatnonzero(wrong.any(axis=1))[0]) + 2
+        raise ValueError(f"row {row} holds something that is not a finite number, or has no name")
+    if (numbers[:, 0] % 1 != 0).any():
+        raise ValueError("it has half steps")
+    if (numbers[:, 0] < -1).any() or (numbers[:, 0] >= steps).any():
+        raise ValueError(f"it has steps that a walk of {steps} does not have")
+    if table.duplicated(["arm", "quantity", "i", "stage"]).any():
+        raise ValueError("it has the same row twice")
+
+
+def settings(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the settings that most cells share, which all cells of a folder must have."""
+    shared = Counter(json.dumps({name: cell.get(name) for name in _SHARED}) for cell in cells)
+    return dict(json.loads(shared.most_common(1)[0][0])) if cells else {}

@@ -1,0 +1,230 @@
+"""Read a results folder: complete cells only, each damaged one named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.records.checks import check_facts, check_steps, settings
+from analysis.records.files import read_json, read_npy, read_npz, read_table
+
+__all__ = ["CellRecord", "Results", "ResultsError", "load_results", "read_arrays"]
+
+T = TypeVar("T")
+_KEY = ("model", "sampler", "steps", "seed")
+
+
+class ResultsError(ValueError):
+    """A results folder, or a cell of it, cannot be read; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """One complete cell: its folder, the configuration it was made with, and its scores."""
+
+    folder: Path
+    cell: dict[str, Any]
+    facts: dict[str, Any]
+
+    def key(self) -> dict[str, Any]:
+        """Return model, sampler, steps and seed."""
+        return {name: self.cell[name] for name in _KEY}
+
+    def steps(self) -> pd.DataFrame | None:
+        """Return the per-step table with the cell's key, None where no probes ran.
+
+        Rows of a Heun step's correcting call (stage 1) are left out: a walk has one call a level that it fed itself.
+
+        Raises:
+            ResultsError: the table is damaged.
+        """
+        written = [path for name in ("steps.csv", "steps.csv.gz") if (path := self.folder / name).exists()]
+        if not written:
+            return None
+        path = written[0]
+        try:
+            table = read_table(path)
+            check_steps(table, self.cell["steps"])
+            table = table.astype({"t": float, "n": float, "value": float, "std": float})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).strip()  # pandas ends its lines
+            raise ResultsError(f"{path} is damaged ({reason}); delete the cell and run again") from None
+        table = table[table["stage"] == 0].reset_index(drop=True)
+        table[["arm", "quantity"]] = table[["arm", "quantity"]].astype("category")  # thousands of rows, a dozen names
+        return table.assign(**self.key())
+
+    def array(self, name: str, key: str | None = None) -> NDArray[Any] | None:
+        """Return an npy file, or one array of an npz, or None where there is none.
+
+        Raises:
+            ResultsError: the file is damaged.
+        """
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            return read_npy(path) if key is None else read_npz(path)[key]
+        except (OSError, ValueError, KeyError) as error:
+            raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
+
+    def has_arm(self, arm: str) -> bool:
+        """Tell whether ``moments.npz`` has records of an arm; without real images there is none that starts from them.
+
+        Raises:
+            ResultsError: the file is damaged.
+        """
+        return any(name.startswith(f"{arm}/") for name in self.arrays("moments.npz") or ())
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]] | None:
+        """Return all arrays of an npz file, or None where there is none.
+
+        Raises:
+            ResultsError: the file is damaged.
+        """
+        return read_arrays(self.folder / name)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A results folder's complete cells, and a line for each cell that cannot be read."""
+
+    root: Path
+    cells: list[CellRecord]
+    problems: list[str] = field(default_factory=list)
+
+    def metrics(self) -> pd.DataFrame:
+        """Return every score, long: model, sampler, steps, nfe, seed, n, reference, metric, value, reason."""
+        columns = ["model", "sampler", "steps", "nfe", "seed", "n", "reference", "metric", "value", "reason"]
+        rows = [
+            {**score, **record.key(), "nfe": record.facts["nfe"]}
+            for record in self.cells
+            for score in record.facts["scores"]
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def each(self, read: Callable[[CellRecord], T | None]) -> list[T]:
+        """Return what ``read`` makes of every cell that has it; a damaged cell is left out and becomes a problem."""
+        found = []
+        for record in self.cells:
+            try:
+                value = read(record)
+            except ResultsError as error:
+                self.problem(str(error))
+                continue
+            if value is not None:
+                found.append(value)
+        return found
+
+    def problem(self, line: str) -> None:
+        """Note what is wrong, once, on one line."""
+        line = _one_line(line)
+        if line not in self.problems:
+            self.problems.append(line)
+
+    def steps(self) -> pd.DataFrame:
+        """Return the per-step tables of all cells, joined; empty where nothing was measured."""
+        return self._steps
+
+    @cached_property
+    def _steps(self) -> pd.DataFrame:
+        tables = self.each(CellRecord.steps)
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def account(self, sampler: str | None = None) -> str:
+        """Return N, seeds and data for captions, e.g. ``N = 256 samples a seed, 5 seeds (0 to 4), digits``."""
+        cells = [record.cell for record in self.cells if sampler in (None, record.cell["sampler"])]
+        sizes = "/".join(str(n) for n in sorted({cell["samples"] for cell in cells}))
+        seeds = sorted({cell["seed"] for cell in cells})
+        run = seeds == list(range(seeds[0], seeds[-1] + 1)) and len(seeds) > 2
+        named = f"{seeds[0]} to {seeds[-1]}" if run else ", ".join(map(str, seeds))
+        text = f"N = {sizes} samples a seed, {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({named})"
+        precision = cells[0].get("precision", "fp32")  # which all cells share
+        return text if precision == "fp32" else f"{text}, network calls in {precision}"
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Return all arrays of an npz file, or None where there is none.
+
+    Raises:
+        ResultsError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read_npz(path)
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} is damaged ({error}); delete its folder and run again") from None
+
+
+def load_results(root: Path) -> Results:
+    """Read every complete cell under ``root/cells``, ancestral sampling first, models in the order of the last run.
+
+    Raises:
+        ResultsError: there is no results folder here, or no complete cell in it.
+    """
+    if not (root / "cells").is_dir():
+        raise ResultsError(f"{root} is not a results folder (no cells/ in it)")
+    cells: list[CellRecord] = []
+    problems: list[str] = []
+    for folder in sorted(path for path in (root / "cells").iterdir() if path.is_dir()):
+        try:
+            cells.append(_read_cell(folder))
+        except FileNotFoundError:
+            problems.append(f"{folder} is incomplete and left out; run again to finish it")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            problems.append(f"{folder} is damaged and left out ({what}); delete it and run again")
+    cells = _alike(cells, problems)
+    if not cells:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ResultsError(_one_line(f"{root} holds no complete cell" + (f": {problems[0]}{more}" if problems else "")))
+    order = _model_order(root)
+    cells.sort(
+        key=lambda r: (
+            r.cell["sampler"] != "ddpm",
+            r.cell["sampler"],
+            order.get(r.cell["model"], -1),  # there before the last run, which did not name it
+            r.cell["steps"],
+            r.cell["seed"],
+        )
+    )
+    return Results(root, cells, [_one_line(problem) for problem in problems])
+
+
+def _one_line(text: str) -> str:
+    """Return text that a terminal shows on one line, whatever folders and files are called."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _read_cell(folder: Path) -> CellRecord:
+    """Read and check a cell's ``metrics.json``; any error says that the cell is damaged."""
+    facts = read_json(folder / "metrics.json")
+    check_facts(folder, facts)
+    return CellRecord(folder, dict(facts["cell"]), facts)
+
+
+def _alike(cells: list[CellRecord], problems: list[str]) -> list[CellRecord]:
+    """Keep the cells that share the settings of most; they alone may stand in one table."""
+    shared, kept = settings([record.cell for record in cells]), []
+    for record in cells:
+        other = [name for name, value in shared.items() if record.cell.get(name) != value]
+        if other:
+            problems.append(f"{record.folder} is left out: its {other[0]} is not that of the other cells")
+        else:
+            kept.append(record)
+    return kept
+
+
+def _model_order(root: Path) -> dict[str, int]:
+    """Return the order in which the run named its models."""
+    try:
+        models = read_json(root / "run.json")["configuration"]["models"]
+        return {name: position for position, name in enumerate(models)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

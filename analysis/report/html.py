@@ -1,0 +1,206 @@
+"""The report: one self-contained HTML file with the verdict, every figure, every short table, and the settings."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import struct
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from analysis.output.entries import FigureEntry, Output, TableEntry
+from analysis.output.text import entry
+from analysis.quality.fid_vs_steps import QualityTable, quality_table
+from analysis.records.load import Results
+from analysis.report.configuration import read_configuration
+from analysis.report.verdict import verdict
+
+__all__ = ["NAME", "build_report", "write_report"]
+
+NAME = "report.html"
+_MAIN = "fid_vs_steps"  # the table that opens the report, with its best entries marked
+_NAMED = 4  # models in the title; more are counted
+_INLINE = 40  # rows: longer tables are named only
+_OPEN = 12  # rows: longer tables are folded
+_LONG = 40  # characters of a text that may wrap
+_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
+_DENSITY = 0.6  # CSS pixels a pixel of a figure: 7 inches at 200 dpi fill the column
+_WIDE = 1000  # pixels of a figure that a narrow screen scrolls instead of shrinking
+
+
+def write_report(results: Results, out: Output) -> Path:
+    """Write ``report.html`` into the results folder, whole or not at all, and return its path."""
+    path = results.root / NAME
+    partial = path.with_name(f".{NAME}.partial{os.getpid()}")
+    try:
+        partial.write_text(build_report(results, out), encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def build_report(results: Results, out: Output) -> str:
+    """Return the report of what analyses entered into ``out``, as HTML."""
+    sections: dict[str, list[FigureEntry | TableEntry]] = {}
+    for item in out.entries:
+        if not (isinstance(item, TableEntry) and item.name == _MAIN):
+            sections.setdefault(item.section, []).append(item)
+    names = {"main-table": "Main table", **{_anchor(name): name for name in sections}}
+    names |= {"how-to-read": "How to read this", "made-with": "How this was made"}
+    template = Template(files("analysis.report").joinpath("report.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(f"Exposure bias: {_models(results)}"),
+        summary=escape(_summary(results)),
+        verdict="\n".join(f"<li>{escape(sentence)}</li>" for sentence in verdict(results)),
+        problems=_problems(results),
+        contents="\n".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name in names.items()),
+        main=_main_table(quality_table(results)),
+        sections="\n".join(_section(name, items, out) for name, items in sections.items()),
+        configuration=_configuration(results.root),
+    )
+
+
+def _unique(results: Results, name: str) -> list[str]:
+    return [str(value) for value in dict.fromkeys(record.cell[name] for record in results.cells)]
+
+
+def _models(results: Results) -> str:
+    names = _unique(results, "model")
+    return ", ".join(names) if len(names) <= _NAMED else f"{len(names)} models"
+
+
+def _summary(results: Results) -> str:
+    samplers, steps = _unique(results, "sampler"), sorted({record.cell["steps"] for record in results.cells})
+    counts = ", ".join(map(str, steps))
+    models = ", ".join(_unique(results, "model"))
+    return f"{models}; {', '.join(samplers)} at {counts} steps; {results.account()}."
+
+
+def _anchor(section: str) -> str:
+    return "section-" + (re.sub(r"[^a-z0-9]+", "-", section.lower()).strip("-") or "other")
+
+
+def _problems(results: Results) -> str:
+    """Return a box that names what could not be read, relative to the folder; nothing where all is sound."""
+    if not results.problems:
+        return ""
+    lines = (line.replace(f"{results.root}{os.sep}", "") for line in results.problems)
+    items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
+    return (
+        '<section class="problems" aria-labelledby="problems">\n<h2 id="problems">What was left out, and why</h2>\n'
+        f"<ul>\n{items}\n</ul>\n<p>Everything below is drawn from the records that are sound.</p>\n</section>"
+    )
+
+
+def _main_table(quality: QualityTable | None) -> str:
+    """Return the table of Frechet distances, bold for every entry not told from the best of its column."""
+    if quality is None:
+        return "<p>No Frechet distance was computed.</p>"
+    header = ["model", "sampler", *(f"{steps} steps" for steps in quality.steps)]
+    rows = []
+    for _, row in quality.table.iterrows():
+        texts = [(quality.entry(row, steps), bool(row[f"{steps}_best"])) for steps in quality.steps]
+        entries = [f"<b>{escape(text)}</b>" if best else escape(text) for text, best in texts]
+        rows.append([escape(row["model"]), escape(row["sampler"]), *entries])
+    kinds = ["", "", *("number" for _ in quality.steps)]
+    table = _table("Main table", header, rows, kinds, quality.nfe_rows())
+    return f'<p class="caption">{escape(quality.caption)}</p>\n{table}'
+
+
+def _table(
+    label: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    kinds: Sequence[str],
+    feet: Sequence[Sequence[str]] = (),
+) -> str:
+    """Return a sortable table; ``rows`` hold HTML, the other texts are escaped here; ``kinds`` are columns' classes."""
+    kinds = [f' class="{kind}"' if kind else "" for kind in kinds]
+    head = "".join(
+        f'<th scope="col" aria-sort="none"{kind}><button type="button">{escape(name)}</button></th>'
+        for name, kind in zip(header, kinds, strict=True)
+    )
+    lines = [
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}"><table class="sortable">',
+        f"<thead><tr>{head}</tr></thead>",
+        "<tbody>",
+        *(_row(row, kinds) for row in rows),
+        "</tbody>",
+        *(["<tfoot>", *(_row([escape(text) for text in foot], kinds) for foot in feet), "</tfoot>"] if feet else []),
+        "</table></div>",
+    ]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str], kinds: Sequence[str]) -> str:
+    first, *rest = zip(cells, kinds, strict=True)
+    body = "".join(f"<td{kind}>{cell}</td>" for cell, kind in rest)
+    return f'<tr><th scope="row"{first[1]}>{first[0]}</th>{body}</tr>'
+
+
+def _section(name: str, items: Sequence[FigureEntry | TableEntry], out: Output) -> str:
+    """Return one section; a table that shares its caption with a figure points there."""
+    pointers = {item.caption: f"See the figure “{item.title}”." for item in items if isinstance(item, FigureEntry)}
+    body = "\n".join(
+        _figure(item, out) if isinstance(item, FigureEntry) else _tabled(item, pointers.get(item.caption, item.caption))
+        for item in items
+    )
+    anchor = _anchor(name)
+    return f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{escape(name)}</h2>\n{body}\n</section>'
+
+
+def _figure(item: FigureEntry, out: Output) -> str:
+    title, caption, path = escape(item.title), escape(item.caption), out.figures / f"{item.name}.png"
+    try:
+        content = path.read_bytes()
+        width, height = struct.unpack(">II", content[16:24])  # of the PNG's first chunk
+    except (OSError, struct.error):
+        return f"<h3>{title}</h3>\n<p>figures/{escape(path.name)} cannot be read.</p>\n<p>{caption}</p>"
+    size = f'width="{round(width * _DENSITY)}" height="{round(height * _DENSITY)}"'
+    wide = ' class="wide"' if width > _WIDE else ""
+    data = base64.b64encode(content).decode()
+    image = f'<img{wide} {size} alt="{title}" src="data:image/png;base64,{data}">'
+    box = f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">{image}</div>'
+    return f"<figure>\n<h3>{title}</h3>\n{box}\n<figcaption>{caption}</figcaption>\n</figure>"
+
+
+def _tabled(item: TableEntry, caption: str) -> str:
+    """Return a short table, or the name of the file that holds a long one."""
+    title, frame = f"<h3>{escape(item.title)}</h3>", item.frame
+    text = f'<p class="caption">{escape(caption)}</p>'
+    if len(frame) > _INLINE:
+        name = f"tables/{item.name}.csv"
+        return f"{title}\n{text}\n<p>{len(frame)} rows, in <code>{escape(name)}</code>.</p>"
+    header = [str(column) for column in frame.columns]
+    rows = [[entry(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    kinds = [_kind(column) for column in zip(*rows, strict=True)]
+    table = _table(item.title, header, [[escape(cell) for cell in row] for row in rows], kinds)
+    if len(rows) > _OPEN:
+        table = f"<details>\n<summary>{len(rows)} rows</summary>\n{table}\n</details>"
+    return f"{title}\n{text}\n{table}"
+
+
+def _kind(column: Sequence[str]) -> str:
+    """Return the class of a column: ``number`` where all entries are, ``long`` for texts that may wrap."""
+    if all(text == "-" or _NUMBER.fullmatch(text) for text in column):
+        return "number"
+    return "long" if max(map(len, column)) > _LONG else ""
+
+
+def _configuration(root: Path) -> str:
+    """Return the run's settings, folded; a word on their absence where ``run.json`` cannot be read."""
+    found = read_configuration(root)
+    if not found:
+        return "<p>Not known: <code>run.json</code> is missing or damaged.</p>"
+    parts = []
+    for heading, rows in found.items():
+        lines = "\n".join(
+            f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows
+        )
+        parts.append(f'<h3>{heading}</h3>\n<table class="settings"><tbody>\n{lines}\n</tbody></table>')
+    return "<details>\n<summary>Full configuration and environment</summary>\n" + "\n".join(parts) + "\n</details>"

@@ -1,0 +1,157 @@
+"""Power in frequency bands along sampling, pooled over seeds, with standard errors: ring spectra and Haar sub-bands.
+
+Both are mean squares of orthonormal coefficients, so both have the closed form ``alpha^2 S_data + sigma^2`` for real
+noised data, and white unit noise gives 1 in every band. The state a free-running sampler reaches is compared with that
+closed form; its x0_hat, which is rightly smoother than the data, only with the x0_hat of teacher-forced steps at the
+same level. Ratios are natural logarithms: below 0 power is missing.
+
+Free-running samples of several seeds are more samples. Teacher-forced images are the same at every seed, only their
+noise differs; where x0_hat hardly depends on the noise a second seed adds nothing, so the standard error of the forced
+mean is that of one seed's images: an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from analysis.output.selection import models_of
+from analysis.output.style import band
+from analysis.records.load import CellRecord, Results, ResultsError
+
+__all__ = ["BAND_NOTE", "CSV_LEVELS", "band_table", "measured", "ratio_lines"]
+
+_KEYS = ["model", "sampler", "steps", "i", "t", "band"]
+_ARMS = {"state": "free/{}_state", "x0_hat": "free/{}_x0", "forced": "forced-train/{}_x0"}
+
+BAND_NOTE = (
+    "Shaded: two standard errors of the first model; those of the others are alike. All models share noise and images,"
+    " so differences between them are surer than the band. "
+)
+
+CSV_LEVELS = 12  # a walk: the reference run has hundreds of walks, and git holds their table
+
+Floats = NDArray[np.float64]
+
+
+def band_table(results: Results, kind: str) -> pd.DataFrame:
+    """Return one row a model, sampler, step count, level and band; state quantities are those the step at i reached.
+
+    ``state_log_ratio`` = log(mean power of the state / (alpha^2 S_data + sigma^2)); ``x0_hat_log_ratio`` = log(mean
+    power of x0_hat free running / teacher forced). With s = sqrt((second - mean^2) / (N - 1)), a mean power's standard
+    error over N images, that of the first is s / mean, that of the second the root of the sum of two such squares.
+    ``n`` counts samples over all seeds, ``n_forced`` the teacher-forced images, the same at every seed.
+
+    Args:
+        results: the results folder.
+        kind: ``spectrum`` or ``haar``; bands are numbered as recorded.
+    """
+    cells = results.each(lambda record: _cell(record, kind))
+    if not cells:
+        return pd.DataFrame()
+    pooled = _pooled(pd.concat(cells, ignore_index=True))
+    table = pooled[_KEYS].assign(n=pooled["state_count"].astype(int))
+    table["n_forced"] = (pooled["forced_count"] / pooled["seeds"]).astype(int)
+    scale = {name: _relative_error(pooled, name) for name in _ARMS}
+    table["state"] = pooled["state_mean"]
+    table["state_log_ratio"] = _log_ratio(pooled["state_mean"], pooled["truth"])
+    table["state_log_ratio_se"] = scale["state"]
+    table["x0_hat"] = pooled["x0_hat_mean"]
+    table["x0_hat_log_ratio"] = _log_ratio(pooled["x0_hat_mean"], pooled["forced_mean"])
+    table["x0_hat_log_ratio_se"] = np.hypot(scale["x0_hat"], scale["forced"])
+    return table
+
+
+def _cell(record: CellRecord, kind: str) -> pd.DataFrame | None:
+    """Return a cell's counts, means and second moments, one row a level and band; None where nothing was measured."""
+    i, data = (record.array("moments.npz", name) for name in ("i", f"data/{kind}"))
+    if i is None or data is None or not i.size:
+        return None
+    levels, bands = i.size, data.size
+    t, alpha, sigma = (_checked(record, name, (levels,)) for name in ("t", "alpha_next", "sigma_next"))
+    truth = alpha[:, None] ** 2 * _checked(record, f"data/{kind}", (bands,)) + sigma[:, None] ** 2
+    columns = {
+        "i": np.repeat(_checked(record, "i", (levels,)).astype(int), bands),
+        "t": np.repeat(t, bands),
+        "band": np.tile(np.arange(bands), levels),
+        "truth": truth.ravel(),
+    }
+    for arm, pattern in _ARMS.items():
+        name = pattern.format(kind)
+        if arm == "forced" and not record.has_arm("forced-train"):
+            columns |= {f"forced_{moment}": np.zeros(levels * bands) for moment in ("count", "mean", "second")}
+            continue
+        columns[f"{arm}_count"] = np.repeat(_checked(record, f"{name}/count", (levels,)), bands)
+        for moment in ("mean", "second"):
+            columns[f"{arm}_{moment}"] = _checked(record, f"{name}/{moment}", (levels, bands)).ravel()
+    return pd.DataFrame(columns).assign(**record.key())
+
+
+def _checked(record: CellRecord, name: str, shape: tuple[int, ...]) -> Floats:
+    """Return an array of ``moments.npz`` that must have a shape and finite values of 0 or more."""
+    array = record.array("moments.npz", name)
+    sound = array is not None and array.shape == shape and array.dtype.kind in "iuf"
+    if array is None or not sound or not np.isfinite(array).all() or (array < 0).any():
+        wanted = f"{name} is not {' x '.join(map(str, shape))} finite numbers of 0 or more"
+        raise ResultsError(f"{record.folder / 'moments.npz'} is damaged ({wanted}); delete the cell and run again")
+    return np.asarray(array, dtype=np.float64)
+
+
+def _pooled(cells: pd.DataFrame) -> pd.DataFrame:
+    """Pool counts and moments over seeds, each image with the same weight."""
+    sums = cells[[*_KEYS, "truth"]].assign(seeds=1)
+    for arm in _ARMS:
+        count = cells[f"{arm}_count"]
+        sums[f"{arm}_count"] = count
+        for moment in ("mean", "second"):
+            sums[f"{arm}_{moment}"] = count * cells[f"{arm}_{moment}"]
+    pooled = sums.groupby(_KEYS, sort=False, observed=True).sum().reset_index()
+    pooled["truth"] /= pooled["seeds"]
+    for arm in _ARMS:
+        count = pooled[f"{arm}_count"].clip(lower=1)
+        for moment in ("mean", "second"):
+            pooled[f"{arm}_{moment}"] /= count
+    return pooled
+
+
+def _relative_error(pooled: pd.DataFrame, arm: str) -> pd.Series:
+    """Return a mean power's standard error over the power, which is that of its logarithm; NaN below two images."""
+    mean, second, n = (pooled[f"{arm}_{name}"] for name in ("mean", "second", "count"))
+    variance = (second - mean**2).clip(lower=0) * n / (n - 1).where(n > 1)
+    independent = n / pooled["seeds"] if arm == "forced" else n  # forced images are the same at every seed
+    return (variance / independent.where(n > 1)) ** 0.5 / mean.where(mean > 0)
+
+
+def _log_ratio(value: pd.Series, truth: pd.Series) -> pd.Series:
+    """Return log(value / truth), NaN where a band is empty."""
+    return pd.Series(np.log(value.where(value > 0) / truth.where(truth > 0)))
+
+
+def measured(table: pd.DataFrame, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the quantities that have a reference, with their labels: x0_hat has none without real images."""
+    return {quantity: label for quantity, label in labels.items() if table[f"{quantity}_log_ratio"].notna().any()}
+
+
+def ratio_lines(axis: Axes, table: pd.DataFrame, quantity: str, along: str, paint: dict[str, str]) -> None:
+    """Draw the log ratios of all models along a column, and the band of two standard errors of the first.
+
+    The models' bands are alike, for they share N, noise and images, and eight of them hide each other.
+
+    Args:
+        axis: where.
+        table: of ``band_table``, one row a model and place along the column.
+        quantity: ``state`` or ``x0_hat``.
+        along: the column of the horizontal axis.
+        paint: colours by model.
+    """
+    models = models_of(table)
+    for model in reversed(models):  # the first on top
+        here = table[table["model"] == model].sort_values(along)
+        value = here[f"{quantity}_log_ratio"]
+        error = here[f"{quantity}_log_ratio_se"] if model == models[0] else np.nan
+        band(axis, pd.DataFrame({"t": here[along], "value": value, "error": error}), paint[model], "-", 1.0)
+    axis.axhline(0, color="black", linewidth=0.8)

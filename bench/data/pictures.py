@@ -1,0 +1,111 @@
+"""What every reader of datasets hands back, and the one loop that turns single pictures into it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.data.preprocessing import Pixels, Preprocessing
+from bench.files.errors import DataError
+from bench.files.limits import refuse_total, refuse_unfolding
+
+__all__ = ["Picture", "Pictures", "Wanted", "class_indices", "gather", "gather_arrays"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a caller wants of a dataset: how pictures are preprocessed and, for a known dataset, what they are then.
+
+    ``size`` is the side length that a dataset called ``name`` stands for; such datasets are in colour.
+    """
+
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    name: str = ""
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded picture: its name for messages, uint8 pixels [H, W, 1 or 3], and its bytes on disk."""
+
+    name: str
+    pixels: Pixels
+    stored: int
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A dataset as read: pixels uint8 [N, C, H, W], labels int64 [N], heldout bool [N] or None without a split.
+
+    ``lossy`` tells whether any picture's file was compressed with loss.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    heldout: NDArray[np.bool_] | None = None
+    lossy: bool = False
+
+
+def class_indices(names: Sequence[str]) -> NDArray[np.int64]:
+    """Number classes from 0 in the order of their names, or of their values where all names are numbers; int64 [N]."""
+    distinct = set(names)
+    numbers = all(name.isascii() and name.isdecimal() for name in distinct)
+    ordered = sorted(distinct, key=lambda name: (int(name), name)) if numbers else sorted(distinct)
+    index = {name: k for k, name in enumerate(ordered)}
+    return np.array([index[name] for name in names], dtype=np.int64)
+
+
+def gather(source: str, count: int, pictures: Iterable[Picture], wanted: Wanted) -> NDArray[np.uint8]:
+    """Preprocess ``count`` pictures one at a time and stack them as uint8 [count, C, H, W], grey only if all are.
+
+    Memory is the result's and one picture's.
+
+    Raises:
+        DataError: sizes differ or are not the wanted one, or the pixels are more than would fit.
+    """
+    stack = np.empty((0, 0, 0, 0), dtype=np.uint8)
+    unfolded = stored = 0
+    for k, picture in enumerate(pictures):
+        unfolded, stored = unfolded + picture.pixels.nbytes, stored + picture.stored
+        refuse_unfolding(source, "pixels", unfolded, stored)
+        image = wanted.preprocessing.apply(picture.pixels)
+        height, width, channels = image.shape
+        if k == 0:
+            _refuse_size(source, height, width, wanted)
+            stack = _empty(source, (count, 3 if wanted.size else channels, height, width))
+        if (height, width) != stack.shape[2:]:
+            sizes = f"{stack.shape[2]}x{stack.shape[3]} and {height}x{width} of {picture.name}"
+            raise DataError(f"{source}: images differ in size ({sizes}); resize them first or set the option resize")
+        if channels > stack.shape[1]:
+            grey, stack = stack, _empty(source, (count, 3, height, width))
+            stack[:k] = grey[:k]
+        stack[k] = image.transpose(2, 0, 1)
+    return stack
+
+
+def gather_arrays(source: str, arrays: Sequence[NDArray[np.uint8]], wanted: Wanted) -> NDArray[np.uint8]:
+    """Preprocess and stack the pictures of uint8 arrays [n, H, W, 1 or 3] that are in memory already.
+
+    Raises:
+        DataError: as :func:`gather`.
+    """
+    pictures = (Picture(source, image, stored=image.nbytes) for array in arrays for image in array)
+    return gather(source, sum(len(array) for array in arrays), pictures, wanted)
+
+
+def _empty(source: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    refuse_total(source, math.prod(shape))
+    try:
+        return np.empty(shape, dtype=np.uint8)
+    except MemoryError:
+        raise DataError(f"{source} needs {math.prod(shape)} bytes, more than there are; keep fewer images") from None
+
+
+def _refuse_size(source: str, height: int, width: int, wanted: Wanted) -> None:
+    if wanted.size and (height, width) != (wanted.size, wanted.size):
+        right = f"those of {wanted.name} {wanted.size}x{wanted.size}; set the option resize to {wanted.size}"
+        raise DataError(f"{source}: images are {height}x{width}, {right}")

@@ -1,0 +1,166 @@
+"""Feature extractors: uint8 images to pooled and spatial features, each registered with torch-fidelity.
+
+``digits`` and ``cifar10`` are the embedded classifiers; ``inception`` is torch-fidelity's Inception with the
+guided-diffusion evaluator's spatial layer beside it, ``clean-fid`` the same network behind clean-fid's resizing. Only
+the published Inception weights make a distance a FID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.measure.embedded_features import CifarFeatures, ClassifierFeatures, DigitsFeatures
+from bench.measure.errors import FeatureError
+from bench.measure.features.classifier import CLASSIFIERS
+from bench.measure.features.inception import (
+    CleanInceptionFeatures,
+    InceptionFeatures,
+    inception_weights,
+    is_published,
+    open_network,
+    sha256,
+)
+
+__all__ = [
+    "EXTRACTORS", "INCEPTION_EXTRACTORS", "CifarFeatures", "CleanInceptionFeatures", "DigitsFeatures", "Extractor",
+    "FeatureError", "InceptionFeatures", "open_extractor",
+]  # fmt: skip
+
+Rows = NDArray[np.float32]
+INCEPTION_EXTRACTORS = ("inception", "clean-fid")
+EXTRACTORS = ("digits", "cifar10", *INCEPTION_EXTRACTORS, "none")
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """An opened extractor.
+
+    Attributes:
+        name: one of :data:`EXTRACTORS`.
+        network: a torch-fidelity extractor giving (pooled, spatial).
+        metrics: what each score on these features is called.
+        weights_hash: sha256 of the weights file.
+        widths: numbers of pooled and of spatial features; None where any will do.
+        size: (height, width) of the images it reads, None for any.
+        logits: pooled features [B, d] to class logits [B, classes], both on the host, wherever the network is; None
+            where there are no classes.
+        note: what a score's reference has to say about the features, if anything.
+    """
+
+    name: str
+    network: torch.nn.Module
+    metrics: Mapping[str, str]
+    weights_hash: str
+    widths: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None
+    logits: Callable[[Tensor], Tensor] | None = None
+    note: str = ""
+
+    @property
+    def key(self) -> str:
+        """Return what features depend on besides the images: the name and the first digits of the weights' hash."""
+        return f"{self.name}-{self.weights_hash[:16]}"
+
+    @property
+    def embedded(self) -> bool:
+        """Tell whether it is one of the embedded classifiers, small and fast."""
+        return self.name in CLASSIFIERS
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse images it cannot read.
+
+        Args:
+            shape: of images, (..., H, W).
+
+        Raises:
+            FeatureError: they have another size than its own.
+        """
+        if self.size is not None and tuple(shape[-2:]) != self.size:
+            own, given = ("x".join(map(str, size)) for size in (self.size, shape[-2:]))
+            raise FeatureError(f"--features {self.name} reads {own} images only, not {given}; use --features inception")
+
+    @torch.no_grad()
+    def stream(self, images: Tensor, batch: int = 256) -> Iterator[tuple[Rows, Rows]]:
+        """Yield (pooled [b, d], spatial [b, d']), float32 on the host, of images batch by batch.
+
+        Args:
+            images: uint8 [N, 1 or 3, H, W].
+            batch: images a network call.
+
+        Raises:
+            FeatureError: images of a size it cannot read.
+        """
+        self.check(images.shape)
+        weight = next(self.network.parameters(), None)
+        device = images.device if weight is None else weight.device
+        for part in images.split(batch):
+            wide = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 else part
+            pooled, spatial = self.network(wide.to(device))
+            yield pooled.cpu().numpy(), spatial.cpu().numpy()
+
+    def extract(self, images: Tensor, batch: int = 256) -> tuple[Rows, Rows]:
+        """Return (pooled [N, d], spatial [N, d']), float32 on the host, of uint8 images [N, 1 or 3, H, W]."""
+        pooled, spatial = zip(*self.stream(images, batch), strict=True)
+        return np.concatenate(pooled), np.concatenate(spatial)
+
+
+def open_extractor(
+    name: str, inception_weights: Path | None = None, device: torch.device | str = "cpu"
+) -> Extractor | None:
+    """Open an extractor by name; ``none`` gives None.
+
+    Args:
+        name: one of :data:`EXTRACTORS`.
+        inception_weights: torch-fidelity's Inception weights; None takes those of the standard place, which are
+            downloaded if they are missing.
+        device: where the network computes; images may lie anywhere and features come back to the host.
+
+    Raises:
+        FeatureError: unknown name, or weights that are missing, damaged or cannot be downloaded.
+    """
+    if name == "none":
+        return None
+    if name in _EMBEDDED:
+        return _open_embedded(name, device)
+    if name in INCEPTION_EXTRACTORS:
+        return _open_inception(name, inception_weights, device)
+    raise FeatureError(f"unknown features {name!r}; choose {', '.join(EXTRACTORS)}")
+
+
+_EMBEDDED: Mapping[str, tuple[type[ClassifierFeatures], tuple[int, int], tuple[int, int]]] = {
+    "digits": (DigitsFeatures, (64, 4 * 4 * 7), (8, 8)),
+    "cifar10": (CifarFeatures, (128, 8 * 8 * 7), (32, 32)),
+}
+
+
+def _open_embedded(name: str, device: torch.device | str) -> Extractor:
+    kind, widths, size = _EMBEDDED[name]
+    network = kind(name, [kind.pooled, "spatial"]).to(device)
+    digest = sha256(CLASSIFIERS[name].weights)
+    return Extractor(name, network, _metric_names("", f"_{name}"), digest, widths, size, network.logits)
+
+
+def _open_inception(name: str, given: Path | None, device: torch.device | str) -> Extractor:
+    path = inception_weights(given)
+    kind: type[InceptionFeatures] = InceptionFeatures if name == "inception" else CleanInceptionFeatures
+    network = open_network(kind, path, ["2048", "spatial"]).to(device)
+    digest = sha256(path)
+    suffix = "" if is_published(digest) else "_inception"
+    prefix, note = ("", "") if name == "inception" else ("clean_", "torch-fidelity's network, clean-fid's resizing")
+    metrics = _metric_names(prefix, suffix)
+    return Extractor(name, network, metrics, digest, (2048, 17 * 17 * 7), None, network.logits, note)
+
+
+def _metric_names(prefix: str, suffix: str) -> dict[str, str]:
+    """Name the scores; only published Inception features (no suffix) make a FID."""
+    stem = "fd" if suffix else "fid"
+    names = {"frechet": stem, "spatial": f"s{stem}", "inception_score": "is"}
+    names |= {metric: metric for metric in ("kid", "precision", "recall")}
+    return {metric: f"{prefix}{name}{suffix}" for metric, name in names.items()}

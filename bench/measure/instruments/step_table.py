@@ -1,0 +1,254 @@
+"""From a cell's merged records to its table of per-step quantities, one row a quantity and level.
+
+Definitions, with sigma_p the data's per-pixel standard deviation and the level (alpha, sigma) a row stands at:
+
+* ``eps_norm``, ``eps_used_norm``, ``x0_norm``, ``clipped``, ``x0_rmse``: mean over images, std over images.
+* ``eps_rms``: root of the mean over images of ||eps||^2, the norm that has a closed form.
+* ``x0_bias``: mean over pixels of the mean error; ``x0_nu``: mean over pixels of the error's std (Ning et al. 2023,
+  nu_t); std over pixels.
+* ``var_marginal``: mean over pixels of Var(x); ``variance_ratio``: the same over mean(alpha^2 sigma_p^2 + sigma^2),
+  with std such that std / sqrt(n) is its standard error: that over images of each image's own share of the ratio.
+* ``var_conditional``: mean over pixels of Var(x - alpha x0), on walks that know x0.
+* ``pred_std``: mean over pixels of the std of x - alpha x0; where the walk started from noise and so is independent
+  of x0, of sqrt(Var(x) + alpha^2 sigma_p^2). ``delta_t`` = (pred_std - sigma)^2 is the published measure
+  (Ning et al. 2024, ``x_t_distribution_consecutive_sampling``).
+* ``floor_std``: what pred_std is for an exact sampler that forgot x0, mean of sqrt(sigma^2 + 2 alpha^2 sigma_p^2);
+  ``delta_t_floor`` = (floor_std - sigma)^2; ``excess_std`` = pred_std - floor_std, signed. Paired walks of
+  class-conditional models have none of the three: the state shares x0's class, however much else it forgot.
+
+Rows of the network call stand at the level it saw (solver index i, 0 the least noisy); rows of a state at the level
+it reached, i = -1 being the clean one. ``stage`` 1 marks the correcting call of a Heun step, whose i is the step's and
+whose level the one the step reached; every other row, the states' too, has stage 0. All standard deviations over images
+divide by n - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bench.diffusion.samplers import Solver
+from bench.diffusion.types import Level
+from bench.measure.instruments.gaussian import GaussianState, LinearGaussian
+from bench.measure.instruments.moments import Moments
+from bench.measure.instruments.probes import SCALARS
+
+__all__ = ["STEP_COLUMNS", "PixelStatistics", "Row", "delta_floor", "gaussian_rows", "measured_rows", "to_table"]
+
+Arrays = Mapping[str, NDArray[np.float64]]
+_OVER_FLOOR = ("floor_std", "delta_t_floor", "excess_std")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of ``steps.csv``."""
+
+    arm: str
+    i: int
+    stage: int
+    t: float
+    alpha: float
+    sigma: float
+    n: int | None  # empty where the answer is exact
+    quantity: str
+    value: float
+    std: float = float("nan")
+
+
+STEP_COLUMNS = tuple(field.name for field in fields(Row))
+
+
+@dataclass(frozen=True)
+class PixelStatistics:
+    """The data's per-pixel mean and variance, float64 [C, H, W], in the [-1, 1] scale."""
+
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+
+
+def to_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Return rows as a table, each arm's noisiest level first."""
+    table = pd.DataFrame([astuple(row) for row in rows], columns=list(STEP_COLUMNS)).astype({"n": "Int64"})
+    return table.sort_values(["arm", "quantity", "i", "stage"], ascending=[True, True, False, True], ignore_index=True)
+
+
+def delta_floor(level: Level, pixel_variance: NDArray[np.float64]) -> float:
+    """Return floor_std: the published pred_std of an exact sampler whose state is independent of x0.
+
+    Args:
+        level: where.
+        pixel_variance: Var(x0) per pixel.
+    """
+    return float(np.sqrt(level.sigma**2 + 2 * level.alpha**2 * pixel_variance).mean())
+
+
+def measured_rows(
+    arm: str,
+    record: Arrays,
+    indices: Sequence[int],
+    levels: Sequence[Level],
+    data: PixelStatistics,
+    solver: Solver | None = None,
+    forgets: bool = True,
+) -> Iterator[Row]:
+    """Yield the rows of one arm.
+
+    Args:
+        arm: ``free``, ``paired``, ``forced-train`` or ``forced-heldout``.
+        record: merged states of the arm's probes.
+        indices: solver indices of the pixel rows.
+        levels: the walk's levels, noisiest first, ending in the clean one.
+        data: statistics of the images the model was trained on.
+        solver: the update rule, where its churn raises the levels that calls see.
+        forgets: whether the state of an exact sampler is independent of x0; where it shares x0's class it is not, and
+            the floor and the excess over it are left out.
+    """
+    at = {len(levels) - 2 - position: level for position, level in enumerate(levels)}  # i -> level, -1 is clean
+    knows_x0 = "residual/count" in record
+    seen = {i: solver.stirred(level)[0] if solver and i >= 0 else level for i, level in at.items()}
+    yield from _scalar_rows(arm, record, at, seen, knows_x0)
+    energy_spread = np.sqrt(Moments.variance(_moments(record, "scalars")))[:, SCALARS.index("energy")]
+    corrections = record["scalars/count"][len(levels) - 1 :]
+    for row, i in enumerate(indices):
+        part = {key: value[row : row + 1] for key, value in record.items() if not key.startswith("scalars/")}
+        if knows_x0:
+            yield from _error_rows(arm, part, i, seen[i])
+        completing = i + len(levels) - 1 if i < len(corrections) and corrections[i] else i
+        rows = _state_rows(arm, part, i - 1, at[i - 1], data, float(energy_spread[completing]))
+        yield from rows if forgets else (row for row in rows if row.quantity not in _OVER_FLOOR)
+
+
+def _moments(record: Arrays, name: str) -> dict[str, NDArray[np.float64]]:
+    return {key: record[f"{name}/{key}"] for key in ("count", "mean", "second")}
+
+
+def _scalar_rows(
+    arm: str, record: Arrays, at: Mapping[int, Level], seen: Mapping[int, Level], knows_x0: bool
+) -> Iterator[Row]:
+    moments = _moments(record, "scalars")
+    means, spreads = moments["mean"], np.sqrt(Moments.variance(moments))
+    for row in np.flatnonzero(moments["count"]).tolist():
+        stage, i = divmod(row, len(at) - 1)
+        level, n = at[i - 1] if stage else seen[i], moments["count"][row]
+        mean = dict(zip(SCALARS, means[row].tolist(), strict=True))
+        spread = dict(zip(SCALARS, spreads[row].tolist(), strict=True))
+        for name in ("eps_norm", "eps_used_norm", "x0_norm", "clipped"):
+            yield _row(arm, i, level, n, name, mean[name], spread[name], stage)
+        yield _row(arm, i, level, n, "eps_rms", moments["second"][row, SCALARS.index("eps_norm")] ** 0.5, stage=stage)
+        if knows_x0:
+            rmse = mean["x0_mse"] ** 0.5
+            # Spread of a root by the delta method: d sqrt(m) = dm / (2 sqrt(m)).
+            yield _row(arm, i, level, n, "x0_rmse", rmse, spread["x0_mse"] / (2 * rmse) if rmse else 0.0, stage)
+
+
+def _true_variance(level: Level, data: PixelStatistics) -> float:
+    return level.alpha**2 * float(data.variance.mean()) + level.sigma**2
+
+
+def _error_rows(arm: str, part: Arrays, i: int, level: Level) -> Iterator[Row]:
+    error = _moments(part, "error")
+    n = error["count"][0]
+    nu = np.sqrt(Moments.variance(error))
+    yield _row(arm, i, level, n, "x0_bias", error["mean"].mean(), error["mean"].std())
+    yield _row(arm, i, level, n, "x0_nu", nu.mean(), nu.std())
+
+
+def _state_rows(
+    arm: str, part: Arrays, i: int, level: Level, data: PixelStatistics, energy_spread: float
+) -> Iterator[Row]:
+    state = _moments(part, "state")
+    n, variance = state["count"][0], Moments.variance(state)[0]
+    yield _row(arm, i, level, n, "var_marginal", variance.mean(), variance.std())
+    truth = _true_variance(level, data)
+    if truth > 0:
+        yield _row(arm, i, level, n, "variance_ratio", variance.mean() / truth, energy_spread / truth)
+    if "residual/count" in part:
+        residual = Moments.variance(_moments(part, "residual"))[0]
+        yield _row(arm, i, level, n, "var_conditional", residual.mean(), residual.std())
+        pred = np.sqrt(residual)
+    else:
+        pred = np.sqrt(variance + level.alpha**2 * data.variance)
+    pred_std = float(pred.mean())
+    yield _row(arm, i, level, n, "pred_std", pred_std, float(pred.std()))
+    yield _row(arm, i, level, n, "delta_t", (pred_std - level.sigma) ** 2)
+    if not arm.startswith("forced"):
+        floor = delta_floor(level, data.variance)
+        yield _row(arm, i, level, n, "floor_std", floor)
+        yield _row(arm, i, level, n, "delta_t_floor", (floor - level.sigma) ** 2)
+        yield _row(arm, i, level, n, "excess_std", pred_std - floor)
+
+
+def _row(
+    arm: str, i: int, level: Level, n: float, quantity: str, value: float, std: float = float("nan"), stage: int = 0
+) -> Row:
+    return Row(arm, i, stage, level.t, level.alpha, level.sigma, int(n), quantity, float(value), float(std))
+
+
+def gaussian_rows(
+    oracle: LinearGaussian,
+    levels: Sequence[Level],
+    indices: Sequence[int],
+    solver: Solver,
+    paired: bool = False,
+) -> Iterator[Row]:
+    """Yield what an exact denoiser does on the same levels, without clipping or scaling.
+
+    Arm ``gaussian`` starts from noise, ``gaussian-paired`` (if asked for) from noised data, and ``gaussian-forced``
+    takes single steps.
+
+    Args:
+        oracle: Gaussian with the data's mean and covariance.
+        levels: the walk's levels.
+        indices: solver indices to report.
+        solver: the update rule.
+        paired: whether to walk from noised data too.
+    """
+    starts = {"gaussian": oracle.prior(levels[0])}
+    if paired:
+        starts["gaussian-paired"] = oracle.forward(levels[0])
+    walks = {arm: [start, *oracle.walk(start, levels, solver)] for arm, start in starts.items()}
+    wanted = set(indices)
+    for position in range(len(levels) - 1):
+        i = len(levels) - 2 - position
+        if i in wanted:
+            forward = oracle.forward(levels[position])
+            reached = next(oracle.walk(forward, levels[position : position + 2], solver))
+            for arm, states in walks.items():
+                yield from _gaussian_step(
+                    oracle, arm, i, oracle.stirred(states[position], solver), states[position + 1]
+                )
+            yield from _gaussian_step(oracle, "gaussian-forced", i, oracle.stirred(forward, solver), reached)
+
+
+def _gaussian_step(
+    oracle: LinearGaussian, arm: str, i: int, state: GaussianState, reached: GaussianState
+) -> Iterator[Row]:
+    level, level_next = state.level, reached.level
+
+    def row(at: int, where: Level, quantity: str, value: float) -> Row:
+        return Row(arm, at, 0, where.t, where.alpha, where.sigma, None, quantity, float(value))
+
+    yield row(i, level, "eps_rms", oracle.eps_energy(state) ** 0.5)
+    pixel_variance = np.diag(oracle.cov)
+    marginal = float(np.diag(reached.cov).mean())
+    yield row(i - 1, level_next, "var_marginal", marginal)
+    truth = level_next.alpha**2 * float(pixel_variance.mean()) + level_next.sigma**2
+    if truth > 0:
+        yield row(i - 1, level_next, "variance_ratio", marginal / truth)
+    if arm == "gaussian-forced":
+        yield row(i, level, "x0_rmse", float(np.diag(oracle.gain(level)[1]).mean()) ** 0.5)
+    residual = reached.residual_variance(oracle.cov).clip(min=0)
+    if arm != "gaussian":  # from noise x is independent of x0
+        yield row(i - 1, level_next, "var_conditional", float(residual.mean()))
+    pred_std = float(np.sqrt(residual).mean())
+    yield row(i - 1, level_next, "pred_std", pred_std)
+    yield row(i - 1, level_next, "delta_t", (pred_std - level_next.sigma) ** 2)
+    if arm != "gaussian-forced":
+        floor = delta_floor(level_next, pixel_variance)
+        yield row(i - 1, level_next, "floor_std", floor)
+        yield row(i - 1, level_next, "delta_t_floor", (floor - level_next.sigma) ** 2)
+        yield row(i - 1, level_next, "excess_std", pred_std - floor)

@@ -1,0 +1,88 @@
+"""What samples are compared with, opened: sets of images, and files of reference statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from bench.data import Dataset, load_path
+from bench.measure.features.extractors import Extractor
+from bench.measure.quality.statistics import ReferenceStatistics
+from bench.measure.quality.statistics_files import npz_names, read_statistics
+from bench.measure.statistics_cache import with_features
+
+__all__ = ["ImageSet", "Yardstick", "open_statistics"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one side: what tables call them, uint8 [N, C, H, W], and a hash of their content."""
+
+    name: str
+    images: Tensor
+    content: str
+
+    @classmethod
+    def all_of(cls, data: Dataset) -> ImageSet:
+        """Take all images of a dataset."""
+        return cls(f"{data.name} ({len(data.images)})", data.images, data.content_hash())
+
+    @classmethod
+    def training(cls, data: Dataset) -> ImageSet:
+        """Take what is not held out: of a folder with ``train`` and ``test`` in it, the former."""
+        if not data.heldout.any():
+            return cls.all_of(data)
+        return cls(data.training_name, data.part("train"), data.content_hash())
+
+    @property
+    def size(self) -> str:
+        """Return height x width."""
+        return "x".join(map(str, self.images.shape[2:]))
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """A reference: its statistics, and its images where it has any."""
+
+    statistics: ReferenceStatistics
+    pictures: ImageSet | None
+
+    def content_hash(self) -> str:
+        """Return a hash of all numbers and images in it."""
+        hashes = [self.statistics.content_hash(), *([self.pictures.content] if self.pictures else [])]
+        return "-".join(hashes)
+
+    def completed(self, extractor: Extractor, batch: int = 256, quiet: bool = True) -> ReferenceStatistics:
+        """Return the statistics with features of its own images, if there are any, to be compared one by one.
+
+        Args:
+            extractor: gives the features.
+            batch: images a network call.
+            quiet: no progress bar.
+        """
+        if self.pictures is None:
+            return self.statistics
+        images, name, content = self.pictures.images, self.pictures.name, self.pictures.content
+        return with_features(self.statistics, extractor, images, name, content, batch, quiet)
+
+
+def open_statistics(path: Path, extractor: Extractor) -> Yardstick:
+    """Read a file of statistics (``mu, sigma``), and its images (``arr_0``) if it has any; nothing is computed.
+
+    Args:
+        path: the npz file.
+        extractor: whose features the statistics are taken for.
+
+    Raises:
+        FeatureError: no such file, damaged, no statistics or of other features, or images of a size that the extractor
+            cannot read.
+        DataError: its images cannot be read.
+    """
+    statistics = read_statistics(path, extractor)
+    if "arr_0" not in npz_names(path):
+        return Yardstick(statistics, None)
+    pictures = ImageSet.all_of(load_path(f"images of {path.name}", path))
+    extractor.check(tuple(pictures.images.shape))
+    return Yardstick(statistics, pictures)

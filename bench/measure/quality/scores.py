@@ -1,0 +1,216 @@
+"""Sample quality: features to statistics to scalars, each scalar with its reference, N and, if empty, the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from bench.measure.extrapolation import FEWEST_PER_FEATURE, frechet_infinity
+from bench.measure.features.extractors import Extractor
+from bench.measure.inception_score import inception_score
+from bench.measure.quality.frechet import frechet_distance
+from bench.measure.quality.statistics import (
+    FEWEST_COMPARED,
+    KEPT,
+    FeatureMoments,
+    MomentStream,
+    ReferenceStatistics,
+    progress,
+)
+
+__all__ = ["SCORES_VERSION", "FeatureSet", "Score", "collect", "frechet_score", "neighbour_ratio", "score"]
+
+Rows = NDArray[np.float32]
+SCORES_VERSION = 7  # raise when the set of scores or the meaning of one changes: samples are then scored anew
+_NEIGHBOURS = 3
+_ROWS = 256  # of a distance matrix held at a time, so that memory grows with N and not with N^2
+_PIXEL_ROWS = 1024  # images in float64 at a time
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of a set of images: ``pooled`` [N, d], and ``spatial`` [N, d'] or no more than their moments."""
+
+    pooled: Rows
+    spatial: Rows | FeatureMoments
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of a cell; ``value`` is None where N cannot support it, for the stated ``reason``."""
+
+    metric: str
+    value: float | None
+    n: int
+    reference: str
+    reason: str = ""
+
+
+def collect(extractor: Extractor, images: Tensor, name: str, batch: int = 256, quiet: bool = True) -> FeatureSet:
+    """Return samples' features; of the spatial ones, as large again, only the moments are kept.
+
+    Args:
+        extractor: gives the features.
+        images: uint8 [N, 1 or 3, H, W], N at least 1.
+        name: what a progress bar calls them.
+        batch: images a network call.
+        quiet: no progress bar.
+    """
+    rows, moments = [], MomentStream()
+    for pooled, spatial in progress(extractor, images, name, batch, quiet):
+        rows.append(pooled)
+        moments.add(spatial)
+    return FeatureSet(np.concatenate(rows), moments.result())
+
+
+def score(
+    samples: FeatureSet, reference: ReferenceStatistics, extractor: Extractor, reference_name: str
+) -> Iterator[Score]:
+    """Yield every score that the features support, those that N cannot support empty and with the reason.
+
+    In this order: Frechet distance on pooled features, as it is and at infinite N, and on spatial features; KID;
+    precision and recall; the Inception score, which has no reference.
+
+    Args:
+        samples: their features.
+        reference: what they are compared with.
+        extractor: gave both; it names the scores.
+        reference_name: how tables call the reference.
+    """
+    n, names = len(samples.pooled), extractor.metrics
+    note = f"; {extractor.note}" if extractor.note else ""
+    name = f"{reference_name}{note}"
+    yield frechet_score(names["frechet"], samples.pooled, reference.moments, name)
+    yield _infinite(f"{names['frechet']}_inf", samples.pooled, reference.moments, name)
+    if reference.spatial is None:
+        yield Score(
+            names["spatial"], None, n, name, "the reference has no statistics of spatial features (mu_s, sigma_s)"
+        )
+    else:
+        yield frechet_score(names["spatial"], samples.spatial, reference.spatial, name)
+    yield from _compared(samples.pooled, reference, extractor, note)
+    if extractor.logits is not None:
+        yield _inception_score(names["inception_score"], samples.pooled, extractor)
+
+
+def _compared(samples: Rows, reference: ReferenceStatistics, extractor: Extractor, note: str) -> Iterator[Score]:
+    """Yield KID, precision and recall, which compare features one by one with the reference's kept ones.
+
+    They are torch-fidelity's; KID subsets hold min(1000, N, M) images, precision and recall take k = 3 and all samples.
+    """
+    n, names, name = len(samples), extractor.metrics, f"{reference.pooled_name}{note}"
+    if not reference.comparable:
+        reason = f"needs {FEWEST_COMPARED} reference images, not {len(reference.pooled)}"
+        if not len(reference.pooled):
+            reason = "the reference has no images, only statistics"
+        for key in ("kid", "precision", "recall"):
+            yield Score(names[key], None, n, name, reason)
+        return
+    ours, theirs = torch.from_numpy(samples), torch.from_numpy(reference.pooled)
+    if n < 2:
+        yield Score(names["kid"], None, n, name, "needs 2 images")
+    else:
+        kid = kid_features_to_metric(ours, theirs, kid_subset_size=min(1000, n, len(theirs)), verbose=False)
+        yield Score(names["kid"], kid[KEY_METRIC_KID_MEAN], n, name)
+    if n < _NEIGHBOURS + 1:
+        for key in ("precision", "recall"):
+            yield Score(names[key], None, n, name, f"needs {_NEIGHBOURS + 1} images")
+        return
+    settings = {"prc_neighborhood": _NEIGHBOURS, "prc_batch_size": _ROWS, "save_cpu_ram": True, "verbose": False}
+    prc = prc_features_to_metric(ours, theirs, **settings)
+    yield Score(names["precision"], prc[KEY_METRIC_PRECISION], n, name)
+    yield Score(names["recall"], prc[KEY_METRIC_RECALL], n, name)
+
+
+@torch.no_grad()
+def _inception_score(name: str, samples: Rows, extractor: Extractor) -> Score:
+    """Return the Inception score, empty for a single image, whose score is 1 whatever it shows."""
+    if len(samples) < 2:
+        return Score(name, None, len(samples), "none", "needs 2 images")
+    assert extractor.logits is not None  # its caller asked
+    return Score(name, inception_score(samples, extractor.logits), len(samples), "none")
+
+
+def frechet_score(
+    name: str, samples: Rows | FeatureMoments, reference: Rows | FeatureMoments, reference_name: str
+) -> Score:
+    """Return the Frechet distance of features [N, d] to the reference's, empty where N does not exceed d.
+
+    Either side may be given by its moments. A reference whose number of images nobody states is taken at its word.
+    """
+    ours, theirs = _moments(samples), _moments(reference)
+    n = ours.n or 0
+    features = len(ours.mean)
+    fewest = n if theirs.n is None else min(n, theirs.n)
+    if fewest <= features:
+        reason = f"a covariance of {features} features needs {features + 1} images, not {fewest}"
+        return Score(name, None, n, reference_name, reason)
+    value = frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)
+    return Score(name, value, n, reference_name)
+
+
+def _moments(features: Rows | FeatureMoments) -> FeatureMoments:
+    if isinstance(features, FeatureMoments):
+        return features
+    stream = MomentStream()
+    for start in range(0, len(features), KEPT):  # float64 copies of no more rows than these at a time
+        stream.add(features[start : start + KEPT])
+    return stream.result()
+
+
+def _infinite(name: str, samples: Rows, reference: FeatureMoments, reference_name: str) -> Score:
+    """Extrapolate the samples' side of a Frechet distance; the reference stays as large as it is."""
+    n, features = samples.shape
+    needed = FEWEST_PER_FEATURE * features
+    if n < needed:
+        reason = f"extrapolation of {features} features needs {needed} images, not {n}"
+        return Score(name, None, n, reference_name, reason)
+    if reference.n is not None and reference.n <= features:
+        reason = f"a covariance of {features} features needs {features + 1} images, not {reference.n}"
+        return Score(name, None, n, reference_name, reason)
+    return Score(name, frechet_infinity(samples, reference.mean, reference.cov), n, reference_name)
+
+
+def neighbour_ratio(samples: Tensor, train: Tensor, heldout: Tensor) -> Score:
+    """Return mean nearest-pixel distance to training over held-out images; below 1 the model memorises.
+
+    Training images are thinned evenly to the number of held-out ones, so that both offer as many neighbours.
+
+    Args:
+        samples: uint8 [N, C, H, W].
+        train: uint8 [M, C, H, W].
+        heldout: uint8 [K, C, H, W].
+    """
+    name, reference = "nn_ratio", "train / held-out, equal numbers"
+    count = min(len(train), len(heldout))
+    if not count:
+        lacking = "the dataset has no held-out part" if len(train) else "the training images are not at hand"
+        return Score(name, None, len(samples), reference, lacking)
+    thinned = [images[torch.linspace(0, len(images) - 1, count).long()] for images in (train, heldout)]
+    near = [_nearest(samples, images) for images in thinned]
+    if not near[1]:
+        return Score(name, None, len(samples), reference, "every sample is a held-out image")
+    return Score(name, near[0] / near[1], len(samples), reference)
+
+
+def _nearest(samples: Tensor, images: Tensor) -> float:
+    """Return the mean distance of samples to their nearest image, in the [-1, 1] scale."""
+    # Sums of products of grey levels are whole numbers below 2^53, which float64 products give exactly: the distance of
+    # equal images is 0.
+    nearest = torch.full((len(samples),), torch.inf, dtype=torch.float64)
+    for block in images.split(_PIXEL_ROWS):
+        theirs = block.flatten(1).double()
+        squares = theirs.square().sum(1)
+        for part, least in zip(samples.split(_PIXEL_ROWS), nearest.split(_PIXEL_ROWS), strict=True):
+            ours = part.flatten(1).double()
+            # ||a - b||^2 = ||a||^2 + ||b||^2 - 2 a.b
+            apart = torch.addmm(squares, ours, theirs.T, alpha=-2).amin(1) + ours.square().sum(1)
+            torch.minimum(least, apart, out=least)
+    return nearest.sqrt().mean().item() / 127.5

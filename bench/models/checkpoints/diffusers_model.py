@@ -1,0 +1,245 @@
+"""Models in the format of the diffusers library: a folder of JSON and safetensors, or the id of one on its hub.
+
+Nothing is executed from a file: the configuration is JSON, the weights are safetensors, pickles (``.bin``) are refused,
+and the network is checked against the file, without memory of its own, before anything is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bench.diffusion.schedules import alpha_bars
+from bench.models.checkpoints.hub import Parts, read_json, resolve_hub
+from bench.models.checkpoints.native import Description, file_hash
+from bench.models.networks.adm import CheckpointError, without_weights
+from bench.models.networks.shapes import shown
+
+__all__ = [
+    "build_unet", "describe_diffusers", "hash_diffusers", "load_diffusers", "resolve_hub", "training_process",
+]  # fmt: skip
+
+_LATENT = ("vae", "vqvae", "movq", "text_encoder", "prior")  # parts of pipelines whose U-Net sees no pixels
+_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+# What a scheduler of these classes means by leaving a setting out.
+_DEFAULTS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
+_DEFAULTED = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
+_LONGEST_TRAINING = 100_000
+_MOST_LAYERS = 64  # per block, and of blocks: files of strangers shall not make us build for ever
+# Attention layers of files from before diffusers 0.16, google/ddpm-cifar10-32 among them.
+_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def training_process(path: Path) -> tuple[str, int, str]:
+    """Return (schedule, T, prediction) of a ``scheduler_config.json``.
+
+    Schedule and prediction are our names (:func:`bench.diffusion.schedules.betas`,
+    :data:`bench.models.denoisers.parameterization.CONVERSIONS`). How the library would sample (spacing, clipping, its
+    solver) is not
+    read: samplers here are chosen by the run.
+
+    Raises:
+        CheckpointError: unreadable, a schedule without closed form or without signal at its end, or an unknown
+            prediction.
+    """
+    config = read_json(path)
+    name = config.get("_class_name", "DDPMScheduler")
+    if name in _DEFAULTED:
+        config = _DEFAULTS | config
+    kind = config.get("beta_schedule")
+    if kind is None:
+        raise CheckpointError(f"{path}: {_shown(name)} has no betas; only variance-preserving schedules can be used")
+    for key in ("trained_betas", "rescale_betas_zero_snr"):
+        if config.get(key):
+            raise CheckpointError(f"{path} sets {key!r}, which cannot be used; choose a model without it")
+    T = config.get("num_train_timesteps")
+    if not isinstance(T, int) or not 1 <= T <= _LONGEST_TRAINING:
+        raise CheckpointError(f"{path}: num_train_timesteps must be a whole number up to {_LONGEST_TRAINING}")
+    schedule = _schedule(path, kind, config.get("beta_start"), config.get("beta_end"), T)
+    said = config.get("prediction_type") or ("sample" if config.get("predict_epsilon") is False else "epsilon")
+    if said not in _PREDICTIONS:
+        raise CheckpointError(f"{path}: unknown prediction_type {_shown(said)}; known: {', '.join(_PREDICTIONS)}")
+    return schedule, T, _PREDICTIONS[said]
+
+
+def _schedule(path: Path, kind: Any, start: Any, end: Any, T: int) -> str:
+    if kind == "squaredcos_cap_v2":
+        name = "cosine"
+    elif kind not in ("linear", "scaled_linear"):
+        known = "linear, scaled_linear, squaredcos_cap_v2"
+        raise CheckpointError(f"{path}: unknown beta_schedule {_shown(kind)}; known: {known}")
+    elif not all(isinstance(value, int | float) and math.isfinite(value) for value in (start, end)):
+        raise CheckpointError(f"{path}: beta_start and beta_end must be numbers")
+    else:
+        is_ours = kind == "linear" and (start, end, T) == (1e-4, 0.02, 1000)
+        name = "linear" if is_ours else f"{kind}({float(start)!r},{float(end)!r})"
+    try:
+        alpha_bars(name, T)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return name
+
+
+def _shown(value: Any) -> str:
+    """Show a value in one short line: it comes from a file."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def describe_diffusers(path: Path) -> Description:
+    """Describe a pixel model: a pipeline's folder (``unet/``, ``scheduler/``) or a flat one.
+
+    Returns:
+        A description of format ``diffusers``. ``network`` holds the configuration of the ``UNet2DModel`` and
+        ``image_size`` (None for any) and ``num_classes`` beside it. ``t`` counts from 0, as in the library.
+
+    Raises:
+        CheckpointError: a part is missing or damaged, a latent or text-conditional model, or settings that cannot be
+            used.
+    """
+    parts = Parts.of(path)
+    config = read_json(parts.config)
+    latent = [name for name in _LATENT if name in parts.index]
+    if latent or config.get("_class_name") == "UNet2DConditionModel":
+        what = f"works on the latents of its {latent[0]!r}" if latent else "is conditioned on embeddings"
+        raise CheckpointError(f"{path} {what}, but an unconditional pixel model is needed here; see docs/latent.md")
+    if config.get("_class_name") != "UNet2DModel":
+        raise CheckpointError(f"{parts.config} is of a {_shown(config.get('_class_name'))}; only UNet2DModel is known")
+    schedule, T, prediction = training_process(parts.scheduler)
+    network = {key: value for key, value in config.items() if not key.startswith("_")}
+    _check_channels(parts, network)
+    size = network.get("sample_size")
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    network["image_size"] = size if isinstance(size, int) else None
+    network["num_classes"] = network.get("num_class_embeds")
+    return Description(network, schedule, T, {}, prediction, "diffusers")
+
+
+def _check_channels(parts: Parts, network: dict[str, Any]) -> None:
+    """Fill in the library's defaults of the channels and refuse outputs that are not images, or images twice."""
+    channels, outputs = (network.setdefault(key, 3) for key in ("in_channels", "out_channels"))
+    if not all(isinstance(value, int) and value > 0 for value in (channels, outputs)):
+        raise CheckpointError(f"{parts.config}: in_channels and out_channels must be positive whole numbers")
+    widths = network.get("block_out_channels", [1])
+    if not isinstance(widths, list) or not 0 < len(widths) <= _MOST_LAYERS:
+        words = f"block_out_channels must be a list of up to {_MOST_LAYERS} numbers"
+        raise CheckpointError(f"{parts.config} describes no network ({words})")
+    if outputs not in (channels, 2 * channels):
+        raise CheckpointError(f"{parts.config}: out_channels must be in_channels, {channels}, or twice that")
+    if network.get("class_embed_type") is not None:
+        raise CheckpointError(f"{parts.config} sets 'class_embed_type', which cannot be used; class labels can")
+    variance = read_json(parts.scheduler).get("variance_type")
+    learned = outputs == 2 * channels
+    if learned and variance not in (None, "learned_range"):
+        raise CheckpointError(
+            f"{parts.scheduler}: variance_type {_shown(variance)} does not go with twice the channels;"
+            " only 'learned_range' does"
+        )
+    if variance in ("learned", "learned_range") and not learned:
+        raise CheckpointError(f"{parts.scheduler}: variance_type {variance!r} needs twice the channels as output")
+
+
+def load_diffusers(path: Path, description: Description) -> Any:
+    """Build the network of a description and load its weights, float32 in evaluation mode.
+
+    Returns:
+        A network called as ``network(x, t, class_labels).sample`` with x [B, C, H, W] and t [B], from 0.
+
+    Raises:
+        CheckpointError: missing, truncated, of another architecture, not floating-point numbers, or not finite.
+    """
+    import diffusers  # slow to import: only whoever needs a network pays
+
+    ours = ("image_size", "num_classes")
+    config = {key: value for key, value in description.network.items() if key not in ours}
+    return build_unet(diffusers.UNet2DModel, config, Parts.of(path), torch.float32)
+
+
+def hash_diffusers(path: Path) -> str:
+    """Return a sha256 over the two configurations and the weights, hexadecimal.
+
+    Raises:
+        CheckpointError: a part is missing or unreadable.
+    """
+    parts = Parts.of(path)
+    hashes = [file_hash(part) for part in (parts.config, parts.scheduler, parts.weights)]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def build_unet(kind: type[Any], config: Mapping[str, Any], parts: Parts, dtype: torch.dtype) -> Any:
+    """Build a network of the library from a stranger's settings and weights, in evaluation mode, without gradients.
+
+    Args:
+        kind: the library's class.
+        config: its constructor arguments.
+        parts: where the weights are.
+        dtype: of the weights in memory.
+
+    Raises:
+        CheckpointError: as for :func:`load_diffusers`.
+    """
+    known = inspect.signature(kind.__init__).parameters
+    for key, value in config.items():
+        if key not in known and value:  # what is off does not change the network
+            raise CheckpointError(f"{parts.config} sets {_shown(key)}, unknown to this diffusers; upgrade it")
+        if ("layers" in key or key.endswith("block_types")) and not _is_small(value):
+            raise CheckpointError(f"{parts.config}: {_shown(key)} is beyond any network, {_shown(value)}")
+    try:
+        unet = without_weights(lambda: kind(**{key: value for key, value in config.items() if key in known}))
+    except Exception as error:  # on settings that do not fit together the library raises almost any kind
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{parts.config} describes no network ({_shown(reason)[1:-1]})") from None
+    unet.load_state_dict(dict(_tensors(parts.weights, unet.state_dict(), dtype)), assign=True)
+    if any(buffer.is_meta for buffer in unet.buffers()):  # computed on construction, so not in the file
+        raise CheckpointError(f"{parts.config} uses blocks with constants of their own, which cannot be loaded")
+    return unet.eval().requires_grad_(False)
+
+
+def _is_small(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) <= _MOST_LAYERS and all(map(_is_small, value))
+    return not isinstance(value, int | float) or abs(value) <= _MOST_LAYERS
+
+
+def _tensors(path: Path, wanted: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Read the tensors a network wants, all of them and no others."""
+    try:
+        file = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file ({shown(error)})") from None
+    with file:
+        stored = {_renamed(name): name for name in file.keys()}  # noqa: SIM118 - no dict
+        differing = sorted(set(stored) ^ set(wanted))
+        if differing:
+            raise CheckpointError(f"{path} does not fit its config.json: {_shown(differing[0])} is not in both")
+        for name, old in stored.items():
+            shape = file.get_slice(old).get_shape()
+            if list(shape) != list(wanted[name].shape):
+                raise CheckpointError(f"{path} does not fit its config.json: {name!r} has shape {tuple(shape)}")
+        for name, old in stored.items():
+            tensor = file.get_tensor(old)
+            if not tensor.is_floating_point():
+                raise CheckpointError(
+                    f"{path}: {name!r} holds {tensor.dtype}, not floating-point numbers; save it again"
+                )
+            tensor = tensor.to(dtype)
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(f"{path} holds weights that are not finite; train or copy it again")
+            yield name, tensor
+
+
+def _renamed(name: str) -> str:
+    head, _, last = name.rpartition(".")
+    path, _, layer = head.rpartition(".")
+    if ".attentions." in f".{path}" and layer in _RENAMED:
+        return f"{path}.{_RENAMED[layer]}.{last}"
+    return name

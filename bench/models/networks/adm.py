@@ -1,0 +1,132 @@
+"""The ADM U-Net as a library network.
+
+The network of guided-diffusion (Dhariwal & Nichol 2021, ``unet.py``) is expressible as ``diffusers.UNet2DModel``: its
+arguments are checked in ``unet_arguments.py`` and its parameter names translated in ``guided_keys.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.models.networks.adm_keys import guided_keys, published_shapes
+from bench.models.networks.arguments import GROUPS, CheckpointError, complete, heads, widths_of
+from bench.models.networks.shapes import MisfitError, misfit, shapes_of
+
+__all__ = ["CheckpointError", "adm_unet", "check_fit", "load_guided_diffusion", "without_weights"]
+
+
+def adm_unet(config: Mapping[str, Any]) -> Any:
+    """Build guided-diffusion's ``UNetModel`` as a ``diffusers.UNet2DModel`` with fresh weights.
+
+    Args:
+        config: ``UNetModel``'s constructor arguments. ``attention_resolutions`` are downsampling factors
+            (1, 2, 4, ...), as in the class, not image sizes as on its command line. ``learn_sigma`` may stand
+            for ``out_channels`` = 2 * ``in_channels``.
+
+    Returns:
+        A network called as ``unet(x, t, class_labels=None).sample`` with x [B, C, H, W] float and t [B], the
+        0-based training index (fractions allowed); the output has ``out_channels`` channels.
+
+    Raises:
+        CheckpointError: an unknown argument, or a network diffusers cannot express (``conv_resample=False``).
+    """
+    import diffusers  # slow to import: only whoever needs a network pays
+
+    config = complete(config)
+    widths = widths_of(config)
+    factors = [2**level for level in range(len(widths))]
+    attended = [factor in config["attention_resolutions"] for factor in factors]
+    plain = (
+        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+        if config["resblock_updown"]
+        else ("DownBlock2D", "UpBlock2D")
+    )
+    resample = "resnet" if config["resblock_updown"] else "conv"
+    unet: Any = diffusers.UNet2DModel(
+        sample_size=config["image_size"],
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        layers_per_block=config["num_res_blocks"],
+        block_out_channels=widths,
+        down_block_types=tuple("AttnDownBlock2D" if a else plain[0] for a in attended),
+        up_block_types=tuple("AttnUpBlock2D" if a else plain[1] for a in reversed(attended)),
+        downsample_type=resample,
+        upsample_type=resample,
+        downsample_padding=1,
+        attention_head_dim=GROUPS,  # divides every width; the true head count is set below
+        resnet_time_scale_shift="scale_shift" if config["use_scale_shift_norm"] else "default",
+        norm_num_groups=GROUPS,
+        attn_norm_num_groups=GROUPS,
+        norm_eps=1e-5,
+        freq_shift=0,
+        flip_sin_to_cos=True,
+        time_embedding_dim=4 * config["model_channels"],
+        num_class_embeds=config["num_classes"],
+        dropout=config["dropout"],
+    )
+    _set_heads(unet, config)
+    if widths[0] != config["model_channels"]:
+        _set_time_width(unet, config["model_channels"])
+    unet.register_to_config(guided_diffusion=config)
+    return unet
+
+
+def without_weights(build: Callable[[], Any]) -> Any:
+    """Call ``build`` where tensors are on ``meta``: its network has names and shapes and takes no memory."""
+    import_module("diffusers.models.unets.unet_2d")  # here: tensors that libraries make on import must be real
+    with torch.device("meta"):
+        return build()
+
+
+def _set_heads(unet: nn.Module, config: Mapping[str, Any]) -> None:
+    """Set the head count of every attention layer; diffusers only takes a width per head."""
+    from diffusers.models.attention_processor import Attention
+
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            width = module.to_q.out_features
+            module.heads = heads(config, width)
+            module.scale = (width // module.heads) ** -0.5
+
+
+def _set_time_width(unet: Any, width: int) -> None:
+    """Give the sinusoidal embedding ``model_channels`` entries where the first block is of another width."""
+    from diffusers.models.embeddings import Timesteps
+
+    unet.time_proj = Timesteps(width, True, 0)
+    unet.time_embedding.linear_1 = nn.Linear(width, unet.time_embedding.linear_1.out_features)
+
+
+def check_fit(network: Any, state: Mapping[str, Tensor]) -> None:
+    """Refuse a guided-diffusion state dict whose names or shapes are not the network's, which may be on ``meta``.
+
+    Raises:
+        MisfitError: it says which differ.
+    """
+    expected = published_shapes(network.state_dict(), network.config["guided_diffusion"])
+    difference = misfit(shapes_of(state), expected)
+    if difference:
+        raise MisfitError(f"the checkpoint {difference}")
+
+
+def load_guided_diffusion(network: Any, state: Mapping[str, Tensor]) -> None:
+    """Load a guided-diffusion state dict into a network of ours, in place.
+
+    Tensors of any floating dtype are converted to the network's. Names and shapes must be exactly the network's; they
+    do not tell the legacy attention order from the new one, nor how many heads there are.
+
+    Args:
+        network: made by :func:`adm_unet` or :func:`bench.models.networks.classifier.classifier_network`.
+        state: the published names to tensors.
+
+    Raises:
+        MisfitError: names or shapes differ.
+    """
+    check_fit(network, state)
+    with torch.no_grad():
+        network.load_state_dict(guided_keys(state, network.config["guided_diffusion"]))

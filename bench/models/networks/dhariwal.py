@@ -1,0 +1,229 @@
+"""EDM's DhariwalUNet (the ADM U-Net, Karras et al. 2022, appendix F) as a ``diffusers.UNet2DModel``, and its names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.models.edm_arguments import complete_edm, groups_of, levels_of
+from bench.models.networks.arguments import CheckpointError
+from bench.models.networks.shapes import Shapes, shapes_of
+
+__all__ = ["DhariwalUNet", "dhariwal_keys", "dhariwal_shapes", "dhariwal_state"]
+
+_CHANNELS_PER_HEAD = 64  # EDM sets no other
+
+_RES = {
+    "norm0": "norm1",
+    "conv0": "conv1",
+    "affine": "time_emb_proj",
+    "norm1": "norm2",
+    "conv1": "conv2",
+    "skip": "conv_shortcut",
+}
+_ATTENTION = {"norm2": "group_norm", "proj": "to_out.0"}
+_PROJECTIONS = ("to_q", "to_k", "to_v")
+
+
+class DhariwalUNet(nn.Module):
+    """The network with fresh weights; its state dict has diffusers' names, see :func:`dhariwal_keys`.
+
+    Args:
+        config: the published constructor's arguments, see :data:`bench.models.edm_arguments.ARCHITECTURES`.
+
+    Raises:
+        CheckpointError: an argument is unknown or out of range, or widths do not divide into groups or heads.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = config = complete_edm("DhariwalUNet", config)
+        self.classes: int | None = config["label_dim"] or None
+        self.unet = _unet(config)
+
+    def forward(self, x: Tensor, noise: Tensor, class_labels: Tensor | None = None) -> Any:
+        """Run the network.
+
+        Args:
+            x: scaled states, float32 [B, C, H, W].
+            noise: c_noise, float32 [B].
+            class_labels: int64 [B]; None is no class, in EDM an all-zero label. Ignored by an unconditional network.
+
+        Returns:
+            An object whose ``sample`` is [B, out_channels, H, W].
+        """
+        if self.classes is None:
+            return self.unet(x, noise)
+        if class_labels is None:
+            class_labels = torch.full((len(x),), self.classes, device=x.device)  # the embedding's last row is zero
+        return self.unet(x, noise, class_labels)
+
+
+def _unet(config: Mapping[str, Any]) -> Any:
+    import diffusers  # slow to import: only whoever needs a network pays
+    from diffusers.models.embeddings import Timesteps
+
+    levels = levels_of(config)
+    attended = [flag and _heads(width) > 0 for _, width, flag in levels]
+    hidden = config["model_channels"] * config["channel_mult_emb"]
+    unet: Any = diffusers.UNet2DModel(
+        sample_size=config["img_resolution"],
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        layers_per_block=config["num_blocks"],
+        block_out_channels=tuple(width for _, width, _ in levels),
+        down_block_types=tuple("AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attended),
+        up_block_types=tuple("AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attended)),
+        downsample_type="resnet",
+        upsample_type="resnet",
+        attention_head_dim=None,  # one head; the true count is set below
+        add_attention=_heads(levels[-1][1]) > 0,
+        resnet_time_scale_shift="scale_shift",
+        norm_num_groups=1,  # divides every width; the true count is set below
+        attn_norm_num_groups=1,
+        norm_eps=1e-5,
+        time_embedding_dim=hidden,
+        num_class_embeds=config["label_dim"] + 1 if config["label_dim"] else None,
+        dropout=config["dropout"],
+    )
+    unet.time_proj = Timesteps(config["model_channels"], True, 0)  # diffusers ties it to the first level's width
+    unet.time_embedding.linear_1 = nn.Linear(config["model_channels"], hidden)
+    _set_groups_and_heads(unet)
+    return unet
+
+
+def _heads(width: int) -> int:
+    """Return the attention heads at a width; below 64 channels the published rule leaves none, thus no attention."""
+    heads = width // _CHANNELS_PER_HEAD
+    if heads and width % heads:
+        raise CheckpointError(f"{width} channels do not divide into {heads} attention heads")
+    return heads
+
+
+def _set_groups_and_heads(unet: nn.Module) -> None:
+    """Set what EDM derives from each layer's width and diffusers takes once for all."""
+    from diffusers.models.attention_processor import Attention
+
+    for module in unet.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = groups_of(module.num_channels)
+        elif isinstance(module, Attention):
+            width = module.to_q.out_features
+            module.heads = _heads(width)
+            module.scale = (width // module.heads) ** -0.5
+
+
+def dhariwal_keys(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the name in :class:`DhariwalUNet` of every tensor, to its name in a released file.
+
+    Several may share one: q, k and v are one tensor in the file.
+    """
+    config = complete_edm("DhariwalUNet", config)
+    keys = {"class_embedding.weight": "map_label.weight"} if config["label_dim"] else {}
+    pairs = list(_plain_parts(config))
+    for source, target, attention, shortcut in _blocks(config):
+        inner = {k: v for k, v in _RES.items() if k != "skip" or shortcut}
+        pairs += [(f"{source}.{old}", f"{target}.{new}") for old, new in inner.items()]
+        if attention:
+            pairs += [(f"{source}.{old}", f"{attention}.{new}") for old, new in _ATTENTION.items()]
+            pairs += [(f"{source}.qkv", f"{attention}.{name}") for name in _PROJECTIONS]
+    keys |= {f"{target}.{end}": f"{source}.{end}" for source, target in pairs for end in ("weight", "bias")}
+    return {f"unet.{target}": source for target, source in keys.items()}
+
+
+def _plain_parts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    size = config["img_resolution"]
+    yield "map_layer0", "time_embedding.linear_1"
+    yield "map_layer1", "time_embedding.linear_2"
+    yield f"enc.{size}x{size}_conv", "conv_in"
+    yield "out_norm", "conv_norm_out"
+    yield "out_conv", "conv_out"
+
+
+def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None, bool]]:
+    """Yield each block's name in the file and here, that of its attention, and whether its shortcut has weights."""
+    levels = levels_of(config)
+    width = levels[0][1]
+    kept = [width]
+    for level, (size, out, flag) in enumerate(levels):
+        if level > 0:
+            yield f"enc.{size}x{size}_down", f"down_blocks.{level - 1}.downsamplers.0", None, False
+            kept.append(width)
+        for i in range(config["num_blocks"]):
+            attention = f"down_blocks.{level}.attentions.{i}" if flag and _heads(out) else None
+            yield f"enc.{size}x{size}_block{i}", f"down_blocks.{level}.resnets.{i}", attention, width != out
+            width = out
+            kept.append(width)
+    size = levels[-1][0]
+    yield f"dec.{size}x{size}_in0", "mid_block.resnets.0", "mid_block.attentions.0" if _heads(width) else None, False
+    yield f"dec.{size}x{size}_in1", "mid_block.resnets.1", None, False
+    for up, (size, out, flag) in enumerate(reversed(levels)):
+        if up > 0:
+            yield f"dec.{size}x{size}_up", f"up_blocks.{up - 1}.upsamplers.0", None, False
+        for i in range(config["num_blocks"] + 1):
+            attention = f"up_blocks.{up}.attentions.{i}" if flag and _heads(out) else None
+            yield f"dec.{size}x{size}_block{i}", f"up_blocks.{up}.resnets.{i}", attention, width + kept.pop() != out
+            width = out
+
+
+def dhariwal_shapes(network: DhariwalUNet) -> Shapes:
+    """Return name and shape of every tensor that a released file of this network holds."""
+    config, own = network.config, shapes_of(network.state_dict())
+    shapes = {source: _released_shape(target, own[target]) for target, source in dhariwal_keys(config).items()}
+    for block in _resampling_blocks(config):
+        shapes |= {f"{block}.{layer}.resample_filter": (1, 1, 2, 2) for layer in ("conv0", "skip")}
+    if config["augment_dim"]:
+        shapes["map_augment.weight"] = (config["model_channels"], config["augment_dim"])
+    return shapes
+
+
+def _released_shape(target: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    *path, layer, end = target.split(".")
+    if layer == "class_embedding":
+        return shape[1], shape[0] - 1
+    if "attentions" in path and layer != "group_norm":
+        rows = 3 * shape[0] if layer in _PROJECTIONS else shape[0]
+        return (rows, shape[1], 1, 1) if end == "weight" else (rows,)
+    return shape
+
+
+def _resampling_blocks(config: Mapping[str, Any]) -> Iterator[str]:
+    sizes = [size for size, _, _ in levels_of(config)]
+    for finer, coarser in pairwise(sizes):
+        yield f"enc.{coarser}x{coarser}_down"
+        yield f"dec.{finer}x{finer}_up"
+
+
+def dhariwal_state(network: DhariwalUNet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a released file's tensors as a state dict of the network.
+
+    Rows of ``qkv`` come as (channel, q k v); 1x1 convolutions become matrices; the labels' linear layer without bias
+    becomes an embedding with a last row of zeros, for no label. ``map_augment`` goes: it adds nothing to images that
+    were not augmented.
+
+    Args:
+        network: tells which tensors to expect.
+        tensors: names and shapes as :func:`dhariwal_shapes` has them.
+
+    Raises:
+        CheckpointError: the file resamples with another filter than the plain mean of four pixels.
+    """
+    filters = [tensor for name, tensor in tensors.items() if name.endswith(".resample_filter")]
+    if any(bool((tensor != 0.25).any()) for tensor in filters):
+        raise CheckpointError("its DhariwalUNet resamples with a filter that no released one has")
+    return {target: _converted(target, tensors[source]) for target, source in dhariwal_keys(network.config).items()}
+
+
+def _converted(target: str, tensor: Tensor) -> Tensor:
+    *path, layer, _ = target.split(".")
+    if layer == "class_embedding":
+        return F.pad(tensor.T, (0, 0, 0, 1)).contiguous()
+    if "attentions" not in path:
+        return tensor
+    rows = tensor.flatten(1) if tensor.dim() > 1 else tensor
+    return rows[_PROJECTIONS.index(layer) :: 3].contiguous() if layer in _PROJECTIONS else rows

@@ -1,0 +1,67 @@
+"""Whether a file's tensors are those a network needs, told by names and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+from torch import Tensor
+
+from bench.models.networks.arguments import CheckpointError
+
+__all__ = ["MisfitError", "Shapes", "misfit", "quoted", "shapes_of", "shown"]
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+_SHOWN = 2  # examples of each kind in a message
+
+
+class MisfitError(CheckpointError):
+    """A file's names or shapes are not the network's."""
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
+    """Return the shape of each tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def misfit(found: Shapes, expected: Shapes) -> str | None:
+    """Say in one line how a file differs from what a network needs, or None where it does not.
+
+    Args:
+        found: the file's names and shapes.
+        expected: the network's, under the same names.
+    """
+    lacking = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    shaped = [name for name in expected if name in found and found[name] != expected[name]]
+    said = [
+        _some("lacks ", lacking, quoted),
+        _some("has ", extra, quoted, " which it should not"),
+        _some("", shaped, lambda name: f"{quoted(name)} is {_shown(found[name])} and not {_shown(expected[name])}"),
+    ]
+    return "; ".join(filter(None, said)) or None
+
+
+def _some(before: str, names: Sequence[str], tell: Callable[[str], str], after: str = "") -> str:
+    """Tell the first few of the names and count the rest."""
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{before}{', '.join(map(tell, names[:_SHOWN]))}{more}{after}"
+
+
+def quoted(name: str) -> str:
+    """Quote a name out of a file: one line, and short."""
+    text = repr(name)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def shown(error: Exception) -> str:
+    """Return what a library says of a file: one line, and short, since it quotes the file."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"

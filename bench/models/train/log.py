@@ -1,0 +1,100 @@
+"""What a training tells of itself: ``loss.csv``, a progress bar, and TensorBoard scalars where they are asked for."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bench.models.networks.arguments import CheckpointError
+from bench.models.train.recipes import Recipe
+from bench.runtime.tensorboard import open_writer
+
+__all__ = ["LOG_EVERY", "LOSSES", "TrainingLog", "Window"]
+
+LOG_EVERY = 50  # iterations
+LOSSES = ("mse", "bound", "penalty")
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is logged at once: where the training is, and the iterations since the last time.
+
+    Attributes:
+        iteration: optimiser steps taken.
+        images: images seen.
+        losses: means over the window, by :data:`LOSSES`.
+        learning_rate: that of its last iteration.
+        images_per_second: of all processes together, since the window began or the training was resumed.
+    """
+
+    iteration: int
+    images: int
+    losses: tuple[float, ...]
+    learning_rate: float
+    images_per_second: float
+
+
+class TrainingLog:
+    """Shows and writes windows, while it is entered.
+
+    Rows after ``iteration`` are dropped at the start: an interrupted training may have logged more often than it saved.
+
+    Args:
+        path: of ``loss.csv``.
+        recipe: what is trained.
+        iteration: where the training goes on.
+        quiet: whether to show no progress bar.
+        tensorboard: folder of scalars against images seen, None for none.
+
+    Raises:
+        CheckpointError: ``path`` is no log.
+        TensorBoardError: TensorBoard is not installed, or its folder cannot be written.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, iteration: int, quiet: bool, tensorboard: Path | None) -> None:
+        self._path = path
+        _rewind(path, iteration)
+        first = iteration * recipe.batch + 1
+        self._writer = None if tensorboard is None else open_writer(tensorboard, first)
+        self._bar = tqdm(total=recipe.iterations, initial=iteration, desc=recipe.name, disable=quiet)
+
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, window: Window) -> None:
+        """Append a window."""
+        fresh = not self._path.exists()
+        with self._path.open("a", newline="") as file:
+            rows = csv.writer(file)
+            if fresh:
+                rows.writerow(["iteration", "images", *LOSSES])
+            rows.writerow([window.iteration, window.images, *window.losses])
+        if self._writer is not None:
+            scalars = dict(zip(LOSSES, window.losses, strict=True))
+            scalars |= {"learning_rate": window.learning_rate, "images_per_second": window.images_per_second}
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, window.images)
+        self._bar.update(window.iteration - self._bar.n)
+        self._bar.set_postfix(mse=f"{window.losses[0]:.4f}")
+
+
+def _rewind(path: Path, iteration: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    try:
+        # A process that was killed while it wrote left a row without its end.
+        kept = [line for line in lines[1:] if int(line.split(b",")[0]) <= iteration and line.endswith(b"\n")]
+    except ValueError:
+        raise CheckpointError(f"{path} is no log of a training; delete it or choose another --out") from None
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(b"".join(lines[:1] + kept))
+    partial.replace(path)

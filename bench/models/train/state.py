@@ -1,0 +1,183 @@
+"""What a training holds between two iterations, and the file it is resumed from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.files.errors import reason
+from bench.files.tensors import load_plain
+from bench.models.checkpoints.guided_diffusion import all_finite
+from bench.models.checkpoints.native import Description, save_network
+from bench.models.networks.adm import CheckpointError, adm_unet
+from bench.models.train.batches import learning_rate
+from bench.models.train.log import LOSSES
+from bench.models.train.recipes import Recipe
+from bench.models.train.replicas import ALONE, Replicas
+
+__all__ = ["TrainingState"]
+
+
+class TrainingState:
+    """A network, its moving average and its optimiser at some iteration of a recipe; the same in all replicas.
+
+    Attributes:
+        data: hash of the images it is trained on, empty where nobody says.
+        window: the losses of the iterations since the last row of the log, float32 [3] each, by :data:`LOSSES`; those
+            of all replicas add up to the losses of the batches.
+    """
+
+    def __init__(
+        self, recipe: Recipe, network: dict[str, Any], device: torch.device, replicas: Replicas = ALONE
+    ) -> None:
+        self.recipe, self.device, self.replicas, self.iteration = recipe, device, replicas, 0
+        self.data = ""
+        torch.manual_seed(recipe.seed)  # initial weights: the same in every recipe of a seed
+        self.network = adm_unet(network).to(device).train()
+        self.average = adm_unet(network).to(device).eval().requires_grad_(False)
+        self.average.load_state_dict(self.network.state_dict())
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.window: list[Tensor] = []
+
+    def _descend(self, loss: Tensor) -> None:
+        """Take one optimiser step; the replicas' losses add up to the one that is minimised."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.replicas.sum_gradients(self.network.parameters())
+        self.optimizer.step()
+        # The average warms up, so that a short training is not dominated by its initial weights.
+        decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
+        with torch.no_grad():
+            averaged, current = list(self.average.parameters()), list(self.network.parameters())
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        self.iteration += 1
+
+    def close_window(self) -> list[float]:
+        """Return the window's mean losses, of the batches of all replicas, and begin another.
+
+        The training waits for its device here and nowhere else.
+        """
+        means = self.replicas.sum(torch.stack(self.window).mean(0))
+        self.window.clear()
+        return means.tolist()
+
+    def save(self, path: Path) -> None:
+        """Write everything a resumed training needs, atomically; one replica writes for all.
+
+        Raises:
+            OSError: there is no room, or no permission; what was saved before is left.
+            ReplicaError: the same, where there are several replicas.
+        """
+        window = self.replicas.sum(torch.stack(self.window)) if self.window else _NO_LOSSES
+        with self.replicas.together():
+            if self.replicas.leads:
+                state = {
+                    "recipe": asdict(self.recipe),
+                    "iteration": self.iteration,
+                    "data": self.data,
+                    "network": self.network.state_dict(),
+                    "average": self.average.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "window": window,
+                }
+                _write(path, state)
+
+    def write(self, path: Path, description: Description) -> None:
+        """Write the averaged weights with their description; one replica writes for all."""
+        with self.replicas.together():
+            if self.replicas.leads:
+                save_network(path, self.average, description)
+
+    def keep(self, folder: Path, description: Description) -> None:
+        """Write them as a checkpoint on the way, which says how many images it has seen."""
+        seen = self.iteration * self.recipe.batch
+        told = replace(description, training={**description.training, "images": seen})
+        self.write(folder / f"{self.recipe.name}-{seen}.safetensors", told)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a file that :meth:`save` wrote, in however many processes; one reads it for all.
+
+        Raises:
+            CheckpointError: the file is damaged or belongs to another recipe or network.
+            ReplicaError: the same, where there are several replicas.
+        """
+        state = self.replicas.of_leader(lambda: _read(path, self.recipe))
+        with self.replicas.together():
+            self._restore(state, path)
+
+    def _restore(self, state: dict[str, Any], path: Path) -> None:
+        try:
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self._load_optimizer(state["optimizer"])
+        except (
+            Exception
+        ):  # torch names every key and shape over many lines, and on damaged states raises almost any kind
+            raise CheckpointError(
+                f"{path} belongs to another network (are the images' channels the same?); "
+                "delete it or choose another --out"
+            ) from None
+        if state.get("data", self.data) != self.data:
+            raise CheckpointError(f"{path} was written with other images; check --data-dir, or choose another --out")
+        iteration, window = state["iteration"], state.get("window", _NO_LOSSES)
+        sound = all_finite(self.network) and all_finite(self.average) and _are_losses(window)
+        if not (sound and 0 <= iteration <= self.recipe.iterations):
+            raise CheckpointError(f"{path} is damaged: it holds what no training gives; delete it to start again")
+        self.iteration = iteration
+        # These are the batches' losses already, so that only one replica may add them.
+        self.window = list((window if self.replicas.leads else torch.zeros_like(window)).to(self.device))
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Load the optimiser's state, which torch does not compare with the parameters."""
+        expected = [{**group, "lr": 0} for group in self.optimizer.state_dict()["param_groups"]]
+        self.optimizer.load_state_dict(state)
+        if [{**group, "lr": 0} for group in self.optimizer.state_dict()["param_groups"]] != expected:
+            raise ValueError("other settings")
+        for weights, moments in self.optimizer.state.items():
+            if any(moment.shape not in ((), weights.shape) for moment in moments.values()):
+                raise ValueError("other shapes")
+
+
+_NO_LOSSES = torch.empty(0, len(LOSSES))
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:  # given a path, torch says of a full disk that a position is unexpected
+            torch.save(state, file)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} cannot be saved ({reason(error)}); the same command goes on from the last save"
+        ) from None
+
+
+def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
+    try:
+        state = load_plain(path)
+        written_by, iteration = state["recipe"], int(state["iteration"])
+    except Exception as error:  # on damaged bytes torch's readers raise almost any kind
+        kind = type(error).__name__
+        raise CheckpointError(f"{path} cannot be resumed ({kind}); delete it to start again") from None
+    if written_by != asdict(recipe):
+        raise CheckpointError(f"{path} was written by another recipe; delete it or choose another --out")
+    return {**state, "iteration": iteration}
+
+
+def _are_losses(window: Any) -> bool:
+    return (
+        isinstance(window, Tensor)
+        and window.dtype == torch.float32
+        and window.shape[1:] == (len(LOSSES),)
+        and bool(window.isfinite().all())
+    )

@@ -1,0 +1,276 @@
+"""Train a checkpoint of the embedded family: ``python -m bench.models.train --recipe adm``.
+
+Indices, noise and data order are pure functions of (seed, image number), so every recipe sees the same draws and a
+resumed training equals an undisturbed one bit for bit. ``torchrun -m bench.models.train`` shares each batch among
+processes: the same batches and noise, and the same gradients up to the order in which float32 numbers are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.data import load, to_unit
+from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.samplers import Draws
+from bench.models.acceleration import CompileError, compiler_errors
+from bench.models.checkpoints.native import Description
+from bench.models.train.batches import Batches, Part, learning_rate
+from bench.models.train.log import LOG_EVERY, TrainingLog, Window
+from bench.models.train.objectives import (
+    Process,
+    edm_loss,
+    gamma_at,
+    gradient_penalty,
+    hybrid_loss,
+    make_pair,
+    rectified,
+)
+from bench.models.train.recipes import NETWORKS, Recipe
+from bench.models.train.replicas import ALONE, Replicas
+from bench.models.train.scheduled_sampling import Rollout, replaced_share
+from bench.models.train.state import TrainingState
+from bench.runtime.signals import Interrupted, Signals
+
+__all__ = ["Batches", "Trainer", "learning_rate", "train"]
+
+_SAVE_EVERY = 500
+
+
+@dataclass
+class Losses:
+    """One iteration's losses as device scalars: squared error, bound in bits, gradient penalty.
+
+    Each is the sum over this process's images divided by their number in the whole batch: the processes' losses add up
+    to the batch's means.
+    """
+
+    mse: Tensor
+    bound: Tensor
+    penalty: Tensor
+
+
+class Trainer(TrainingState):
+    """A training and what it learns by."""
+
+    def __init__(
+        self, recipe: Recipe, network: dict[str, Any], device: torch.device, replicas: Replicas = ALONE
+    ) -> None:
+        super().__init__(recipe, network, device, replicas)
+        self.process = None if recipe.objective == "edm" else Process.make(recipe.schedule, recipe.T, device)
+        self.noise = Noise(recipe.seed)
+        self._learning: Any = self.network
+        self.rollout: Rollout | None = None
+        if recipe.scheduled_sampling:
+            self.rollout = Rollout.make(recipe.schedule, recipe.T, recipe.rollout_steps, recipe.rollout_stride, device)
+
+    def compile(self, images: Tensor) -> None:
+        """Compile the call that learns; those without a gradient or with a second one stay as they are.
+
+        Args:
+            images: [N, C, H, W], whose shape alone matters.
+
+        Raises:
+            CompileError: there is no compiler, or it fails.
+        """
+        part = self.replicas.part(self.recipe.batch)
+        x = torch.zeros(len(part), *images.shape[1:], device=self.device)
+        self._learning = torch.compile(self.network, dynamic=False)
+        with _named_flag(), compiler_errors():
+            self.learn(x, torch.zeros(len(part), device=self.device)).sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def predict(self, x: Tensor, t: Tensor) -> Tensor:
+        """Call the network; [B, C, H, W] to [B, 2C, H, W], or to [B, C, H, W] where it learns no variance."""
+        return self._called(self.network, x, t)
+
+    def learn(self, x: Tensor, t: Tensor) -> Tensor:
+        """Call the network as :meth:`predict` does, where the answer's gradient is asked for once."""
+        return self._called(self._learning, x, t)
+
+    def _called(self, network: Any, x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            output: Tensor = network(x, t).sample
+        return output.float()
+
+    def step(self, x0: Tensor, numbers: Tensor) -> Losses:
+        """Take one optimiser step on real images x0 in [-1, 1] with their running numbers.
+
+        They are this replica's part of a batch of ``recipe.batch``; alone, a batch of any size.
+        """
+        recipe, shape = self.recipe, x0.shape[1:]
+        # Dropout masks, so that a resumed run repeats them; each replica has its own.
+        torch.manual_seed(recipe.seed + self.iteration + (self.replicas.rank << 32))
+        noise = self.noise.normal(numbers, Purpose.TRAIN_NOISE, 0, shape)
+        part = self.replicas.part(len(x0) if self.replicas.size == 1 else recipe.batch)
+        if self.process is None:
+            losses = self._edm(x0, numbers, noise, part)
+        else:
+            losses = self._ddpm(self.process, x0, numbers, noise, part)
+        self._descend(losses.mse + losses.bound + recipe.gradient_penalty * losses.penalty)
+        return losses
+
+    def _edm(self, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part) -> Losses:
+        level_noise = self.noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten()
+        nothing = torch.zeros((), device=self.device)
+        return Losses(edm_loss(self.learn, x0, level_noise, noise).sum() / part.total, nothing, nothing)
+
+    def _ddpm(self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part) -> Losses:
+        recipe, shape = self.recipe, x0.shape[1:]
+        t = self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, recipe.T)
+        replaced = self._replaced(part.total)
+        own = part.of_first(replaced)
+        y, target = self._pair(process, x0, t, numbers, noise, own)
+        mse, bound = hybrid_loss(process, self.learn(y, t), y, target, x0, t)
+        nothing = penalty = torch.zeros((), device=self.device)
+        if recipe.gradient_penalty:
+            penalised = max(1, part.total // 8)
+            first = slice(0, part.of_first(penalised))
+            if first.stop:
+                probe = self.noise.normal(numbers[first], Purpose.TRAIN_PROBE, 0, shape)
+                penalty = gradient_penalty(self.predict, y[first], t[first], probe).sum() / penalised
+        # The bound's posterior is that of x_t given x0, which the network's own states are not drawn from.
+        trains_variance = part.total - replaced
+        return Losses(
+            mse.sum() / part.total, bound[own:].sum() / trains_variance if trains_variance else nothing, penalty
+        )
+
+    def _replaced(self, batch: int) -> int:
+        recipe = self.recipe
+        return round(batch * replaced_share(recipe.scheduled_sampling, self.iteration, recipe.iterations))
+
+    def _pair(
+        self, process: Process, x0: Tensor, t: Tensor, numbers: Tensor, noise: Tensor, replaced: int
+    ) -> tuple[Tensor, Tensor]:
+        recipe, shape = self.recipe, x0.shape[1:]
+        xi = self.noise.normal(numbers, Purpose.TRAIN_PERTURBATION, 0, shape)
+        gamma = gamma_at(recipe.gamma_schedule, recipe.gamma, t, recipe.T)
+        y, target = make_pair(recipe.objective, process, x0, t, noise, xi, gamma)
+        if self.rollout is not None and replaced:
+            draws = Draws(self.noise, numbers[:replaced])
+            own = self.rollout.pair(self.predict, x0[:replaced], t[:replaced], noise[:replaced], draws)
+            y, target = (torch.cat([made, plain[replaced:]]) for made, plain in zip(own, (y, target), strict=True))
+        if recipe.dream_power is not None:
+            with torch.no_grad():
+                eps = self.predict(y, t)[:, : y.shape[1]]
+            y, target = rectified(process, eps, y, target, t, recipe.dream_power)
+        return y, target
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    device: torch.device,
+    quiet: bool = False,
+    images: Tensor | None = None,
+    *,
+    replicas: Replicas = ALONE,
+    signals: Signals | None = None,
+    tensorboard: Path | None = None,
+    data_dir: Path | None = None,
+    compiled: bool = False,
+    keep_every: int = 0,
+) -> Path:
+    """Run a recipe to its end, resuming what ``out`` holds, and return the path of the averaged weights.
+
+    Writes ``resume.pt``, ``loss.csv`` (iteration, images, mse, bound, penalty: means over 50 iterations) and
+    ``<name>.safetensors`` in ``out``.
+
+    Args:
+        recipe: its ``batch`` counts the images of all replicas together.
+        out: made where it is not there.
+        device: of this replica.
+        quiet: whether to show no progress bar.
+        images: float32 in [-1, 1], in the place of the dataset's training part.
+        replicas: the processes that train together; each calls this function with the same recipe and images.
+        signals: asked between iterations.
+        tensorboard: folder of the same numbers as scalars, with learning rate and images per second.
+        data_dir: where the dataset's files lie, of a dataset that has some.
+        compiled: whether the network's calls and gradients are compiled; results differ in rounding.
+        keep_every: iterations, whole windows of the log, after which the averaged weights are kept each time as
+            ``<name>-<images seen>.safetensors``; 0 keeps none.
+
+    Raises:
+        CheckpointError, DataError, TensorBoardError, OSError: what is in ``out`` or the dataset cannot be used.
+        CompileError: there is no compiler, or it fails.
+        ReplicaError: one of these in another replica, or the replicas cannot train this together.
+        Interrupted: a signal came; ``out`` holds the last complete iteration.
+    """
+    resume, signals = out / "resume.pt", signals or Signals()
+    with replicas.together():
+        replicas.check(recipe.batch, device)
+        if replicas.leads:
+            out.mkdir(parents=True, exist_ok=True)
+        x0, told = _training_images(recipe, data_dir) if images is None else (images, {})
+        description = _description(recipe, x0.shape[1], told)
+        trainer = Trainer(recipe, dict(description.network), device, replicas)
+        trainer.data = told.get("data_hash", "")
+        if compiled:
+            trainer.compile(x0)
+    if replicas.of_leader(resume.exists):
+        trainer.resume(resume)
+    batches = Batches(x0, recipe.batch, recipe.seed, replicas.part(recipe.batch))
+    with replicas.together():
+        path = out / "loss.csv"
+        log = TrainingLog(path, recipe, trainer.iteration, quiet, tensorboard) if replicas.leads else None
+    with signals.hold(), log or nullcontext():
+        for window in _windows(trainer, batches, signals):
+            with replicas.together():
+                if log is not None:
+                    log.add(window)
+            # First: a training that stops between the two goes on before this iteration, and keeps it then.
+            if keep_every and trainer.iteration % keep_every == 0:
+                trainer.keep(out, description)
+            if trainer.iteration % _SAVE_EVERY == 0:
+                trainer.save(resume)
+        trainer.save(resume)
+    if trainer.iteration < recipe.iterations:
+        raise Interrupted(replicas.largest(signals.received))
+    path = out / f"{recipe.name}.safetensors"
+    trainer.write(path, description)
+    return path
+
+
+@contextmanager
+def _named_flag() -> Iterator[None]:
+    """Say with which flag a training goes without the compiler that fails."""
+    try:
+        yield
+    except CompileError as error:
+        raise CompileError(f"{error}; use --compile off") from None
+
+
+def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, dict[str, str]]:
+    """Return the dataset's training images in [-1, 1], and what checkpoints tell of them."""
+    data = load(recipe.dataset, data_dir)
+    return to_unit(data.part("train")), {"data": data.training_name, "data_hash": data.content_hash()}
+
+
+def _description(recipe: Recipe, channels: int, told: Mapping[str, str] = MappingProxyType({})) -> Description:
+    is_edm = recipe.objective == "edm"
+    own = {"in_channels": channels, "out_channels": (1 if is_edm else 2) * channels}
+    network = dict(NETWORKS[recipe.network]) | own
+    return Description(network, recipe.schedule, recipe.T, {**asdict(recipe), **told}, "edm" if is_edm else "eps")
+
+
+def _windows(trainer: Trainer, batches: Batches, signals: Signals) -> Iterator[Window]:
+    """Train to the end, or to the iteration at which a replica heard a signal, and yield what is logged at once."""
+    recipe, began = trainer.recipe, (trainer.iteration, perf_counter())
+    while trainer.iteration < recipe.iterations and not trainer.replicas.largest(signals.received):
+        x0, numbers = batches.at(trainer.iteration)
+        losses = trainer.step(x0.to(trainer.device), numbers.to(trainer.device))
+        trainer.window.append(torch.stack([losses.mse, losses.bound, losses.penalty]).detach())
+        if trainer.iteration % LOG_EVERY == 0 or trainer.iteration == recipe.iterations:
+            means = tuple(trainer.close_window())
+            speed = (trainer.iteration - began[0]) * recipe.batch / (perf_counter() - began[1])
+            rate = learning_rate(recipe, trainer.iteration - 1)
+            yield Window(trainer.iteration, trainer.iteration * recipe.batch, means, rate, speed)
+            began = trainer.iteration, perf_counter()

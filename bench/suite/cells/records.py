@@ -1,0 +1,101 @@
+"""A cell's records: shards merged one at a time, in plan order, so that memory does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bench.measure.instruments.moments import Moments
+from bench.measure.instruments.step_table import Row, measured_rows, to_table
+from bench.suite.cells.reference import Reference
+from bench.suite.plan import Cell, Instruments
+
+__all__ = ["ARMS", "Records", "merge_records"]
+
+Arrays = dict[str, NDArray[Any]]
+ARMS = ("free", "forced-train", "forced-heldout", "paired")
+_PARTS = ("train", "heldout")
+
+
+def merge_records(first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Merge two records of an arm, ``<quantity>/count|mean|second`` each."""
+    merged: Arrays = {}
+    for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in first):
+        states = [{key: part[f"{name}/{key}"] for key in ("count", "mean", "second")} for part in (first, second)]
+        merged |= {f"{name}/{key}": value for key, value in Moments.merge(states).items()}
+    return merged
+
+
+class Records:
+    """The merged records of a cell.
+
+    Args:
+        cell: whose.
+        look: what its instruments look at.
+        reference: the data's statistics.
+    """
+
+    def __init__(self, cell: Cell, look: Instruments, reference: Reference) -> None:
+        self.cell, self.look, self.reference = cell, look, reference
+        self._arms: dict[str, Arrays] = {}
+        self._errors: dict[str, list[NDArray[Any]]] = {part: [] for part in _PARTS}
+
+    def add(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Merge one shard; shards come in plan order."""
+        for arm in ARMS:
+            part = {key.removeprefix(f"{arm}/"): value for key, value in arrays.items() if key.startswith(f"{arm}/")}
+            if part:
+                self._arms[arm] = merge_records(self._arms[arm], part) if arm in self._arms else part
+        for name, kept in self._errors.items():
+            if f"errors/{name}" in arrays:
+                kept.append(arrays[f"errors/{name}"])
+
+    def moments(self) -> Arrays:
+        """Return ``<arm>/<quantity>/count|mean|second``, the levels of the rows, and the data's own moments.
+
+        ``i``, ``t``: solver indices and training indices the network saw; ``alpha_next``, ``sigma_next``: the level
+        each row's state reached; ``data/mean|variance|spectrum|haar``: the training images'.
+        """
+        levels, look, solver = self.cell.levels(), self.look, self.cell.solver()
+        seen = [solver.stirred(levels[len(levels) - 2 - i])[0] for i in look.indices]
+        reached = [levels[len(levels) - 1 - i] for i in look.indices]
+        data = self.reference.statistics
+        return {
+            "i": np.array(look.indices),
+            "t": np.array([level.t for level in seen]),
+            "alpha_next": np.array([level.alpha for level in reached]),
+            "sigma_next": np.array([level.sigma for level in reached]),
+            "data/mean": data.mean,
+            "data/variance": data.variance,
+            "data/spectrum": self.reference.spectrum,
+            "data/haar": self.reference.haar,
+            **{f"{arm}/{name}": value for arm, record in self._seen() for name, value in record.items()},
+        }
+
+    def _seen(self) -> Iterator[tuple[str, Arrays]]:
+        return ((arm, record) for arm, record in self._arms.items() if record["scalars/count"].any())
+
+    def errors(self) -> Arrays:
+        """Return the kept errors [levels, images, C, H, W], training images first, with their indices and parts."""
+        levels, solver = self.cell.levels(), self.cell.solver()
+        joined = [array for part in _PARTS for array in self._errors[part]]
+        parts = [part for part in _PARTS for array in self._errors[part] for _ in range(array.shape[1])]
+        return {
+            "errors": np.concatenate(joined, axis=1),
+            "i": np.array(self.look.error_indices),
+            "t": np.array([solver.stirred(levels[len(levels) - 2 - i])[0].t for i in self.look.error_indices]),
+            "part": np.array(parts),
+        }
+
+    def table(self) -> pd.DataFrame:
+        """Return the per-step table: measured arms, and the exact Gaussian denoiser on the same levels."""
+        levels, rows = self.cell.levels(), list[Row]()
+        for arm, record in self._seen():
+            forgets = arm != "paired" or not self.cell.model.description.classes
+            data = self.reference.statistics
+            rows += measured_rows(arm, record, self.look.indices, levels, data, self.cell.solver(), forgets)
+        return to_table(rows + self.reference.exact_rows(self.cell, self.look))

@@ -1,0 +1,156 @@
+"""What samples are compared with: statistics and features of the data a model was trained on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bench.data import Dataset, to_unit
+from bench.diffusion.schedules import alpha_bars
+from bench.measure.features.extractors import Extractor
+from bench.measure.instruments.gaussian import LinearGaussian
+from bench.measure.instruments.step_table import PixelStatistics, Row, gaussian_rows
+from bench.measure.pixel_moments import PixelMoments
+from bench.measure.quality.committed import Unseen, committed_statistics
+from bench.measure.quality.references import Yardstick
+from bench.measure.quality.scores import SCORES_VERSION, Score, frechet_score
+from bench.measure.quality.statistics import ReferenceStatistics
+from bench.measure.statistics_cache import cached_statistics, with_features
+from bench.suite.plan import Cell, Instruments
+
+__all__ = ["Reference"]
+
+_DRAWS = 10  # of exact samples, to tell a distance's spread
+_DRAW_SEED = 0
+_FEW = 4  # at most one in so many of the kept features is drawn, where not all are kept
+_GAUSSIAN_PIXELS = 256  # the exact recursion multiplies D x D matrices at every step
+
+
+class Reference:
+    """What samples are compared with: the data's statistics and, on first use, those of their features.
+
+    Args:
+        data: its training part is the reference; where its images are not at hand, what is kept of them.
+        extractor: gives the features; None where nothing is scored.
+        imported: features' statistics from a file, in place of the training part's; images to compare one by one,
+            where the file brings none, are the training part's still.
+    """
+
+    def __init__(self, data: Dataset, extractor: Extractor | None, imported: Yardstick | None = None) -> None:
+        self.data, self.extractor = data, extractor
+        self._imported = imported
+        self._features: ReferenceStatistics | None = None
+        self._exact_scores: dict[int, tuple[Score, Score]] = {}
+        self._exact: dict[tuple[Any, ...], list[Row]] = {}
+        found = data.kept.pixels if isinstance(data, Unseen) else PixelMoments.of_training(data)
+        self.centre = found.mean
+        self.statistics = PixelStatistics(found.mean.numpy(), found.variance.numpy())
+        self.spectrum, self.haar = found.spectrum.numpy(), found.haar.numpy()
+
+    @property
+    def name(self) -> str:
+        """Return what tables call the reference."""
+        return self._imported.statistics.name if self._imported is not None else self.data.training_name
+
+    def features_key(self) -> str:
+        """Return what a Frechet distance depends on besides samples and data: extractor and imported statistics."""
+        extractor = self.extractor.key if self.extractor else "none"
+        return extractor if self._imported is None else f"{extractor}-statistics-{self._imported.content_hash()}"
+
+    def key(self) -> str:
+        """Return what the scores depend on besides samples and data: the features, and which scores there are."""
+        return f"{self.features_key()}-scores{SCORES_VERSION}"
+
+    def features(self) -> ReferenceStatistics:
+        """Return the statistics of the reference's features; of large sets some features are kept, of others all.
+
+        Raises:
+            FeatureError: the extractor cannot read the images.
+        """
+        if self._features is None:
+            assert self.extractor is not None  # scoring asks only where there is an extractor
+            images, content = self.data.part("train"), self.data.content_hash()
+            if self._imported is None:
+                found = self.kept_statistics()
+                self._features = found or cached_statistics(self.extractor, images, self.name, content)
+            else:
+                found = self._imported.completed(self.extractor)
+                if not len(found.pooled) and len(images):
+                    found = with_features(found, self.extractor, images, self.data.training_name, content)
+                self._features = found
+        return self._features
+
+    def kept_statistics(self) -> ReferenceStatistics | None:
+        """Return the statistics that the package keeps of these images' features, None where it keeps none."""
+        assert self.extractor is not None  # as for features
+        data = self.data
+        kept = data.kept if isinstance(data, Unseen) else None
+        content, n = (kept.content, kept.pixels.n) if kept else (data.content_hash(), data.count("train"))
+        return committed_statistics(self.extractor, content, n)
+
+    def exact_scores(self, n: int) -> tuple[Score, Score]:
+        """Return the Frechet distance of n samples of an exact sampler, ``_exact``, and its spread, ``_exact_sd``.
+
+        An exact sampler draws independent images of the data. Here they are drawn from the training part, with
+        replacement and a fixed seed, so that classes are as uneven as chance makes them; mean and standard deviation
+        over ten draws. Of a training part of more than 10,000 images not all features are kept: they are drawn from
+        those that are, without replacement, which is as good as from all while they are few of them. More than a
+        quarter of what is kept have no such scores; nor have imported statistics, whose images are others.
+
+        Args:
+            n: as many images as there are samples.
+        """
+        assert self.extractor is not None  # as for features
+        if n not in self._exact_scores:
+            name = self.extractor.metrics["frechet"]
+            draws = self._draws(name, n)
+            values = [draw.value for draw in draws if draw.value is not None]
+            mean, spread = (float(np.mean(values)), float(np.std(values, ddof=1))) if values else (None, None)
+            kept = replace(draws[0], metric=f"{name}_exact", value=mean)
+            self._exact_scores[n] = kept, replace(kept, metric=f"{name}_exact_sd", value=spread)
+        return self._exact_scores[n]
+
+    def _draws(self, name: str, n: int) -> list[Score]:
+        """Return the distances of ten draws of n images, or one empty score."""
+        if self._imported is not None:
+            reason = "the statistics are imported: draws of the training images would be compared with other images"
+            return [Score(name, None, n, self.name, reason)]
+        features, rng = self.features(), np.random.default_rng(_DRAW_SEED)
+        pooled = features.pooled
+        kept, images = len(pooled), features.n or 0
+        if kept < images and n > kept // _FEW:
+            reason = f"{n} draws need the features of all {images} training images, of which {kept} are kept"
+            return [Score(name, None, n, self.name, reason)]
+        numbers = (rng.choice(kept, n, replace=kept == images) for _ in range(_DRAWS))
+        return [frechet_score(name, pooled[rows], features.moments, self.name) for rows in numbers]
+
+    def exact_rows(self, cell: Cell, look: Instruments) -> list[Row]:
+        """Return what an exact denoiser of Gaussian data with this mean and covariance does on a cell's levels.
+
+        Cells that share levels and variance share the answer; images too large for the recursion have none.
+        """
+        model = cell.model.description
+        key = (
+            model.schedule,
+            model.T,
+            cell.levels(),
+            look.indices,
+            cell.solver(),
+            look.paired > 0 and not model.classes,
+        )
+        if key not in self._exact:
+            oracle = self.gaussian(model.schedule, model.T)
+            rows = gaussian_rows(oracle, cell.levels(), look.indices, *key[4:]) if oracle else ()
+            self._exact[key] = list(rows)
+        return self._exact[key]
+
+    def gaussian(self, schedule: str, T: int) -> LinearGaussian | None:
+        """Return the Gaussian with the data's mean and covariance, None for images too large for the recursion."""
+        if math.prod(self.data.shape) > _GAUSSIAN_PIXELS:
+            return None
+        pixels = to_unit(self.data.part("train")).double().flatten(1)
+        learned = None if schedule == "edm" else alpha_bars(schedule, T)
+        return LinearGaussian(pixels.mean(0).numpy(), pixels.T.cov().numpy(), learned)

@@ -1,0 +1,136 @@
+"""The runner of a cell: computes its units of work, merges their records and has the samples scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.data import coloured
+from bench.files.writing import write_atomic, write_blocks
+from bench.measure.quality.scores import FeatureSet
+from bench.measure.quality.statistics import MomentStream
+from bench.suite.cells.arms import Arms, Arrays
+from bench.suite.cells.records import Records
+from bench.suite.cells.reference import Reference
+from bench.suite.plan import Unit
+from bench.suite.scoring import score_cell
+from bench.suite.store.shards import DamagedShard
+from bench.suite.store.store import Store
+
+__all__ = ["CellRunner"]
+
+_FEATURE_BATCH = 256
+
+
+@dataclass
+class _Totals:
+    """What the shards of a cell add up to besides their records."""
+
+    seconds: float = 0.0
+    nfe: int = 0
+    pooled: list[NDArray[np.float32]] = field(default_factory=list)
+    spatial: MomentStream = field(default_factory=MomentStream)
+
+
+class CellRunner:
+    """Computes one cell.
+
+    Args:
+        arms: the cell's walks.
+        reference: what to compare with.
+        store: where to put it.
+    """
+
+    def __init__(self, arms: Arms, reference: Reference, store: Store) -> None:
+        self.arms, self.reference, self.store = arms, reference, store
+        self.cell, self.batch = arms.cell, arms.batch
+
+    def units(self) -> list[Unit]:
+        """Return the cell's units in merging order."""
+        return list(self.cell.units(self.batch))
+
+    def walk(self, unit: Unit) -> Arrays:
+        """Return the records of a unit, with the seconds they took."""
+        started = time.perf_counter()
+        arrays = self.arms.compute(unit)
+        return {**arrays, "seconds": np.array(time.perf_counter() - started)}
+
+    def keep(self, unit: Unit, arrays: Arrays) -> None:
+        """Write a unit's shard, with the features of its samples."""
+        self.store.put_shard(self.cell, unit, {**arrays, **self._features(arrays)})
+
+    def is_sampled(self) -> bool:
+        """Tell whether every unit's shard is there."""
+        return all(self.store.has_shard(self.cell, unit) for unit in reversed(self.units()))  # the last comes last
+
+    def complete(self) -> None:
+        """Merge the shards, which are all there, into the cell's files, score the samples, and complete the cell."""
+        totals, cell = _Totals(), self.cell
+        others = {"quantize": np.array(cell.config.quantize)}
+        if cell.model.description.classes:
+            others["arr_1"] = self.arms.labels(torch.arange(cell.samples)).cpu().numpy()
+        look = cell.instruments()
+        records = Records(cell, look, self.reference) if look is not None else None
+        path = self.store.folder(cell) / "samples.npz"
+        write_blocks(path, "arr_0", cell.samples, self._merge(totals, records), others)
+        if records is not None:
+            self._write(records)
+        calls = sum(map(cell.unit_cost, self.units()))
+        facts = {"network_calls": calls, "seconds": totals.seconds, "nfe": totals.nfe}
+        rows = totals.pooled
+        features = FeatureSet(np.concatenate(rows), totals.spatial.result()) if rows else None
+        score_cell(self.cell, self.reference, self.store, facts, features)
+
+    def _shards(self) -> Iterator[Arrays]:
+        """Yield the shards in merging order; one that is damaged, or made for other features, is mended."""
+        for unit in self.units():
+            try:
+                yield self._scorable(self.store.get_shard(self.cell, unit))
+            except DamagedShard:
+                arrays = self.walk(unit)
+                self.keep(unit, arrays)
+                yield self._scorable(arrays)
+
+    def _merge(self, totals: _Totals, records: Records | None) -> Iterator[NDArray[np.uint8]]:
+        """Yield the samples of each shard, [n, H, W, 3], having added what else it holds to the totals and records."""
+        for shard in self._shards():
+            totals.seconds += float(shard["seconds"])
+            if "pooled" in shard:
+                totals.pooled.append(shard["pooled"])
+                totals.spatial.add(shard["spatial"])
+            if records is not None:
+                records.add(shard)
+            if "samples" in shard:
+                totals.nfe = max(totals.nfe, int(shard["nfe"]))
+                yield coloured(shard["samples"])
+
+    def _features(self, arrays: Arrays) -> Arrays:
+        """Return the features of a free unit's samples, and whose they are."""
+        extractor = self.reference.extractor
+        if extractor is None or "samples" not in arrays:
+            return {}
+        images = torch.from_numpy(arrays["samples"]).movedim(3, 1)
+        pooled, spatial = extractor.extract(images, _FEATURE_BATCH)
+        return {"pooled": pooled, "spatial": spatial, "extractor": np.array(extractor.key)}
+
+    def _scorable(self, arrays: Arrays) -> Arrays:
+        extractor = self.reference.extractor
+        wanted = "none" if extractor is None else extractor.key
+        if "samples" not in arrays or str(arrays.get("extractor", "none")) == wanted:
+            return arrays
+        other = {name: array for name, array in arrays.items() if name not in ("pooled", "spatial", "extractor")}
+        return {**other, **self._features(arrays)}
+
+    def _write(self, records: Records) -> None:
+        """Write the files of what was measured."""
+        if "steps" in self.cell.measure:
+            self.store.put_arrays(self.cell, "moments.npz", records.moments())
+            table = records.table()
+            write_atomic(self.store.folder(self.cell) / "steps.csv", lambda path: table.to_csv(path, index=False))
+        if "normality" in self.cell.measure:
+            self.store.put_arrays(self.cell, "errors.npz", records.errors())

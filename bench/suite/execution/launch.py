@@ -1,0 +1,163 @@
+"""From a resolved run to its results: claims the folder, joins the processes, keeps the account."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+
+from bench.files.writing import drop_partials, partials
+from bench.measure.features.extractors import FeatureError
+from bench.runtime.tensorboard import open_writer
+from bench.suite.account import account, end, has_end
+from bench.suite.cells.reference import Reference
+from bench.suite.compiling import settle_compiling
+from bench.suite.execution.worker import Execution
+from bench.suite.plan import Cell
+from bench.suite.preview import cost_line
+from bench.suite.processes.locks import Claims
+from bench.suite.processes.progress import Watch, log_path
+from bench.suite.processes.ranks import Team
+from bench.suite.run import Run
+from bench.suite.settings import ConfigError
+
+__all__ = ["Outcome", "complete", "execute"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: a line for each cell or measurement that was given up, and how many cells are not complete."""
+
+    failures: tuple[str, ...] = ()
+    incomplete: int = 0
+
+
+def execute(run: Run, team: Team) -> Outcome:
+    """Compute what is not complete, and return what every process of the team returns.
+
+    Raises:
+        ConfigError, FeatureError: the folder is in use or holds what does not go with this run; nothing was computed.
+        OSError: results cannot be written.
+    """
+    with team.together(ConfigError, FeatureError):
+        reference = run.reference()
+        run.store.check_features(run.cells, reference.features_key())
+    # The first rank looks for all: to know that a file is what was written, all of it is read.
+    if not team.gather(["work"] if team.leads and not _is_complete(run, reference) else []):
+        if team.leads and team.share is None:
+            _tidy(run)
+        return Outcome()
+    run.compiled = settle_compiling(run, team)
+    with ExitStack() as stack:
+        claims = Claims(run.out)
+        _claim(claims, team, stack)
+        watch = _watch(run, reference, team)
+        stack.callback(watch.close)
+        with account(run, team):
+            execution = Execution(run, reference, team, watch, claims)
+            watch.event("start", calls=watch.total, cells=len(run.cells), processes=team.size)
+            try:
+                execution.begin()
+                execution.work()
+            except KeyboardInterrupt:
+                with suppress(OSError):  # a full disk must not hide why the run ends
+                    watch.event("interrupted")
+                raise
+            watch.exchange()
+            failures = _failures(execution, team)
+            execution.chart()
+        watch.event("end", failures=len(failures))
+    incomplete = sum(not _is_done(run, reference, cell) for cell in run.cells) if team.leads else 0
+    return Outcome(tuple(failures), incomplete)
+
+
+def complete(run: Run) -> list[str]:
+    """Complete the cells whose units are all there; return a line for each cell or measurement that is not complete.
+
+    Raises as :func:`execute` does.
+    """
+    reference, team = run.reference(), Team()
+    run.store.check_features(run.cells, reference.features_key())
+    if not _is_complete(run, reference):
+        claims = Claims(run.out)
+        with claims.folder(), account(run, team), closing(_watch(run, reference, team)) as watch:
+            execution = Execution(run, reference, team, watch, claims)
+            execution.complete()
+            execution.rescore()
+    batch, missing = run.request.batch, list[str]()
+    for cell in run.cells:
+        if not _is_done(run, reference, cell):
+            units = list(run.store.extended(cell).units(batch))
+            there = sum(run.store.has_shard(cell, unit) for unit in units) if run.store.is_open(cell) else 0
+            missing.append(f"{cell.name} has {there} of its {len(units)} units")
+    features = reference.features_key()
+    for extra in run.extras:
+        if not all(folder.is_there(features) for folder in extra.folders(run.out)):
+            missing.append(f"{extra.name} is not measured")
+    return missing
+
+
+def _claim(claims: Claims, team: Team, stack: ExitStack) -> None:
+    """Hold the folder: under torchrun the first rank holds it for all."""
+    with team.together(ConfigError):
+        if team.leads:
+            stack.enter_context(claims.folder(team.share))
+
+
+def _failures(execution: Execution, team: Team) -> list[str]:
+    """Return a line for each cell or measurement that was given up, though several processes had units of it."""
+    told: dict[str, str] = {}
+    for named in team.gather([f"{name}\n{line}" for name, line in execution.failures.items()]):
+        name, _, line = named.partition("\n")
+        told.setdefault(name, line)
+    return list(told.values())
+
+
+def _is_done(run: Run, reference: Reference, cell: Cell) -> bool:
+    return run.store.is_sampled(cell) and run.store.is_scored(cell, reference.key())
+
+
+def _is_complete(run: Run, reference: Reference) -> bool:
+    features = reference.features_key()
+    cells = all(_is_done(run, reference, cell) for cell in run.cells)
+    return cells and all(extra.is_complete(run.out, features) for extra in run.extras)
+
+
+def _tidy(run: Run) -> None:
+    """Drop what is left of a process that died when all was done, and end the account for it."""
+    if all(map(run.store.is_closed, run.cells)) and has_end(run) and not any(partials(run.out)):
+        return
+    with suppress(ConfigError), Claims(run.out).folder():  # unless somebody is at work there
+        drop_partials(run.out)
+        for cell in run.cells:
+            run.store.close(cell)
+        end(run)
+
+
+def _calls(run: Run, reference: Reference) -> tuple[int, int]:
+    """Return the network calls of what is not complete, and how many of them were made before; of a share, its part."""
+    total = done = 0
+    batch, share, position = run.request.batch, run.request.share, 0
+    for cell in map(run.store.extended, run.cells):
+        sampled = run.store.is_sampled(cell)
+        for unit in cell.units(batch):
+            own = share is None or position % share.count == share.index
+            position += 1
+            if own and not sampled:
+                total += cell.unit_cost(unit)
+                done += cell.unit_cost(unit) if run.store.has_shard(cell, unit) else 0
+    for position, extra in enumerate(run.extras):
+        if share is None or position % share.count == share.index:
+            total += extra.remaining(run.out, reference.features_key())
+    return total, done
+
+
+def _watch(run: Run, reference: Reference, team: Team) -> Watch:
+    request = run.request
+    shown = request.progress
+    if run.extras and shown and team.leads:
+        print(cost_line(run))
+    if not team.leads:
+        return Watch(team, (0, 0), (len(run.cells), 0), log_path(run.out, team), False)
+    done = sum(_is_done(run, reference, cell) for cell in run.cells)
+    scalars = open_writer(request.tensorboard) if request.tensorboard is not None else None
+    return Watch(team, _calls(run, reference), (len(run.cells), done), log_path(run.out, team), shown, scalars)

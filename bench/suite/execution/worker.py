@@ -1,0 +1,184 @@
+"""The execution of a plan: every process takes units of work until none is left, and completes the cells it can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from bench.files.writing import drop_partials
+from bench.suite.cells.arms import Arms, Arrays, RunError
+from bench.suite.cells.reference import Reference
+from bench.suite.cells.runner import CellRunner
+from bench.suite.experiments.experiment import Bench, Extra
+from bench.suite.finisher import Finisher
+from bench.suite.plan import Cell, Unit
+from bench.suite.processes.locks import Claims
+from bench.suite.processes.progress import Watch
+from bench.suite.processes.ranks import Team
+from bench.suite.run import Run
+from bench.suite.scoring import score_cell
+
+__all__ = ["Execution"]
+
+
+class Execution:
+    """The work of one process of a run; all processes of a team go through the same methods in the same order.
+
+    Args:
+        run: the plan.
+        reference: what samples are compared with.
+        team: who shares the work; the results folder is theirs.
+        watch: told of everything.
+        claims: on the results folder.
+
+    Attributes:
+        failures: a line for each cell or measurement that this process had to give up.
+    """
+
+    def __init__(self, run: Run, reference: Reference, team: Team, watch: Watch, claims: Claims) -> None:
+        self.run, self.reference, self.team, self.watch, self.claims = run, reference, team, watch, claims
+        self.store, self.cells = run.store, [run.store.extended(cell) for cell in run.cells]
+        self.failures: dict[str, str] = {}
+        self._finisher = Finisher(run.overlaps())
+        self._runner: CellRunner | None = None
+        self._knows_reference = False
+
+    def begin(self) -> None:
+        """Set up every cell that is not complete; of the ranks of torchrun the first does."""
+        if self.team.leads:
+            with self.claims.setup():
+                self._set_up()
+        self.team.gather([])  # whoever works now finds the cells set up
+
+    def _set_up(self) -> None:
+        alone = self.team.share is None  # so that what is half written is of a process that died
+        if alone:
+            drop_partials(self.run.out)
+        for cell in self.cells:
+            if not self.store.is_sampled(cell):
+                self.store.begin(cell)
+            elif alone:  # of a process that died while it completed the cell
+                self.store.close(cell)
+
+    def work(self) -> None:
+        """Do this process's part: the units of the cells, scores made anew, then the other measurements."""
+        jobs = [(cell, unit) for cell in self.cells for unit in cell.units(self.run.request.batch)]
+        for number in self.team.take("units", len(jobs)):
+            self._unit(*jobs[number])
+        self._finisher.wait()
+        self.team.gather([])
+        if self.team.leads:
+            self.complete()
+        self.team.gather([])  # a cell that is being completed is not to be scored anew
+        self.rescore()
+        extras = self.run.extras
+        for number in self.team.take("extras", len(extras)):
+            self._extra(extras[number])
+
+    def _unit(self, cell: Cell, unit: Unit) -> None:
+        """Compute a unit, unless it was done before or its cell was given up."""
+        if cell.name in self.failures or not self.store.is_open(cell) or self.store.has_shard(cell, unit):
+            return
+        self.watch.begin(f"{cell.model.name} {cell.steps} steps")
+        runner = self._runner_of(cell)
+        self._try(cell.name, lambda: self._walk(runner, unit))
+
+    def _walk(self, runner: CellRunner, unit: Unit) -> None:
+        arrays = runner.walk(unit)
+        self._finisher.submit(lambda: self._try(runner.cell.name, lambda: self._finish(runner, unit, arrays)))
+
+    def _finish(self, runner: CellRunner, unit: Unit, arrays: Arrays) -> None:
+        """Keep a unit's records, and complete the cell if they were the last."""
+        runner.keep(unit, arrays)
+        images = unit.stop - unit.start
+        seconds = round(float(arrays["seconds"]), 3)
+        self.watch.event("unit", cell=runner.cell.name, unit=unit.name, images=images, seconds=seconds)
+        if unit.arm == "free":
+            self.watch.images(images)
+        self._complete(runner)
+
+    def _complete(self, runner: CellRunner) -> None:
+        """Merge and score a cell whose units are all done, unless another process is at it or has done so."""
+        cell = runner.cell
+        if not runner.is_sampled():
+            return
+        with self.claims.cell(cell.name) as mine:
+            if mine and self.store.is_open(cell):
+                self._know_reference()
+                runner.complete()
+                self._tell(cell)
+
+    def _know_reference(self) -> None:
+        """Have the reference's features ready: processes take turns, so that one extracts them and the others read."""
+        if self.reference.extractor is not None and not self._knows_reference:
+            with self.claims.setup():
+                self.reference.features()
+            self._knows_reference = True
+
+    def complete(self) -> None:
+        """Complete what no process found complete, as where a file system shows the files of others late."""
+        for cell in self.cells:
+            if cell.name not in self.failures and self.store.is_open(cell):
+                self._try(cell.name, partial(self._complete, self._runner_of(cell)))
+
+    def rescore(self) -> None:
+        """Score complete cells anew that have other features than those wanted, or lost their scores."""
+        for number in self.team.take("scores", len(self.cells)):
+            self._rescore(self.cells[number])
+
+    def _rescore(self, cell: Cell) -> None:
+        if not self.store.is_sampled(cell) or self.store.is_scored(cell, self.reference.key()):
+            return
+        found = self.store.metrics(cell) or {}
+        facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds", "nfe") if name in found}
+        self.watch.begin(f"{cell.name} (scores)")
+        score_cell(cell, self.reference, self.store, facts)
+        self._tell(cell)
+
+    def _tell(self, cell: Cell) -> None:
+        self.watch.event("cell", cell=cell.name, scores=self._scores(cell))
+        self.watch.cell()
+
+    def _scores(self, cell: Cell) -> dict[str, float]:
+        scores = (self.store.metrics(cell) or {}).get("scores", [])
+        return {score["metric"]: score["value"] for score in scores if score["value"] is not None}
+
+    def chart(self) -> None:
+        """Write every complete cell's scores against its steps for TensorBoard, whichever process completed it."""
+        for cell in self.cells if self.team.leads else ():
+            self.watch.scores(f"{cell.model.name}-seed{cell.seed}", self._scores(cell), cell.steps)
+
+    def _extra(self, extra: Extra) -> None:
+        if extra.is_complete(self.run.out, self.reference.features_key()):
+            return
+        self.watch.begin(extra.name)
+        run = self.run
+        bench = Bench(run.out, self.reference, run.device, run.request.batch, run.denoiser, self.watch.calls)
+        self._try(extra.name, lambda: self._measure(extra, bench))
+
+    def _measure(self, extra: Extra, bench: Bench) -> None:
+        extra.compute(bench)
+        self.watch.event("measurement", name=extra.name)
+
+    def _try(self, name: str, work: Callable[[], object]) -> None:
+        """Do some work of a cell or measurement; values that are not finite end it and nothing else."""
+        try:
+            work()
+        except RunError as error:
+            self.failures[name] = str(error)
+            for cell in self.cells:
+                if cell.name == name:  # with mended weights or constants it is another cell, and must not be refused
+                    self.store.close(cell)
+            self.watch.event("failed", name=name, why=str(error))
+
+    def _runner_of(self, cell: Cell) -> CellRunner:
+        """Return the runner of a cell; units come cell by cell, so that one is kept."""
+        if self._runner is None or self._runner.cell is not cell:
+            run = self.run
+            denoiser, reference = run.denoiser(cell.model), self.reference
+            arms = Arms(
+                cell, denoiser, reference.data, reference.centre, run.device, run.request.batch, self.watch.calls
+            )
+            self._runner = CellRunner(arms, reference, self.store)
+        return self._runner

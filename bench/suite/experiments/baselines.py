@@ -1,0 +1,150 @@
+"""What chains are read against, once for each schedule and seed: real images, and what exact samplers would do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.data import to_unit
+from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.schedules import levels
+from bench.diffusion.types import Level
+from bench.measure.instruments.chains import (
+    ChainRow,
+    empirical_errors,
+    error_summary,
+    gaussian_chain_errors,
+    gaussian_errors,
+    to_table,
+)
+from bench.measure.quality.scores import frechet_score
+from bench.suite.experiments.experiment import Bench, Extra, RecordFolder
+
+__all__ = ["VERSION", "ChainBaselines"]
+
+VERSION = 1  # of the records of chains and of their baselines: raise when their meaning changes
+_MODEL = "data"  # what the column 'model' says where no network was asked
+
+
+@dataclass(frozen=True)
+class ChainBaselines(Extra):
+    """The rows of chains that no model makes.
+
+    ``real``: Frechet distances of the source images and of as many real images that were not. ``exact-empirical``: an
+    exact sampler of the training images. ``exact-gaussian``, ``exact-gaussian-mean`` and ``exact-gaussian-ddim``: an
+    exact sampler of the Gaussian with the data's mean and covariance, and an exact denoiser's chains.
+
+    Attributes:
+        schedule, T, seed: of the chains.
+        n: source images, the first ones of the training part.
+        lengths: chain lengths L.
+        data_hash: of the data.
+    """
+
+    schedule: str
+    T: int
+    seed: int
+    n: int
+    lengths: tuple[int, ...]
+    data_hash: str
+    measure = "chains"
+
+    @property
+    def name(self) -> str:
+        """Return the record's folder name, which no chain can have: no method is called like a schedule."""
+        return f"{_MODEL}-{self.schedule}-{self.T}-seed{self.seed}"
+
+    @property
+    def line(self) -> str:
+        """Return what a plan calls it with all seeds."""
+        return f"baselines of {self.schedule} chains"
+
+    def cost(self) -> int:
+        """Return its network calls: none."""
+        return 0
+
+    def folders(self, root: Path) -> Sequence[RecordFolder]:
+        """Return its one folder."""
+        description = {
+            "version": VERSION,
+            "schedule": self.schedule,
+            "T": self.T,
+            "seed": self.seed,
+            "n": self.n,
+            "starts": list(self.lengths),
+            "data": self.data_hash,
+        }
+        return [RecordFolder(root / "chains" / self.name, "chain", description)]
+
+    def compute(self, bench: Bench) -> None:
+        """Compute every row and write the record."""
+        started = time.perf_counter()
+        rows = [*self._real(bench), *self._empirical(bench), *self._gaussian(bench)]
+        seconds = time.perf_counter() - started
+        facts = {"features": bench.reference.features_key(), "network_calls": 0, "seconds": seconds}
+        self.folders(bench.root)[0].write(to_table(rows), None, facts)
+
+    def _real(self, bench: Bench) -> Iterator[ChainRow]:
+        extractor, reference = bench.reference.extractor, bench.reference
+        where = (_MODEL, "real", None, None, self.seed)
+        if extractor is None:
+            yield ChainRow(*where, self.n, "frechet", None, None, reference.name, "the run has no features")
+            return
+        metric, all_train = extractor.metrics["frechet"], reference.features().moments
+        images = reference.data.part("train")[: self.n]
+        sources = frechet_score(metric, extractor.extract(images)[0], all_train, reference.name)
+        note = sources.reason or "the source images themselves"
+        yield ChainRow(*where, self.n, metric, sources.value, None, reference.name, note)
+        others, which = self._others(bench)
+        if others is None:
+            yield ChainRow(*where, self.n, metric, None, None, reference.name, which)
+            return
+        found = frechet_score(metric, extractor.extract(others)[0], all_train, reference.name)
+        yield ChainRow(*where, self.n, metric, found.value, None, reference.name, found.reason or which)
+
+    def _others(self, bench: Bench) -> tuple[Tensor | None, str]:
+        """Return n real images that are no sources, uint8, and what they are; or None and why not."""
+        train, heldout = (bench.reference.data.part(part) for part in ("train", "heldout"))
+        if len(heldout) >= self.n:
+            return heldout[: self.n], "held-out images"
+        if len(train) >= 2 * self.n:
+            return train[self.n : 2 * self.n], "training images that were no sources"
+        return None, f"neither {self.n} held-out images nor as many training images that were no sources"
+
+    def _levels(self, length: int) -> tuple[Level, ...]:
+        return levels(self.schedule, self.T, str(self.T))[-(length + 1) :]
+
+    def _row(
+        self, method: str, length: int, n: int | None, error: tuple[str, float, float | None], note: str, name: str
+    ) -> ChainRow:
+        return ChainRow(_MODEL, method, length, length - 1, self.seed, n, *error, f"source images ({name}-train)", note)
+
+    def _empirical(self, bench: Bench) -> Iterator[ChainRow]:
+        """Yield the exact sampler of the training images, from the very states that the chains start at."""
+        data = bench.reference.data
+        images = to_unit(data.part("train")).to(bench.device)
+        numbers = torch.arange(self.n, device=bench.device)
+        noise = Noise(self.seed).normal(numbers, Purpose.START, 0, data.shape)
+        starts = [self._levels(length)[0] for length in self.lengths]
+        note = "x_0' ~ q(x_0 | x_t) over the training images, expected"
+        for length, errors in zip(self.lengths, empirical_errors(images[: self.n], noise, images, starts), strict=True):
+            for error in error_summary(errors):
+                yield self._row("exact-empirical", length, self.n, error, note, data.name)
+
+    def _gaussian(self, bench: Bench) -> Iterator[ChainRow]:
+        oracle, name = bench.reference.gaussian(self.schedule, self.T), bench.reference.data.name
+        if oracle is None:
+            return
+        note = "Gaussian data of the same mean and covariance, not clamped"
+        for length in self.lengths:
+            path = self._levels(length)
+            found = {"exact-gaussian": gaussian_errors(oracle, path[0])}
+            found |= {f"exact-gaussian-{way}": gaussian_chain_errors(oracle, path, way) for way in ("mean", "ddim")}
+            for method, values in found.items():
+                for quantity, value in zip(("l1", "rmse"), values, strict=True):
+                    yield self._row(method, length, None, (quantity, value, None), note, name)

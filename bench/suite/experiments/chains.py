@@ -1,0 +1,177 @@
+"""Chains x_0 -> x_t -> x_0': real training images noised to several levels and sampled back to the clean one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.data import coloured, quantize
+from bench.diffusion.noise import Noise
+from bench.diffusion.samplers import Draws, PosteriorMean, Solver, paired, walk
+from bench.diffusion.types import Level
+from bench.measure.instruments.chains import ChainRow, error_summary, image_errors, to_table
+from bench.measure.quality.scores import frechet_score
+from bench.suite.cells.arms import RunError
+from bench.suite.experiments.baselines import VERSION, ChainBaselines
+from bench.suite.experiments.experiment import Bench, Extra, RecordFolder
+from bench.suite.plan import Cell
+from bench.suite.registry.model import Model
+from bench.suite.settings import ConfigError, SamplerConfig
+
+__all__ = ["LENGTHS", "METHODS", "Chain", "chain_lengths", "plan_chains"]
+
+METHODS = ("mean", "ddim", "ancestral")
+LENGTHS = (100, 300, 600, 900, 1000)  # of 1000 training steps: those of Ning et al. 2023, figure 5, and the whole
+_PICTURES = 8
+_KEPT = (  # of a cell's description
+    "model", "weights", "eps_scale", "eps_slope", "remedies", "variance", "clip", "quantize", "precision",
+)  # fmt: skip
+_CLAMPED = "float images clamped to [-1, 1]"
+
+
+def chain_lengths(T: int) -> tuple[int, ...]:
+    """Return the chain lengths for a training process of T steps: the same shares of it, at least 1, ascending."""
+    return tuple(sorted({max(1, round(length * T / 1000)) for length in LENGTHS}))
+
+
+@dataclass(frozen=True)
+class Chain(Extra):
+    """One model, method, chain length and seed.
+
+    Attributes:
+        cell: the whole training process of the model, with the method's settings; its samples are the images.
+        method: ``mean`` (the papers' chain, :class:`PosteriorMean`), ``ddim`` (eta 0) or ``ancestral``.
+        length: L, network calls an image; the start is training index L - 1 (the papers' t = L).
+    """
+
+    cell: Cell
+    method: str
+    length: int
+    measure = "chains"
+
+    @property
+    def name(self) -> str:
+        """Return the record's folder name."""
+        return f"{self.cell.model.name}-{self.method}-{self.length}-seed{self.cell.seed}"
+
+    @property
+    def line(self) -> str:
+        """Return what a plan calls it with all lengths and seeds."""
+        return f"{self.method} chains of {self.cell.model.name}"
+
+    def cost(self) -> int:
+        """Return its network calls."""
+        return self.cell.samples * self.length
+
+    def folders(self, root: Path) -> Sequence[RecordFolder]:
+        """Return its one folder."""
+        return [RecordFolder(root / "chains" / self.name, "chain", self.description())]
+
+    def description(self) -> dict[str, object]:
+        """Return everything that determines the numbers, and whose they are."""
+        cell = self.cell.description()
+        own = {"method": self.method, "start": self.length, "seed": self.cell.seed, "n": self.cell.samples}
+        kept = {**{name: cell[name] for name in _KEPT if name in cell}, **self.cell.model.identity()}
+        return {"version": VERSION, **kept, **own, "data": cell["data"]}
+
+    def levels(self) -> tuple[Level, ...]:
+        """Return the walk's levels: the last L of the training process and the clean one."""
+        return self.cell.levels()[-(self.length + 1) :]
+
+    def solver(self) -> Solver:
+        """Return the method's update rule."""
+        return PosteriorMean() if self.method == "mean" else self.cell.solver()
+
+    def compute(self, bench: Bench) -> None:
+        """Walk every image there and back, and write the record."""
+        started = time.perf_counter()
+        x0, x = (torch.cat(parts) for parts in zip(*self._walk(bench), strict=True))
+        if not torch.isfinite(x).all():
+            raise RunError(
+                f"model {self.cell.model.name!r}, {self.method} chain of {self.length} steps, seed {self.cell.seed},"
+                " gave values that are not finite; check the weights, or the scaling constants"
+            )
+        x = x.clamp(-1, 1)
+        pixels = quantize(x, self.cell.config.quantize)
+        table = to_table([*self._errors(x, x0, bench), self._frechet(pixels, bench)])
+        shown = {"original": quantize(x0[:_PICTURES]), "reconstruction": pixels[:_PICTURES]}
+        pictures = {name: coloured(images.movedim(1, -1).numpy()) for name, images in shown.items()}
+        seconds = time.perf_counter() - started
+        facts = {"features": bench.reference.features_key(), "network_calls": self.cost(), "seconds": seconds}
+        self.folders(bench.root)[0].write(table, pictures, facts)
+
+    def _walk(self, bench: Bench) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (x_0, x_0') of each batch on the host; image k has the noise of sample k, whatever the method."""
+        denoiser, levels = bench.denoiser(self.cell.model), self.levels()
+        solver, clip, correction = self.solver(), self.cell.config.clip, self.cell.correction()
+        for x0, numbers, valid in bench.batches("train", self.cell.samples):
+            draws = Draws(Noise(self.cell.seed), numbers)
+            x = paired(levels[0], draws, x0)
+            for step in walk(denoiser, levels, x, solver, draws, clip=clip, correction=correction):
+                x = step.x_next
+                bench.progress(valid)
+            yield x0[:valid].cpu(), x[:valid].cpu()
+
+    def _row(self, quantity: str, value: float | None, std: float | None, reference: str, note: str) -> ChainRow:
+        cell = self.cell
+        where = (cell.model.name, self.method, self.length, self.length - 1, cell.seed, cell.samples)
+        return ChainRow(*where, quantity, value, std, reference, note)
+
+    def _errors(self, x: Tensor, x0: Tensor, bench: Bench) -> Iterator[ChainRow]:
+        reference = f"source images ({bench.reference.data.name}-train)"
+        for quantity, value, std in error_summary(image_errors(x, x0).numpy()):
+            yield self._row(quantity, value, std, reference, _CLAMPED)
+
+    def _frechet(self, pixels: Tensor, bench: Bench) -> ChainRow:
+        reference, extractor = bench.reference, bench.reference.extractor
+        if extractor is None:
+            return self._row("frechet", None, None, reference.name, "the run has no features")
+        features = extractor.extract(pixels)[0]
+        found = frechet_score(extractor.metrics["frechet"], features, reference.features().moments, reference.name)
+        return self._row(found.metric, found.value, None, found.reference, found.reason)
+
+
+def _settings(model: Model, config: SamplerConfig, method: str) -> SamplerConfig:
+    """Return a method's sampler settings: the run's, where it has them.
+
+    A remedy's constants belong to a sampler; the mean chain takes DDPM's, whose mean it follows.
+
+    Raises:
+        ConfigError: a remedy of the model does not work with the method's sampler, or has no constants for it.
+    """
+    sampler = "ddim" if method == "ddim" else "ddpm"
+    model.refuse(sampler, f", and its {method} chains need it (leave chains out of --measure)")
+    trained = "learned" if model.learns_variance else "fixed-large"
+    variance = config.variance or trained if method == "ancestral" else None
+    return replace(config, sampler=sampler, spacing="plain", eta=0.0, variance=variance)
+
+
+def plan_chains(cells: Sequence[Cell]) -> list[Extra]:
+    """Return the chains of every model and seed of a run's cells, and the baselines they are read against.
+
+    Raises:
+        ConfigError: a model's remedies do not reach over its whole training process.
+    """
+    chains: list[Extra] = []
+    baselines: dict[tuple[str, int, int], Extra] = {}
+    for cell in {(cell.model.name, cell.seed): cell for cell in cells}.values():
+        model, seed = cell.model, cell.seed
+        n, T = min(cell.samples, cell.parts[0]), model.description.T
+        for method in METHODS:
+            config = _settings(model, cell.config, method)
+            whole = replace(cell, config=config, steps=T, samples=n, measure=())
+            try:
+                whole.correction()
+            except ValueError as error:
+                raise ConfigError(
+                    f"model {model.name!r}: {error}, over the {T} steps of its chains; leave chains out of --measure"
+                ) from None
+            chains += [Chain(whole, method, length) for length in chain_lengths(T)]
+        key = (model.description.schedule, T, seed)
+        baselines[key] = ChainBaselines(*key, n, chain_lengths(T), cell.data_hash)
+    return [*baselines.values(), *chains]

@@ -1,0 +1,171 @@
+"""Measurements with network calls of their own (chains, response): planned, costed and cached like cells.
+
+Each fills folders of its own beside the cells. A folder's JSON file is written last and completes it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.data import to_unit
+from bench.diffusion.types import Denoiser
+from bench.files.writing import read_record, sha256_of, unchanged, write_arrays, write_atomic, write_record
+from bench.suite.cells.reference import Reference
+from bench.suite.registry.model import Model
+from bench.suite.settings import LATER_SETTINGS, ConfigError, short_hash
+
+__all__ = ["Bench", "Extra", "RecordFolder"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a measurement works with.
+
+    Attributes:
+        root: the run's folder.
+        reference: what to compare with; its data are where real images come from.
+        device: where the networks are.
+        batch: internal batch size; the last batch is padded to it.
+        denoiser: returns a model's network on the device, without its correction.
+        progress: called with the network calls just made.
+    """
+
+    root: Path
+    reference: Reference
+    device: torch.device
+    batch: int
+    denoiser: Callable[[Model], Denoiser]
+    progress: Callable[[int], None]
+
+    def batches(self, part: str, count: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield the first ``count`` images of a part as (x0 in [-1, 1], their numbers, how many are not padding)."""
+        size = min(self.batch, count)
+        for start in range(0, count, size):
+            rows = torch.arange(start, start + size)
+            x0 = to_unit(self.reference.data.pick(part, rows)).to(self.device)  # padding wraps around
+            yield x0, rows.to(self.device), min(size, count - start)
+
+
+class RecordFolder:
+    """A folder of one record: ``record.csv``, perhaps ``pictures.npz``, and ``<kind>.json``, which completes it.
+
+    Args:
+        path: the folder; created when the record is written.
+        kind: ``chain`` or ``response``.
+        description: everything that determines the numbers, JSON-like, features apart.
+    """
+
+    def __init__(self, path: Path, kind: str, description: Mapping[str, Any]) -> None:
+        self.path, self.kind, self.description = path, kind, dict(description)
+        self.key = short_hash(self.description)
+
+    @property
+    def facts(self) -> Path:
+        """Return the file that completes the folder."""
+        return self.path / f"{self.kind}.json"
+
+    def found(self, features: str | None = None) -> dict[str, Any] | None:
+        """Return the facts of the complete record of this description, None where there is none.
+
+        Args:
+            features: what it must have been scored with; None takes any.
+        """
+        facts = read_record(self.facts) or {}
+        sizes, sums = facts.get("files"), facts.get("sha256", {})
+        if facts.get("key") != self.key or not isinstance(sizes, dict) or not isinstance(sums, dict):
+            return None
+        if not unchanged(self.path, sizes, sums):
+            return None
+        return facts if features in (None, facts.get("features", features)) else None
+
+    def is_there(self, features: str) -> bool:
+        """Tell whether a complete record is there, scored with these features, of this seed or of another."""
+        known = (read_record(self.facts) or {}).get(self.kind)
+        seed = known.get("seed") if isinstance(known, dict) else None
+        same = self if seed is None else RecordFolder(self.path, self.kind, {**self.description, "seed": seed})
+        return same.found(features) is not None
+
+    def check(self) -> None:
+        """Refuse a folder that was made under other settings; another seed's record is made anew instead.
+
+        Raises:
+            ConfigError: naming what differs.
+        """
+        old = (read_record(self.facts) or {}).get(self.kind)
+        if not isinstance(old, dict):
+            return
+        for name in {**old, **self.description}:
+            made, now = (about.get(name, LATER_SETTINGS.get(name)) for about in (old, self.description))
+            if name != "seed" and made != now:
+                raise ConfigError(
+                    f"{self.path} was made with another {name} ({made!r}, now {now!r});"
+                    " choose another --out or delete it"
+                )
+
+    def table(self) -> pd.DataFrame:
+        """Return the complete record's table as text, so that no number is rounded when it is written again."""
+        return pd.read_csv(self.path / "record.csv", dtype=str, keep_default_na=False)
+
+    def write(self, table: pd.DataFrame, pictures: Mapping[str, NDArray[Any]] | None, facts: Mapping[str, Any]) -> None:
+        """Write the files, and last the one that completes the folder."""
+        self.facts.unlink(missing_ok=True)  # it must not vouch for the files of another record
+        write_atomic(self.path / "record.csv", lambda partial: table.to_csv(partial, index=False))
+        names = ["record.csv"]
+        if pictures is not None:
+            write_arrays(self.path / "pictures.npz", pictures)
+            names.append("pictures.npz")
+        sizes = {name: (self.path / name).stat().st_size for name in names}
+        sums = {name: sha256_of(self.path / name) for name in names}
+        about = {"key": self.key, self.kind: self.description, "files": sizes, "sha256": sums}
+        write_record(self.facts, {**about, **facts})
+
+
+class Extra(ABC):
+    """A measurement that fills one or more record folders with one piece of work."""
+
+    measure: str  # the name of the measurement the user asks for
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Return what the progress bar calls it."""
+
+    @property
+    def line(self) -> str:
+        """Return what a plan calls it; those of one name share a line."""
+        return self.name
+
+    @abstractmethod
+    def folders(self, root: Path) -> Sequence[RecordFolder]:
+        """Return the folders it fills."""
+
+    @abstractmethod
+    def cost(self) -> int:
+        """Return its network calls (one call is one image at one level)."""
+
+    @abstractmethod
+    def compute(self, bench: Bench) -> None:
+        """Measure, and complete every folder."""
+
+    def is_complete(self, root: Path, features: str | None = None) -> bool:
+        """Tell whether every folder is complete, with these features if it has any; None takes any."""
+        return all(folder.found(features) is not None for folder in self.folders(root))
+
+    def remaining(self, root: Path, features: str | None = None) -> int:
+        """Return the network calls still to be made; folders share them."""
+        missing = all(folder.found(features) is None for folder in self.folders(root))
+        return self.cost() if missing else 0
+
+    def seconds(self, root: Path) -> float:
+        """Return how long the complete measurement took."""
+        facts = self.folders(root)[0].found() or {}
+        return float(facts.get("seconds", 0.0))

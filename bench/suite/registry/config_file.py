@@ -1,0 +1,99 @@
+"""The TOML file of ``--config``: read, checked for keys and types, and nothing more."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.suite.settings import ConfigError, nearest
+
+__all__ = ["read_config_file"]
+
+_LARGEST = 2**18  # bytes
+_MOST_DOTS = 100  # in a line: tomllib takes time and memory by the square of a dotted key's length
+Tables = Mapping[str, Mapping[str, Any]]
+
+_NUMBER, _WHOLE, _TEXT, _TABLE, _SWITCH = "a number", "a whole number", "a text", "a table", "true or false"
+_TABLES = "a list of tables"
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    _NUMBER: (int, float), _WHOLE: (int,), _TEXT: (str,), _TABLE: (dict,), _SWITCH: (bool,), _TABLES: (list,),
+}  # fmt: skip
+_MODEL_KEYS = {
+    "weights": _TEXT, "base": _TEXT, "preset": _TEXT,
+    "corrections": _TABLES, "eps_scale": _NUMBER, "eps_slope": _NUMBER,
+    "network": _TABLE, "schedule": _TEXT, "T": _WHOLE,
+    "adapter": _TEXT, "prediction": _TEXT, "in_channels": _WHOLE, "image_size": _WHOLE, "num_classes": _WHOLE,
+    "learn_sigma": _SWITCH,
+}  # fmt: skip
+_DATASET_KEYS = {"path": _TEXT, "heldout_every": _WHOLE, "resize": _WHOLE, "crop": _TEXT, "resize_filter": _TEXT}
+
+
+def read_config_file(path: Path) -> tuple[Tables, Tables]:
+    """Return the tables ``models`` and ``datasets``.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or holds an unknown key or a value of another type.
+    """
+    document = _read_toml(path)
+    _check_keys("section", document, ("models", "datasets"))
+    for section, keys in (("models", _MODEL_KEYS), ("datasets", _DATASET_KEYS)):
+        _check_table(section, document.get(section, {}))
+        for name, entry in document.get(section, {}).items():
+            _check_name(section, name)
+            _check_table(f"{section}.{name}", entry)
+            _check_keys(f"key of {section}.{name}", entry, keys)
+            _check_types(f"{section}.{name}", entry, keys)
+    for name, entry in document.get("datasets", {}).items():
+        if name == "digits":
+            raise ConfigError(f"datasets.{name} in {path} has the name of the embedded dataset; choose another")
+        if "path" not in entry:
+            raise ConfigError(f"datasets.{name} in {path} needs 'path'")
+        every = entry.get("heldout_every", 0)
+        if every < 0 or every == 1:
+            raise ConfigError(f"heldout_every of datasets.{name} must be 0 (none) or at least 2, not {every}")
+    return document.get("models", {}), document.get("datasets", {})
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from None
+    if len(content) > _LARGEST:
+        raise ConfigError(
+            f"--config {path} has more than {_LARGEST} bytes, too many for a configuration; check the path"
+        )
+    try:
+        if max(line.count(b".") for line in content.split(b"\n")) > _MOST_DOTS:
+            raise ValueError(f"a line with more than {_MOST_DOTS} dots")
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested without end
+        reason = (str(error).splitlines() or ["nested too deeply"])[0]
+        raise ConfigError(f"--config {path} is not valid TOML: {reason}") from None
+
+
+def _check_table(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"[{name}] in the config file must be a table")
+
+
+def _check_name(section: str, name: str) -> None:
+    """Refuse names that cannot be a folder's, since results are filed under them."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"{name!r} in [{section}] of the config file is no name; use letters, digits, '.', '_', '-'")
+
+
+def _check_types(name: str, table: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
+    for key, value in table.items():
+        if not isinstance(value, _TYPES[kinds[key]]) or (isinstance(value, bool) and kinds[key] != _SWITCH):
+            raise ConfigError(f"{key!r} of [{name}] in the config file must be {kinds[key]}, not {value!r}")
+
+
+def _check_keys(kind: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+    for key in table:
+        if key not in known:
+            raise nearest(kind, key, known)

@@ -1,0 +1,302 @@
+"""The models a run can name: the embedded family, entries of a TOML file, and weights given on the command line."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bench.data import DATASETS, Dataset, Preprocessing, load, load_path
+from bench.diffusion.schedules import alpha_bars
+from bench.measure.quality.committed import COMMITTED, unseen
+from bench.models.checkpoints.adapter import describe_adapter
+from bench.models.checkpoints.formats import describe, located
+from bench.models.checkpoints.native import Description, file_hash
+from bench.models.networks.arguments import complete
+from bench.models.presets import PRESETS
+from bench.models.train.recipes import DIGITS_NETWORK
+from bench.suite.registry.config_file import read_config_file
+from bench.suite.registry.constants import known_constants
+from bench.suite.registry.model import Guidance, Model
+from bench.suite.registry.remedies import SUFFIXES, Remedy
+from bench.suite.remedy_entries import read_remedy
+from bench.suite.settings import ConfigError, nearest, positive
+
+__all__ = ["EMBEDDED", "Registry", "load_registry"]
+
+WEIGHTS = Path(__file__).parents[2] / "models" / "weights"
+EMBEDDED: Mapping[str, str] = {
+    "adm": "the baseline: DDPM objective, ADM network",
+    "adm-ip": "input perturbation, gamma 0.1 (Ning et al. 2023)",
+    "adm-ip-t": "input perturbation whose gamma rises with t, to 0.1",
+    "ddpm-y": "DDPM on the perturbed input, eps' as its target (ibid., Table 7)",
+    "adm-gp": "baseline with a gradient penalty",
+    "adm-wd": "baseline with decoupled weight decay",
+    "adm-mdss": "multi-step scheduled sampling: trained on its own denoised states too (after Ren et al. 2024)",
+    "adm-dream": "input and target moved by the model's own error (DREAM, Zhou et al. 2024)",
+    "edm": "EDM's preconditioning and loss (Karras et al. 2022), for --sampler heun or euler",
+}
+_OF_ADAPTERS = ("prediction", "in_channels", "image_size", "num_classes", "learn_sigma")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Every model and dataset a run may name.
+
+    ``folders`` is where relative paths of an entry's adapter start: its config file's.
+    """
+
+    dataset: str
+    entries: Mapping[str, Mapping[str, Any]]
+    datasets: Mapping[str, Mapping[str, Any]]
+    folders: Mapping[str, Path] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Return the names of models without remedies, the embedded family first; see SUFFIXES for the others."""
+        return [*EMBEDDED, *(name for name in self.entries if name not in EMBEDDED)]
+
+    def model(self, name: str, path: Path | None = None) -> Model:
+        """Look a model up, with ``path`` in place of its own weights if given.
+
+        Names of models may be followed by those of remedies, as in ``adm-ts``; a config file's entry comes first.
+
+        Raises:
+            ConfigError: unknown name, or nothing to load it from.
+            CheckpointError: the weights cannot be described.
+        """
+        return replace(self._model(name, None if path is None else located(path), name), given=path)
+
+    def _model(self, name: str, path: Path | None, asked: str) -> Model:
+        """Look up ``name``, a part of what the user ``asked`` for."""
+        entry = self.entries.get(name)
+        if entry is not None:
+            return self._configured(name, entry, path)
+        if name in EMBEDDED:
+            return self._trained(name, path, asked)
+        split = self._split(name)
+        if split is not None:
+            model = self._model(split[0], path, asked)
+            return _with(replace(model, name=name), model, self._remedy(name, split[1], model))
+        if path is None:
+            raise nearest("model", name, [*self.names(), *(f"{base}-{s}" for base in self.names() for s in SUFFIXES)])
+        return Model(name, path, self._unnamed(name, path))
+
+    def _split(self, name: str) -> tuple[str, str] | None:
+        """Return (model, remedy) of a name that ends in a remedy's, None where it does not."""
+        for suffix in sorted(SUFFIXES, key=len, reverse=True):
+            base = name.removesuffix(f"-{suffix}")
+            if base != name and (base in self.entries or base in EMBEDDED or self._split(base)):
+                return base, suffix
+        return None
+
+    def _trained(self, name: str, path: Path | None, asked: str) -> Model:
+        embedded = WEIGHTS / self.dataset / f"{name}.safetensors"
+        if path is None and not embedded.exists():
+            raise ConfigError(f"no embedded weights of {asked!r} for dataset {self.dataset!r}; give {asked}=PATH")
+        weights = path or embedded
+        return Model(name, weights, self._describe(weights, {}))
+
+    def _unnamed(self, name: str, path: Path) -> Description:
+        """Describe a file under a name that nobody knows: one that describes itself, or fits the dataset's preset."""
+        own = describe(path)
+        if own is None:
+            file_hash(path)  # a missing file is the first thing to report
+        if own is None and self.dataset not in PRESETS:
+            raise ConfigError(
+                f"{path} does not describe itself; give {name!r} an entry with 'preset' or 'network' in a --config file"
+            )
+        return own or PRESETS[self.dataset].description()
+
+    def _remedy(self, name: str, suffix: str, model: Model) -> Remedy:
+        """Return a remedy with what is known of its constants.
+
+        Those found with embedded weights hold for no others; published ones belong to released files, of which there
+        are no checksums, so any other file of that dataset gets them that does not say it was trained here.
+
+        Args:
+            name: of the model with it, which its constants are filed under; else they are those of the remedy alone.
+            suffix: its own.
+            model: what it is added to.
+        """
+        remedy, training = Remedy(SUFFIXES[suffix]), model.description.training
+        if name == "ddpm-y-es" and training.get("gamma"):
+            return remedy.overridden({"b": math.sqrt(1 + float(training["gamma"]) ** 2)})
+        family = [base for base in EMBEDDED if name.startswith(f"{base}-") and base not in self.entries]
+        root = max(family, key=len, default="")
+        embedded = WEIGHTS / self.dataset / f"{root}.safetensors"
+        is_own = embedded.exists() and model.weights.is_file() and file_hash(embedded) == file_hash(model.weights)
+        if not is_own and (self.dataset == "digits" or training):
+            return remedy
+        # What was published of a dataset is not what was found with the embedded weights of that dataset.
+        home = f"{self.dataset}-embedded" if is_own and self.dataset != "digits" else self.dataset
+        conditional = model.description.classes is not None
+        own, alone = (known_constants(home, key, conditional) for key in (name, f"{root}-{suffix}"))
+        return replace(remedy, constants=own or alone)
+
+    def _configured(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
+        if "base" in entry:
+            ignored = [key for key in entry if key not in ("base", "weights", "eps_scale", "eps_slope", "corrections")]
+            if ignored:
+                raise ConfigError(f"model {name!r} has both 'base' and {ignored[0]!r} in the config file; keep one")
+            self._refuse_circle(name)
+            weights = path or (located(Path(str(entry["weights"]))) if "weights" in entry else None)
+            found = self._model(str(entry["base"]), weights, str(entry["base"]))
+            model = replace(found, name=name, base=found.base if found.remedies else found.base or found.name)
+        elif "adapter" in entry:
+            model = self._adapted(name, entry, path)
+        else:
+            weights = path or located(Path(str(entry.get("weights", ""))))
+            if not str(entry.get("weights", "")) and path is None:
+                raise ConfigError(f"model {name!r} needs 'weights', 'adapter' or 'base' in the config file")
+            model = Model(name, weights, self._describe(weights, entry))
+        added = [read_remedy(name, told) for told in entry.get("corrections", ()) if self._is_table(name, told)]
+        if "eps_scale" in entry or "eps_slope" in entry:
+            b, k = float(entry.get("eps_scale", 1.0)), float(entry.get("eps_slope", 0.0))
+            positive(f"eps_scale of model {name!r}", b)
+            if any(remedy.kind == "epsilon-scaling" for remedy in model.remedies):
+                model = model.rescaled(b, k)
+            else:
+                added.append(Remedy("epsilon-scaling").overridden({"b": b, "k": k}))
+        treated = _with(model, model, *added)
+        # A network whose own entry treats it has no name of its own.
+        return replace(treated, base="") if added and "base" not in entry else treated
+
+    @staticmethod
+    def _is_table(name: str, told: Any) -> bool:
+        if not isinstance(told, Mapping):
+            raise ConfigError(f"'corrections' of model {name!r} in the config file must be a list of tables")
+        return True
+
+    def _adapted(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
+        for key in ("network", "preset"):
+            if key in entry:
+                raise ConfigError(f"model {name!r} has both 'adapter' and {key!r} in the config file; keep one")
+        file = Path(str(entry["adapter"]).rpartition(":")[0])
+        folder = self.folders[name]
+        told = dict(entry) if path is None else {**entry, "weights": self._seen_from(folder, path, file)}
+        return Model(name, folder / file, describe_adapter(told, folder))
+
+    @staticmethod
+    def _seen_from(folder: Path, path: Path, file: Path) -> str:
+        """Return a path of the command line as an entry would give it: as the adapter's, absolute or not."""
+        full = path.resolve()
+        return str(full) if file.is_absolute() else os.path.relpath(full, folder.resolve())
+
+    def _refuse_circle(self, name: str) -> None:
+        seen, here = [name], self.entries[name]
+        while "base" in here:
+            base = str(here["base"])
+            while base not in self.entries and (split := self._split(base)):
+                base = split[0]
+            if base in seen:
+                raise ConfigError(f"model {name!r} is based on itself ({' -> '.join([*seen, base])})")
+            seen.append(base)
+            here = self.entries.get(base, {})
+
+    def _describe(self, weights: Path, entry: Mapping[str, Any]) -> Description:
+        """Describe weights by themselves, by a TOML entry, by a preset, or as the embedded digits network."""
+        idle = [key for key in _OF_ADAPTERS if key in entry]
+        if idle:
+            raise ConfigError(f"{idle[0]!r} in the config file is for models with an 'adapter'; use 'network'")
+        told = [key for key in ("network", "schedule", "T", "preset") if key in entry]
+        own = describe(weights)
+        if own is not None:
+            if told:
+                raise ConfigError(f"{weights} describes itself; drop {told[0]!r} from its entry in the config file")
+            return own
+        file_hash(weights)  # a missing file is the first thing to report
+        preset = entry.get("preset", self.dataset if self.dataset in PRESETS and "network" not in entry else None)
+        if preset is None:
+            network = dict(entry.get("network", DIGITS_NETWORK))
+            schedule, T = str(entry.get("schedule", "cosine")), int(entry.get("T", 1000))
+            try:
+                complete(network)
+                alpha_bars(schedule, T)
+            except ValueError as error:
+                raise ConfigError(f"{weights}: {error}") from None
+            return Description(network, schedule, T)
+        if preset not in PRESETS:
+            raise nearest("preset", str(preset), PRESETS)
+        if set(told) - {"preset"}:
+            raise ConfigError(
+                f"preset {preset!r} brings its own {told[0]!r}; drop that, or 'preset', in the config file"
+            )
+        return PRESETS[preset].description()
+
+    @staticmethod
+    def guidance(classifier: Path, scale: float | None, model: Model) -> Guidance:
+        """Return the guidance of a model by the classifier of its preset, at the published strength unless told.
+
+        Raises:
+            ConfigError: no classifier was released with the model's network.
+        """
+        guided = {name: preset for name, preset in PRESETS.items() if preset.classifier is not None}
+        for preset in guided.values():
+            if preset.classifier is not None and preset.description() == model.description:
+                return Guidance(classifier, preset.classifier, scale or preset.guidance_scale or 1.0)
+        raise ConfigError(f"--classifier guides models of the presets {', '.join(guided)}, which {model.name!r} is not")
+
+    def load_dataset(self, data_dir: Path | None, flags: Mapping[str, Any]) -> Dataset:
+        """Load the run's dataset.
+
+        Args:
+            data_dir: where known datasets lie, and relative paths of the config file start.
+            flags: ``resize``, ``crop`` and ``resize_filter`` of the command line, those that were given; they replace
+                the config file's.
+
+        Returns:
+            The images; without ``data_dir``, of a dataset whose statistics the package keeps, those.
+
+        Raises:
+            ConfigError: fewer than 2 training images.
+            DataError: the images cannot be read.
+        """
+        if self.dataset == "digits" and flags:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in flags)
+            raise ConfigError(f"the embedded digits are 8x8 as they are; leave out {given}")
+        entry = self.datasets.get(self.dataset, {})
+        chosen = {name: entry[name] for name in ("resize", "crop", "resize_filter") if name in entry} | dict(flags)
+        preprocessing = Preprocessing(
+            chosen.get("resize"), str(chosen.get("crop", "none")), chosen.get("resize_filter")
+        )
+        every = int(entry.get("heldout_every", 0))
+        if not entry and data_dir is None and self.dataset in COMMITTED and not chosen:
+            return unseen(self.dataset)
+        if not entry:
+            return load(self.dataset, data_dir, heldout_every=every, preprocessing=preprocessing)
+        path = Path(str(entry["path"]))
+        full = path if data_dir is None or path.is_absolute() else data_dir / path
+        data = load_path(self.dataset, full, every, preprocessing)
+        if len(data.part("train")) < 2:
+            raise ConfigError(f"dataset {self.dataset!r} has fewer than 2 training images in {full}")
+        return data
+
+
+def _with(model: Model, old: Model, *remedies: Remedy) -> Model:
+    """Return a model with remedies after those that the old one has."""
+    base = old.base if old.remedies else old.base or old.name
+    return replace(model, remedies=(*old.remedies, *remedies), base=base) if remedies else model
+
+
+def load_registry(configs: Sequence[Path], dataset: str) -> Registry:
+    """Read TOML files and return the registry of a dataset.
+
+    Raises:
+        ConfigError: a file is missing or wrong, two files name one model or dataset, or the dataset is unknown.
+    """
+    models: dict[str, Mapping[str, Any]] = {}
+    datasets: dict[str, Mapping[str, Any]] = {}
+    folders: dict[str, Path] = {}
+    for path in configs:
+        more = read_config_file(path)
+        for kind, old, new in (("model", models, more[0]), ("dataset", datasets, more[1])):
+            if twice := [name for name in new if name in old]:
+                raise ConfigError(f"{kind} {twice[0]!r} is in two config files; rename it in {path}")
+            old.update(new)
+        folders |= dict.fromkeys(more[0], path.parent)
+    if dataset not in datasets and dataset not in DATASETS:
+        raise nearest("dataset", dataset, [*DATASETS, *datasets])
+    return Registry(dataset, models, datasets, folders)

@@ -1,0 +1,262 @@
+"""The results folder: cells and their shards, written so that a half-written one is never read.
+
+Files are written beside their place and renamed into it; a shard is a folder renamed into place, and a cell is
+complete when its ``metrics.json``, written last, is there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.files.writing import (
+    read_record,
+    sha256_of,
+    unchanged,
+    write_array,
+    write_arrays,
+    write_record,
+)
+from bench.suite.plan import IN_CELLS, Cell, Unit
+from bench.suite.settings import LATER_SETTINGS, ConfigError
+from bench.suite.store.shards import DamagedShard, read_shard, write_shard
+
+__all__ = ["Store", "differing"]
+
+_SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
+_SCORED = ("features.npz", "kernel.npy")
+_SHARED = ("version", "spacing", "clip", "quantize", "precision", "samples", "data")
+_SAMPLING = ("eta", "variance", "churn", "classifier", "classifier_scale")  # of cells with the same sampler
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any], same: bool) -> str | None:
+    """Return the first setting in which two cells differ that share a folder and so a table, None where they agree.
+
+    Args:
+        old: a cell's description.
+        new: the other's.
+        same: they have one name, and must agree in everything but what was measured.
+    """
+    names = _SHARED + (_SAMPLING if old.get("sampler") == new.get("sampler") else ())
+    wanted = [name for name in {**old, **new} if name != "measure"] if same else names
+    return next((name for name in wanted if old.get(name) != new.get(name)), None)
+
+
+class Store:
+    """A run's folder.
+
+    Args:
+        root: the folder; created when the first thing is written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._sums: dict[tuple[Path, int, int], str] = {}
+
+    def folder(self, cell: Cell) -> Path:
+        """Return a cell's folder."""
+        return self.root / "cells" / cell.name
+
+    def metrics(self, cell: Cell) -> dict[str, Any] | None:
+        """Return a complete cell's metrics, None while it is not complete."""
+        return read_record(self.folder(cell) / "metrics.json")
+
+    def is_sampled(self, cell: Cell) -> bool:
+        """Tell whether the cell's sampling is complete (its features may still differ from those wanted)."""
+        metrics = self.metrics(cell)
+        if metrics is None or not self._intact(cell, metrics, _SAMPLED):
+            return False
+        return metrics.get("key") == self.extended(cell).key() and set(cell.measure) <= set(self._measured(cell))
+
+    def extended(self, cell: Cell) -> Cell:
+        """Return the cell with the measurements its folder already has added, so that measuring more loses nothing."""
+        return replace(cell, measure=tuple(name for name in IN_CELLS if name in (*cell.measure, *self._measured(cell))))
+
+    def _measured(self, cell: Cell) -> list[str]:
+        found = (self.metrics(cell) or {}).get("cell")
+        names = found.get("measure") if isinstance(found, dict) else None
+        return names if isinstance(names, list) else []
+
+    def is_scored(self, cell: Cell, features: str) -> bool:
+        """Tell whether a sampled cell's scores are those of these features, and their files are there."""
+        metrics = self.metrics(cell) or {}
+        return metrics.get("features") == features and self._intact(cell, metrics, _SCORED)
+
+    def _intact(self, cell: Cell, metrics: Mapping[str, Any], names: Sequence[str]) -> bool:
+        """Tell whether those files of a complete cell are still what was written."""
+        sizes, sums = metrics.get("files"), metrics.get("sha256", {})
+        if not isinstance(sizes, dict) or not isinstance(sums, dict):
+            return False
+        folder, known = self.folder(cell), {name: sizes[name] for name in names if name in sizes}
+        # Cells of version 0.1 have no checksums.
+        return unchanged(folder, known) and all(sums.get(name) in (None, self._sha256(folder / name)) for name in known)
+
+    def check(self, *cells: Cell) -> None:
+        """Refuse a folder whose cells were made under settings that these, which share theirs, do not.
+
+        Cells of one folder go into one table, so they must agree in everything but model, sampler, steps and seed; a
+        cell of the same name must agree in everything.
+
+        Raises:
+            ConfigError: naming what differs.
+        """
+        own = {cell.name: cell for cell in cells}
+        for folder in sorted(path for path in (self.root / "cells").glob("*") if path.is_dir()):
+            found = read_record(folder / "metrics.json") or read_record(folder / "cell.json") or {}
+            old = found.get("cell")
+            if found.get("published"):
+                raise ConfigError(f"{folder} is a small copy for publication; choose another --out")
+            if not isinstance(old, dict):
+                continue
+            new = own.get(folder.name, cells[0]).description()
+            name = differing(old, new, folder.name in own)
+            if name is not None:
+                made, now = (settings.get(name, LATER_SETTINGS.get(name)) for settings in (old, new))
+                raise ConfigError(
+                    f"{folder} was made with another {name} ({made!r}, now {now!r}); choose another --out or delete it"
+                )
+
+    def check_features(self, cells: Sequence[Cell], features: str) -> None:
+        """Refuse a folder with other cells that were scored with other features, which would share a table.
+
+        Args:
+            cells: those of the run, which are scored anew where they must be.
+            features: what the run's distances depend on, ``none`` without any.
+
+        Raises:
+            ConfigError: naming a cell.
+        """
+        own = {cell.name for cell in cells}
+        for folder in sorted((self.root / "cells").glob("*")):
+            found = (read_record(folder / "metrics.json") or {}).get("features")
+            if folder.name in own or not isinstance(found, str):
+                continue
+            other = found.rsplit("-scores", 1)[0]
+            if "none" not in (other, features) and other != features:
+                raise ConfigError(
+                    f"{folder} was scored with other features or another reference; run it too, so that it is scored"
+                    " anew, or choose another --out"
+                )
+
+    def refuse_links(self) -> None:
+        """Refuse links below the folder, through which files of others would be overwritten.
+
+        Raises:
+            ConfigError: naming the first.
+        """
+        # Not by glob, which fails where another process renames a folder at this moment.
+        for folder, folders, files in os.walk(self.root):
+            for path in sorted(Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink():
+                    raise ConfigError(
+                        f"{path} is a link, and nothing is written through it; delete it or choose another --out"
+                    )
+
+    def begin(self, cell: Cell) -> None:
+        """Claim the cell's folder for its configuration; damaged shards and those of other measurements are dropped."""
+        for shard in self.folder(cell).glob("shard-*"):
+            try:
+                self._sound(shard, cell)
+            except DamagedShard:
+                shutil.rmtree(shard, ignore_errors=True)
+        if not self.is_open(cell):
+            write_record(self.folder(cell) / "cell.json", {"key": cell.key(), "cell": cell.description()})
+
+    def is_open(self, cell: Cell) -> bool:
+        """Tell whether a cell was begun, with what is measured now, and not completed since."""
+        return (read_record(self.folder(cell) / "cell.json") or {}).get("key") == cell.key()
+
+    def is_closed(self, cell: Cell) -> bool:
+        """Tell whether nothing is in work of a cell."""
+        return not (self.folder(cell) / "cell.json").exists() and not any(self.folder(cell).glob("shard-*"))
+
+    def close(self, cell: Cell) -> None:
+        """Drop what is in work of a cell; nobody computes its units until it is begun again."""
+        # First the mark of work in progress: whoever sees a shard missing must see that there is nothing to do.
+        (self.folder(cell) / "cell.json").unlink(missing_ok=True)
+        for leftover in self.folder(cell).glob("shard-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def has_shard(self, cell: Cell, unit: Unit) -> bool:
+        """Tell whether a unit's shard is there; whether it is intact is asked when the cell is begun and merged."""
+        return (self.folder(cell) / unit.name).is_dir()
+
+    def put_shard(self, cell: Cell, unit: Unit, arrays: Arrays) -> None:
+        """Write a unit's arrays, atomically, in the place of a damaged shard if there is one."""
+        write_shard(self.folder(cell) / unit.name, {**arrays, "key": np.array(cell.key())})
+
+    def get_shard(self, cell: Cell, unit: Unit) -> dict[str, NDArray[Any]]:
+        """Read a unit's arrays.
+
+        Raises:
+            DamagedShard: the shard is missing, a byte of it has changed, or it is of another configuration.
+        """
+        return self._sound(self.folder(cell) / unit.name, cell)
+
+    def _sound(self, shard: Path, cell: Cell) -> dict[str, NDArray[Any]]:
+        arrays = read_shard(shard)
+        if str(arrays.pop("key", "none")) != cell.key():
+            raise DamagedShard(f"{shard} is of another configuration")
+        return arrays
+
+    def put_arrays(self, cell: Cell, name: str, arrays: Arrays) -> None:
+        """Write an npz of the cell."""
+        write_arrays(self.folder(cell) / name, arrays)
+
+    def put_array(self, cell: Cell, name: str, array: NDArray[Any]) -> None:
+        """Write an npy of the cell."""
+        write_array(self.folder(cell) / name, array)
+
+    def samples(self, cell: Cell) -> NDArray[np.uint8]:
+        """Return a complete cell's samples, uint8 [N, H, W, 3].
+
+        Raises:
+            ConfigError: the file is missing or damaged.
+        """
+        path = self.folder(cell) / "samples.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                samples: NDArray[np.uint8] = file["arr_0"]
+        except _DAMAGE:
+            raise ConfigError(f"{path} is missing or damaged; delete {path.parent} and run again") from None
+        return samples
+
+    def finish(self, cell: Cell, metrics: Mapping[str, Any]) -> None:
+        """Write ``metrics.json``, which completes the cell, and drop its shards."""
+        folder = self.folder(cell)
+        there = [folder / name for name in _SAMPLED + _SCORED if (folder / name).exists()]
+        files = {path.name: path.stat().st_size for path in there}
+        sums = {path.name: self._sha256(path) for path in there}
+        facts = {"key": cell.key(), "cell": cell.description(), "files": files, "sha256": sums, **metrics}
+        write_record(folder / "metrics.json", facts)
+        self.close(cell)
+
+    def _sha256(self, path: Path) -> str:
+        """Return a file's sha256, computed once as long as size and time of change stay."""
+        facts = path.stat()
+        key = (path, facts.st_size, facts.st_mtime_ns)
+        if key not in self._sums:
+            self._sums[key] = sha256_of(path)
+        return self._sums[key]
+
+    def unscore(self, cell: Cell) -> None:
+        """Take a cell's scores back and delete their files, so that an interruption leaves none of other features."""
+        found = self.metrics(cell)
+        if found is not None:
+            sizes = found.get("files")
+            kept = {name: size for name, size in sizes.items() if name in _SAMPLED} if isinstance(sizes, dict) else {}
+            write_record(self.folder(cell) / "metrics.json", {**found, "files": kept, "features": None, "scores": []})
+        for name in _SCORED:
+            (self.folder(cell) / name).unlink(missing_ok=True)
