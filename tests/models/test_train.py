@@ -400,9 +400,12 @@ def test_a_training_does_not_go_on_with_other_images(tmp_path, images, monkeypat
 
 def test_the_flags_reach_the_training(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(
-        "bench.models.train.__main__.train", lambda recipe, out, *args, **more: seen.append((recipe, out, more)) or out
-    )
+
+    def record(recipe, out, *args, **more):
+        seen.append((recipe, out, more))
+        return out
+
+    monkeypatch.setattr("bench.models.train.__main__.train", record)
     plain = ["--recipe", "cifar10/adm-ip", "--quiet"]
     flags = ["--data-dir", str(tmp_path), "--compile", "on", "--keep-every", "800", "--out", str(tmp_path / "out")]
     assert main(plain) == main([*plain, *flags]) == 0
