@@ -29,6 +29,7 @@ from bench.suite.preview import dry_run
 from bench.suite.processes.ranks import AgreedError, Team, TeamError, is_launched, join, speaks, spoken_once
 from bench.suite.registry.registry import EMBEDDED, Registry, load_registry
 from bench.suite.registry.remedies import KINDS, SUFFIXES
+from bench.suite.registry.tune import Tune, parse_tune
 from bench.suite.run import Run
 from bench.suite.settings import (
     SAMPLERS,
@@ -42,7 +43,6 @@ from bench.suite.settings import (
     positive,
 )
 from bench.suite.shares import parse_share
-from bench.suite.tuning.grid import Tune, parse_tune
 from bench.suite.tuning.outcome import choose_constants, fit_constants, refuse_grid
 
 __all__ = ["MISTAKES", "choose", "resolve", "run", "told"]

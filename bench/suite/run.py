@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,15 @@ from bench.models.checkpoints.formats import denoiser_of, open_network
 from bench.models.denoisers.guidance import GuidedDenoiser, load_classifier
 from bench.runtime.devices import full_float32
 from bench.suite.cells.reference import Reference
-from bench.suite.compatibility import check_fit
 from bench.suite.config.resolve import Request, device_of, refuse_precision, resolve_models, resolve_sampler
 from bench.suite.experiments.chains import plan_chains
 from bench.suite.experiments.experiment import Extra
 from bench.suite.experiments.response import plan_response
-from bench.suite.plan import Cell, plan_cells
-from bench.suite.registry.model import Model
+from bench.suite.plan import plan_cells
+from bench.suite.registry.model import Model, check_fit
 from bench.suite.registry.registry import Registry
 from bench.suite.settings import ConfigError, short_hash
 from bench.suite.store.store import Store
-from bench.suite.tuning.rules import Subject
 from bench.suite.unseen import without_images
 
 __all__ = ["Run"]
@@ -175,10 +172,6 @@ class Run:
         if path is None or extractor is None:
             return Reference(self.data, extractor)
         return Reference(self.data, extractor, open_statistics(path, extractor))
-
-    def subject(self, cell: Cell, reference: Reference, progress: Callable[[int], None]) -> Subject:
-        """Return what a constant of a cell's model is fitted for."""
-        return Subject(cell, self.denoiser(cell.model), reference, self.device, self.request.batch, progress)
 
     def denoiser(self, model: Model) -> Denoiser:
         """Return a model's network on the run's device, behind its classifier, without its corrections."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from bench.measure.quality.committed import COMMITTED
 from bench.suite.config.resolve import Request
+from bench.suite.registry.tune import OF_IMAGES
 from bench.suite.settings import ConfigError
-from bench.suite.tuning.rules import OF_IMAGES
 
 __all__ = ["without_images"]
 

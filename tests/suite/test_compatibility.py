@@ -10,8 +10,7 @@ import torch
 
 from bench.data import Dataset
 from bench.models.interface import Description
-from bench.suite.compatibility import check_fit
-from bench.suite.registry.model import Model
+from bench.suite.registry.model import Model, check_fit
 from bench.suite.settings import ConfigError
 
 

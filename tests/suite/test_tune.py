@@ -3,9 +3,10 @@ import pandas as pd
 import pytest
 
 from bench.suite.registry.registry import WEIGHTS, load_registry
+from bench.suite.registry.tune import Tune, parse_tune, with_constant
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
-from bench.suite.tuned_entries import refuse_other, tuned_entry, write_choices
-from bench.suite.tuning.grid import Tune, choose, parse_tune, with_constant
+from bench.suite.tuning.grid import choose
+from bench.suite.tuning.outcome import refuse_other, tuned_entry, write_choices
 
 GRID = (0.9, 1.0, 1.1, 1.2, 1.3)
 

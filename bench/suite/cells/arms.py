@@ -18,8 +18,6 @@ from bench.measure.instruments.probes import ErrorProbe, PixelProbe, ScalarProbe
 from bench.suite.finite import FiniteWatch
 from bench.suite.plan import Cell, Instruments, Unit
 
-__all__ = ["Arms", "Arrays", "RunError"]
-
 Arrays = dict[str, NDArray[Any]]
 
 

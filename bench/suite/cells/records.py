@@ -14,8 +14,6 @@ from bench.measure.instruments.step_table import Row, measured_rows, to_table
 from bench.suite.cells.reference import Reference
 from bench.suite.plan import Cell, Instruments
 
-__all__ = ["ARMS", "Records", "merge_records"]
-
 Arrays = dict[str, NDArray[Any]]
 ARMS = ("free", "forced-train", "forced-heldout", "paired")
 _PARTS = ("train", "heldout")

@@ -21,8 +21,6 @@ from bench.measure.quality.statistics import ReferenceStatistics
 from bench.measure.statistics_cache import cached_statistics, with_features
 from bench.suite.plan import Cell, Instruments
 
-__all__ = ["Reference"]
-
 _DRAWS = 10  # of exact samples, to tell a distance's spread
 _DRAW_SEED = 0
 _FEW = 4  # at most one in so many of the kept features is drawn, where not all are kept

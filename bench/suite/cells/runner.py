@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bench.data import coloured
 from bench.files.writing import write_atomic, write_blocks
-from bench.measure.quality.scores import FeatureSet
+from bench.measure.kernel import kernel_terms
+from bench.measure.quality.scores import FeatureSet, Score, collect, neighbour_ratio, score
 from bench.measure.quality.statistics import MomentStream
 from bench.suite.cells.arms import Arms, Arrays
 from bench.suite.cells.records import Records
 from bench.suite.cells.reference import Reference
-from bench.suite.plan import Unit
-from bench.suite.scoring import score_cell
+from bench.suite.plan import Cell, Unit
 from bench.suite.store.shards import DamagedShard
 from bench.suite.store.store import Store
-
-__all__ = ["CellRunner"]
 
 _FEATURE_BATCH = 256
 
@@ -134,3 +134,40 @@ class CellRunner:
             write_atomic(self.store.folder(self.cell) / "steps.csv", lambda path: table.to_csv(path, index=False))
         if "normality" in self.cell.measure:
             self.store.put_arrays(self.cell, "errors.npz", records.errors())
+
+
+def score_cell(
+    cell: Cell, reference: Reference, store: Store, facts: Mapping[str, Any], features: FeatureSet | None = None
+) -> None:
+    """Score a sampled cell, and complete it.
+
+    Args:
+        cell: whose samples are in the store.
+        reference: what to compare with.
+        store: where everything is.
+        facts: what is known of the sampling, kept in ``metrics.json``.
+        features: of the samples, None where they are still to be extracted.
+    """
+    samples = torch.from_numpy(store.samples(cell)).movedim(3, 1)
+    store.unscore(cell)
+    scores = [asdict(found) for found in _scores(cell, reference, store, samples, features)]
+    told = {"features": reference.key(), "training": cell.model.description.seen(), "scores": scores}
+    store.finish(cell, {**facts, **told})
+
+
+def _scores(
+    cell: Cell, reference: Reference, store: Store, samples: Tensor, features: FeatureSet | None
+) -> Iterator[Score]:
+    data = reference.data
+    grey = samples[:, : data.shape[0]]
+    yield neighbour_ratio(grey, data.part("train"), data.part("heldout"))
+    extractor = reference.extractor
+    if extractor is None:
+        return
+    features = features or collect(extractor, samples, cell.name)
+    store.put_arrays(cell, "features.npz", {"pooled": features.pooled})
+    known = reference.features()
+    if len(samples) > 1 and known.comparable:
+        store.put_array(cell, "kernel.npy", kernel_terms(features.pooled, known.pooled))
+    yield from score(features, known, extractor, reference.name)
+    yield from reference.exact_scores(len(samples))

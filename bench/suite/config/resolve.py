@@ -15,9 +15,9 @@ from bench.suite.plan import IN_CELLS
 from bench.suite.registry.model import Model
 from bench.suite.registry.registry import Registry
 from bench.suite.registry.remedies import KINDS
+from bench.suite.registry.tune import Tune
 from bench.suite.settings import EDM_SAMPLERS, ConfigError, SamplerConfig
 from bench.suite.shares import Share
-from bench.suite.tuning.grid import Tune
 
 __all__ = ["Request", "device_of", "refuse_precision", "resolve_models", "resolve_sampler"]
 

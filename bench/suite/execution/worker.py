@@ -9,7 +9,7 @@ from typing import Any
 from bench.files.writing import drop_partials
 from bench.suite.cells.arms import Arms, Arrays, RunError
 from bench.suite.cells.reference import Reference
-from bench.suite.cells.runner import CellRunner
+from bench.suite.cells.runner import CellRunner, score_cell
 from bench.suite.experiments.experiment import Bench, Extra
 from bench.suite.finisher import Finisher
 from bench.suite.plan import Cell, Unit
@@ -17,7 +17,6 @@ from bench.suite.processes.locks import Claims
 from bench.suite.processes.progress import Watch
 from bench.suite.processes.ranks import Team
 from bench.suite.run import Run
-from bench.suite.scoring import score_cell
 
 __all__ = ["Execution"]
 

@@ -25,8 +25,6 @@ from bench.measure.instruments.chains import (
 from bench.measure.quality.scores import frechet_score
 from bench.suite.experiments.experiment import Bench, Extra, RecordFolder
 
-__all__ = ["VERSION", "ChainBaselines"]
-
 VERSION = 1  # of the records of chains and of their baselines: raise when their meaning changes
 _MODEL = "data"  # what the column 'model' says where no network was asked
 

@@ -23,8 +23,6 @@ from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
 from bench.suite.settings import ConfigError, SamplerConfig
 
-__all__ = ["LENGTHS", "METHODS", "Chain", "chain_lengths", "plan_chains"]
-
 METHODS = ("mean", "ddim", "ancestral")
 LENGTHS = (100, 300, 600, 900, 1000)  # of 1000 training steps: those of Ning et al. 2023, figure 5, and the whole
 _PICTURES = 8

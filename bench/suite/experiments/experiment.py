@@ -23,8 +23,6 @@ from bench.suite.cells.reference import Reference
 from bench.suite.registry.model import Model
 from bench.suite.settings import LATER_SETTINGS, ConfigError, short_hash
 
-__all__ = ["Bench", "Extra", "RecordFolder"]
-
 
 @dataclass(frozen=True)
 class Bench:

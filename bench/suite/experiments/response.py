@@ -21,8 +21,6 @@ from bench.suite.experiments.experiment import Bench, Extra, RecordFolder
 from bench.suite.plan import Cell, recorded_indices
 from bench.suite.settings import short_hash
 
-__all__ = ["VERSION", "Response", "plan_response"]
-
 VERSION = 1  # of the record: raise when its meaning changes
 _IMAGES = 128
 

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.suite.settings import ConfigError, nearest
+from bench.suite.registry.constants import Constants
+from bench.suite.registry.remedies import KINDS, Remedy
+from bench.suite.settings import SAMPLERS, ConfigError, nearest
 
-__all__ = ["read_config_file"]
-
-_LARGEST = 2**18  # bytes
+_MOST_BYTES = 2**18
+_LARGEST = 1e12  # no constant is near it, and squares of it are still finite
 _MOST_DOTS = 100  # in a line: tomllib takes time and memory by the square of a dotted key's length
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -60,12 +61,12 @@ def read_config_file(path: Path) -> tuple[Tables, Tables]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read --config {path}: {error.strerror}") from None
-    if len(content) > _LARGEST:
+    if len(content) > _MOST_BYTES:
         raise ConfigError(
-            f"--config {path} has more than {_LARGEST} bytes, too many for a configuration; check the path"
+            f"--config {path} has more than {_MOST_BYTES} bytes, too many for a configuration; check the path"
         )
     try:
         if max(line.count(b".") for line in content.split(b"\n")) > _MOST_DOTS:
@@ -97,3 +98,63 @@ def _check_keys(kind: str, table: Mapping[str, Any], known: Iterable[str]) -> No
     for key in table:
         if key not in known:
             raise nearest(kind, key, known)
+
+
+def read_remedy(name: str, entry: Mapping[str, Any]) -> Remedy:
+    """Read one entry of ``corrections`` in a config file: ``kind``, its constants, and perhaps what they are for.
+
+    With ``steps``, a list of step counts, a constant may be a list of as many numbers. With ``sampler`` the constants
+    are those of that sampler alone.
+
+    Raises:
+        ConfigError: no kind, an unknown one, or a constant it does not have or cannot have.
+    """
+    kind = entry.get("kind")
+    if not isinstance(kind, str):
+        raise ConfigError(f"a correction of model {name!r} in the config file needs 'kind'; known: {', '.join(KINDS)}")
+    if kind not in KINDS:
+        raise nearest("correction", kind, KINDS)
+    steps, samplers = _steps(name, entry), _samplers(name, entry)
+    rows: dict[str, tuple[float, ...]] = {}
+    fixed: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key in ("kind", "steps", "sampler"):
+            continue
+        known = [*KINDS[kind].defaults, *(["span"] if "b" in KINDS[kind].defaults else [])]
+        if key not in known:
+            raise nearest(f"constant of {kind}", key, known)
+        if steps and isinstance(value, list) and len(value) == len(steps) and all(map(_is_number, value)):
+            rows[key] = tuple(map(float, value))
+        elif _is_constant(key, value):
+            fixed[key] = value if isinstance(value, list) else float(value)  # 1 and 1.0 are one cell
+        else:
+            what = "a list of pairs [t, std]" if key == "reference" else "a finite number, or one for each of 'steps'"
+            raise ConfigError(f"{key!r} of correction {kind!r} of model {name!r} must be {what}, not {value!r}")
+    return Remedy(kind, dict.fromkeys(samplers, Constants(steps if rows else (), rows, fixed)))
+
+
+def _steps(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
+    steps = entry.get("steps", [])
+    whole = isinstance(steps, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in steps)
+    if not whole or steps != sorted(set(steps)):
+        raise ConfigError(f"'steps' of a correction of model {name!r} must be a list of ascending step counts")
+    return tuple(steps)
+
+
+def _samplers(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    sampler = entry.get("sampler")
+    if sampler is not None and sampler not in SAMPLERS:
+        raise ConfigError(f"'sampler' of a correction of model {name!r} must be one of {', '.join(SAMPLERS)}")
+    return SAMPLERS if sampler is None else (str(sampler),)
+
+
+def _is_constant(key: str, value: Any) -> bool:
+    if key == "reference":
+        return isinstance(value, list) and all(
+            isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) for pair in value
+        )
+    return _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST

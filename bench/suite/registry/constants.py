@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Constants", "known_constants"]
-
 _CONSTANTS = Path(__file__).parent / "constants.toml"
 
 

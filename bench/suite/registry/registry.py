@@ -18,14 +18,11 @@ from bench.models.checkpoints.native import Description, file_hash
 from bench.models.networks.arguments import complete
 from bench.models.presets import PRESETS
 from bench.models.train.recipes import DIGITS_NETWORK
-from bench.suite.registry.config_file import read_config_file
+from bench.suite.registry.config_file import read_config_file, read_remedy
 from bench.suite.registry.constants import known_constants
 from bench.suite.registry.model import Guidance, Model
 from bench.suite.registry.remedies import SUFFIXES, Remedy
-from bench.suite.remedy_entries import read_remedy
 from bench.suite.settings import ConfigError, nearest, positive
-
-__all__ = ["EMBEDDED", "Registry", "load_registry"]
 
 WEIGHTS = Path(__file__).parents[2] / "models" / "weights"
 EMBEDDED: Mapping[str, str] = {

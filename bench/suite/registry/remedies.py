@@ -25,8 +25,6 @@ from bench.diffusion.types import Correction, Level
 from bench.suite.registry.constants import Constants
 from bench.suite.settings import SAMPLERS
 
-__all__ = ["KINDS", "SUFFIXES", "Course", "Kind", "Remedy"]
-
 Levels = Sequence[Level]
 Numbers = Mapping[str, Any]
 

@@ -17,8 +17,6 @@ from bench.suite.settings import ConfigError
 from bench.suite.store.shards import is_intact
 from bench.suite.store.store import differing
 
-__all__ = ["join_folders", "refuse_mixed"]
-
 _SHARD_FILES = ("arrays.npz", "SHA256SUMS")
 _EXTRAS = {"chains": "chain", "response": "response"}
 

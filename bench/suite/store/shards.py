@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 
 from bench.files.writing import partial_path
 
-__all__ = ["DamagedShard", "is_intact", "read_shard", "write_shard"]
-
 _ARRAYS, _SUMS = "arrays.npz", "SHA256SUMS"
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -30,8 +30,6 @@ from bench.suite.plan import IN_CELLS, Cell, Unit
 from bench.suite.settings import LATER_SETTINGS, ConfigError
 from bench.suite.store.shards import DamagedShard, read_shard, write_shard
 
-__all__ = ["Store", "differing"]
-
 _SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
 _SCORED = ("features.npz", "kernel.npy")
 _SHARED = ("version", "spacing", "clip", "quantize", "precision", "samples", "data")

@@ -30,8 +30,6 @@ from numpy.typing import NDArray
 
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 
-__all__ = ["FEWEST", "IMAGES", "Fitted", "Sampled", "fit"]
-
 Matrix = NDArray[np.float64]
 # (b, start, stop) to what images start..stop-1 of the shared noise end as under divisor b: final states [n, ...] in the
 # data's scale, and features [n, d]. Equal arguments give equal arrays.

@@ -23,8 +23,6 @@ from bench.suite.registry.remedies import KINDS, Remedy
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
 from bench.suite.tuning.divisor import fit as fit_divisor
 
-__all__ = ["BY_STEPS", "FITTED", "Found", "Subject", "fit"]
-
 _LEVELS = 25  # of a reference along the walk
 _IMAGES = 512
 _BLOCK = 8192  # images in float64 at a time
@@ -179,5 +177,3 @@ FITTED: Mapping[str, Callable[[Subject], Found]] = {
     "std": _data_std,
     "reference": _spread_reference,
 }
-BY_STEPS = ("b",)  # those that depend on the step count
-OF_IMAGES = ("data_variance", "std", "reference")  # those that real images are measured for
