@@ -10,9 +10,9 @@ import torch
 
 import run_bench
 from bench.files.writing import write_record
-from bench.suite import plan, scoring
+from bench.suite import plan
 from bench.suite import run as whole_run
-from bench.suite.cells import reference
+from bench.suite.cells import reference, runner
 from bench.suite.config.flags import make_parser
 from bench.suite.config.resolve import device_of
 from bench.suite.processes import progress as watch
@@ -238,7 +238,7 @@ def test_an_interrupted_rescoring_samples_nothing_anew(tmp_path, command, no_net
 
     args = ("--models", "adm", "--steps", "2,3", "--samples", "70", "--out", out, "--quiet", "--features")
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "neighbour_ratio", stop)
+        patch.setattr(runner, "neighbour_ratio", stop)
         assert command(*args, "none").code == 130
     assert not (out / "cells" / "adm-ddpm-2-seed0" / "kernel.npy").exists()
     assert command(*args, "digits").code == 0  # the old features after all
