@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from bench.measure.errors import FeatureError
+from bench.runtime.errors import FeatureError
 
 __all__ = ["CheckedNpz"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import importlib.metadata
+import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ import torch
 
 from bench.data import DataError
 from bench.files.errors import one_line
-from bench.measure.errors import FeatureError
-from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, open_extractor
+from bench.files.writing import write_json
+from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, Extractor, open_extractor
 from bench.measure.quality.committed import COMMITTED
+from bench.measure.quality.references import ImageSet, Yardstick, open_reference, open_samples
+from bench.measure.quality.scores import SCORES_VERSION, Score, collect, score
 from bench.measure.quality.statistics_files import write_statistics
-from bench.measure.scoring import as_table, notes, open_reference, open_samples, record, scores_of
 from bench.runtime.devices import DEVICES, find_device, full_float32
-from bench.runtime.errors import OneLineParser
-
-__all__ = ["main"]
+from bench.runtime.errors import FeatureError, OneLineParser
 
 _INTERRUPTED = 130
+_PACKAGES = ("exposure-bias-bench", "torch", "torch-fidelity", "clean-fid", "numpy", "pillow")
 _MOST = 100_000
 
 
@@ -83,18 +84,77 @@ def _score(args: argparse.Namespace) -> None:
         pictures = reference.pictures
         write_statistics(reference.statistics, args.save_statistics, None if pictures is None else pictures.images)
     if args.out is not None:
-        _write_json(record(samples, reference, extractor, scores, said), args.out)
+        write_json(args.out, record(samples, reference, extractor, scores, said))
     print("\n".join([*as_table(scores), *(f"note: {line}" for line in said)]))
 
 
-def _write_json(facts: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+def scores_of(
+    samples: ImageSet, reference: Yardstick, extractor: Extractor, batch: int, quiet: bool
+) -> tuple[Score, ...]:
+    """Return every score of samples.
+
+    Args:
+        samples: what is scored.
+        reference: what it is compared with.
+        extractor: gives the features.
+        batch: images a network call.
+        quiet: no progress bar.
+    """
+    features = collect(extractor, samples.images, samples.name, batch, quiet)
+    return tuple(score(features, reference.statistics, extractor, reference.statistics.name))
+
+
+def notes(samples: ImageSet, reference: Yardstick, extractor: Extractor) -> Iterator[str]:
+    """Yield what a reader of the scores should know."""
+    theirs = reference.pictures
+    if theirs is not None and theirs.size != samples.size:
+        yield f"samples are {samples.size}, the reference's images {theirs.size}: the extractor resizes both"
+    if theirs is not None and theirs.content == samples.content:
+        yield "samples and reference are the same images"
+    if not reference.statistics.extractor:
+        yield f"the reference does not say which features it is of; they are taken for those of {extractor.name}"
+
+
+def as_table(scores: Sequence[Score]) -> list[str]:
+    """Return the lines of an aligned table: metric, value, N, reference, and in place of a missing value the reason."""
+    cells = [("metric", "value", "N", "reference")]
+    for row in scores:
+        value, reason = ("-", f" [{row.reason}]") if row.value is None else (f"{row.value:.6g}", "")
+        cells.append((row.metric, value, str(row.n), f"{row.reference}{reason}"))
+    widths = [max(len(line[column]) for line in cells) for column in range(3)]
+    return [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in cells]
+
+
+def record(
+    samples: ImageSet, reference: Yardstick, extractor: Extractor, scores: Sequence[Score], said: Sequence[str]
+) -> dict[str, Any]:
+    """Return the scores with everything that they depend on, JSON-like."""
+    theirs, statistics = reference.pictures, reference.statistics
+    return {
+        "samples": _described(samples),
+        "reference": {
+            "name": statistics.name,
+            "n": statistics.n,
+            "statistics_hash": statistics.content_hash(),
+            "images": None if theirs is None else _described(theirs),
+        },
+        "features": {"name": extractor.name, "weights_sha256": extractor.weights_hash, "note": extractor.note},
+        "scores_version": SCORES_VERSION,
+        "scores": [asdict(row) for row in scores],
+        "notes": list(said),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _described(pictures: ImageSet) -> dict[str, Any]:
+    return {"name": pictures.name, "shape": list(pictures.images.shape), "content_hash": pictures.content}
+
+
+def _version(package: str) -> str | None:
     try:
-        partial.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
+        return None
 
 
 def _usual_features(reference: str) -> str:

@@ -14,3 +14,7 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the error alone and exit with code 2."""
         self.exit(2, f"error: {message}; see --help\n")
+
+
+class FeatureError(ValueError):
+    """Features or their statistics cannot be had; the message says what is wrong and how to mend it, in one line."""

@@ -13,11 +13,12 @@ import torch
 
 from bench.data import DataError
 from bench.files.errors import one_line
-from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, FeatureError
+from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS
 from bench.measure.quality.committed import COMMITTED
 from bench.models.acceleration import PRECISIONS
 from bench.models.networks.adm import CheckpointError
 from bench.runtime.devices import DEVICES
+from bench.runtime.errors import FeatureError
 from bench.runtime.signals import Signals, exit_code, say_interrupted
 from bench.runtime.tensorboard import TensorBoardError, require_tensorboard
 from bench.suite.cells.arms import RunError

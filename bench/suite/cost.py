@@ -12,7 +12,7 @@ import torch
 from bench.measure.quality.committed import Unseen
 from bench.measure.quality.scores import collect, neighbour_ratio, score
 from bench.measure.quality.statistics import summarise
-from bench.measure.statistics_cache import statistics_cache
+from bench.measure.quality.statistics_files import statistics_cache
 from bench.suite.cells.arms import Arms
 from bench.suite.cells.reference import Reference
 from bench.suite.experiments.chains import Chain

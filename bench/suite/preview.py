@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.measure.features.extractors import FeatureError
+from bench.runtime.errors import FeatureError
 from bench.suite.cells.reference import Reference
 from bench.suite.compiling import settle_compiling
 from bench.suite.cost import Estimate, duration, estimate

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis.comparison.significance import CRITICAL, Comparison, compare
-from bench.measure.kernel import kernel_terms
+from bench.measure.quality.scores import kernel_terms
 
 DIMENSIONS = 4
 

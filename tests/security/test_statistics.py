@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.measure.features.extractors import open_extractor
-from bench.measure.statistics_cache import cached_statistics
+from bench.measure.quality.statistics_files import cached_statistics
 
 
 @pytest.fixture

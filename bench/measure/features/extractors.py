@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch_fidelity import register_feature_extractor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from bench.measure.embedded_features import CifarFeatures, ClassifierFeatures, DigitsFeatures
-from bench.measure.errors import FeatureError
-from bench.measure.features.classifier import CLASSIFIERS
+from bench.measure.features.classifier import CLASSIFIERS, load_classifier
 from bench.measure.features.inception import (
     CleanInceptionFeatures,
     InceptionFeatures,
@@ -27,15 +28,66 @@ from bench.measure.features.inception import (
     open_network,
     sha256,
 )
-
-__all__ = [
-    "EXTRACTORS", "INCEPTION_EXTRACTORS", "CifarFeatures", "CleanInceptionFeatures", "DigitsFeatures", "Extractor",
-    "FeatureError", "InceptionFeatures", "open_extractor",
-]  # fmt: skip
+from bench.runtime.errors import FeatureError
 
 Rows = NDArray[np.float32]
 INCEPTION_EXTRACTORS = ("inception", "clean-fid")
 EXTRACTORS = ("digits", "cifar10", *INCEPTION_EXTRACTORS, "none")
+
+
+class ClassifierFeatures(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity is not annotated
+    """An embedded classifier's pooled features and its ``spatial`` map, flattened in height, width, channel order."""
+
+    dataset: ClassVar[str]
+    pooled: ClassVar[str]
+
+    def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
+        """Load the embedded weights; torch-fidelity passes settings of every metric, which do not concern us."""
+        super().__init__(name, features_list)
+        self.network = load_classifier(self.dataset)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the requested layers of uint8 images [B, 3, H, W]."""
+        pooled, spatial = self.network.features(images)
+        layers = {self.pooled: pooled, "spatial": spatial}
+        return tuple(layers[name] for name in self.features_list)
+
+    def logits(self, pooled: Tensor) -> Tensor:
+        """Return the classes' logits [B, 10] of pooled features [B, d], both on the host."""
+        device = next(self.network.parameters()).device
+        found: Tensor = self.network.head(pooled.to(device))
+        return found.cpu()
+
+    @classmethod
+    def get_provided_features_list(cls) -> tuple[str, ...]:
+        """Name the layers."""
+        return (cls.pooled, "spatial")
+
+    @classmethod
+    def get_default_feature_layer_for_metric(cls, metric: str) -> str:
+        """Use pooled features for every metric of torch-fidelity's own."""
+        return cls.pooled
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """Leave compilation off: the network is too small to repay it."""
+        return False
+
+
+class DigitsFeatures(ClassifierFeatures):
+    """Layers ``64`` (pooled) and ``spatial`` (4x4x7) of 8x8 images."""
+
+    dataset, pooled = "digits", "64"
+
+
+class CifarFeatures(ClassifierFeatures):
+    """Layers ``128`` (pooled) and ``spatial`` (8x8x7) of 32x32 images."""
+
+    dataset, pooled = "cifar10", "128"
+
+
+register_feature_extractor("exposure-bias-digits", DigitsFeatures)
+register_feature_extractor("exposure-bias-cifar10", CifarFeatures)
 
 
 @dataclass(frozen=True)

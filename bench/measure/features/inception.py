@@ -23,7 +23,7 @@ from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from bench.files.tensors import load_plain
-from bench.measure.errors import FeatureError
+from bench.runtime.errors import FeatureError
 
 __all__ = [
     "CHECKSUM",

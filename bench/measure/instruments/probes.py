@@ -20,8 +20,6 @@ from bench.diffusion.types import Prediction, Probe, Step
 from bench.measure.instruments.moments import Moments
 from bench.measure.instruments.spectra import RadialBins, haar_energy
 
-__all__ = ["SCALARS", "ErrorProbe", "PixelProbe", "ScalarProbe", "Selected", "spread_indices"]
-
 Arrays = dict[str, NDArray[np.float64]]
 
 # What ScalarProbe measures, one number an image and step.
@@ -191,3 +189,27 @@ class Selected:
                 x0=None if step.x0 is None else step.x0[rows],
             )
         )
+
+
+class FiniteWatch:
+    """Remembers one number a network call on the device; asking is the only device-to-host copy."""
+
+    def __init__(self) -> None:
+        self._where: list[tuple[int, float]] = []
+        self._sums: list[Tensor] = []
+
+    def update(self, step: Step, values: Tensor) -> None:
+        """Look at values of a step, [B, ...] on the device.
+
+        A sum is NaN or infinite where any of its terms is; of finite float32 it is so only where their mean is beyond
+        1e30, which no working network says.
+        """
+        self._where.append((step.i, step.level.t))
+        self._sums.append(values.sum())
+
+    def first(self) -> tuple[int, float] | None:
+        """Return (solver index, t) of the first call that was not finite, None where all were, and forget them."""
+        finite = torch.stack(self._sums).isfinite().tolist() if self._sums else []
+        found = next((where for where, is_finite in zip(self._where, finite, strict=True) if not is_finite), None)
+        self._where, self._sums = [], []
+        return found

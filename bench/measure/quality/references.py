@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from bench.data import Dataset, load_path
+from bench.data import DataError, Dataset, load, load_path
 from bench.measure.features.extractors import Extractor
+from bench.measure.quality.committed import COMMITTED, kept_statistics
 from bench.measure.quality.statistics import ReferenceStatistics
-from bench.measure.quality.statistics_files import npz_names, read_statistics
-from bench.measure.statistics_cache import with_features
-
-__all__ = ["ImageSet", "Yardstick", "open_statistics"]
+from bench.measure.quality.statistics_files import cached_statistics, npz_names, read_statistics, with_features
 
 
 @dataclass(frozen=True)
@@ -86,3 +84,54 @@ def open_statistics(path: Path, extractor: Extractor) -> Yardstick:
     pictures = ImageSet.all_of(load_path(f"images of {path.name}", path))
     extractor.check(tuple(pictures.images.shape))
     return Yardstick(statistics, pictures)
+
+
+def open_samples(path: Path, extractor: Extractor) -> ImageSet:
+    """Read samples from an npz (``arr_0`` uint8 NHWC), a folder or a zip of images.
+
+    Raises:
+        DataError: they cannot be read.
+        FeatureError: the extractor cannot read images of that size.
+    """
+    _check_there(path, "SAMPLES")
+    names = npz_names(path)
+    if "mu" in names and "arr_0" not in names:
+        raise DataError(f"{path} holds statistics and no images; name it with --reference, and give samples as images")
+    found = ImageSet.all_of(load_path(path.name, path))
+    extractor.check(tuple(found.images.shape))
+    return found
+
+
+def open_reference(reference: str, extractor: Extractor, batch: int, quiet: bool) -> Yardstick:
+    """Read a reference and compute its statistics, or take them from the cache or from the file itself.
+
+    Args:
+        reference: ``digits``, or the path of images, whose training part is meant, or of statistics; or a dataset of
+            which the package keeps statistics, where there is no path of that name.
+        extractor: gives the features.
+        batch: images a network call.
+        quiet: no progress bar.
+
+    Raises:
+        DataError: images cannot be read.
+        FeatureError: statistics cannot be read or are of other features, or images of a size that cannot be.
+    """
+    path = Path(reference)
+    if reference in COMMITTED and not path.exists():
+        return Yardstick(kept_statistics(reference, extractor), None)
+    if reference == "digits":
+        pictures = ImageSet.training(load("digits"))
+    else:
+        _check_there(path, "--reference")
+        if "mu" in npz_names(path):
+            found = open_statistics(path, extractor)
+            return replace(found, statistics=found.completed(extractor, batch, quiet))
+        pictures = ImageSet.training(load_path(path.name, path))
+    extractor.check(tuple(pictures.images.shape))
+    statistics = cached_statistics(extractor, pictures.images, pictures.name, pictures.content, batch, quiet)
+    return Yardstick(statistics, pictures)
+
+
+def _check_there(path: Path, flag: str) -> None:
+    if not path.exists():
+        raise DataError(f"{flag} {path}: there is no such file or folder; check the path")

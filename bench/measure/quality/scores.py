@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +12,8 @@ from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from bench.measure.extrapolation import FEWEST_PER_FEATURE, frechet_infinity
 from bench.measure.features.extractors import Extractor
-from bench.measure.inception_score import inception_score
-from bench.measure.quality.frechet import frechet_distance
+from bench.measure.quality.frechet import FEWEST_PER_FEATURE, frechet_distance, frechet_infinity
 from bench.measure.quality.statistics import (
     FEWEST_COMPARED,
     KEPT,
@@ -24,8 +22,6 @@ from bench.measure.quality.statistics import (
     ReferenceStatistics,
     progress,
 )
-
-__all__ = ["SCORES_VERSION", "FeatureSet", "Score", "collect", "frechet_score", "neighbour_ratio", "score"]
 
 Rows = NDArray[np.float32]
 SCORES_VERSION = 7  # raise when the set of scores or the meaning of one changes: samples are then scored anew
@@ -214,3 +210,54 @@ def _nearest(samples: Tensor, images: Tensor) -> float:
             apart = torch.addmm(squares, ours, theirs.T, alpha=-2).amin(1) + ours.square().sum(1)
             torch.minimum(least, apart, out=least)
     return nearest.sqrt().mean().item() / 127.5
+
+
+SPLIT = 5000  # images, as in guided-diffusion's evaluator
+
+
+def inception_score(pooled: NDArray[np.float32], logits: Callable[[Tensor], Tensor], split: int = SPLIT) -> float:
+    """Return exp(mean KL(p(y | x) || p(y))), averaged over splits of so many images in their order.
+
+    guided-diffusion's evaluator: nothing is shuffled, the last split is shorter where the number of images is no
+    multiple and counts as much as the others, and fewer images than one split are one split. It grows with the size of
+    a split, so that values at N < 5000 are too small against published ones.
+
+    Args:
+        pooled: features [N, d], N at least 1.
+        logits: features [B, d] to class logits [B, classes].
+        split: images a split.
+
+    Returns:
+        A number from 1 to the number of classes.
+    """
+    return float(np.mean([_of_split(logits(part)) for part in torch.from_numpy(pooled).split(split)]))
+
+
+def _of_split(logits: Tensor) -> float:
+    """Return exp(mean KL) of one split, in float64 and from logarithms, so that no probability of 0 makes a NaN."""
+    log_p = logits.double().log_softmax(dim=1)
+    log_mean = torch.logsumexp(log_p, dim=0) - np.log(len(log_p))
+    return (log_p.exp() * (log_p - log_mean)).sum(dim=1).mean().exp().item()
+
+
+_BLOCK = 256
+
+
+def kernel_terms(features: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return [N, 2]: within_i = mean of k(a_i, a_j) over j != i, and cross_i = mean of k(a_i, r_j).
+
+    Work is O(N (N + M) d) in blocks, so memory grows with N + M only.
+
+    Args:
+        features: [N, d], N at least 2.
+        reference: [M, d].
+    """
+    a, r = features.astype(np.float64), reference.astype(np.float64)
+    scale = 1.0 / a.shape[1]
+    own = ((a**2).sum(1) * scale + 1) ** 3
+    within, cross = np.empty(len(a)), np.empty(len(a))
+    for start in range(0, len(a), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        within[rows] = (((a[rows] @ a.T) * scale + 1) ** 3).sum(1)
+        cross[rows] = (((a[rows] @ r.T) * scale + 1) ** 3).mean(1)
+    return np.stack([(within - own) / (len(a) - 1), cross], axis=1)

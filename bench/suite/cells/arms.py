@@ -14,8 +14,7 @@ from bench.data import Dataset, quantize, to_unit
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.types import Denoiser, Probe, Step
-from bench.measure.instruments.probes import ErrorProbe, PixelProbe, ScalarProbe, Selected
-from bench.suite.finite import FiniteWatch
+from bench.measure.instruments.probes import ErrorProbe, FiniteWatch, PixelProbe, ScalarProbe, Selected
 from bench.suite.plan import Cell, Instruments, Unit
 
 Arrays = dict[str, NDArray[Any]]

@@ -12,13 +12,13 @@ from bench.data import Dataset, to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.features.extractors import Extractor
 from bench.measure.instruments.gaussian import LinearGaussian
+from bench.measure.instruments.moments import PixelMoments
 from bench.measure.instruments.step_table import PixelStatistics, Row, gaussian_rows
-from bench.measure.pixel_moments import PixelMoments
 from bench.measure.quality.committed import Unseen, committed_statistics
 from bench.measure.quality.references import Yardstick
 from bench.measure.quality.scores import SCORES_VERSION, Score, frechet_score
 from bench.measure.quality.statistics import ReferenceStatistics
-from bench.measure.statistics_cache import cached_statistics, with_features
+from bench.measure.quality.statistics_files import cached_statistics, with_features
 from bench.suite.plan import Cell, Instruments
 
 _DRAWS = 10  # of exact samples, to tell a distance's spread

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from bench.data import coloured
 from bench.files.writing import write_atomic, write_blocks
-from bench.measure.kernel import kernel_terms
-from bench.measure.quality.scores import FeatureSet, Score, collect, neighbour_ratio, score
+from bench.measure.quality.scores import FeatureSet, Score, collect, kernel_terms, neighbour_ratio, score
 from bench.measure.quality.statistics import MomentStream
 from bench.suite.cells.arms import Arms, Arrays
 from bench.suite.cells.records import Records

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
 from bench.files.writing import drop_partials, partials
-from bench.measure.features.extractors import FeatureError
+from bench.runtime.errors import FeatureError
 from bench.runtime.tensorboard import open_writer
 from bench.suite.account import account, end, has_end
 from bench.suite.cells.reference import Reference

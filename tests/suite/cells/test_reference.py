@@ -7,9 +7,9 @@ import torch
 
 from bench.data import load, to_unit
 from bench.diffusion.schedules import alpha_bars
-from bench.measure import pixel_moments
 from bench.measure.__main__ import main as measure
 from bench.measure.features.extractors import open_extractor
+from bench.measure.instruments import moments as pixel_moments
 from bench.measure.instruments.gaussian import LinearGaussian
 from bench.measure.instruments.step_table import gaussian_rows
 from bench.measure.quality.frechet import feature_moments, frechet_distance

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from bench.measure import extrapolation
-from bench.measure.extrapolation import frechet_infinity, intercept, subset_sizes
-from bench.measure.quality.frechet import feature_moments, frechet_distance
+from bench.measure.quality import frechet as extrapolation
+from bench.measure.quality.frechet import feature_moments, frechet_distance, frechet_infinity, intercept, subset_sizes
 
 FEATURES, SAMPLES, REPEATS = 64, 2000, 20
 

@@ -9,7 +9,7 @@ from suite_ranks import command as suite_command
 from suite_ranks import launch
 
 from bench.diffusion.types import Level, Prediction, Step
-from bench.suite.finite import FiniteWatch
+from bench.measure.instruments.probes import FiniteWatch
 
 BAD = [math.nan, math.inf, -math.inf]
 

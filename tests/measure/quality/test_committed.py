@@ -10,7 +10,7 @@ from PIL import Image
 from bench.data import Dataset, load, to_unit
 from bench.measure.__main__ import main as measure
 from bench.measure.features.extractors import open_extractor
-from bench.measure.pixel_moments import PixelMoments
+from bench.measure.instruments.moments import PixelMoments
 from bench.measure.quality import committed
 from bench.measure.quality.committed import COMMITTED, committed_statistics, keep, main, unseen
 from bench.measure.quality.statistics import summarise
@@ -53,7 +53,7 @@ def test_pixels_are_kept_too(data, kept):
 
 
 def test_pixel_moments_are_those_of_all_images_at_once(data, monkeypatch):
-    from bench.measure import pixel_moments
+    from bench.measure.instruments import moments as pixel_moments
 
     monkeypatch.setattr(pixel_moments, "_BLOCK", 50)
     found, pixels = PixelMoments.of_training(data), to_unit(data.part("train")).double()

@@ -10,9 +10,11 @@ from torch_fidelity import feature_extractor_inceptionv3 as theirs
 from bench.data import load
 from bench.measure.features import inception
 from bench.measure.features.classifier import CLASSIFIERS, load_classifier
-from bench.measure.features.extractors import Extractor, FeatureError, InceptionFeatures, open_extractor
+from bench.measure.features.extractors import Extractor, open_extractor
+from bench.measure.features.inception import InceptionFeatures
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 from bench.runtime.devices import full_float32
+from bench.runtime.errors import FeatureError
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 

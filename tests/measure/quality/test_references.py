@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from bench.data import DataError, load
-from bench.measure.errors import FeatureError
 from bench.measure.features.extractors import open_extractor
 from bench.measure.quality.references import ImageSet, open_statistics
 from bench.measure.quality.statistics import summarise
 from bench.measure.quality.statistics_files import write_statistics
+from bench.runtime.errors import FeatureError
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from bench.data import load
-from bench.measure import statistics_cache
-from bench.measure.errors import FeatureError
 from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.quality import statistics
+from bench.measure.quality import statistics_files as statistics_cache
 from bench.measure.quality.frechet import feature_moments
 from bench.measure.quality.statistics import (
     KEPT,
@@ -23,8 +22,14 @@ from bench.measure.quality.statistics import (
     summarise,
     thinned,
 )
-from bench.measure.quality.statistics_files import npz_names, read_statistics, write_statistics
-from bench.measure.statistics_cache import cached_statistics, with_features
+from bench.measure.quality.statistics_files import (
+    cached_statistics,
+    npz_names,
+    read_statistics,
+    with_features,
+    write_statistics,
+)
+from bench.runtime.errors import FeatureError
 
 
 def rows(count, width=5, centre=0.0, seed=0):

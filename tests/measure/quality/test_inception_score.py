@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-from bench.measure.inception_score import SPLIT, inception_score
+from bench.measure.quality.scores import SPLIT, inception_score
 
 
 def features(count, width=6, seed=0):

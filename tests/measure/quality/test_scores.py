@@ -5,12 +5,10 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-from bench.measure.extrapolation import frechet_infinity
 from bench.measure.features.extractors import Extractor, open_extractor
-from bench.measure.inception_score import inception_score
 from bench.measure.quality import scores as metrics
-from bench.measure.quality.frechet import feature_moments, frechet_distance
-from bench.measure.quality.scores import FeatureSet, collect, neighbour_ratio, score
+from bench.measure.quality.frechet import feature_moments, frechet_distance, frechet_infinity
+from bench.measure.quality.scores import FeatureSet, collect, inception_score, neighbour_ratio, score
 from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics
 
 KINDS = ("frechet", "spatial", "kid", "precision", "recall", "inception_score")

@@ -7,7 +7,7 @@ from PIL import Image
 from bench.data import Dataset, stratified_split
 from bench.measure.features.classifier import CLASSIFIERS, accuracy, load_classifier, main, train_classifier
 from bench.measure.features.extractors import open_extractor
-from bench.measure.inception_score import inception_score
+from bench.measure.quality.scores import inception_score
 
 CIFAR = CLASSIFIERS["cifar10"]
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-from bench.measure import kernel
-from bench.measure.kernel import kernel_terms
+from bench.measure.quality import scores as kernel
+from bench.measure.quality.scores import kernel_terms
 
 ROUNDING = 1e-12  # a few hundred float64 operations on values of size 1 to 100
 
