@@ -16,9 +16,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.models.checkpoints.native import Description
+from bench.models.checkpoints.guided_diffusion import PRESETS
+from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, without_weights
-from bench.models.presets import PRESETS
 from bench.models.train.recipes import DIGITS_NETWORK
 from bench.suite.plan import Cell
 from bench.suite.registry.model import Model

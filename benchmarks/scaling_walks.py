@@ -24,8 +24,8 @@ from bench.diffusion.types import Denoiser, Level, Prediction
 from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints.formats import denoiser_of, open_network
-from bench.models.checkpoints.native import Description
 from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.models.interface import Description
 from bench.suite.registry.registry import load_registry
 from bench.suite.settings import EDM_SAMPLERS
 

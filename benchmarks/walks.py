@@ -20,8 +20,8 @@ from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
 from bench.memory import keep_freed_memory
 from bench.models.acceleration import Accelerated
-from bench.models.checkpoints.native import Description
 from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
 from bench.models.train.recipes import DIGITS_NETWORK
 from bench.runtime.devices import full_float32

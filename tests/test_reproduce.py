@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from edm_files import write_edm_pickle
 
 from bench.data import DATASETS
-from bench.models.presets import PRESETS
+from bench.models.checkpoints.guided_diffusion import PRESETS
 from bench.suite.cli import _request, run
 from bench.suite.config.flags import make_parser
 from bench.suite.config.resolve import resolve_models, resolve_sampler

@@ -20,8 +20,6 @@ from bench.diffusion.types import Correction, Denoiser, Level, Step
 from bench.measure.instruments.probes import PixelProbe, ScalarProbe, Selected
 from bench.measure.instruments.step_table import PixelStatistics, Row, measured_rows, to_table
 
-__all__ = ["measure_latents"]
-
 Probes = tuple[ScalarProbe, PixelProbe]
 
 

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.models.checkpoints.adapter import Adapted, Output
-
-__all__ = ["PRECISIONS", "Accelerated", "CompileError", "compiler_errors", "precision_refusal"]
+from bench.models.checkpoints.adapter import Adapted
+from bench.models.interface import Output
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 _ARCHITECTURES = 256  # compiled side by side; torch goes back to eager calls, without a word, after 8

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Description"]
+from torch import Tensor
 
 _MOST = 10**12  # of anything counted
 
@@ -69,3 +69,9 @@ class Description:
     def is_edm(self) -> bool:
         """Tell whether the model walks on EDM levels."""
         return self.schedule == "edm"
+
+
+class Output(NamedTuple):
+    """What a network returns, under diffusers' name: ``sample`` [B, outputs, H, W]."""
+
+    sample: Tensor

@@ -16,7 +16,7 @@ from bench.files.errors import one_line
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS
 from bench.measure.quality.committed import COMMITTED
 from bench.models.acceleration import PRECISIONS
-from bench.models.networks.adm import CheckpointError
+from bench.models.networks.arguments import CheckpointError
 from bench.runtime.devices import DEVICES
 from bench.runtime.errors import FeatureError
 from bench.runtime.signals import Signals, exit_code, say_interrupted

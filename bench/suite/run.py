@@ -15,7 +15,8 @@ from bench.measure.quality.references import open_statistics
 from bench.memory import keep_freed_memory
 from bench.models.acceleration import Accelerated
 from bench.models.checkpoints.formats import denoiser_of, open_network
-from bench.models.denoisers.guidance import GuidedDenoiser, load_classifier
+from bench.models.checkpoints.guided_diffusion import load_classifier
+from bench.models.denoisers.guidance import GuidedDenoiser
 from bench.runtime.devices import full_float32
 from bench.suite.cells.reference import Reference
 from bench.suite.config.resolve import Request, device_of, refuse_precision, resolve_models, resolve_sampler

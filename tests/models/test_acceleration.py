@@ -9,11 +9,11 @@ from torch._dynamo.utils import counters
 
 from bench.models import acceleration
 from bench.models.acceleration import Accelerated, CompileError, precision_refusal
-from bench.models.checkpoints.adapter import Adapted, Output
-from bench.models.edm_layers import Block
+from bench.models.checkpoints.adapter import Adapted
+from bench.models.interface import Output
 from bench.models.networks.adm import adm_unet
 from bench.models.networks.classifier import classifier_network
-from bench.models.networks.song import SongUNet
+from bench.models.networks.song import Block, SongUNet
 
 CPU = torch.device("cpu")
 TINY = {

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bench.models.networks.adm import CheckpointError, load_guided_diffusion
+from bench.models.checkpoints.guided_diffusion import PRESETS
+from bench.models.networks.adm import load_guided_diffusion
+from bench.models.networks.arguments import CheckpointError
 from bench.models.networks.classifier import AttentionPool, classifier_network
-from bench.models.presets import PRESETS
 
 CLASSIFIER = {
     "image_size": 16, "in_channels": 3, "out_channels": 7, "model_channels": 32, "num_res_blocks": 2,

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.models.edm_arguments import complete_edm, groups_of, levels_of, named
-from bench.models.networks.arguments import CheckpointError
+from bench.models.networks.arguments import CheckpointError, complete_edm, groups_of, levels_of, named
 
 SIZES = {"img_resolution": 32, "in_channels": 3, "out_channels": 3}
 DEEP: list = []

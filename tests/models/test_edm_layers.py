@@ -4,7 +4,7 @@ import edm_reference
 import pytest
 import torch
 
-from bench.models.edm_layers import ConvThenHalve, Resample
+from bench.models.networks.song import ConvThenHalve, Resample
 
 
 @pytest.mark.parametrize("taps", [[1, 1], [1, 3, 3, 1]])

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from bench.diffusion.samplers import DDIM, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level, batched
-from bench.latent.denoiser import ConditionalDenoiser, Conditioning, latent_loss, load_latent
-from bench.models.networks.adm import CheckpointError
+from bench.latent.denoiser import ConditionalDenoiser, Conditioning, load_latent
+from bench.latent.loss import latent_loss
+from bench.models.networks.arguments import CheckpointError
 from bench.models.train.objectives import Process
 
 SCHEDULE = "scaled_linear(0.00085,0.012)"

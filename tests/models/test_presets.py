@@ -6,11 +6,10 @@ import math
 import pytest
 
 from bench.diffusion.schedules import levels
-from bench.models.checkpoints.guided_diffusion import presets_that_fit
+from bench.models.checkpoints.guided_diffusion import PRESETS, presets_that_fit
 from bench.models.networks.adm import adm_unet, without_weights
 from bench.models.networks.adm_keys import published_shapes
 from bench.models.networks.classifier import classifier_network
-from bench.models.presets import PRESETS
 
 # The flags of the published sampling commands, in their own words (attention at image sizes). Channel multipliers are
 # script_util.py's for the size.

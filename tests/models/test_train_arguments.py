@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.models.train.__main__ import main
-from bench.models.train_arguments import parse_arguments
+from bench.models.train.__main__ import main, parse_arguments
 
 BAD_ARGUMENTS = [
     ("--device foo", "'foo' cannot be used here"),

@@ -19,7 +19,8 @@ from PIL import Image
 import run_bench
 from analysis.__main__ import main as analyse
 from bench.measure.__main__ import main as measure
-from bench.models.checkpoints.native import Description, save_network
+from bench.models.checkpoints.native import save_network
+from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
 from bench.models.networks.adm_keys import published_shapes
 from bench.models.train.__main__ import main as train

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bench.models.checkpoints.guided_diffusion import PRESETS
 from bench.models.networks.adm import adm_unet
 from bench.models.networks.adm_keys import published_shapes
 from bench.models.networks.classifier import classifier_network
-from bench.models.presets import PRESETS
 
 PT = b"[models.x]\nweights = 'w.pt'\n"
 FILES = {

@@ -10,7 +10,8 @@ import torch
 
 from bench.data import Dataset, stratified_split
 from bench.diffusion.types import Prediction
-from bench.models.checkpoints.native import Description, save_network
+from bench.models.checkpoints.native import save_network
+from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
 from bench.suite.cells.reference import Reference
 from bench.suite.cli import run

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from bench.models.checkpoints.native import Description, save_network
+from bench.models.checkpoints.native import save_network
+from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
 from bench.suite.settings import SamplerConfig
 

@@ -10,7 +10,6 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,21 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion.schedules import alpha_bars
-from bench.models.checkpoints.native import Description, file_hash
+from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.denoisers.parameterization import CONVERSIONS
-from bench.models.networks.adm import CheckpointError
-
-__all__ = [
-    "Adapted", "Output", "adapter_file", "describe_adapter", "hash_adapter", "load_adapter",
-    "read_adapter",
-]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What a network returns, under diffusers' name."""
-
-    sample: Tensor
+from bench.models.interface import Description, Output
+from bench.models.networks.arguments import CheckpointError
 
 
 class Adapted:

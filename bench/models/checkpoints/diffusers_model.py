@@ -18,14 +18,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bench.diffusion.schedules import alpha_bars
-from bench.models.checkpoints.hub import Parts, read_json, resolve_hub
-from bench.models.checkpoints.native import Description, file_hash
-from bench.models.networks.adm import CheckpointError, without_weights
+from bench.models.checkpoints.hub import Parts, read_json
+from bench.models.checkpoints.state_dicts import file_hash
+from bench.models.interface import Description
+from bench.models.networks.adm import without_weights
+from bench.models.networks.arguments import CheckpointError
 from bench.models.networks.shapes import shown
-
-__all__ = [
-    "build_unet", "describe_diffusers", "hash_diffusers", "load_diffusers", "resolve_hub", "training_process",
-]  # fmt: skip
 
 _LATENT = ("vae", "vqvae", "movq", "text_encoder", "prior")  # parts of pipelines whose U-Net sees no pixels
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}

@@ -19,11 +19,9 @@ import torch
 from torch import Tensor
 
 from bench.files.pickles import UnsafePickleError, restricted_load
-from bench.models.checkpoints.guided_diffusion import require_file
+from bench.models.checkpoints.state_dicts import require_file
 from bench.models.networks.arguments import CheckpointError
 from bench.models.networks.shapes import quoted
-
-__all__ = ["StoredObject", "StoredTensor", "read_objects", "stored_tensors"]
 
 _MOST_MODULES = 20_000
 _MOST_SIZES = 64  # torch's own limit

@@ -16,11 +16,11 @@ from bench.models.checkpoints.adapter import hash_adapter, load_adapter
 from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
 from bench.models.checkpoints.edm import describe_edm, load_edm
 from bench.models.checkpoints.hub import is_hub_id, resolve_hub
-from bench.models.checkpoints.native import Description, file_hash, load_network, read_description
+from bench.models.checkpoints.native import load_network, read_description
+from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.denoisers.parameterization import make_denoiser
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS, EdmDenoiser, make_preconditioning
-
-__all__ = ["checkpoint_hash", "denoiser_of", "describe", "located", "open_network"]
+from bench.models.interface import Description
 
 _FILES = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin", ".py", ".npz", ".zip")  # even where none is there
 

@@ -3,77 +3,101 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bench.files.tensors import UnfoldingError, load_plain
+from bench.models.checkpoints.state_dicts import all_finite, read_state
+from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, check_fit, load_guided_diffusion, without_weights
 from bench.models.networks.adm_keys import published_shapes
 from bench.models.networks.arguments import CheckpointError
 from bench.models.networks.classifier import classifier_network
-from bench.models.networks.shapes import MisfitError, Shapes, quoted, shapes_of
-from bench.models.presets import PRESETS
-
-__all__ = ["all_finite", "load_published", "presets_that_fit", "read_state", "require_file"]
+from bench.models.networks.shapes import MisfitError, Shapes, shapes_of
 
 
-def require_file(path: Path) -> None:
-    """Refuse a path with nothing readable there before any reader stumbles over it.
+@dataclass(frozen=True)
+class Preset:
+    """A kind of released checkpoint.
 
-    Raises:
-        CheckpointError: no such file, a folder, or one that may not be read.
+    Attributes:
+        name: what the command line calls it.
+        network: the constructor arguments of guided-diffusion's ``UNetModel``.
+        files: the released files it reads, and whose.
+        schedule: a name of :func:`bench.diffusion.schedules.betas`.
+        T: training length.
+        classifier: the arguments of the noisy classifier released with it
+            (:func:`bench.models.checkpoints.guided_diffusion.load_classifier`), or None.
+        guidance_scale: the strength the classifier was published with, or None.
     """
-    try:
-        found = "a folder, not a file" if path.is_dir() else None if path.is_file() else "no such file"
-        if found is None:
-            path.open("rb").close()
-    except OSError as error:  # a folder on the way that may not be entered, or the file itself
-        found = error.strerror
-    if found:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {found}; check the path")
+
+    name: str
+    network: Mapping[str, Any] = field(repr=False)
+    files: str
+    schedule: str = "cosine"
+    T: int = 1000
+    classifier: Mapping[str, Any] | None = field(default=None, repr=False)
+    guidance_scale: float | None = None
+
+    def description(self) -> Description:
+        """Return what :func:`bench.models.checkpoints.native.load_network` needs to know."""
+        return Description(dict(self.network), self.schedule, self.T)
 
 
-def all_finite(network: nn.Module) -> bool:
-    """Tell whether a network's weights are all finite numbers."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
+_SHARED = {"in_channels": 3, "learn_sigma": True, "resblock_updown": True, "use_scale_shift_norm": True}
+_DEEP = {"num_res_blocks": 3, "use_new_attention_order": True}  # DDPM-IP's, and OpenAI's at 64 pixels
+_32 = _SHARED | _DEEP | {
+    "image_size": 32, "model_channels": 128, "num_head_channels": 32, "channel_mult": (1, 2, 2, 2),
+    "attention_resolutions": (2, 4), "dropout": 0.3,
+}  # fmt: skip
+_64 = _SHARED | _DEEP | {
+    "image_size": 64, "model_channels": 192, "num_head_channels": 64, "channel_mult": (1, 2, 3, 4),
+    "attention_resolutions": (2, 4, 8), "dropout": 0.1,
+}  # fmt: skip
+_128 = _SHARED | {
+    "image_size": 128, "model_channels": 256, "channel_mult": (1, 1, 2, 3, 4), "attention_resolutions": (4, 8, 16),
+}  # fmt: skip
+_CLASSES = {"num_classes": 1000}
+_CLASSIFIER = {
+    "in_channels": 3, "out_channels": 1000, "model_channels": 128, "num_head_channels": 64, "pool": "attention",
+    "resblock_updown": True, "use_scale_shift_norm": True,
+}  # fmt: skip
 
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a ``.pt`` file of plain tensors, names to floating-point tensors; anything else in it is refused unexecuted.
-
-    Raises:
-        CheckpointError: missing, truncated, compressed, or not a state dict of ordinary floating-point tensors.
-    """
-    require_file(path)
-    try:
-        state = load_plain(path)
-    except UnfoldingError as error:
-        raise CheckpointError(f"{path}: {error}; save it anew") from None
-    except Exception:  # on damaged bytes torch's readers raise almost any kind, IndexError and struct.error included
-        raise CheckpointError(
-            f"{path} is truncated or not a file of plain tensors; save it with torch.save(model.state_dict(), path)"
-        ) from None
-    plain = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    if not plain or not state:
-        raise CheckpointError(f"{path} does not hold a state dict (names to tensors)")
-    for name, tensor in state.items():
-        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.device.type != "cpu":
-            what = f"{quoted(name)} is {_kind(tensor)}"
-            raise CheckpointError(
-                f"{path}: {what}, not ordinary floating-point weights; save model.float().state_dict()"
-            )
-    return dict(state)
-
-
-def _kind(tensor: Tensor) -> str:
-    """Name what is unusual about a tensor."""
-    if tensor.layout != torch.strided:
-        return "sparse"
-    return "without data" if tensor.device.type != "cpu" else str(tensor.dtype).removeprefix("torch.")
+_ALL = (
+    Preset("cifar10", _32, "CIFAR-10 of DDPM-IP (ADM-IP, ADM-baseline) and ADM-ES"),
+    Preset("imagenet32", _32, "ImageNet 32x32 of DDPM-IP (ADM-IP)"),
+    Preset("lsun-tower64", _64, "LSUN tower 64x64 of DDPM-IP (ADM-IP, ADM-baseline) and ADM-ES"),
+    Preset("celeba64", _64, "CelebA 64x64 of DDPM-IP (ADM-IP)"),
+    Preset(
+        "ffhq128",
+        _128 | _DEEP | {"num_head_channels": 64, "dropout": 0.1},
+        "FFHQ 128x128 of DDPM-IP (ADM-IP, ADM-baseline) and ADM-ES",
+    ),
+    Preset(
+        "imagenet64",
+        _64 | _CLASSES,
+        "OpenAI's 64x64_diffusion.pt and 64x64_classifier.pt",
+        classifier=_CLASSIFIER
+        | {k: _64[k] for k in ("image_size", "channel_mult", "attention_resolutions")}
+        | {"num_res_blocks": 4},
+        guidance_scale=1.0,
+    ),
+    Preset(
+        "imagenet128",
+        _128 | _CLASSES | {"num_res_blocks": 2, "num_heads": 4},  # the only one with the legacy attention order
+        "OpenAI's 128x128_diffusion.pt and 128x128_classifier.pt",
+        schedule="linear",
+        classifier=_CLASSIFIER
+        | {k: _128[k] for k in ("image_size", "channel_mult", "attention_resolutions")}
+        | {"num_res_blocks": 2},
+        guidance_scale=0.5,
+    ),
+)
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})
 
 
 def load_published(path: Path, build: Callable[[], Any]) -> Any:
@@ -132,3 +156,21 @@ def _may_fit(found: Shapes, config: Mapping[str, Any]) -> bool:
 def _fits(found: Shapes, build: Callable[[], Any]) -> bool:
     network = without_weights(build)
     return published_shapes(network.state_dict(), network.config["guided_diffusion"]) == found
+
+
+def load_classifier(path: Path, config: Mapping[str, Any]) -> nn.Module:
+    """Load a released classifier (``.pt``) as float32, in evaluation mode.
+
+    Args:
+        path: the file; nothing in it is executed.
+        config: its arguments, e.g. ``PRESETS["imagenet128"].classifier``
+            (:func:`bench.models.networks.classifier.classifier_network`).
+
+    Returns:
+        A module called as ``classifier(x, t)``, giving logits [B, classes].
+
+    Raises:
+        CheckpointError: missing, truncated, of another architecture (the message says what differs and which preset
+            fits), not plain tensors, or not finite.
+    """
+    return load_published(path, lambda: classifier_network(config))

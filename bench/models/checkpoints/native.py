@@ -6,7 +6,6 @@ Nothing is ever executed from a file: safetensors holds only tensors and text, a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -14,35 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from bench.diffusion.schedules import alpha_bars
-from bench.models.checkpoints.guided_diffusion import all_finite, load_published, require_file
+from bench.models.checkpoints.guided_diffusion import load_published
+from bench.models.checkpoints.state_dicts import all_finite, open_safetensors, require_file
 from bench.models.denoisers.parameterization import CONVERSIONS
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS
 from bench.models.interface import Description
-from bench.models.networks.adm import CheckpointError, adm_unet, without_weights
-from bench.models.networks.arguments import complete
+from bench.models.networks.adm import adm_unet, without_weights
+from bench.models.networks.arguments import CheckpointError, complete
 from bench.models.networks.shapes import quoted, shown
 
-__all__ = ["Description", "file_hash", "load_network", "read_description", "save_network"]
-
 _FORMAT = "exposure-bias-1"
-
-
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file, hexadecimal.
-
-    Raises:
-        CheckpointError: the file is missing or unreadable.
-    """
-    require_file(path)
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from None
 
 
 def save_network(path: Path, unet: Any, description: Description, dtype: torch.dtype = torch.float16) -> None:
@@ -81,7 +64,7 @@ def read_description(path: Path) -> Description | None:
     """
     if path.suffix != ".safetensors":
         return None
-    with _open_safetensors(path) as file:
+    with open_safetensors(path) as file:
         text = file.metadata() or {}
     if text.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this suite; write one with python -m bench.models.train")
@@ -122,18 +105,10 @@ def load_network(path: Path, description: Description) -> Any:
     return unet.eval().requires_grad_(False)
 
 
-def _open_safetensors(path: Path) -> Any:
-    require_file(path)
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file ({shown(error)})") from None
-
-
 def _load_own(path: Path, unet: Any) -> None:
     """Load a file into a network on ``meta``, which gets memory once the file is known to fit."""
     own = unet.state_dict()
-    with _open_safetensors(path) as file:
+    with open_safetensors(path) as file:
         names = set(file.keys())
         differing = sorted(names ^ set(own))
         if differing:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.diffusion.types import Denoiser, Level, Prediction
-from bench.models.checkpoints.guided_diffusion import load_published
 from bench.models.denoisers.parameterization import per_image
-from bench.models.networks.classifier import classifier_network
-
-__all__ = ["GuidedDenoiser", "load_classifier"]
 
 
 class GuidedDenoiser:
@@ -63,21 +57,3 @@ class GuidedDenoiser:
             # Images do not see each other, so the sum's gradient is each one's own.
             chosen = logits.float().log_softmax(1).gather(1, labels[:, None]).sum()
             return torch.autograd.grad(chosen, seen)[0]
-
-
-def load_classifier(path: Path, config: Mapping[str, Any]) -> nn.Module:
-    """Load a released classifier (``.pt``) as float32, in evaluation mode.
-
-    Args:
-        path: the file; nothing in it is executed.
-        config: its arguments, e.g. ``PRESETS["imagenet128"].classifier``
-            (:func:`bench.models.networks.classifier.classifier_network`).
-
-    Returns:
-        A module called as ``classifier(x, t)``, giving logits [B, classes].
-
-    Raises:
-        CheckpointError: missing, truncated, of another architecture (the message says what differs and which preset
-            fits), not plain tensors, or not finite.
-    """
-    return load_published(path, lambda: classifier_network(config))

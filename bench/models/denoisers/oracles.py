@@ -13,8 +13,6 @@ from torch import Tensor
 
 from bench.diffusion.types import Level, Prediction
 
-__all__ = ["GaussianOracle", "MixtureOracle"]
-
 
 class GaussianOracle:
     """The exact denoiser of x0 ~ N(mean, cov) with full covariance.

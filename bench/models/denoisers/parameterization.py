@@ -10,8 +10,6 @@ from torch import Tensor
 
 from bench.diffusion.types import Level, Prediction
 
-__all__ = ["CONVERSIONS", "EpsDenoiser", "VDenoiser", "X0Denoiser", "as_prediction", "make_denoiser", "per_image"]
-
 
 def _from_eps(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     return output, (x - level.sigma * output) / level.alpha

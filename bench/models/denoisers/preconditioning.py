@@ -19,8 +19,6 @@ from torch import Tensor
 from bench.diffusion.types import Level, Prediction
 from bench.models.denoisers.parameterization import per_image
 
-__all__ = ["PRECONDITIONINGS", "Coefficients", "EdmDenoiser", "Preconditioning", "make_preconditioning"]
-
 _TINY, _HUGE = 1e-12, 1e12  # bounds on constants, which a file may set
 _MOST_LEVELS = 100_000  # a bound on iDDPM's table, whose length a file may name
 _WHAT = {

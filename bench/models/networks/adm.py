@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.models.networks.adm_keys import guided_keys, published_shapes
-from bench.models.networks.arguments import GROUPS, CheckpointError, complete, heads, widths_of
+from bench.models.networks.arguments import GROUPS, complete, heads, widths_of
 from bench.models.networks.shapes import MisfitError, misfit, shapes_of
-
-__all__ = ["CheckpointError", "adm_unet", "check_fit", "load_guided_diffusion", "without_weights"]
 
 
 def adm_unet(config: Mapping[str, Any]) -> Any:

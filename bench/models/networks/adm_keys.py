@@ -13,8 +13,6 @@ from torch import Tensor
 from bench.models.networks.arguments import heads, widths_of
 from bench.models.networks.shapes import Shapes
 
-__all__ = ["guided_keys", "published_shapes"]
-
 
 class _Part(NamedTuple):
     """One block of the network under its two names; ``kind`` says which tensors it has."""

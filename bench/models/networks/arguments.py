@@ -1,15 +1,13 @@
-"""The constructor arguments of guided-diffusion's ``UNetModel``: defaults, checks and what follows from them."""
+"""The constructor arguments of the published networks: defaults, checks and what follows from them.
+
+``UNetModel`` of guided-diffusion, and ``DhariwalUNet`` and ``SongUNet`` of EDM (Karras et al. 2022, appendix F).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-
-__all__ = ["GROUPS", "CheckpointError", "attended_widths", "complete", "heads", "widths_of"]
-
-GROUPS = 32  # guided-diffusion fixes GroupNorm to 32 groups
-_MOST = 2**20  # far above any network's numbers: a damaged file shall not ask for an endless one
 
 
 class CheckpointError(ValueError):
@@ -23,38 +21,53 @@ class _Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_number(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_whole(value) and 1 <= value <= _MOST
+# The upper bounds are far above any network's numbers: a damaged file shall not ask for an endless one.
+def _is_whole(value: Any, least: int = 1, most: int = 2**20) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-_POSITIVE = _Rule("a positive integer", _is_positive)
-_POSITIVE_OR_NONE = _Rule("a positive integer or left out", lambda v: v is None or _is_positive(v))
-_POSITIVE_OR_UNSET = _Rule(
-    "a positive integer, or -1 for unset", lambda v: _is_positive(v) or (_is_whole(v) and v == -1)
-)
-_FEW = _Rule("a positive integer up to 64", lambda v: _is_whole(v) and 1 <= v <= 64)
+def _is_list(value: Any, holds: Callable[[Any], bool], longest: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) <= longest and all(map(holds, value))
+
+
+def _one_of(*choices: str) -> _Rule:
+    return _Rule(" or ".join(choices), lambda v: isinstance(v, str) and v in choices)
+
+
+_POSITIVE = _Rule("a positive integer", _is_whole)
+_POSITIVE_OR_NONE = _Rule("a positive integer or left out", lambda v: v is None or _is_whole(v))
+_POSITIVE_OR_UNSET = _Rule("a positive integer, or -1 for unset", lambda v: _is_whole(v, -1) and v != 0)
+_COUNT = _Rule("an integer of at least 0", lambda v: _is_whole(v, 0))
+_FEW = _Rule("an integer from 1 to 64", lambda v: _is_whole(v, 1, 64))
+_EVEN_WIDTH = _Rule("an even integer of at least 4", lambda v: _is_whole(v, 4, 2**14) and v % 2 == 0)
 _SWITCH = _Rule("true or false", lambda v: isinstance(v, bool))
+_SHARE = _Rule("a number of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1)
 _MULTIPLES = _Rule(
     "a list of positive numbers such as [1, 2, 4]",
-    lambda v: isinstance(v, list | tuple) and 0 < len(v) <= 16 and all(_is_number(m) and 0 < m <= 64 for m in v),
+    lambda v: _is_list(v, lambda m: _is_number(m) and 0 < m <= 64, 16) and len(v) > 0,
+)
+_WHOLE_MULTIPLES = _Rule(
+    "a list of integers such as [1, 2, 2]", lambda v: _is_list(v, lambda m: _is_whole(m, 1, 64), 12) and len(v) > 0
 )
 _FACTORS = _Rule(
     "a list of downsampling factors such as [2, 4]",
-    lambda v: isinstance(v, list | tuple | set | frozenset) and all(map(_is_positive, v)),
+    lambda v: isinstance(v, list | tuple | set | frozenset) and all(map(_is_whole, v)),
 )
-_SHARE = _Rule("a number of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1)
+_SIZES = _Rule("a list of image sizes such as [16]", lambda v: _is_list(v, _is_whole, 64))
+_TAPS = _Rule(
+    "[1, 1], [1, 3, 3, 1] or another even number of weights above 0",
+    lambda v: _is_list(v, lambda w: _is_number(w) and w > 0, 8) and len(v) in (2, 4, 6, 8),
+)
+
+_Arguments = Mapping[str, tuple[Any, _Rule]]
 
 # Every argument of guided-diffusion's UNetModel (plus its script-level `learn_sigma`) with its default and rule.
 # `use_checkpoint` and `use_fp16` change memory and storage, never the function.
-_ARGUMENTS: Mapping[str, tuple[Any, _Rule]] = {
+_UNET_MODEL: _Arguments = {
     "image_size": (None, _POSITIVE_OR_NONE),
     "in_channels": (3, _POSITIVE),
     "model_channels": (None, _POSITIVE),
@@ -78,19 +91,69 @@ _ARGUMENTS: Mapping[str, tuple[Any, _Rule]] = {
 }
 
 
+def _edm(channels: int, multiples: Sequence[int], blocks: int, attended: Sequence[int]) -> _Arguments:
+    """Return what both of EDM's networks take, in the order of their constructors."""
+    return {
+        "img_resolution": (None, _POSITIVE),
+        "in_channels": (None, _POSITIVE),
+        "out_channels": (None, _POSITIVE),
+        "label_dim": (0, _COUNT),
+        "augment_dim": (0, _COUNT),
+        "model_channels": (channels, _EVEN_WIDTH),
+        "channel_mult": (multiples, _WHOLE_MULTIPLES),
+        "channel_mult_emb": (4, _FEW),
+        "num_blocks": (blocks, _FEW),
+        "attn_resolutions": (attended, _SIZES),
+        "dropout": (0.10, _SHARE),
+        "label_dropout": (0, _SHARE),
+    }
+
+
+ARCHITECTURES: Mapping[str, _Arguments] = {
+    "DhariwalUNet": _edm(192, (1, 2, 3, 4), 3, (32, 16, 8)),
+    "SongUNet": {
+        **_edm(128, (1, 2, 2, 2), 4, (16,)),
+        "embedding_type": ("positional", _one_of("positional", "fourier")),
+        "channel_mult_noise": (1, _FEW),
+        "encoder_type": ("standard", _one_of("standard", "skip", "residual")),
+        "decoder_type": ("standard", _one_of("standard", "skip")),
+        "resample_filter": ((1, 1), _TAPS),
+    },
+}
+
+
+def _filled(network: str, arguments: _Arguments, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every argument, the defaults filled in; refuse what is unknown or out of range."""
+    unknown = sorted(_shown(name) for name in given if name not in arguments)
+    if unknown:
+        raise CheckpointError(f"unknown {network} argument {unknown[0]}; known: {', '.join(arguments)}")
+    full = {name: given.get(name, default) for name, (default, _) in arguments.items()}
+    for name, (_, rule) in arguments.items():
+        if not rule.holds(full[name]):
+            raise CheckpointError(f"{network} argument {name!r} must be {rule.words}, not {_shown(full[name])}")
+    return full
+
+
+def _shown(value: Any) -> str:
+    """Show a value in one short line: it comes from a file and may be anything, even lists without end."""
+    if isinstance(value, str):
+        text = repr(value)
+        return text if len(text) <= 80 else f"{text[:77]}..."
+    if value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 64):
+        return repr(value)
+    is_flat = isinstance(value, list | tuple) and not any(isinstance(v, list | tuple | dict) for v in value)
+    if is_flat and len(value) < 10:
+        return f"[{', '.join(map(_shown, value))}]"
+    return f"a value of the kind {type(value).__name__}"
+
+
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in defaults and refuse arguments the published network does not have or we cannot express.
+    """Return every argument of ``UNetModel``.
 
     Raises:
         CheckpointError: an argument is unknown, of another type or out of range, or the arguments do not fit together.
     """
-    unknown = sorted(str(name) for name in config if name not in _ARGUMENTS)
-    if unknown:
-        raise CheckpointError(f"unknown U-Net argument {unknown[0]!r}; known: {', '.join(_ARGUMENTS)}")
-    full = {name: config.get(name, default) for name, (default, _) in _ARGUMENTS.items()}
-    for name, (_, rule) in _ARGUMENTS.items():
-        if not rule.holds(full[name]):
-            raise CheckpointError(f"U-Net argument {name!r} must be {rule.words}, not {_shown(full[name])}")
+    full = _filled("U-Net", _UNET_MODEL, config)
     full["channel_mult"] = tuple(full["channel_mult"])
     full["attention_resolutions"] = tuple(full["attention_resolutions"])
     if full["out_channels"] is None:
@@ -99,23 +162,15 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def _shown(value: Any) -> str:
-    """Show a value in one short line: it comes from a file."""
-    text = repr(value).replace("\n", " ")
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _check_together(full: Mapping[str, Any]) -> None:
-    """Refuse arguments that are each valid but make no network we can express."""
+    """Refuse arguments that are each valid but make no network that diffusers can express."""
     if full["dims"] != 2 or not full["conv_resample"]:
         raise CheckpointError("only two-dimensional networks with convolutional or residual resampling are supported")
     if full["num_head_channels"] == -1:
         if full["num_heads"] == -1:
             raise CheckpointError("U-Net argument 'num_heads' must be a positive integer unless 'num_head_channels' is")
         if full["num_heads_upsample"] not in (-1, full["num_heads"]):
-            raise CheckpointError(
-                "U-Net argument 'num_heads_upsample' must be -1: one head count serves both directions"
-            )
+            raise CheckpointError("U-Net argument 'num_heads_upsample' must be -1: both directions have the same heads")
     for width in widths_of(full):
         if width < 1 or width % GROUPS:
             raise CheckpointError(f"U-Net width {width} is not a multiple of {GROUPS}, the number of norm groups")
@@ -124,18 +179,77 @@ def _check_together(full: Mapping[str, Any]) -> None:
             raise CheckpointError(f"U-Net width {width} cannot be split into attention heads as configured")
 
 
+GROUPS = 32  # of every GroupNorm of guided-diffusion
+
+
 def widths_of(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the channels of each level, finest first."""
+    """Return the channels of each level of ``UNetModel``, finest first."""
     return tuple(int(mult * config["model_channels"]) for mult in config["channel_mult"])
 
 
 def attended_widths(config: Mapping[str, Any]) -> set[int]:
-    """Return the widths that attention sees: those of the attended levels and of the middle."""
+    """Return the widths that attention has: those of the attended levels and of the middle."""
     widths = widths_of(config)
     return {widths[-1]} | {w for level, w in enumerate(widths) if 2**level in config["attention_resolutions"]}
 
 
 def heads(config: Mapping[str, Any], width: int) -> int:
-    """Return the number of attention heads at a width."""
+    """Return the number of attention heads at a width of ``UNetModel``."""
     per_head = config["num_head_channels"]
     return config["num_heads"] if per_head == -1 else width // per_head
+
+
+def named(order: Sequence[str], positional: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Give positional arguments their names and join the named ones.
+
+    Raises:
+        CheckpointError: there are more than names, or one comes twice.
+    """
+    if len(positional) > len(order):
+        raise CheckpointError(f"it records {len(positional)} positional arguments where at most {len(order)} fit")
+    result = dict(zip(order, positional, strict=False))
+    twice = sorted(str(name) for name in keywords if name in result)
+    if twice:
+        raise CheckpointError(f"it records the argument {twice[0]!r} twice")
+    return {**result, **keywords}
+
+
+def complete_edm(architecture: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every argument of one of EDM's networks, JSON-like.
+
+    Args:
+        architecture: ``DhariwalUNet`` or ``SongUNet``.
+        given: arguments under their published names.
+
+    Raises:
+        CheckpointError: the architecture or an argument is unknown, or a value is of another type or out of range.
+    """
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(f"unknown EDM network {_shown(architecture)}; known: {', '.join(ARCHITECTURES)}")
+    full = _filled(architecture, ARCHITECTURES[architecture], given)
+    full = {name: list(value) if isinstance(value, tuple) else value for name, value in full.items()}
+    smallest = 2 ** (len(full["channel_mult"]) - 1)
+    if full["img_resolution"] % smallest:
+        raise CheckpointError(f"{architecture} argument 'img_resolution' must be a multiple of {smallest}")
+    return full
+
+
+def levels_of(config: Mapping[str, Any]) -> list[tuple[int, int, bool]]:
+    """Return (image size, channels, whether attended) of each level of one of EDM's networks, finest first."""
+    sizes = [config["img_resolution"] >> level for level in range(len(config["channel_mult"]))]
+    return [
+        (size, config["model_channels"] * multiple, size in config["attn_resolutions"])
+        for size, multiple in zip(sizes, config["channel_mult"], strict=True)
+    ]
+
+
+def groups_of(channels: int) -> int:
+    """Return the groups of EDM's group norms: 32, or fewer so that each holds at least 4 channels.
+
+    Raises:
+        CheckpointError: the channels do not divide into them.
+    """
+    groups = min(32, channels // 4)
+    if groups < 1 or channels % groups:
+        raise CheckpointError(f"{channels} channels do not divide into the norm's {max(groups, 1)} groups")
+    return groups

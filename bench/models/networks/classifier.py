@@ -12,8 +12,6 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from bench.models.networks.adm import adm_unet
 from bench.models.networks.arguments import GROUPS, CheckpointError, widths_of
 
-__all__ = ["AttentionPool", "EncoderClassifier", "classifier_network"]
-
 _POOLS = ("adaptive", "attention")
 
 

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.models.edm_arguments import complete_edm, groups_of, levels_of
-from bench.models.networks.arguments import CheckpointError
+from bench.models.networks.arguments import CheckpointError, complete_edm, groups_of, levels_of
 from bench.models.networks.shapes import Shapes, shapes_of
-
-__all__ = ["DhariwalUNet", "dhariwal_keys", "dhariwal_shapes", "dhariwal_state"]
 
 _CHANNELS_PER_HEAD = 64  # EDM sets no other
 

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from bench.models.networks.arguments import CheckpointError
 
-__all__ = ["MisfitError", "Shapes", "misfit", "quoted", "shapes_of", "shown"]
-
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 _SHOWN = 2  # examples of each kind in a message
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from bench.diffusion.noise import Purpose, uniform_words
 from bench.models.train.recipes import Recipe
 
-__all__ = ["Batches", "Part", "learning_rate"]
-
 
 @dataclass(frozen=True)
 class Part:

@@ -12,8 +12,6 @@ from bench.models.networks.arguments import CheckpointError
 from bench.models.train.recipes import Recipe
 from bench.runtime.tensorboard import open_writer
 
-__all__ = ["LOG_EVERY", "LOSSES", "TrainingLog", "Window"]
-
 LOG_EVERY = 50  # iterations
 LOSSES = ("mse", "bound", "penalty")
 

@@ -24,11 +24,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.diffusion.schedules import alpha_bars, betas
 
-__all__ = [
-    "GAMMA_SCHEDULES", "OBJECTIVES", "Process", "edm_loss", "gamma_at", "gradient_penalty", "hybrid_loss", "make_pair",
-    "rectified",
-]  # fmt: skip
-
 Gamma = float | Tensor
 Pair = tuple[Tensor, Tensor]
 Network = Callable[[Tensor, Tensor], Tensor]

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["DIGITS_NETWORK", "NETWORKS", "RECIPES", "Recipe"]
-
 # guided-diffusion's UNetModel arguments: ADM's choices (scale-shift norm, residual resampling, attention with a
 # fixed width per head, learned variance) at a width two CPU cores can afford.
 DIGITS_NETWORK: Mapping[str, Any] = {

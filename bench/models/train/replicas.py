@@ -28,8 +28,6 @@ from bench.models.networks.arguments import CheckpointError
 from bench.models.train.batches import Part
 from bench.runtime.tensorboard import TensorBoardError
 
-__all__ = ["ALONE", "MISTAKES", "ReplicaError", "Replicas", "joined"]
-
 T = TypeVar("T")
 
 

@@ -34,8 +34,6 @@ from bench.diffusion.samplers import Draws
 from bench.diffusion.schedules import alpha_bars
 from bench.diffusion.types import Level
 
-__all__ = ["Rollout", "replaced_share"]
-
 
 def replaced_share(largest: float, iteration: int, iterations: int) -> float:
     """Return the share of a batch to replace: 0 at the first iteration, rising linearly to ``largest`` at the last."""

@@ -22,7 +22,7 @@ from bench.data import load, to_unit
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws
 from bench.models.acceleration import CompileError, compiler_errors
-from bench.models.checkpoints.native import Description
+from bench.models.interface import Description
 from bench.models.train.batches import Batches, Part, learning_rate
 from bench.models.train.log import LOG_EVERY, TrainingLog, Window
 from bench.models.train.objectives import (
@@ -39,8 +39,6 @@ from bench.models.train.replicas import ALONE, Replicas
 from bench.models.train.scheduled_sampling import Rollout, replaced_share
 from bench.models.train.state import TrainingState
 from bench.runtime.signals import Interrupted, Signals
-
-__all__ = ["Batches", "Trainer", "learning_rate", "train"]
 
 _SAVE_EVERY = 500
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from bench.data import Dataset
 from bench.models.checkpoints.formats import checkpoint_hash
-from bench.models.checkpoints.native import Description, file_hash
+from bench.models.checkpoints.guided_diffusion import PRESETS
+from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.denoisers.preconditioning import Preconditioning, make_preconditioning
-from bench.models.presets import PRESETS
+from bench.models.interface import Description
 from bench.suite.registry.remedies import KINDS, Remedy
 from bench.suite.settings import EDM_SAMPLERS, ConfigError, short_hash
 

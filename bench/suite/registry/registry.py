@@ -14,9 +14,10 @@ from bench.diffusion.schedules import alpha_bars
 from bench.measure.quality.committed import COMMITTED, unseen
 from bench.models.checkpoints.adapter import describe_adapter
 from bench.models.checkpoints.formats import describe, located
-from bench.models.checkpoints.native import Description, file_hash
+from bench.models.checkpoints.guided_diffusion import PRESETS
+from bench.models.checkpoints.state_dicts import file_hash
+from bench.models.interface import Description
 from bench.models.networks.arguments import complete
-from bench.models.presets import PRESETS
 from bench.models.train.recipes import DIGITS_NETWORK
 from bench.suite.registry.config_file import read_config_file, read_remedy
 from bench.suite.registry.constants import known_constants

@@ -15,8 +15,8 @@ from bench.diffusion.samplers import DDIM, Ancestral, PosteriorMean
 from bench.diffusion.types import Prediction
 from bench.measure.features.extractors import Extractor
 from bench.measure.instruments.chains import CHAIN_COLUMNS
-from bench.models.checkpoints.native import Description
 from bench.models.denoisers.oracles import GaussianOracle
+from bench.models.interface import Description
 from bench.suite.cells.arms import RunError
 from bench.suite.experiments.baselines import ChainBaselines
 from bench.suite.experiments.chains import METHODS, chain_lengths, plan_chains

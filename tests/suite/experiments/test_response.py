@@ -14,7 +14,7 @@ from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Prediction
 from bench.measure.instruments.response import RESPONSE_COLUMNS, response_grid
-from bench.models.checkpoints.native import Description
+from bench.models.interface import Description
 from bench.suite.cells.arms import RunError
 from bench.suite.experiments.response import plan_response
 from bench.suite.plan import recorded_indices
