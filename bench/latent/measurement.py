@@ -17,10 +17,8 @@ from bench.data import DataError
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, Solver, prior, teacher_forced, walk
 from bench.diffusion.types import Correction, Denoiser, Level, Step
-from bench.measure.instruments.probes import PixelProbe, ScalarProbe, Selected
-from bench.measure.instruments.step_table import PixelStatistics, Row, measured_rows, to_table
-
-Probes = tuple[ScalarProbe, PixelProbe]
+from bench.measure.instruments.probes import Selected, WalkProbe
+from bench.measure.instruments.step_table import PixelStatistics, Row, to_table
 
 
 def measure_latents(
@@ -66,9 +64,8 @@ def measure_latents(
     data = PixelStatistics(wide.mean(0).cpu().numpy(), wide.var(0).cpu().numpy())
     centre = wide.mean(0).float().to(latents.device)
 
-    def probes(knows_x0: bool) -> Probes:
-        scalars = ScalarProbe(len(levels) - 1, centre, solver.stages)
-        return scalars, PixelProbe(indices, latents.shape[1:], knows_x0, latents.device)
+    def probe(knows_x0: bool) -> WalkProbe:
+        return WalkProbe(len(levels) - 1, indices, centre, knows_x0, solver.stages)
 
     def free(draws: Draws, rows: Tensor) -> Iterator[Step]:
         x = prior(levels[0], draws, latents.shape[1:])
@@ -82,12 +79,11 @@ def measure_latents(
             clip=False, correction=correction, cond=chosen, indices=set(indices),
         )  # fmt: skip
 
-    arms = {"free": (free, probes(False), samples), "forced": (forced, probes(True), min(samples, len(latents)))}
+    arms = {"free": (free, probe(False), samples), "forced": (forced, probe(True), min(samples, len(latents)))}
     table: list[Row] = []
-    for arm, (start, looking, count) in arms.items():
-        _watch(start, looking, Noise(seed), count, min(batch, count), latents)
-        record = looking[0].state() | looking[1].state()
-        table += measured_rows(arm, record, indices, levels, data, solver)
+    for arm, (start, observer, count) in arms.items():
+        _watch(start, observer, Noise(seed), count, min(batch, count), latents)
+        table += WalkProbe.result(arm, observer.state(), indices, levels, data, solver)
     return to_table(table)
 
 
@@ -106,16 +102,15 @@ def _check(latents: Tensor, cond: Tensor | None, samples: int, batch: int) -> No
 
 def _watch(
     start: Callable[[Draws, Tensor], Iterator[Step]],
-    probes: Probes,
+    probe: WalkProbe,
     noise: Noise,
     count: int,
     batch: int,
     latents: Tensor,
 ) -> None:
-    """Walk ``count`` samples in batches of one size, showing the probes the real part of each."""
+    """Walk ``count`` samples in batches of one size, showing the probe the real part of each."""
     for first in range(0, count, batch):
         numbers = torch.arange(first, first + batch, device=latents.device)
-        seen = [Selected(probe, slice(0, min(batch, count - first))) for probe in probes]
+        real = Selected(probe, slice(0, min(batch, count - first)))
         for step in start(Draws(noise, numbers), numbers % len(latents)):
-            for probe in seen:
-                probe.update(step)
+            real.update(step)

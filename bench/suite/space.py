@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from bench.measure.features.extractors import Extractor
-from bench.measure.instruments.probes import PixelProbe
+from bench.measure.instruments.probes import WalkProbe
 from bench.suite.plan import Cell, Unit
 from bench.suite.run import Run
 
@@ -41,7 +43,7 @@ def _records(run: Run, cell: Cell, arm: str) -> int:
     look = cell.instruments()
     if look is None or not look.indices or arm == "errors":
         return 0
-    probe = PixelProbe(look.indices, run.data.shape, arm != "free")
+    probe = WalkProbe(cell.steps, look.indices, torch.zeros(run.data.shape), arm != "free")
     once = sum(array.nbytes for array in probe.state().values())
     return 2 * once if arm == "forced" else once
 

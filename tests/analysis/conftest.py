@@ -13,8 +13,8 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import levels
 from bench.measure.instruments.gaussian import LinearGaussian
-from bench.measure.instruments.probes import PixelProbe, ScalarProbe
-from bench.measure.instruments.step_table import PixelStatistics, gaussian_rows, measured_rows, to_table
+from bench.measure.instruments.probes import WalkProbe
+from bench.measure.instruments.step_table import PixelStatistics, gaussian_rows, to_table
 from bench.models.denoisers.oracles import GaussianOracle
 from bench.suite.settings import short_hash
 
@@ -116,11 +116,10 @@ def exact_steps():
         data = PixelStatistics(mean.reshape(shape).numpy(), cov.diagonal().reshape(shape).numpy())
         rows = list(gaussian_rows(LinearGaussian(mean.numpy(), cov.numpy()), path, range(20), solver))
         for arm, steps in walks.items():
-            probes = [ScalarProbe(20, mean.reshape(shape).float()), PixelProbe(range(20), shape, arm != "free")]
+            probe = WalkProbe(20, range(20), mean.reshape(shape).float(), arm != "free")
             for step in steps:
-                for probe in probes:
-                    probe.update(step)
-            rows += measured_rows(arm, probes[0].state() | probes[1].state(), range(20), path, data)
+                probe.update(step)
+            rows += WalkProbe.result(arm, probe.state(), range(20), path, data)
         return to_table(rows).assign(model="exact", sampler="ddim" if mode is None else "ddpm", steps=20, seed=0)
 
     return make

@@ -18,10 +18,10 @@ from suite_ranks import launch
 import run_bench
 from bench.diffusion.types import Prediction
 from bench.measure.instruments.moments import Moments
+from bench.measure.instruments.probes import WalkProbe
 from bench.measure.quality.statistics import FeatureMoments, MomentStream, merged
 from bench.suite import plan
 from bench.suite.cells.arms import Arms
-from bench.suite.cells.records import merge_records
 from bench.suite.cells.reference import Reference
 from bench.suite.cells.runner import CellRunner
 from bench.suite.processes.ranks import Team
@@ -318,8 +318,8 @@ def states(rng, images):
 def test_merging_records_is_associative_and_has_a_neutral_element(seed):
     rng = np.random.default_rng(seed)
     a, b, c = (states(rng, int(images)) for images in rng.integers(1, 200, 3))
-    left, right = merge_records(merge_records(a, b), c), merge_records(a, merge_records(b, c))
-    with_nothing = merge_records(a, states(rng, 0))
+    left, right = WalkProbe.merge(WalkProbe.merge(a, b), c), WalkProbe.merge(a, WalkProbe.merge(b, c))
+    with_nothing = WalkProbe.merge(a, states(rng, 0))
     for name in left:
         # Each merge multiplies, adds and divides numbers of order 1, in float64: some 10 roundings of 1e-16.
         np.testing.assert_allclose(left[name], right[name], rtol=1e-14, atol=2e-15, err_msg=name)

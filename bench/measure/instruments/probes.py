@@ -1,14 +1,17 @@
-"""Probes: observers of a walk that turn its steps into streaming statistics, never touching an image.
+"""Probes: observers that turn the steps of a walk into streaming statistics and never touch an image.
 
-Quantities of the network call (eps, x0_hat) live at the level the network saw, solver index i. Quantities of the new
-state live one level on, at index i - 1; -1 is the clean level. Of a step with a correction (Heun) the call is the first
-one, whose input is what the walk itself made, and the state is the corrected one; the correcting call's numbers per
-image are kept beside them.
+A probe is one class with four methods. ``update`` reads a :class:`Step` without waiting for the device. ``state``
+copies what was gathered to the host, as arrays that a shard can store. ``merge`` joins the states of two shards, in
+plan order. ``result`` turns a merged state into what is written.
+
+Quantities of a network call (eps, x0_hat) stand at the level that the network saw, solver index i. Quantities of the
+new state stand one level on, at i - 1; -1 is the clean level. In a Heun step the first call counts as the call, and the
+corrected state as the state. The numbers per image of its second call have rows of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,11 +22,9 @@ from torch import Tensor
 from bench.diffusion.types import Prediction, Probe, Step
 from bench.measure.instruments.moments import Moments
 from bench.measure.instruments.spectra import RadialBins, haar_energy
+from bench.measure.instruments.step_table import SCALARS, measured_rows
 
 Arrays = dict[str, NDArray[np.float64]]
-
-# What ScalarProbe measures, one number an image and step.
-SCALARS = ("eps_norm", "eps_used_norm", "x0_norm", "clipped", "energy", "x0_mse")
 
 
 def spread_indices(steps: int, count: int) -> list[int]:
@@ -32,30 +33,60 @@ def spread_indices(steps: int, count: int) -> list[int]:
     return sorted({round(float(index)) for index in chosen})
 
 
-class ScalarProbe:
-    """Numbers per image at every step, whose mean and spread over images are kept.
+class WalkProbe:
+    """Everything that is measured along the walks of one arm.
 
-    ``eps_norm`` and ``eps_used_norm``: ||eps||_2 before and after corrections and clipping. ``x0_norm``: ||x0_hat||_2
-    as used. ``clipped``: share of x0_hat's elements at or beyond [-1, 1]. ``energy``: mean over pixels of
-    (x_next - alpha_next * centre)^2, whose mean over images is the marginal variance up to the mean's error.
-    ``x0_mse``: mean squared error of x0_hat, on walks that know x0 (0 elsewhere).
+    Numbers per image, at every step (``scalars``, columns :data:`SCALARS`):
+
+    * ``eps_norm``, ``eps_used_norm``: ||eps||_2 as predicted, and after corrections and clipping.
+    * ``x0_norm``: ||x0_hat||_2 as used. ``clipped``: share of its elements at or beyond [-1, 1].
+    * ``energy``: mean over pixels of (x_next - alpha_next * centre)^2.
+    * ``x0_mse``: mean squared error of x0_hat on walks that know x0, 0 elsewhere.
+
+    Moments per pixel, at chosen steps: ``state`` of x_next, ``eps`` of the raw prediction; on walks that know x0 also
+    ``residual`` of x_next - alpha_next * x0, and ``error`` of x0_hat - x0. Moments of radial spectra and of Haar
+    energies at the same steps: ``spectrum_state``, ``haar_state`` of x_next, ``spectrum_x0``, ``haar_x0`` of x0_hat as
+    used.
 
     Args:
         steps: solver steps.
-        centre: the data's mean image [C, H, W].
-        stages: most network calls a step makes; row ``i + steps * stage`` is a call's.
+        indices: solver indices whose pixels are recorded; rows of the record follow their order.
+        centre: the data's mean image, float [C, H, W], on the walk's device.
+        paired: whether the walk knows x0.
+        stages: largest number of network calls a step makes; row ``i + steps * stage`` of the scalars is a call's.
     """
 
-    def __init__(self, steps: int, centre: Tensor, stages: int = 1) -> None:
+    def __init__(self, steps: int, indices: Sequence[int], centre: Tensor, paired: bool, stages: int = 1) -> None:
         self.steps, self.centre = steps, centre
-        self.moments = Moments(steps * stages, (len(SCALARS),), centre.device)
+        self.rows = {index: row for row, index in enumerate(indices)}
+        device, shape = centre.device, centre.shape
+        self.bins = RadialBins(shape[1], shape[2], device)
+        widths = {"spectrum": self.bins.count, "haar": 4}
+        pixels = ("state", "eps", "residual", "error") if paired else ("state", "eps")
+        self.moments = {"scalars": Moments(steps * stages, (len(SCALARS),), device)}
+        self.moments |= {name: Moments(len(self.rows), shape, device) for name in pixels}
+        self.moments |= {
+            f"{kind}_{source}": Moments(len(self.rows), (width,), device)
+            for kind, width in widths.items()
+            for source in ("state", "x0")
+        }
 
     def update(self, step: Step) -> None:
-        """Add one step."""
-        x0_used = step.x0_used
+        """Add the images of one step."""
+        self._add_scalars(step)
+        row = self.rows.get(step.i)
+        if row is None:
+            return
+        if step.stage == 0:
+            self._add_call(row, step)
+        if step.completes:
+            self._add_state(row, step)
+
+    def _add_scalars(self, step: Step) -> None:
+        x0_used = step.x0_used  # [B, C, H, W]
         centred = step.x_next - step.level_next.alpha * self.centre
         error = torch.zeros_like(x0_used[:, 0, 0, 0]) if step.x0 is None else _mean_square(x0_used - step.x0)
-        columns = (
+        columns = (  # [B] each, in the order of SCALARS
             step.prediction.eps.flatten(1).norm(dim=1),
             step.eps_used.flatten(1).norm(dim=1),
             x0_used.flatten(1).norm(dim=1),
@@ -63,121 +94,93 @@ class ScalarProbe:
             _mean_square(centred),
             error,
         )
-        self.moments.add(step.i + self.steps * step.stage, torch.stack(columns, dim=1))
+        self.moments["scalars"].add(step.i + self.steps * step.stage, torch.stack(columns, dim=1))
+
+    def _add_call(self, row: int, step: Step) -> None:
+        self.moments["eps"].add(row, step.prediction.eps)
+        if step.x0 is not None:
+            self.moments["error"].add(row, step.x0_used - step.x0)
+        self._add_bands("x0", row, step.x0_used)
+
+    def _add_state(self, row: int, step: Step) -> None:
+        self.moments["state"].add(row, step.x_next)
+        if step.x0 is not None:
+            self.moments["residual"].add(row, step.x_next - step.level_next.alpha * step.x0)
+        self._add_bands("state", row, step.x_next)
+
+    def _add_bands(self, source: str, row: int, images: Tensor) -> None:
+        self.moments[f"spectrum_{source}"].add(row, self.bins.density(images))
+        self.moments[f"haar_{source}"].add(row, haar_energy(images))
 
     def state(self) -> Arrays:
-        """Return the mergeable record: count, mean and second, [steps * stages, len(SCALARS)]."""
-        return {f"scalars/{name}": value for name, value in self.moments.state().items()}
+        """Return ``<quantity>/count|mean|second``, rows first; the only device-to-host copy."""
+        return {
+            f"{name}/{key}": value for name, moments in self.moments.items() for key, value in moments.state().items()
+        }
+
+    @staticmethod
+    def merge(first: Mapping[str, NDArray[np.float64]], second: Mapping[str, NDArray[np.float64]]) -> Arrays:
+        """Return the state of two shards together; the order of merging is part of the result."""
+        merged: Arrays = {}
+        for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in first):
+            states = [{key: part[f"{name}/{key}"] for key in ("count", "mean", "second")} for part in (first, second)]
+            merged |= {f"{name}/{key}": value for key, value in Moments.merge(states).items()}
+        return merged
+
+    result = staticmethod(measured_rows)  # a merged state as rows of steps.csv
 
 
 def _mean_square(x: Tensor) -> Tensor:
     return x.square().flatten(1).mean(1)
 
 
-class PixelProbe:
-    """Per-pixel moments and radial spectra at chosen solver indices.
-
-    ``state``: x_next. ``eps``: the raw prediction. ``residual``: x_next - alpha_next x0, and ``error``:
-    x0_hat - x0, on walks that know x0. Spectra and Haar energies of x_next and of x0_hat as used.
-
-    Args:
-        indices: solver indices to record; rows of the record follow their order.
-        shape: (C, H, W).
-        paired: whether the walk knows x0.
-        device: where the walk runs.
-    """
-
-    def __init__(
-        self, indices: Sequence[int], shape: Sequence[int], paired: bool, device: torch.device | str = "cpu"
-    ) -> None:
-        self.rows = {index: row for row, index in enumerate(indices)}
-        names = ("state", "eps", "residual", "error") if paired else ("state", "eps")
-        self.pixels = {name: Moments(len(self.rows), shape, device) for name in names}
-        self.bins = RadialBins(shape[1], shape[2], device)
-        bands = {"spectrum": self.bins.count, "haar": 4}
-        self.bands = {
-            f"{kind}_{of}": Moments(len(self.rows), (count,), device)
-            for kind, count in bands.items()
-            for of in ("state", "x0")
-        }
-
-    def update(self, step: Step) -> None:
-        """Add one step, if its index is recorded."""
-        row = self.rows.get(step.i)
-        if row is None:
-            return
-        if step.stage == 0:
-            self._call(row, step)
-        if step.completes:
-            self._reached(row, step)
-
-    def _call(self, row: int, step: Step) -> None:
-        self.pixels["eps"].add(row, step.prediction.eps)
-        if step.x0 is not None:
-            self.pixels["error"].add(row, step.x0_used - step.x0)
-        self._bands("x0", row, step.x0_used)
-
-    def _reached(self, row: int, step: Step) -> None:
-        self.pixels["state"].add(row, step.x_next)
-        if step.x0 is not None:
-            self.pixels["residual"].add(row, step.x_next - step.level_next.alpha * step.x0)
-        self._bands("state", row, step.x_next)
-
-    def _bands(self, of: str, row: int, images: Tensor) -> None:
-        self.bands[f"spectrum_{of}"].add(row, self.bins.density(images))
-        self.bands[f"haar_{of}"].add(row, haar_energy(images))
-
-    def state(self) -> Arrays:
-        """Return the mergeable record: ``<quantity>/count|mean|second``, rows first, and the indices ``i``."""
-        record: Arrays = {}
-        for name, moments in (self.pixels | self.bands).items():
-            record |= {f"{name}/{key}": value for key, value in moments.state().items()}
-        return record
-
-
 class ErrorProbe:
-    """The x0_hat errors of single images at chosen indices, for tests of their distribution.
+    """The errors of x0_hat of single images at chosen steps, for tests of their distribution.
 
     Args:
-        indices: solver indices to keep.
+        indices: solver indices to record.
     """
 
     def __init__(self, indices: Collection[int]) -> None:
-        self.kept: dict[int, list[Tensor]] = {index: [] for index in indices}
+        self.errors: dict[int, list[Tensor]] = {index: [] for index in indices}
 
     def update(self, step: Step) -> None:
-        """Keep x0_hat - x0 of a teacher-forced step, if its index is recorded."""
-        if step.i in self.kept and step.stage == 0 and step.x0 is not None:
-            self.kept[step.i].append(step.x0_used - step.x0)
+        """Copy x0_hat - x0 of a step that knows x0, if its index is recorded."""
+        if step.i in self.errors and step.stage == 0 and step.x0 is not None:
+            self.errors[step.i].append(step.x0_used - step.x0)
 
-    @property
-    def seen(self) -> bool:
-        """Tell whether any image was seen."""
-        return any(self.kept.values())
-
-    def result(self) -> NDArray[np.float32]:
-        """Return the errors, float32 [indices, images, C, H, W], indices ascending."""
-        rows = [torch.cat(self.kept[index]) for index in sorted(self.kept)]
+    def state(self) -> NDArray[np.float32] | None:
+        """Return the errors, float32 [indices, images, C, H, W], indices ascending; None where no image came."""
+        if not any(self.errors.values()):
+            return None
+        rows = [torch.cat(self.errors[index]) for index in sorted(self.errors)]
         return torch.stack(rows).float().cpu().numpy()
+
+    @staticmethod
+    def merge(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the errors of two shards together, those of the first shard first; the result is the state itself."""
+        return np.concatenate([first, second], axis=1)
 
 
 class Selected:
-    """A probe that sees only some rows of each batch: the real part of a padded one, or one part of the data.
+    """A probe that gets only some rows of each batch: the real part of a padded one, or one part of the data.
 
     Args:
         probe: the observer.
-        rows: which rows of the batch it sees.
+        rows: the rows of the batch that it gets.
     """
 
     def __init__(self, probe: Probe, rows: slice) -> None:
         self.probe, self.rows = probe, rows
 
     def update(self, step: Step) -> None:
-        """Pass the selected rows on; views, not copies."""
+        """Pass the selected rows on, as views without a copy."""
         rows, pred = self.rows, step.prediction
         fraction = None if pred.variance_fraction is None else pred.variance_fraction[rows]
         guidance = None if pred.guidance is None else pred.guidance[rows]
-        cov = pred.x0_cov[rows] if pred.x0_cov is not None and pred.x0_cov.ndim == 3 else pred.x0_cov
+        cov = pred.x0_cov
+        if cov is not None and cov.ndim == 3:  # [B, D, D]; an [D, D] one serves the whole batch
+            cov = cov[rows]
         self.probe.update(
             replace(
                 step,
@@ -192,24 +195,28 @@ class Selected:
 
 
 class FiniteWatch:
-    """Remembers one number a network call on the device; asking is the only device-to-host copy."""
+    """Notes one number a network call on the device, to tell later which output was first not finite."""
 
     def __init__(self) -> None:
-        self._where: list[tuple[int, float]] = []
+        self._calls: list[tuple[int, float]] = []
         self._sums: list[Tensor] = []
 
     def update(self, step: Step, values: Tensor) -> None:
-        """Look at values of a step, [B, ...] on the device.
+        """Note the sum of values of a step, [B, ...] on the device.
 
-        A sum is NaN or infinite where any of its terms is; of finite float32 it is so only where their mean is beyond
-        1e30, which no working network says.
+        A sum is NaN or infinite where any of its terms is. A sum of finite float32 is infinite only where their mean
+        exceeds 1e30, which no working network predicts.
         """
-        self._where.append((step.i, step.level.t))
+        self._calls.append((step.i, step.level.t))
         self._sums.append(values.sum())
 
     def first(self) -> tuple[int, float] | None:
-        """Return (solver index, t) of the first call that was not finite, None where all were, and forget them."""
+        """Return (solver index, t) of the first call that was not finite, None where all were, and start anew.
+
+        This is the only device-to-host copy.
+        """
         finite = torch.stack(self._sums).isfinite().tolist() if self._sums else []
-        found = next((where for where, is_finite in zip(self._where, finite, strict=True) if not is_finite), None)
-        self._where, self._sums = [], []
-        return found
+        calls = (call for call, is_finite in zip(self._calls, finite, strict=True) if not is_finite)
+        first = next(calls, None)
+        self._calls, self._sums = [], []
+        return first

@@ -35,11 +35,10 @@ from bench.diffusion.samplers import Solver
 from bench.diffusion.types import Level
 from bench.measure.instruments.gaussian import GaussianState, LinearGaussian
 from bench.measure.instruments.moments import Moments
-from bench.measure.instruments.probes import SCALARS
-
-__all__ = ["STEP_COLUMNS", "PixelStatistics", "Row", "delta_floor", "gaussian_rows", "measured_rows", "to_table"]
 
 Arrays = Mapping[str, NDArray[np.float64]]
+# Numbers per image and step, in the order of the columns of a record's scalars.
+SCALARS = ("eps_norm", "eps_used_norm", "x0_norm", "clipped", "energy", "x0_mse")
 _OVER_FLOOR = ("floor_std", "delta_t_floor", "excess_std")
 
 

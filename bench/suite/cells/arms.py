@@ -14,7 +14,7 @@ from bench.data import Dataset, quantize, to_unit
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.types import Denoiser, Probe, Step
-from bench.measure.instruments.probes import ErrorProbe, FiniteWatch, PixelProbe, ScalarProbe, Selected
+from bench.measure.instruments.probes import ErrorProbe, FiniteWatch, Selected, WalkProbe
 from bench.suite.plan import Cell, Instruments, Unit
 
 Arrays = dict[str, NDArray[Any]]
@@ -138,14 +138,11 @@ class Arms:
         host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
         return host.copy_(pixels, non_blocking=True)
 
-    def _probes(self, paired: bool) -> list[ScalarProbe | PixelProbe]:
+    def _probes(self, paired: bool) -> list[WalkProbe]:
         if self.look is None or not self.look.indices:
             return []
         centre = self.centre.float().to(self.device)
-        return [
-            ScalarProbe(self.cell.steps, centre, self.solver.stages),
-            PixelProbe(self.look.indices, self.shape, paired, self.device),
-        ]
+        return [WalkProbe(self.cell.steps, self.look.indices, centre, paired, self.solver.stages)]
 
     def _images(self, part: str, rows: Tensor) -> Tensor:
         """Return real images as the network sees them; rows beyond the part (padding) wrap around."""
@@ -171,7 +168,8 @@ class Arms:
                 probes += [Selected(errors["heldout"], slice(boundary, boundary + kept))] if kept else []
             self._force(x0, numbers, cond, look.indices, probes, valid)
         records = _named("forced-train", arms["forced-train"]) | _named("forced-heldout", arms["forced-heldout"])
-        return records | {f"errors/{part}": probe.result() for part, probe in errors.items() if probe.seen}
+        states = {f"errors/{part}": probe.state() for part, probe in errors.items()}
+        return records | {name: state for name, state in states.items() if state is not None}
 
     def _forced_images(self, rows: Tensor, train: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return images, noise numbers (training image k draws as 2k, held-out image k as 2k + 1) and labels."""
@@ -220,7 +218,9 @@ class Arms:
             for rows in torch.arange(range_.start, range_.stop, device=self.device).split(self.batch):
                 x0, cond = self._images(part, rows), self._data_cond(part, rows)
                 self._force(x0, 2 * rows + offset, cond, look.error_indices, [probe], len(rows))
-            result[f"errors/{part}"] = probe.result()
+            state = probe.state()
+            assert state is not None  # the range is not empty
+            result[f"errors/{part}"] = state
         return result
 
     def _paired(self, unit: Unit) -> Arrays:
@@ -239,5 +239,5 @@ class Arms:
         return self.look
 
 
-def _named(arm: str, probes: Sequence[ScalarProbe | PixelProbe]) -> Arrays:
+def _named(arm: str, probes: Sequence[WalkProbe]) -> Arrays:
     return {f"{arm}/{name}": value for probe in probes for name, value in probe.state().items()}

@@ -9,23 +9,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.measure.instruments.moments import Moments
-from bench.measure.instruments.step_table import Row, measured_rows, to_table
+from bench.measure.instruments.probes import WalkProbe
+from bench.measure.instruments.step_table import Row, to_table
 from bench.suite.cells.reference import Reference
 from bench.suite.plan import Cell, Instruments
 
 Arrays = dict[str, NDArray[Any]]
 ARMS = ("free", "forced-train", "forced-heldout", "paired")
 _PARTS = ("train", "heldout")
-
-
-def merge_records(first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Merge two records of an arm, ``<quantity>/count|mean|second`` each."""
-    merged: Arrays = {}
-    for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in first):
-        states = [{key: part[f"{name}/{key}"] for key in ("count", "mean", "second")} for part in (first, second)]
-        merged |= {f"{name}/{key}": value for key, value in Moments.merge(states).items()}
-    return merged
 
 
 class Records:
@@ -47,7 +38,7 @@ class Records:
         for arm in ARMS:
             part = {key.removeprefix(f"{arm}/"): value for key, value in arrays.items() if key.startswith(f"{arm}/")}
             if part:
-                self._arms[arm] = merge_records(self._arms[arm], part) if arm in self._arms else part
+                self._arms[arm] = WalkProbe.merge(self._arms[arm], part) if arm in self._arms else part
         for name, kept in self._errors.items():
             if f"errors/{name}" in arrays:
                 kept.append(arrays[f"errors/{name}"])
@@ -95,5 +86,5 @@ class Records:
         for arm, record in self._seen():
             forgets = arm != "paired" or not self.cell.model.description.classes
             data = self.reference.statistics
-            rows += measured_rows(arm, record, self.look.indices, levels, data, self.cell.solver(), forgets)
+            rows += WalkProbe.result(arm, record, self.look.indices, levels, data, self.cell.solver(), forgets)
         return to_table(rows + self.reference.exact_rows(self.cell, self.look))

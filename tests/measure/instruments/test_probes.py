@@ -1,11 +1,13 @@
+from functools import reduce
+
 import numpy as np
 import pytest
 import torch
 
 from bench.diffusion.types import Level, Prediction, Step
-from bench.measure.instruments.moments import Moments
-from bench.measure.instruments.probes import SCALARS, ErrorProbe, PixelProbe, ScalarProbe, Selected, spread_indices
+from bench.measure.instruments.probes import ErrorProbe, Selected, WalkProbe, spread_indices
 from bench.measure.instruments.spectra import RadialBins
+from bench.measure.instruments.step_table import SCALARS
 
 SHAPE = (2, 4, 4)
 LEVEL, LEVEL_NEXT = Level(700, 0.4, 0.9), Level(300, 0.8, 0.6)
@@ -44,7 +46,7 @@ def expected_scalars(step):
 @pytest.mark.parametrize("name", SCALARS)
 def test_scalar_probe_equals_direct_computation(name, paired):
     step = make_step(paired=paired)
-    probe = ScalarProbe(3, CENTRE)
+    probe = WalkProbe(3, [], CENTRE, paired=False)
     probe.update(step)
     state = probe.state()
     column, wanted = SCALARS.index(name), expected_scalars(step)[name]
@@ -55,7 +57,7 @@ def test_scalar_probe_equals_direct_computation(name, paired):
 
 def test_scalar_probe_streams():
     steps = [make_step(seed=seed) for seed in range(3)]
-    probe = ScalarProbe(2, CENTRE)
+    probe = WalkProbe(2, [], CENTRE, paired=False)
     for step in steps:
         probe.update(step)
     wanted = torch.cat([expected_scalars(step)["energy"] for step in steps]).mean()
@@ -66,7 +68,7 @@ def test_scalar_probe_streams():
 def test_an_element_exactly_at_the_limit_counts_as_clipped():
     step = make_step(images=1)
     step.x0_used.zero_()[0, 0, 0, :2] = torch.tensor([1.0, -1.0])
-    probe = ScalarProbe(2, CENTRE)
+    probe = WalkProbe(2, [], CENTRE, paired=False)
     probe.update(step)
     assert probe.state()["scalars/mean"][1, SCALARS.index("clipped")] == 2 / 32
 
@@ -83,7 +85,7 @@ def expected_pixels(step):
 @pytest.mark.parametrize("name", ["state", "eps", "residual", "error"])
 def test_pixel_probe_equals_direct_computation(name):
     step = make_step(i=5)
-    probe = PixelProbe([2, 5], SHAPE, paired=True)
+    probe = WalkProbe(6, [2, 5], CENTRE, paired=True)
     probe.update(step)
     record, wanted = probe.state(), expected_pixels(step)[name].double()
     assert record[f"{name}/count"].tolist() == [0, 6]
@@ -94,57 +96,57 @@ def test_pixel_probe_equals_direct_computation(name):
 @pytest.mark.parametrize(("name", "of"), [("spectrum_state", "x_next"), ("spectrum_x0", "x0_used")])
 def test_pixel_probe_keeps_spectra(name, of):
     step = make_step()
-    probe = PixelProbe([1], SHAPE, paired=True)
+    probe = WalkProbe(6, [1], CENTRE, paired=True)
     probe.update(step)
     wanted = RadialBins(4, 4).density(getattr(step, of)).double()
     np.testing.assert_allclose(probe.state()[f"{name}/mean"][0], wanted.mean(0), **SINGLE)
 
 
-def test_pixel_probe_ignores_other_indices():
-    probe = PixelProbe([0, 2], SHAPE, paired=False)
+def test_pixels_of_other_indices_are_not_recorded():
+    probe = WalkProbe(6, [0, 2], CENTRE, paired=False)
     probe.update(make_step(i=1, paired=False))
-    assert not any(value.any() for value in probe.state().values())
+    assert not any(value.any() for name, value in probe.state().items() if not name.startswith("scalars/"))
 
 
 def test_pixel_probe_of_a_walk_from_noise_has_no_errors():
-    probe = PixelProbe([1], SHAPE, paired=False)
+    probe = WalkProbe(6, [1], CENTRE, paired=False)
     probe.update(make_step(paired=False))
     names = {key.split("/")[0] for key in probe.state()}
-    assert names == {"state", "eps", "spectrum_state", "spectrum_x0", "haar_state", "haar_x0"}
+    assert names == {"scalars", "state", "eps", "spectrum_state", "spectrum_x0", "haar_state", "haar_x0"}
 
 
-def test_probe_states_merge_to_one_pass():
-    parts, whole = [make_step(seed=seed) for seed in range(3)], PixelProbe([1], SHAPE, paired=True)
-    states = []
-    for step in parts:
-        probe = PixelProbe([1], SHAPE, paired=True)
-        probe.update(step)
-        whole.update(step)
-        states.append({key: probe.state()[f"error/{key}"] for key in ("count", "mean", "second")})
-    merged = Moments.merge(states)
-    for key, value in merged.items():
-        np.testing.assert_allclose(value, whole.state()[f"error/{key}"], rtol=0, atol=1e-13)
+def test_states_merge_to_one_pass():
+    """Of three shards, pairwise in order: each merge rounds a mean of numbers near 1 a few times."""
+    whole, states = WalkProbe(2, [1], CENTRE, paired=True), []
+    for seed in range(3):
+        probe = WalkProbe(2, [1], CENTRE, paired=True)
+        for observer in (probe, whole):
+            observer.update(make_step(images=2 + seed, seed=seed))
+        states.append(probe.state())
+    for name, value in reduce(WalkProbe.merge, states).items():
+        np.testing.assert_allclose(value, whole.state()[name], rtol=1e-13, atol=1e-13, err_msg=name)
 
 
 def test_error_probe_keeps_single_images():
-    probe = ErrorProbe([3, 1])
     steps = [make_step(i=i, seed=seed) for seed in range(2) for i in (3, 2, 1)]
-    assert not probe.seen
-    for step in steps:
-        probe.update(step)
-    assert probe.seen
-    errors = probe.result()
-    assert errors.shape == (2, 12, *SHAPE)
+    states = []
+    for shard in (steps[:3], steps[3:]):
+        probe = ErrorProbe([3, 1])
+        assert probe.state() is None
+        for step in shard:
+            probe.update(step)
+        states.append(probe.state())
+    errors = ErrorProbe.merge(*states)
     assert errors.dtype == np.float32
-    for row, i in enumerate((1, 3)):  # ascending, whatever the order asked for
+    for row, i in zip(errors, (1, 3), strict=True):  # ascending, whatever the order of the indices
         wanted = torch.cat([step.x0_used - step.x0 for step in steps if step.i == i])
-        np.testing.assert_array_equal(errors[row], wanted)
+        np.testing.assert_array_equal(row, wanted)
 
 
 def test_error_probe_needs_real_images():
     probe = ErrorProbe([1])
     probe.update(make_step(paired=False))
-    assert not probe.seen
+    assert probe.state() is None
 
 
 class Recorder:
@@ -179,7 +181,7 @@ def test_selected_knows_shared_from_batched_covariances(batched):
 
 
 def test_a_padded_batch_counts_its_real_part_only():
-    step, padded, plain = make_step(), ScalarProbe(2, CENTRE), ScalarProbe(2, CENTRE)
+    step, padded, plain = make_step(), WalkProbe(2, [], CENTRE, paired=False), WalkProbe(2, [], CENTRE, paired=False)
     Selected(padded, slice(0, 4)).update(step)
     plain.update(step)
     assert padded.state()["scalars/count"][1] == 4

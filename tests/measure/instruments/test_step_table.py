@@ -11,14 +11,14 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import DDIM, Ancestral, Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
-from bench.measure.instruments.probes import SCALARS, PixelProbe, ScalarProbe
+from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.step_table import (
+    SCALARS,
     STEP_COLUMNS,
     PixelStatistics,
     Row,
     delta_floor,
     gaussian_rows,
-    measured_rows,
     to_table,
 )
 
@@ -41,11 +41,10 @@ def statistics(gaussian):
 
 def record_of(steps, count, gaussian, knows_x0):
     centre = torch.from_numpy(gaussian.mean).float().reshape(SHAPE)
-    probes = [ScalarProbe(count, centre, stages=2), PixelProbe(list(range(count)), SHAPE, knows_x0)]
+    probe = WalkProbe(count, range(count), centre, knows_x0, stages=2)
     for step in steps:
-        for probe in probes:
-            probe.update(step)
-    return probes[0].state() | probes[1].state()
+        probe.update(step)
+    return probe.state()
 
 
 def measure(gaussian, path, mode, arm):
@@ -62,7 +61,7 @@ def measure(gaussian, path, mode, arm):
         steps = teacher_forced(denoiser, path, x0, solver, draws, clip=False)
     count = len(path) - 1
     record = record_of(steps, count, gaussian, knows_x0=arm != "free")
-    rows = measured_rows(arm, record, range(count), path, statistics(gaussian), solver)
+    rows = WalkProbe.result(arm, record, range(count), path, statistics(gaussian), solver)
     return {(row.i, row.quantity): row for row in rows if row.stage == 0}
 
 
@@ -179,7 +178,7 @@ def test_a_correcting_call_has_rows_of_its_own(gaussian):
     path, draws = edm_levels(STEPS), Draws(Noise(2), torch.arange(64))
     steps = list(walk(gaussian.oracle(), path, prior(path[0], draws, SHAPE), Heun(), draws, clip=False))
     record = record_of(steps, STEPS, gaussian, knows_x0=False)
-    table = to_table(list(measured_rows("free", record, range(STEPS), path, statistics(gaussian))))
+    table = to_table(list(WalkProbe.result("free", record, range(STEPS), path, statistics(gaussian))))
     corrected = table[(table["stage"] == 1) & (table["quantity"] == "eps_norm")]
     assert corrected["i"].tolist() == list(range(STEPS - 1, 0, -1))  # the last step is not corrected
     for step in steps:
@@ -245,7 +244,7 @@ def fake_record(steps, shape, knows_x0, count=4.0):
 def test_rows_stand_at_the_level_they_describe():
     path = levels("cosine", 1000, 4)
     data = PixelStatistics(np.zeros(SHAPE), np.full(SHAPE, 0.2))
-    rows = list(measured_rows("forced-train", fake_record(2, SHAPE, True), [0, 1], path[2:], data))
+    rows = list(WalkProbe.result("forced-train", fake_record(2, SHAPE, True), [0, 1], path[2:], data))
     table = to_table(rows)
     for quantity, (first, last) in {"eps_norm": (1, 0), "x0_nu": (1, 0), "var_conditional": (0, -1)}.items():
         here = table[table["quantity"] == quantity]
@@ -258,7 +257,7 @@ def test_rows_stand_at_the_level_they_describe():
 def test_values_follow_from_the_record_by_hand():
     path = (Level(500, 0.6, 0.8), Level(-1, 1.0, 0.0))
     data = PixelStatistics(np.zeros(SHAPE), np.full(SHAPE, 0.2))
-    rows = {r.quantity: r for r in measured_rows("free", fake_record(1, SHAPE, False), [0], path, data)}
+    rows = {r.quantity: r for r in WalkProbe.result("free", fake_record(1, SHAPE, False), [0], path, data)}
     variance = 0.3 * 4 / 3  # second - mean^2, with n - 1
     assert rows["var_marginal"].value == pytest.approx(variance)
     assert rows["variance_ratio"].value == pytest.approx(variance / 0.2)
@@ -282,7 +281,7 @@ def test_delta_floor_of_unequal_pixels():
 def test_constant_data_have_no_ratio_at_the_clean_end():
     path = levels("cosine", 1000, 1)
     data = PixelStatistics(np.zeros(SHAPE), np.zeros(SHAPE))
-    rows = measured_rows("free", fake_record(1, SHAPE, False), [0], path, data)
+    rows = WalkProbe.result("free", fake_record(1, SHAPE, False), [0], path, data)
     assert "variance_ratio" not in {row.quantity for row in rows}
 
 

@@ -4,8 +4,8 @@ import torch
 
 from bench.data import to_unit
 from bench.measure.instruments.moments import Moments
-from bench.measure.instruments.probes import PixelProbe, ScalarProbe
-from bench.suite.cells.records import ARMS, Records, merge_records
+from bench.measure.instruments.probes import WalkProbe
+from bench.suite.cells.records import ARMS, Records
 from bench.suite.cells.reference import Reference
 
 
@@ -16,7 +16,7 @@ def moments_of(count, value):
 
 
 def test_records_merge_by_name():
-    merged = merge_records(moments_of(1, 1), moments_of(2, 5))
+    merged = WalkProbe.merge(moments_of(1, 1), moments_of(2, 5))
     assert set(merged) == {"a/b/count", "a/b/mean", "a/b/second"}
     assert merged["a/b/count"] == 3
     np.testing.assert_allclose(merged["a/b/mean"], (1 + 2 * 5) / 3)
@@ -30,8 +30,7 @@ def records(make_cell, small_data):
 
 
 def empty_arm(arm, images=0):
-    probes = [ScalarProbe(3, torch.zeros(1, 4, 4)), PixelProbe([0, 1, 2], (1, 4, 4), paired=arm != "free")]
-    state = probes[0].state() | probes[1].state()
+    state = WalkProbe(3, [0, 1, 2], torch.zeros(1, 4, 4), paired=arm != "free").state()
     state["scalars/count"] = np.full(3, float(images))
     return {f"{arm}/{name}": value for name, value in state.items()}
 
