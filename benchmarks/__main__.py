@@ -11,26 +11,28 @@ import torch
 from bench.runtime.devices import DEVICES, find_device, full_float32
 from benchmarks.comparison import HEADER, Comparison, Setting, line, write_csv
 from benchmarks.distances import frechet
-from benchmarks.instruments import instruments
-from benchmarks.network_share import share
-from benchmarks.peak_memory import memory
-from benchmarks.pixels import pixels
-from benchmarks.processes import processes
-from benchmarks.sampling import modes, sampling
+from benchmarks.document import PUBLISHED, fill
+from benchmarks.memory.peak import memory
+from benchmarks.speed.instruments import instruments
+from benchmarks.speed.network_share import share
+from benchmarks.speed.pixels import pixels
+from benchmarks.speed.processes import processes
+from benchmarks.speed.sampling import modes, sampling
+from benchmarks.speed.training import training
 
-__all__ = ["PARTS", "main"]
-
+OUT = Path("results/benchmarks.csv")  # git ignores it
 PARTS: Mapping[str, Callable[[Setting], Iterator[Comparison]]] = {
     "sampling": sampling,
     "modes": modes,
     "instruments": instruments,
     "share": share,
+    "training": training,
     "frechet": frechet,
     "pixels": pixels,
     "memory": memory,
     "processes": processes,
 }
-_ON_DEVICE = ("sampling", "modes", "instruments", "share")
+_ON_DEVICE = ("sampling", "modes", "instruments", "share", "training")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,12 +46,16 @@ def _parser() -> argparse.ArgumentParser:
         "--width", type=int, action="append", metavar="N", help="model channels, more than once (default 32 and 64)"
     )
     parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
-    parser.add_argument("--out", type=Path, default=Path("results/performance.csv"), help="default %(default)s")
+    places = parser.add_mutually_exclusive_group()
+    places.add_argument("--out", type=Path, default=OUT, help="where your numbers go (default %(default)s)")
+    places.add_argument(
+        "--publish", action="store_true", help="put them into results/performance.csv and docs/performance.md instead"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a row as soon as it is measured, and write the CSV at the end of each part."""
+    """Print a row as soon as it is measured, and write the CSV file at the end of each part."""
     parser = _parser()
     args = parser.parse_args(argv)
     device = find_device(args.device)
@@ -74,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in PARTS[part](setting):
             print(line(row), flush=True)
             rows.append(row)
-        write_csv(args.out, rows)
+        write_csv(PUBLISHED if args.publish else args.out, rows)
+    if args.publish:
+        fill()
 
 
 if __name__ == "__main__":

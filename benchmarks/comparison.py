@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["HEADER", "Comparison", "Setting", "compare", "line", "ratios", "read_csv", "seconds", "wait", "write_csv"]
+from bench.files.writing import write_atomic
 
 
 @dataclass(frozen=True)
@@ -170,17 +169,18 @@ def compare(
 
 
 def write_csv(path: Path, rows: Iterable[Comparison]) -> None:
-    """Write rows, in place of what the file has of the same part and device; other rows stay."""
+    """Write rows; they replace what the file has of the same part and device, and its other rows stay."""
     new = list(rows)
     replaced = {(row.part, row.device) for row in new}
-    kept = [row for row in read_csv(path) if (row.part, row.device) not in replaced]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Comparison)])
-        writer.writerows([_text(value) for value in astuple(row)] for row in (*kept, *new))
-    os.replace(beside, path)
+    old = [row for row in read_csv(path) if (row.part, row.device) not in replaced]
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([field.name for field in fields(Comparison)])
+            writer.writerows([_text(value) for value in astuple(row)] for row in (*old, *new))
+
+    write_atomic(path, write)
 
 
 def _text(value: object) -> str:
@@ -192,13 +192,13 @@ def read_csv(path: Path) -> list[Comparison]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [_row(found) for found in csv.DictReader(file)]
+        return [_row(entries) for entries in csv.DictReader(file)]
 
 
-def _row(found: dict[str, str]) -> Comparison:
-    numbers = {name: float(found[name]) for name in ("ours", "theirs", "ratio", "low", "high")}
-    counts = {name: int(found[name]) for name in ("pairs", "threads")}
-    texts = {name: found[name] for name in ("part", "name", "peer", "unit", "device", "torch")}
-    goal = float(found["goal"]) if found["goal"] else None
+def _row(entries: dict[str, str]) -> Comparison:
+    numbers = {name: float(entries[name]) for name in ("ours", "theirs", "ratio", "low", "high")}
+    counts = {name: int(entries[name]) for name in ("pairs", "threads")}
+    texts = {name: entries[name] for name in ("part", "name", "peer", "unit", "device", "torch")}
+    goal = float(entries["goal"]) if entries["goal"] else None
     values: dict[str, Any] = {**numbers, **counts, **texts, "goal": goal}
     return Comparison(**values)

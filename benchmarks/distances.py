@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 from benchmarks.comparison import Comparison, Setting, compare, ratios
 
-__all__ = ["exact_distance", "features", "frechet", "peers"]
-
 Features = NDArray[np.float32]
 Distance = Callable[[Features, Features], float]
 

@@ -1,4 +1,4 @@
-"""Puts the tables into docs/performance.md: ``python -m benchmarks.document``, after ``python -m benchmarks``.
+"""Puts the tables into docs/performance.md: ``python -m benchmarks.document``.
 
 What stands between ``<!-- NAME -->`` and ``<!-- end -->`` is replaced: by the rows of results/performance.csv, and by
 the counted tables of :mod:`benchmarks.protocol`.
@@ -6,27 +6,25 @@ the counted tables of :mod:`benchmarks.protocol`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from bench.files.writing import write_atomic
 from benchmarks import protocol
 from benchmarks.comparison import HEADER, line, read_csv
 
-__all__ = ["DOCUMENT", "MEASURED", "filled", "main"]
-
 _ROOT = Path(__file__).parent.parent
 DOCUMENT = _ROOT / "docs" / "performance.md"
+PUBLISHED = _ROOT / "results" / "performance.csv"
 _END = "<!-- end -->"
-MEASURED = _ROOT / "results" / "performance.csv"
 
 
 def measured(path: Path) -> Iterator[str]:
     """Yield where the rows of a file were measured, then their table."""
     rows = read_csv(path)
     if not rows:
-        yield "*Not measured yet: `python -m benchmarks`, then `python -m benchmarks.document`.*"
+        yield "*Not measured yet: `python -m benchmarks --publish`.*"
         return
     for where in sorted({f"torch {row.torch} on {row.device}, {row.threads} threads" for row in rows}):
         yield f"Measured with {where}."
@@ -50,12 +48,15 @@ def filled(text: str, path: Path) -> str:
     return text
 
 
-def main() -> None:
+def fill() -> None:
     """Rewrite the document."""
-    beside = DOCUMENT.with_name(f".{DOCUMENT.name}.partial")
-    beside.write_text(filled(DOCUMENT.read_text(), MEASURED))
-    os.replace(beside, DOCUMENT)
+    text = filled(DOCUMENT.read_text(), PUBLISHED)
+
+    def write(path: Path) -> None:
+        path.write_text(text)
+
+    write_atomic(DOCUMENT, write)
 
 
 if __name__ == "__main__":
-    main()
+    fill()

@@ -24,8 +24,6 @@ from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
 from bench.suite.settings import SamplerConfig
 
-__all__ = ["RATE", "calls", "flops", "growth", "main", "network_table", "networks", "parameters", "protocol"]
-
 RATE = 50e12
 SAMPLES = 50_000
 STEPS = (80, 100, 300, 1000)

@@ -4,13 +4,7 @@ import csv
 import time
 from dataclasses import replace
 
-import pytest
-
-from benchmarks.__main__ import PARTS, main
 from benchmarks.comparison import HEADER, compare, line, ratios, write_csv
-from benchmarks.network_share import share
-from benchmarks.peak_memory import memory
-from benchmarks.processes import processes
 
 
 def test_a_ratio_is_theirs_over_ours(tiny):
@@ -45,51 +39,3 @@ def test_parts_measured_again_replace_their_rows(tmp_path, tiny):
     assert not list(path.parent.glob(".*"))
     assert rows[0]["ratio"] == "2"
     assert rows[0]["goal"] == ""
-
-
-def test_the_command_runs_one_part(tmp_path, capsys):
-    main(["pixels", "--pairs", "1", "--out", str(tmp_path / "out.csv")])
-    assert capsys.readouterr().out.count("| pixels |") == 2
-    assert {row["part"] for row in csv.DictReader((tmp_path / "out.csv").open())} == {"pixels"}
-
-
-@pytest.mark.parametrize("wrong", [["sampling", "speed"], ["--device", "abacus"], ["--steps", "3"], ["--pairs", "0"]])
-def test_mistakes_are_refused(wrong, capsys):
-    with pytest.raises(SystemExit):
-        main(wrong)
-    told = capsys.readouterr().err
-    assert any(word in told for word in ("'speed'", "'abacus'", "at least 1"))
-
-
-def test_a_device_that_is_not_there_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        main(["--device", "cuda"])
-    assert "no cuda" in capsys.readouterr().err
-
-
-def test_the_networks_share_is_a_share(tiny, capsys):
-    rows = list(share(tiny))
-    assert len(rows) == 2
-    assert all(0 < row.low <= row.high < 1 for row in rows)
-    assert "outside the network" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_memory_grows_with_stored_states_alone(tiny):
-    rows = list(memory(replace(tiny, size=16, counts=(128, 1280))))
-    growth = rows[-1]
-    # 1152 images x 3 x 16 x 16 floats x 20 steps are 67.5 MiB; ours keeps the pixels and what allocators round up.
-    assert growth.theirs > 60
-    assert growth.ours < 30
-    assert len(rows) == 3
-
-
-@pytest.mark.slow
-def test_processes_give_a_row(tiny):
-    (row,) = processes(tiny)
-    assert row.ratio > 0
-
-
-def test_every_part_is_named():
-    assert list(PARTS) == ["sampling", "modes", "instruments", "share", "frechet", "pixels", "memory", "processes"]

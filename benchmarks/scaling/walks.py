@@ -29,8 +29,6 @@ from bench.models.interface import Description
 from bench.suite.registry.registry import load_registry
 from bench.suite.settings import EDM_SAMPLERS
 
-__all__ = ["NUDGE", "Setting", "Walked", "Walks", "Yardstick", "opened"]
-
 Rows = NDArray[np.float32]
 _BATCH = 256
 NUDGE = math.log(1.1)  # of log(sigma / alpha), where the response of eps to the level is measured

@@ -1,7 +1,7 @@
 """Peak memory of a run against that of the papers' procedure, each in a process of its own, at two sizes.
 
 A stand-in network that costs nothing serves both, so that what is measured is what the procedures keep.
-``python -m benchmarks.peak_memory ours|stored N SIZE STEPS`` runs one of them and prints its peak in MiB.
+``python -m benchmarks.memory.peak ours|stored N SIZE STEPS`` runs one of them and prints its peak in MiB.
 """
 
 from __future__ import annotations
@@ -23,13 +23,11 @@ from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level, Prediction
 from bench.models.denoisers.parameterization import as_prediction
 from benchmarks.comparison import Comparison, Setting, ratios
-from benchmarks.stored_states import StoredStates
-
-__all__ = ["main", "memory"]
+from benchmarks.memory.stored_states import StoredStates
 
 _STEPS = 20
 _BATCH = 128
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 _ADAPTER = """\
 def load():
     return lambda x, t, labels: 0.9 * x
@@ -62,7 +60,7 @@ def memory(setting: Setting) -> Iterator[Comparison]:
 
 
 def _peak(who: str, count: int, size: int, steps: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.peak_memory", who, str(count), str(size), str(steps)]
+    command = [sys.executable, "-m", "benchmarks.memory.peak", who, str(count), str(size), str(steps)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
     return float(done.stdout.splitlines()[-1])
 

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["StoredStates"]
-
 
 class StoredStates:
     """States by step; memory grows with the number of images."""

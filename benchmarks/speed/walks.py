@@ -30,8 +30,6 @@ from bench.suite.plan import Cell, Unit
 from bench.suite.registry.model import Model
 from bench.suite.settings import SamplerConfig
 
-__all__ = ["SCHEDULE", "Subject", "Walk", "digits", "images", "ours"]
-
 SCHEDULE = "linear"
 _T = 1000
 _EDM_SOLVERS: Mapping[str, Solver] = {"euler": Euler(), "heun": Heun()}

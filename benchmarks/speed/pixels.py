@@ -13,9 +13,7 @@ from torch import Tensor
 from analysis.normality.shapiro import shapiro_wilk
 from bench.measure.instruments.moments import Moments
 from benchmarks.comparison import Comparison, Setting, compare
-from benchmarks.stored_states import StoredStates
-
-__all__ = ["by_loop", "pixels", "stored", "streamed"]
+from benchmarks.memory.stored_states import StoredStates
 
 _BATCH = 128
 

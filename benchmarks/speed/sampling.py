@@ -8,11 +8,9 @@ from functools import partial
 
 from bench.models.acceleration import CompileError
 from benchmarks.comparison import Comparison, Setting, compare
-from benchmarks.isolated import Make, contestant
-from benchmarks.peers import by_hand, ddim_pipeline, ddpm_pipeline, has_k_diffusion, k_sampler
-from benchmarks.walks import Subject, images, ours
-
-__all__ = ["modes", "sampling"]
+from benchmarks.speed.isolated import Make, contestant
+from benchmarks.speed.peers import by_hand, ddim_pipeline, ddpm_pipeline, has_k_diffusion, k_sampler
+from benchmarks.speed.walks import Subject, images, ours
 
 # mode, its precision, whether compiled, the ratio to aim at
 _MODES = (("compiled", "fp32", True, 1.1), ("bf16", "bf16", False, 1.5), ("bf16 compiled", "bf16", True, None))

@@ -15,9 +15,7 @@ from bench.data import to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.instruments.gaussian import LinearGaussian
 from bench.measure.instruments.spectra import RadialBins
-from benchmarks.scaling_walks import NUDGE, Walks
-
-__all__ = ["CANDIDATES", "Meter"]
+from benchmarks.scaling.walks import NUDGE, Walks
 
 _IMAGES = 96  # a divisor
 _LOWEST, _HIGHEST = 0.85, 1.25  # where a gap that does not close is given up

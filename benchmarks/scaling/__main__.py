@@ -1,4 +1,4 @@
-"""Rules for a uniform divisor against an exhaustive sweep: ``python benchmarks/scaling_rules.py --models adm-ip``.
+"""Rules for a uniform divisor against an exhaustive sweep: ``python -m benchmarks.scaling --models adm-ip``.
 
 Three seeds that no run may use: one for the sweep, one for the rules, one for the evaluation of what they found. The
 sweep is 15 divisors; its answer is the vertex of the parabola through the seven points about the lowest. A gain is the
@@ -22,10 +22,8 @@ from numpy.typing import NDArray
 from bench.data import to_unit
 from bench.suite.settings import EDM_SAMPLERS
 from bench.suite.tuning.divisor import FEWEST, Fitted, fit
-from benchmarks.scaling_candidates import CANDIDATES, Meter
-from benchmarks.scaling_walks import Setting, Walks, Yardstick
-
-__all__ = ["Outcome", "compare", "grid", "lowest", "main"]
+from benchmarks.scaling.rules import CANDIDATES, Meter
+from benchmarks.scaling.walks import Setting, Walks, Yardstick
 
 Mask = NDArray[np.bool_]
 Distance = Callable[[float, Mask], float]  # of a divisor, with some of the images
@@ -186,7 +184,7 @@ def _line(row: Outcome) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print one line a setting and rule, and append it to a CSV file."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=main.__doc__)
     parser.add_argument("--models", default="adm-ip,ddpm-y,adm-gp,adm-wd", help="default %(default)s")
     parser.add_argument("--samplers", default="ddpm", help=f"ddpm, ddim or, of edm, {' and '.join(EDM_SAMPLERS)}")
     parser.add_argument("--variance", default="fixed-small,learned", help="of ddpm (default %(default)s)")

@@ -12,9 +12,7 @@ from pathlib import Path
 
 from benchmarks.comparison import Comparison, Setting, compare
 
-__all__ = ["processes"]
-
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 _STEPS = 20
 _FLAGS = ("--models", "adm", "--steps", str(_STEPS), "--features", "none", "--quiet")
 

@@ -16,8 +16,6 @@ import torch
 from bench.models.acceleration import CompileError
 from benchmarks.comparison import Setting, wait
 
-__all__ = ["Make", "contestant"]
-
 _PATIENCE = 10.0  # seconds
 Make: TypeAlias = Callable[[], Callable[[], object]]  # picklable: builds the call where it is to run
 

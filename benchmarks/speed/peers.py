@@ -22,9 +22,7 @@ from torch import Tensor
 
 from bench.diffusion.posterior import Posterior
 from bench.diffusion.schedules import alpha_bars
-from benchmarks.walks import SCHEDULE, Subject
-
-__all__ = ["by_hand", "ddim_pipeline", "ddpm_pipeline", "has_k_diffusion", "k_sampler"]
+from benchmarks.speed.walks import SCHEDULE, Subject
 
 Images = NDArray[np.float32]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,8 +11,12 @@ import torch
 
 from bench.diffusion.noise import Noise, Purpose
 from bench.models.acceleration import CompileError
-from benchmarks import instruments, peers, sampling, walks
-from benchmarks.isolated import contestant
+from bench.models.train.recipes import RECIPES
+from benchmarks.speed import instruments, peers, sampling, walks
+from benchmarks.speed.isolated import contestant
+from benchmarks.speed.network_share import share
+from benchmarks.speed.processes import processes
+from benchmarks.speed.training import training
 
 STEPS, BATCH, SIZE = 2, 2, 8
 # Images of 8 bits: float32 sums in another order may round to the next grey level.
@@ -138,8 +143,6 @@ def test_instruments_give_a_row_each(tiny):
 
 @pytest.mark.slow
 def test_a_process_of_its_own_makes_the_call(tiny):
-    from dataclasses import replace
-
     subject = walks.images(32, SIZE, BATCH, STEPS, tiny.device)
     with contestant(partial(walks.ours, subject, "ddpm"), replace(tiny, isolated=True)) as call:
         call()
@@ -147,3 +150,24 @@ def test_a_process_of_its_own_makes_the_call(tiny):
         process = call._process
         assert process.is_alive()
     assert not process.is_alive()
+
+
+def test_the_networks_share_is_a_share(tiny, capsys):
+    rows = list(share(tiny))
+    assert len(rows) == 2
+    assert all(0 < row.low <= row.high < 1 for row in rows)
+    assert "outside the network" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_give_a_row(tiny):
+    (row,) = processes(tiny)
+    assert row.ratio > 0
+
+
+def test_training_compares_recipes_with_the_baseline(tiny, monkeypatch):
+    recipes = {name: replace(RECIPES[name], batch=8) for name in ("adm", "adm-gp")}
+    monkeypatch.setattr("benchmarks.speed.training.RECIPES", recipes)
+    rows = list(training(tiny))
+    assert [row.name for row in rows] == ["adm, ddpm", "adm-gp, ddpm"]
+    assert all(row.peer == "adm" and row.pairs == 5 for row in rows)

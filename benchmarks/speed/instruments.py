@@ -10,10 +10,8 @@ import torch
 from bench.memory import keep_freed_memory
 from bench.runtime.devices import full_float32
 from benchmarks.comparison import Comparison, Setting, compare
-from benchmarks.isolated import Make, contestant
-from benchmarks.walks import Subject, digits, images, ours
-
-__all__ = ["instruments"]
+from benchmarks.speed.isolated import Make, contestant
+from benchmarks.speed.walks import Subject, digits, images, ours
 
 _COST = 1.03
 

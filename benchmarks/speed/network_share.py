@@ -11,9 +11,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.comparison import Comparison, Setting, ratios
-from benchmarks.walks import Subject, Walk, digits, images
-
-__all__ = ["share"]
+from benchmarks.speed.walks import Subject, Walk, digits, images
 
 _NETWORK = "the network"
 _BETWEEN = "Python between operators"

@@ -1,0 +1,1 @@
+"""How much memory a run keeps, beside the published procedure."""

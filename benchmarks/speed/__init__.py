@@ -1,0 +1,1 @@
+"""How long things take, beside what a user would otherwise use."""
