@@ -1,4 +1,4 @@
-"""Sample quality: features to statistics to scalars, each scalar with its reference, N and, if empty, the reason."""
+"""Scores of sample quality: each a number with its reference and N, or empty with the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from bench.measure.features.extractors import Extractor
-from bench.measure.quality.frechet import FEWEST_PER_FEATURE, frechet_distance, frechet_infinity
+from bench.measure.quality.frechet import frechet_distance
 from bench.measure.quality.statistics import (
     FEWEST_COMPARED,
     KEPT,
@@ -26,6 +26,8 @@ from bench.measure.quality.statistics import (
 Rows = NDArray[np.float32]
 SCORES_VERSION = 7  # raise when the set of scores or the meaning of one changes: samples are then scored anew
 _NEIGHBOURS = 3
+_SPLIT = 5000  # images of an Inception score, as in guided-diffusion's evaluator
+_KERNEL_ROWS = 256
 _ROWS = 256  # of a distance matrix held at a time, so that memory grows with N and not with N^2
 _PIXEL_ROWS = 1024  # images in float64 at a time
 
@@ -50,12 +52,12 @@ class Score:
 
 
 def collect(extractor: Extractor, images: Tensor, name: str, batch: int = 256, quiet: bool = True) -> FeatureSet:
-    """Return samples' features; of the spatial ones, as large again, only the moments are kept.
+    """Return the features of samples; spatial features, which are as large again, are reduced to their moments.
 
     Args:
-        extractor: gives the features.
+        extractor: source of the features.
         images: uint8 [N, 1 or 3, H, W], N at least 1.
-        name: what a progress bar calls them.
+        name: label of the progress bar.
         batch: images a network call.
         quiet: no progress bar.
     """
@@ -69,22 +71,21 @@ def collect(extractor: Extractor, images: Tensor, name: str, batch: int = 256, q
 def score(
     samples: FeatureSet, reference: ReferenceStatistics, extractor: Extractor, reference_name: str
 ) -> Iterator[Score]:
-    """Yield every score that the features support, those that N cannot support empty and with the reason.
+    """Yield every score of the features. Scores that N cannot support are empty and say why.
 
-    In this order: Frechet distance on pooled features, as it is and at infinite N, and on spatial features; KID;
-    precision and recall; the Inception score, which has no reference.
+    In this order: Frechet distance on pooled and on spatial features; KID; precision and recall; the Inception score,
+    which has no reference.
 
     Args:
-        samples: their features.
-        reference: what they are compared with.
-        extractor: gave both; it names the scores.
+        samples: features of the samples.
+        reference: statistics that they are compared with.
+        extractor: source of both, which names the scores.
         reference_name: how tables call the reference.
     """
     n, names = len(samples.pooled), extractor.metrics
     note = f"; {extractor.note}" if extractor.note else ""
     name = f"{reference_name}{note}"
     yield frechet_score(names["frechet"], samples.pooled, reference.moments, name)
-    yield _infinite(f"{names['frechet']}_inf", samples.pooled, reference.moments, name)
     if reference.spatial is None:
         yield Score(
             names["spatial"], None, n, name, "the reference has no statistics of spatial features (mu_s, sigma_s)"
@@ -97,9 +98,9 @@ def score(
 
 
 def _compared(samples: Rows, reference: ReferenceStatistics, extractor: Extractor, note: str) -> Iterator[Score]:
-    """Yield KID, precision and recall, which compare features one by one with the reference's kept ones.
+    """Yield torch-fidelity's KID, precision and recall, which compare single images with single reference images.
 
-    They are torch-fidelity's; KID subsets hold min(1000, N, M) images, precision and recall take k = 3 and all samples.
+    KID subsets hold min(1000, N, M) images. Precision and recall use k = 3 neighbours and all samples.
     """
     n, names, name = len(samples), extractor.metrics, f"{reference.pooled_name}{note}"
     if not reference.comparable:
@@ -127,7 +128,7 @@ def _compared(samples: Rows, reference: ReferenceStatistics, extractor: Extracto
 
 @torch.no_grad()
 def _inception_score(name: str, samples: Rows, extractor: Extractor) -> Score:
-    """Return the Inception score, empty for a single image, whose score is 1 whatever it shows."""
+    """Return the Inception score; it is empty for a single image, whose score is always 1."""
     if len(samples) < 2:
         return Score(name, None, len(samples), "none", "needs 2 images")
     assert extractor.logits is not None  # its caller asked
@@ -137,16 +138,16 @@ def _inception_score(name: str, samples: Rows, extractor: Extractor) -> Score:
 def frechet_score(
     name: str, samples: Rows | FeatureMoments, reference: Rows | FeatureMoments, reference_name: str
 ) -> Score:
-    """Return the Frechet distance of features [N, d] to the reference's, empty where N does not exceed d.
+    """Return the Frechet distance between features [N, d] or their moments; it is empty where N does not exceed d.
 
-    Either side may be given by its moments. A reference whose number of images nobody states is taken at its word.
+    A reference without a number of images is assumed to have enough.
     """
     ours, theirs = _moments(samples), _moments(reference)
     n = ours.n or 0
-    features = len(ours.mean)
+    width = len(ours.mean)
     fewest = n if theirs.n is None else min(n, theirs.n)
-    if fewest <= features:
-        reason = f"a covariance of {features} features needs {features + 1} images, not {fewest}"
+    if fewest <= width:
+        reason = f"a covariance of {width} features needs {width + 1} images, not {fewest}"
         return Score(name, None, n, reference_name, reason)
     value = frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)
     return Score(name, value, n, reference_name)
@@ -156,28 +157,16 @@ def _moments(features: Rows | FeatureMoments) -> FeatureMoments:
     if isinstance(features, FeatureMoments):
         return features
     stream = MomentStream()
-    for start in range(0, len(features), KEPT):  # float64 copies of no more rows than these at a time
+    for start in range(0, len(features), KEPT):  # at most so many rows are copied to float64 at a time
         stream.add(features[start : start + KEPT])
     return stream.result()
 
 
-def _infinite(name: str, samples: Rows, reference: FeatureMoments, reference_name: str) -> Score:
-    """Extrapolate the samples' side of a Frechet distance; the reference stays as large as it is."""
-    n, features = samples.shape
-    needed = FEWEST_PER_FEATURE * features
-    if n < needed:
-        reason = f"extrapolation of {features} features needs {needed} images, not {n}"
-        return Score(name, None, n, reference_name, reason)
-    if reference.n is not None and reference.n <= features:
-        reason = f"a covariance of {features} features needs {features + 1} images, not {reference.n}"
-        return Score(name, None, n, reference_name, reason)
-    return Score(name, frechet_infinity(samples, reference.mean, reference.cov), n, reference_name)
-
-
 def neighbour_ratio(samples: Tensor, train: Tensor, heldout: Tensor) -> Score:
-    """Return mean nearest-pixel distance to training over held-out images; below 1 the model memorises.
+    """Return the mean distance to the nearest training image over that to the nearest held-out image.
 
-    Training images are thinned evenly to the number of held-out ones, so that both offer as many neighbours.
+    A model that memorises has a ratio below 1. Training images are thinned evenly to the number of held-out images, so
+    that both sets offer equally many neighbours.
 
     Args:
         samples: uint8 [N, C, H, W].
@@ -190,16 +179,15 @@ def neighbour_ratio(samples: Tensor, train: Tensor, heldout: Tensor) -> Score:
         lacking = "the dataset has no held-out part" if len(train) else "the training images are not at hand"
         return Score(name, None, len(samples), reference, lacking)
     thinned = [images[torch.linspace(0, len(images) - 1, count).long()] for images in (train, heldout)]
-    near = [_nearest(samples, images) for images in thinned]
-    if not near[1]:
+    to_train, to_heldout = (_nearest(samples, images) for images in thinned)
+    if not to_heldout:
         return Score(name, None, len(samples), reference, "every sample is a held-out image")
-    return Score(name, near[0] / near[1], len(samples), reference)
+    return Score(name, to_train / to_heldout, len(samples), reference)
 
 
 def _nearest(samples: Tensor, images: Tensor) -> float:
     """Return the mean distance of samples to their nearest image, in the [-1, 1] scale."""
-    # Sums of products of grey levels are whole numbers below 2^53, which float64 products give exactly: the distance of
-    # equal images is 0.
+    # Sums of products of grey levels are whole numbers below 2^53, so float64 is exact and equal images are 0 apart.
     nearest = torch.full((len(samples),), torch.inf, dtype=torch.float64)
     for block in images.split(_PIXEL_ROWS):
         theirs = block.flatten(1).double()
@@ -207,20 +195,16 @@ def _nearest(samples: Tensor, images: Tensor) -> float:
         for part, least in zip(samples.split(_PIXEL_ROWS), nearest.split(_PIXEL_ROWS), strict=True):
             ours = part.flatten(1).double()
             # ||a - b||^2 = ||a||^2 + ||b||^2 - 2 a.b
-            apart = torch.addmm(squares, ours, theirs.T, alpha=-2).amin(1) + ours.square().sum(1)
-            torch.minimum(least, apart, out=least)
+            distance = torch.addmm(squares, ours, theirs.T, alpha=-2).amin(1) + ours.square().sum(1)
+            torch.minimum(least, distance, out=least)
     return nearest.sqrt().mean().item() / 127.5
 
 
-SPLIT = 5000  # images, as in guided-diffusion's evaluator
+def inception_score(pooled: NDArray[np.float32], logits: Callable[[Tensor], Tensor], split: int = _SPLIT) -> float:
+    """Return the Inception score exp(mean KL(p(y | x) || p(y))), averaged over splits (Salimans et al. 2016).
 
-
-def inception_score(pooled: NDArray[np.float32], logits: Callable[[Tensor], Tensor], split: int = SPLIT) -> float:
-    """Return exp(mean KL(p(y | x) || p(y))), averaged over splits of so many images in their order.
-
-    guided-diffusion's evaluator: nothing is shuffled, the last split is shorter where the number of images is no
-    multiple and counts as much as the others, and fewer images than one split are one split. It grows with the size of
-    a split, so that values at N < 5000 are too small against published ones.
+    Splits follow guided-diffusion's evaluator: images stay in their order, and a shorter last split counts as much as
+    the others. The score grows with the size of a split, so that values at N < 5000 are below published ones.
 
     Args:
         pooled: features [N, d], N at least 1.
@@ -230,34 +214,34 @@ def inception_score(pooled: NDArray[np.float32], logits: Callable[[Tensor], Tens
     Returns:
         A number from 1 to the number of classes.
     """
-    return float(np.mean([_of_split(logits(part)) for part in torch.from_numpy(pooled).split(split)]))
+    return float(np.mean([_split_score(logits(part)) for part in torch.from_numpy(pooled).split(split)]))
 
 
-def _of_split(logits: Tensor) -> float:
-    """Return exp(mean KL) of one split, in float64 and from logarithms, so that no probability of 0 makes a NaN."""
+def _split_score(logits: Tensor) -> float:
+    """Return exp(mean KL) of one split in float64."""
+    # Logarithms throughout: a probability of 0 would make a NaN.
     log_p = logits.double().log_softmax(dim=1)
     log_mean = torch.logsumexp(log_p, dim=0) - np.log(len(log_p))
     return (log_p.exp() * (log_p - log_mean)).sum(dim=1).mean().exp().item()
 
 
-_BLOCK = 256
-
-
 def kernel_terms(features: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return [N, 2]: within_i = mean of k(a_i, a_j) over j != i, and cross_i = mean of k(a_i, r_j).
+    """Return each sample's two means of KID's kernel k(x, y) = (x.y / d + 1)^3 (Binkowski et al. 2018), [N, 2].
 
-    Work is O(N (N + M) d) in blocks, so memory grows with N + M only.
+    within_i is the mean of k(a_i, a_j) over j != i, cross_i the mean of k(a_i, r_j) over the reference. The squared
+    distance is mean(within) - 2 mean(cross), up to a constant of the reference. Models of shared seeds are compared by
+    the differences of their terms. Work is O(N (N + M) d) in blocks, so memory grows with N + M only.
 
     Args:
-        features: [N, d], N at least 2.
-        reference: [M, d].
+        features: a, [N, d], N at least 2.
+        reference: r, [M, d].
     """
     a, r = features.astype(np.float64), reference.astype(np.float64)
     scale = 1.0 / a.shape[1]
-    own = ((a**2).sum(1) * scale + 1) ** 3
+    diagonal = ((a**2).sum(1) * scale + 1) ** 3  # k(a_i, a_i)
     within, cross = np.empty(len(a)), np.empty(len(a))
-    for start in range(0, len(a), _BLOCK):
-        rows = slice(start, start + _BLOCK)
+    for start in range(0, len(a), _KERNEL_ROWS):
+        rows = slice(start, start + _KERNEL_ROWS)
         within[rows] = (((a[rows] @ a.T) * scale + 1) ** 3).sum(1)
         cross[rows] = (((a[rows] @ r.T) * scale + 1) ** 3).mean(1)
-    return np.stack([(within - own) / (len(a) - 1), cross], axis=1)
+    return np.stack([(within - diagonal) / (len(a) - 1), cross], axis=1)

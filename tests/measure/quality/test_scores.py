@@ -3,17 +3,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
 from bench.measure.features.extractors import Extractor, open_extractor
-from bench.measure.quality import scores as metrics
-from bench.measure.quality.frechet import feature_moments, frechet_distance, frechet_infinity
-from bench.measure.quality.scores import FeatureSet, collect, inception_score, neighbour_ratio, score
+from bench.measure.quality import scores as scores_module
+from bench.measure.quality.frechet import feature_moments, frechet_distance
+from bench.measure.quality.scores import FeatureSet, collect, inception_score, kernel_terms, neighbour_ratio, score
 from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics
 
 KINDS = ("frechet", "spatial", "kid", "precision", "recall", "inception_score")
 METRICS = {name: f"{name}_x" for name in KINDS}
-SMALL = {"frechet_x_inf": "needs 20 images"}  # four a feature
 COMPARED = ("kid_x", "precision_x", "recall_x")
 EXTRACTOR = Extractor("toy", torch.nn.Identity(), METRICS, "0")
 
@@ -42,7 +42,7 @@ def scores(samples, reference, extractor=EXTRACTOR):
 
 def test_rows_say_metric_number_and_reference():
     found = scores(feature_set(40, 0), feature_set(120, 1))
-    assert list(found) == ["frechet_x", "frechet_x_inf", "spatial_x", "kid_x", "precision_x", "recall_x"]
+    assert list(found) == ["frechet_x", "spatial_x", "kid_x", "precision_x", "recall_x"]
     assert all((row.n, row.reference, row.reason) == (40, "toy (3)", "") for row in found.values())
     assert all(row.value is not None for row in found.values())
 
@@ -53,12 +53,6 @@ def test_frechet_rows_are_the_distances_of_their_layers():
     for metric, layer in (("frechet_x", "pooled"), ("spatial_x", "spatial")):
         first, second = feature_moments(getattr(a, layer)), feature_moments(getattr(b, layer))
         assert found[metric].value == frechet_distance(*first, *second)
-
-
-def test_the_extrapolated_row_is_of_the_pooled_features_and_repeats():
-    a, b = feature_set(40, 0), feature_set(50, 1)
-    wanted = frechet_infinity(a.pooled, *feature_moments(b.pooled))
-    assert [scores(a, b)["frechet_x_inf"].value for _ in range(2)] == [wanted, wanted]
 
 
 @pytest.mark.parametrize(("n", "m"), [(40, 120), (160, 120), (1100, 1050)])
@@ -72,23 +66,12 @@ def test_kid_is_torch_fidelitys_with_the_largest_subset_allowed(n, m):
 @pytest.mark.parametrize(
     ("n", "m", "empty"),
     [
-        (5, 150, {"frechet_x": "needs 6 images, not 5", "spatial_x": "needs 8 images, not 5"} | SMALL),
-        (19, 150, {"frechet_x_inf": "extrapolation of 5 features needs 20 images, not 19"}),
+        (5, 150, {"frechet_x": "needs 6 images, not 5", "spatial_x": "needs 8 images, not 5"}),
         (50, 6, {"spatial_x": "needs 8 images, not 6"} | dict.fromkeys(COMPARED, "needs 100 reference images, not 6")),
-        (
-            50,
-            5,
-            {"frechet_x": "6", "frechet_x_inf": "needs 6 images, not 5", "spatial_x": "8"}
-            | dict.fromkeys(COMPARED, "needs 100 reference images, not 5"),
-        ),
         (50, 99, dict.fromkeys(COMPARED, "needs 100 reference images, not 99")),
         (50, 100, {}),
-        (3, 150, {"frechet_x": "6", "spatial_x": "8", "precision_x": "needs 4", "recall_x": "needs 4"} | SMALL),
-        (
-            1,
-            150,
-            {"frechet_x": "6", "spatial_x": "8", "kid_x": "needs 2", "precision_x": "4", "recall_x": "4"} | SMALL,
-        ),
+        (3, 150, {"frechet_x": "6", "spatial_x": "8", "precision_x": "needs 4", "recall_x": "needs 4"}),
+        (1, 150, {"frechet_x": "6", "spatial_x": "8", "kid_x": "needs 2", "precision_x": "4", "recall_x": "4"}),
     ],
 )
 def test_too_few_images_leave_a_metric_empty_with_a_reason(n, m, empty):
@@ -205,7 +188,7 @@ def test_parts_of_unequal_size_offer_equally_many_neighbours():
 @pytest.mark.parametrize("rows", [7, 1024])  # images at a time: in several blocks, in one
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
 def test_distances_to_the_nearest_image_are_exact(shape, rows, monkeypatch):
-    monkeypatch.setattr(metrics, "_PIXEL_ROWS", rows)
+    monkeypatch.setattr(scores_module, "_PIXEL_ROWS", rows)
     g = torch.Generator().manual_seed(0)
     samples, train, heldout = (torch.randint(0, 256, (n, *shape), generator=g, dtype=torch.uint8) for n in (12, 20, 20))
     heldout[3] = samples[5]
@@ -234,3 +217,71 @@ def test_without_a_heldout_part_the_ratio_is_empty():
     found = neighbour_ratio(images(5, 0), images(5, 1), images(0, 2))
     assert found.value is None
     assert "no held-out part" in found.reason
+
+
+def unit_features(count, width, seed, centre=0.0, spread=1.0):
+    return np.random.default_rng(seed).normal(centre, spread, (count, width)).astype(np.float32)
+
+
+def same(pooled):
+    return pooled
+
+
+def by_definition(logits):
+    """Return exp(E KL(p(y|x) || p(y))) as the paper writes it."""
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(1, keepdims=True)
+    return np.exp((p * np.log(p / p.mean(0))).sum(1).mean())
+
+
+def test_the_inception_score_is_the_mean_over_splits_in_order():
+    """Splits of 10, 10 and 5 count alike; some hundred float64 operations of relative error 1e-16."""
+    rows, sizes = unit_features(25, 6, 0, spread=2), []
+
+    def head(pooled):
+        sizes.append(len(pooled))
+        return pooled * 2
+
+    wanted = np.mean([by_definition(2 * part) for part in (rows[:10], rows[10:20], rows[20:])])
+    assert inception_score(rows, head, split=10) == pytest.approx(wanted, rel=1e-12)
+    assert sizes == [10, 10, 5]
+    assert inception_score(rows, same) == pytest.approx(by_definition(rows), rel=1e-12)
+
+
+def test_the_inception_score_is_torch_fidelitys_where_splits_agree():
+    rows = unit_features(60, 6, 0, spread=2)
+    theirs = isc_features_to_metric(torch.from_numpy(rows), splits=3, shuffle=False)[KEY_METRIC_ISC_MEAN]
+    assert inception_score(rows, same, split=20) == pytest.approx(theirs, rel=1e-12)
+
+
+def test_bounds_of_the_inception_score():
+    sure = np.repeat(np.eye(6, dtype=np.float32) * 1000, 5, axis=0)  # probabilities of exactly 0 and 1
+    assert inception_score(sure, same) == pytest.approx(6, rel=1e-12)
+    assert inception_score(np.ones((10, 6), np.float32), same) == pytest.approx(1, rel=1e-12)
+
+
+def k(x, y):
+    return (float(np.dot(x.astype(np.float64), y.astype(np.float64))) / len(x) + 1) ** 3
+
+
+@pytest.mark.parametrize("rows", [1024, 3])  # 3 does not divide 8: the last block is short
+def test_kernel_terms_equal_double_loops(monkeypatch, rows):
+    monkeypatch.setattr(scores_module, "_KERNEL_ROWS", rows)
+    a, r = unit_features(8, 5, 0, 0.3), unit_features(6, 5, 1, 0.3)
+    within = [np.mean([k(a[i], a[j]) for j in range(len(a)) if j != i]) for i in range(len(a))]
+    cross = [np.mean([k(row, other) for other in r]) for row in a]
+    # A few hundred float64 operations on values of size 1 to 100.
+    np.testing.assert_allclose(kernel_terms(a, r), np.stack([within, cross], axis=1), rtol=1e-12)
+
+
+def test_the_mean_of_kernel_terms_is_torch_fidelitys_distance_up_to_the_reference():
+    count, size = 40, 6
+    a, r = unit_features(count, size, 2, 0.3), unit_features(count, size, 3, 0.3)
+    within, cross = kernel_terms(a, r).mean(0)
+    constant = np.mean([k(r[i], r[j]) for i in range(count) for j in range(count) if i != j])
+    # One subset that holds everything, so that nothing is left to chance.
+    theirs = kid_features_to_metric(
+        torch.from_numpy(a), torch.from_numpy(r), kid_subset_size=count, kid_subsets=1, verbose=False
+    )[KEY_METRIC_KID_MEAN]
+    # They sum in float32, whose eps is 1.2e-7, over terms of the size of the kernel itself.
+    assert within + constant - 2 * cross == pytest.approx(theirs, abs=1e-5 * within)
