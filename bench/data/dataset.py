@@ -6,7 +6,7 @@ Images are uint8 [N, C, H, W]; networks see them as float32 in [-1, 1] (:func:`t
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -152,6 +152,22 @@ def coloured(images: Pixels) -> Pixels:
     return np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]
 
 
+def reduced(images: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Average images over squares of ``factor`` x ``factor`` pixels, halves upwards: ``PIL.Image.reduce``, bit for bit.
+
+    Args:
+        images: uint8 [N, C, H, W], H and W multiples of ``factor``.
+        factor: 1, 2 or 4.
+
+    Returns:
+        uint8 [N, C, H / factor, W / factor].
+    """
+    rows, columns = images.shape[2] // factor, images.shape[3] // factor
+    squares = images.reshape(*images.shape[:2], rows, factor, columns, factor)
+    sums = squares.sum(axis=(3, 5), dtype=np.uint16)
+    return ((sums + factor**2 // 2) // factor**2).astype(np.uint8)
+
+
 def stratified_split(labels: Tensor, every: int) -> Tensor:
     """Mark every ``every``-th image of each class, in file order, as held out; bool [N]. 0 marks none."""
     heldout = torch.zeros(len(labels), dtype=torch.bool)
@@ -168,7 +184,8 @@ def load(
     """Load a dataset by its known name.
 
     Args:
-        name: one of DATASETS.
+        name: one of DATASETS. ``cifar10-16`` is CIFAR-10 averaged over squares of 2 x 2 pixels (:func:`reduced`), from
+            any of CIFAR-10's files.
         data_dir: where the files of all but ``digits`` lie: the dataset itself, or the folder that holds it.
         heldout_every: hold out every so-manieth image of each class instead of what the source holds out; 0 keeps that.
         preprocessing: done to each picture first; its result must have the size that the name stands for.
@@ -185,12 +202,20 @@ def load(
         raise DataError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
     known = KNOWN[name]
     path = locate(name, data_dir)
-    pictures = read_source(path, Wanted(preprocessing, name, known.size))
+    source = known.source or name
+    pictures = read_source(path, Wanted(preprocessing, source, KNOWN[source].size))
+    factor = KNOWN[source].size // known.size
+    if factor > 1:
+        pictures = replace(pictures, pixels=reduced(pictures.pixels, factor))
     labels = pictures.labels if known.classes > 1 else np.zeros_like(pictures.labels)
     if not 0 <= labels.min() <= labels.max() < known.classes:
         found = f"{labels.min()} to {labels.max()}"
         raise DataError(f"{path}: labels are {found}, those of {name} 0 to {known.classes - 1}; check its classes")
-    return _dataset(name, pictures, torch.from_numpy(labels), heldout_every, preprocessing)
+    data = _dataset(name, pictures, torch.from_numpy(labels), heldout_every, preprocessing)
+    if factor > 1:
+        done = [] if preprocessing == _AS_IS else [data.preprocessing]
+        data = replace(data, preprocessing=" ".join([*done, f"reduce={factor}"]))
+    return data
 
 
 def load_path(name: str, path: Path, heldout_every: int = 0, preprocessing: Preprocessing = _AS_IS) -> Dataset:

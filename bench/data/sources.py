@@ -23,17 +23,21 @@ __all__ = ["KNOWN", "Known", "locate", "read_source"]
 class Known:
     """A published dataset: side length in pixels, number of classes (1 where there are none), where to get it.
 
-    ``lossless`` tells whether its official files hold pixels as they are.
+    ``lossless`` tells whether its official files hold pixels as they are. A dataset that is another one made smaller has
+    the other's name as ``source``, whose files are read and whose images are then averaged over squares of
+    ``source size / size`` pixels a side.
     """
 
     size: int
     classes: int
     home: str
     lossless: bool = False
+    source: str = ""
 
 
 KNOWN: Mapping[str, Known] = {
     "cifar10": Known(32, 10, "https://www.cs.toronto.edu/~kriz/cifar.html", lossless=True),
+    "cifar10-16": Known(16, 10, "https://www.cs.toronto.edu/~kriz/cifar.html", lossless=True, source="cifar10"),
     "imagenet32": Known(32, 1000, "https://image-net.org/download-images.php", lossless=True),
     "lsun-tower64": Known(64, 1, "https://github.com/fyu/lsun"),
     "celeba64": Known(64, 1, "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"),
@@ -74,11 +78,12 @@ def _read(path: Path, wanted: Wanted) -> Pictures:
 
 
 def locate(name: str, data_dir: Path | None) -> Path:
-    """Return where a known dataset lies: ``data_dir`` itself, or a folder or file in it.
+    """Return where a known dataset lies, or the one it is made of: ``data_dir`` itself, or a folder or file in it.
 
     Raises:
         DataError: it is not there, or several are; the message lists the names looked for.
     """
+    name = KNOWN[name].source or name
     looked = [*_CIFAR_ARCHIVES, *BATCH_FOLDERS] if name == "cifar10" else []
     looked += [name, f"{name}.zip", f"{name}.npz"]
     home = f"get it from {KNOWN[name].home}"

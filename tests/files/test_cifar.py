@@ -8,8 +8,10 @@ import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bench.data import Preprocessing, load, load_path
+from bench.data.dataset import reduced
 
 FOLDERS = {"python": "cifar-10-batches-py", "binary": "cifar-10-batches-bin"}
 
@@ -235,3 +237,33 @@ def test_a_tar_that_unpacks_to_far_more(tmp_path, refusal, monkeypatch):
 def test_what_is_no_archive(tmp_path, refusal, content):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(content)
     assert "cifar-10-python.tar.gz" in refusal(tmp_path, "cifar10")
+
+
+def test_at_16_pixels_it_is_what_pillow_reduces(tmp_path, contents, packed, images):
+    """From any of CIFAR-10's files, with its labels and its split."""
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    packed(archive, {f"{FOLDERS['python']}/{name}": content for name, content in contents["python"].items()})
+    write(tmp_path / "unpacked" / FOLDERS["binary"], contents["binary"])
+    pixels = np.stack([np.asarray(Image.fromarray(image).reduce(2)) for image in images(12)]).transpose(0, 3, 1, 2)
+    for data_dir in (tmp_path, tmp_path / "unpacked"):
+        data, large = load("cifar10-16", data_dir), load("cifar10", data_dir)
+        np.testing.assert_array_equal(data.images, pixels)
+        assert (data.labels.equal(large.labels), data.heldout.equal(large.heldout)) == (True, True)
+        assert (data.name, data.shape, data.preprocessing) == ("cifar10-16", (3, 16, 16), "reduce=2")
+
+
+def test_at_16_pixels_it_says_what_it_lacks_and_what_it_is(tmp_path, images, encoded, refusal):
+    message = refusal(tmp_path, "cifar10-16")
+    assert "cifar-10-python.tar.gz" in message
+    assert "cifar10-16" not in message.replace(str(tmp_path), "")
+    (tmp_path / "cifar10" / "cat").mkdir(parents=True)
+    (tmp_path / "cifar10" / "cat" / "0.jpg").write_bytes(encoded(images(1)[0], "jpeg"))
+    data = load("cifar10-16", tmp_path, preprocessing=Preprocessing(32, filter="box"))
+    assert (data.name, data.preprocessing) == ("cifar10-16-jpeg", "resize=32 filter=box reduce=2")
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_reduced_is_pillows_bit_for_bit(images, factor):
+    pixels = images(50)
+    expected = np.stack([np.asarray(Image.fromarray(image).reduce(factor)) for image in pixels])
+    np.testing.assert_array_equal(reduced(pixels.transpose(0, 3, 1, 2), factor), expected.transpose(0, 3, 1, 2))

@@ -21,14 +21,16 @@ STUDIED = {
     "adm-mdss": {"scheduled_sampling"},
     "adm-dream": {"dream_power"},
     "edm": {"objective", "schedule"},
+    "adm-dropout": {"dropout"},
 }
 ON_CIFAR10 = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm")
-FAMILIES = ("cifar10", "cifar10-wide")
-INDEXED = [name for name in STUDIED if name != "edm"]  # trained on indices of a schedule
+ON_DIGITS = [name for name in STUDIED if name != "adm-dropout"]
+FAMILIES = {"cifar10": ON_CIFAR10, "cifar10-wide": ON_CIFAR10, "cifar10-16": (*ON_CIFAR10, "adm-dropout")}
+INDEXED = [name for name in ON_DIGITS if name != "edm"]  # trained on indices of a schedule
 
 
 def test_every_recipe_is_described():
-    assert set(RECIPES) == set(STUDIED) | {f"{family}/{name}" for family in FAMILIES for name in ON_CIFAR10}
+    assert set(RECIPES) == set(ON_DIGITS) | {f"{family}/{name}" for family, names in FAMILIES.items() for name in names}
     for key, recipe in RECIPES.items():
         family, _, name = key.rpartition("/")
         assert (recipe.name, recipe.network) == (name, family or "digits")
@@ -55,6 +57,19 @@ def test_the_cifar10_network_attends_at_16_and_8():
     network = NETWORKS["cifar10"]
     assert [network["image_size"] // factor for factor in network["attention_resolutions"]] == [16, 8]
     assert (network["model_channels"], network["out_channels"]) == (32, 6)
+
+
+def test_the_network_at_16_pixels_attends_at_8_and_4():
+    network = NETWORKS["cifar10-16"]
+    assert [network["image_size"] // factor for factor in network["attention_resolutions"]] == [8, 4]
+    assert (network["model_channels"], network["channel_mult"], network["num_res_blocks"]) == (32, (1, 2, 2), 1)
+    assert sum(weights.numel() for weights in adm_unet(network).parameters()) == 1_422_278
+
+
+def test_half_a_million_images_at_16_pixels_and_on_from_there():
+    recipe = RECIPES["cifar10-16/adm"]
+    assert (recipe.iterations * recipe.batch, recipe.decay, recipe.open_ended) == (512_000, "constant", True)
+    assert not RECIPES["adm"].open_ended
 
 
 @pytest.mark.parametrize("name", INDEXED)

@@ -90,6 +90,33 @@ def test_a_finished_training_is_left_as_it_is(tmp_path, images):
     assert [row["iteration"] for row in rows(tmp_path)] == ["2"]
 
 
+def test_a_training_at_a_constant_rate_goes_on_as_a_longer_one(tmp_path, images):
+    """Beyond its end it is what the longer training is, bit for bit; at a falling rate it would be another training."""
+    on, whole = tmp_path / "on", tmp_path / "whole"
+    train(short("adm", 2, decay="constant"), on, CPU, True, images)
+    longer = short("adm", 4, decay="constant")
+    assert train(longer, on, CPU, True, images).read_bytes() == train(longer, whole, CPU, True, images).read_bytes()
+    assert [row["iteration"] for row in rows(on)] == ["2", "4"]
+    with pytest.raises(CheckpointError, match="another recipe"):
+        train(short("adm", 4), on, CPU, True, images)
+
+
+@pytest.mark.parametrize("changes", [{}, {"decay": "constant", "scheduled_sampling": 0.5}])
+def test_a_training_whose_steps_depend_on_its_length_does_not_go_on(tmp_path, images, changes):
+    train(short("adm", 2, **changes), tmp_path, CPU, True, images)
+    with pytest.raises(CheckpointError, match="another recipe"):
+        train(short("adm", 4, **changes), tmp_path, CPU, True, images)
+
+
+def test_dropout_reaches_the_network_and_repeats(tmp_path, images, interrupted):
+    recipe, torn, whole = short("adm", dropout=0.5), tmp_path / "torn", tmp_path / "whole"
+    interrupted(recipe, torn, CPU, True, images)
+    resumed, undisturbed = (train(recipe, folder, CPU, True, images) for folder in (torn, whole))
+    assert resumed.read_bytes() == undisturbed.read_bytes()
+    assert read_description(resumed).network["dropout"] == 0.5
+    assert not same(load_file(resumed), load_file(train(short("adm"), tmp_path / "plain", CPU, True, images)))
+
+
 def test_a_training_started_again_starts_its_log_again(tmp_path, images):
     recipe = short("adm", 2)
     train(recipe, tmp_path, CPU, True, images)

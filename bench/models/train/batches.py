@@ -55,7 +55,9 @@ class Batches:
 
 
 def learning_rate(recipe: Recipe, iteration: int) -> float:
-    """Return the rate of an iteration: linear warm-up, then linear decay to a hundredth."""
+    """Return the rate of an iteration: linear warm-up, then linear decay to a hundredth, or none."""
     rising = min(1.0, (iteration + 1) / recipe.warmup)
+    if recipe.decay == "constant":
+        return recipe.learning_rate * rising
     falling = 1.0 - 0.99 * iteration / recipe.iterations
     return recipe.learning_rate * rising * falling

@@ -35,10 +35,12 @@ _CIFAR10_NETWORK: Mapping[str, Any] = {
     "channel_mult": (1, 2, 2, 2),
     "attention_resolutions": (2, 4),
 }
+_CIFAR10_16_NETWORK: Mapping[str, Any] = {**_CIFAR10_NETWORK, "image_size": 16, "channel_mult": (1, 2, 2)}
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "digits": DIGITS_NETWORK,
     "cifar10": _CIFAR10_NETWORK,
     "cifar10-wide": {**_CIFAR10_NETWORK, "model_channels": 64},
+    "cifar10-16": _CIFAR10_16_NETWORK,
 }
 
 
@@ -52,6 +54,9 @@ class Recipe:
     ``scheduled_sampling`` is the largest share of a batch that scheduled sampling replaces, ``rollout_steps`` and
     ``rollout_stride`` how many steps lead to a replaced input and how many indices each of them spans. ``network`` is a
     key of :data:`NETWORKS`, ``precision`` that of the network call in training: ``fp32``, or ``bf16`` by autocast.
+    ``decay`` is what the learning rate does after the warm-up: ``linear`` falls to a hundredth at the end, ``constant``
+    stays, so that a longer training passes through the states of a shorter one. ``dropout`` is that of the residual
+    blocks.
     """
 
     name: str
@@ -75,6 +80,13 @@ class Recipe:
     seed: int = 0
     network: str = "digits"
     precision: str = "fp32"
+    decay: str = "linear"
+    dropout: float = 0.0
+
+    @property
+    def open_ended(self) -> bool:
+        """Tell whether no iteration depends on how many there are, so that a finished training can go on."""
+        return self.decay == "constant" and not self.scheduled_sampling
 
 
 _ADM = Recipe("adm")
@@ -90,22 +102,28 @@ _ALL = (
     replace(_ADM, name="adm-dream", dream_power=1.0),
     replace(_ADM, name="edm", objective="edm", schedule="edm"),
 )
+_ADM_DROPOUT = replace(_ADM, name="adm-dropout", dropout=0.1)  # is input perturbation more than a regulariser?
 # One length for two CPU cores, and one for an accelerator (docs/training.md); bf16 in both.
 _CIFAR10 = replace(
     _ADM, dataset="cifar10", network="cifar10", precision="bf16", batch=32, iterations=3200, learning_rate=1e-3
 )
 _WIDE = replace(_CIFAR10, network="cifar10-wide", batch=128, iterations=40_000, learning_rate=3e-4, ema=0.9995)
+# The state at 0.5 million images is also that of a longer training there: the average anneals, not the rate.
+_CIFAR10_16 = replace(
+    _CIFAR10, dataset="cifar10-16", network="cifar10-16", batch=64, iterations=8000, ema=0.9995, decay="constant"
+)
 _STUDIED_ON_CIFAR10 = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm")
 
 
 def _on(base: Recipe, name: str) -> Recipe:
     """Return the recipe of the digits that is called ``name``, with what ``base`` has beside the thing studied."""
-    kept = ("dataset", "network", "precision", "batch", "iterations", "learning_rate", "ema")
-    studied = next(recipe for recipe in _ALL if recipe.name == name)
+    kept = ("dataset", "network", "precision", "batch", "iterations", "learning_rate", "ema", "decay")
+    studied = next(recipe for recipe in (*_ALL, _ADM_DROPOUT) if recipe.name == name)
     return replace(studied, **{field: getattr(base, field) for field in kept})
 
 
 RECIPES: Mapping[str, Recipe] = {
     **{recipe.name: recipe for recipe in _ALL},
     **{f"{base.network}/{name}": _on(base, name) for base in (_CIFAR10, _WIDE) for name in _STUDIED_ON_CIFAR10},
+    **{f"cifar10-16/{name}": _on(_CIFAR10_16, name) for name in (*_STUDIED_ON_CIFAR10, "adm-dropout")},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -165,13 +166,18 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
     try:
         state = load_plain(path)
-        written_by, iteration = state["recipe"], int(state["iteration"])
+        written_by, iteration = _lasting(dict(state["recipe"]), recipe), int(state["iteration"])
     except Exception as error:  # on damaged bytes torch's readers raise almost any kind
         kind = type(error).__name__
         raise CheckpointError(f"{path} cannot be resumed ({kind}); delete it to start again") from None
-    if written_by != asdict(recipe):
+    if written_by != _lasting(asdict(recipe), recipe):
         raise CheckpointError(f"{path} was written by another recipe; delete it or choose another --out")
     return {**state, "iteration": iteration}
+
+
+def _lasting(recipe: Mapping[str, Any], wanted: Recipe) -> dict[str, Any]:
+    """Return what a resumed training must share with the one that was saved."""
+    return {name: value for name, value in recipe.items() if name != "iterations" or not wanted.open_ended}
 
 
 def _are_losses(window: Any) -> bool:

@@ -255,7 +255,7 @@ def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, dic
 def _description(recipe: Recipe, channels: int, told: Mapping[str, str] = MappingProxyType({})) -> Description:
     is_edm = recipe.objective == "edm"
     own = {"in_channels": channels, "out_channels": (1 if is_edm else 2) * channels}
-    network = dict(NETWORKS[recipe.network]) | own
+    network = dict(NETWORKS[recipe.network]) | own | {"dropout": recipe.dropout}
     return Description(network, recipe.schedule, recipe.T, {**asdict(recipe), **told}, "edm" if is_edm else "eps")
 
 
