@@ -23,8 +23,8 @@ __all__ = ["KNOWN", "Known", "locate", "read_source"]
 class Known:
     """A published dataset: side length in pixels, number of classes (1 where there are none), where to get it.
 
-    ``lossless`` tells whether its official files hold pixels as they are. A dataset that is another one made smaller has
-    the other's name as ``source``, whose files are read and whose images are then averaged over squares of
+    ``lossless`` tells whether its official files hold pixels as they are. A dataset that is another one made smaller
+    has the other's name as ``source``, whose files are read and whose images are then averaged over squares of
     ``source size / size`` pixels a side.
     """
 
