@@ -13,7 +13,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-import run_bench
+from bench.suite.cli import run
 from bench.suite.store.store import Store
 
 NESTED = "[" * 200_000
@@ -25,7 +25,7 @@ def finished(sound, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
     flags = ("--samples", "8", "--steps", "2", "--seeds", "0-11", "--features", "digits", "--measure", "steps")
     models = ("--models", f"m={sound / 'own.safetensors'}")
-    assert run_bench.run([*models, *flags, "--quiet", "--out", str(out)]) == (0, out)
+    assert run([*models, *flags, "--quiet", "--out", str(out)]) == (0, out)
     return out
 
 

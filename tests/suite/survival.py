@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 import run_bench
+from analysis import __main__ as analysis
 from analysis import regenerate
 from analysis.records.load import load_results
 from bench.models.denoisers.parameterization import EpsDenoiser
@@ -36,7 +37,7 @@ from bench.suite.run import Run
 from bench.suite.store.store import Store
 
 # What takes long to import, some of it where it is needed: once is enough.
-SLOW = ["run_bench", "sklearn.datasets", "diffusers.models.unets.unet_2d"]
+SLOW = ["bench.suite.cli", "analysis.__main__", "sklearn.datasets", "diffusers.models.unets.unet_2d"]
 PATIENCE = 120  # seconds: far more than anything here takes, so that what hangs fails
 PHASES = ("sampling", "writing", "merging", "scoring")
 CALL = "call"  # told as a phase, too: a network call
@@ -283,7 +284,7 @@ def break_model(name):
 
 def no_analysis():
     """Let the analysis find a folder with an incomplete cell, without doing its work."""
-    run_bench.analyse = lambda arguments: print(f"analysed {arguments[0]}") or 1
+    analysis.main = lambda arguments: print(f"analysed {arguments[0]}") or 1
 
 
 def files_of(folder):

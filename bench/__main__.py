@@ -1,0 +1,57 @@
+"""The installed command ``exposure-bias-bench``: a run of the suite, or another command by its name.
+
+This file imports nothing slow, so that a signal or a mistake is answered before torch is there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+from bench.runtime.signals import Signals, end_at_once, exit_code, say_interrupted
+
+# The module of each command; the arguments after its name go to the module's ``main``.
+COMMANDS: Mapping[str, str] = {
+    "analyse": "analysis.__main__",
+    "measure": "bench.measure.__main__",
+    "train": "bench.models.train.__main__",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; arguments without a command's name are a run's."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in COMMANDS:
+        code: int = import_module(COMMANDS[arguments[0]]).main(arguments[1:])
+        return code
+    return run_and_analyse(arguments)
+
+
+def run_and_analyse(arguments: Sequence[str]) -> int:
+    """Run the suite, then turn its records into tables and figures; return the exit code."""
+    from bench.suite.cli import run
+
+    try:
+        with Signals():
+            code, out = run(arguments)
+            if out is None:
+                return code
+            from analysis import __main__ as analysis
+            from bench.suite.processes.locks import Claims
+
+            with Claims(out).drawing():
+                return max(code, analysis.main([str(out), *(["--quiet"] if "--quiet" in arguments else [])]))
+    except KeyboardInterrupt as stop:
+        say_interrupted()
+        return exit_code(stop)
+
+
+def console() -> int:
+    """Run as a program of its own: a signal ends it at once while it imports."""
+    end_at_once()
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(console())
