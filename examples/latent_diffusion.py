@@ -26,7 +26,7 @@ from bench.diffusion.samplers import DDIM
 from bench.diffusion.schedules import levels
 from bench.latent.denoiser import ConditionalDenoiser, Conditioning, LatentModel, load_latent
 from bench.latent.measurement import measure_latents
-from bench.models.networks.arguments import CheckpointError
+from bench.runtime.errors import CheckpointError
 
 SHOWN = ("variance_ratio", "eps_rms", "x0_rmse")
 

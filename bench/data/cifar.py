@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data.pictures import Pictures, Wanted, gather_arrays
-from bench.files.errors import DataError, reason
 from bench.files.pickles import restricted_load
+from bench.runtime.errors import DataError, reason
 
 __all__ = ["BATCH_FOLDERS", "is_batch_folder", "read_batch_folder", "read_batch_tar"]
 

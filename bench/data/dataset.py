@@ -19,7 +19,7 @@ from torch import Tensor
 from bench.data.pictures import Pictures, Wanted, gather_arrays
 from bench.data.preprocessing import CROPS, FILTERS, Preprocessing
 from bench.data.sources import KNOWN, locate, read_source
-from bench.files.errors import DataError
+from bench.runtime.errors import DataError
 
 __all__ = [
     "CROPS", "DATASETS", "FILTERS", "DataError", "Dataset", "Preprocessing",

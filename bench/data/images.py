@@ -17,8 +17,8 @@ from PIL import Image, UnidentifiedImageError
 
 from bench.data.pictures import Picture, Pictures, Wanted, class_indices, gather
 from bench.data.preprocessing import Pixels
-from bench.files.errors import DataError, reason
 from bench.files.limits import refuse_large_file, refuse_large_picture, too_many_pixels
+from bench.runtime.errors import DataError, reason
 
 __all__ = ["SUFFIXES", "read_folder", "read_zip"]
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from bench.data.pictures import Picture, Pictures, Wanted, class_indices, gather
 from bench.data.preprocessing import Pixels
-from bench.files.errors import DataError, reason
 from bench.files.limits import refuse_large_file, refuse_large_picture, refuse_total, refuse_unfolding
+from bench.runtime.errors import DataError, reason
 
 __all__ = ["read_npz"]
 

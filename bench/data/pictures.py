@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data.preprocessing import Pixels, Preprocessing
-from bench.files.errors import DataError
 from bench.files.limits import refuse_total, refuse_unfolding
+from bench.runtime.errors import DataError
 
 __all__ = ["Picture", "Pictures", "Wanted", "class_indices", "gather", "gather_arrays"]
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.files.errors import DataError
 from bench.files.limits import refuse_large_picture
+from bench.runtime.errors import DataError
 
 __all__ = ["CROPS", "FILTERS", "Pixels", "Preprocessing"]
 

@@ -14,7 +14,7 @@ from bench.data.cifar import BATCH_FOLDERS, is_batch_folder, read_batch_folder, 
 from bench.data.images import SUFFIXES, read_folder, read_zip
 from bench.data.npz_images import read_npz
 from bench.data.pictures import Pictures, Wanted
-from bench.files.errors import DataError, reason
+from bench.runtime.errors import DataError, reason
 
 __all__ = ["KNOWN", "Known", "locate", "read_source"]
 

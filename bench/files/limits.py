@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.files.errors import DataError
+from bench.runtime.errors import DataError
 
 __all__ = [
     "MAX_FILE", "MAX_PIXELS", "MAX_TOTAL",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from bench.runtime.errors import FeatureError
+from bench.runtime.errors import FeatureError, reason
 
 __all__ = ["CheckedNpz"]
 
@@ -91,5 +91,4 @@ class CheckedNpz:
         return shape, dtype, size
 
     def _damaged(self, error: Exception) -> FeatureError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return FeatureError(f"{self.path} is damaged or no npz of statistics ({reason}); get the file again")
+        return FeatureError(f"{self.path} is damaged or no npz of statistics ({reason(error)}); get the file again")

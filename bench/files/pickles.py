@@ -1,7 +1,8 @@
-"""Pickles read without executing anything: only names on a caller's list are looked up, everything else is refused.
+"""Pickles, and the files of ``torch.save``, read without executing anything.
 
-A pickle is a program. Before it runs, one pass over its steps refuses what no honest file does and what would exhaust
-memory, time or the stack: the unpickler believes whatever sizes and indices it is told.
+A pickle is a program. Only the names on a caller's list are looked up. Before it runs, one pass over its opcodes
+refuses what no pickler writes and what would exhaust memory, time or the stack: the unpickler trusts every size and
+index in the file.
 """
 
 from __future__ import annotations
@@ -9,10 +10,16 @@ from __future__ import annotations
 import os
 import pickle
 import pickletools
+import warnings
+import zipfile
 from collections.abc import Mapping
-from typing import IO, Any, cast
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
 
-__all__ = ["UnsafePickleError", "restricted_load"]
+from bench.runtime.errors import quoted
+
+if TYPE_CHECKING:
+    import torch
 
 _MOST_STEPS = 2**18  # a released EDM network has below 60,000, a batch of CIFAR-10 with numpy's numbers 221,000
 _MOST_ENTRIES = (
@@ -35,18 +42,12 @@ class _Restricted(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return what the caller put in the name's place."""
         if (module, name) not in self._allowed:
-            raise UnsafePickleError(f"it asks for {_shown(f'{module}.{name}')}, which such a file does not need")
+            raise UnsafePickleError(f"it asks for {quoted(f'{module}.{name}')}, which such a file does not need")
         return self._allowed[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuse references to objects outside the file."""
         raise UnsafePickleError("it refers to objects outside itself")
-
-
-def _shown(name: str) -> str:
-    """Show a name out of a file: one line, and short."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[:61])
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def restricted_load(file: IO[bytes], allowed: Mapping[tuple[str, str], Any], encoding: str = "ASCII") -> Any:
@@ -163,3 +164,36 @@ class _Stack:
         if entries > _MOST_ENTRIES:
             raise UnsafePickleError(f"it has a tuple of more than {_MOST_ENTRIES} entries")
         return entries
+
+
+class UnfoldingError(ValueError):
+    """An archive that ``torch.save`` does not write, compressed or with overlapping members: it could unfold."""
+
+
+def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Read a file of ``torch.save``: plain tensors, and containers, numbers and texts around them.
+
+    Args:
+        path: the file.
+        device: where the tensors go.
+
+    Raises:
+        UnfoldingError: a small file could unfold to any size.
+        Exception: torch's reader raises almost any kind on damaged bytes and on objects of any other kind.
+    """
+    import torch  # slow to import: readers of pickles alone do without
+
+    if _unfolds(path):
+        raise UnfoldingError("it is a compressed archive, not a file of torch.save")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an odd file is refused in one line, or its oddity is not in the tensors
+        return torch.load(path, map_location=device, weights_only=True)
+
+
+def _unfolds(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    return packed or sum(member.file_size for member in members) > path.stat().st_size

@@ -18,7 +18,7 @@ from bench.diffusion.types import Level, Prediction
 from bench.models.checkpoints.diffusers_model import build_unet, training_process
 from bench.models.checkpoints.hub import Parts, read_json
 from bench.models.denoisers.parameterization import CONVERSIONS, as_prediction, per_image
-from bench.models.networks.arguments import CheckpointError
+from bench.runtime.errors import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from bench.data import DataError
-from bench.files.errors import one_line
 from bench.files.writing import write_json
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, Extractor, open_extractor
 from bench.measure.quality.committed import COMMITTED
@@ -22,7 +21,7 @@ from bench.measure.quality.references import ImageSet, Yardstick, open_reference
 from bench.measure.quality.scores import SCORES_VERSION, Score, collect, score
 from bench.measure.quality.statistics_files import write_statistics
 from bench.runtime.devices import DEVICES, find_device, full_float32
-from bench.runtime.errors import FeatureError, OneLineParser
+from bench.runtime.errors import FeatureError, OneLineParser, one_line
 
 _INTERRUPTED = 130
 _PACKAGES = ("exposure-bias-bench", "torch", "torch-fidelity", "clean-fid", "numpy", "pillow")

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from bench.models.checkpoints.adapter import Adapted
 from bench.models.interface import Output
+from bench.runtime.errors import UserError, reason
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 _ARCHITECTURES = 256  # compiled side by side; torch goes back to eager calls, without a word, after 8
 _WARM_UP = 3  # calls: CUDA graphs are recorded in the second
 
 
-class CompileError(RuntimeError):
+class CompileError(UserError):
     """A network cannot be compiled here; the message says why, in one line."""
 
 
@@ -153,7 +154,7 @@ def compiler_errors() -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # torch's compiler calls others, and any of them may fail in its own way
-        raise CompileError(_reason(error)) from None
+        raise CompileError(reason(error)) from None
 
 
 def _compiled(network: Any, device: torch.device) -> Any:
@@ -171,9 +172,3 @@ def _compiled(network: Any, device: torch.device) -> Any:
     if not isinstance(network.network, nn.Module):
         raise CompileError(f"{network.name} is a plain function; only a torch.nn.Module can be compiled")
     return Adapted(network.name, torch.compile(network.network, **how), network.outputs)
-
-
-def _reason(error: Exception) -> str:
-    """Return what went wrong in one line: torch puts it after the name of the compiler's own error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

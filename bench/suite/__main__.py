@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.runtime.errors import OneLineParser
+from bench.runtime.errors import OneLineParser, UserError
 from bench.runtime.signals import Signals, end_at_once, exit_code, say_interrupted
 
 if __name__ == "__main__":
@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.files.errors import one_line
-from bench.suite.cli import MISTAKES, told
+from bench.runtime.errors import one_line
+from bench.suite.cli import told
 from bench.suite.processes.locks import Claims
 from bench.suite.recorded import recorded_commands
 from bench.suite.store.merge import join_folders, refuse_mixed
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Signals():
             return _merge(args)
-    except (*MISTAKES, OSError, MemoryError) as error:
+    except (UserError, OSError, MemoryError) as error:
         print(f"error: {told(error, args.out)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

@@ -11,17 +11,13 @@ from pathlib import Path
 
 import torch
 
-from bench.data import DataError
-from bench.files.errors import one_line
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS
 from bench.measure.quality.committed import COMMITTED
 from bench.models.acceleration import PRECISIONS
-from bench.models.networks.arguments import CheckpointError
 from bench.runtime.devices import DEVICES
-from bench.runtime.errors import FeatureError
+from bench.runtime.errors import UserError, one_line
 from bench.runtime.signals import Signals, exit_code, say_interrupted
-from bench.runtime.tensorboard import TensorBoardError, require_tensorboard
-from bench.suite.cells.arms import RunError
+from bench.runtime.tensorboard import require_tensorboard
 from bench.suite.compiling import settle_compiling
 from bench.suite.config.flags import make_parser
 from bench.suite.config.resolve import Request
@@ -46,9 +42,8 @@ from bench.suite.settings import (
 from bench.suite.shares import parse_share
 from bench.suite.tuning.outcome import choose_constants, fit_constants, refuse_grid
 
-__all__ = ["MISTAKES", "choose", "resolve", "run", "told"]
+__all__ = ["choose", "resolve", "run", "told"]
 
-MISTAKES = (ConfigError, DataError, CheckpointError, FeatureError, RunError, TensorBoardError)
 _GOES_ON = "the same command goes on where it stopped"
 _MENDED = {  # by what a file system says
     errno.ENOSPC: "free some space",
@@ -205,7 +200,7 @@ def run(argv: Sequence[str] | None = None) -> tuple[int, Path | None]:
         try:
             team = join(args.shard)
             return _run(args, list(sys.argv[1:] if argv is None else argv), team)
-        except (*MISTAKES, TeamError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             if speaks() or not isinstance(error, AgreedError | TeamError):
                 print(f"error: {told(error, args.out)}", file=sys.stderr)
             # Under torchrun the first rank must have told of it before a code of failure ends it.
@@ -248,7 +243,7 @@ def resolve(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> t
     Raises:
         ConfigError: what is wrong on any of them.
     """
-    with team.together(*MISTAKES):
+    with team.together(UserError):
         known = load_registry(args.config, args.dataset)
         resolved = None if args.list_models else Run(_request(args, arguments, known.datasets), known)
     return known, resolved
@@ -263,7 +258,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> tupl
         return 0, None
     tune = bench.request.tune
     if tune is not None:
-        with team.together(*MISTAKES):
+        with team.together(UserError):
             refuse_grid(bench, tune)
         if bench.fits:
             settle_compiling(bench, team)

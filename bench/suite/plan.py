@@ -13,6 +13,7 @@ from bench.diffusion.samplers import DDIM, Ancestral, Solver
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Correction, Level
 from bench.measure.instruments.probes import spread_indices
+from bench.runtime.errors import UserError
 from bench.suite.registry.model import Model
 from bench.suite.registry.remedies import Course
 from bench.suite.settings import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
@@ -236,7 +237,7 @@ def plan_cells(
                 cell = Cell(model, config, count, seed, samples, measure, data_hash, parts, weights_hash, labels)
                 try:
                     cell.correction() or cell.levels()
-                except (ValueError, ArithmeticError) as error:  # constants beyond what floats hold
+                except (UserError, ValueError, ArithmeticError) as error:  # constants beyond what floats hold
                     raise ConfigError(f"model {model.name!r}: {error}") from None
                 cells.append(cell)
     return cells

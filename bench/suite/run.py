@@ -12,12 +12,11 @@ from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.features.inception import sha256
 from bench.measure.quality.committed import Unseen
 from bench.measure.quality.references import open_statistics
-from bench.memory import keep_freed_memory
 from bench.models.acceleration import Accelerated
 from bench.models.checkpoints.formats import denoiser_of, open_network
 from bench.models.checkpoints.guided_diffusion import load_classifier
 from bench.models.denoisers.guidance import GuidedDenoiser
-from bench.runtime.devices import full_float32
+from bench.runtime.devices import full_float32, keep_freed_memory
 from bench.suite.cells.reference import Reference
 from bench.suite.config.resolve import Request, device_of, refuse_precision, resolve_models, resolve_sampler
 from bench.suite.experiments.chains import plan_chains

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.runtime.errors import UserError
+
 __all__ = [
     "EDM_SAMPLERS",
     "LATER_SETTINGS",
@@ -36,7 +38,7 @@ LATER_SETTINGS: Mapping[str, Any] = {"churn": 0.0, "precision": "fp32"}
 RESERVED_SEEDS = 1_000_000  # seeds from here on belong to the tuning of constants; no reported number uses them
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """The user asked for something impossible; the message says what and how to mend it."""
 
 

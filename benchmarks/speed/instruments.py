@@ -7,8 +7,7 @@ from functools import partial
 
 import torch
 
-from bench.memory import keep_freed_memory
-from bench.runtime.devices import full_float32
+from bench.runtime.devices import full_float32, keep_freed_memory
 from benchmarks.comparison import Comparison, Setting, compare
 from benchmarks.speed.isolated import Make, contestant
 from benchmarks.speed.walks import Subject, digits, images, ours

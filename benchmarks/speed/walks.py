@@ -18,13 +18,12 @@ from bench.diffusion.edm import Euler, Heun
 from bench.diffusion.samplers import Solver
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
-from bench.memory import keep_freed_memory
 from bench.models.acceleration import Accelerated
 from bench.models.denoisers.parameterization import EpsDenoiser
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
 from bench.models.train.recipes import DIGITS_NETWORK
-from bench.runtime.devices import full_float32
+from bench.runtime.devices import full_float32, keep_freed_memory
 from bench.suite.cells.arms import Arms
 from bench.suite.plan import Cell, Unit
 from bench.suite.registry.model import Model

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.files.errors import DataError, one_line, reason
+from bench.runtime.errors import DataError, one_line, reason
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import torch
 
-from bench.files.tensors import UnfoldingError, load_plain
+from bench.files.pickles import UnfoldingError, load_plain
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench.models.checkpoints.adapter import adapter_file, describe_adapter, hash_adapter, load_adapter, read_adapter
-from bench.models.networks.arguments import CheckpointError
+from bench.runtime.errors import CheckpointError
 
 PLAIN = """
 def load():

@@ -14,7 +14,7 @@ from bench.models.checkpoints.native import load_network, read_description, save
 from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
-from bench.models.networks.arguments import CheckpointError
+from bench.runtime.errors import CheckpointError
 
 SMALL = {"image_size": 8, "in_channels": 1, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1,)}
 DESCRIPTION = Description(SMALL, "linear", 500, {"name": "adm", "gamma": 0.1})

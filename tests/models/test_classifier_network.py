@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from bench.models.checkpoints.guided_diffusion import PRESETS
 from bench.models.networks.adm import load_guided_diffusion
-from bench.models.networks.arguments import CheckpointError
 from bench.models.networks.classifier import AttentionPool, classifier_network
+from bench.runtime.errors import CheckpointError
 
 CLASSIFIER = {
     "image_size": 16, "in_channels": 3, "out_channels": 7, "model_channels": 32, "num_res_blocks": 2,

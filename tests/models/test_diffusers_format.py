@@ -15,7 +15,7 @@ from bench.diffusion.schedules import levels
 from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
 from bench.models.checkpoints.hub import resolve_hub
 from bench.models.denoisers.parameterization import make_denoiser
-from bench.models.networks.arguments import CheckpointError
+from bench.runtime.errors import CheckpointError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 X, T = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8), torch.tensor([0, 999])

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.models.networks.arguments import CheckpointError, complete_edm, groups_of, levels_of, named
+from bench.models.networks.arguments import complete_edm, groups_of, levels_of, named
+from bench.runtime.errors import CheckpointError
 
 SIZES = {"img_resolution": 32, "in_channels": 3, "out_channels": 3}
 DEEP: list = []

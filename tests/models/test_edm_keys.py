@@ -7,8 +7,8 @@ import pytest
 import torch
 from edm_files import random_tensors, shapes_of_file, small_config
 
-from bench.models.networks.arguments import CheckpointError
 from bench.models.networks.dhariwal import DhariwalUNet, dhariwal_keys, dhariwal_shapes, dhariwal_state
+from bench.runtime.errors import CheckpointError
 
 VARIANTS = {
     "one-head": {},  # 32 channels have no head, thus no attention; 64 have one

@@ -5,9 +5,9 @@ import pytest
 import torch
 from edm_files import NCSNPP, random_tensors, shapes_of_file, small_config
 
-from bench.models.networks.arguments import CheckpointError
 from bench.models.networks.shapes import shapes_of
 from bench.models.networks.song import SongUNet
+from bench.runtime.errors import CheckpointError
 
 VARIANTS = {
     "ddpmpp": {},

@@ -13,7 +13,7 @@ import torch
 from edm_files import Persistent, dump, edm_modules, module_state, write_edm_pickle
 
 from bench.models.checkpoints.edm_pickle import StoredObject, StoredTensor, read_objects, stored_tensors
-from bench.models.networks.arguments import CheckpointError
+from bench.runtime.errors import CheckpointError
 
 
 def written(path, content):

@@ -19,8 +19,8 @@ from edm_files import (
 )
 
 from bench.models.checkpoints.edm import describe_edm, load_edm
-from bench.models.networks.arguments import CheckpointError
 from bench.models.networks.dhariwal import dhariwal_state
+from bench.runtime.errors import CheckpointError
 
 # Derived in test_edm_networks.py.
 TOLERANCE = 5e-6

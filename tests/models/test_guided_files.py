@@ -11,8 +11,8 @@ from bench.models.checkpoints.state_dicts import read_state
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, without_weights
 from bench.models.networks.adm_keys import published_shapes
-from bench.models.networks.arguments import CheckpointError
 from bench.models.networks.classifier import classifier_network
+from bench.runtime.errors import CheckpointError
 
 SMALL = {"image_size": 8, "in_channels": 1, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1,)}
 CLASSIFIER = {**SMALL, "out_channels": 3, "num_head_channels": 32, "pool": "attention"}

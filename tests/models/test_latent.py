@@ -14,8 +14,8 @@ from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level, batched
 from bench.latent.denoiser import ConditionalDenoiser, Conditioning, load_latent
 from bench.latent.loss import latent_loss
-from bench.models.networks.arguments import CheckpointError
 from bench.models.train.objectives import Process
+from bench.runtime.errors import CheckpointError
 
 SCHEDULE = "scaled_linear(0.00085,0.012)"
 LEVEL = Level(500, 0.6, 0.8)

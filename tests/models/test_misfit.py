@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.models.networks.shapes import misfit, quoted, shapes_of
+from bench.models.networks.shapes import misfit, shapes_of
+from bench.runtime.errors import quoted
 
 EXPECTED = {"a": (3,), "b": (2, 3), "c": (), "d": (1,)}
 

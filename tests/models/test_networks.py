@@ -10,7 +10,7 @@ import torch
 
 from bench.models.networks.adm import adm_unet, load_guided_diffusion
 from bench.models.networks.adm_keys import guided_keys
-from bench.models.networks.arguments import CheckpointError
+from bench.runtime.errors import CheckpointError
 
 SMALL = {"image_size": 8, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 1), "in_channels": 1}
 VARIANTS = [

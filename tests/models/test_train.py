@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from bench.data import load
 from bench.diffusion.noise import Noise, Purpose
 from bench.models.checkpoints.native import load_network, read_description
-from bench.models.networks.arguments import CheckpointError
 from bench.models.train import trainer as training
 from bench.models.train.__main__ import main
 from bench.models.train.objectives import edm_loss, gradient_penalty, make_pair
 from bench.models.train.recipes import DIGITS_NETWORK, NETWORKS, RECIPES
 from bench.models.train.trainer import Batches, Trainer, learning_rate, train
+from bench.runtime.errors import CheckpointError
 
 CPU = torch.device("cpu")
 NETWORK = dict(DIGITS_NETWORK)

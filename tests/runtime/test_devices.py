@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.memory import keep_freed_memory
-from bench.runtime.devices import DEVICES, find_device, full_float32
+from bench.runtime.devices import DEVICES, find_device, full_float32, keep_freed_memory
 
 
 @pytest.mark.parametrize(

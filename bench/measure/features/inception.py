@@ -7,12 +7,10 @@ hold plain tensors only, and what comes from the standard place is checked again
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,8 +20,8 @@ from torch import Tensor
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from bench.files.tensors import load_plain
-from bench.runtime.errors import FeatureError
+from bench.files.pickles import load_plain
+from bench.runtime.errors import FeatureError, one_line, reason
 
 __all__ = [
     "CHECKSUM",
@@ -194,7 +192,7 @@ def _download(path: Path) -> None:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=CHECKSUM, progress=False)
     except (OSError, RuntimeError) as error:
         place = f"download {URL_INCEPTION_V3} and put it at {path}, or name it with {_FLAG}"
-        raise FeatureError(f"Inception weights cannot be had ({_first_line(error)}); {place}") from None
+        raise FeatureError(f"Inception weights cannot be had ({reason(error)}); {place}") from None
 
 
 def _check_plain(path: Path) -> None:
@@ -217,10 +215,4 @@ def _check_plain(path: Path) -> None:
 def _first_misfit(error: BaseException) -> str:
     """Return the first complaint of ``load_state_dict``, which lists every key and shape over many lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shorten(lines[1] if len(lines) > 1 else _first_line(error), 120, placeholder=" ...").rstrip(". ")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0] + (
-        f" [{os.strerror(error.errno)}]" if isinstance(error, OSError) and error.errno else ""
-    )
+    return one_line(lines[1] if len(lines) > 1 else reason(error), 120).rstrip(". ")

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from bench.data import DataError, Dataset, load
-from bench.files.errors import one_line
 from bench.files.npz import CheckedNpz
 from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.instruments.moments import PixelMoments
 from bench.measure.quality.statistics import ReferenceStatistics, kept_name, summarise
 from bench.measure.quality.statistics_files import read_statistics, statistics_arrays, write_npz
-from bench.runtime.errors import FeatureError, OneLineParser
+from bench.runtime.errors import FeatureError, OneLineParser, one_line
 
 __all__ = ["COMMITTED", "Kept", "Unseen", "committed_statistics", "kept_statistics", "unseen"]
 

@@ -21,7 +21,7 @@ from bench.diffusion.schedules import alpha_bars
 from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.denoisers.parameterization import CONVERSIONS
 from bench.models.interface import Description, Output
-from bench.models.networks.arguments import CheckpointError
+from bench.runtime.errors import CheckpointError, reason
 
 
 class Adapted:
@@ -72,8 +72,7 @@ def _told(name: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except (Exception, SystemExit) as error:  # the code is the user's and may raise anything
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        raise CheckpointError(f"{name} raised {type(error).__name__}: {reason}") from None
+        raise CheckpointError(f"{name} raised {type(error).__name__}: {reason(error)}") from None
 
 
 def _split(spec: str) -> tuple[str, str]:

@@ -22,8 +22,7 @@ from bench.models.checkpoints.hub import Parts, read_json
 from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.interface import Description
 from bench.models.networks.adm import without_weights
-from bench.models.networks.arguments import CheckpointError
-from bench.models.networks.shapes import shown
+from bench.runtime.errors import CheckpointError, quoted, reason
 
 _LATENT = ("vae", "vqvae", "movq", "text_encoder", "prior")  # parts of pipelines whose U-Net sees no pixels
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -54,7 +53,7 @@ def training_process(path: Path) -> tuple[str, int, str]:
         config = _DEFAULTS | config
     kind = config.get("beta_schedule")
     if kind is None:
-        raise CheckpointError(f"{path}: {_shown(name)} has no betas; only variance-preserving schedules can be used")
+        raise CheckpointError(f"{path}: {quoted(name)} has no betas; only variance-preserving schedules can be used")
     for key in ("trained_betas", "rescale_betas_zero_snr"):
         if config.get(key):
             raise CheckpointError(f"{path} sets {key!r}, which cannot be used; choose a model without it")
@@ -64,7 +63,7 @@ def training_process(path: Path) -> tuple[str, int, str]:
     schedule = _schedule(path, kind, config.get("beta_start"), config.get("beta_end"), T)
     said = config.get("prediction_type") or ("sample" if config.get("predict_epsilon") is False else "epsilon")
     if said not in _PREDICTIONS:
-        raise CheckpointError(f"{path}: unknown prediction_type {_shown(said)}; known: {', '.join(_PREDICTIONS)}")
+        raise CheckpointError(f"{path}: unknown prediction_type {quoted(said)}; known: {', '.join(_PREDICTIONS)}")
     return schedule, T, _PREDICTIONS[said]
 
 
@@ -73,7 +72,7 @@ def _schedule(path: Path, kind: Any, start: Any, end: Any, T: int) -> str:
         name = "cosine"
     elif kind not in ("linear", "scaled_linear"):
         known = "linear, scaled_linear, squaredcos_cap_v2"
-        raise CheckpointError(f"{path}: unknown beta_schedule {_shown(kind)}; known: {known}")
+        raise CheckpointError(f"{path}: unknown beta_schedule {quoted(kind)}; known: {known}")
     elif not all(isinstance(value, int | float) and math.isfinite(value) for value in (start, end)):
         raise CheckpointError(f"{path}: beta_start and beta_end must be numbers")
     else:
@@ -84,12 +83,6 @@ def _schedule(path: Path, kind: Any, start: Any, end: Any, T: int) -> str:
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return name
-
-
-def _shown(value: Any) -> str:
-    """Show a value in one short line: it comes from a file."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def describe_diffusers(path: Path) -> Description:
@@ -110,7 +103,7 @@ def describe_diffusers(path: Path) -> Description:
         what = f"works on the latents of its {latent[0]!r}" if latent else "is conditioned on embeddings"
         raise CheckpointError(f"{path} {what}, but an unconditional pixel model is needed here; see docs/latent.md")
     if config.get("_class_name") != "UNet2DModel":
-        raise CheckpointError(f"{parts.config} is of a {_shown(config.get('_class_name'))}; only UNet2DModel is known")
+        raise CheckpointError(f"{parts.config} is of a {quoted(config.get('_class_name'))}; only UNet2DModel is known")
     schedule, T, prediction = training_process(parts.scheduler)
     network = {key: value for key, value in config.items() if not key.startswith("_")}
     _check_channels(parts, network)
@@ -139,7 +132,7 @@ def _check_channels(parts: Parts, network: dict[str, Any]) -> None:
     learned = outputs == 2 * channels
     if learned and variance not in (None, "learned_range"):
         raise CheckpointError(
-            f"{parts.scheduler}: variance_type {_shown(variance)} does not go with twice the channels;"
+            f"{parts.scheduler}: variance_type {quoted(variance)} does not go with twice the channels;"
             " only 'learned_range' does"
         )
     if variance in ("learned", "learned_range") and not learned:
@@ -188,14 +181,13 @@ def build_unet(kind: type[Any], config: Mapping[str, Any], parts: Parts, dtype: 
     known = inspect.signature(kind.__init__).parameters
     for key, value in config.items():
         if key not in known and value:  # what is off does not change the network
-            raise CheckpointError(f"{parts.config} sets {_shown(key)}, unknown to this diffusers; upgrade it")
+            raise CheckpointError(f"{parts.config} sets {quoted(key)}, unknown to this diffusers; upgrade it")
         if ("layers" in key or key.endswith("block_types")) and not _is_small(value):
-            raise CheckpointError(f"{parts.config}: {_shown(key)} is beyond any network, {_shown(value)}")
+            raise CheckpointError(f"{parts.config}: {quoted(key)} is beyond any network, {quoted(value)}")
     try:
         unet = without_weights(lambda: kind(**{key: value for key, value in config.items() if key in known}))
     except Exception as error:  # on settings that do not fit together the library raises almost any kind
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{parts.config} describes no network ({_shown(reason)[1:-1]})") from None
+        raise CheckpointError(f"{parts.config} describes no network ({reason(error)})") from None
     unet.load_state_dict(dict(_tensors(parts.weights, unet.state_dict(), dtype)), assign=True)
     if any(buffer.is_meta for buffer in unet.buffers()):  # computed on construction, so not in the file
         raise CheckpointError(f"{parts.config} uses blocks with constants of their own, which cannot be loaded")
@@ -213,12 +205,12 @@ def _tensors(path: Path, wanted: Mapping[str, Tensor], dtype: torch.dtype) -> It
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file ({shown(error)})") from None
+        raise CheckpointError(f"{path} is truncated or not a safetensors file ({reason(error)})") from None
     with file:
         stored = {_renamed(name): name for name in file.keys()}  # noqa: SIM118 - no dict
         differing = sorted(set(stored) ^ set(wanted))
         if differing:
-            raise CheckpointError(f"{path} does not fit its config.json: {_shown(differing[0])} is not in both")
+            raise CheckpointError(f"{path} does not fit its config.json: {quoted(differing[0])} is not in both")
         for name, old in stored.items():
             shape = file.get_slice(old).get_shape()
             if list(shape) != list(wanted[name].shape):

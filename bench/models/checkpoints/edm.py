@@ -17,10 +17,11 @@ from bench.models.checkpoints.edm_pickle import StoredObject, StoredTensor, read
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS, make_preconditioning
 from bench.models.interface import Description
 from bench.models.networks.adm import without_weights
-from bench.models.networks.arguments import ARCHITECTURES, CheckpointError, complete_edm, named
+from bench.models.networks.arguments import ARCHITECTURES, complete_edm, named
 from bench.models.networks.dhariwal import DhariwalUNet, dhariwal_shapes, dhariwal_state
-from bench.models.networks.shapes import misfit, quoted, shapes_of
+from bench.models.networks.shapes import misfit, shapes_of
 from bench.models.networks.song import SongUNet
+from bench.runtime.errors import CheckpointError, quoted
 
 _OUTER_ARGUMENTS = ("img_resolution", "img_channels", "label_dim", "use_fp16")  # then the constants
 _PRECONDITIONED: Mapping[str, tuple[str, tuple[str, ...]]] = {

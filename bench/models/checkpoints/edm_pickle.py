@@ -20,8 +20,7 @@ from torch import Tensor
 
 from bench.files.pickles import UnsafePickleError, restricted_load
 from bench.models.checkpoints.state_dicts import require_file
-from bench.models.networks.arguments import CheckpointError
-from bench.models.networks.shapes import quoted
+from bench.runtime.errors import CheckpointError, quoted
 
 _MOST_MODULES = 20_000
 _MOST_SIZES = 64  # torch's own limit

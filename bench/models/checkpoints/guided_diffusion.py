@@ -15,9 +15,9 @@ from bench.models.checkpoints.state_dicts import all_finite, read_state
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, check_fit, load_guided_diffusion, without_weights
 from bench.models.networks.adm_keys import published_shapes
-from bench.models.networks.arguments import CheckpointError
 from bench.models.networks.classifier import classifier_network
 from bench.models.networks.shapes import MisfitError, Shapes, shapes_of
+from bench.runtime.errors import CheckpointError
 
 
 @dataclass(frozen=True)

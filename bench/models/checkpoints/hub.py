@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.models.networks.arguments import CheckpointError
+from bench.runtime.errors import CheckpointError
 
 _CONFIG, _SCHEDULER, _INDEX = "config.json", "scheduler_config.json", "model_index.json"
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")

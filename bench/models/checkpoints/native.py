@@ -22,8 +22,8 @@ from bench.models.denoisers.parameterization import CONVERSIONS
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, without_weights
-from bench.models.networks.arguments import CheckpointError, complete
-from bench.models.networks.shapes import quoted, shown
+from bench.models.networks.arguments import complete
+from bench.runtime.errors import CheckpointError, UserError, quoted, reason
 
 _FORMAT = "exposure-bias-1"
 
@@ -81,8 +81,8 @@ def read_description(path: Path) -> Description | None:
         elif prediction not in PRECONDITIONINGS:
             raise ValueError(f"no preconditioning is called {prediction!r}")
         return Description(network, text["schedule"], int(text["T"]), training, prediction)
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a damaged description ({shown(error)}); train or copy it again") from None
+    except (UserError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a damaged description ({reason(error)}); train or copy it again") from None
 
 
 def load_network(path: Path, description: Description) -> Any:

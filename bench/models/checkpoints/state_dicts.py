@@ -11,9 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from bench.files.tensors import UnfoldingError, load_plain
-from bench.models.networks.arguments import CheckpointError
-from bench.models.networks.shapes import quoted, shown
+from bench.files.pickles import UnfoldingError, load_plain
+from bench.runtime.errors import CheckpointError, quoted, reason
 
 
 def file_hash(path: Path) -> str:
@@ -95,4 +94,4 @@ def open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file ({shown(error)})") from None
+        raise CheckpointError(f"{path} is truncated or not a safetensors file ({reason(error)})") from None

@@ -9,9 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-
-class CheckpointError(ValueError):
-    """A checkpoint or a network description cannot be used; the message says why and how to mend it."""
+from bench.runtime.errors import CheckpointError, quoted
 
 
 class _Rule(NamedTuple):
@@ -124,27 +122,14 @@ ARCHITECTURES: Mapping[str, _Arguments] = {
 
 def _filled(network: str, arguments: _Arguments, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return every argument, the defaults filled in; refuse what is unknown or out of range."""
-    unknown = sorted(_shown(name) for name in given if name not in arguments)
+    unknown = sorted(quoted(name) for name in given if name not in arguments)
     if unknown:
         raise CheckpointError(f"unknown {network} argument {unknown[0]}; known: {', '.join(arguments)}")
     full = {name: given.get(name, default) for name, (default, _) in arguments.items()}
     for name, (_, rule) in arguments.items():
         if not rule.holds(full[name]):
-            raise CheckpointError(f"{network} argument {name!r} must be {rule.words}, not {_shown(full[name])}")
+            raise CheckpointError(f"{network} argument {name!r} must be {rule.words}, not {quoted(full[name])}")
     return full
-
-
-def _shown(value: Any) -> str:
-    """Show a value in one short line: it comes from a file and may be anything, even lists without end."""
-    if isinstance(value, str):
-        text = repr(value)
-        return text if len(text) <= 80 else f"{text[:77]}..."
-    if value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 64):
-        return repr(value)
-    is_flat = isinstance(value, list | tuple) and not any(isinstance(v, list | tuple | dict) for v in value)
-    if is_flat and len(value) < 10:
-        return f"[{', '.join(map(_shown, value))}]"
-    return f"a value of the kind {type(value).__name__}"
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +210,7 @@ def complete_edm(architecture: str, given: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: the architecture or an argument is unknown, or a value is of another type or out of range.
     """
     if architecture not in ARCHITECTURES:
-        raise CheckpointError(f"unknown EDM network {_shown(architecture)}; known: {', '.join(ARCHITECTURES)}")
+        raise CheckpointError(f"unknown EDM network {quoted(architecture)}; known: {', '.join(ARCHITECTURES)}")
     full = _filled(architecture, ARCHITECTURES[architecture], given)
     full = {name: list(value) if isinstance(value, tuple) else value for name, value in full.items()}
     smallest = 2 ** (len(full["channel_mult"]) - 1)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from bench.models.networks.adm import adm_unet
-from bench.models.networks.arguments import GROUPS, CheckpointError, widths_of
+from bench.models.networks.arguments import GROUPS, widths_of
+from bench.runtime.errors import CheckpointError
 
 _POOLS = ("adaptive", "attention")
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from bench.models.networks.arguments import CheckpointError
+from bench.runtime.errors import CheckpointError, quoted
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 _SHOWN = 2  # examples of each kind in a message
@@ -46,19 +46,6 @@ def _some(before: str, names: Sequence[str], tell: Callable[[str], str], after: 
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{before}{', '.join(map(tell, names[:_SHOWN]))}{more}{after}"
-
-
-def quoted(name: str) -> str:
-    """Quote a name out of a file: one line, and short."""
-    text = repr(name)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def shown(error: Exception) -> str:
-    """Return what a library says of a file: one line, and short, since it quotes the file."""
-    text = (str(error).splitlines() or [type(error).__name__])[0]
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _shown(shape: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.runtime.errors import UserError, reason
 from bench.runtime.signals import Interrupted, Signals, end_at_once, say_interrupted
 
 if __name__ == "__main__":
@@ -15,19 +16,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from textwrap import shorten
 
 import torch
 import torch.distributed as dist
 
-from bench.files.errors import one_line
-from bench.memory import keep_freed_memory
 from bench.models.train.log import LOG_EVERY
 from bench.models.train.objectives import GAMMA_SCHEDULES
 from bench.models.train.recipes import RECIPES
-from bench.models.train.replicas import MISTAKES, ReplicaError, Replicas, joined
+from bench.models.train.replicas import ReplicaError, Replicas, joined
 from bench.models.train.trainer import train
-from bench.runtime.errors import OneLineParser
+from bench.runtime.devices import keep_freed_memory
+from bench.runtime.errors import OneLineParser, one_line
 from bench.runtime.tensorboard import require_tensorboard
 
 _CHANGEABLE = (
@@ -92,8 +91,8 @@ def _device(text: str) -> torch.device:
         device = torch.device(own)
         torch.zeros(1, device=device).item()  # a device may be well named and absent, or hold no numbers
     except Exception as error:  # torch's backends raise RuntimeError, AssertionError, NotImplementedError ...
-        reason = shorten(str(error).split("\n")[0].split(". ")[0], 80, placeholder=" ...")
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here ({reason}); try cpu or cuda") from None
+        why = reason(error).split(". ")[0]
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here ({why}); try cpu or cuda") from None
     return device
 
 
@@ -172,7 +171,7 @@ def _command(argv: Sequence[str] | None, replicas: Replicas, signals: Signals) -
             recipe, out, args.device, args.quiet, replicas=replicas, signals=signals, tensorboard=args.tensorboard,
             data_dir=args.data_dir, compiled=args.compile == "on", keep_every=args.keep_every,
         )  # fmt: skip
-    except MISTAKES as error:
+    except (UserError, OSError) as error:
         if replicas.leads:
             print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

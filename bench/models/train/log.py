@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench.models.networks.arguments import CheckpointError
 from bench.models.train.recipes import Recipe
+from bench.runtime.errors import CheckpointError
 from bench.runtime.tensorboard import open_writer
 
 LOG_EVERY = 50  # iterations

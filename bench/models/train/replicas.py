@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
-from textwrap import shorten
 from typing import TypeVar
 
 import torch
@@ -21,21 +20,14 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from bench.data import DataError
-from bench.files.errors import one_line, reason
-from bench.models.acceleration import CompileError
-from bench.models.networks.arguments import CheckpointError
 from bench.models.train.batches import Part
-from bench.runtime.tensorboard import TensorBoardError
+from bench.runtime.errors import UserError, one_line, reason
 
 T = TypeVar("T")
 
 
-class ReplicaError(RuntimeError):
+class ReplicaError(UserError):
     """What another process refused, or why several cannot train together; one line."""
-
-
-MISTAKES = (CheckpointError, CompileError, DataError, TensorBoardError, ReplicaError, OSError)
 
 
 class Replicas:
@@ -125,12 +117,12 @@ class Replicas:
         """Leave with an error in every process where one fails within, so that none waits for it in vain.
 
         Raises:
-            ReplicaError: the line of the first process that made one of :data:`MISTAKES`. Alone the mistake itself.
+            ReplicaError: the line of the first process that failed. Alone the mistake itself.
         """
         mistake = None
         try:
             yield
-        except MISTAKES as error:
+        except (UserError, OSError) as error:
             if self.size == 1:
                 raise
             mistake = one_line(error)
@@ -172,9 +164,8 @@ class Replicas:
             yield
         except RuntimeError as error:
             self.complete = False
-            why = shorten(reason(error), 100, placeholder=" ...")
             raise ReplicaError(
-                f"another process of this training ended ({why}); the same command goes on from the last save"
+                f"another process of this training ended ({reason(error)}); the same command goes on from the last save"
             ) from None
 
 

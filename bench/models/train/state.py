@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.files.errors import reason
-from bench.files.tensors import load_plain
+from bench.files.pickles import load_plain
 from bench.models.checkpoints.native import save_network
 from bench.models.checkpoints.state_dicts import all_finite
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
-from bench.models.networks.arguments import CheckpointError
 from bench.models.train.batches import learning_rate
 from bench.models.train.log import LOSSES
 from bench.models.train.recipes import Recipe
 from bench.models.train.replicas import ALONE, Replicas
+from bench.runtime.errors import CheckpointError, reason
 
 
 class TrainingState:

@@ -15,12 +15,13 @@ from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.types import Denoiser, Probe, Step
 from bench.measure.instruments.probes import ErrorProbe, FiniteWatch, Selected, WalkProbe
+from bench.runtime.errors import UserError
 from bench.suite.plan import Cell, Instruments, Unit
 
 Arrays = dict[str, NDArray[Any]]
 
 
-class RunError(RuntimeError):
+class RunError(UserError):
     """A computation went wrong in a way the user must know of; the message names model, steps and seed."""
 
 

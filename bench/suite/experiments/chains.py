@@ -16,6 +16,7 @@ from bench.diffusion.samplers import Draws, PosteriorMean, Solver, paired, walk
 from bench.diffusion.types import Level
 from bench.measure.instruments.chains import ChainRow, error_summary, image_errors, to_table
 from bench.measure.quality.scores import frechet_score
+from bench.runtime.errors import UserError
 from bench.suite.cells.arms import RunError
 from bench.suite.experiments.baselines import VERSION, ChainBaselines
 from bench.suite.experiments.experiment import Bench, Extra, RecordFolder
@@ -165,7 +166,7 @@ def plan_chains(cells: Sequence[Cell]) -> list[Extra]:
             whole = replace(cell, config=config, steps=T, samples=n, measure=())
             try:
                 whole.correction()
-            except ValueError as error:
+            except (UserError, ValueError) as error:
                 raise ConfigError(
                     f"model {model.name!r}: {error}, over the {T} steps of its chains; leave chains out of --measure"
                 ) from None

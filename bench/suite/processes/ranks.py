@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from bench.files.errors import one_line, reason
+from bench.runtime.errors import UserError, one_line, reason
 from bench.suite.settings import ConfigError
 from bench.suite.shares import Share, parse_share
 
@@ -30,7 +30,7 @@ class AgreedError(ConfigError):
     """A mistake that every process of the team raises; the one that speaks to the user tells it."""
 
 
-class TeamError(RuntimeError):
+class TeamError(UserError):
     """Another process of the team is gone; one line."""
 
 
@@ -76,7 +76,7 @@ class Team:
         try:
             yield
         except mistakes as error:
-            if self.size == 1:
+            if self.size == 1 or isinstance(error, TeamError):
                 raise
             line = [one_line(error)]
         told = self.gather(line)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.runtime.errors import reason
 from bench.suite.registry.constants import Constants
 from bench.suite.registry.remedies import KINDS, Remedy
 from bench.suite.settings import SAMPLERS, ConfigError, nearest
@@ -73,8 +74,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             raise ValueError(f"a line with more than {_MOST_DOTS} dots")
         return tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested without end
-        reason = (str(error).splitlines() or ["nested too deeply"])[0]
-        raise ConfigError(f"--config {path} is not valid TOML: {reason}") from None
+        raise ConfigError(f"--config {path} is not valid TOML: {reason(error)}") from None
 
 
 def _check_table(name: str, value: Any) -> None:

@@ -19,6 +19,7 @@ from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.interface import Description
 from bench.models.networks.arguments import complete
 from bench.models.train.recipes import DIGITS_NETWORK
+from bench.runtime.errors import UserError
 from bench.suite.registry.config_file import read_config_file, read_remedy
 from bench.suite.registry.constants import known_constants
 from bench.suite.registry.model import Guidance, Model
@@ -213,7 +214,7 @@ class Registry:
             try:
                 complete(network)
                 alpha_bars(schedule, T)
-            except ValueError as error:
+            except (UserError, ValueError) as error:
                 raise ConfigError(f"{weights}: {error}") from None
             return Description(network, schedule, T)
         if preset not in PRESETS:

@@ -8,7 +8,7 @@ import torch
 
 from bench.models.checkpoints.formats import open_network
 from bench.models.checkpoints.native import load_network, read_description, save_network
-from bench.models.networks.arguments import CheckpointError
+from bench.runtime.errors import CheckpointError
 from bench.suite.registry import constants as constants_module
 from bench.suite.registry import registry
 from bench.suite.registry.constants import Constants
