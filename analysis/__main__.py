@@ -11,8 +11,6 @@ from analysis.publish import publish
 from analysis.records.load import ResultsError
 from analysis.regenerate import regenerate
 
-__all__ = ["main"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; code 2 with one line for an unreadable folder, 1 where some cells were left out."""

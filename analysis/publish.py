@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from analysis.output.selection import shown
 from analysis.records.load import CellRecord, Results, ResultsError, load_results
 
-__all__ = ["publish"]
-
 _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16

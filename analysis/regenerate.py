@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis import error_spread, infinity, seeds
 from analysis.comparison import mitigations, pairs
 from analysis.exposure_bias import chains, diagnostics, norms, response, variance, x0_error
 from analysis.exposure_bias import delta_t as delta
@@ -20,18 +19,14 @@ from analysis.report.html import write_report
 from analysis.spectra import haar
 from analysis.spectra import radial as spectra
 
-__all__ = ["ANALYSES", "regenerate"]
-
 # In the order of the report.
 ANALYSES = (
     quality,
     scores,
-    infinity,
     samples,
     pairs,
     mitigations,
     tuning,
-    seeds,
     acceleration,
     training,
     variance,
@@ -39,7 +34,6 @@ ANALYSES = (
     published_delta,
     norms,
     x0_error,
-    error_spread,
     error_shape,
     normality,
     spectra,

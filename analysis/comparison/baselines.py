@@ -13,8 +13,6 @@ from typing import Any
 
 from analysis.records.load import Results
 
-__all__ = ["Remedy", "corrections", "find_remedies"]
-
 _SHORT = 4  # entries of a constant that is a list; longer ones are counted
 
 

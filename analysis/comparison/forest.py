@@ -16,8 +16,6 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from analysis.output.selection import shown
 from analysis.output.style import colours, panels, save
 
-__all__ = ["draw_mitigations"]
-
 _PANELS = 7  # step counts drawn side by side
 _ROW = 0.17  # inches a remedy
 _HEAD = 0.75  # inches a panel's title and axis take

@@ -23,14 +23,11 @@ from scipy import stats
 from analysis.comparison.baselines import Remedy, corrections, find_remedies
 from analysis.comparison.forest import draw_mitigations
 from analysis.comparison.mitigations_text import condensed, drawn_caption, main_caption, ranking_caption, ranking_table
-from analysis.comparison.significance import Comparison, compare, kernel_terms
-from analysis.multiple import LEVEL, holm, p_value, rank_intervals
+from analysis.comparison.significance import LEVEL, Comparison, compare, holm, p_value, rank_intervals
 from analysis.output.entries import Output, TableEntry
 from analysis.output.text import latex, markdown
-from analysis.quality.fid_vs_steps import main_metric
-from analysis.records.load import CellRecord, Results
-
-__all__ = ["analyse", "mitigations_table"]
+from analysis.records.arrays import kernel_terms
+from analysis.records.load import CellRecord, Results, main_metric
 
 _SECTION = "Mitigations"
 _SETTINGS = (
@@ -88,13 +85,13 @@ def _read(results: Results) -> _Records:
     for record in results.cells:
         place = (str(record.cell["sampler"]), int(record.cell["steps"]))
         cells.setdefault((str(record.cell["model"]), place), {})[record.cell["seed"]] = record
-    metrics = results.metrics()
+    metrics = results.metrics
     chosen = metrics[metrics["metric"] == main_metric(metrics)].astype({"value": float})
     scores = {
         (str(sampler), str(model), int(steps), int(seed)): float(value)
         for sampler, model, steps, seed, value in chosen[[*_CELL, "value"]].itertuples(index=False, name=None)
     }
-    return _Records(cells, kernel_terms(results), scores, _measures(results.steps()))
+    return _Records(cells, kernel_terms(results), scores, _measures(results.steps))
 
 
 def _measures(steps: pd.DataFrame) -> Measures:
@@ -139,7 +136,7 @@ def mitigations_table(results: Results) -> pd.DataFrame:
         rows += _ranked(records, here, place)
     if not rows:
         return pd.DataFrame()
-    table = pd.DataFrame(rows).assign(metric=main_metric(results.metrics()))
+    table = pd.DataFrame(rows).assign(metric=main_metric(results.metrics))
     table["p_holm"] = holm(table["p"])
     table["holm"] = ["" if p != p else "yes" if p < LEVEL else "no" for p in table["p_holm"]]
     places = list(dict.fromkeys(table["sampler"]))
@@ -275,7 +272,7 @@ def analyse(results: Results, out: Output) -> None:
     table = mitigations_table(results)
     if not len(table):
         return
-    metric, account = main_metric(results.metrics()) or "distance", results.account()
+    metric, account = main_metric(results.metrics) or "distance", results.account()
     caption, short = main_caption(table, metric, account), condensed(table, metric)
     out.figure(
         _SECTION, draw_mitigations(table, metric, out.figures), "Remedies against their baselines",

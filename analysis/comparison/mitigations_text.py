@@ -8,8 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["BIAS", "bias_names", "condensed", "drawn_caption", "main_caption", "ranking_caption", "ranking_table"]
-
 BIAS: Mapping[str, str] = {
     "variance_end_gap": "Var(x) / true variance of the finished samples - that of an exact denoiser of Gaussian data"
     " on the same levels, without remedies",

@@ -20,8 +20,6 @@ from analysis.output.style import band, colours, key, panels, save
 from analysis.records.experiments import read_pictures, read_records
 from analysis.records.load import Results
 
-__all__ = ["analyse", "chain_table", "draw_chains", "draw_pictures"]
-
 _SECTION = "Chains"
 _METHODS = {"mean": "posterior mean, no noise", "ddim": "DDIM", "ancestral": "ancestral"}
 _EXACT = {

@@ -17,13 +17,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.level_axis import is_edm, level_symbol, noisy_left
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
-from analysis.output.style import colours, key, panels, save
+from analysis.output.style import colours, is_edm, key, level_symbol, noisy_left, panels, save
 from analysis.records.load import Results
-
-__all__ = ["analyse", "draw_delta", "draw_single_step", "single_step_table"]
 
 _SECTION = "Variance"
 _ROWS = {
@@ -128,7 +125,7 @@ def _scale(axis: Axes, table: pd.DataFrame) -> None:
 
 def analyse(results: Results, out: Output) -> None:
     """Draw delta_t over its floor, and the papers' formula against what one step does."""
-    steps = results.steps()
+    steps = results.steps
     if not len(steps):
         return
     account = results.account()

@@ -21,14 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from analysis.level_axis import is_edm
 from analysis.output.entries import Output
 from analysis.output.selection import models_of
-from analysis.output.style import MARKERS, panels, save
-from analysis.quality.fid_vs_steps import main_metric
-from analysis.records.load import Results
-
-__all__ = ["DEFINITIONS", "analyse", "correlation_table", "diagnostics_table", "draw_diagnostics"]
+from analysis.output.style import MARKERS, is_edm, panels, save
+from analysis.records.load import Results, main_metric
 
 _SECTION = "What predicts quality"
 _CELL = ["sampler", "model", "steps", "seed"]
@@ -87,7 +83,7 @@ def _log(ratio: pd.Series) -> pd.Series:
 
 def diagnostics_table(results: Results) -> pd.DataFrame:
     """Return one row a cell: its measures (see :data:`DEFINITIONS`) and its Frechet distance ``fd``."""
-    steps, metrics = results.steps(), results.metrics().astype({"value": float})
+    steps, metrics = results.steps, results.metrics.astype({"value": float})
     metric = main_metric(metrics)
     if not len(steps) or metric is None:
         return pd.DataFrame()
@@ -175,7 +171,7 @@ def analyse(results: Results, out: Output) -> None:
     table = diagnostics_table(results)
     if len(table) < _FEWEST:
         return
-    correlations, metric = correlation_table(table), str(main_metric(results.metrics()))
+    correlations, metric = correlation_table(table), str(main_metric(results.metrics))
     account = results.account()
     out.table(
         _SECTION, "diagnostics", table, "Measures of exposure bias by cell",

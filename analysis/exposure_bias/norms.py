@@ -8,14 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.level_axis import level_symbol, noisy_left
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
-from analysis.output.style import ARM_LINES, band, colours, key, panels, save
+from analysis.output.style import ARM_LINES, band, colours, key, level_symbol, noisy_left, panels, save
+from analysis.output.text import clips
 from analysis.records.load import Results
-from analysis.wording import clips
-
-__all__ = ["analyse", "draw_eps_norm", "draw_scaling", "norm_table", "scaled_models"]
 
 _SECTION = "Norms"
 _KEYS = ["sampler", "model", "steps", "i", "t"]
@@ -153,7 +150,7 @@ def draw_scaling(steps: pd.DataFrame, scaled: list[str], folder: Path) -> list[P
 
 def analyse(results: Results, out: Output) -> None:
     """Write and draw the norms of the predicted noise."""
-    steps = results.steps()
+    steps = results.steps
     if not len(steps):
         return
     account = results.account()

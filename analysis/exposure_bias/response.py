@@ -13,14 +13,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.level_axis import noisy_left
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, shown, step_counts
-from analysis.output.style import band, colours, key, panels, save
+from analysis.output.style import band, colours, key, noisy_left, panels, save
 from analysis.records.experiments import read_records
 from analysis.records.load import Results
-
-__all__ = ["analyse", "draw_effective", "draw_response", "effective_table", "invert"]
 
 _SECTION = "Effective timestep"
 _SHOWN = 6
@@ -116,7 +113,7 @@ def draw_effective(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 def analyse(results: Results, out: Output) -> None:
     """Write and draw the response and the effective timestep, where they were measured."""
-    response, steps = read_records(results, "response", "response"), results.steps()
+    response, steps = read_records(results, "response", "response"), results.steps
     if not len(response):
         return
     n, part = int(response["n"].max()), ", ".join(sorted(response["part"].unique()))

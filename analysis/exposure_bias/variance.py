@@ -12,14 +12,11 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.level_axis import is_edm, level_symbol, noisy_left
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
-from analysis.output.style import band, colours, key, panels, save
+from analysis.output.style import band, colours, is_edm, key, level_symbol, noisy_left, panels, save
+from analysis.output.text import other_causes
 from analysis.records.load import Results
-from analysis.wording import other_causes
-
-__all__ = ["analyse", "draw_variance_gap", "draw_variance_parts", "variance_table"]
 
 _SECTION = "Variance"
 _KEYS = ["sampler", "model", "steps"]
@@ -132,7 +129,7 @@ def _exact_words(steps: pd.DataFrame, results: Results) -> str:
 
 def analyse(results: Results, out: Output) -> None:
     """Write the split of the variance gap and draw it."""
-    steps = results.steps()
+    steps = results.steps
     if not len(steps):
         return
     table, account = variance_table(steps), results.account()

@@ -19,24 +19,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.level_axis import level_symbol, noisy_left
-from analysis.normality.shapiro import shapiro_wilk
+from analysis.normality.shapiro import LEVEL, MOST, RATES, level_statistics, power_table
 from analysis.output.entries import Output
 from analysis.output.selection import models_of, most_steps, thinned
-from analysis.output.style import colours, key, panels, save
-from analysis.pixel_tests import LEVEL, MOST, RATES, level_statistics, power_table
+from analysis.output.style import colours, key, level_symbol, noisy_left, panels, save
+from analysis.output.text import used_x0
 from analysis.records.arrays import single_errors
 from analysis.records.load import CellRecord, Results
-from analysis.wording import used_x0
-
-__all__ = [
-    "analyse",
-    "draw_normality",
-    "normality_table",
-    "per_cell",
-    "shapiro_wilk",
-    "summary_table",
-]
 
 _SECTION = "Prediction error"
 _WALK = ["model", "sampler", "steps"]

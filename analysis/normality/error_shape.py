@@ -16,15 +16,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
-from analysis.level_axis import level_name
 from analysis.output.entries import Output
 from analysis.output.selection import most_steps, shown
-from analysis.output.style import colours, key, panels, save
+from analysis.output.style import colours, key, level_name, panels, save
+from analysis.output.text import used_x0
 from analysis.records.arrays import single_errors
 from analysis.records.load import CellRecord, Results
-from analysis.wording import used_x0
-
-__all__ = ["analyse", "draw_histogram", "draw_quantiles", "histogram_table", "kept_by_model", "quantile_table"]
 
 _SECTION = "Prediction error"
 _SCORES = np.linspace(-3.2, 3.2, 33)  # normal quantiles at which errors are compared

@@ -13,8 +13,6 @@ from analysis.output.text import latex, markdown
 from analysis.records.files import read_json
 from analysis.records.load import ResultsError
 
-__all__ = ["FigureEntry", "Output", "TableEntry"]
-
 _READABLE = 80  # rows: longer tables are for machines, as CSV alone
 _WRITTEN = "written.json"
 _FOLDERS, _FILES = ("tables", "figures"), (_WRITTEN, "report.html")

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-__all__ = ["first_sampler", "models_of", "most_steps", "over_seeds", "shown", "step_counts", "thinned"]
-
 _PANELS = 4  # drawn side by side
 
 

@@ -22,12 +22,19 @@ from matplotlib.lines import Line2D
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 
-__all__ = ["ARM_LINES", "MARKERS", "band", "colours", "key", "panels", "save", "step_axis"]
-
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
 MARKERS = "osD^vPX*"
 ARM_LINES = {"free": "-", "forced-train": "--", "forced-heldout": ":", "paired": "-."}
+
+# EDM levels: records name one by a ``t`` from 0 at sigma .002 to 999 at sigma 80, linear in sigma^(1/7) (Karras et al.
+# 2022, eq. 5). It is a place on an axis and no training index, so figures print sigma.
+_EDM_SAMPLERS = ("euler", "heun")
+_RHO = 7.0
+_LOW, _HIGH = 0.002 ** (1 / _RHO), 80.0 ** (1 / _RHO)
+_LAST = 999.0
+_TICKS = (50.0, 5.0, 0.5, 0.02)  # about evenly spaced on that scale, clear of the ends where panels meet
+
 _SETTINGS: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -109,3 +116,37 @@ def key(figure: Figure, paint: dict[str, str], styles: dict[str, tuple[Any, str]
     handles += [Line2D([], [], color=colour, linestyle=style, label=name) for name, (style, colour) in styles.items()]
     columns = 5 if figure.get_figwidth() > 4 else 2
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), columns), frameon=False)
+
+
+def is_edm(sampler: str) -> bool:
+    """Tell whether a sampler walks on EDM levels."""
+    return sampler in _EDM_SAMPLERS
+
+
+def sigma_at(t: float) -> float:
+    """Return the noise level at a place ``t`` on EDM's scale, 0 (sigma .002) to 999 (sigma 80)."""
+    return float((_LOW + t / _LAST * (_HIGH - _LOW)) ** _RHO)
+
+
+def level_symbol(sampler: str) -> str:
+    """Return the letter of a horizontal axis of levels."""
+    return r"$\sigma$" if is_edm(sampler) else "t"
+
+
+def level_name(t: float, sampler: str) -> str:
+    """Return a level as titles give it, e.g. ``t = 646`` or ``sigma = 7.9``."""
+    return rf"$\sigma$ = {sigma_at(t):.2g}" if is_edm(sampler) else f"t = {t:.0f}"
+
+
+def noisy_left(axis: Axes, sampler: str = "") -> None:
+    """Let the noise fall from left to right, as sampling does; an axis of EDM levels gets sigma at its ticks.
+
+    Args:
+        axis: its horizontal axis is ``t`` of the records; panels that share it follow.
+        sampler: of the walk; none where t is a training index.
+    """
+    if not axis.xaxis_inverted():
+        axis.invert_xaxis()
+    if is_edm(sampler):
+        places = [_LAST * (sigma ** (1 / _RHO) - _LOW) / (_HIGH - _LOW) for sigma in _TICKS]
+        axis.set_xticks(places, [f"{sigma:g}" for sigma in _TICKS])

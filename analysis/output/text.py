@@ -1,4 +1,4 @@
-"""Tables as text: Markdown and LaTeX (booktabs)."""
+"""Tables as Markdown and LaTeX (booktabs), and parts of captions that depend on how a folder was sampled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-__all__ = ["entry", "latex", "latex_text", "markdown", "markdown_row"]
+from analysis.records.load import Results
 
 _SPECIAL = {character: "\\" + character for character in "_%&#$"} | {"±": r"$\pm$", "<": r"$<$", ">": r"$>$"}
 
@@ -45,3 +45,21 @@ def latex(frame: pd.DataFrame) -> str:
     rows = [" & ".join(latex_text(entry(v)) for v in row) for row in frame.itertuples(index=False, name=None)]
     lines = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", header + r" \\", r"\midrule"]
     return "\n".join([*lines, *(row + r" \\" for row in rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def clips(results: Results) -> bool:
+    """Tell whether x0_hat was clamped to [-1, 1]; cells of one folder agree in it."""
+    return bool(results.cells[0].cell.get("clip"))
+
+
+def used_x0(results: Results) -> str:
+    """Return what was done to the x0_hat whose errors are shown."""
+    return "x0_hat as the sampler uses it, scaled " + ("and clipped" if clips(results) else "but not clipped")
+
+
+def other_causes(results: Results) -> str:
+    """Return what besides few steps moves the variance off that of an exact denoiser of Gaussian data."""
+    causes = ["the network"]
+    causes += ["clipping"] if clips(results) else []
+    causes += ["the classifier's guidance"] if any("classifier" in record.cell for record in results.cells) else []
+    return ", ".join(causes) + " and data that are not Gaussian"

@@ -19,8 +19,6 @@ from analysis.output.style import colours, panels, save
 from analysis.published.tables import load_published
 from analysis.records.load import Results
 
-__all__ = ["MEAN_PIXEL_STD", "analyse", "cosine_alpha_bar", "delta_table", "draw_published_delta", "floor_of_mean"]
-
 _SECTION = "Variance"
 MEAN_PIXEL_STD = 0.4942  # of CIFAR-10 in [-1, 1], to four digits
 

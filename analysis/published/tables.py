@@ -16,8 +16,6 @@ import pandas as pd
 from analysis.output.entries import Output
 from analysis.records.load import Results
 
-__all__ = ["TABLES", "Protocol", "analyse", "comparable", "load_published", "overlay", "wide_table"]
-
 _SECTION = "Published numbers"
 _FOLDER = Path(__file__).parent
 

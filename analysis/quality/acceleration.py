@@ -11,12 +11,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from analysis.comparison.significance import Comparison, Row, Terms, compare, kernel_terms
+from analysis.comparison.significance import Comparison, compare
 from analysis.output.entries import Output
-from analysis.quality.fid_vs_steps import main_metric
-from analysis.records.load import Results
-
-__all__ = ["acceleration_table", "analyse", "baseline_of"]
+from analysis.records.arrays import Row, Terms, kernel_terms
+from analysis.records.load import Results, main_metric
 
 _SECTION = "Acceleration"
 _BASELINE = "adm"
@@ -32,7 +30,7 @@ def acceleration_table(results: Results) -> pd.DataFrame:
 
     A ``speed_up`` is the target's step count over the model's; what is never reached stays empty.
     """
-    metrics = results.metrics()
+    metrics = results.metrics
     scores = metrics[(metrics["metric"] == main_metric(metrics)) & metrics["value"].notna()].astype({"value": float})
     terms = kernel_terms(results)
     rows = []
@@ -83,10 +81,10 @@ def _by_test(
 def analyse(results: Results, out: Output) -> None:
     """Write the table, where the baseline was run with more than one step count."""
     table = acceleration_table(results)
-    if not len(table) or results.metrics()["steps"].nunique() < 2:
+    if not len(table) or results.metrics["steps"].nunique() < 2:
         return
     caption = (
-        f"The target is the baseline's lowest {main_metric(results.metrics())} over its step counts with all seeds."
+        f"The target is the baseline's lowest {main_metric(results.metrics)} over its step counts with all seeds."
         " steps_mean: the fewest steps at which the model's mean over seeds is no larger; steps_test: the fewest at"
         " which the paired kernel test on shared seeds does not find it farther from the data than the baseline at"
         " the target's steps (z < 1.96), which few samples make easier. Speed-up: target steps over the model's; the"

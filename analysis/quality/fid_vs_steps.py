@@ -10,16 +10,14 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.comparison.significance import Comparison, Row, Terms, compare, kernel_terms
-from analysis.metric_names import frechet_name
+from analysis.comparison.significance import Comparison, compare
 from analysis.output.entries import Output, TableEntry
 from analysis.output.selection import models_of
 from analysis.output.style import MARKERS, colours, panels, save, step_axis
 from analysis.output.text import latex_text, markdown_row
 from analysis.published.tables import overlay
-from analysis.records.load import Results
-
-__all__ = ["QualityTable", "analyse", "draw_quality", "main_metric", "quality_table"]
+from analysis.records.arrays import Row, Terms, kernel_terms
+from analysis.records.load import Results, main_metric
 
 _SECTION = "Quality"
 _LEGEND_ROW = 0.17  # inches
@@ -89,11 +87,6 @@ class QualityTable:
         return "\n".join([*lines, r"\midrule", *nfe, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def main_metric(metrics: pd.DataFrame) -> str | None:
-    """Return the Frechet distance on pooled features that a folder was scored with, None where there is none."""
-    return frechet_name(str(name) for name in metrics["metric"].unique())
-
-
 def _best(means: Mapping[Row, float], terms: Mapping[Row, Terms]) -> set[Row]:
     """Return the rows that the paired test cannot tell from the lowest mean."""
     if not means:
@@ -116,7 +109,7 @@ def _row(key: object) -> Row:
 
 def quality_table(results: Results) -> QualityTable | None:
     """Build the table of Frechet distance against steps, None where nothing was scored."""
-    metrics = results.metrics()
+    metrics = results.metrics
     metric = main_metric(metrics)
     if metric is None:
         return None
@@ -233,7 +226,7 @@ def _draw_published(axis: Axes, published: pd.DataFrame) -> None:
 
 def analyse(results: Results, out: Output) -> None:
     """Write every score, the table of Frechet distances against steps, and its figure."""
-    out.text("metrics.csv", results.metrics().to_csv(index=False))
+    out.text("metrics.csv", results.metrics.to_csv(index=False))
     quality = quality_table(results)
     if quality is None:
         return

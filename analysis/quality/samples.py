@@ -12,8 +12,6 @@ from analysis.output.entries import Output
 from analysis.output.style import panels, save
 from analysis.records.load import CellRecord, Results, ResultsError
 
-__all__ = ["analyse", "draw_samples"]
-
 
 def draw_samples(results: Results, folder: Path, count: int = 16) -> list[Path]:
     """The first samples of each model, first seed, most shared steps: a row a model, a column a starting noise."""

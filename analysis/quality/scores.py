@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.metric_names import coverage_name, inception_score_name
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of
 from analysis.output.style import MARKERS, colours, panels, save, step_axis
-from analysis.records.load import Results
-
-__all__ = ["analyse", "draw_coverage", "score_table"]
+from analysis.records.load import Results, coverage_name, inception_score_name, main_metric
 
 _SECTION = "Quality"
 _COVERAGE = ("precision", "recall")
@@ -63,7 +60,7 @@ def draw_coverage(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 def analyse(results: Results, out: Output) -> None:
     """Write every score, and draw precision and recall."""
-    table = score_table(results.metrics())
+    table = score_table(results.metrics)
     if not len(table):
         return
     inception = inception_score_name(str(name) for name in table["metric"].unique())

@@ -18,11 +18,8 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.output.entries import Output
 from analysis.output.style import MARKERS, colours, panels, save
-from analysis.quality.fid_vs_steps import main_metric
 from analysis.records.files import read_table
-from analysis.records.load import CellRecord, Results
-
-__all__ = ["analyse", "draw_lengths", "draw_losses", "lengths_table", "read_losses"]
+from analysis.records.load import CellRecord, Results, main_metric
 
 _SECTION = "Training"
 _LOSSES = {"mse": "squared error of eps", "bound": "variational bound (bits)"}
@@ -70,7 +67,7 @@ def lengths_table(results: Results) -> pd.DataFrame:
 
     Only models without remedies at any step count, of recipes that come with several lengths; empty in most folders.
     """
-    metrics = results.metrics()
+    metrics = results.metrics
     scores = metrics[metrics["metric"] == main_metric(metrics)].astype({"value": float})
     treated = {record.cell["model"] for record in results.cells if not _is_plain(record)}
     seen = {record.cell["model"]: found for record in results.cells if (found := _seen(record)) is not None}
@@ -142,7 +139,7 @@ def analyse(results: Results, out: Output) -> None:
         )
         out.figure(_SECTION, draw_losses(losses, out.figures), "Training losses", caption)
         out.table(_SECTION, "training_loss", last, "Training losses, last window", caption)
-    table, metric = lengths_table(results), main_metric(results.metrics())
+    table, metric = lengths_table(results), main_metric(results.metrics)
     if len(table) and metric is not None:
         caption = (
             f"{metric} of checkpoints on the way (averaged weights) against the training images they have seen; one"

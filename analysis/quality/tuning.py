@@ -23,8 +23,6 @@ from analysis.output.style import colours, panels, save
 from analysis.records.files import read_table
 from analysis.records.load import Results
 
-__all__ = ["analyse", "draw_tuning", "read_curves", "tuning_table"]
-
 _SECTION = "Tuning"
 _CHOSEN = "chosen.csv"
 _CURVE = ["model", "sampler", "steps", "parameter"]

@@ -1,19 +1,21 @@
-"""The errors e_t = x0 - x0_hat of single images, kept at chosen levels of teacher-forced steps, from ``errors.npz``."""
+"""Arrays of a cell that several analyses read: errors of single images, and the terms of the kernel distance."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.records.load import CellRecord, ResultsError
-
-__all__ = ["SingleErrors", "single_errors"]
+from analysis.records.load import CellRecord, Results, ResultsError
 
 _FEWEST = 4  # images: below that neither a kurtosis nor a test says anything
 
 Floats = NDArray[np.float64]
+Row = tuple[str, str]  # model, sampler
+Terms = Mapping[int, Floats]  # by seed: [N, 2], within and cross
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,23 @@ def single_errors(record: CellRecord) -> SingleErrors | None:
 
 def _finite(*arrays: NDArray[np.generic]) -> bool:
     return all(bool(np.isfinite(array).all()) for array in arrays)
+
+
+def kernel_terms(results: Results) -> dict[int, dict[Row, dict[int, Floats]]]:
+    """Return the per-sample kernel terms by steps, (model, sampler) and seed."""
+    found: dict[int, dict[Row, dict[int, Floats]]] = {}
+    for cell, terms in results.each(_terms):
+        found.setdefault(cell["steps"], {}).setdefault((cell["model"], cell["sampler"]), {})[cell["seed"]] = terms
+    return found
+
+
+def _terms(record: CellRecord) -> tuple[dict[str, Any], Floats] | None:
+    terms = record.array("kernel.npy")
+    if terms is None:
+        return None
+    sound = terms.ndim == 2 and terms.shape[1] == 2 and len(terms) > 0 and terms.dtype.kind in "iuf"
+    if not sound or not np.isfinite(terms).all():
+        raise ResultsError(
+            f"{record.folder / 'kernel.npy'} does not hold two finite columns; delete the cell and run again"
+        )
+    return record.cell, terms

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["RECORD_VERSION", "check_facts", "check_key", "check_steps", "settings"]
-
 RECORD_VERSION = 2  # of the records this package reads; bench.suite.plan writes them
 _KINDS = {"model": str, "sampler": str, "steps": int, "seed": int, "samples": int}
 _SHARED = ("spacing", "clip", "quantize", "precision", "samples", "data")  # what cells of one folder agree in

@@ -13,8 +13,6 @@ from analysis.records.checks import check_key
 from analysis.records.files import read_json, read_table
 from analysis.records.load import Results, ResultsError, read_arrays
 
-__all__ = ["read_pictures", "read_records"]
-
 _VERSIONS = {"chain": 1, "response": 1}  # of the records this package reads
 _TEXTS = {"model", "method", "quantity", "part", "reference", "note"}
 _COLUMNS = {  # that must be there: those never empty, and others

@@ -17,8 +17,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["read_json", "read_npy", "read_npz", "read_table"]
-
 _MOST = 2**28  # bytes of a file without its packing that are harmless, however small the file
 _SHARE = 250  # unpacked bytes for a byte on disk; records have below 30
 _LARGEST_JSON = 2**24

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from analysis.records.checks import check_facts, check_steps, settings
 from analysis.records.files import read_json, read_npy, read_npz, read_table
 
-__all__ = ["CellRecord", "Results", "ResultsError", "load_results", "read_arrays"]
-
 T = TypeVar("T")
 _KEY = ("model", "sampler", "steps", "seed")
+_EXTRAPOLATED = "_inf"  # ends a score of older records that is computed no more
+_DERIVED = (_EXTRAPOLATED, "_exact", "_exact_sd")  # endings of scores that belong to a distance
 
 
 class ResultsError(ValueError):
@@ -98,6 +99,7 @@ class Results:
     cells: list[CellRecord]
     problems: list[str] = field(default_factory=list)
 
+    @cached_property
     def metrics(self) -> pd.DataFrame:
         """Return every score, long: model, sampler, steps, nfe, seed, n, reference, metric, value, reason."""
         columns = ["model", "sampler", "steps", "nfe", "seed", "n", "reference", "metric", "value", "reason"]
@@ -105,6 +107,7 @@ class Results:
             {**score, **record.key(), "nfe": record.facts["nfe"]}
             for record in self.cells
             for score in record.facts["scores"]
+            if not score["metric"].endswith(_EXTRAPOLATED)
         ]
         return pd.DataFrame(rows, columns=columns)
 
@@ -127,12 +130,9 @@ class Results:
         if line not in self.problems:
             self.problems.append(line)
 
-    def steps(self) -> pd.DataFrame:
-        """Return the per-step tables of all cells, joined; empty where nothing was measured."""
-        return self._steps
-
     @cached_property
-    def _steps(self) -> pd.DataFrame:
+    def steps(self) -> pd.DataFrame:
+        """The per-step tables of all cells, joined; empty where nothing was measured."""
         tables = self.each(CellRecord.steps)
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -228,3 +228,24 @@ def _model_order(root: Path) -> dict[str, int]:
         return {name: position for position, name in enumerate(models)}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def frechet_name(names: Iterable[str]) -> str | None:
+    """Return the Frechet distance on pooled features, the plain one; None where there is none."""
+    plain = (name for name in names if not name.endswith(_DERIVED))
+    return next((name for name in plain if re.fullmatch(r"(clean_)?(fid|fd_\w+)", name)), None)
+
+
+def coverage_name(names: Iterable[str], kind: str) -> str | None:
+    """Return what ``precision`` or ``recall`` goes by, None where there is none."""
+    return next((name for name in names if re.fullmatch(rf"(clean_)?{kind}(_\w+)?", name)), None)
+
+
+def inception_score_name(names: Iterable[str]) -> str | None:
+    """Return what the Inception score goes by, None where there is none."""
+    return next((name for name in names if re.fullmatch(r"(clean_)?is(_\w+)?", name)), None)
+
+
+def main_metric(metrics: pd.DataFrame) -> str | None:
+    """Return the Frechet distance on pooled features that a folder was scored with, None where there is none."""
+    return frechet_name(str(name) for name in metrics["metric"].unique())

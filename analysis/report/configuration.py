@@ -11,8 +11,6 @@ from typing import Any
 
 from analysis.records.files import read_json
 
-__all__ = ["read_configuration", "without_paths"]
-
 _JOINTS = re.compile(r"([=,])")  # of --out=PATH and of name=PATH,name=PATH
 
 

@@ -19,8 +19,6 @@ from analysis.records.load import Results
 from analysis.report.configuration import read_configuration
 from analysis.report.verdict import verdict
 
-__all__ = ["NAME", "build_report", "write_report"]
-
 NAME = "report.html"
 _MAIN = "fid_vs_steps"  # the table that opens the report, with its best entries marked
 _NAMED = 4  # models in the title; more are counted

@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.comparison.significance import compare, kernel_terms
+from analysis.comparison.significance import compare
 from analysis.exposure_bias.norms import norm_table
 from analysis.exposure_bias.variance import final_table, variance_table
 from analysis.quality.fid_vs_steps import quality_table
+from analysis.records.arrays import kernel_terms
 from analysis.records.load import Results
-
-__all__ = ["norm_sentence", "quality_sentence", "variance_sentence", "verdict"]
 
 _BAND = 2  # standard errors
 _FORCED = {"heldout": "held-out images", "train": "training images"}  # the first that was measured is taken
@@ -164,7 +163,7 @@ def _scope(results: Results) -> tuple[str, list[str]]:
 
 
 def _steps(results: Results) -> pd.DataFrame:
-    steps = results.steps()
+    steps = results.steps
     return steps[steps["sampler"] == _scope(results)[0]] if len(steps) else steps
 
 
@@ -179,7 +178,7 @@ def _basis(results: Results) -> str:
 
 
 def _reasons(results: Results, metric: str) -> str:
-    scores = results.metrics()
+    scores = results.metrics
     reasons = dict.fromkeys(str(reason) for reason in scores.loc[scores["metric"] == metric, "reason"] if reason)
     return "; ".join(reasons) or "no reason was recorded"
 

@@ -23,8 +23,6 @@ from analysis.output.selection import models_of
 from analysis.output.style import band
 from analysis.records.load import CellRecord, Results, ResultsError
 
-__all__ = ["BAND_NOTE", "CSV_LEVELS", "band_table", "measured", "ratio_lines"]
-
 _KEYS = ["model", "sampler", "steps", "i", "t", "band"]
 _ARMS = {"state": "free/{}_state", "x0_hat": "free/{}_x0", "forced": "forced-train/{}_x0"}
 

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.level_axis import level_symbol, noisy_left
 from analysis.output.entries import Output
 from analysis.output.selection import models_of, most_steps, thinned
-from analysis.output.style import colours, key, panels, save
+from analysis.output.style import colours, key, level_symbol, noisy_left, panels, save
 from analysis.records.load import Results
 from analysis.spectra.band_power import BAND_NOTE, CSV_LEVELS, band_table, measured, ratio_lines
-
-__all__ = ["analyse", "draw_haar", "haar_table"]
 
 _SECTION = "Spectra"
 _BANDS = ("LL", "LH", "HL", "HH")

@@ -9,14 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.level_axis import is_edm, level_name, level_symbol, noisy_left
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, most_steps, shown, thinned
-from analysis.output.style import colours, key, panels, save
+from analysis.output.style import colours, is_edm, key, level_name, level_symbol, noisy_left, panels, save
 from analysis.records.load import Results
 from analysis.spectra.band_power import BAND_NOTE, CSV_LEVELS, band_table, measured, ratio_lines
-
-__all__ = ["analyse", "draw_curves", "draw_heat", "draw_samples", "spectrum_table"]
 
 _SECTION = "Spectra"
 _LIMIT = 0.3  # of the colour scale: a factor of 1.35 either way

@@ -2,8 +2,10 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.text import Text
+from PIL import Image
 
 from bench.suite.plan import RECORD_VERSION
 from bench.suite.settings import short_hash
@@ -65,3 +67,17 @@ def drawn_texts(monkeypatch, module):
 
 def texts(figure):
     return [text.get_text() for text in figure.findobj(Text)]
+
+
+def assert_figures(paths, name, kinds=("png", "pdf")):
+    assert [path.name for path in paths] == [f"{name}.{kind}" for kind in kinds]
+    for path in paths:
+        if path.suffix == ".pdf":
+            assert path.read_bytes().startswith(b"%PDF")
+            assert b"%%EOF" in path.read_bytes()[-32:]
+        else:
+            with Image.open(path) as image:
+                image.load()
+                assert image.width > 300
+                assert len(image.convert("L").getcolors()) > 10  # something is drawn
+    assert plt.get_fignums() == []  # and closed

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from analysis.comparison.significance import compare, kernel_terms
+from analysis.comparison.significance import compare
 from analysis.published.tables import _ours
+from analysis.records.arrays import kernel_terms
 from analysis.records.load import load_results
 from bench.suite.experiments.chains import plan_chains
 from bench.suite.experiments.response import plan_response

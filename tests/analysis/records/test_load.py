@@ -4,7 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.records.load import ResultsError, load_results
+from analysis.records.load import (
+    ResultsError,
+    coverage_name,
+    frechet_name,
+    inception_score_name,
+    load_results,
+)  # fmt: skip
+from bench.measure.features.extractors import _metric_names
 from bench.suite.settings import short_hash
 
 STEPS = "arm,i,stage,t,alpha,sigma,n,quantity,value,std\nfree,0,0,1,0.5,0.5,3,eps_norm,2,0.1\n"
@@ -152,7 +159,7 @@ def test_a_damaged_run_file_costs_the_order_only(folder, text):
 def test_metrics_are_long(folder):
     folder.cell("adm", 10, 0, 1.5)
     folder.cell("adm", 10, 1, None)
-    table = load_results(folder.root).metrics()
+    table = load_results(folder.root).metrics
     columns = ["model", "sampler", "steps", "nfe", "seed", "n", "reference", "metric", "value", "reason"]
     assert list(table.columns) == columns
     assert len(table) == 4
@@ -167,7 +174,7 @@ def test_steps_carry_the_cells_key(folder):
     folder.cell("adm", 3, 0)
     folder.cell("adm", 3, 1)
     folder.cell("ip", 5, 0, probes=False)
-    table = load_results(folder.root).steps()
+    table = load_results(folder.root).steps
     assert set(table["seed"]) == {0, 1}
     assert set(table["model"]) == {"adm"}
     assert set(table["steps"]) == {3}
@@ -177,7 +184,7 @@ def test_without_probes_there_are_no_steps(folder):
     folder.cell(probes=False)
     results = load_results(folder.root)
     assert results.cells[0].steps() is None
-    assert len(results.steps()) == 0
+    assert len(results.steps) == 0
 
 
 @pytest.mark.parametrize(
@@ -241,13 +248,13 @@ def test_a_score_cannot_rename_its_cell(folder):
     facts = json.loads((cell / "metrics.json").read_text())
     facts["scores"][0] |= {"model": "other", "seed": "x", "nfe": 0}
     (cell / "metrics.json").write_text(json.dumps(facts))
-    table = load_results(folder.root).metrics()
+    table = load_results(folder.root).metrics
     assert (set(table["model"]), set(table["seed"]), set(table["nfe"])) == ({"adm"}, {0}, {10})
 
 
 def test_a_cell_of_heun_has_two_calls_a_step_but_for_the_last(folder):
     sound = folder.cell("edm", 10, sampler="heun")
-    assert load_results(folder.root).metrics()["nfe"].unique().tolist() == [19]
+    assert load_results(folder.root).metrics["nfe"].unique().tolist() == [19]
     facts = json.loads((sound / "metrics.json").read_text())
     (sound / "metrics.json").write_text(json.dumps(facts | {"nfe": 10}))
     folder.cell("edm-es", 10, sampler="heun")
@@ -280,7 +287,7 @@ def test_a_damaged_step_is_named_and_its_cell_left_out(folder, column, text):
     table.loc[3, column] = text
     table.to_csv(bad / "steps.csv", index=False)
     results = load_results(folder.root)
-    assert set(results.steps()["model"]) == {"adm"}
+    assert set(results.steps["model"]) == {"adm"}
     (problem,) = results.problems
     assert "bad-ddpm-10-seed0" in problem
 
@@ -291,6 +298,38 @@ def test_a_steps_table_of_other_lines_is_one_line_of_warning(folder, lines):
     bad = folder.cell("bad")
     (bad / "steps.csv").write_text(STEPS.splitlines()[0] + "\n" if lines == 1 else STEPS + "1," * 20 + "\n")
     results = load_results(folder.root)
-    assert set(results.steps()["model"]) == {"adm"}
+    assert set(results.steps["model"]) == {"adm"}
     (problem,) = results.problems
     assert problem.isprintable()
+
+
+KINDS = [("", ""), ("", "_inception"), ("clean_", ""), ("clean_", "_inception"), ("", "_digits"), ("", "_cifar10")]
+
+
+def scored(prefix, suffix):
+    """Every score a cell has, in the suite's order."""
+    names = _metric_names(prefix, suffix)
+    frechet = names["frechet"]
+    derived = [f"{frechet}{ending}" for ending in ("_inf", "_exact", "_exact_sd")]
+    return names, ["nn_ratio", *derived, names["spatial"], frechet, *(v for k, v in names.items() if k != "frechet")]
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), KINDS)
+def test_every_name_of_the_suite_is_known(prefix, suffix):
+    names, present = scored(prefix, suffix)
+    assert frechet_name(present) == names["frechet"]
+    assert coverage_name(present, "precision") == names["precision"]
+    assert coverage_name(present, "recall") == names["recall"]
+    assert inception_score_name(present) == names["inception_score"]
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), KINDS)
+def test_only_published_weights_make_a_fid(prefix, suffix):
+    assert ("fid" in frechet_name(scored(prefix, suffix)[1])) == (not suffix)
+
+
+def test_nothing_is_made_of_other_scores():
+    others = ["nn_ratio", "sfid", "kid", "fid_inf", "sfd_digits", "clean_sfid"]
+    assert frechet_name(others) is None
+    assert coverage_name(others, "recall") is None
+    assert inception_score_name(others) is None

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from made import drawn_texts, make_cell
 
-from analysis import error_spread
-from analysis.error_spread import analyse, gamma_table, nu_table, pixel_spread
+from analysis.exposure_bias import x0_error
+from analysis.exposure_bias.x0_error import analyse, gamma_table, nu_table, pixel_spread
 from analysis.output.entries import Output
 from analysis.records.load import load_results
 
@@ -56,7 +56,7 @@ def test_nu_is_recovered_with_its_range_over_pixels(tmp_path):
     for seed in (0, 1):
         add(tmp_path, "adm", seed)
     results = load_results(tmp_path)
-    table = nu_table(results.steps(), pixel_spread(results)).set_index(["arm", "t"])
+    table = nu_table(results.steps, pixel_spread(results)).set_index(["arm", "t"])
     trained = table.loc["forced-train"].sort_index()
     assert (np.abs(trained["nu"] / NU - 1) < 4 * nu_error() / np.sqrt(2)).all()
     # The extreme pixels are half and one and a half of nu; each is known to 1 / sqrt(2 * 798), of sixteen.
@@ -82,7 +82,7 @@ def test_gamma_is_half_the_mean_of_nu_at_the_most_steps(tmp_path):
     add(tmp_path, "adm", 0, steps=3)
     add(tmp_path, "adm", 1, steps=3)
     add(tmp_path, "adm", 0, steps=4, scale=2.0)
-    table = gamma_table(load_results(tmp_path).steps())
+    table = gamma_table(load_results(tmp_path).steps)
     assert (table["steps"] == 4).all()
     trained = table[table["arm"] == "forced-train"].iloc[0]
     # The mean over three t of independent errors is led by the largest nu, .8 of 1.2.
@@ -96,14 +96,14 @@ def test_figures(tmp_path, monkeypatch, arms):
     models = [f"model-{number}" for number in range(8)]
     for model in models:
         add(tmp_path, model, arms=arms)
-    drawn, out = drawn_texts(monkeypatch, error_spread), Output(tmp_path)
+    drawn, out = drawn_texts(monkeypatch, x0_error), Output(tmp_path)
     results = load_results(tmp_path)
     analyse(results, out)
     assert [entry.name for entry in out.entries] == ["error_gamma", "error_nu", "error_nu", "error_std_map"]
     assert {*models, "training images"} <= set(drawn[0])
     assert ("held-out images" in drawn[0]) == (len(arms) == 2)
     assert sum(text.startswith("t = ") for text in drawn[1]) == 3
-    gamma = gamma_table(results.steps())["gamma"][0]
+    gamma = gamma_table(results.steps)["gamma"][0]
     assert f"model-0 {gamma:.3f}, model-1 {gamma:.3f}" in out.entries[2].caption
     assert "1/sqrt(2(n - 1)) = 4 %" in out.entries[2].caption
 
@@ -117,7 +117,7 @@ def test_figures_are_files(tmp_path):
 
 
 def test_without_moments_there_is_no_map_and_no_range(tmp_path, monkeypatch):
-    drawn_texts(monkeypatch, error_spread)
+    drawn_texts(monkeypatch, x0_error)
     add(tmp_path, "adm")
     (tmp_path / "cells" / "adm-ddpm-3-seed0" / "moments.npz").unlink()
     out = Output(tmp_path)

@@ -9,9 +9,8 @@ from made import drawn_texts, make_cell
 
 from analysis.normality import error_normality as normality
 from analysis.normality.error_normality import analyse, draw_normality, normality_table, per_cell, summary_table
-from analysis.normality.shapiro import shapiro_wilk
+from analysis.normality.shapiro import benjamini_hochberg, level_statistics, power_table, shapiro_wilk
 from analysis.output.entries import Output
-from analysis.pixel_tests import benjamini_hochberg, level_statistics, power_table
 from analysis.records.load import load_results
 
 PIXELS = 64

@@ -1,7 +1,6 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from PIL import Image
+from made import assert_figures
 
 from analysis.__main__ import main
 from analysis.exposure_bias.norms import draw_eps_norm
@@ -12,20 +11,6 @@ from analysis.quality.fid_vs_steps import draw_quality, quality_table
 from analysis.quality.samples import draw_samples
 from analysis.records.load import load_results
 from analysis.regenerate import regenerate
-
-
-def assert_figures(paths, name, kinds=("png", "pdf")):
-    assert [path.name for path in paths] == [f"{name}.{kind}" for kind in kinds]
-    for path in paths:
-        if path.suffix == ".pdf":
-            assert path.read_bytes().startswith(b"%PDF")
-            assert b"%%EOF" in path.read_bytes()[-32:]
-        else:
-            with Image.open(path) as image:
-                image.load()
-                assert image.width > 300
-                assert len(image.convert("L").getcolors()) > 10  # something is drawn
-    assert plt.get_fignums() == []  # and closed
 
 
 @pytest.fixture
@@ -42,19 +27,19 @@ STEP_FIGURES = {"eps_norm": draw_eps_norm, "variance_gap": draw_variance_gap, "x
 
 @pytest.mark.parametrize(("name", "draw"), STEP_FIGURES.items())
 def test_step_figures(results, tmp_path, name, draw):
-    assert_figures(draw(results.steps(), tmp_path / "new" / "figures"), name)
+    assert_figures(draw(results.steps, tmp_path / "new" / "figures"), name)
 
 
 @pytest.mark.parametrize(("name", "draw"), STEP_FIGURES.items())
 @pytest.mark.parametrize("steps", [1, 2])
 def test_step_figures_of_very_few_steps(folder, tmp_path, name, draw, steps):
     folder.cell("adm", steps)
-    assert_figures(draw(load_results(folder.root).steps(), tmp_path / "figures"), name)
+    assert_figures(draw(load_results(folder.root).steps, tmp_path / "figures"), name)
 
 
 @pytest.mark.parametrize(("name", "draw"), STEP_FIGURES.items())
 def test_step_figures_without_heldout_images(results, tmp_path, name, draw):
-    steps = results.steps()
+    steps = results.steps
     assert_figures(draw(steps[steps["arm"] != "forced-heldout"], tmp_path / "figures"), name)
 
 
@@ -63,7 +48,7 @@ def test_step_figures_of_many_step_counts_and_two_samplers(folder, tmp_path, nam
     for steps in (2, 3, 4, 5, 6, 7):
         folder.cell("adm", steps)
     folder.cell("adm", 4, sampler="ddim")
-    assert_figures(draw(load_results(folder.root).steps(), tmp_path / "figures"), name)
+    assert_figures(draw(load_results(folder.root).steps, tmp_path / "figures"), name)
 
 
 def test_quality_figure(results, tmp_path):
@@ -101,7 +86,7 @@ def test_samples_of_samplers_with_other_seeds(folder, tmp_path):
 
 
 def test_figures_repeat_byte_for_byte(results, tmp_path):
-    first, second = (draw_x0_error(results.steps(), tmp_path / name) for name in ("first", "second"))
+    first, second = (draw_x0_error(results.steps, tmp_path / name) for name in ("first", "second"))
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
 
@@ -194,7 +179,7 @@ def test_the_command_on_a_damaged_record(folder, capsys, terms, name):
 def test_an_error_band_is_drawn_for_finite_errors_only(folder, tmp_path):
     # The exact arm has no sampling error: n and std are empty, it has no band and must not break the figure.
     folder.cell("adm", 5)
-    steps = load_results(folder.root).steps()
+    steps = load_results(folder.root).steps
     assert steps[steps["arm"] == "gaussian"]["n"].isna().all()
     assert_figures(draw_variance_gap(steps, tmp_path), "variance_gap")
 

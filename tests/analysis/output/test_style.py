@@ -8,8 +8,7 @@ import pytest
 from made import drawn_texts
 
 from analysis.exposure_bias import variance, x0_error
-from analysis.level_axis import is_edm, level_name, level_symbol, noisy_left, sigma_at
-from analysis.output.style import panels
+from analysis.output.style import is_edm, level_name, level_symbol, noisy_left, panels, sigma_at
 from analysis.records.load import load_results
 from bench.diffusion.edm import edm_position
 from bench.suite.settings import EDM_SAMPLERS, SAMPLERS
@@ -46,7 +45,7 @@ def test_ticks_stand_where_their_sigma_is():
 )
 def test_figures_along_the_walk_name_its_levels(folder, monkeypatch, module, draw, sampler):
     folder.cell(sampler=sampler)
-    steps = load_results(folder.root).steps()
+    steps = load_results(folder.root).steps
     floor = steps[steps["quantity"] == "excess_std"].assign(quantity="floor_std", value=0.5)
     drawn = drawn_texts(monkeypatch, module)
     draw(pd.concat([steps, floor], ignore_index=True), folder.root)
@@ -57,7 +56,7 @@ def test_figures_along_the_walk_name_its_levels(folder, monkeypatch, module, dra
 
 def test_excess_is_relative_on_edm_levels(folder):
     folder.cell(sampler="heun")
-    steps = load_results(folder.root).steps()
+    steps = load_results(folder.root).steps
     floor = steps[steps["quantity"] == "excess_std"].assign(quantity="floor_std", value=0.5)
     both = pd.concat([steps, floor], ignore_index=True)
     plain, relative = variance._excess(both, "ddpm"), variance._excess(both, "heun")

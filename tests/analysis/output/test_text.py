@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from analysis.output.text import clips, other_causes, used_x0
 from analysis.records.load import load_results
-from analysis.wording import clips, other_causes, used_x0
 from bench.suite.settings import short_hash
 
 

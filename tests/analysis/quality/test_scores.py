@@ -14,7 +14,7 @@ from analysis.output.entries import Output
 from analysis.quality import fid_vs_steps as quality
 from analysis.quality.fid_vs_steps import draw_quality, quality_table
 from analysis.quality.scores import analyse, score_table
-from analysis.records.load import load_results
+from analysis.records.load import load_results, main_metric
 
 
 def add_scores(cell, *scores):
@@ -39,7 +39,7 @@ def scored(folder):
 
 
 def test_scores_are_averaged_over_seeds(scored):
-    table = score_table(load_results(scored.root).metrics()).set_index(["metric", "model", "steps"])
+    table = score_table(load_results(scored.root).metrics).set_index(["metric", "model", "steps"])
     row = table.loc[("precision_toy", "adm", 10)]
     assert (row["mean"], row["seeds"], row["n"]) == (pytest.approx(0.85), 2, 20)
     assert row["sd"] == pytest.approx(0.1 / np.sqrt(2))

@@ -1,9 +1,11 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
-from analysis.comparison.significance import CRITICAL, Comparison, compare
+from analysis.comparison.significance import CRITICAL, Comparison, compare, holm, p_value, paired_t, rank_intervals
 from bench.measure.quality.scores import kernel_terms
 
 DIMENSIONS = 4
@@ -97,3 +99,79 @@ def test_seeds_of_one_model_alone_are_ignored(terms):
 )
 def test_verdicts(delta, verdict):
     assert Comparison(delta, 1.0, 1).verdict == verdict
+
+
+def test_holm_by_hand():
+    # Sorted .01, .02, .03, .04 times 4, 3, 2, 1 is .04, .06, .06, .04; never below the one before.
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == pytest.approx([1, 1])
+
+
+def test_what_was_not_tested_does_not_count():
+    assert holm([0.02, float("nan"), 0.03]) == pytest.approx([0.04, float("nan"), 0.04], nan_ok=True)
+    assert len(holm([])) == 0
+    assert np.isnan(holm([float("nan")])).all()
+
+
+def test_holm_errs_as_seldom_as_it_says():
+    # Of 2000 families of 20 true hypotheses 5 % lose one, give or take 5 sqrt(.05 * .95 / 2000) = 2.4 %.
+    rng = np.random.default_rng(0)
+    wrong = np.mean([holm(p_value(rng.standard_normal(20))).min() < 0.05 for _ in range(2000)])
+    assert abs(wrong - 0.05) < 0.024
+
+
+def test_p_of_z():
+    assert p_value([0, 1.959964, -1.959964]) == pytest.approx([1, 0.05, 0.05])
+
+
+def test_ranks_by_hand():
+    z = {("a", "b"): -9.0, ("a", "c"): -8.0, ("b", "c"): 0.3, ("c", "d"): -0.1, ("a", "d"): -9.0, ("b", "d"): 1.0}
+    found = rank_intervals(["a", "b", "c", "d", "alone"], z)
+    assert found.loc["a"].tolist() == [1, 1]
+    assert [found.loc[name].tolist() for name in "bcd"] == [[2, 4]] * 3
+    assert "alone" not in found.index
+
+
+def test_ranks_hold_for_many_pairs_only_what_stands_after_the_correction():
+    z = {("a", "b"): -2.1, ("a", "c"): -0.5, ("b", "c"): 0.5}  # p = .036, of three .107
+    assert (rank_intervals(list("abc"), z).to_numpy() == [1, 3]).all()
+    assert rank_intervals(list("ab"), {("a", "b"): -2.1}).to_numpy().tolist() == [[1, 1], [2, 2]]
+
+
+def test_nothing_compared_has_no_ranks():
+    assert len(rank_intervals(["a", "b"], {})) == 0
+
+
+def test_t_by_hand():
+    # Differences 1, 2, 3, 4, 5: mean 3, s = sqrt(2.5), standard error sqrt(.5), t = 3 sqrt 2 with 4 degrees of freedom.
+    second = np.array([0.3, 0.1, 0.4, 0.1, 0.5])
+    found = paired_t(second + np.arange(1.0, 6.0), second)
+    assert found["difference"] == pytest.approx(3)
+    assert found["t"] == pytest.approx(3 * math.sqrt(2))
+    half = 2.7764451 * math.sqrt(0.5)  # the tabulated 97.5 % point of t with 4 degrees of freedom
+    assert (found["low"], found["high"]) == pytest.approx((3 - half, 3 + half), abs=1e-6)
+    assert found["p"] == pytest.approx(2 * stats.t.sf(3 * math.sqrt(2), 4))
+    assert (found["seeds"], found["reason"]) == (5, "")
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 4])
+def test_few_seeds_are_refused(seeds):
+    found = paired_t(np.arange(float(seeds)), np.zeros(seeds))
+    assert found["reason"] == f"5 shared seeds are needed, not {seeds}"
+    assert math.isnan(found["p"])
+    assert math.isnan(found["difference"])
+
+
+def test_a_constant_difference_is_refused():
+    found = paired_t(np.full(5, 2.0), np.full(5, 1.5))
+    assert (found["difference"], found["reason"]) == (0.5, "the difference is the same under every seed")
+    assert math.isnan(found["t"])
+
+
+def test_the_interval_covers_the_truth():
+    # Of 1000 intervals at 95 %, 950 +- 6.9 (binomial) hold the true difference; five standard deviations are 35.
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, 5, (1000, 1))  # the seeds' own effect, which pairing removes
+    first, second = common + rng.normal(0.3, 1, (1000, 6)), common + rng.normal(0, 1, (1000, 6))
+    found = pd.DataFrame([paired_t(a, b) for a, b in zip(first, second, strict=True)])
+    assert ((found["low"] < 0.3) & (found["high"] > 0.3)).sum() == pytest.approx(950, abs=35)

@@ -4,14 +4,15 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from made import assert_figures
 from scipy import stats
-from test_figures import assert_figures
 
 from analysis.comparison import mitigations
 from analysis.comparison.mitigations import mitigations_table
-from analysis.comparison.significance import compare, kernel_terms
+from analysis.comparison.significance import compare
 from analysis.exposure_bias.diagnostics import diagnostics_table
 from analysis.output.entries import Output
+from analysis.records.arrays import kernel_terms
 from analysis.records.load import load_results
 from analysis.regenerate import regenerate
 from bench.suite.settings import short_hash

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from test_figures import assert_figures
+from made import assert_figures
 
 from analysis.exposure_bias.diagnostics import (
     DEFINITIONS,

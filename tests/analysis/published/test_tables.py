@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from test_figures import assert_figures
+from made import assert_figures
 
 from analysis.output.entries import Output
 from analysis.published import delta_t as published_delta

@@ -4,9 +4,9 @@ import re
 import pandas as pd
 import pytest
 
-from analysis.comparison.significance import kernel_terms
-from analysis.quality.fid_vs_steps import main_metric, quality_table
-from analysis.records.load import load_results
+from analysis.quality.fid_vs_steps import quality_table
+from analysis.records.arrays import kernel_terms
+from analysis.records.load import load_results, main_metric
 
 
 def table_of(folder):
