@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of
 from analysis.output.style import MARKERS, colours, panels, save, step_axis
-from analysis.records.load import Results, coverage_name, inception_score_name, main_metric
+from analysis.records.load import Results, coverage_name, inception_score_name
 
 _SECTION = "Quality"
 _COVERAGE = ("precision", "recall")

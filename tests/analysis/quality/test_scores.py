@@ -14,7 +14,7 @@ from analysis.output.entries import Output
 from analysis.quality import fid_vs_steps as quality
 from analysis.quality.fid_vs_steps import draw_quality, quality_table
 from analysis.quality.scores import analyse, score_table
-from analysis.records.load import load_results, main_metric
+from analysis.records.load import load_results
 
 
 def add_scores(cell, *scores):
