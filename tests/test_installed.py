@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from bench.__main__ import COMMANDS, main
 
@@ -82,3 +85,16 @@ def test_the_entry_imports_nothing_slow(tmp_path):
     slow = "{'torch', 'numpy', 'pandas', 'matplotlib', 'diffusers'}"
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import bench.__main__; print({slow} & set(sys.modules))"
     assert done([sys.executable, "-c", code], tmp_path) == "set()\n"
+
+
+def test_the_lowest_versions_of_ci_are_those_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    stated = [Requirement(text) for text in (*project["dependencies"], *extras["tensorboard"], *extras["test"])]
+    lines = (ROOT / ".ci" / "lowest.txt").read_text().splitlines()
+    lowest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in stated:
+        if requirement.name != project["name"]:
+            (bound,) = requirement.specifier
+            assert bound.operator == ">="
+            assert Version(lowest[requirement.name]) == Version(bound.version), requirement
