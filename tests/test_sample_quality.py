@@ -62,7 +62,7 @@ def test_the_embedded_weights_are_small_and_complete():
 @pytest.mark.parametrize("name", ["adm", "adm-ip", "ddpm-y"])
 def test_the_cifar10_family_is_that_of_its_recipes(name):
     model = load_registry((), "cifar10").model(name)
-    images = {"data": "cifar10-jpeg-train (50000)", "data_hash": unseen("cifar10").kept.content}
+    images = {"data": "cifar10-jpeg-train (50000)", "data_hash": unseen("cifar10").committed.content}
     assert model.description.training == asdict(RECIPES[f"cifar10/{name}"]) | images
     assert model.description.network == {
         **NETWORKS["cifar10"],

@@ -90,9 +90,10 @@ def _write_bytes(path: Path, content: memoryview) -> None:
     path.write_bytes(content)
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
+def write_arrays(path: Path, arrays: Arrays, compressed: bool = False) -> None:
     """Write an npz, atomically."""
-    write_atomic(path, lambda partial: np.savez(partial, allow_pickle=False, **arrays))
+    save = np.savez_compressed if compressed else np.savez
+    write_atomic(path, lambda partial: save(partial, allow_pickle=False, **arrays))
 
 
 def write_blocks(path: Path, name: str, rows: int, blocks: Iterable[NDArray[Any]], others: Arrays) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from bench.data import DataError
 from bench.files.writing import write_json
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, Extractor, open_extractor
 from bench.measure.quality.committed import COMMITTED
@@ -21,11 +20,11 @@ from bench.measure.quality.references import ImageSet, Yardstick, open_reference
 from bench.measure.quality.scores import SCORES_VERSION, Score, collect, score
 from bench.measure.quality.statistics_files import write_statistics
 from bench.runtime.devices import DEVICES, find_device, full_float32
-from bench.runtime.errors import FeatureError, OneLineParser, one_line
+from bench.runtime.errors import FeatureError, OneLineParser, UserError, one_line
 
 _INTERRUPTED = 130
 _PACKAGES = ("exposure-bias-bench", "torch", "torch-fidelity", "clean-fid", "numpy", "pillow")
-_MOST = 100_000
+_LARGEST_BATCH = 100_000
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,12 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--features", choices=[name for name in EXTRACTORS if name != "none"],
-        help="whose features (default: those of digits and cifar10, else inception)",
+        help="extractor of the features (default: that of digits or cifar10, else inception)",
     )  # fmt: skip
     parser.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a call (default %(default)s)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default %(default)s")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the scores and what they depend on")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the scores and all they depend on")
     parser.add_argument(
         "--save-statistics", type=Path, metavar="FILE.npz", help="also write the reference's statistics"
     )
@@ -56,9 +55,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> torch.device:
-    """Check every flag that can be checked alone; return the device."""
-    if not 0 < args.batch_size <= _MOST:
-        raise FeatureError(f"--batch-size must lie between 1 and {_MOST:,}, not {args.batch_size}")
+    """Check the flags one by one; return the device."""
+    if not 0 < args.batch_size <= _LARGEST_BATCH:
+        raise FeatureError(f"--batch-size must lie between 1 and {_LARGEST_BATCH:,}, not {args.batch_size}")
     if args.inception_weights is not None and args.features not in INCEPTION_EXTRACTORS:
         raise FeatureError(f"--inception-weights has no effect with --features {args.features}; leave it out")
     for flag, path, suffix in (("--out", args.out, ".json"), ("--save-statistics", args.save_statistics, ".npz")):
@@ -70,7 +69,7 @@ def _check(args: argparse.Namespace) -> torch.device:
 
 
 def _score(args: argparse.Namespace) -> None:
-    """Do everything that can fail before anything is written or printed."""
+    """Score the samples. Nothing is written or printed before everything is computed."""
     device = _check(args)
     full_float32()
     extractor = open_extractor(args.features, args.inception_weights, device)
@@ -78,13 +77,13 @@ def _score(args: argparse.Namespace) -> None:
     samples = open_samples(args.samples, extractor)
     reference = open_reference(args.reference, extractor, args.batch_size, args.quiet)
     scores = scores_of(samples, reference, extractor, args.batch_size, args.quiet)
-    said = tuple(notes(samples, reference, extractor))
+    remarks = tuple(notes(samples, reference, extractor))
     if args.save_statistics is not None:
         pictures = reference.pictures
         write_statistics(reference.statistics, args.save_statistics, None if pictures is None else pictures.images)
     if args.out is not None:
-        write_json(args.out, record(samples, reference, extractor, scores, said))
-    print("\n".join([*as_table(scores), *(f"note: {line}" for line in said)]))
+        write_json(args.out, record(samples, reference, extractor, scores, remarks))
+    print("\n".join([*as_table(scores), *(f"note: {line}" for line in remarks)]))
 
 
 def scores_of(
@@ -93,9 +92,9 @@ def scores_of(
     """Return every score of samples.
 
     Args:
-        samples: what is scored.
-        reference: what it is compared with.
-        extractor: gives the features.
+        samples: the images to score.
+        reference: what they are compared with.
+        extractor: source of the features.
         batch: images a network call.
         quiet: no progress bar.
     """
@@ -104,7 +103,7 @@ def scores_of(
 
 
 def notes(samples: ImageSet, reference: Yardstick, extractor: Extractor) -> Iterator[str]:
-    """Yield what a reader of the scores should know."""
+    """Yield the remarks that a reader of the scores needs."""
     theirs = reference.pictures
     if theirs is not None and theirs.size != samples.size:
         yield f"samples are {samples.size}, the reference's images {theirs.size}: the extractor resizes both"
@@ -115,7 +114,7 @@ def notes(samples: ImageSet, reference: Yardstick, extractor: Extractor) -> Iter
 
 
 def as_table(scores: Sequence[Score]) -> list[str]:
-    """Return the lines of an aligned table: metric, value, N, reference, and in place of a missing value the reason."""
+    """Return the lines of an aligned table: metric, value, N, reference; the reason stands where a value is missing."""
     cells = [("metric", "value", "N", "reference")]
     for row in scores:
         value, reason = ("-", f" [{row.reason}]") if row.value is None else (f"{row.value:.6g}", "")
@@ -125,9 +124,9 @@ def as_table(scores: Sequence[Score]) -> list[str]:
 
 
 def record(
-    samples: ImageSet, reference: Yardstick, extractor: Extractor, scores: Sequence[Score], said: Sequence[str]
+    samples: ImageSet, reference: Yardstick, extractor: Extractor, scores: Sequence[Score], remarks: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the scores with everything that they depend on, JSON-like."""
+    """Return the scores with everything that they depend on, ready for JSON."""
     theirs, statistics = reference.pictures, reference.statistics
     return {
         "samples": _described(samples),
@@ -140,7 +139,7 @@ def record(
         "features": {"name": extractor.name, "weights_sha256": extractor.weights_hash, "note": extractor.note},
         "scores_version": SCORES_VERSION,
         "scores": [asdict(row) for row in scores],
-        "notes": list(said),
+        "notes": list(remarks),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
 
@@ -157,9 +156,9 @@ def _version(package: str) -> str | None:
 
 
 def _usual_features(reference: str) -> str:
-    """Return the features of a command that names none: an embedded classifier's for what comes with the package."""
-    kept = reference in COMMITTED and not Path(reference).exists()
-    return reference if reference == "digits" or kept else "inception"
+    """Return the default of ``--features``: an embedded classifier for references that come with the package."""
+    embedded = reference == "digits" or (reference in COMMITTED and not Path(reference).exists())
+    return reference if embedded else "inception"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,8 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.features = args.features or _usual_features(args.reference)
     try:
         _score(args)
-    except (DataError, FeatureError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
     except (MemoryError, torch.OutOfMemoryError):
         print("error: out of memory; use a smaller --batch-size", file=sys.stderr)
     except OSError as error:

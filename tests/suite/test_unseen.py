@@ -11,7 +11,7 @@ from analysis.regenerate import regenerate
 from bench.data import load
 from bench.measure.features.extractors import open_extractor
 from bench.measure.quality import committed
-from bench.measure.quality.committed import keep
+from bench.measure.quality.committed import write_committed
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -28,16 +28,16 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def statistics(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
-    keep(load("cifar10", images), open_extractor("cifar10"), folder / "cifar10-statistics.npz")
+    write_committed(load("cifar10", images), open_extractor("cifar10"), folder / "cifar10-statistics.npz")
     return folder
 
 
 @pytest.fixture(autouse=True)
 def kept(statistics, monkeypatch):
     monkeypatch.setattr(committed, "_FOLDER", statistics)
-    committed._kept.cache_clear()
+    committed._committed.cache_clear()
     yield
-    committed._kept.cache_clear()
+    committed._committed.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
 """The embedded classifiers whose features carry ``fd_digits``, ``fd_cifar10`` and their kin, and their training.
 
-``python -m bench.measure.features.classifier --dataset digits|cifar10`` trains one on its data's training part, prints
-the
-held-out accuracy and writes half-precision weights. They are deliberately small: a distance on their features is never
-called FID.
+``python -m bench.measure.features.classifier --dataset digits|cifar10`` trains one on the training part of its data,
+prints the held-out accuracy and writes half-precision weights. The networks are small on purpose. A distance on their
+features is never called FID.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +19,8 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from bench.data import DataError, Dataset, load, to_unit
+from bench.files.writing import write_atomic
 from bench.runtime.errors import OneLineParser
-
-__all__ = [
-    "CLASSIFIERS", "CifarClassifier", "Classifier", "DigitsClassifier", "Recipe", "accuracy", "load_classifier", "main",
-    "train_classifier",
-]  # fmt: skip
 
 _FOLDER = Path(__file__).parents[1] / "weights"
 _SPATIAL_CHANNELS = 7  # of the map, as the published evaluator takes 7 channels of Inception's 17x17 map
@@ -42,7 +36,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return (pooled [B, d], spatial [B, h * w * 7] in H, W, C order) of uint8 images [B, C, H, W]."""
-        early = self.early(self.seen(images))
+        early = self.early(self.to_input(images))
         spatial = early[:, :_SPATIAL_CHANNELS].movedim(1, -1).flatten(1)
         return self.late(early).mean(dim=(2, 3)), spatial
 
@@ -52,8 +46,8 @@ class Classifier(nn.Module):
         return logits
 
     @staticmethod
-    def seen(images: Tensor) -> Tensor:
-        """Return what the first layer sees of uint8 images: float32 in [-1, 1]."""
+    def to_input(images: Tensor) -> Tensor:
+        """Return the input of the first layer for uint8 images: float32 in [-1, 1]."""
         return to_unit(images)
 
 
@@ -71,8 +65,8 @@ class DigitsClassifier(Classifier):
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(64, 10))
 
     @staticmethod
-    def seen(images: Tensor) -> Tensor:
-        """Return one channel, the mean of those there are."""
+    def to_input(images: Tensor) -> Tensor:
+        """Return one channel, the mean of all."""
         return to_unit(images).mean(dim=1, keepdim=True)
 
 
@@ -86,26 +80,26 @@ class CifarClassifier(Classifier):
         self.head = nn.Linear(128, 10)
 
     @staticmethod
-    def seen(images: Tensor) -> Tensor:
-        """Return images with channels last in memory, a quarter faster on a CPU."""
+    def to_input(images: Tensor) -> Tensor:
+        """Return images with channels last in memory, which is a quarter faster on a CPU."""
         return to_unit(images).contiguous(memory_format=torch.channels_last)
 
 
 class _Residual(nn.Module):
-    """Two layers and their input beside them."""
+    """Two layers with a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(*_layer(width, width), *_layer(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x [B, C, H, W] and what the layers add to it."""
-        added: Tensor = self.layers(x)
-        return x + added
+        """Return x + layers(x), [B, C, H, W]."""
+        residual: Tensor = self.layers(x)
+        return x + residual
 
 
 def _layer(width_in: int, width_out: int, stride: int = 1) -> tuple[nn.Module, ...]:
-    # Without a bias of its own: normalisation has one.
+    # No bias: the normalisation has one.
     convolution = nn.Conv2d(width_in, width_out, 3, stride, padding=1, bias=False)
     return convolution, nn.BatchNorm2d(width_out), nn.ReLU()
 
@@ -115,14 +109,14 @@ class Recipe:
     """How a classifier is trained: AdamW, cosine decay by epoch, label smoothing, shifts and mirror images.
 
     Attributes:
-        network: what is trained.
+        network: class of the classifier.
         weights: the embedded file.
         epochs: passes over the training part.
         batch: images a step.
-        rate: first learning rate.
-        weight_decay: of AdamW.
+        rate: initial learning rate.
+        weight_decay: weight decay of AdamW.
         shift: largest shift in pixels, filled with black.
-        mirror: whether every other image, by chance, is mirrored.
+        mirror: whether images are mirrored at random, with probability .5.
         half: whether to compute in bfloat16.
     """
 
@@ -171,11 +165,11 @@ def accuracy(network: Classifier, data: Dataset, part: str) -> float:
     return (guesses == data.part_labels(part)).double().mean().item()
 
 
-def _varied(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Shift each image, filling with black, and mirror some: the only augmentation."""
-    by, (height, width) = recipe.shift, images.shape[2:]
-    padded = nn.functional.pad(images, (by, by, by, by))
-    offsets = torch.randint(0, 2 * by + 1, (len(images), 2), generator=generator)
+def _augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Return images shifted at random, filled with black, and mirrored at random: the only augmentation."""
+    shift, (height, width) = recipe.shift, images.shape[2:]
+    padded = nn.functional.pad(images, (shift,) * 4)
+    offsets = torch.randint(0, 2 * shift + 1, (len(images), 2), generator=generator)
     shifted = [
         p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, offsets.tolist(), strict=True)
     ]  # fmt: skip
@@ -192,8 +186,8 @@ def train_classifier(recipe: Recipe, data: Dataset, epochs: int, seed: int, quie
     Args:
         recipe: one of :data:`CLASSIFIERS`.
         data: images with labels.
-        epochs: passes, the recipe's own number or another.
-        seed: of initial weights, order and augmentation.
+        epochs: passes over the training part.
+        seed: seed of initial weights, order and augmentation.
         quiet: no progress bar.
     """
     torch.manual_seed(seed)
@@ -203,10 +197,10 @@ def train_classifier(recipe: Recipe, data: Dataset, epochs: int, seed: int, quie
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     images, labels = data.part("train"), data.part_labels("train")
     for _ in trange(epochs, desc="classifier", disable=quiet):
-        for chosen in torch.randperm(len(images), generator=generator).split(recipe.batch):
+        for rows in torch.randperm(len(images), generator=generator).split(recipe.batch):
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.half):
-                logits = network(_varied(images[chosen], recipe, generator))
-            loss = nn.functional.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.05)
+                logits = network(_augmented(images[rows], recipe, generator))
+            loss = nn.functional.cross_entropy(logits.float(), labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -215,7 +209,7 @@ def train_classifier(recipe: Recipe, data: Dataset, epochs: int, seed: int, quie
 
 
 def _data(name: str, path: Path | None) -> Dataset:
-    """Return the data a classifier is trained on; files that tell no test part have every sixth of a class held out."""
+    """Return the data of a classifier; where files name no test part, every sixth image of a class is held out."""
     if name == "digits":
         return load("digits")
     if path is None:
@@ -241,11 +235,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     network = train_classifier(recipe, data, args.epochs or recipe.epochs, args.seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
     halves = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
-    save_file(halves, partial)
-    os.replace(partial, out)
+    write_atomic(out, lambda partial: save_file(halves, partial))
     reloaded = load_classifier(args.dataset, out)
     print(f"train accuracy {accuracy(reloaded, data, 'train'):.4f}, held-out {accuracy(reloaded, data, 'heldout'):.4f}")
     return 0

@@ -1,4 +1,4 @@
-"""Feature extractors: uint8 images to pooled and spatial features, each registered with torch-fidelity.
+"""Feature extractors, from uint8 images to pooled and spatial features, each registered with torch-fidelity.
 
 ``digits`` and ``cifar10`` are the embedded classifiers; ``inception`` is torch-fidelity's Inception with the
 guided-diffusion evaluator's spatial layer beside it, ``clean-fid`` the same network behind clean-fid's resizing. Only
@@ -42,7 +42,7 @@ class ClassifierFeatures(FeatureExtractorBase):  # type: ignore[misc]  # torch-f
     pooled: ClassVar[str]
 
     def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
-        """Load the embedded weights; torch-fidelity passes settings of every metric, which do not concern us."""
+        """Load the embedded weights; torch-fidelity's settings of other metrics are ignored."""
         super().__init__(name, features_list)
         self.network = load_classifier(self.dataset)
 
@@ -55,8 +55,8 @@ class ClassifierFeatures(FeatureExtractorBase):  # type: ignore[misc]  # torch-f
     def logits(self, pooled: Tensor) -> Tensor:
         """Return the classes' logits [B, 10] of pooled features [B, d], both on the host."""
         device = next(self.network.parameters()).device
-        found: Tensor = self.network.head(pooled.to(device))
-        return found.cpu()
+        logits: Tensor = self.network.head(pooled.to(device))
+        return logits.cpu()
 
     @classmethod
     def get_provided_features_list(cls) -> tuple[str, ...]:
@@ -97,13 +97,12 @@ class Extractor:
     Attributes:
         name: one of :data:`EXTRACTORS`.
         network: a torch-fidelity extractor giving (pooled, spatial).
-        metrics: what each score on these features is called.
+        metrics: names of the scores on these features.
         weights_hash: sha256 of the weights file.
         widths: numbers of pooled and of spatial features; None where any will do.
         size: (height, width) of the images it reads, None for any.
-        logits: pooled features [B, d] to class logits [B, classes], both on the host, wherever the network is; None
-            where there are no classes.
-        note: what a score's reference has to say about the features, if anything.
+        logits: pooled features [B, d] to class logits [B, classes], both on the host; None where there are no classes.
+        note: remark on the features for a score's reference, empty where there is none.
     """
 
     name: str
@@ -117,7 +116,7 @@ class Extractor:
 
     @property
     def key(self) -> str:
-        """Return what features depend on besides the images: the name and the first digits of the weights' hash."""
+        """Return what features depend on besides the images: the name and the start of the weights' hash."""
         return f"{self.name}-{self.weights_hash[:16]}"
 
     @property
@@ -132,11 +131,13 @@ class Extractor:
             shape: of images, (..., H, W).
 
         Raises:
-            FeatureError: they have another size than its own.
+            FeatureError: the images have another size.
         """
         if self.size is not None and tuple(shape[-2:]) != self.size:
-            own, given = ("x".join(map(str, size)) for size in (self.size, shape[-2:]))
-            raise FeatureError(f"--features {self.name} reads {own} images only, not {given}; use --features inception")
+            readable, given = ("x".join(map(str, size)) for size in (self.size, shape[-2:]))
+            raise FeatureError(
+                f"--features {self.name} reads {readable} images only, not {given}; use --features inception"
+            )
 
     @torch.no_grad()
     def stream(self, images: Tensor, batch: int = 256) -> Iterator[tuple[Rows, Rows]]:
@@ -153,8 +154,8 @@ class Extractor:
         weight = next(self.network.parameters(), None)
         device = images.device if weight is None else weight.device
         for part in images.split(batch):
-            wide = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 else part
-            pooled, spatial = self.network(wide.to(device))
+            colour = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 else part
+            pooled, spatial = self.network(colour.to(device))
             yield pooled.cpu().numpy(), spatial.cpu().numpy()
 
     def extract(self, images: Tensor, batch: int = 256) -> tuple[Rows, Rows]:
@@ -170,9 +171,9 @@ def open_extractor(
 
     Args:
         name: one of :data:`EXTRACTORS`.
-        inception_weights: torch-fidelity's Inception weights; None takes those of the standard place, which are
-            downloaded if they are missing.
-        device: where the network computes; images may lie anywhere and features come back to the host.
+        inception_weights: torch-fidelity's Inception weights; None means the standard place, where they are downloaded
+            to if they are missing.
+        device: where the network computes; images may be anywhere, features are on the host.
 
     Raises:
         FeatureError: unknown name, or weights that are missing, damaged or cannot be downloaded.

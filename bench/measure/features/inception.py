@@ -1,7 +1,7 @@
 """Inception as the published evaluators use it: torch-fidelity's network, a spatial layer, two ways of resizing.
 
-The weights are torch-fidelity's conversion of the 2015 TensorFlow graph. Nothing is unpickled before it is known to
-hold plain tensors only, and what comes from the standard place is checked against the published checksum first.
+The weights are torch-fidelity's conversion of the 2015 TensorFlow graph. A file is unpickled only where it holds plain
+tensors alone, and the file of the standard place only where it has the published checksum.
 """
 
 from __future__ import annotations
@@ -23,15 +23,6 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from bench.files.pickles import load_plain
 from bench.runtime.errors import FeatureError, one_line, reason
 
-__all__ = [
-    "CHECKSUM",
-    "CleanInceptionFeatures",
-    "InceptionFeatures",
-    "inception_weights",
-    "is_published",
-    "open_network",
-]
-
 _FILE = URL_INCEPTION_V3.rsplit("/", 1)[-1]
 CHECKSUM = _FILE.removesuffix(".pth").rsplit("-", 1)[-1]  # first digits of its sha256
 _FLAG = "--inception-weights"
@@ -46,24 +37,23 @@ class InceptionFeatures(FeatureExtractorInceptionV3):  # type: ignore[misc]  # t
     """
 
     def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
-        """Build the network and listen to its spatial layer."""
+        """Build the network and hook its spatial layer."""
         super().__init__(name, features_list, **settings)
-        self._wanted = list(features_list)
+        self._requested = list(features_list)
         self._spatial = torch.empty(0)
-        self.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+        self.Mixed_6d.branch1x1.register_forward_hook(self._store_spatial)
 
-    def _keep(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _store_spatial(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._spatial = output[:, :7].movedim(1, -1).flatten(1).to(_FLOATS)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the requested layers of uint8 images [B, 3, H, W]."""
-        own = [name for name in self._wanted if name not in ("spatial", "2048")]
-        # The parent stops after the last layer asked for; 2048 lies behind the spatial one.
-        self.features_list = [*own, "2048"]
+        # The parent stops after the last requested layer; 2048 comes after the spatial one.
+        self.features_list = [*(name for name in self._requested if name not in ("spatial", "2048")), "2048"]
         layers = dict(zip(self.features_list, super().forward(images), strict=True))
-        self.features_list = self._wanted
+        self.features_list = self._requested
         layers["spatial"] = self._spatial
-        return tuple(layers[name] for name in self._wanted)
+        return tuple(layers[name] for name in self._requested)
 
     def logits(self, pooled: Tensor) -> Tensor:
         """Return the graph's 1008 logits [B, 1008] of pooled features [B, 2048], both on the host.
@@ -104,7 +94,7 @@ class CleanInceptionFeatures(InceptionFeatures):
         for layer in self._layers:
             x = layer(x)
         layers = {"2048": x.flatten(1), "spatial": self._spatial}
-        return tuple(layers[name] for name in self._wanted)
+        return tuple(layers[name] for name in self._requested)
 
     def resized(self, images: Tensor) -> Tensor:
         """Return float32 images [B, 3, 299, 299] in [0, 255], on the network's device, of uint8 ones."""
@@ -124,13 +114,13 @@ Network = TypeVar("Network", bound=InceptionFeatures)
 
 
 def inception_weights(given: Path | None) -> Path:
-    """Return a file of plain tensors: the given one, or that of the standard place, which is downloaded if missing.
+    """Return the path of a file of plain tensors: the given one, or that of the standard place, downloaded if missing.
 
-    The standard place is torch-fidelity's own, ``$TORCH_HOME/hub/checkpoints``. What lies there must be the published
-    file; a given file may be another, whose distances then have another name.
+    The standard place is torch-fidelity's, ``$TORCH_HOME/hub/checkpoints``; the file there must be the published one. A
+    given file may be another, whose distances then have another name.
 
     Raises:
-        FeatureError: missing and not to be downloaded, damaged, not the published file, or more than plain tensors.
+        FeatureError: missing and impossible to download, damaged, not the published file, or more than plain tensors.
     """
     path = given or Path(torch.hub.get_dir()) / "checkpoints" / _FILE
     if given is None and not path.exists():
@@ -147,7 +137,7 @@ def inception_weights(given: Path | None) -> Path:
 
 
 def is_published(digest: str) -> bool:
-    """Tell whether a sha256 is that of the published weights, as far as their file name states it."""
+    """Tell whether a sha256 begins like that of the published weights, whose start is in their file name."""
     return digest.startswith(CHECKSUM)
 
 
@@ -168,7 +158,7 @@ def open_network(kind: type[Network], path: Path, layers: list[str]) -> Network:
     """Build a network from a file that :func:`inception_weights` returned.
 
     Raises:
-        FeatureError: weights of another network, or such as are not finite.
+        FeatureError: weights of another network, or weights that are not finite.
     """
     try:
         network = kind("inception", layers, feature_extractor_weights_path=str(path))
@@ -177,7 +167,7 @@ def open_network(kind: type[Network], path: Path, layers: list[str]) -> Network:
         raise FeatureError(
             f"{path} does not hold torch-fidelity's Inception ({misfit}); download {URL_INCEPTION_V3}"
         ) from None
-    # After loading, when every shape is known to be the network's: a file can declare any size.
+    # Checked after loading, which compares shapes: a file can declare any size.
     broken = [name for name, tensor in network.state_dict().items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise FeatureError(f"{path}: {broken[0]} holds values that are not finite; download {URL_INCEPTION_V3}")
@@ -185,10 +175,10 @@ def open_network(kind: type[Network], path: Path, layers: list[str]) -> Network:
 
 
 def _download(path: Path) -> None:
-    """Download the weights, checked against their checksum before they take their place."""
+    """Download the weights; the file appears in its place only with the published checksum."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with redirect_stderr(StringIO()):  # the download's own chatter; a failure is told below in one line
+        with redirect_stderr(StringIO()):  # torch prints a log; a failure becomes one line below
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=CHECKSUM, progress=False)
     except (OSError, RuntimeError) as error:
         place = f"download {URL_INCEPTION_V3} and put it at {path}, or name it with {_FLAG}"

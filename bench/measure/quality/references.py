@@ -1,4 +1,4 @@
-"""What samples are compared with, opened: sets of images, and files of reference statistics."""
+"""Sets of images and reference statistics, opened from whatever a command names."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from bench.data import DataError, Dataset, load, load_path
 from bench.measure.features.extractors import Extractor
-from bench.measure.quality.committed import COMMITTED, kept_statistics
+from bench.measure.quality.committed import COMMITTED, dataset_statistics
 from bench.measure.quality.statistics import ReferenceStatistics
 from bench.measure.quality.statistics_files import cached_statistics, npz_names, read_statistics, with_features
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one side: what tables call them, uint8 [N, C, H, W], and a hash of their content."""
+    """Images of one side: their name in tables, uint8 [N, C, H, W], and a hash of their content."""
 
     name: str
     images: Tensor
@@ -29,7 +29,7 @@ class ImageSet:
 
     @classmethod
     def training(cls, data: Dataset) -> ImageSet:
-        """Take what is not held out: of a folder with ``train`` and ``test`` in it, the former."""
+        """Take the images that are not held out: those of ``train`` of a folder with ``train`` and ``test``."""
         if not data.heldout.any():
             return cls.all_of(data)
         return cls(data.training_name, data.part("train"), data.content_hash())
@@ -53,17 +53,17 @@ class Yardstick:
         return "-".join(hashes)
 
     def completed(self, extractor: Extractor, batch: int = 256, quiet: bool = True) -> ReferenceStatistics:
-        """Return the statistics with features of its own images, if there are any, to be compared one by one.
+        """Return the statistics with features of the reference's images, where it has any.
 
         Args:
-            extractor: gives the features.
+            extractor: source of the features.
             batch: images a network call.
             quiet: no progress bar.
         """
         if self.pictures is None:
             return self.statistics
-        images, name, content = self.pictures.images, self.pictures.name, self.pictures.content
-        return with_features(self.statistics, extractor, images, name, content, batch, quiet)
+        pictures = self.pictures
+        return with_features(self.statistics, extractor, pictures.images, pictures.name, pictures.content, batch, quiet)
 
 
 def open_statistics(path: Path, extractor: Extractor) -> Yardstick:
@@ -71,7 +71,7 @@ def open_statistics(path: Path, extractor: Extractor) -> Yardstick:
 
     Args:
         path: the npz file.
-        extractor: whose features the statistics are taken for.
+        extractor: extractor that the features are assumed to come from.
 
     Raises:
         FeatureError: no such file, damaged, no statistics or of other features, or images of a size that the extractor
@@ -97,18 +97,18 @@ def open_samples(path: Path, extractor: Extractor) -> ImageSet:
     names = npz_names(path)
     if "mu" in names and "arr_0" not in names:
         raise DataError(f"{path} holds statistics and no images; name it with --reference, and give samples as images")
-    found = ImageSet.all_of(load_path(path.name, path))
-    extractor.check(tuple(found.images.shape))
-    return found
+    samples = ImageSet.all_of(load_path(path.name, path))
+    extractor.check(tuple(samples.images.shape))
+    return samples
 
 
 def open_reference(reference: str, extractor: Extractor, batch: int, quiet: bool) -> Yardstick:
-    """Read a reference and compute its statistics, or take them from the cache or from the file itself.
+    """Return a reference with its statistics, which are computed, or read from the cache or from the file itself.
 
     Args:
-        reference: ``digits``, or the path of images, whose training part is meant, or of statistics; or a dataset of
-            which the package keeps statistics, where there is no path of that name.
-        extractor: gives the features.
+        reference: ``digits``; the path of images, whose training part is meant, or of statistics; or, where there is no
+            such path, a dataset whose statistics come with the package.
+        extractor: source of the features.
         batch: images a network call.
         quiet: no progress bar.
 
@@ -118,14 +118,14 @@ def open_reference(reference: str, extractor: Extractor, batch: int, quiet: bool
     """
     path = Path(reference)
     if reference in COMMITTED and not path.exists():
-        return Yardstick(kept_statistics(reference, extractor), None)
+        return Yardstick(dataset_statistics(reference, extractor), None)
     if reference == "digits":
         pictures = ImageSet.training(load("digits"))
     else:
         _check_there(path, "--reference")
         if "mu" in npz_names(path):
-            found = open_statistics(path, extractor)
-            return replace(found, statistics=found.completed(extractor, batch, quiet))
+            yardstick = open_statistics(path, extractor)
+            return replace(yardstick, statistics=yardstick.completed(extractor, batch, quiet))
         pictures = ImageSet.training(load_path(path.name, path))
     extractor.check(tuple(pictures.images.shape))
     statistics = cached_statistics(extractor, pictures.images, pictures.name, pictures.content, batch, quiet)

@@ -16,7 +16,7 @@ from bench.measure.features.extractors import Extractor
 from bench.measure.quality.frechet import frechet_distance
 from bench.measure.quality.statistics import (
     FEWEST_COMPARED,
-    KEPT,
+    RETAINED,
     FeatureMoments,
     MomentStream,
     ReferenceStatistics,
@@ -157,8 +157,8 @@ def _moments(features: Rows | FeatureMoments) -> FeatureMoments:
     if isinstance(features, FeatureMoments):
         return features
     stream = MomentStream()
-    for start in range(0, len(features), KEPT):  # at most so many rows are copied to float64 at a time
-        stream.add(features[start : start + KEPT])
+    for start in range(0, len(features), RETAINED):  # at most so many rows are copied to float64 at a time
+        stream.add(features[start : start + RETAINED])
     return stream.result()
 
 

@@ -1,9 +1,8 @@
-"""Statistics of a set of images' features, streamed batch by batch: all that a reference needs to be.
+"""Statistics of the features of a set of images, streamed batch by batch.
 
-A covariance of features is accumulated by merging blocks' own moments (Chan, Golub & LeVeque 1983), in float64, so that
-a mean that is large against the spread costs no digits. Of the features themselves only 10,000 evenly spaced rows are
-kept, for the scores that compare images (KID, precision, recall); 10,000 is also what guided-diffusion's reference
-files hold.
+A covariance is accumulated in float64 by merging the moments of blocks (Chan, Golub & LeVeque 1983), so that a mean
+that is large against the spread costs no digits. Of the features themselves 10,000 evenly spaced rows are retained, for
+the scores that compare single images (KID, precision, recall). guided-diffusion's reference files hold as many.
 """
 
 from __future__ import annotations
@@ -20,29 +19,17 @@ from tqdm import tqdm
 from bench.measure.features.extractors import Extractor
 from bench.measure.quality.frechet import feature_moments
 
-__all__ = [
-    "FEWEST_COMPARED",
-    "KEPT",
-    "FeatureMoments",
-    "MomentStream",
-    "ReferenceStatistics",
-    "kept_name",
-    "merged",
-    "summarise",
-    "thinned",
-]
-
 Rows = NDArray[np.float32]
-KEPT = 10_000
-# Images that a reference must have to be compared with one by one. A kernel distance to fewer says more about which
-# images they happen to be than about the samples: its variance goes with 1 / M.
+RETAINED = 10_000
+# Images that a reference needs for scores that compare single images. The variance of a kernel distance to M images is
+# proportional to 1 / M: a distance to fewer says more about these images than about the samples.
 FEWEST_COMPARED = 100
-_BLOCK = 2048  # rows whose moments are taken at once; smaller sets get exactly what numpy gives
+_BLOCK = 2048  # rows whose moments are computed at once, by numpy alone where there are no more
 
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Mean [d] and covariance [d, d] (divisor n - 1), float64, of n features; n is None where nobody says."""
+    """Mean [d] and covariance [d, d] (divisor n - 1) of n features, float64; n is None where it is unknown."""
 
     mean: NDArray[np.float64]
     cov: NDArray[np.float64]
@@ -50,43 +37,43 @@ class FeatureMoments:
 
 
 def merged(a: FeatureMoments, b: FeatureMoments) -> FeatureMoments:
-    """Return the moments of two sets together; both must know their n."""
+    """Return the moments of two sets together (ibid., eq. 1.5); both must know their n."""
     assert a.n is not None
     assert b.n is not None
-    n, apart = a.n + b.n, b.mean - a.mean
-    scatter = (a.n - 1) * a.cov + (b.n - 1) * b.cov + np.outer(apart, apart) * (a.n * b.n / n)
-    return FeatureMoments(a.mean + apart * (b.n / n), scatter / (n - 1), n)
+    n, difference = a.n + b.n, b.mean - a.mean
+    scatter = (a.n - 1) * a.cov + (b.n - 1) * b.cov + np.outer(difference, difference) * (a.n * b.n / n)
+    return FeatureMoments(a.mean + difference * (b.n / n), scatter / (n - 1), n)
 
 
 class MomentStream:
     """Moments of features that come in batches of any size; memory does not grow with their number."""
 
     def __init__(self) -> None:
-        self._waiting: list[Rows] = []
+        self._batches: list[Rows] = []
         self._rows = 0
-        self._so_far: FeatureMoments | None = None
+        self._merged: FeatureMoments | None = None
 
     def add(self, features: Rows) -> None:
         """Add features [B, d]."""
-        self._waiting.append(features)
+        self._batches.append(features)
         self._rows += len(features)
         if self._rows >= _BLOCK:
             self._close()
 
     def result(self) -> FeatureMoments:
         """Return the moments of everything added; a single row has a covariance of 0."""
-        if self._waiting:
+        if self._batches:
             self._close()
-        assert self._so_far is not None  # nobody asks about nothing
-        return self._so_far
+        assert self._merged is not None  # callers add at least one row
+        return self._merged
 
     def _close(self) -> None:
-        block = np.concatenate(self._waiting)
+        block = np.concatenate(self._batches)
         d = block.shape[1]
         mean, cov = feature_moments(block) if len(block) > 1 else (block[0].astype(np.float64), np.zeros((d, d)))
-        own = FeatureMoments(mean, cov, len(block))
-        self._so_far = own if self._so_far is None else merged(self._so_far, own)
-        self._waiting, self._rows = [], 0
+        moments = FeatureMoments(mean, cov, len(block))
+        self._merged = moments if self._merged is None else merged(self._merged, moments)
+        self._batches, self._rows = [], 0
 
 
 @dataclass(frozen=True)
@@ -94,12 +81,12 @@ class ReferenceStatistics:
     """What samples are compared with.
 
     Attributes:
-        name: how tables call it.
-        extractor: key of the extractor its features come from, empty where nobody says.
-        moments: of the pooled features.
-        spatial: of the spatial features, None where there are none.
+        name: name in tables.
+        extractor: key of the extractor of its features, empty where it is unknown.
+        moments: moments of the pooled features.
+        spatial: moments of the spatial features, None where there are none.
         pooled: at most 10,000 of the pooled features [M, d], float32; M is 0 where there are no images.
-        pooled_name: what those are called, as they need not be all of the reference.
+        pooled_name: name of these in tables, since they need not be all of the reference.
     """
 
     name: str
@@ -111,12 +98,12 @@ class ReferenceStatistics:
 
     @property
     def n(self) -> int | None:
-        """Return the number of images, None where nobody says."""
+        """Return the number of images, None where it is unknown."""
         return self.moments.n
 
     @property
     def comparable(self) -> bool:
-        """Tell whether there are images enough to compare with one by one (KID, precision, recall, kernel terms)."""
+        """Tell whether there are enough single images for KID, precision, recall and kernel terms."""
         return len(self.pooled) >= FEWEST_COMPARED
 
     def content_hash(self) -> str:
@@ -129,39 +116,44 @@ class ReferenceStatistics:
         return digest.hexdigest()[:16]
 
 
-def thinned(n: int, most: int = KEPT) -> NDArray[np.int64]:
-    """Return the numbers of at most so many of n rows, evenly spaced, the ends included."""
+def thinned(n: int, most: int = RETAINED) -> NDArray[np.int64]:
+    """Return the numbers of at most ``most`` of n rows, evenly spaced, both ends included."""
     return np.linspace(0, n - 1, min(n, most)).round().astype(np.int64)
 
 
-def kept_name(name: str, n: int) -> str:
-    """Return what tables call the kept ones of n images."""
-    return name if n <= KEPT else f"{name}, {KEPT} of them evenly spaced"
+def retained_name(name: str, n: int) -> str:
+    """Return the name in tables of the retained ones of n images."""
+    return name if n <= RETAINED else f"{name}, {RETAINED} of them evenly spaced"
 
 
 def summarise(
     extractor: Extractor, images: Tensor, name: str, batch: int = 256, quiet: bool = True
 ) -> ReferenceStatistics:
-    """Return the statistics of images' features.
+    """Return the statistics of the features of images.
 
     Args:
-        extractor: gives the features.
+        extractor: source of the features.
         images: uint8 [N, 1 or 3, H, W], N at least 1.
-        name: how tables call the images.
+        name: name of the images in tables.
         batch: images a network call.
         quiet: no progress bar.
     """
-    keep, start = thinned(len(images)), 0
-    pooled_moments, spatial_moments, kept = MomentStream(), MomentStream(), []
+    numbers, start = thinned(len(images)), 0
+    pooled_moments, spatial_moments, retained = MomentStream(), MomentStream(), []
     for pooled, spatial in progress(extractor, images, name, batch, quiet):
         pooled_moments.add(pooled)
         spatial_moments.add(spatial)
-        first, last = np.searchsorted(keep, [start, start + len(pooled)])
-        kept.append(pooled[keep[first:last] - start])
+        first, last = np.searchsorted(numbers, [start, start + len(pooled)])
+        retained.append(pooled[numbers[first:last] - start])
         start += len(pooled)
-    named = kept_name(name, len(images))
-    moments, rows = pooled_moments.result(), np.concatenate(kept)
-    return ReferenceStatistics(name, extractor.key, moments, spatial_moments.result(), rows, named)
+    return ReferenceStatistics(
+        name,
+        extractor.key,
+        moments=pooled_moments.result(),
+        spatial=spatial_moments.result(),
+        pooled=np.concatenate(retained),
+        pooled_name=retained_name(name, len(images)),
+    )
 
 
 def progress(extractor: Extractor, images: Tensor, name: str, batch: int, quiet: bool) -> Iterable[tuple[Rows, Rows]]:

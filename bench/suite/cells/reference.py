@@ -43,7 +43,7 @@ class Reference:
         self._features: ReferenceStatistics | None = None
         self._exact_scores: dict[int, tuple[Score, Score]] = {}
         self._exact: dict[tuple[Any, ...], list[Row]] = {}
-        found = data.kept.pixels if isinstance(data, Unseen) else PixelMoments.of_training(data)
+        found = data.committed.pixels if isinstance(data, Unseen) else PixelMoments.of_training(data)
         self.centre = found.mean
         self.statistics = PixelStatistics(found.mean.numpy(), found.variance.numpy())
         self.spectrum, self.haar = found.spectrum.numpy(), found.haar.numpy()
@@ -85,7 +85,7 @@ class Reference:
         """Return the statistics that the package keeps of these images' features, None where it keeps none."""
         assert self.extractor is not None  # as for features
         data = self.data
-        kept = data.kept if isinstance(data, Unseen) else None
+        kept = data.committed if isinstance(data, Unseen) else None
         content, n = (kept.content, kept.pixels.n) if kept else (data.content_hash(), data.count("train"))
         return committed_statistics(self.extractor, content, n)
 

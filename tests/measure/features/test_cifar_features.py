@@ -34,7 +34,7 @@ def test_layers():
     extractor, pictures = open_extractor("cifar10"), images(5)
     pooled, spatial = extractor.extract(pictures)
     network = load_classifier("cifar10")
-    early = network.early(network.seen(pictures))[:, :7]
+    early = network.early(network.to_input(pictures))[:, :7]
     assert pooled.shape == (5, 128)
     assert spatial.shape == (5, 8 * 8 * 7)
     assert (pooled.shape[1], spatial.shape[1]) == extractor.widths

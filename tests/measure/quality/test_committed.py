@@ -12,7 +12,7 @@ from bench.measure.__main__ import main as measure
 from bench.measure.features.extractors import open_extractor
 from bench.measure.instruments.moments import PixelMoments
 from bench.measure.quality import committed
-from bench.measure.quality.committed import COMMITTED, committed_statistics, keep, main, unseen
+from bench.measure.quality.committed import COMMITTED, committed_statistics, main, unseen, write_committed
 from bench.measure.quality.statistics import summarise
 
 
@@ -27,10 +27,10 @@ def data():
 def kept(data, tmp_path, monkeypatch):
     """Keep the small dataset in the place of CIFAR-10."""
     monkeypatch.setattr(committed, "_FOLDER", tmp_path)
-    committed._kept.cache_clear()
-    keep(data, open_extractor("cifar10"), tmp_path / "cifar10-statistics.npz")
+    committed._committed.cache_clear()
+    write_committed(data, open_extractor("cifar10"), tmp_path / "cifar10-statistics.npz")
     yield tmp_path / "cifar10-statistics.npz"
-    committed._kept.cache_clear()
+    committed._committed.cache_clear()
 
 
 def test_what_is_kept_is_what_the_images_say(data, kept):
@@ -46,7 +46,7 @@ def test_what_is_kept_is_what_the_images_say(data, kept):
 
 
 def test_pixels_are_kept_too(data, kept):
-    pixels, made = unseen("cifar10").kept.pixels, PixelMoments.of_training(data)
+    pixels, made = unseen("cifar10").committed.pixels, PixelMoments.of_training(data)
     assert pixels.n == made.n == 120
     for name in ("mean", "variance", "spectrum", "haar"):
         assert torch.equal(getattr(pixels, name), getattr(made, name))
@@ -74,11 +74,11 @@ def test_a_dataset_without_its_images(data, kept):
     assert (without.count("train"), without.count("heldout"), without.shape) == (0, 0, (3, 32, 32))
     assert without.training_name == data.training_name == "small-train (120)"
     assert without.content_hash() != data.content_hash()
-    assert without.kept.heldout == 10
+    assert without.committed.heldout == 10
 
 
 def test_what_ships_is_cifar10_re_encoded():
-    kept, extractor = unseen("cifar10").kept, open_extractor("cifar10")
+    kept, extractor = unseen("cifar10").committed, open_extractor("cifar10")
     assert COMMITTED == ("cifar10",)
     assert (kept.name, kept.pixels.n, kept.heldout) == ("cifar10-jpeg", 50_000, 10_000)
     found = committed_statistics(extractor, kept.content, 50_000)

@@ -14,7 +14,7 @@ from bench.measure.quality import statistics
 from bench.measure.quality import statistics_files as statistics_cache
 from bench.measure.quality.frechet import feature_moments
 from bench.measure.quality.statistics import (
-    KEPT,
+    RETAINED,
     FeatureMoments,
     MomentStream,
     ReferenceStatistics,
@@ -76,7 +76,7 @@ def test_memory_does_not_grow_with_the_number():
     stream = MomentStream()
     for k in range(100):
         stream.add(rows(500, seed=k))
-        assert sum(map(len, stream._waiting)) < statistics._BLOCK
+        assert sum(map(len, stream._batches)) < statistics._BLOCK
     assert stream.result().n == 50_000
 
 
@@ -84,7 +84,7 @@ def test_kept_rows_are_evenly_spaced():
     assert thinned(5, 10).tolist() == [0, 1, 2, 3, 4]
     assert thinned(9, 3).tolist() == [0, 4, 8]
     many = thinned(50_000)
-    assert (len(many), len(set(many)), many[0], many[-1]) == (KEPT, KEPT, 0, 49_999)
+    assert (len(many), len(set(many)), many[0], many[-1]) == (RETAINED, RETAINED, 0, 49_999)
 
 
 class Brightness(torch.nn.Module):
@@ -329,7 +329,7 @@ def test_features_to_compare_with_are_computed_once(cache, computed):
     np.testing.assert_array_equal(again.pooled, first.pooled)
     assert (first.moments, first.name) == (bare.moments, bare.name)
     assert again.pooled_name == "same, 10000 of them evenly spaced"
-    assert [len(args[1]) for args in computed] == [KEPT]
+    assert [len(args[1]) for args in computed] == [RETAINED]
     with_features(bare, COUNTING, pictures[:12_000], "fewer", "abc")
     assert len(computed) == len(list(cache.iterdir())) == 2
 
