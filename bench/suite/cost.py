@@ -161,9 +161,7 @@ class _Prices:
         return seconds_a_step(partial(self._arms, cell), unit) / images
 
     def _arms(self, cell: Cell, progress: Callable[[int], None]) -> Arms:
-        run, reference = self.run, self.reference
-        denoiser = run.denoiser(cell.model)
-        return Arms(cell, denoiser, reference.data, reference.centre, run.device, self.batch, progress)
+        return Arms(cell, self.run.workbench(self.reference, progress))
 
 
 def _kind(cell: Cell) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bench.models.checkpoints.guided_diffusion import load_classifier
 from bench.models.denoisers.guidance import GuidedDenoiser
 from bench.runtime.devices import full_float32, keep_freed_memory
 from bench.suite.cells.reference import Reference
+from bench.suite.cells.workbench import Workbench
 from bench.suite.config.resolve import Request, device_of, refuse_precision, resolve_models, resolve_sampler
 from bench.suite.experiments.chains import plan_chains
 from bench.suite.experiments.experiment import Extra
@@ -172,6 +174,10 @@ class Run:
         if path is None or extractor is None:
             return Reference(self.data, extractor)
         return Reference(self.data, extractor, open_statistics(path, extractor))
+
+    def workbench(self, reference: Reference, progress: Callable[[int], None]) -> Workbench:
+        """Return what every walk of the run stands on."""
+        return Workbench(self.denoiser, reference, self.device, self.request.batch, progress)
 
     def denoiser(self, model: Model) -> Denoiser:
         """Return a model's network on the run's device, behind its classifier, without its corrections."""

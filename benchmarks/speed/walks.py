@@ -25,6 +25,8 @@ from bench.models.networks.adm import adm_unet
 from bench.models.train.recipes import DIGITS_NETWORK
 from bench.runtime.devices import full_float32, keep_freed_memory
 from bench.suite.cells.arms import Arms
+from bench.suite.cells.reference import Reference
+from bench.suite.cells.workbench import Workbench
 from bench.suite.plan import Cell, Unit
 from bench.suite.registry.model import Model
 from bench.suite.settings import SamplerConfig
@@ -118,10 +120,10 @@ class Walk:
         config = SamplerConfig(name, spacing="ddim", variance=variance, clip=clip)
         measure = ("steps",) if instruments else ()
         cell = Cell(about, config, subject.steps, 0, subject.batch, measure, "none", (1, 0), "none")
-        centre = torch.zeros(subject.shape, dtype=torch.float64)
         asked = network or subject.network
         denoiser = EpsDenoiser(_Single(asked) if sampler in _EDM_SOLVERS else asked)
-        self.arms = Arms(cell, denoiser, _nothing(subject), centre, subject.device, subject.batch, _unheard)
+        reference = Reference(_nothing(subject), None)
+        self.arms = Arms(cell, Workbench(lambda model: denoiser, reference, subject.device, subject.batch, _unheard))
         if sampler in _EDM_SOLVERS:  # the suite gives them to EDM models alone; k-diffusion to any
             self.arms.solver = _EDM_SOLVERS[sampler]
 
@@ -165,9 +167,9 @@ def ours(
 
 
 def _nothing(subject: Subject) -> Dataset:
-    """Return one black image: walks from noise see none, but the suite asks for the shape."""
-    one = torch.zeros((1, *subject.shape), dtype=torch.uint8)
-    return Dataset("none", one, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool))
+    """Return two black images: walks from noise see none, but the suite asks for shape and mean."""
+    black = torch.zeros((2, *subject.shape), dtype=torch.uint8)
+    return Dataset("none", black, torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool))
 
 
 def _unheard(calls: int) -> None:

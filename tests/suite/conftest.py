@@ -14,8 +14,8 @@ from bench.models.checkpoints.native import save_network
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
 from bench.suite.cells.reference import Reference
+from bench.suite.cells.workbench import Workbench
 from bench.suite.cli import run
-from bench.suite.experiments.experiment import Bench
 from bench.suite.plan import IN_CELLS, Cell
 from bench.suite.registry.model import Model
 from bench.suite.settings import SamplerConfig
@@ -125,12 +125,13 @@ def make_cell(small_data):
     return make
 
 
-@pytest.fixture
-def bench(small_data, tmp_path):
-    """Return a function that makes the bench of a measurement with calls of its own, on a given denoiser."""
+@pytest.fixture(scope="session")
+def make_workbench(small_data):
+    """Return a function that makes the workbench of a given denoiser."""
 
     def make(denoiser, data=small_data, extractor=None, batch=100, counted=None):
         progress = counted.append if counted is not None else lambda calls: None
-        return Bench(tmp_path, Reference(data, extractor), torch.device("cpu"), batch, denoiser, progress)
+        reference = data if isinstance(data, Reference) else Reference(data, extractor)
+        return Workbench(lambda model: denoiser, reference, torch.device("cpu"), batch, progress)
 
     return make

@@ -22,7 +22,6 @@ from bench.measure.instruments.probes import WalkProbe
 from bench.measure.quality.statistics import FeatureMoments, MomentStream, merged
 from bench.suite import plan
 from bench.suite.cells.arms import Arms
-from bench.suite.cells.reference import Reference
 from bench.suite.cells.runner import CellRunner
 from bench.suite.processes.ranks import Team
 from bench.suite.shares import Share
@@ -235,16 +234,12 @@ class Listening:
         return Prediction((x - level.alpha * x0) / level.sigma, x0, torch.full_like(x, 0.3))
 
 
-def arms_of(cell, denoiser, data, batch):
-    return Arms(cell, denoiser, data, Reference(data, None).centre, torch.device("cpu"), batch, lambda calls: None)
-
-
-def states_of(cell, data, batch, jobs):
+def states_of(cell, make_workbench, batch, jobs):
     """Return every state of every image, float32, by arm and level, as so many processes make them."""
     found = {}
     for job in range(jobs):
         denoiser = Listening()
-        arms = arms_of(cell, denoiser, data, batch)
+        arms = Arms(cell, make_workbench(denoiser, batch=batch))
         units = list(cell.units(batch))
         for number in Team(Share(job, jobs)).take("units", len(units)):
             unit = units[number]
@@ -262,14 +257,14 @@ def states_of(cell, data, batch, jobs):
     }
 
 
-def test_noise_is_the_same_for_any_processes_and_batch_size(make_cell, small_data, monkeypatch):
+def test_noise_is_the_same_for_any_processes_and_batch_size(make_cell, make_workbench, monkeypatch):
     monkeypatch.setattr(plan, "SHARD", 3)
     cell = make_cell(steps=3, spacing="ddim")  # whose first level remembers x0, so that there are paired walks
-    expected = states_of(cell, small_data, 12, 1)
+    expected = states_of(cell, make_workbench, 12, 1)
     assert {arm for arm, _ in expected} == {"free", "forced", "errors", "paired"}
     assert all(len(states) == 12 for (arm, _), states in expected.items() if arm == "free")
     for batch, jobs in [(1, 1), *itertools.product((2, 5, 12), (1, 2, 3, 4))]:
-        found = states_of(cell, small_data, batch, jobs)
+        found = states_of(cell, make_workbench, batch, jobs)
         assert found.keys() == expected.keys()
         for key, states in expected.items():
             assert torch.equal(found[key], states), (batch, jobs, key)
@@ -278,21 +273,12 @@ def test_noise_is_the_same_for_any_processes_and_batch_size(make_cell, small_dat
 # --- merging ------------------------------------------------------------------------------------------------------
 
 
-def test_the_order_in_which_units_are_done_does_not_matter(make_cell, small_data, tmp_path, monkeypatch):
+def test_the_order_in_which_units_are_done_does_not_matter(make_cell, make_workbench, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "SHARD", 3)
     cell, made = make_cell(), []
     for order in (1, -1, None):
-        arms = Arms(
-            cell,
-            Listening(),
-            small_data,
-            Reference(small_data, None).centre,
-            torch.device("cpu"),
-            3,
-            lambda calls: None,
-        )
         store = Store(tmp_path / str(order))
-        runner = CellRunner(arms, Reference(small_data, None), store)
+        runner = CellRunner(cell, make_workbench(Listening(), batch=3), store)
         store.begin(cell)
         units = runner.units()
         shuffled = np.random.default_rng(0).permutation(len(units))

@@ -19,6 +19,7 @@ from bench.measure.quality.statistics import MomentStream
 from bench.suite.cells.arms import Arms, Arrays
 from bench.suite.cells.records import Records
 from bench.suite.cells.reference import Reference
+from bench.suite.cells.workbench import Workbench
 from bench.suite.plan import Cell, Unit
 from bench.suite.store.shards import DamagedShard
 from bench.suite.store.store import Store
@@ -40,18 +41,18 @@ class CellRunner:
     """Computes one cell.
 
     Args:
-        arms: the cell's walks.
-        reference: what to compare with.
-        store: where to put it.
+        cell: the configuration.
+        workbench: the network, data, device and batch size.
+        store: the run's folder.
     """
 
-    def __init__(self, arms: Arms, reference: Reference, store: Store) -> None:
-        self.arms, self.reference, self.store = arms, reference, store
-        self.cell, self.batch = arms.cell, arms.batch
+    def __init__(self, cell: Cell, workbench: Workbench, store: Store) -> None:
+        self.cell, self.workbench, self.store = cell, workbench, store
+        self.arms, self.reference = Arms(cell, workbench), workbench.reference
 
     def units(self) -> list[Unit]:
         """Return the cell's units in merging order."""
-        return list(self.cell.units(self.batch))
+        return list(self.cell.units(self.workbench.batch))
 
     def walk(self, unit: Unit) -> Arrays:
         """Return the records of a unit, with the seconds they took."""
@@ -71,8 +72,9 @@ class CellRunner:
         """Merge the shards, which are all there, into the cell's files, score the samples, and complete the cell."""
         totals, cell = _Totals(), self.cell
         others = {"quantize": np.array(cell.config.quantize)}
-        if cell.model.description.classes:
-            others["arr_1"] = self.arms.labels(torch.arange(cell.samples)).cpu().numpy()
+        labels = self.arms.labels(torch.arange(cell.samples))
+        if labels is not None:
+            others["arr_1"] = labels.cpu().numpy()
         look = cell.instruments()
         records = Records(cell, look, self.reference) if look is not None else None
         path = self.store.folder(cell) / "samples.npz"

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 from bench.files.writing import drop_partials
-from bench.suite.cells.arms import Arms, Arrays, RunError
+from bench.suite.cells.arms import Arrays, RunError
 from bench.suite.cells.reference import Reference
 from bench.suite.cells.runner import CellRunner, score_cell
-from bench.suite.experiments.experiment import Bench, Extra
+from bench.suite.experiments.experiment import Extra
 from bench.suite.finisher import Finisher
 from bench.suite.plan import Cell, Unit
 from bench.suite.processes.locks import Claims
@@ -38,6 +38,7 @@ class Execution:
     def __init__(self, run: Run, reference: Reference, team: Team, watch: Watch, claims: Claims) -> None:
         self.run, self.reference, self.team, self.watch, self.claims = run, reference, team, watch, claims
         self.store, self.cells = run.store, [run.store.extended(cell) for cell in run.cells]
+        self.workbench = run.workbench(reference, watch.calls)
         self.failures: dict[str, str] = {}
         self._finisher = Finisher(run.overlaps())
         self._runner: CellRunner | None = None
@@ -152,12 +153,10 @@ class Execution:
         if extra.is_complete(self.run.out, self.reference.features_key()):
             return
         self.watch.begin(extra.name)
-        run = self.run
-        bench = Bench(run.out, self.reference, run.device, run.request.batch, run.denoiser, self.watch.calls)
-        self._try(extra.name, lambda: self._measure(extra, bench))
+        self._try(extra.name, lambda: self._measure(extra))
 
-    def _measure(self, extra: Extra, bench: Bench) -> None:
-        extra.compute(bench)
+    def _measure(self, extra: Extra) -> None:
+        extra.compute(self.workbench, self.run.out)
         self.watch.event("measurement", name=extra.name)
 
     def _try(self, name: str, work: Callable[[], object]) -> None:
@@ -174,10 +173,5 @@ class Execution:
     def _runner_of(self, cell: Cell) -> CellRunner:
         """Return the runner of a cell; units come cell by cell, so that one is kept."""
         if self._runner is None or self._runner.cell is not cell:
-            run = self.run
-            denoiser, reference = run.denoiser(cell.model), self.reference
-            arms = Arms(
-                cell, denoiser, reference.data, reference.centre, run.device, run.request.batch, self.watch.calls
-            )
-            self._runner = CellRunner(arms, reference, self.store)
+            self._runner = CellRunner(cell, self.workbench, self.store)
         return self._runner

@@ -23,7 +23,8 @@ from bench.measure.instruments.chains import (
     to_table,
 )
 from bench.measure.quality.scores import frechet_score
-from bench.suite.experiments.experiment import Bench, Extra, RecordFolder
+from bench.suite.cells.workbench import Workbench
+from bench.suite.experiments.experiment import Extra, RecordFolder
 
 VERSION = 1  # of the records of chains and of their baselines: raise when their meaning changes
 _MODEL = "data"  # what the column 'model' says where no network was asked
@@ -79,16 +80,16 @@ class ChainBaselines(Extra):
         }
         return [RecordFolder(root / "chains" / self.name, "chain", description)]
 
-    def compute(self, bench: Bench) -> None:
+    def compute(self, workbench: Workbench, root: Path) -> None:
         """Compute every row and write the record."""
         started = time.perf_counter()
-        rows = [*self._real(bench), *self._empirical(bench), *self._gaussian(bench)]
+        rows = [*self._real(workbench), *self._empirical(workbench), *self._gaussian(workbench)]
         seconds = time.perf_counter() - started
-        facts = {"features": bench.reference.features_key(), "network_calls": 0, "seconds": seconds}
-        self.folders(bench.root)[0].write(to_table(rows), None, facts)
+        facts = {"features": workbench.reference.features_key(), "network_calls": 0, "seconds": seconds}
+        self.folders(root)[0].write(to_table(rows), None, facts)
 
-    def _real(self, bench: Bench) -> Iterator[ChainRow]:
-        extractor, reference = bench.reference.extractor, bench.reference
+    def _real(self, workbench: Workbench) -> Iterator[ChainRow]:
+        extractor, reference = workbench.reference.extractor, workbench.reference
         where = (_MODEL, "real", None, None, self.seed)
         if extractor is None:
             yield ChainRow(*where, self.n, "frechet", None, None, reference.name, "the run has no features")
@@ -98,16 +99,16 @@ class ChainBaselines(Extra):
         sources = frechet_score(metric, extractor.extract(images)[0], all_train, reference.name)
         note = sources.reason or "the source images themselves"
         yield ChainRow(*where, self.n, metric, sources.value, None, reference.name, note)
-        others, which = self._others(bench)
+        others, which = self._others(workbench)
         if others is None:
             yield ChainRow(*where, self.n, metric, None, None, reference.name, which)
             return
         found = frechet_score(metric, extractor.extract(others)[0], all_train, reference.name)
         yield ChainRow(*where, self.n, metric, found.value, None, reference.name, found.reason or which)
 
-    def _others(self, bench: Bench) -> tuple[Tensor | None, str]:
+    def _others(self, workbench: Workbench) -> tuple[Tensor | None, str]:
         """Return n real images that are no sources, uint8, and what they are; or None and why not."""
-        train, heldout = (bench.reference.data.part(part) for part in ("train", "heldout"))
+        train, heldout = (workbench.reference.data.part(part) for part in ("train", "heldout"))
         if len(heldout) >= self.n:
             return heldout[: self.n], "held-out images"
         if len(train) >= 2 * self.n:
@@ -122,11 +123,11 @@ class ChainBaselines(Extra):
     ) -> ChainRow:
         return ChainRow(_MODEL, method, length, length - 1, self.seed, n, *error, f"source images ({name}-train)", note)
 
-    def _empirical(self, bench: Bench) -> Iterator[ChainRow]:
+    def _empirical(self, workbench: Workbench) -> Iterator[ChainRow]:
         """Yield the exact sampler of the training images, from the very states that the chains start at."""
-        data = bench.reference.data
-        images = to_unit(data.part("train")).to(bench.device)
-        numbers = torch.arange(self.n, device=bench.device)
+        data = workbench.reference.data
+        images = to_unit(data.part("train")).to(workbench.device)
+        numbers = torch.arange(self.n, device=workbench.device)
         noise = Noise(self.seed).normal(numbers, Purpose.START, 0, data.shape)
         starts = [self._levels(length)[0] for length in self.lengths]
         note = "x_0' ~ q(x_0 | x_t) over the training images, expected"
@@ -134,8 +135,8 @@ class ChainBaselines(Extra):
             for error in error_summary(errors):
                 yield self._row("exact-empirical", length, self.n, error, note, data.name)
 
-    def _gaussian(self, bench: Bench) -> Iterator[ChainRow]:
-        oracle, name = bench.reference.gaussian(self.schedule, self.T), bench.reference.data.name
+    def _gaussian(self, workbench: Workbench) -> Iterator[ChainRow]:
+        oracle, name = workbench.reference.gaussian(self.schedule, self.T), workbench.reference.data.name
         if oracle is None:
             return
         note = "Gaussian data of the same mean and covariance, not clamped"

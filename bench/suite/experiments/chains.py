@@ -18,8 +18,9 @@ from bench.measure.instruments.chains import ChainRow, error_summary, image_erro
 from bench.measure.quality.scores import frechet_score
 from bench.runtime.errors import UserError
 from bench.suite.cells.arms import RunError
+from bench.suite.cells.workbench import Workbench
 from bench.suite.experiments.baselines import VERSION, ChainBaselines
-from bench.suite.experiments.experiment import Bench, Extra, RecordFolder
+from bench.suite.experiments.experiment import Extra, RecordFolder
 from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
 from bench.suite.settings import ConfigError, SamplerConfig
@@ -86,10 +87,10 @@ class Chain(Extra):
         """Return the method's update rule."""
         return PosteriorMean() if self.method == "mean" else self.cell.solver()
 
-    def compute(self, bench: Bench) -> None:
+    def compute(self, workbench: Workbench, root: Path) -> None:
         """Walk every image there and back, and write the record."""
         started = time.perf_counter()
-        x0, x = (torch.cat(parts) for parts in zip(*self._walk(bench), strict=True))
+        x0, x = (torch.cat(parts) for parts in zip(*self._walk(workbench), strict=True))
         if not torch.isfinite(x).all():
             raise RunError(
                 f"model {self.cell.model.name!r}, {self.method} chain of {self.length} steps, seed {self.cell.seed},"
@@ -97,23 +98,24 @@ class Chain(Extra):
             )
         x = x.clamp(-1, 1)
         pixels = quantize(x, self.cell.config.quantize)
-        table = to_table([*self._errors(x, x0, bench), self._frechet(pixels, bench)])
+        table = to_table([*self._errors(x, x0, workbench), self._frechet(pixels, workbench)])
         shown = {"original": quantize(x0[:_PICTURES]), "reconstruction": pixels[:_PICTURES]}
         pictures = {name: coloured(images.movedim(1, -1).numpy()) for name, images in shown.items()}
         seconds = time.perf_counter() - started
-        facts = {"features": bench.reference.features_key(), "network_calls": self.cost(), "seconds": seconds}
-        self.folders(bench.root)[0].write(table, pictures, facts)
+        facts = {"features": workbench.reference.features_key(), "network_calls": self.cost(), "seconds": seconds}
+        self.folders(root)[0].write(table, pictures, facts)
 
-    def _walk(self, bench: Bench) -> Iterator[tuple[Tensor, Tensor]]:
+    def _walk(self, workbench: Workbench) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x_0, x_0') of each batch on the host; image k has the noise of sample k, whatever the method."""
-        denoiser, levels = bench.denoiser(self.cell.model), self.levels()
+        denoiser, levels = workbench.denoiser(self.cell.model), self.levels()
         solver, clip, correction = self.solver(), self.cell.config.clip, self.cell.correction()
-        for x0, numbers, valid in bench.batches("train", self.cell.samples):
+        for numbers, valid in workbench.batches(0, self.cell.samples, self.cell.samples):
+            x0 = workbench.images("train", numbers)
             draws = Draws(Noise(self.cell.seed), numbers)
             x = paired(levels[0], draws, x0)
             for step in walk(denoiser, levels, x, solver, draws, clip=clip, correction=correction):
                 x = step.x_next
-                bench.progress(valid)
+                workbench.progress(valid)
             yield x0[:valid].cpu(), x[:valid].cpu()
 
     def _row(self, quantity: str, value: float | None, std: float | None, reference: str, note: str) -> ChainRow:
@@ -121,13 +123,13 @@ class Chain(Extra):
         where = (cell.model.name, self.method, self.length, self.length - 1, cell.seed, cell.samples)
         return ChainRow(*where, quantity, value, std, reference, note)
 
-    def _errors(self, x: Tensor, x0: Tensor, bench: Bench) -> Iterator[ChainRow]:
-        reference = f"source images ({bench.reference.data.name}-train)"
+    def _errors(self, x: Tensor, x0: Tensor, workbench: Workbench) -> Iterator[ChainRow]:
+        reference = f"source images ({workbench.reference.data.name}-train)"
         for quantity, value, std in error_summary(image_errors(x, x0).numpy()):
             yield self._row(quantity, value, std, reference, _CLAMPED)
 
-    def _frechet(self, pixels: Tensor, bench: Bench) -> ChainRow:
-        reference, extractor = bench.reference, bench.reference.extractor
+    def _frechet(self, pixels: Tensor, workbench: Workbench) -> ChainRow:
+        reference, extractor = workbench.reference, workbench.reference.extractor
         if extractor is None:
             return self._row("frechet", None, None, reference.name, "the run has no features")
         features = extractor.extract(pixels)[0]

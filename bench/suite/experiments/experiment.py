@@ -6,51 +6,16 @@ Each fills folders of its own beside the cells. A folder's JSON file is written 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from bench.data import to_unit
-from bench.diffusion.types import Denoiser
 from bench.files.writing import read_record, sha256_of, unchanged, write_arrays, write_atomic, write_record
-from bench.suite.cells.reference import Reference
-from bench.suite.registry.model import Model
+from bench.suite.cells.workbench import Workbench
 from bench.suite.settings import LATER_SETTINGS, ConfigError, short_hash
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What a measurement works with.
-
-    Attributes:
-        root: the run's folder.
-        reference: what to compare with; its data are where real images come from.
-        device: where the networks are.
-        batch: internal batch size; the last batch is padded to it.
-        denoiser: returns a model's network on the device, without its correction.
-        progress: called with the network calls just made.
-    """
-
-    root: Path
-    reference: Reference
-    device: torch.device
-    batch: int
-    denoiser: Callable[[Model], Denoiser]
-    progress: Callable[[int], None]
-
-    def batches(self, part: str, count: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Yield the first ``count`` images of a part as (x0 in [-1, 1], their numbers, how many are not padding)."""
-        size = min(self.batch, count)
-        for start in range(0, count, size):
-            rows = torch.arange(start, start + size)
-            x0 = to_unit(self.reference.data.pick(part, rows)).to(self.device)  # padding wraps around
-            yield x0, rows.to(self.device), min(size, count - start)
 
 
 class RecordFolder:
@@ -151,8 +116,8 @@ class Extra(ABC):
         """Return its network calls (one call is one image at one level)."""
 
     @abstractmethod
-    def compute(self, bench: Bench) -> None:
-        """Measure, and complete every folder."""
+    def compute(self, workbench: Workbench, root: Path) -> None:
+        """Measure, and complete every folder below the run's folder ``root``."""
 
     def is_complete(self, root: Path, features: str | None = None) -> bool:
         """Tell whether every folder is complete, with these features if it has any; None takes any."""

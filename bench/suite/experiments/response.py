@@ -17,7 +17,8 @@ from bench.diffusion.types import Level
 from bench.measure.instruments.moments import Moments
 from bench.measure.instruments.response import RESPONSE_COLUMNS, ResponseRow, response_grid, response_norms
 from bench.suite.cells.arms import RunError
-from bench.suite.experiments.experiment import Bench, Extra, RecordFolder
+from bench.suite.cells.workbench import Workbench
+from bench.suite.experiments.experiment import Extra, RecordFolder
 from bench.suite.plan import Cell, recorded_indices
 from bench.suite.settings import short_hash
 
@@ -81,12 +82,12 @@ class Response(Extra):
         what = {**{name: cell[name] for name in kept if name in cell}, **self.cell.model.identity()}
         return {"version": VERSION, "model": model, **what, "part": part, "n": n}
 
-    def compute(self, bench: Bench) -> None:
+    def compute(self, workbench: Workbench, root: Path) -> None:
         """Ask the network, unless another model of it was asked before, and write every model's record."""
-        folders = self.folders(bench.root)
+        folders = self.folders(root)
         known = next((folder for folder in folders if folder.found()), None)
         started = time.perf_counter()
-        table = known.table() if known else self._table(bench)
+        table = known.table() if known else self._table(workbench)
         facts = known.found() if known else None
         seconds = facts["seconds"] if facts else time.perf_counter() - started
         account = {"network_calls": self.cost(), "seconds": seconds, "models": [cell.model.name for cell in self.cells]}
@@ -94,13 +95,14 @@ class Response(Extra):
             if folder.found() is None:
                 folder.write(table.assign(model=cell.model.name), None, account)
 
-    def _table(self, bench: Bench) -> pd.DataFrame:
-        denoiser, noise = bench.denoiser(self.cell.model), Noise(self.cell.seed)
+    def _table(self, workbench: Workbench) -> pd.DataFrame:
+        denoiser, noise = workbench.denoiser(self.cell.model), Noise(self.cell.seed)
         part, n = self.part
-        moments = Moments(len(self.pairs), (), bench.device)
-        for x0, numbers, valid in bench.batches(part, n):
+        moments = Moments(len(self.pairs), (), workbench.device)
+        for numbers, valid in workbench.batches(0, n, n):
+            x0 = workbench.images(part, numbers)
             unit = noise.normal(numbers, Purpose.RESPONSE, 0, x0.shape[1:])
-            response_norms(denoiser, self.pairs, x0, unit, moments, valid, bench.progress)
+            response_norms(denoiser, self.pairs, x0, unit, moments, valid, workbench.progress)
         state = moments.state()
         if not np.isfinite(state["second"]).all():
             raise RunError(

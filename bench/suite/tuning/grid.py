@@ -1,9 +1,7 @@
-"""``--tune NAME=LOW:HIGH:COUNT``: a grid of one constant of a remedy, as cells of one run on shared seeds.
+"""``--tune NAME=LOW:HIGH:COUNT``: the distances of a grid of values, and the value of least distance.
 
-Every value is a model of its own, named ``<model>@<constant>=<value>``, on the same noise. What is found is written
-beside the cells: every distance as ``tuning/<model>-<sampler>-<steps>-<constant>.csv``, the constants taken as
-``tuning/chosen.csv``, and ``tuned.toml``, whose entries ``<model>-tuned`` ``--config`` reads. Seeds are those of the
-user plus a million, a range that no other run may use: no reported number comes from the noise it was tuned on.
+Every value is a model of its own, named ``<model>@<constant>=<value>``, on the same noise. Seeds are those of the user
+plus a million, a range that no other run may use: no reported number comes from the noise it was tuned on.
 """
 
 from __future__ import annotations
@@ -27,30 +25,30 @@ _NEAR = 2  # grid points on either side of the best one that the parabola goes t
 
 
 def choose(values: Sequence[float], distances: Sequence[float]) -> float:
-    """Return the constant of least distance: the vertex of a parabola around the best point, to six digits.
+    """Return the value of least distance: the vertex of a parabola around the best point, to six digits.
 
-    The parabola goes through the best point and two on either side, as far as there are any; where its vertex is no
-    minimum, or lies outside of them, the best point itself is taken.
+    The parabola is fitted to the best point and up to two on either side. Where its vertex is no minimum, or lies
+    outside of these points, the best point itself is taken.
     """
     best = int(np.argmin(distances))
     near = slice(max(0, best - _NEAR), best + _NEAR + 1)
     x, y = np.asarray(values[near]), np.asarray(distances[near])
     middle = x.mean()
     curve = np.polyfit(x - middle, y, 2)
-    lowest = middle - curve[1] / (2 * curve[0]) if curve[0] > 0 else math.nan
-    return float(f"{lowest if x[0] <= lowest <= x[-1] else values[best]:.6g}")
+    vertex = middle - curve[1] / (2 * curve[0]) if curve[0] > 0 else math.nan
+    return float(f"{vertex if x[0] <= vertex <= x[-1] else values[best]:.6g}")
 
 
-def write_curves(
+def choose_values(
     tune: Tune, models: Sequence[Model], cells: Sequence[Cell], store: Store, metric: str
-) -> dict[str, list[Any]]:
-    """Write the distances of every model as tables; return the value taken by model, in the order of step counts.
+) -> dict[str, list[float]]:
+    """Write the distances of every model as tables; return the value chosen by model, in the order of step counts.
 
     Args:
-        tune: what was tuned.
+        tune: the constant and its values.
         models: as the user named them.
         cells: complete ones of all their variants.
-        store: where they are.
+        store: the run's folder.
         metric: the distance, e.g. ``fid``.
 
     Raises:
@@ -58,7 +56,7 @@ def write_curves(
     """
     by_name = {cell.name: cell for cell in cells}
     config, steps, seeds = cells[0].config, sorted({c.steps for c in cells}), sorted({c.seed for c in cells})
-    chosen: dict[str, list[Any]] = {}
+    chosen: dict[str, list[float]] = {}
     for model in models:
         for count in steps:
             rows = [

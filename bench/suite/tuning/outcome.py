@@ -1,9 +1,14 @@
-"""What a run under ``--tune`` ends in: constants, and the entries that ``--config`` reads."""
+"""The outcome of ``--tune``: tables of the constants chosen, and entries of models that ``--config`` reads.
+
+A grid writes every distance as ``tuning/<model>-<sampler>-<steps>-<constant>.csv`` and the constants as
+``tuning/chosen.csv``, a fit its diagnostics as ``fitted.csv``. Both write ``tuned.toml`` with an entry
+``<model>-tuned`` for each model.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +16,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from bench.files.writing import write_atomic
-from bench.suite.cells.reference import Reference
-from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
 from bench.suite.registry.tune import BY_STEPS, Tune, has_span, with_constant
 from bench.suite.run import Run
 from bench.suite.settings import ConfigError
-from bench.suite.tuning.grid import write_curves, write_table
-from bench.suite.tuning.rules import Found, Subject, fit
+from bench.suite.tuning.grid import choose_values, write_table
+from bench.suite.tuning.rules import FittedConstant, fit
 
-_CURVE = ["model", "sampler", "steps", "parameter"]
+_COORDINATES = ["model", "sampler", "steps", "parameter"]  # of a row of chosen.csv
 _ENTRY = '[models."'
 
 
@@ -41,77 +44,6 @@ def refuse_grid(run: Run, tune: Tune) -> None:
         )
 
 
-def fit_constants(run: Run, tune: Tune, quiet: bool) -> Path:
-    """Fit a constant of every model by its own rule, at every step count it depends on; return the entries' file.
-
-    ``fitted.csv`` says what each fit says of itself.
-
-    Raises:
-        ConfigError: the constant has no rule.
-    """
-    reference, counts = run.reference(), sorted(run.request.steps)
-    cells = {(cell.model.name, cell.steps): cell for cell in run.cells}
-    each = counts if tune.constant in BY_STEPS else counts[:1]
-    found: dict[str, list[Found]] = {}
-    with tqdm(unit="call", unit_scale=True, disable=quiet) as bar:
-
-        def count(calls: int) -> None:
-            bar.update(calls)
-
-        for model in run.named:
-            fits = [fit(tune.constant, _subject(run, cells[model.name, n], reference, count)) for n in each]
-            found[model.name] = fits if len(fits) == len(counts) else fits * len(counts)
-    rows = [
-        {"model": name, "sampler": run.sampler.sampler, "steps": n, "parameter": tune.constant, **_told(one)}
-        for name, fits in found.items()
-        for n, one in zip(counts, fits, strict=True)
-    ]
-    write_atomic(run.out / "fitted.csv", lambda partial: pd.DataFrame(rows).to_csv(partial, index=False))
-    chosen = {name: [one.value for one in fits] for name, fits in found.items()}
-    how = f"sampler {run.sampler.sampler}; fitted.csv says how."
-    return write_choices(run.out, tune, run.named, chosen, run.sampler.sampler, counts, how)
-
-
-def _subject(run: Run, cell: Cell, reference: Reference, progress: Callable[[int], None]) -> Subject:
-    """Return what a constant of a cell's model is fitted for."""
-    return Subject(cell, run.denoiser(cell.model), reference, run.device, run.request.batch, progress)
-
-
-def _told(found: Found) -> dict[str, Any]:
-    """Return a fit as a part of a row."""
-    return {**({} if isinstance(found.value, list) else {"value": found.value}), **found.about}
-
-
-def choose_constants(run: Run, tune: Tune) -> tuple[Path, list[str]]:
-    """Write what the complete cells of a grid say about a constant.
-
-    Returns:
-        (the file of the entries, a line for each constant that is the end of its grid).
-
-    Raises:
-        ConfigError: a cell has no Frechet distance.
-    """
-    reference, counts, request = run.reference(), sorted(run.request.steps), run.request
-    assert reference.extractor is not None  # the command line refuses --tune without features
-    metric = reference.extractor.metrics["frechet"]
-    chosen = write_curves(tune, run.named, run.cells, run.store, metric)
-    ends = [line for model in run.named for line in _ends(tune, model, chosen[model.name], counts)]
-    how = "\n".join([
-        f"{metric} to {reference.name}, {run.sampler.sampler}; {request.samples} samples a value and seed,",
-        f"{len(run.seeds)} of the seeds reserved for tuning.",
-        *ends,
-    ])  # fmt: skip
-    return write_choices(run.out, tune, run.named, chosen, run.sampler.sampler, counts, how), ends
-
-
-def _ends(tune: Tune, model: Model, chosen: list[float], counts: list[int]) -> list[str]:
-    return [
-        f"{model.name} at {count} steps: {tune.constant} = {value:g} is an end of the grid; better may lie beyond"
-        for value, count in zip(chosen, counts, strict=True)
-        if value in (tune.values[0], tune.values[-1])
-    ]
-
-
 def refuse_other(root: Path, tune: Tune) -> None:
     """Refuse a folder whose ``tuned.toml`` holds another constant, which would be lost.
 
@@ -123,52 +55,118 @@ def refuse_other(root: Path, tune: Tune) -> None:
         raise ConfigError(f"{path} holds another constant than {tune.constant}; choose another --out or delete it")
 
 
-def write_choices(
-    root: Path, tune: Tune, models: Sequence[Model], chosen: Mapping[str, Sequence[Any]], sampler: str,
-    counts: Sequence[int], how: str,
-) -> Path:  # fmt: skip
-    """Write the constants taken, as a table and as entries that ``--config`` reads; return the latter's path.
+def fit_constants(run: Run, tune: Tune, quiet: bool) -> Path:
+    """Fit a constant of every model by its rule, at every step count it depends on; return the entries' file.
 
-    What is there of other models, samplers and step counts stays in the table, and of other models in the entries.
+    Raises:
+        ConfigError: the constant has no rule.
+    """
+    counts, sampler = sorted(run.request.steps), run.sampler.sampler
+    cells = {(cell.model.name, cell.steps): cell for cell in run.cells}
+    fitted_counts = counts if tune.constant in BY_STEPS else counts[:1]
+    fits: dict[str, list[FittedConstant]] = {}
+    with tqdm(unit="call", unit_scale=True, disable=quiet) as bar:
+
+        def progress(calls: int) -> None:
+            bar.update(calls)
+
+        workbench = run.workbench(run.reference(), progress)
+        for model in run.named:
+            constants = [fit(tune.constant, cells[model.name, count], workbench) for count in fitted_counts]
+            fits[model.name] = constants if len(constants) == len(counts) else constants * len(counts)
+    rows = [
+        {"model": name, "sampler": sampler, "steps": count, "parameter": tune.constant, **_diagnostics(constant)}
+        for name, constants in fits.items()
+        for count, constant in zip(counts, constants, strict=True)
+    ]
+    write_atomic(run.out / "fitted.csv", lambda partial: pd.DataFrame(rows).to_csv(partial, index=False))
+    values = {name: [constant.value for constant in constants] for name, constants in fits.items()}
+    return write_entries(run.out, tune, run.named, values, sampler, counts, f"sampler {sampler}; fitted.csv says how.")
+
+
+def _diagnostics(constant: FittedConstant) -> dict[str, Any]:
+    """Return a fit as a part of a row; a list of numbers does not fit into one."""
+    value = {} if isinstance(constant.value, list) else {"value": constant.value}
+    return {**value, **constant.diagnostics}
+
+
+def choose_constants(run: Run, tune: Tune) -> tuple[Path, list[str]]:
+    """Choose a constant from the complete cells of a grid.
+
+    Returns:
+        (the file of the entries, a line for each constant at an end of its grid).
+
+    Raises:
+        ConfigError: a cell has no Frechet distance.
+    """
+    reference, counts, sampler = run.reference(), sorted(run.request.steps), run.sampler.sampler
+    assert reference.extractor is not None  # the command line refuses --tune without features
+    metric = reference.extractor.metrics["frechet"]
+    values = choose_values(tune, run.named, run.cells, run.store, metric)
+    rows = [
+        {"model": model.name, "sampler": sampler, "steps": count, "parameter": tune.constant, "value": value}
+        for model in run.named
+        for count, value in zip(counts, values[model.name], strict=True)
+    ]
+    write_chosen(run.out / "tuning" / "chosen.csv", pd.DataFrame(rows))
+    ends = [
+        f"{row['model']} at {row['steps']} steps: {tune.constant} = {row['value']:g} is an end of the grid; better may"
+        " lie beyond"
+        for row in rows
+        if row["value"] in (tune.values[0], tune.values[-1])
+    ]
+    how = "\n".join([
+        f"{metric} to {reference.name}, {sampler}; {run.request.samples} samples a value and seed,",
+        f"{len(run.seeds)} of the seeds reserved for tuning.",
+        *ends,
+    ])  # fmt: skip
+    return write_entries(run.out, tune, run.named, values, sampler, counts, how), ends
+
+
+def write_chosen(path: Path, rows: pd.DataFrame) -> None:
+    """Write the constants chosen as a table; rows of other models, samplers and step counts stay in it."""
+    old = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    write_table(path, pd.concat([old, rows]).drop_duplicates(_COORDINATES, keep="last"))
+
+
+def write_entries(
+    root: Path,
+    tune: Tune,
+    models: Sequence[Model],
+    values: Mapping[str, Sequence[Any]],
+    sampler: str,
+    counts: Sequence[int],
+    how: str,
+) -> Path:
+    """Write the models with their new constants as entries that ``--config`` reads; return the file's path.
+
+    Entries of other models stay in the file.
 
     Args:
         root: the run's folder.
-        tune: what was tuned.
+        tune: the constant.
         models: as the user named them.
-        chosen: the values by model, in the order of ``counts``.
+        values: of the constant by model, in the order of ``counts``.
         sampler: of the run.
         counts: step counts, ascending.
-        how: what they were found by, for the file's first lines.
+        how: how the values were chosen, for the file's first lines.
     """
-    rows = [
-        {"model": model.name, "sampler": sampler, "steps": count, "parameter": tune.constant, "value": value}
-        for model in models
-        for count, value in zip(counts, chosen[model.name], strict=True)
-    ]
-    if tune.values:
-        path = root / "tuning" / "chosen.csv"
-        old = pd.read_csv(path) if path.exists() else pd.DataFrame()
-        write_table(path, pd.concat([old, pd.DataFrame(rows)]).drop_duplicates(_CURVE, keep="last"))
-    tuned = [with_constant(model, tune.constant, chosen[model.name], sampler, counts) for model in models]
+    tuned = [with_constant(model, tune.constant, values[model.name], sampler, counts) for model in models]
     entries = {f"{model.name}-tuned": tuned_entry(model, sampler, counts) for model in tuned}
     path = root / "tuned.toml"
-    kept = [entry for name, entry in _entries(path).items() if name not in entries]
+    others = [entry for name, entry in _entries(path).items() if name not in entries]
     head = [f"# {line}" for line in f"Found by run_bench.py --tune {tune.text}\n{how}".splitlines()]
-    text = "\n".join([*head, "", *kept, *entries.values()])
-    write_atomic(path, lambda partial: _write_text(partial, text))
+    text = "\n".join([*head, "", *others, *entries.values()])
+    write_atomic(path, lambda partial: partial.write_text(text))
     return path
 
 
 def _entries(path: Path) -> dict[str, str]:
-    """Return the entries of a ``tuned.toml`` by name, as they stand there."""
+    """Return the entries of a ``tuned.toml`` by name, as text."""
     if not path.exists():
         return {}
     entries = (_ENTRY + part for part in path.read_text().split(_ENTRY)[1:])
     return {entry.removeprefix(_ENTRY).partition('"]')[0]: entry.rstrip() + "\n" for entry in entries}
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
 
 
 def tuned_entry(model: Model, sampler: str, counts: Sequence[int]) -> str:
@@ -176,13 +174,13 @@ def tuned_entry(model: Model, sampler: str, counts: Sequence[int]) -> str:
     remedies = []
     for remedy in model.remedies:
         rows = [remedy.at(sampler, count) for count in counts]
-        told: dict[str, Any] = {"kind": remedy.kind, "sampler": sampler, "steps": list(counts)}
+        entry: dict[str, Any] = {"kind": remedy.kind, "sampler": sampler, "steps": list(counts)}
         for name, value in rows[0].items():
-            told[name] = value if isinstance(value, list) else [float(f"{row[name]:.6g}") for row in rows]
-        if has_span(remedy):  # k's rise over all steps is what stays alike between step counts
-            told.pop("k")
-            told["span"] = [float(f"{row['k'] * (n - 1):.6g}") for row, n in zip(rows, counts, strict=True)]
-        remedies.append("{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in told.items()) + " }")
+            entry[name] = value if isinstance(value, list) else [float(f"{row[name]:.6g}") for row in rows]
+        if has_span(remedy):  # k's rise over all steps stays alike between step counts
+            del entry["k"]
+            entry["span"] = [float(f"{row['k'] * (n - 1):.6g}") for row, n in zip(rows, counts, strict=True)]
+        remedies.append("{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in entry.items()) + " }")
     lines = "".join(f"    {remedy},\n" for remedy in remedies)
     weights = "" if model.given is None else f"weights = {json.dumps(str(model.given))}\n"
     return f'[models."{model.name}-tuned"]\nbase = "{model.base}"\n{weights}corrections = [\n{lines}]\n'

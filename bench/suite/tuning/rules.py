@@ -1,4 +1,4 @@
-"""``--tune NAME=fit``: constants that are measured, each by the rule of its own, instead of tried one by one."""
+"""``--tune NAME=fit``: constants that have a rule of their own, in place of a grid of values."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.data import quantize, to_unit
+from bench.data import Dataset, quantize, to_unit
 from bench.diffusion.corrections.variance_matching import x0_std
-from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
-from bench.diffusion.types import Denoiser
 from bench.measure.features.extractors import Extractor
-from bench.suite.cells.reference import Reference
+from bench.suite.cells.workbench import Workbench, drawn_labels
 from bench.suite.plan import Cell
-from bench.suite.registry.remedies import KINDS, Remedy
+from bench.suite.registry.remedies import KINDS
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
 from bench.suite.tuning.divisor import fit as fit_divisor
 
@@ -29,149 +28,130 @@ _BLOCK = 8192  # images in float64 at a time
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a constant is fitted for.
-
-    Attributes:
-        cell: model, sampler and step count; the model's remedies are left out.
-        denoiser: the model's network.
-        reference: data and features.
-        device: where to walk.
-        batch: internal batch size.
-        progress: called with the network calls just made.
-    """
-
-    cell: Cell
-    denoiser: Denoiser
-    reference: Reference
-    device: torch.device
-    batch: int
-    progress: Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Found:
-    """A fitted constant, and what the fit says of itself: images and network calls it took, slopes and errors."""
+class FittedConstant:
+    """A fitted constant, and diagnostics of the fit: images, network calls, slopes and errors."""
 
     value: Any
-    about: Mapping[str, float]
+    diagnostics: Mapping[str, float]
 
 
-def fit(constant: str, subject: Subject) -> Found:
+def fit(constant: str, cell: Cell, workbench: Workbench) -> FittedConstant:
     """Return a constant by its rule.
 
+    Args:
+        constant: its name; see :data:`RULES`.
+        cell: model, sampler and step count that it is fitted for.
+        workbench: the network, data and features.
+
     Raises:
-        ConfigError: there is none.
+        ConfigError: the constant has no rule.
     """
-    if constant not in FITTED:
-        known = ", ".join(FITTED)
+    if constant not in RULES:
+        rules = ", ".join(RULES)
         raise ConfigError(
-            f"--tune: no rule is known for {constant!r}, only for {known}; give {constant}=LOW:HIGH:COUNT"
+            f"--tune: no rule is known for {constant!r}, only for {rules}; give {constant}=LOW:HIGH:COUNT"
         )
-    return FITTED[constant](subject)
+    return RULES[constant](cell, workbench)
 
 
-def _spread(subject: Subject) -> float:
-    """Return the variance of the pixels within an image, over the training images, block by block."""
-    data = subject.reference.data
+def _variance_within(data: Dataset) -> float:
+    """Return the variance of the pixels within an image in [-1, 1], averaged over the training images."""
     blocks = torch.arange(data.count("train")).split(_BLOCK)
     sums = [to_unit(data.pick("train", rows)).double().flatten(1).var(1).sum().item() for rows in blocks]
     return float(sum(sums)) / data.count("train")
 
 
-def _data_variance(subject: Subject) -> Found:
-    return Found(float(f"{_spread(subject):.6g}"), {"images": subject.reference.data.count("train")})
+def _data_variance(cell: Cell, workbench: Workbench) -> FittedConstant:
+    data = workbench.data
+    return FittedConstant(float(f"{_variance_within(data):.6g}"), {"images": data.count("train")})
 
 
-def _data_std(subject: Subject) -> Found:
-    return Found(float(f"{_spread(subject) ** 0.5:.6g}"), {"images": subject.reference.data.count("train")})
+def _data_std(cell: Cell, workbench: Workbench) -> FittedConstant:
+    data = workbench.data
+    return FittedConstant(float(f"{_variance_within(data) ** 0.5:.6g}"), {"images": data.count("train")})
 
 
-def _spread_reference(subject: Subject) -> Found:
+def _spread_reference(cell: Cell, workbench: Workbench) -> FittedConstant:
     """Return [t, root mean square of x0_hat's spread within an image] on real noised training images.
 
     x0_hat is clamped where the walk clamps it: near pure noise that of an eps network is far too wide.
     """
-    model = replace(subject.cell.model, remedies=())
-    cell = replace(subject.cell, model=model, steps=min(_LEVELS, model.description.T), measure=())
-    data = subject.reference.data
+    model = replace(cell.model, remedies=())
+    cell = replace(cell, model=model, steps=min(_LEVELS, model.description.T), measure=())
     sums = torch.zeros(cell.steps, dtype=torch.float64)
-    count = min(_IMAGES, data.count("train"))
-    for rows in torch.arange(count).split(subject.batch):
-        x0 = to_unit(data.pick("train", rows)).to(subject.device)
-        draws = Draws(Noise(RESERVED_SEEDS), rows.to(subject.device))
-        cond = data.pick_labels("train", rows).to(subject.device) if model.description.classes else None
-        steps = teacher_forced(
-            subject.denoiser, cell.levels(), x0, cell.solver(), draws, clip=cell.config.clip, cond=cond
-        )
-        found = [x0_std(replace(step.prediction, x0=step.x0_used)).square().sum() for step in steps if step.stage == 0]
-        sums += torch.stack(found).double().cpu()
-        subject.progress(len(rows) * cell.steps)
+    count = min(_IMAGES, workbench.data.count("train"))
+    denoiser = workbench.denoiser(model)
+    for rows in torch.arange(count).split(workbench.batch):
+        x0, cond = workbench.images("train", rows), workbench.labels(model, "train", rows)
+        draws = Draws(Noise(RESERVED_SEEDS), rows.to(workbench.device))
+        steps = teacher_forced(denoiser, cell.levels(), x0, cell.solver(), draws, clip=cell.config.clip, cond=cond)
+        first_calls = (step for step in steps if step.stage == 0)
+        squares = [x0_std(replace(step.prediction, x0=step.x0_used)).square().sum() for step in first_calls]
+        sums += torch.stack(squares).double().cpu()
+        workbench.progress(len(rows) * cell.steps)
     levels = zip(cell.levels()[:-1], (sums / count).sqrt().tolist(), strict=True)
     pairs = sorted([float(f"{max(level.t, 0.0):.6g}"), float(f"{std:.5g}")] for level, std in levels)
-    return Found(pairs, {"images": count, "network_calls": count * cell.steps})
+    return FittedConstant(pairs, {"images": count, "network_calls": count * cell.steps})
 
 
-def _divisor(subject: Subject) -> Found:
-    """Return epsilon scaling's b, other remedies of the model acting too.
+def _divisor(cell: Cell, workbench: Workbench) -> FittedConstant:
+    """Return epsilon scaling's b, with the model's other remedies in place.
 
     Raises:
-        ConfigError: the model's divisor has a slope, which the rule knows nothing of.
+        ConfigError: the model's divisor has a slope, which the rule cannot fit.
     """
-    reference, extractor, cell = subject.reference, subject.reference.extractor, subject.cell
-    if any(remedy.at(cell.config.sampler, cell.steps).get("k") for remedy in cell.model.remedies if _scales(remedy)):
+    reference = workbench.reference
+    scalings = [remedy for remedy in cell.model.remedies if "b" in KINDS[remedy.kind].defaults]
+    if any(remedy.at(cell.config.sampler, cell.steps).get("k") for remedy in scalings):
         raise ConfigError(
             f"--tune b=fit is for a uniform divisor, and that of {cell.model.name!r} has a slope; use -es"
         )
-    assert extractor is not None  # the command line refuses --tune without features
-    drawn = _Drawn(subject, extractor)
+    assert reference.extractor is not None  # the command line refuses --tune without features
+    samples = _Samples(cell, workbench, reference.extractor)
     moments = reference.features().moments
     spread = float(reference.statistics.variance.mean()) ** 0.5
-    found = fit_divisor(drawn, moments.mean, moments.cov, spread)
-    whole = replace(cell, samples=found.images, measure=())
-    about = {
-        "vertex": found.vertex,
-        "slope": found.slope,
-        "slope_error": found.error,
-        "gain": found.gain,
-        "unit": found.unit,
+    fitted = fit_divisor(samples, moments.mean, moments.cov, spread)
+    whole = replace(cell, samples=fitted.images, measure=())
+    diagnostics = {
+        "vertex": fitted.vertex,
+        "slope": fitted.slope,
+        "slope_error": fitted.error,
+        "gain": fitted.gain,
+        "unit": fitted.unit,
+        "images": fitted.images,
+        "network_calls": whole.cost()[0],
     }
-    return Found(found.b, {**about, "images": found.images, "network_calls": whole.cost()[0]})
+    return FittedConstant(fitted.b, diagnostics)
 
 
-def _scales(remedy: Remedy) -> bool:
-    return "b" in KINDS[remedy.kind].defaults
+class _Samples:
+    """Samples of a cell on reserved noise, under any divisor b."""
 
-
-class _Drawn:
-    """Samples of a subject on reserved noise, under any b."""
-
-    def __init__(self, subject: Subject, extractor: Extractor) -> None:
-        self.subject, self.extractor, self.noise = subject, extractor, Noise(RESERVED_SEEDS)
+    def __init__(self, cell: Cell, workbench: Workbench, extractor: Extractor) -> None:
+        self.cell, self.workbench, self.extractor = cell, workbench, extractor
+        self.denoiser, self.noise = workbench.denoiser(cell.model), Noise(RESERVED_SEEDS)
 
     def __call__(self, b: float, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return final states [n, C, H, W] and features [n, d] of images start..stop-1."""
-        subject = self.subject
-        cell = replace(subject.cell, model=subject.cell.model.rescaled(b, None))
-        numbers = torch.arange(start, stop, device=subject.device)
-        x = torch.cat([self._walk(cell, rows) for rows in numbers.split(subject.batch)])
+        cell = replace(self.cell, model=self.cell.model.rescaled(b, None))
+        numbers = torch.arange(start, stop, device=self.workbench.device)
+        x = torch.cat([self._walk(cell, rows) for rows in numbers.split(self.workbench.batch)])
         return x.float().cpu().numpy(), self.extractor.extract(quantize(x, cell.config.quantize).cpu())[0]
 
     def _walk(self, cell: Cell, rows: Tensor) -> Tensor:
-        subject, path, classes = self.subject, cell.levels(), cell.model.description.classes
-        draws = Draws(self.noise, rows)
-        x = prior(path[0], draws, subject.reference.data.shape)
-        cond = self.noise.integers(rows, Purpose.LABEL, 0, classes) if classes else None
+        levels, draws = cell.levels(), Draws(self.noise, rows)
+        x = prior(levels[0], draws, self.workbench.data.shape)
+        cond = drawn_labels(cell.model, self.noise, rows)
         for step in walk(
-            subject.denoiser, path, x, cell.solver(), draws,
+            self.denoiser, levels, x, cell.solver(), draws,
             clip=cell.config.clip, correction=cell.correction(), cond=cond,
         ):  # fmt: skip
             x = step.x_next
-            subject.progress(len(rows))
+            self.workbench.progress(len(rows))
         return x
 
 
-FITTED: Mapping[str, Callable[[Subject], Found]] = {
+RULES: Mapping[str, Callable[[Cell, Workbench], FittedConstant]] = {
     "b": _divisor,
     "data_variance": _data_variance,
     "std": _data_std,

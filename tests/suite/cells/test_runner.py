@@ -12,8 +12,7 @@ from bench.diffusion.types import Prediction
 from bench.measure.instruments.moments import Moments
 from bench.measure.quality.scores import SCORES_VERSION
 from bench.suite import plan
-from bench.suite.cells.arms import Arms, RunError
-from bench.suite.cells.reference import Reference
+from bench.suite.cells.arms import RunError
 from bench.suite.cells.runner import CellRunner
 from bench.suite.store.store import Store
 
@@ -21,15 +20,12 @@ STEP_COLUMNS = ["arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "va
 
 
 @pytest.fixture
-def run_cell(small_data, tmp_path):
+def run_cell(make_workbench, tmp_path):
     """Return a function that runs a cell and returns its store."""
 
     def run(cell, denoiser, batch=4, folder="out", counted=None):
         store = Store(tmp_path / folder)
-        progress = counted.append if counted is not None else lambda calls: None
-        reference = Reference(small_data, None)
-        arms = Arms(cell, denoiser, reference.data, reference.centre, torch.device("cpu"), batch, progress)
-        runner = CellRunner(arms, reference, store)
+        runner = CellRunner(cell, make_workbench(denoiser, batch=batch, counted=counted), store)
         store.begin(cell)
         for unit in runner.units():
             if not store.has_shard(cell, unit):

@@ -153,7 +153,7 @@ def gaussian_data():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_exact_denoisers_records_equal_the_closed_form(gaussian_data, make_cell, bench, tmp_path, method):
+def test_an_exact_denoisers_records_equal_the_closed_form(gaussian_data, make_cell, make_workbench, tmp_path, method):
     # Over all images the sources have the recursion's mean and covariance, and the noise is what remains random.
     pixels = to_unit(gaussian_data.images).double().flatten(1)
     oracle = GaussianOracle(pixels.mean(0).reshape(1, 4, 4), pixels.T.cov())
@@ -161,12 +161,12 @@ def test_an_exact_denoisers_records_equal_the_closed_form(gaussian_data, make_ce
         model=toy(), samples=600, parts=(600, 0), clip=False, variance="exact", data_hash=gaussian_data.content_hash()
     )
     baselines, *chains = plan_chains([cell])
-    site = bench(lambda model: oracle, data=gaussian_data, batch=600)
-    baselines.compute(site)
+    site = make_workbench(oracle, data=gaussian_data, batch=600)
+    baselines.compute(site, tmp_path)
     exact = record(baselines, tmp_path)
     for chain in chains:
         if chain.method == method:
-            chain.compute(site)
+            chain.compute(site, tmp_path)
             found, law = (
                 record(chain, tmp_path),
                 "exact-gaussian" if method == "ancestral" else f"exact-gaussian-{method}",
@@ -179,10 +179,10 @@ def test_an_exact_denoisers_records_equal_the_closed_form(gaussian_data, make_ce
                 assert abs(row["value"] - expected) <= allowed, (chain.length, quantity)
 
 
-def test_a_record(plan, bench, shrink, small_data, tmp_path):
+def test_a_record(plan, make_workbench, shrink, small_data, tmp_path):
     denoiser, counted = shrink(), []
     chain = plan(seed=3)[1]["ancestral", 6]
-    chain.compute(bench(lambda model: denoiser, counted=counted))
+    chain.compute(make_workbench(denoiser, counted=counted), tmp_path)
     assert denoiser.rows == sum(counted) == chain.cost() == 6 * 6
     folder = tmp_path / "chains" / "toy-ancestral-6-seed3"
     assert {path.name for path in folder.iterdir()} == {"record.csv", "pictures.npz", "chain.json"}
@@ -209,19 +209,19 @@ def test_a_record(plan, bench, shrink, small_data, tmp_path):
     assert apart == pytest.approx(table["value"][0], abs=1 / 255)
 
 
-def test_eight_pictures_are_kept(plan, bench, shrink, tmp_path):
+def test_eight_pictures_are_kept(plan, make_workbench, shrink, tmp_path):
     chain = plan(samples=12)[1]["ddim", 2]
-    chain.compute(bench(lambda model: shrink()))
+    chain.compute(make_workbench(shrink()), tmp_path)
     with np.load(tmp_path / "chains" / chain.name / "pictures.npz") as pictures:
         assert len(pictures["original"]) == len(pictures["reconstruction"]) == 8
 
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
-def test_batches_change_nothing_of_an_elementwise_model(plan, bench, shrink, tmp_path, batch):
+def test_batches_change_nothing_of_an_elementwise_model(plan, make_workbench, shrink, tmp_path, batch):
     chain, tables = plan(samples=42)[1]["ancestral", 6], []
     for size in (42, batch):
         counted = []
-        chain.compute(bench(lambda model: shrink(), batch=size, counted=counted))
+        chain.compute(make_workbench(shrink(), batch=size, counted=counted), tmp_path)
         assert sum(counted) == chain.cost()  # padding is not a call
         tables.append(record(chain, tmp_path))
     np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], rtol=1e-12)
@@ -240,12 +240,12 @@ class Watching:
         return Prediction(eps, (x - level.sigma * eps) / level.alpha, torch.zeros_like(x))
 
 
-def test_every_method_and_model_starts_from_the_same_states(plan, bench, small_data):
+def test_every_method_and_model_starts_from_the_same_states(plan, make_workbench, small_data, tmp_path):
     starts = []
     for name in ("one", "other"):
         for method in METHODS:
             chain, denoiser = plan(model=toy(name=name))[1][method, 12], Watching()
-            chain.compute(bench(lambda model, denoiser=denoiser: denoiser))
+            chain.compute(make_workbench(denoiser), tmp_path)
             starts.append(denoiser.first)
     assert all(torch.equal(start, starts[0]) for start in starts)
     level = chain.levels()[0]
@@ -253,34 +253,34 @@ def test_every_method_and_model_starts_from_the_same_states(plan, bench, small_d
     assert abs(noise.std().item() - 1) < SIGMAS / math.sqrt(2 * 6 * 16)
 
 
-def test_the_correction_is_applied(plan, bench, tmp_path):
+def test_the_correction_is_applied(plan, make_workbench, tmp_path):
     scaling = dict.fromkeys(("ddpm", "ddim"), Constants(fixed={"b": 1.1}))
     values = []
     for name, constants in (("plain", {}), ("scaled", scaling)):
         chain = plan(model=toy(name=name, scaling=constants))[1]["ddim", 6]
-        chain.compute(bench(lambda model: Watching()))
+        chain.compute(make_workbench(Watching()), tmp_path)
         values.append(record(chain, tmp_path)["value"][0])
     assert values[0] != values[1]
 
 
-def test_errors_are_of_clamped_images(plan, bench, small_data, tmp_path):
+def test_errors_are_of_clamped_images(plan, make_workbench, small_data, tmp_path):
     def bright(x, level, cond=None):
         x0 = torch.full_like(x, 3.0)
         return Prediction((x - level.alpha * x0) / level.sigma, x0, torch.zeros_like(x))
 
     chain = plan(clip=False)[1]["mean", 2]
-    chain.compute(bench(lambda model: bright))
+    chain.compute(make_workbench(bright), tmp_path)
     white = (1 - to_unit(small_data.part("train")[:6])).mean().item()
     assert record(chain, tmp_path)["value"][0] == pytest.approx(white, rel=1e-6)  # float32 images
 
 
-def test_reconstructions_that_are_not_finite_are_named(plan, bench, tmp_path):
+def test_reconstructions_that_are_not_finite_are_named(plan, make_workbench, tmp_path):
     def broken(x, level, cond=None):
         return Prediction(x * math.nan, x * math.nan, torch.zeros_like(x))
 
     chain = plan()[1]["mean", 2]
     with pytest.raises(RunError, match="model 'toy', mean chain of 2 steps, seed 0"):
-        chain.compute(bench(lambda model: broken))
+        chain.compute(make_workbench(broken), tmp_path)
     assert not chain.is_complete(tmp_path)
 
 
@@ -313,9 +313,9 @@ CORNERS = Extractor("corners", Corners(), {"frechet": "fd_corners"}, "0" * 64)
         (2, "a covariance of 2 features needs 3 images, not 2"),
     ],
 )
-def test_real_images_are_scored_like_reconstructions(small_data, bench, tmp_path, n, note):
+def test_real_images_are_scored_like_reconstructions(small_data, make_workbench, tmp_path, n, note):
     work = baselines_of(small_data, n)
-    work.compute(bench(None, extractor=CORNERS))
+    work.compute(make_workbench(None, extractor=CORNERS), tmp_path)
     real = record(work, tmp_path).query("method == 'real'")
     assert real["quantity"].tolist() == ["fd_corners", "fd_corners"]
     assert (real["n"] == n).all()
@@ -326,9 +326,9 @@ def test_real_images_are_scored_like_reconstructions(small_data, bench, tmp_path
         assert real["value"].iloc[0] == pytest.approx(0, abs=1e-12)
 
 
-def test_baseline_rows(small_data, bench, tmp_path):
+def test_baseline_rows(small_data, make_workbench, tmp_path):
     work = baselines_of(small_data, 10)
-    work.compute(bench(None))
+    work.compute(make_workbench(None), tmp_path)
     table = record(work, tmp_path)
     assert tuple(table.columns) == CHAIN_COLUMNS
     exact = {"exact-empirical", "exact-gaussian", "exact-gaussian-mean", "exact-gaussian-ddim"}
@@ -345,10 +345,10 @@ def test_baseline_rows(small_data, bench, tmp_path):
     assert value(table, "l1", method="exact-empirical", start=20)["value"] == pytest.approx(apart, rel=1e-3)
 
 
-def test_images_too_large_for_the_recursion_have_no_gaussian(small_data, bench, tmp_path):
+def test_images_too_large_for_the_recursion_have_no_gaussian(small_data, make_workbench, tmp_path):
     large = replace(small_data, images=small_data.images.repeat(1, 1, 5, 5))
     work = baselines_of(large, 10)
-    work.compute(bench(None, data=large))
+    work.compute(make_workbench(None, data=large), tmp_path)
     assert set(record(work, tmp_path)["method"]) == {"real", "exact-empirical"}
 
 
@@ -356,9 +356,9 @@ def test_images_too_large_for_the_recursion_have_no_gaussian(small_data, bench, 
 
 
 @pytest.fixture
-def made(plan, bench, shrink, tmp_path):
+def made(plan, make_workbench, shrink, tmp_path):
     chain = plan()[1]["mean", 6]
-    chain.compute(bench(lambda model: shrink()))
+    chain.compute(make_workbench(shrink()), tmp_path)
     return chain, chain.folders(tmp_path)[0]
 
 
@@ -388,14 +388,14 @@ def test_a_half_written_record_is_not_read(made, tmp_path, name, harm):
 
 
 @pytest.mark.parametrize("calls", [0, 3, 5])
-def test_an_interrupted_chain_leaves_nothing_complete(plan, bench, shrink, tmp_path, calls):
+def test_an_interrupted_chain_leaves_nothing_complete(plan, make_workbench, shrink, tmp_path, calls):
     chain = plan()[1]["mean", 6]
     with pytest.raises(KeyboardInterrupt):
-        chain.compute(bench(lambda model: shrink(calls)))
+        chain.compute(make_workbench(shrink(calls)), tmp_path)
     assert not chain.is_complete(tmp_path)
 
 
-def test_a_record_written_over_is_not_vouched_for_by_the_old_one(made, bench, shrink, tmp_path, monkeypatch):
+def test_a_record_written_over_is_not_vouched_for_by_the_old_one(made, make_workbench, shrink, tmp_path, monkeypatch):
     chain, folder = made
 
     def stop(*args, **kwargs):
@@ -403,7 +403,7 @@ def test_a_record_written_over_is_not_vouched_for_by_the_old_one(made, bench, sh
 
     monkeypatch.setattr(np, "savez", stop)
     with pytest.raises(KeyboardInterrupt):
-        chain.compute(bench(lambda model: shrink()))
+        chain.compute(make_workbench(shrink()), tmp_path)
     assert not folder.facts.exists()
     assert not chain.is_complete(tmp_path)
 

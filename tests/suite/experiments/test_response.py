@@ -98,9 +98,9 @@ class Telling:
         return Prediction(eps, (x - level.sigma * eps) / level.alpha)
 
 
-def test_a_record_is_the_networks_norm_at_every_pair(make, bench, small_data, tmp_path):
+def test_a_record_is_the_networks_norm_at_every_pair(make, make_workbench, small_data, tmp_path):
     response, network, counted = make(seed=2), Telling(), []
-    response.compute(bench(lambda model: network, counted=counted))
+    response.compute(make_workbench(network, counted=counted), tmp_path)
     assert len(network.asked) == len(response.pairs)
     assert sum(counted) == response.cost() == 18 * len(response.pairs)
     table = record(response, tmp_path)
@@ -122,33 +122,34 @@ def test_a_record_is_the_networks_norm_at_every_pair(make, bench, small_data, tm
 
 
 @pytest.mark.parametrize("batch", [1, 5, 18])
-def test_batches_change_nothing_of_an_elementwise_model(make, bench, tmp_path, batch):
+def test_batches_change_nothing_of_an_elementwise_model(make, make_workbench, tmp_path, batch):
     response, tables = make(), []
     for size in (100, batch):
         for folder in response.folders(tmp_path):
             folder.facts.unlink(missing_ok=True)
         counted = []
-        response.compute(bench(lambda model: Telling(), batch=size, counted=counted))
+        response.compute(make_workbench(Telling(), batch=size, counted=counted), tmp_path)
         assert sum(counted) == response.cost()  # padding is not a call
         tables.append(record(response, tmp_path))
     np.testing.assert_allclose(tables[0]["energy"], tables[1]["energy"], rtol=1e-12)
 
 
-def test_a_single_image_has_no_spread(make, bench, small_data, tmp_path):
+def test_a_single_image_has_no_spread(make, make_workbench, small_data, tmp_path):
     heldout = torch.zeros(60, dtype=torch.bool)
     heldout[7] = True
     response = make(parts=(59, 1))
-    response.compute(bench(lambda model: Telling(), data=replace(small_data, heldout=heldout)))
+    response.compute(make_workbench(Telling(), data=replace(small_data, heldout=heldout)), tmp_path)
     table = record(response, tmp_path)
     assert table["norm_std"].isna().all()
     assert table["norm"].notna().all()
 
 
-def test_every_model_of_the_network_has_the_record(make_cell, bench, tmp_path):
+def test_every_model_of_the_network_has_the_record(make_cell, make_workbench, tmp_path):
     cells = [make_cell(model=toy(name), steps=3) for name in ("a", "a-es")]
     (response,) = plan_response(cells)
-    site, network = bench(lambda model: network), Telling()
-    response.compute(site)
+    network = Telling()
+    site = make_workbench(network)
+    response.compute(site, tmp_path)
     first, second = (record(response, tmp_path, name) for name in ("a", "a-es"))
     assert set(second["model"]) == {"a-es"}
     pd.testing.assert_frame_equal(first.drop(columns="model"), second.drop(columns="model"))
@@ -160,13 +161,13 @@ def test_every_model_of_the_network_has_the_record(make_cell, bench, tmp_path):
     assert not response.is_complete(tmp_path)
     assert response.remaining(tmp_path) == 0
     calls = len(network.asked)
-    response.compute(site)
+    response.compute(site, tmp_path)
     assert len(network.asked) == calls
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_another_first_seed_is_measured_anew_and_another_network_refused(make, bench, tmp_path):
-    make(seed=0).compute(bench(lambda model: Telling()))
+def test_another_first_seed_is_measured_anew_and_another_network_refused(make, make_workbench, tmp_path):
+    make(seed=0).compute(make_workbench(Telling()), tmp_path)
     other = make(seed=1)
     assert not other.is_complete(tmp_path)
     for folder in other.folders(tmp_path):
@@ -177,25 +178,25 @@ def test_another_first_seed_is_measured_anew_and_another_network_refused(make, b
 
 @pytest.mark.parametrize("harm", ["lose", "cut"])
 @pytest.mark.parametrize("name", ["record.csv", "response.json"])
-def test_a_half_written_record_is_not_read(make, bench, tmp_path, name, harm):
+def test_a_half_written_record_is_not_read(make, make_workbench, tmp_path, name, harm):
     response = make()
-    response.compute(bench(lambda model: Telling()))
+    response.compute(make_workbench(Telling()), tmp_path)
     path = tmp_path / "response" / "toy-3" / name
     path.unlink() if harm == "lose" else path.write_bytes(path.read_bytes()[:-3])
     assert not response.is_complete(tmp_path)
     assert response.remaining(tmp_path) == response.cost()
 
 
-def test_an_interrupted_response_is_not_complete(make, bench, shrink, tmp_path):
+def test_an_interrupted_response_is_not_complete(make, make_workbench, shrink, tmp_path):
     response = make()
     with pytest.raises(KeyboardInterrupt):
-        response.compute(bench(lambda model: shrink(5)))
+        response.compute(make_workbench(shrink(5)), tmp_path)
     assert not response.is_complete(tmp_path)
 
 
-def test_a_network_that_is_not_finite_is_named(make, bench):
+def test_a_network_that_is_not_finite_is_named(make, make_workbench, tmp_path):
     def broken(x, level, cond=None):
         return Prediction(x * float("inf"), x)
 
     with pytest.raises(RunError, match=r"model 'toy' at .* steps, seed 0, responds"):
-        make().compute(bench(lambda model: broken))
+        make().compute(make_workbench(broken), tmp_path)

@@ -6,7 +6,7 @@ from bench.suite.registry.registry import WEIGHTS, load_registry
 from bench.suite.registry.tune import Tune, parse_tune, with_constant
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
 from bench.suite.tuning.grid import choose
-from bench.suite.tuning.outcome import refuse_other, tuned_entry, write_choices
+from bench.suite.tuning.outcome import refuse_other, tuned_entry, write_chosen, write_entries
 
 GRID = (0.9, 1.0, 1.1, 1.2, 1.3)
 
@@ -177,20 +177,26 @@ def choices(known, names, constant="b", grid=(1.0, 1.1, 1.2)):
 
 
 def test_entries_of_other_models_stay(known, tmp_path):
-    write_choices(tmp_path, *choices(known, ["adm-es", "adm-ip-es"]))
+    write_entries(tmp_path, *choices(known, ["adm-es", "adm-ip-es"]))
     first = load_registry((tmp_path / "tuned.toml",), "digits")
-    write_choices(tmp_path, *choices(known, ["adm-es", "adm-wd-es"]))
+    write_entries(tmp_path, *choices(known, ["adm-es", "adm-wd-es"]))
     read = load_registry((tmp_path / "tuned.toml",), "digits")
     assert set(read.entries) == {"adm-es-tuned", "adm-ip-es-tuned", "adm-wd-es-tuned"}
     assert read.entries["adm-ip-es-tuned"] == first.entries["adm-ip-es-tuned"]
-    table = pd.read_csv(tmp_path / "tuning" / "chosen.csv")
-    assert sorted(zip(table["model"], table["steps"], strict=True)) == [
-        (name, steps) for name in ("adm-es", "adm-ip-es", "adm-wd-es") for steps in (10, 20)
-    ]
+
+
+def test_constants_of_other_models_stay_in_the_table(tmp_path):
+    rows = pd.DataFrame(
+        {"model": ["adm-es", "adm-ip-es"], "sampler": "ddpm", "steps": 10, "parameter": "b", "value": 1.1}
+    )
+    write_chosen(tmp_path / "chosen.csv", rows)
+    write_chosen(tmp_path / "chosen.csv", rows[:1].assign(value=1.2))
+    table = pd.read_csv(tmp_path / "chosen.csv")
+    assert dict(zip(table["model"], table["value"], strict=True)) == {"adm-es": 1.2, "adm-ip-es": 1.1}
 
 
 def test_entries_of_another_constant_are_not_lost(known, tmp_path):
-    write_choices(tmp_path, *choices(known, ["adm-es"]))
+    write_entries(tmp_path, *choices(known, ["adm-es"]))
     refuse_other(tmp_path, Tune("b", ()))
     with pytest.raises(ConfigError, match="holds another constant than k"):
         refuse_other(tmp_path, Tune("k", (0.0, 0.1, 0.2)))

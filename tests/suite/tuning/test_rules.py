@@ -9,22 +9,20 @@ import torch
 from bench.data import load
 from bench.diffusion.types import Prediction
 from bench.measure.features.extractors import open_extractor
-from bench.suite.cells.reference import Reference
 from bench.suite.registry.remedies import Remedy
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
 from bench.suite.tuning import rules as fitting
-from bench.suite.tuning.rules import Subject, fit
+from bench.suite.tuning.rules import fit
 
 
 @pytest.fixture
-def subject(make_cell, small_data):
-    """Return a function that builds a subject of the small data around a denoiser."""
+def fitted(make_cell, make_workbench):
+    """Return a function that fits a constant on the small data with a denoiser."""
 
-    def make(denoiser, **changes):
-        cell = make_cell(measure=(), **changes)
-        return Subject(cell, denoiser, Reference(small_data, None), torch.device("cpu"), 16, lambda calls: None)
+    def call(constant, denoiser, **changes):
+        return fit(constant, make_cell(measure=(), **changes), make_workbench(denoiser, batch=16)).value
 
-    return make
+    return call
 
 
 def checks(std):
@@ -39,35 +37,35 @@ def checks(std):
     return denoiser
 
 
-def test_the_spread_of_x0_hat_is_measured_where_the_walk_goes(subject):
-    reference = fit("reference", subject(checks(0.5))).value
+def test_the_spread_of_x0_hat_is_measured_where_the_walk_goes(fitted):
+    reference = fitted("reference", checks(0.5))
     t = [pair[0] for pair in reference]
     assert t == sorted(t)
     assert (len(t), t[0], t[-1]) == (25, 0.0, 999.0)
     assert [pair[1] for pair in reference] == [pytest.approx(0.5, abs=1e-4)] * 25  # five digits are kept
 
 
-def test_it_is_that_of_the_clamped_x0_hat_only_where_the_walk_clamps(subject):
+def test_it_is_that_of_the_clamped_x0_hat_only_where_the_walk_clamps(fitted):
     clamped = (16 / 15) ** 0.5
-    assert [pair[1] for pair in fit("reference", subject(checks(3.0))).value] == [pytest.approx(clamped, abs=1e-4)] * 25
-    free = fit("reference", subject(checks(3.0), clip=False)).value
+    assert [pair[1] for pair in fitted("reference", checks(3.0))] == [pytest.approx(clamped, abs=1e-4)] * 25
+    free = fitted("reference", checks(3.0), clip=False)
     assert [pair[1] for pair in free] == [pytest.approx(3.0, abs=1e-3)] * 25
 
 
-def test_the_spread_of_the_training_images(subject, small_data):
+def test_the_spread_of_the_training_images(fitted, small_data):
     pixels = small_data.part("train").double().flatten(1).numpy() / 127.5 - 1
     within = pixels.var(axis=1, ddof=1).mean()
-    assert fit("data_variance", subject(checks(0.5))).value == pytest.approx(within, rel=1e-5)  # six digits are kept
-    assert fit("std", subject(checks(0.5))).value == pytest.approx(within**0.5, rel=1e-5)
+    assert fitted("data_variance", checks(0.5)) == pytest.approx(within, rel=1e-5)  # six digits are kept
+    assert fitted("std", checks(0.5)) == pytest.approx(within**0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("constant", ["k", "window", "low", "gamma"])
-def test_constants_without_a_rule(subject, constant):
+def test_constants_without_a_rule(fitted, constant):
     with pytest.raises(ConfigError, match=f"no rule is known for '{constant}'"):
-        fit(constant, subject(checks(0.5)))
+        fitted(constant, checks(0.5))
 
 
-def test_a_divisor_is_fitted_on_reserved_noise_with_the_other_remedies_acting(make_cell, shrink, monkeypatch):
+def test_a_divisor_is_fitted_on_reserved_noise_among_other_remedies(make_cell, make_workbench, shrink, monkeypatch):
     """The rule gets what a walk under any b ends in; here it is handed on and looked at."""
     given, seeds, calls = {}, [], []
     monkeypatch.setattr(
@@ -78,8 +76,8 @@ def test_a_divisor_is_fitted_on_reserved_noise_with_the_other_remedies_acting(ma
     digits, cell = load("digits"), make_cell(measure=(), steps=3)
     remedies = (Remedy("dcw").overridden({"low": 0.3}), Remedy("epsilon-scaling").overridden({"b": 1.0}))
     cell = replace(cell, model=replace(cell.model, remedies=remedies))
-    reference = Reference(digits, open_extractor("digits"))
-    assert fit("b", Subject(cell, shrink(), reference, torch.device("cpu"), 5, calls.append)).value == 7
+    workbench = make_workbench(shrink(), digits, open_extractor("digits"), 5, calls)
+    assert fit("b", cell, workbench).value == 7
     assert seeds == [RESERVED_SEEDS]
     states, features = given["drawn"](1.0, 2, 9)
     assert states.shape == (7, 1, 8, 8)
@@ -88,7 +86,7 @@ def test_a_divisor_is_fitted_on_reserved_noise_with_the_other_remedies_acting(ma
     np.testing.assert_array_equal(given["drawn"](1.0, 4, 5)[0], states[2:3])  # whatever the batch
     assert (given["drawn"](1.1, 2, 9)[0] != states).any()
     plain = replace(cell, model=replace(cell.model, remedies=remedies[1:]))
-    fit("b", Subject(plain, shrink(), reference, torch.device("cpu"), 5, calls.append))
+    fit("b", plain, workbench)
     assert (given["drawn"](1.0, 2, 9)[0] != states).any()
     mean, cov, spread = given["about"]
     assert mean.shape == (cov.shape[0],)
