@@ -1,4 +1,4 @@
-"""What a checkpoint is besides its numbers."""
+"""What every model of the suite has: a description, and the shape of a network's answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-_MOST = 10**12  # of anything counted
+_LARGEST_COUNT = 10**12
+
+
+class Output(NamedTuple):
+    """What a network returns, under diffusers' name: ``sample`` [B, outputs, H, W]."""
+
+    sample: Tensor
 
 
 @dataclass(frozen=True)
@@ -20,10 +26,11 @@ class Description:
             ``num_classes``, ...) where they mean the same.
         schedule: a name of :func:`bench.diffusion.schedules.betas`, or ``edm``: levels by sigma, alpha = 1.
         T: training length.
-        training: the recipe that made it, if known.
-        prediction: what the network says: ``eps``, ``v``, ``x0``, or how it is preconditioned
+        training: the recipe that made it, if the file names one.
+        prediction: what the network predicts: ``eps``, ``v``, ``x0``, or the name of its preconditioning
             (:mod:`bench.models.denoisers.preconditioning`).
-        format: how the file is read: ``guided`` (``.pt`` and our own), ``edm``, ``diffusers`` or ``python``.
+        format: how the file is read, a key of :data:`bench.models.checkpoints.formats.FORMATS`.
+        content: what describing the file has read already and loading it needs; no part of the description's value.
     """
 
     network: Mapping[str, Any]
@@ -32,9 +39,10 @@ class Description:
     training: Mapping[str, Any] = field(default_factory=dict)
     prediction: str = "eps"
     format: str = "guided"
+    content: Any = field(default=None, repr=False, compare=False)
 
-    def seen(self) -> dict[str, Any] | None:
-        """Return the recipe's name and how many training images the weights have seen, None where nobody says."""
+    def training_images(self) -> dict[str, Any] | None:
+        """Return the ``recipe`` and the number of ``images`` it was trained on, None where the file has neither."""
         name = self.training.get("name")
         if not isinstance(name, str):
             return None
@@ -44,9 +52,9 @@ class Description:
         return {"recipe": name, "images": iterations * batch} if iterations and batch else None
 
     def _count(self, name: str) -> int:
-        """Return a number that the recipe tells, 0 where it is none: files are written by strangers, too."""
+        """Return a count of the recipe, 0 where it is no sensible one: files are written by strangers, too."""
         value = self.training.get(name)
-        return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MOST else 0
+        return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST_COUNT else 0
 
     @property
     def channels(self) -> int:
@@ -60,18 +68,11 @@ class Description:
 
     @property
     def learns_variance(self) -> bool:
-        """Tell whether the network predicts a variance beside eps; on EDM levels nothing would read it."""
-        return not self.is_edm and (
-            bool(self.network.get("learn_sigma")) or self.network.get("out_channels") == 2 * self.channels
-        )
+        """Tell whether the network predicts a variance beside eps. On EDM levels no sampler reads it."""
+        doubled = self.network.get("out_channels") == 2 * self.channels
+        return not self.is_edm and (bool(self.network.get("learn_sigma")) or doubled)
 
     @property
     def is_edm(self) -> bool:
         """Tell whether the model walks on EDM levels."""
         return self.schedule == "edm"
-
-
-class Output(NamedTuple):
-    """What a network returns, under diffusers' name: ``sample`` [B, outputs, H, W]."""
-
-    sample: Tensor

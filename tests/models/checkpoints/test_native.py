@@ -173,7 +173,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, network, value):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_published_pickles_load(tmp_path, adm_16px, published_weights, zipped):
-    """A guided-diffusion file, of either torch format, gives the published network (tolerance: test_networks.py)."""
+    """A guided-diffusion file, of either torch format, gives the published network (tolerance: test_adm.py)."""
     path = tmp_path / "model.pt"
     torch.save(published_weights(adm_16px["shapes"]), path, _use_new_zipfile_serialization=zipped)
     loaded = load_network(path, Description(adm_16px["config"]))

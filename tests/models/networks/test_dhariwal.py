@@ -18,7 +18,7 @@ VARIANTS = {
     "no-attention": {"channel_mult": [1, 1], "attn_resolutions": [8, 4]},
     "one-level": {"channel_mult": [2], "attn_resolutions": []},
 }
-# Derived in test_edm_networks.py; 1.2e-6 is the worst seen here, a wrong norm epsilon shows as 1.5e-5 or more.
+# Derived in test_song.py; 1.2e-6 is the worst seen here, a wrong norm epsilon shows as 1.5e-5 or more.
 TOLERANCE = 5e-6
 
 

@@ -10,10 +10,12 @@ import torch
 from bench.data import DataError
 from bench.diffusion.edm import Heun, edm_levels
 from bench.diffusion.samplers import DDIM, Ancestral
-from bench.diffusion.schedules import levels
+from bench.diffusion.schedules import alpha_bars, levels
 from bench.diffusion.types import Prediction
 from bench.latent.measurement import measure_latents
+from bench.measure.instruments.gaussian import LinearGaussian
 from bench.measure.instruments.step_table import STEP_COLUMNS, gaussian_rows
+from bench.models.denoisers.oracles import GaussianOracle
 
 PATH = levels("cosine", 1000, 6)
 LATENTS = torch.randn(10, 4, 6, 5, generator=torch.Generator().manual_seed(0))
@@ -32,17 +34,20 @@ class Recording:
         return Prediction(eps, (x - level.sigma * eps) / level.alpha)
 
 
-def test_an_exact_denoiser_gives_the_recursions_rows(gaussian):
+def test_an_exact_denoiser_gives_the_recursions_rows():
     """Means of 3000 samples within five standard errors of the closed form, at each of six levels.
 
     The table's std over images gives the error; the recursion takes the true moments, the table those of the 3000
     latents, whose variance differs by sqrt(2 / 3000) / sqrt(effective elements), counted as one more such error.
     """
-    count = 3000
-    table = measure_latents(gaussian.denoiser(), gaussian.images(count).float(), PATH, DDIM(), 1, count, batch=1000)
-    exact = {
-        (row.arm, row.i, row.quantity): row.value for row in gaussian_rows(gaussian.linear(), PATH, range(6), DDIM())
-    }
+    count, rng = 3000, np.random.default_rng(3)
+    vectors, values = np.linalg.qr(rng.normal(size=(16, 16)))[0], np.geomspace(0.004, 0.6, 16)
+    mean, cov = rng.uniform(-0.5, 0.5, 16), (vectors * values) @ vectors.T
+    oracle = GaussianOracle(torch.from_numpy(mean).reshape(1, 4, 4), torch.from_numpy(cov))
+    images = oracle.sample(count, torch.Generator().manual_seed(0)).float()
+    table = measure_latents(oracle, images, PATH, DDIM(), 1, count, batch=1000)
+    recursion = gaussian_rows(LinearGaussian(mean, cov, alpha_bars("cosine", 1000)), PATH, range(6), DDIM())
+    exact = {(row.arm, row.i, row.quantity): row.value for row in recursion}
     compared = 0
     for row in table.itertuples():
         key = ({"free": "gaussian", "forced": "gaussian-forced"}[row.arm], row.i, row.quantity)

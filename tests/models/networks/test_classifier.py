@@ -147,7 +147,7 @@ def both(config, batch=3):
     return network(x, t), expected, published.state
 
 
-# As in test_networks.py: both sides are float32, a few dozen layers of relative rounding 6e-8 in random directions.
+# As in test_adm.py: both sides are float32, a few dozen layers of relative rounding 6e-8 in random directions.
 TOLERANCE = 1e-5
 
 

@@ -15,7 +15,7 @@ from training_ranks import interrupted, launch
 
 from bench.runtime.signals import Interrupted, Signals
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LINE = "interrupted; the same command goes on where it stopped\n"
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 

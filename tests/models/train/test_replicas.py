@@ -17,7 +17,7 @@ from bench.models.train.recipes import RECIPES
 from bench.models.train.replicas import ALONE, Replicas
 from bench.models.train.trainer import Trainer, _description
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def short(name, iterations=4, batch=10, **changes):

@@ -22,7 +22,7 @@ from bench.models.checkpoints.edm import describe_edm, load_edm
 from bench.models.networks.dhariwal import dhariwal_state
 from bench.runtime.errors import CheckpointError
 
-# Derived in test_edm_networks.py.
+# Derived in test_song.py.
 TOLERANCE = 5e-6
 
 PRECONDITIONED = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
