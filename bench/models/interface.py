@@ -39,7 +39,7 @@ class Description:
     training: Mapping[str, Any] = field(default_factory=dict)
     prediction: str = "eps"
     format: str = "guided"
-    content: Any = field(default=None, repr=False, compare=False)
+    content: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def training_images(self) -> dict[str, Any] | None:
         """Return the ``recipe`` and the number of ``images`` it was trained on, None where the file has neither."""

@@ -48,5 +48,5 @@ def test_iddpms_second_half_of_the_outputs_is_no_learned_variance_on_edm_levels(
 )
 def test_images_seen_are_told_by_the_recipe_or_by_nobody(training, images):
     wanted = None if images is None else {"recipe": "adm", "images": images}
-    assert Description({}, training={"name": "adm", **training}).seen() == wanted
-    assert Description({}, training={"name": ["adm"], **training}).seen() is None
+    assert Description({}, training={"name": "adm", **training}).training_images() == wanted
+    assert Description({}, training={"name": ["adm"], **training}).training_images() is None

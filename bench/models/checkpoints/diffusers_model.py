@@ -9,17 +9,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from bench.diffusion.schedules import alpha_bars
 from bench.models.checkpoints.hub import Parts, read_json
-from bench.models.checkpoints.state_dicts import file_hash
+from bench.models.checkpoints.state_dicts import file_hash, read_tensors
 from bench.models.interface import Description
 from bench.models.networks.adm import without_weights
 from bench.runtime.errors import CheckpointError, quoted, reason
@@ -112,7 +110,7 @@ def describe_diffusers(path: Path) -> Description:
         size = size[0]
     network["image_size"] = size if isinstance(size, int) else None
     network["num_classes"] = network.get("num_class_embeds")
-    return Description(network, schedule, T, {}, prediction, "diffusers")
+    return Description(network, schedule, T, {}, prediction, "diffusers", {"parts": parts})
 
 
 def _check_channels(parts: Parts, network: dict[str, Any]) -> None:
@@ -152,16 +150,21 @@ def load_diffusers(path: Path, description: Description) -> Any:
 
     ours = ("image_size", "num_classes")
     config = {key: value for key, value in description.network.items() if key not in ours}
-    return build_unet(diffusers.UNet2DModel, config, Parts.of(path), torch.float32)
+    return build_unet(diffusers.UNet2DModel, config, _parts(path, description), torch.float32)
 
 
-def hash_diffusers(path: Path) -> str:
+def _parts(path: Path, description: Description) -> Parts:
+    parts: Parts | None = description.content.get("parts")
+    return parts or Parts.of(path)
+
+
+def hash_diffusers(path: Path, description: Description) -> str:
     """Return a sha256 over the two configurations and the weights, hexadecimal.
 
     Raises:
         CheckpointError: a part is missing or unreadable.
     """
-    parts = Parts.of(path)
+    parts = _parts(path, description)
     hashes = [file_hash(part) for part in (parts.config, parts.scheduler, parts.weights)]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -188,7 +191,8 @@ def build_unet(kind: type[Any], config: Mapping[str, Any], parts: Parts, dtype: 
         unet = without_weights(lambda: kind(**{key: value for key, value in config.items() if key in known}))
     except Exception as error:  # on settings that do not fit together the library raises almost any kind
         raise CheckpointError(f"{parts.config} describes no network ({reason(error)})") from None
-    unet.load_state_dict(dict(_tensors(parts.weights, unet.state_dict(), dtype)), assign=True)
+    misfit = f"{parts.weights} does not fit its config.json"
+    unet.load_state_dict(dict(read_tensors(parts.weights, unet.state_dict(), dtype, misfit, _renamed)), assign=True)
     if any(buffer.is_meta for buffer in unet.buffers()):  # computed on construction, so not in the file
         raise CheckpointError(f"{parts.config} uses blocks with constants of their own, which cannot be loaded")
     return unet.eval().requires_grad_(False)
@@ -198,33 +202,6 @@ def _is_small(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return len(value) <= _MOST_LAYERS and all(map(_is_small, value))
     return not isinstance(value, int | float) or abs(value) <= _MOST_LAYERS
-
-
-def _tensors(path: Path, wanted: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Read the tensors a network wants, all of them and no others."""
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file ({reason(error)})") from None
-    with file:
-        stored = {_renamed(name): name for name in file.keys()}  # noqa: SIM118 - no dict
-        differing = sorted(set(stored) ^ set(wanted))
-        if differing:
-            raise CheckpointError(f"{path} does not fit its config.json: {quoted(differing[0])} is not in both")
-        for name, old in stored.items():
-            shape = file.get_slice(old).get_shape()
-            if list(shape) != list(wanted[name].shape):
-                raise CheckpointError(f"{path} does not fit its config.json: {name!r} has shape {tuple(shape)}")
-        for name, old in stored.items():
-            tensor = file.get_tensor(old)
-            if not tensor.is_floating_point():
-                raise CheckpointError(
-                    f"{path}: {name!r} holds {tensor.dtype}, not floating-point numbers; save it again"
-                )
-            tensor = tensor.to(dtype)
-            if not torch.isfinite(tensor).all():
-                raise CheckpointError(f"{path} holds weights that are not finite; train or copy it again")
-            yield name, tensor
 
 
 def _renamed(name: str) -> str:

@@ -64,7 +64,8 @@ def describe_edm(path: Path) -> Description:
     if config["out_channels"] < config["in_channels"]:
         raise CheckpointError(f"{path}: its network has fewer output channels than input channels")
     described = {"architecture": architecture, **network, "preconditioning": constants}
-    return Description(described, schedule="edm", prediction=prediction, format="edm")
+    content = {"stored": stored}  # so that loading need not parse the file again
+    return Description(described, schedule="edm", prediction=prediction, format="edm", content=content)
 
 
 def load_edm(path: Path, description: Description) -> nn.Module:
@@ -72,7 +73,7 @@ def load_edm(path: Path, description: Description) -> nn.Module:
 
     Args:
         path: the file.
-        description: as :func:`describe_edm` gives it.
+        description: as :func:`describe_edm` gives it; the file's content that it holds is released.
 
     Returns:
         A network called as ``network(x, noise, class_labels).sample``: x float32 [B, C, H, W] already scaled by c_in,
@@ -82,7 +83,7 @@ def load_edm(path: Path, description: Description) -> nn.Module:
         CheckpointError: what :func:`describe_edm` refuses, names or shapes that are not the network's, or weights that
             are damaged or not finite.
     """
-    stored = _read(path)
+    stored: _Stored = description.content.pop("stored", None) or _read(path)
     try:
         # Nothing of the network's size is allocated before the file is known to fit.
         network = without_weights(lambda: _network(description.network))

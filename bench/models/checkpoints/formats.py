@@ -1,13 +1,10 @@
-"""Any checkpoint, whatever its format: what it is, the hash of its bytes, and a denoiser made of it.
-
-The format follows from the path: ``.safetensors`` is our own, ``.pkl`` EDM's, a folder or hub id diffusers', a Python
-file an adapter, and anything else guided-diffusion's ``.pt``, which does not describe itself.
-"""
+"""Any checkpoint, whatever its format: what it is, the hash of its bytes, and a denoiser made of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +12,7 @@ from bench.diffusion.types import Denoiser
 from bench.models.checkpoints.adapter import hash_adapter, load_adapter
 from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
 from bench.models.checkpoints.edm import describe_edm, load_edm
+from bench.models.checkpoints.guided_diffusion import load_guided
 from bench.models.checkpoints.hub import is_hub_id, resolve_hub
 from bench.models.checkpoints.native import load_network, read_description
 from bench.models.checkpoints.state_dicts import file_hash
@@ -22,7 +20,35 @@ from bench.models.denoisers.parameterization import make_denoiser
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS, EdmDenoiser, make_preconditioning
 from bench.models.interface import Description
 
-_FILES = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin", ".py", ".npz", ".zip")  # even where none is there
+
+class Format(NamedTuple):
+    """How files of one format are read.
+
+    Attributes:
+        describe: a file or folder to its description, None where an entry of the config file must describe it.
+        hash: to the sha256 of everything that determines the function, hexadecimal.
+        load: to the network, float32 in evaluation mode, called as ``network(x, t, class_labels).sample``.
+    """
+
+    describe: Callable[[Path], Description] | None
+    hash: Callable[[Path, Description], str]
+    load: Callable[[Path, Description], Any]
+
+
+def _hash_of_file(weights: Path, description: Description) -> str:
+    return file_hash(weights)
+
+
+FORMATS: Mapping[str, Format] = {
+    "native": Format(read_description, _hash_of_file, load_network),  # .safetensors of this suite
+    "guided": Format(None, _hash_of_file, load_guided),  # guided-diffusion's .pt
+    "edm": Format(describe_edm, _hash_of_file, load_edm),  # .pkl
+    "diffusers": Format(describe_diffusers, hash_diffusers, load_diffusers),  # a folder or hub id
+    "python": Format(None, hash_adapter, load_adapter),  # a file of the user's own
+}
+_SUFFIXES: Mapping[str, str] = {".safetensors": "native", ".pkl": "edm", ".py": "python"}
+# A name of this form is a file even where there is none, and never a hub id.
+_FILES = (*_SUFFIXES, ".pt", ".pth", ".ckpt", ".bin", ".npz", ".zip")
 
 
 def located(weights: Path) -> Path:
@@ -37,25 +63,23 @@ def located(weights: Path) -> Path:
 
 
 def describe(weights: Path) -> Description | None:
-    """Return what a file or folder says about itself, None for a ``.pt``, which says nothing.
+    """Return what a file or folder says about itself, None where it says nothing.
 
     Raises:
         CheckpointError: it is missing, damaged or of a kind that cannot be used.
     """
-    if weights.suffix == ".pkl":
-        return describe_edm(weights)
-    return describe_diffusers(weights) if weights.is_dir() else read_description(weights)
+    kind = "diffusers" if weights.is_dir() else _SUFFIXES.get(weights.suffix, "guided")
+    read = FORMATS[kind].describe
+    return None if read is None else read(weights)
 
 
 def checkpoint_hash(weights: Path, description: Description) -> str:
-    """Return a sha256 of everything that determines the function, hexadecimal."""
-    match description.format:
-        case "diffusers":
-            return hash_diffusers(weights)
-        case "python":
-            return hash_adapter(weights, description)
-        case _:
-            return file_hash(weights)
+    """Return the sha256 of everything that determines the function, hexadecimal.
+
+    Raises:
+        CheckpointError: it is missing or unreadable.
+    """
+    return FORMATS[description.format].hash(weights, description)
 
 
 def open_network(weights: Path, description: Description) -> Any:
@@ -64,15 +88,7 @@ def open_network(weights: Path, description: Description) -> Any:
     Raises:
         CheckpointError: missing, damaged, of another architecture, or not finite.
     """
-    match description.format:
-        case "edm":
-            return load_edm(weights, description)
-        case "diffusers":
-            return load_diffusers(weights, description)
-        case "python":
-            return load_adapter(weights, description)
-        case _:
-            return load_network(weights, description)
+    return FORMATS[description.format].load(weights, description)
 
 
 def denoiser_of(network: Any, description: Description, device: torch.device) -> Denoiser:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from bench.models.checkpoints.state_dicts import all_finite, read_state
+from bench.models.checkpoints.state_dicts import all_finite, not_finite, read_state
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, check_fit, load_guided_diffusion, without_weights
 from bench.models.networks.adm_keys import published_shapes
@@ -44,7 +44,7 @@ class Preset:
     guidance_scale: float | None = None
 
     def description(self) -> Description:
-        """Return what :func:`bench.models.checkpoints.native.load_network` needs to know."""
+        """Return what the file does not say of itself."""
         return Description(dict(self.network), self.schedule, self.T)
 
 
@@ -100,17 +100,35 @@ _ALL = (
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})
 
 
-def load_published(path: Path, build: Callable[[], Any]) -> Any:
-    """Load a ``.pt`` file as float32 into the network it should fit, in evaluation mode.
-
-    Args:
-        path: the file.
-        build: makes the network; called so that nothing of its size is allocated before the file is known to fit.
+def load_guided(path: Path, description: Description) -> Any:
+    """Load a U-Net from a ``.pt`` file, float32 in evaluation mode.
 
     Raises:
-        CheckpointError: what :func:`read_state` refuses, a network that cannot be built, names or shapes that are not
-            the network's (the message says which differ, and which preset fits), or weights that are not finite.
+        CheckpointError: missing, truncated, of another architecture (the message says what differs and which preset
+            fits), not plain tensors, or not finite.
     """
+    return _load(path, lambda: adm_unet(description.network))
+
+
+def load_classifier(path: Path, config: Mapping[str, Any]) -> nn.Module:
+    """Load a released classifier from a ``.pt`` file, float32 in evaluation mode.
+
+    Args:
+        path: the file; nothing in it is executed.
+        config: its arguments, e.g. ``PRESETS["imagenet128"].classifier``
+            (:func:`bench.models.networks.classifier.classifier_network`).
+
+    Returns:
+        A module called as ``classifier(x, t)``, giving logits [B, classes].
+
+    Raises:
+        CheckpointError: as :func:`load_guided`.
+    """
+    return _load(path, lambda: classifier_network(config))
+
+
+def _load(path: Path, build: Callable[[], Any]) -> Any:
+    """Load a file into the network that ``build`` makes, which gets memory once the file is known to fit."""
     state = read_state(path)
     try:
         network = without_weights(build)
@@ -122,55 +140,37 @@ def load_published(path: Path, build: Callable[[], Any]) -> Any:
     network.to_empty(device="cpu")
     load_guided_diffusion(network, state)
     if not all_finite(network):
-        raise CheckpointError(f"{path} holds weights that are not finite; train or copy it again")
+        raise not_finite(path)
     return network.eval().requires_grad_(False)
 
 
-def _advice(found: Shapes) -> str:
-    fitting = presets_that_fit(found)
+def _advice(shapes: Shapes) -> str:
+    fitting = presets_that_fit(shapes)
     if not fitting:
         return "no preset fits it; describe its network (docs/checkpoints.md)"
     return f"it fits preset {' or '.join(fitting)}"
 
 
-def presets_that_fit(found: Shapes) -> list[str]:
+def presets_that_fit(shapes: Shapes) -> list[str]:
     """Return the names of the presets whose network, or whose classifier (``NAME's classifier``), a file fits."""
-    return [name for name, build, config in _known() if _may_fit(found, config) and _fits(found, build)]
+    return [name for name, build, config in _published() if _may_fit(shapes, config) and _fits(shapes, build)]
 
 
-def _known() -> Iterator[tuple[str, Callable[[], Any], Mapping[str, Any]]]:
+def _published() -> Iterator[tuple[str, Callable[[], Any], Mapping[str, Any]]]:
     for preset in PRESETS.values():
         yield preset.name, partial(adm_unet, preset.network), preset.network
         if preset.classifier is not None:
             yield f"{preset.name}'s classifier", partial(classifier_network, preset.classifier), preset.classifier
 
 
-def _may_fit(found: Shapes, config: Mapping[str, Any]) -> bool:
-    """Tell from three tensors whether it is worth the while to build a network."""
+def _may_fit(shapes: Shapes, config: Mapping[str, Any]) -> bool:
+    """Tell from three tensors whether it is worth building the network."""
     width, classes = config["model_channels"], config.get("num_classes")
-    same_width = found.get("time_embed.0.weight") == (4 * width, width)
-    same_labels = found.get("label_emb.weight") == (None if classes is None else (classes, 4 * width))
-    return same_width and same_labels and ("output_blocks.0.0.in_layers.0.weight" in found) == ("pool" not in config)
+    same_width = shapes.get("time_embed.0.weight") == (4 * width, width)
+    same_labels = shapes.get("label_emb.weight") == (None if classes is None else (classes, 4 * width))
+    return same_width and same_labels and ("output_blocks.0.0.in_layers.0.weight" in shapes) == ("pool" not in config)
 
 
-def _fits(found: Shapes, build: Callable[[], Any]) -> bool:
+def _fits(shapes: Shapes, build: Callable[[], Any]) -> bool:
     network = without_weights(build)
-    return published_shapes(network.state_dict(), network.config["guided_diffusion"]) == found
-
-
-def load_classifier(path: Path, config: Mapping[str, Any]) -> nn.Module:
-    """Load a released classifier (``.pt``) as float32, in evaluation mode.
-
-    Args:
-        path: the file; nothing in it is executed.
-        config: its arguments, e.g. ``PRESETS["imagenet128"].classifier``
-            (:func:`bench.models.networks.classifier.classifier_network`).
-
-    Returns:
-        A module called as ``classifier(x, t)``, giving logits [B, classes].
-
-    Raises:
-        CheckpointError: missing, truncated, of another architecture (the message says what differs and which preset
-            fits), not plain tensors, or not finite.
-    """
-    return load_published(path, lambda: classifier_network(config))
+    return published_shapes(network.state_dict(), network.config["guided_diffusion"]) == shapes

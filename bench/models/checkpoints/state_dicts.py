@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,25 @@ from torch import Tensor, nn
 
 from bench.files.pickles import UnfoldingError, load_plain
 from bench.runtime.errors import CheckpointError, quoted, reason
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path without a readable file before any reader stumbles over it.
+
+    Raises:
+        CheckpointError: no such file, a folder, or one that may not be read.
+    """
+    try:
+        if path.is_dir():
+            problem: str | None = "a folder, not a file"
+        elif not path.is_file():
+            problem = "no such file"
+        else:
+            path.open("rb").close()
+            return
+    except OSError as error:  # a folder on the way that may not be entered, or the file itself
+        problem = error.strerror
+    raise CheckpointError(f"cannot read the checkpoint {path}: {problem}; check the path")
 
 
 def file_hash(path: Path) -> str:
@@ -27,27 +46,6 @@ def file_hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from None
-
-
-def require_file(path: Path) -> None:
-    """Refuse a path with nothing readable there before any reader stumbles over it.
-
-    Raises:
-        CheckpointError: no such file, a folder, or one that may not be read.
-    """
-    try:
-        found = "a folder, not a file" if path.is_dir() else None if path.is_file() else "no such file"
-        if found is None:
-            path.open("rb").close()
-    except OSError as error:  # a folder on the way that may not be entered, or the file itself
-        found = error.strerror
-    if found:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {found}; check the path")
-
-
-def all_finite(network: nn.Module) -> bool:
-    """Tell whether a network's weights are all finite numbers."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -69,19 +67,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not plain or not state:
         raise CheckpointError(f"{path} does not hold a state dict (names to tensors)")
     for name, tensor in state.items():
-        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.device.type != "cpu":
-            what = f"{quoted(name)} is {_kind(tensor)}"
-            raise CheckpointError(
-                f"{path}: {what}, not ordinary floating-point weights; save model.float().state_dict()"
-            )
+        if kind := _unusual(tensor):
+            advice = "save model.float().state_dict()"
+            raise CheckpointError(f"{path}: {quoted(name)} is {kind}, not ordinary floating-point weights; {advice}")
     return dict(state)
 
 
-def _kind(tensor: Tensor) -> str:
-    """Name what is unusual about a tensor."""
+def _unusual(tensor: Tensor) -> str | None:
+    """Name what is unusual about a tensor, None for ordinary floating-point numbers."""
     if tensor.layout != torch.strided:
         return "sparse"
-    return "without data" if tensor.device.type != "cpu" else str(tensor.dtype).removeprefix("torch.")
+    if tensor.device.type != "cpu":
+        return "without data"
+    return None if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
 
 
 def open_safetensors(path: Path) -> Any:
@@ -95,3 +93,48 @@ def open_safetensors(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file ({reason(error)})") from None
+
+
+def read_tensors(
+    path: Path, state: Mapping[str, Tensor], dtype: torch.dtype, misfit: str, name_of: Callable[[str], str] = str
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of a network from a safetensors file that holds them and no others.
+
+    Args:
+        path: the file.
+        state: the network's state dict, which may be on ``meta``.
+        dtype: of what is returned.
+        misfit: how a message begins where names or shapes differ.
+        name_of: the name in the network of a name in the file.
+
+    Raises:
+        CheckpointError: truncated, another set of names or shapes, or not finite floating-point numbers.
+    """
+    with open_safetensors(path) as file:
+        stored = {name_of(name): name for name in file.keys()}  # noqa: SIM118 - no dict
+        differing = sorted(set(stored) ^ set(state))
+        if differing:
+            raise CheckpointError(f"{misfit}: {quoted(differing[0])} is not in both")
+        # All shapes first: nothing is read of a file that does not fit.
+        for name, source in stored.items():
+            shape = tuple(file.get_slice(source).get_shape())
+            if shape != state[name].shape:
+                raise CheckpointError(f"{misfit}: {quoted(name)} has shape {shape}")
+        for name, source in stored.items():
+            tensor = file.get_tensor(source)
+            if kind := _unusual(tensor):
+                raise CheckpointError(f"{path}: {quoted(name)} is {kind}, not floating-point numbers; save it again")
+            tensor = tensor.to(dtype)
+            if not tensor.isfinite().all():
+                raise not_finite(path)
+            yield name, tensor
+
+
+def all_finite(network: nn.Module) -> bool:
+    """Tell whether a network's weights are all finite numbers."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
+
+
+def not_finite(path: Path) -> CheckpointError:
+    """Return the error of a file whose weights are not finite."""
+    return CheckpointError(f"{path} holds weights that are not finite; train or copy it again")

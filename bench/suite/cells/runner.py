@@ -152,7 +152,7 @@ def score_cell(
     samples = torch.from_numpy(store.samples(cell)).movedim(3, 1)
     store.unscore(cell)
     scores = [asdict(found) for found in _scores(cell, reference, store, samples, features)]
-    told = {"features": reference.key(), "training": cell.model.description.seen(), "scores": scores}
+    told = {"features": reference.key(), "training": cell.model.description.training_images(), "scores": scores}
     store.finish(cell, {**facts, **told})
 
 

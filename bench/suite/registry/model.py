@@ -19,7 +19,7 @@ from bench.suite.settings import EDM_SAMPLERS, ConfigError, short_hash
 
 _SHIFTS = ("time-shift", "time-shift-code")
 # By format: where the network's arguments list its levels, and how many there are where they do not.
-_LEVELS = {"guided": ("channel_mult", 4), "diffusers": ("block_out_channels", 4)}
+_LEVELS = {"native": ("channel_mult", 4), "guided": ("channel_mult", 4), "diffusers": ("block_out_channels", 4)}
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
         raise ConfigError(f"model {model.name!r} takes {about.channels} channels, dataset {data.name!r} has {channels}")
     size = about.network.get("image_size")
     # A guided-diffusion network runs at any size its levels divide, but a released one was trained at its own.
-    fixed = about.format != "guided" or any(preset.description() == about for preset in PRESETS.values())
+    is_released = any(preset.description() == about for preset in PRESETS.values())
+    fixed = is_released or about.format not in ("native", "guided")
     if fixed and size and (height, width) != (size, size):
         raise ConfigError(
             f"model {model.name!r} takes {size}x{size} images, dataset {data.name!r} has {height}x{width}; see --resize"

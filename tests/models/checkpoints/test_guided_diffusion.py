@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import io
+import json
+import math
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from bench.models.checkpoints.guided_diffusion import PRESETS, load_classifier, load_published, presets_that_fit
-from bench.models.checkpoints.native import load_network
+from bench.diffusion.schedules import levels
+from bench.models.checkpoints.guided_diffusion import PRESETS, load_classifier, load_guided, presets_that_fit
 from bench.models.checkpoints.state_dicts import read_state
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, without_weights
@@ -62,21 +67,21 @@ def path(tmp_path):
 def test_a_file_of_another_preset_is_refused_with_the_one_that_fits(path, given, asked, fitting):
     """Nothing of the networks' size is allocated: the largest has 543 million weights."""
     released(path, adm_unet, PRESETS[given].network)
-    message = refusal(load_network, path, PRESETS[asked].description())
+    message = refusal(load_guided, path, PRESETS[asked].description())
     assert message.startswith(f"{path} is of another architecture: the checkpoint ")
     assert message.endswith(fitting)
 
 
 def test_the_message_says_which_keys_differ(path):
     released(path, adm_unet, PRESETS["imagenet64"].network)
-    message = refusal(load_network, path, PRESETS["celeba64"].description())
+    message = refusal(load_guided, path, PRESETS["celeba64"].description())
     assert "the checkpoint has 'label_emb.weight' which it should not; it fits" in message
     released(path, adm_unet, PRESETS["celeba64"].network)
     assert "the checkpoint lacks 'label_emb.weight'; it fits" in refusal(
-        load_network, path, PRESETS["imagenet64"].description()
+        load_guided, path, PRESETS["imagenet64"].description()
     )
     released(path, adm_unet, {**PRESETS["cifar10"].network, "learn_sigma": False})
-    message = refusal(load_network, path, PRESETS["cifar10"].description())
+    message = refusal(load_guided, path, PRESETS["cifar10"].description())
     assert "'out.2.weight' is (3, 128, 3, 3) and not (6, 128, 3, 3), 'out.2.bias' is (3) and not (6); " in message
     assert message.endswith("no preset fits it; describe its network (docs/checkpoints.md)")
 
@@ -84,7 +89,7 @@ def test_the_message_says_which_keys_differ(path):
 def test_classifiers_and_networks_are_not_mistaken_for_each_other(path):
     preset = PRESETS["imagenet128"]
     released(path, classifier_network, preset.classifier)
-    assert refusal(load_network, path, preset.description()).endswith("it fits preset imagenet128's classifier")
+    assert refusal(load_guided, path, preset.description()).endswith("it fits preset imagenet128's classifier")
     assert refusal(load_classifier, path, PRESETS["imagenet64"].classifier).endswith("imagenet128's classifier")
     released(path, adm_unet, preset.network)
     assert refusal(load_classifier, path, preset.classifier).endswith("it fits preset imagenet128")
@@ -93,7 +98,7 @@ def test_classifiers_and_networks_are_not_mistaken_for_each_other(path):
 @pytest.mark.slow
 def test_a_file_of_the_released_size_loads(path):
     released(path, adm_unet, PRESETS["cifar10"].network)
-    network = load_network(path, PRESETS["cifar10"].description())
+    network = load_guided(path, PRESETS["cifar10"].description())
     assert sum(parameter.numel() for parameter in network.parameters()) == 57094662
     assert all((parameter == torch.tensor(0.01).half()).all() for parameter in network.parameters())
 
@@ -123,10 +128,10 @@ ODD = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, about quantised and sparse tensors
 @pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("act", [load_network, load_classifier])
+@pytest.mark.parametrize("act", [load_guided, load_classifier])
 def test_weights_that_are_not_ordinary_floats_are_refused(path, kind, act):
     released(path, adm_unet, SMALL, **{"out.0.bias": ODD[kind]()})
-    config = Description(SMALL) if act is load_network else CLASSIFIER
+    config = Description(SMALL) if act is load_guided else CLASSIFIER
     assert f"'out.0.bias' is {kind}, not ordinary floating-point weights" in refusal(act, path, config)
 
 
@@ -135,7 +140,7 @@ def test_weights_that_are_not_finite_are_refused(path, value):
     """A float64 weight of 1e300 is no float32."""
     bias = torch.full((32,), value, dtype=torch.float64)
     released(path, adm_unet, SMALL, **{"out.0.bias": bias})
-    assert "weights that are not finite" in refusal(load_network, path, Description(SMALL))
+    assert "weights that are not finite" in refusal(load_guided, path, Description(SMALL))
     released(path, classifier_network, CLASSIFIER, **{"out.0.bias": bias})
     assert "weights that are not finite" in refusal(load_classifier, path, CLASSIFIER)
 
@@ -148,7 +153,7 @@ def test_a_compressed_archive_is_refused_unread(path):
         for name in source.namelist():
             target.writestr(name, source.read(name))
     assert path.stat().st_size < 1e5
-    assert "is a compressed archive" in refusal(load_network, path, Description(SMALL))
+    assert "is a compressed archive" in refusal(load_guided, path, Description(SMALL))
 
 
 @pytest.mark.parametrize("content", [{}, [], {"state_dict": {"weight": torch.zeros(3)}}, {"epoch": 3}])
@@ -175,19 +180,19 @@ def test_truncated_files_are_refused(path):
 
 def test_a_network_that_cannot_be_built_is_refused_with_its_file(path):
     released(path, adm_unet, SMALL)
-    assert "'channel_mult' must be" in refusal(load_network, path, Description({**SMALL, "channel_mult": "1"}))
+    assert "'channel_mult' must be" in refusal(load_guided, path, Description({**SMALL, "channel_mult": "1"}))
     assert "'pool' must be" in refusal(load_classifier, path, {**CLASSIFIER, "pool": "max"})
 
 
 def test_a_network_far_too_large_is_refused_before_anything_is_allocated(path):
     """A quarter of a million channels would take terabytes."""
     released(path, adm_unet, SMALL)
-    assert "is of another architecture" in refusal(load_network, path, Description({**SMALL, "model_channels": 2**18}))
+    assert "is of another architecture" in refusal(load_guided, path, Description({**SMALL, "model_channels": 2**18}))
 
 
 def test_hostile_names_stay_on_one_line(path):
     released(path, adm_unet, SMALL, **{"x\n" * 1000: torch.zeros(1), "\x1b[2J": torch.zeros(1)})
-    assert "which it should not" in refusal(load_network, path, Description(SMALL))
+    assert "which it should not" in refusal(load_guided, path, Description(SMALL))
 
 
 def test_nothing_fits_an_empty_file():
@@ -196,6 +201,191 @@ def test_nothing_fits_an_empty_file():
 
 def test_what_is_loaded_is_what_was_built(path):
     released(path, adm_unet, SMALL)
-    network = load_published(path, lambda: adm_unet(SMALL))
+    network = load_guided(path, Description(SMALL))
     assert {tensor.device.type for tensor in network.state_dict().values()} == {"cpu"}
     assert not list(network.buffers())  # none is left without a value
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_published_pickles_load(tmp_path, adm_16px, published_weights, zipped):
+    """A guided-diffusion file, of either torch format, gives the published network (tolerance: test_adm.py)."""
+    path = tmp_path / "model.pt"
+    torch.save(published_weights(adm_16px["shapes"]), path, _use_new_zipfile_serialization=zipped)
+    loaded = load_guided(path, Description(adm_16px["config"]))
+    output = loaded(torch.tensor(adm_16px["x"]), torch.tensor(adm_16px["t"])).sample.numpy()
+    assert np.abs(output - adm_16px["output"]).max() < 1e-5 * np.abs(adm_16px["output"]).max()
+
+
+def test_a_pickle_of_another_architecture_is_refused(tmp_path, adm_16px, published_weights):
+    path = tmp_path / "model.pt"
+    torch.save(published_weights(adm_16px["shapes"]), path)
+    message = refusal(load_guided, path, Description(SMALL))
+    assert "is of another architecture: the checkpoint has '" in message
+    assert "no preset fits it" in message
+
+
+def test_a_pickle_of_weights_that_are_not_finite_is_refused(tmp_path, adm_16px, published_weights):
+    path, state = tmp_path / "model.pt", published_weights(adm_16px["shapes"])
+    state["out.2.bias"][0] = float("nan")
+    torch.save(state, path)
+    assert "not finite" in refusal(load_guided, path, Description(adm_16px["config"]))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_pickles_are_refused(tmp_path, zipped):
+    """At every length: torch's readers raise IndexError, struct.error and more on the way."""
+    buffer, path = io.BytesIO(), tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(3)}, buffer, _use_new_zipfile_serialization=zipped)
+    data = buffer.getvalue()
+    for kept in range(0, len(data), 7):
+        path.write_bytes(data[:kept])
+        assert path.name in refusal(load_guided, path, Description(SMALL))
+
+
+class Hostile:
+    """An object whose unpickling would create a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_in_a_pickle_is_executed(tmp_path, zipped):
+    target, path = tmp_path / "touched", tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(3), "more": Hostile(target)}, path, _use_new_zipfile_serialization=zipped)
+    assert "not a file of plain tensors" in refusal(load_guided, path, Description(SMALL))
+    assert not target.exists()
+    torch.load(path, weights_only=False)  # the bait works: a careless reader would have sprung it
+    assert target.exists()
+
+
+CONTENTS = [[1, 2], {"weight": 1.0}, torch.zeros(3), {"model": {"weight": torch.zeros(3)}}, {1: torch.zeros(3)}]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_pickles_of_something_else_are_refused(tmp_path, content):
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    assert "state dict" in refusal(load_guided, path, Description(SMALL))
+
+
+def test_a_text_file_is_refused(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "not a file of plain tensors" in refusal(load_guided, path, Description(SMALL))
+
+
+# The flags of the published sampling commands, in their own words (attention at image sizes). Channel multipliers are
+# script_util.py's for the size.
+UPDOWN = {"resblock_updown": True, "use_scale_shift_norm": True, "learn_sigma": True}
+NEW = {"use_new_attention_order": True, "num_res_blocks": 3}
+COMMANDS = {
+    "cifar10": {
+        "image_size": 32, "num_channels": 128, "num_head_channels": 32, "attention": (16, 8), "dropout": 0.3,
+    } | NEW,
+    "lsun-tower64": {
+        "image_size": 64, "num_channels": 192, "num_head_channels": 64, "attention": (32, 16, 8), "dropout": 0.1,
+    } | NEW,
+    "ffhq128": {
+        "image_size": 128, "num_channels": 256, "num_head_channels": 64, "attention": (32, 16, 8), "dropout": 0.1,
+    } | NEW,
+    "imagenet64": {
+        "image_size": 64, "num_channels": 192, "num_head_channels": 64, "attention": (32, 16, 8), "dropout": 0.1,
+        "num_classes": 1000,
+    } | NEW,
+    "imagenet128": {
+        "image_size": 128, "num_channels": 256, "num_heads": 4, "attention": (32, 16, 8), "num_res_blocks": 2,
+        "num_classes": 1000,
+    },
+}  # fmt: skip
+COMMANDS |= {"imagenet32": COMMANDS["cifar10"], "celeba64": COMMANDS["lsun-tower64"]}
+MULTIPLIERS = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4)}
+
+
+def constructed(flags):
+    """Return the constructor arguments that create_model makes of a command's flags."""
+    rest = {key: value for key, value in flags.items() if key not in ("num_channels", "attention")}
+    size = flags["image_size"]
+    return rest | UPDOWN | {
+        "in_channels": 3, "model_channels": flags["num_channels"], "channel_mult": MULTIPLIERS[size],
+        "attention_resolutions": tuple(size // side for side in flags["attention"]),
+    }  # fmt: skip
+
+
+def test_every_released_checkpoint_has_a_preset():
+    assert set(PRESETS) == set(COMMANDS)
+    assert all(preset.name == name for name, preset in PRESETS.items())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_presets_are_the_published_commands(name):
+    assert PRESETS[name].network == constructed(COMMANDS[name])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_descriptions_can_be_walked_and_written(name):
+    preset = PRESETS[name]
+    found = preset.description()
+    assert (found.schedule, found.T) == ("linear" if name == "imagenet128" else "cosine", 1000)
+    assert (found.channels, found.learns_variance, found.is_edm) == (3, True, False)
+    assert found.classes == (1000 if name in ("imagenet64", "imagenet128") else None)
+    assert len(levels(found.schedule, found.T, 20)) == 21
+    assert json.loads(json.dumps(found.network))["image_size"] == preset.network["image_size"]
+
+
+# Million parameters. OpenAI's are Dhariwal & Nichol 2021, appendix; the others are not published and are this code's.
+SIZES = {"imagenet64": 296, "imagenet128": 422, "cifar10": 57, "lsun-tower64": 295, "ffhq128": 543}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_networks_have_the_published_size(name):
+    total = sum(math.prod(shape) for shape in shapes(adm_unet, PRESETS[name].network).values())
+    assert round(total / 1e6) == SIZES[name]
+
+
+@pytest.mark.parametrize(("name", "size", "scale"), [("imagenet64", 65, 1.0), ("imagenet128", 43, 0.5)])
+def test_classifiers_have_the_published_size_and_scale(name, size, scale):
+    preset = PRESETS[name]
+    total = sum(math.prod(shape) for shape in shapes(classifier_network, preset.classifier).values())
+    assert round(total / 1e6) == size
+    assert preset.guidance_scale == scale
+    assert {key: preset.classifier[key] for key in ("image_size", "channel_mult", "attention_resolutions")} == {
+        key: preset.network[key] for key in ("image_size", "channel_mult", "attention_resolutions")
+    }
+
+
+def test_only_imagenet_comes_with_a_classifier():
+    assert [name for name, preset in PRESETS.items() if preset.classifier] == ["imagenet64", "imagenet128"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fitting"),
+    [
+        ("cifar10", ["cifar10", "imagenet32"]),
+        ("lsun-tower64", ["lsun-tower64", "celeba64"]),
+        ("ffhq128", ["ffhq128"]),
+        ("imagenet64", ["imagenet64"]),
+        ("imagenet128", ["imagenet128"]),
+    ],
+)
+def test_shapes_tell_presets_apart_as_far_as_they_can(name, fitting):
+    assert presets_that_fit(shapes(adm_unet, PRESETS[name].network)) == fitting
+
+
+@pytest.mark.parametrize("name", ["imagenet64", "imagenet128"])
+def test_classifiers_are_told_from_networks(name):
+    assert presets_that_fit(shapes(classifier_network, PRESETS[name].classifier)) == [f"{name}'s classifier"]
+
+
+@pytest.mark.parametrize("change", [{"num_classes": 10}, {"num_res_blocks": 2}, {"attention_resolutions": (4,)}])
+def test_networks_beside_a_preset_fit_none(change):
+    assert presets_that_fit(shapes(adm_unet, {**PRESETS["cifar10"].network, **change})) == []
+
+
+@pytest.mark.parametrize("change", [{"use_new_attention_order": False}, {"num_head_channels": 64}, {"dropout": 0.0}])
+def test_shapes_do_not_tell_attention_order_heads_or_dropout(change):
+    other = shapes(adm_unet, {**PRESETS["cifar10"].network, **change})
+    assert presets_that_fit(other) == ["cifar10", "imagenet32"]

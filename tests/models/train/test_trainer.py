@@ -348,7 +348,7 @@ def test_checkpoints_on_the_way_say_how_many_images_they_have_seen(tmp_path, ima
     last = train(recipe, tmp_path, CPU, True, images, keep_every=2)
     kept = [tmp_path / f"adm-{seen}.safetensors" for seen in (8, 16)]
     assert sorted(tmp_path.glob("*.safetensors")) == sorted([last, *kept])
-    assert [read_description(path).seen() for path in (*kept, last)] == [
+    assert [read_description(path).training_images() for path in (*kept, last)] == [
         {"recipe": "adm", "images": seen} for seen in (8, 16, 20)
     ]
     shorter = train(short("adm", 2), tmp_path / "shorter", CPU, True, images)
