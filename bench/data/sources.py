@@ -83,15 +83,15 @@ def locate(name: str, data_dir: Path | None) -> Path:
     Raises:
         DataError: it is not there, or several are; the message lists the names looked for.
     """
-    name = KNOWN[name].source or name
+    asked, name = name, KNOWN[name].source or name
     looked = [*_CIFAR_ARCHIVES, *BATCH_FOLDERS] if name == "cifar10" else []
     looked += [name, f"{name}.zip", f"{name}.npz"]
     home = f"get it from {KNOWN[name].home}"
     if data_dir is None:
-        raise DataError(f"dataset {name!r} needs --data-dir DIR, where DIR holds {' or '.join(looked)}; {home}")
+        raise DataError(f"dataset {asked!r} needs --data-dir DIR, where DIR holds {' or '.join(looked)}; {home}")
     status = _status(data_dir)
     if status is None:
-        raise DataError(f"--data-dir {data_dir} does not exist; dataset {name!r}: {home}")
+        raise DataError(f"--data-dir {data_dir} does not exist; dataset {asked!r}: {home}")
     if not stat.S_ISDIR(status.st_mode):
         return data_dir
     try:
@@ -100,7 +100,7 @@ def locate(name: str, data_dir: Path | None) -> Path:
         raise _unreadable(data_dir, error) from None
     if found is None:
         others = ", or a folder, zip or npz named cifar10..." if name == "cifar10" else ""
-        raise DataError(f"dataset {name!r}: {data_dir} holds none of {', '.join(looked)}{others}; {home}")
+        raise DataError(f"dataset {asked!r}: {data_dir} holds none of {', '.join(looked)}{others}; {home}")
     return found
 
 

@@ -254,8 +254,8 @@ def test_at_16_pixels_it_is_what_pillow_reduces(tmp_path, contents, packed, imag
 
 def test_at_16_pixels_it_says_what_it_lacks_and_what_it_is(tmp_path, images, encoded, refusal):
     message = refusal(tmp_path, "cifar10-16")
+    assert message.startswith("dataset 'cifar10-16': ")
     assert "cifar-10-python.tar.gz" in message
-    assert "cifar10-16" not in message.replace(str(tmp_path), "")
     (tmp_path / "cifar10" / "cat").mkdir(parents=True)
     (tmp_path / "cifar10" / "cat" / "0.jpg").write_bytes(encoded(images(1)[0], "jpeg"))
     data = load("cifar10-16", tmp_path, preprocessing=Preprocessing(32, filter="box"))

@@ -117,9 +117,11 @@ def test_missing(tmp_path, refusal, name, given):
     data_dir = {"nothing": None, "empty folder": tmp_path, "no folder": tmp_path / "absent"}[given]
     message = refusal(data_dir, name)
     assert KNOWN[name].home in message
+    assert f"dataset {name!r}" in message
     if given != "no folder":
-        looked = [name, f"{name}.zip", f"{name}.npz"]
-        if name == "cifar10":
+        source = KNOWN[name].source or name
+        looked = [source, f"{source}.zip", f"{source}.npz"]
+        if source == "cifar10":
             looked += [
                 "cifar-10-python.tar.gz",
                 "cifar-10-batches-py",
