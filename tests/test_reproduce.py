@@ -1,4 +1,4 @@
-"""The README's commands against the papers: they parse, cost what is printed, and stand beside the published values."""
+"""The commands of docs/reproduce.md parse, cost what is printed, and stand beside the published values."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from bench.suite.plan import Cell
 from bench.suite.registry.registry import load_registry
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text().split("## Reproduce the papers")[1].split("\n## ")[0]
 GUIDE = (ROOT / "docs" / "reproduce.md").read_text()
+SECTION = GUIDE.split("## Commands and their cost")[1].split("\n## ")[0]
 PUBLISHED = ROOT / "analysis" / "published"
 BLOCKS = [
     [line for line in block.splitlines() if line.startswith("python ")]
-    for block in README.split("```")[1].split("\n# ")[1:]
+    for block in SECTION.split("```")[1].split("\n# ")[1:]
 ]
 COMMANDS = [command for block in BLOCKS for command in block]
-# Training and held-out images of the datasets as the README names them.
+# Training and held-out images of the datasets as the page names them.
 PARTS = {
     "cifar10": (50_000, 10_000), "imagenet32": (1_281_167, 0), "lsun-tower64": (50_000, 0), "celeba64": (50_000, 0),
     "ffhq128": (70_000, 0), "imagenet64": (1000, 0), "imagenet128": (1000, 0),
@@ -121,8 +121,8 @@ def test_a_command_follows_the_papers_protocol(cells, command):
 
 
 def rows():
-    """Return the entries of the README's table of files and costs."""
-    table = README.split("| dataset | into `data/`")[1].split("\n\n")[0]
+    """Return the entries of the page's table of files and costs."""
+    table = SECTION.split("| dataset | into `data/`")[1].split("\n\n")[0]
     return [[entry.strip() for entry in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
 
 
@@ -140,7 +140,7 @@ def test_printed_costs_are_the_planners(cells, row):
 
 
 def test_the_instruments_share_is_as_printed(cells):
-    text = " ".join(README.split())
+    text = " ".join(SECTION.split())
     low, high, traced_low, traced_high = map(
         int, re.search(r"adds (\d+) to (\d+) %.*? (\d+) to (\d+) %", text).groups()
     )
@@ -172,8 +172,8 @@ def test_printed_fid_is_the_published_one(name):
     table, counts = table[table["metric"] == "FID"], ("20", "50", "80", "100", "300", "1000")
     for (dataset, model), own in table.groupby(["dataset", "model"]):
         values = own.set_index("steps")["value"]
-        assert line(TITLES[dataset], model, *(values.get(n, "-") for n in counts), f"`{name}`") in README
-    printed = [text for text in README.splitlines() if text.endswith(f"| `{name}` |")]
+        assert line(TITLES[dataset], model, *(values.get(n, "-") for n in counts), f"`{name}`") in SECTION
+    printed = [text for text in SECTION.splitlines() if text.endswith(f"| `{name}` |")]
     assert len(printed) == table.groupby(["dataset", "model"]).ngroups
 
 
