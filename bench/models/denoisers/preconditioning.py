@@ -6,10 +6,11 @@ Karras et al. 2022 (EDM), table 1: the four columns of that table, in the frame 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from bench.models.denoisers.parameterization import per_image
 
 _TINY, _HUGE = 1e-12, 1e12  # bounds on constants, which a file may set
 _MOST_LEVELS = 100_000  # a bound on iDDPM's table, whose length a file may name
-_WHAT = {
+_RANGES = {  # of the constants that are not just above 0, in words
     "M": f"an integer from 2 to {_MOST_LEVELS}",
     "sigma_min": "a finite number of at least 0",
     "sigma_max": "a number above 0",
@@ -45,41 +46,35 @@ def _functions(sigma: Any) -> Any:
     return torch if isinstance(sigma, Tensor) else math
 
 
-class Preconditioning(Protocol):
-    """How a network is wrapped; ``sigma_min`` and ``sigma_max`` bound the levels it was trained on."""
+class Preconditioning(ABC):
+    """How a network is wrapped: the coefficients of every noise level.
+
+    Attributes:
+        sigma_min: the least noise level that the network was trained on.
+        sigma_max: the largest.
+    """
 
     @property
+    @abstractmethod
     def sigma_min(self) -> float:
         """Return the least noise level."""
-        ...
 
     @property
+    @abstractmethod
     def sigma_max(self) -> float:
         """Return the largest noise level."""
-        ...
 
+    @abstractmethod
     def at(self, sigma: float) -> Coefficients:
         """Return the coefficients of a noise level."""
-        ...
 
     def rounded(self, sigma: float) -> float:
-        """Return the nearest level the network knows."""
-        ...
-
-
-class _Continuous:
-    """Levels of any size."""
-
-    sigma_min = 0.0
-    sigma_max = math.inf
-
-    def rounded(self, sigma: float) -> float:
-        """Return the level itself."""
+        """Return the nearest level that the network was trained on: the level itself where it may be any."""
         return sigma
 
 
 @dataclass(frozen=True)
-class Edm(_Continuous):
+class Edm(Preconditioning):
     """EDM's own, for data of standard deviation ``sigma_data``."""
 
     sigma_data: float = 0.5
@@ -88,14 +83,18 @@ class Edm(_Continuous):
 
     def at(self, sigma: float) -> Coefficients:
         """Return the coefficients of a noise level."""
-        total = sigma**2 + self.sigma_data**2
         f = _functions(sigma)
-        root = f.sqrt(total)
-        return Coefficients(self.sigma_data**2 / total, sigma * self.sigma_data / root, 1 / root, f.log(sigma) / 4)
+        total = sigma**2 + self.sigma_data**2
+        return Coefficients(
+            skip=self.sigma_data**2 / total,
+            out=sigma * self.sigma_data / f.sqrt(total),
+            into=1 / f.sqrt(total),  # the input has unit variance
+            noise=f.log(sigma) / 4,
+        )
 
 
 @dataclass(frozen=True)
-class Vp(_Continuous):
+class Vp(Preconditioning):
     """Variance preserving, continuous time (Song et al. 2021): beta(s) = beta_min + beta_d s on s in [epsilon_t, 1]."""
 
     beta_d: float = 19.9
@@ -107,24 +106,25 @@ class Vp(_Continuous):
         return math.sqrt(math.expm1(0.5 * self.beta_d * s**2 + self.beta_min * s))
 
     @property
-    def sigma_min(self) -> float:  # type: ignore[override]  # a constant of the base class
+    def sigma_min(self) -> float:
         """Return the noise level at epsilon_t."""
         return self._sigma(self.epsilon_t)
 
     @property
-    def sigma_max(self) -> float:  # type: ignore[override]
+    def sigma_max(self) -> float:
         """Return the noise level at time 1."""
         return self._sigma(1.0)
 
     def at(self, sigma: float) -> Coefficients:
         """Return the coefficients; the network sees (M - 1) times the time that has this noise."""
         f = _functions(sigma)
+        # The inverse of sigma(s) above: beta_d s^2 / 2 + beta_min s = ln(1 + sigma^2).
         s = (f.sqrt(self.beta_min**2 + 2 * self.beta_d * f.log1p(sigma**2)) - self.beta_min) / self.beta_d
         return Coefficients(1.0, -sigma, 1 / f.sqrt(sigma**2 + 1), (self.M - 1) * s)
 
 
 @dataclass(frozen=True)
-class Ve(_Continuous):
+class Ve(Preconditioning):
     """Variance exploding (Song et al. 2021)."""
 
     sigma_min: float = 0.02
@@ -136,10 +136,10 @@ class Ve(_Continuous):
 
 
 @dataclass(frozen=True)
-class Iddpm:
+class Iddpm(Preconditioning):
     """Improved DDPM: the M + 1 levels of a cosine schedule, noisiest first, the last of them 0.
 
-    The published code holds them as float32, we as float64.
+    The published code holds them as float32, this one as float64.
     """
 
     C_1: float = 0.001
@@ -151,7 +151,7 @@ class Iddpm:
 
     @cached_property
     def levels(self) -> NDArray[np.float64]:
-        """Return the known levels u_0 > ... > u_M = 0, float64 [M + 1]."""
+        """Return the levels u_0 > ... > u_M = 0, float64 [M + 1]."""
         u = np.zeros(self.M + 1)
         for j in range(self.M, 0, -1):
             ratio = max(self._bar(j - 1) / self._bar(j), self.C_1)
@@ -174,7 +174,7 @@ class Iddpm:
         return int(np.abs(self.levels - sigma).argmin())
 
     def rounded(self, sigma: float) -> float:
-        """Return the nearest known level."""
+        """Return the nearest of the levels."""
         return float(self.levels[self._index(sigma)])
 
     def at(self, sigma: float) -> Coefficients:
@@ -184,9 +184,9 @@ class Iddpm:
 
 
 @cache  # a copy to the device would make every call wait for it
-def _borders(known: Iddpm, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return what lies half-way between the known levels, ascending, [M]."""
-    ascending = known.levels[::-1]
+def _borders(iddpm: Iddpm, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the midpoints between the levels, ascending, [M]."""
+    ascending = iddpm.levels[::-1]
     return torch.tensor((ascending[1:] + ascending[:-1]) / 2, dtype=dtype, device=device)
 
 
@@ -203,22 +203,21 @@ def make_preconditioning(name: str, settings: Mapping[str, Any] | None = None) -
     if name not in PRECONDITIONINGS:
         raise ValueError(f"unknown preconditioning {name!r}; choose {', '.join(PRECONDITIONINGS)}")
     settings = settings or {}
-    known = [field.name for field in fields(PRECONDITIONINGS[name])]
+    constants = [field.name for field in fields(PRECONDITIONINGS[name])]
     for constant, value in settings.items():
-        if constant not in known:
-            raise ValueError(f"preconditioning {name!r} has no constant {constant!r}; known: {', '.join(known)}")
+        if constant not in constants:
+            raise ValueError(f"preconditioning {name!r} has no constant {constant!r}; known: {', '.join(constants)}")
         if not _is_possible(constant, value):
-            raise ValueError(
-                f"preconditioning {name!r}: {constant} must be {_WHAT.get(constant, 'a finite number above 0')}"
-            )
-    made: Preconditioning = PRECONDITIONINGS[name](**settings)
+            needed = _RANGES.get(constant, "a finite number above 0")
+            raise ValueError(f"preconditioning {name!r}: {constant} must be {needed}")
+    preconditioning: Preconditioning = PRECONDITIONINGS[name](**settings)
     try:
-        low, high = made.sigma_min, made.sigma_max
+        has_levels = preconditioning.sigma_min < preconditioning.sigma_max
     except (ArithmeticError, ValueError):  # constants so extreme that the levels overflow
-        low, high = math.nan, math.nan
-    if not low < high:
+        has_levels = False
+    if not has_levels:
         raise ValueError(f"preconditioning {name!r}: its constants leave no range of noise levels")
-    return made
+    return preconditioning
 
 
 def _is_possible(constant: str, value: Any) -> bool:
@@ -247,5 +246,6 @@ class EdmDenoiser:
         """Predict eps and x0 of x [B, C, H, W] in its own dtype; ``cond`` int64 [B] class labels."""
         c = self.preconditioning.at(level.sigma / level.alpha)
         output = self.network((c.into / level.alpha * x).float(), per_image(c.noise, x).float(), cond).sample
+        # D(x / alpha) = c_skip x / alpha + c_out F: equation 7 of the paper.
         x0 = c.skip / level.alpha * x + c.out * output[:, : x.shape[1]].to(x.dtype)
         return Prediction((x - level.alpha * x0) / level.sigma, x0)
