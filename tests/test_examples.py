@@ -18,7 +18,7 @@ from bench.diffusion.samplers import DDIM, Draws, prior, walk
 from bench.diffusion.schedules import levels
 from bench.measure.instruments.step_table import STEP_COLUMNS
 from bench.models.checkpoints.adapter import adapter_file, describe_adapter, load_adapter
-from bench.models.denoisers.parameterization import make_denoiser
+from bench.models.denoisers.parameterization import NetworkDenoiser
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -44,7 +44,7 @@ def test_the_adapter_draws_pixels_of_the_digits_mean_and_variance():
     """
     entry = tomllib.loads((EXAMPLES / "adapter.toml").read_text())["models"]["pixelwise"]
     description = describe_adapter(entry, EXAMPLES)
-    denoiser = make_denoiser(
+    denoiser = NetworkDenoiser(
         load_adapter(adapter_file(entry["adapter"], EXAMPLES), description), description.prediction
     )
     path, draws = levels(description.schedule, description.T, 100), Draws(Noise(0), torch.arange(2000))

@@ -16,7 +16,7 @@ from bench.measure.features.extractors import open_extractor
 from bench.measure.quality.committed import unseen
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints.native import load_network
-from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.train.recipes import NETWORKS, RECIPES
 from bench.suite.registry.registry import EMBEDDED, WEIGHTS, load_registry
 
@@ -25,7 +25,7 @@ HALF = 898
 
 def sample(name: str, steps: int, count: int, seed: int) -> torch.Tensor:
     model = load_registry((), "digits").model(name)
-    denoiser, path = EpsDenoiser(load_network(model.weights, model.description)), levels("cosine", 1000, steps)
+    denoiser, path = NetworkDenoiser(load_network(model.weights, model.description)), levels("cosine", 1000, steps)
     images = []
     for numbers in torch.arange(count).split(128):
         draws = Draws(Noise(seed), numbers)
@@ -81,7 +81,7 @@ def test_the_cifar10_family_predicts_noise_it_has_not_seen():
     colour = torch.rand(4, 3, 1, 1, generator=g) * 2 - 1
     x0 = colour * torch.linspace(0.2, 1, 32).reshape(1, 1, 1, 32).expand(4, 3, 32, 32)
     noise = torch.randn(4, 3, 32, 32, generator=g)
-    denoiser = EpsDenoiser(load_network(model.weights, model.description))
+    denoiser = NetworkDenoiser(load_network(model.weights, model.description))
     with torch.no_grad():
         eps = denoiser(level.alpha * x0 + level.sigma * noise, level).eps
     assert (eps - noise).square().mean() < 0.1

@@ -24,7 +24,7 @@ from bench.diffusion.types import Denoiser, Level, Prediction
 from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints.formats import denoiser_of, open_network
-from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.interface import Description
 from bench.suite.registry.registry import load_registry
 from bench.suite.settings import EDM_SAMPLERS
@@ -91,7 +91,7 @@ def opened(model: str, compiled: bool) -> tuple[Description, Denoiser]:
     """Open an embedded model without scaling of its own; compiled, it is faster and rounds otherwise."""
     found = load_registry((), "digits").model(model)
     denoiser = denoiser_of(open_network(found.weights, found.description), found.description, torch.device("cpu"))
-    if compiled and isinstance(denoiser, EpsDenoiser):
+    if compiled and isinstance(denoiser, NetworkDenoiser):
         denoiser.network = _Compiled(denoiser.network)
     return found.description, denoiser
 

@@ -19,7 +19,7 @@ from bench.diffusion.samplers import Solver
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
 from bench.models.acceleration import Accelerated
-from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
 from bench.models.train.recipes import DIGITS_NETWORK
@@ -121,7 +121,7 @@ class Walk:
         measure = ("steps",) if instruments else ()
         cell = Cell(about, config, subject.steps, 0, subject.batch, measure, "none", (1, 0), "none")
         asked = network or subject.network
-        denoiser = EpsDenoiser(_Single(asked) if sampler in _EDM_SOLVERS else asked)
+        denoiser = NetworkDenoiser(_Single(asked) if sampler in _EDM_SOLVERS else asked)
         reference = Reference(_nothing(subject), None)
         self.arms = Arms(cell, Workbench(lambda model: denoiser, reference, subject.device, subject.batch, _unheard))
         if sampler in _EDM_SOLVERS:  # the suite gives them to EDM models alone; k-diffusion to any

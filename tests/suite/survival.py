@@ -25,7 +25,7 @@ import run_bench
 from analysis import __main__ as analysis
 from analysis import regenerate
 from analysis.records.load import load_results
-from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.runtime.signals import end_at_once
 from bench.suite import cli, plan
 from bench.suite.cells import runner
@@ -155,7 +155,7 @@ def _tell_phases(pipe):
         (CellRunner, "complete", "merging"),
         (runner, "score_cell", "scoring"),
         (execution, "score_cell", "scoring"),
-        (EpsDenoiser, "__call__", CALL),
+        (NetworkDenoiser, "__call__", CALL),
     ):
         setattr(owner, method, told.wrapped(name, getattr(owner, method)))
 
@@ -259,14 +259,14 @@ def signal_in_analysis(number):
 
 def break_at(call, value):
     """Let the ``call``-th network call say something that is not finite, from 1."""
-    seen, ask = [0], EpsDenoiser.__call__
+    seen, ask = [0], NetworkDenoiser.__call__
 
     def broken(*args):
         seen[0] += 1
         said = ask(*args)
         return replace(said, eps=torch.full_like(said.eps, value)) if seen[0] == call else said
 
-    EpsDenoiser.__call__ = broken
+    NetworkDenoiser.__call__ = broken
 
 
 def break_model(name):

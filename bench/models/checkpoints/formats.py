@@ -16,7 +16,7 @@ from bench.models.checkpoints.guided_diffusion import load_guided
 from bench.models.checkpoints.hub import is_hub_id, resolve_hub
 from bench.models.checkpoints.native import load_network, read_description
 from bench.models.checkpoints.state_dicts import file_hash
-from bench.models.denoisers.parameterization import make_denoiser
+from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS, EdmDenoiser, make_preconditioning
 from bench.models.interface import Description
 
@@ -97,4 +97,4 @@ def denoiser_of(network: Any, description: Description, device: torch.device) ->
     if description.prediction in PRECONDITIONINGS:
         settings = description.network.get("preconditioning")
         return EdmDenoiser(network, make_preconditioning(description.prediction, settings))
-    return make_denoiser(network, description.prediction)
+    return NetworkDenoiser(network, description.prediction)

@@ -23,8 +23,9 @@ def _from_x0(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     return (x - level.alpha * output) / level.sigma, output
 
 
-# What a network predicts, to (eps, x0). ``v`` is alpha eps - sigma x0 (Salimans & Ho 2022, appendix D), which
-# determines both only where alpha^2 + sigma^2 = 1; diffusers calls the three epsilon, v_prediction and sample.
+# By what a network predicts: its output to (eps, x0), of x = alpha x0 + sigma eps. ``v`` is alpha eps - sigma x0
+# (Salimans & Ho 2022, appendix D), which determines both only where alpha^2 + sigma^2 = 1. diffusers calls the three
+# epsilon, v_prediction and sample.
 CONVERSIONS: Mapping[str, Callable[[Tensor, Tensor, Level], tuple[Tensor, Tensor]]] = {
     "eps": _from_eps,
     "v": _from_v,
@@ -44,61 +45,35 @@ def per_image(number: Any, x: Tensor) -> Tensor:
 
 
 def as_prediction(prediction: str, output: Tensor, x: Tensor, level: Level) -> Prediction:
-    """Split and convert what a network said.
+    """Split and convert a network's output.
 
     Args:
         prediction: a name of :data:`CONVERSIONS`.
         output: [B, C or 2C, H, W]; the second half is a raw variance fraction.
         x: the state [B, C, H, W] the network saw.
-        level: where it saw it, noisy (sigma above 0).
+        level: where it saw it, with sigma above 0.
     """
     channels = x.shape[1]
     fraction = output[:, channels:] if output.shape[1] == 2 * channels else None
     return Prediction(*CONVERSIONS[prediction](output[:, :channels], x, level), fraction)
 
 
-class EpsDenoiser:
-    """A network that predicts eps from (x, t), with or without a learned variance.
+class NetworkDenoiser:
+    """A network asked at (x, t), whatever it predicts, with or without a learned variance.
 
     Args:
         network: called as ``network(x, t, class_labels).sample`` with t [B]; C or 2C output channels.
-    """
-
-    prediction = "eps"
-
-    def __init__(self, network: Any) -> None:
-        self.network = network
-
-    def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
-        """Predict eps and x0 of x [B, C, H, W] at a level of the training index ``level.t`` (from 0)."""
-        return as_prediction(self.prediction, self.network(x, per_image(level.t, x), cond).sample, x, level)
-
-
-class VDenoiser(EpsDenoiser):
-    """The same for a network that predicts v = alpha eps - sigma x0, on variance-preserving levels."""
-
-    prediction = "v"
-
-
-class X0Denoiser(EpsDenoiser):
-    """The same for a network that predicts x0."""
-
-    prediction = "x0"
-
-
-_DENOISERS: Mapping[str, type[EpsDenoiser]] = {kind.prediction: kind for kind in (EpsDenoiser, VDenoiser, X0Denoiser)}
-
-
-def make_denoiser(network: Any, prediction: str) -> EpsDenoiser:
-    """Return a network as a denoiser.
-
-    Args:
-        network: as :class:`EpsDenoiser` takes it.
-        prediction: what it says, a name of :data:`CONVERSIONS`.
+        prediction: what the output is, a name of :data:`CONVERSIONS`. ``v`` needs variance-preserving levels.
 
     Raises:
         ValueError: no such prediction.
     """
-    if prediction not in _DENOISERS:
-        raise ValueError(f"unknown prediction {prediction!r}; choose {', '.join(_DENOISERS)}")
-    return _DENOISERS[prediction](network)
+
+    def __init__(self, network: Any, prediction: str = "eps") -> None:
+        if prediction not in CONVERSIONS:
+            raise ValueError(f"unknown prediction {prediction!r}; choose {', '.join(CONVERSIONS)}")
+        self.network, self.prediction = network, prediction
+
+    def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
+        """Predict eps and x0 of x [B, C, H, W] at a level of the training index ``level.t`` (from 0)."""
+        return as_prediction(self.prediction, self.network(x, per_image(level.t, x), cond).sample, x, level)

@@ -14,7 +14,7 @@ from bench.diffusion.samplers import DDIM, Ancestral, walk
 from bench.diffusion.schedules import levels
 from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
 from bench.models.checkpoints.hub import resolve_hub
-from bench.models.denoisers.parameterization import make_denoiser
+from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.runtime.errors import CheckpointError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -174,7 +174,7 @@ def test_a_walk_repeats_the_librarys_steps(tmp_path, monkeypatch, prediction, mo
     x, noise = (torch.randn(shape, generator=generator) for shape in ((4, 3, 8, 8), (10, 4, 3, 8, 8)))
     options = {"use_clipped_model_output": True} if mode == "ddim" else {}
     theirs = x
-    for step in walk(make_denoiser(network, description.prediction), path, x, MODES[mode], Given(noise), clip=True):
+    for step in walk(NetworkDenoiser(network, description.prediction), path, x, MODES[mode], Given(noise), clip=True):
         monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, i=step.i, **__: noise[i])
         t = int(step.level.t)
         with torch.no_grad():

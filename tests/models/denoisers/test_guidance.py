@@ -11,7 +11,7 @@ from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level, batched
 from bench.models.denoisers.guidance import GuidedDenoiser
 from bench.models.denoisers.oracles import GaussianOracle
-from bench.models.denoisers.parameterization import EpsDenoiser
+from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.networks.adm import adm_unet
 from bench.models.networks.classifier import classifier_network
 
@@ -146,7 +146,7 @@ def test_networks_guide_each_image_to_its_own_label(solver):
 
     def sample(rows):
         draws = Draws(Noise(0), torch.arange(3)[rows])
-        denoiser = GuidedDenoiser(EpsDenoiser(unet), classifier, 5.0)
+        denoiser = GuidedDenoiser(NetworkDenoiser(unet), classifier, 5.0)
         x = prior(walked[0], draws, (1, 8, 8))
         *_, last = walk(denoiser, walked, x, solver, draws, cond=labels[rows])
         assert last.prediction.guidance.abs().max() > 0
