@@ -15,6 +15,7 @@ from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS
 from bench.measure.quality.committed import COMMITTED
 from bench.models.acceleration import PRECISIONS
 from bench.runtime.devices import DEVICES
+from bench.runtime.distributed import AgreedError, PeerError, is_launched, speaks, spoken_once
 from bench.runtime.errors import UserError, one_line
 from bench.runtime.signals import Signals, exit_code, say_interrupted
 from bench.runtime.tensorboard import require_tensorboard
@@ -23,7 +24,7 @@ from bench.suite.config.flags import make_parser
 from bench.suite.config.resolve import Request
 from bench.suite.execution.launch import Outcome, execute
 from bench.suite.preview import dry_run
-from bench.suite.processes.ranks import AgreedError, Team, TeamError, is_launched, join, speaks, spoken_once
+from bench.suite.processes.ranks import Team, join
 from bench.suite.registry.registry import EMBEDDED, Registry, load_registry
 from bench.suite.registry.remedies import KINDS, SUFFIXES
 from bench.suite.registry.tune import Tune, parse_tune
@@ -201,7 +202,7 @@ def run(argv: Sequence[str] | None = None) -> tuple[int, Path | None]:
             team = join(args.shard)
             return _run(args, list(sys.argv[1:] if argv is None else argv), team)
         except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-            if speaks() or not isinstance(error, AgreedError | TeamError):
+            if speaks() or not isinstance(error, AgreedError | PeerError):
                 print(f"error: {told(error, args.out)}", file=sys.stderr)
             # Under torchrun the first rank must have told of it before a code of failure ends it.
             return (2 if speaks() or not isinstance(error, AgreedError) else 0), None

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from bench.files.writing import read_json
 from bench.models.acceleration import Accelerated, CompileError
 from bench.models.checkpoints.adapter import Adapted
+from bench.runtime.distributed import AgreedError
 from bench.suite.cost import padded_calls, repays_compiling
-from bench.suite.processes.ranks import AgreedError, Team
+from bench.suite.processes.ranks import Team
 from bench.suite.registry.model import Model
 from bench.suite.run import Run
 from bench.suite.timing import seconds_a_call

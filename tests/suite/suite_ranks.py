@@ -13,9 +13,10 @@ import time
 import torch
 from torch.distributed import TCPStore
 
+from bench.runtime.distributed import AgreedError, PeerError
 from bench.suite import cli
 from bench.suite.processes.locks import Claims
-from bench.suite.processes.ranks import TeamError, join
+from bench.suite.processes.ranks import join
 from bench.suite.settings import ConfigError
 
 # What is imported where it is needed: once is enough.
@@ -120,7 +121,7 @@ def mistaken(team):
         with team.together(ConfigError):
             if team.rank == 1:
                 raise ConfigError("of rank 1")
-    except ConfigError as error:
+    except AgreedError as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -130,7 +131,7 @@ def abandoned(team):
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         team.gather([])
-    except TeamError as error:
+    except PeerError as error:
         return f"{type(error).__name__}: {error}"
 
 

@@ -7,7 +7,8 @@ import pytest
 import suite_ranks
 from suite_ranks import COUNT, abandoned, launch, launch_again, mistaken, new_store, share_work, with_team
 
-from bench.suite.processes.ranks import Team, is_launched, join
+from bench.runtime.distributed import is_launched
+from bench.suite.processes.ranks import Team, join
 from bench.suite.settings import ConfigError
 from bench.suite.shares import Share, parse_share
 
@@ -121,6 +122,6 @@ def test_alone_a_mistake_is_itself():
 def test_whoever_waits_for_a_process_that_died_is_told_in_one_line():
     found = launch(2, with_team, abandoned)
     assert found[1] == -signal.SIGKILL
-    assert found[0].startswith("TeamError: another process of this run ended (")
+    assert found[0].startswith("PeerError: another process ended (")
     assert found[0].endswith("); the same command goes on where it stopped")
     assert len(found[0].splitlines()) == 1

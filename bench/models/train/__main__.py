@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.runtime.distributed import AgreedError, PeerError
 from bench.runtime.errors import UserError, reason
 from bench.runtime.signals import Interrupted, Signals, end_at_once, say_interrupted
 
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from bench.models.train.log import LOG_EVERY
 from bench.models.train.objectives import GAMMA_SCHEDULES
 from bench.models.train.recipes import RECIPES
-from bench.models.train.replicas import ReplicaError, Replicas, joined
+from bench.models.train.replicas import Replicas, joined
 from bench.models.train.trainer import train
 from bench.runtime.devices import keep_freed_memory
 from bench.runtime.errors import OneLineParser, one_line
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as interrupted:
         say_interrupted()
         return interrupted.code
-    except ReplicaError as error:
+    except (AgreedError, PeerError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 

@@ -10,44 +10,25 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from bench.models.train.batches import Part
-from bench.runtime.errors import UserError, one_line, reason
+from bench.runtime.distributed import AgreedError, Group, is_launched
 
 T = TypeVar("T")
 
 
-class ReplicaError(UserError):
-    """What another process refused, or why several cannot train together; one line."""
-
-
-class Replicas:
+class Replicas(Group):
     """This process among those that train one network; alone it exchanges nothing.
 
     Every method but :meth:`part` must be called by all processes, in the same order.
-
-    Attributes:
-        rank: 0 for the process that reads, writes and speaks.
-        size: how many processes there are.
-        complete: whether they all were there at the last exchange.
     """
-
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size, self.complete = rank, size, True
-
-    @property
-    def leads(self) -> bool:
-        """Tell whether this process reads, writes and speaks."""
-        return self.rank == 0
 
     def part(self, batch: int) -> Part:
         """Return which images of a batch are this process's: contiguous, by rank, their counts one apart at most."""
@@ -57,17 +38,17 @@ class Replicas:
         """Refuse what cannot be shared, and take the device.
 
         Raises:
-            ReplicaError: more processes than images in a batch, or a device that is not each process's own.
+            AgreedError: more processes than images in a batch, or a device that is not each process's own.
         """
         if self.size == 1:
             return
         if batch < self.size:
-            raise ReplicaError(f"{self.size} processes cannot share batches of {batch}; start at most {batch}")
+            raise AgreedError(f"{self.size} processes cannot share batches of {batch}; start at most {batch}")
         if device.type not in ("cpu", "cuda"):
-            raise ReplicaError(f"several processes train on cpu or cuda, not on {device.type}; choose another --device")
+            raise AgreedError(f"several processes train on cpu or cuda, not on {device.type}; choose another --device")
         if device.type == "cuda":
             if device.index != int(os.environ["LOCAL_RANK"]):
-                raise ReplicaError(f"{device} cannot be the GPU of every process; give --device cuda")
+                raise AgreedError(f"{device} cannot be the GPU of every process; give --device cuda")
             torch.cuda.set_device(device)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -84,7 +65,7 @@ class Replicas:
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over all processes of a tensor, in place; the same bits in each."""
         if self.size > 1:
-            with self._exchange():
+            with self.exchange():
                 dist.all_reduce(values)
         return values
 
@@ -93,7 +74,7 @@ class Replicas:
         if self.size == 1:
             return value
         values = torch.tensor(value)
-        with self._exchange():
+        with self.exchange():
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
 
@@ -101,34 +82,16 @@ class Replicas:
         """Return what ``make`` returns in the process that leads, the only one that calls it.
 
         Raises:
-            ReplicaError: it failed there.
+            AgreedError: it failed there.
         """
         made: list[T | None] = [None]
         with self.together():
             if self.leads:
                 made = [make()]
         if self.size > 1:
-            with self._exchange():
+            with self.exchange():
                 dist.broadcast_object_list(made)
         return made[0]  # type: ignore[return-value]  # None only where make returns it
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Leave with an error in every process where one fails within, so that none waits for it in vain.
-
-        Raises:
-            ReplicaError: the line of the first process that failed. Alone the mistake itself.
-        """
-        mistake = None
-        try:
-            yield
-        except (UserError, OSError) as error:
-            if self.size == 1:
-                raise
-            mistake = one_line(error)
-        line = self._first(mistake)
-        if line is not None:
-            raise ReplicaError(line)
 
     def parsed(self, parse: Callable[[], T]) -> T:
         """Return what ``parse`` makes of the command line; where a process refuses, one line and all exit."""
@@ -140,7 +103,7 @@ class Replicas:
                 made = parse()
         except SystemExit as stop:
             code = stop.code
-        said = self._first(None if code is None else (code, out.getvalue(), err.getvalue()))
+        said = self.first(None if code is None else (code, out.getvalue(), err.getvalue()))
         if said is None:
             return made
         code, printed, complained = said
@@ -149,26 +112,8 @@ class Replicas:
             print(complained, end="", file=sys.stderr)
         raise SystemExit(code)
 
-    def _first(self, told: T | None) -> T | None:
-        """Return what the first process that has something tells, None where nobody has."""
-        found: list[T | None] = [told] * self.size
-        if self.size > 1:
-            with self._exchange():
-                dist.all_gather_object(found, told)
-        return next((one for one in found if one is not None), None)
 
-    @contextmanager
-    def _exchange(self) -> Iterator[None]:
-        """Say in one line what torch says over many when another process is gone."""
-        try:
-            yield
-        except RuntimeError as error:
-            self.complete = False
-            raise ReplicaError(
-                f"another process of this training ended ({reason(error)}); the same command goes on from the last save"
-            ) from None
-
-
+_PATIENCE = timedelta(seconds=10)
 ALONE = Replicas()
 
 
@@ -179,33 +124,16 @@ def joined() -> Iterator[Replicas]:
     Tensors on the CPU are exchanged by gloo, those on GPUs by NCCL.
 
     Raises:
-        ReplicaError: they cannot be reached.
+        PeerError: they cannot be reached.
     """
-    if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE") == "1":
+    if not is_launched():
         yield ALONE
         return
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
-    try:
-        served, rank, size = next(rendezvous("env://"))
-        # The launcher's store outlives processes that it starts again, with what they had written there.
-        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-of-{size}", served)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=size)
-    except (RuntimeError, ValueError) as error:
-        raise ReplicaError(f"the processes that torchrun started cannot meet ({reason(error)})") from None
-    replicas = Replicas(rank, size)
+    replicas = Replicas.meet("cpu:gloo,cuda:nccl" if nccl else "gloo")
     try:
         yield replicas
     finally:
         # Not after an error of this process alone: NCCL would wait for exchanges that the others never take part in.
         if replicas.complete and not isinstance(sys.exception(), Exception):
-            _part(store, size)
-            dist.destroy_process_group()
-
-
-def _part(store: Store, size: int) -> None:
-    """Wait, but not for long, until all have come here: to one that is slow to wake, gloo calls who left early lost."""
-    parting = PrefixStore("parting", store)
-    with suppress(RuntimeError):  # whoever is not heard of has left or is about to
-        if parting.add("count", 1) == size:
-            parting.set("all", "")
-        parting.wait(["all"], timedelta(seconds=10))
+            replicas.close(_PATIENCE)

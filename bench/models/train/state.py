@@ -74,7 +74,7 @@ class TrainingState:
 
         Raises:
             OSError: there is no room, or no permission; what was saved before is left.
-            ReplicaError: the same, where there are several replicas.
+            AgreedError: the same, where there are several replicas.
         """
         window = self.replicas.sum(torch.stack(self.window)) if self.window else _NO_LOSSES
         with self.replicas.together():
@@ -107,7 +107,7 @@ class TrainingState:
 
         Raises:
             CheckpointError: the file is damaged or belongs to another recipe or network.
-            ReplicaError: the same, where there are several replicas.
+            AgreedError: the same, where there are several replicas.
         """
         state = self.replicas.of_leader(lambda: _read(path, self.recipe))
         with self.replicas.together():

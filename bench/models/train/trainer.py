@@ -199,7 +199,7 @@ def train(
     Raises:
         CheckpointError, DataError, TensorBoardError, OSError: what is in ``out`` or the dataset cannot be used.
         CompileError: there is no compiler, or it fails.
-        ReplicaError: one of these in another replica, or the replicas cannot train this together.
+        AgreedError: one of these in another replica, or the replicas cannot train this together.
         Interrupted: a signal came; ``out`` holds the last complete iteration.
     """
     resume, signals = out / "resume.pt", signals or Signals()
