@@ -127,11 +127,8 @@ class Group:
             return int(self._store.add(counter, count))
 
     @contextmanager
-    def together(self, *mistakes: type[Exception]) -> Iterator[None]:
-        """Leave with an error in every process if one fails within, so that none waits for it in vain.
-
-        Args:
-            mistakes: the errors that are shared; UserError and OSError by default.
+    def together(self) -> Iterator[None]:
+        """Leave with an error in every process if a UserError or OSError leaves one, so that none waits for it in vain.
 
         Raises:
             AgreedError: the message of the first process that failed. A process alone raises its own error.
@@ -139,7 +136,7 @@ class Group:
         mistake = None
         try:
             yield
-        except mistakes or (UserError, OSError) as error:
+        except (UserError, OSError) as error:
             if self.size == 1 or isinstance(error, PeerError):
                 raise
             mistake = one_line(error)

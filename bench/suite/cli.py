@@ -244,7 +244,7 @@ def resolve(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> t
     Raises:
         ConfigError: what is wrong on any of them.
     """
-    with team.together(UserError):
+    with team.together():
         known = load_registry(args.config, args.dataset)
         resolved = None if args.list_models else Run(_request(args, arguments, known.datasets), known)
     return known, resolved
@@ -259,7 +259,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> tupl
         return 0, None
     tune = bench.request.tune
     if tune is not None:
-        with team.together(UserError):
+        with team.together():
             refuse_grid(bench, tune)
         if bench.fits:
             settle_compiling(bench, team)

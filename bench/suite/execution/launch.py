@@ -6,7 +6,6 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
 from bench.files.writing import drop_partials, partials
-from bench.runtime.errors import FeatureError
 from bench.runtime.tensorboard import open_writer
 from bench.suite.account import account, end, has_end
 from bench.suite.cells.reference import Reference
@@ -38,7 +37,7 @@ def execute(run: Run, team: Team) -> Outcome:
         ConfigError, FeatureError: the folder is in use or holds what does not go with this run; nothing was computed.
         OSError: results cannot be written.
     """
-    with team.together(ConfigError, FeatureError):
+    with team.together():
         reference = run.reference()
         run.store.check_features(run.cells, reference.features_key())
     # The first rank looks for all: to know that a file is what was written, all of it is read.
@@ -98,7 +97,7 @@ def complete(run: Run) -> list[str]:
 
 def _claim(claims: Claims, team: Team, stack: ExitStack) -> None:
     """Hold the folder: under torchrun the first rank holds it for all."""
-    with team.together(ConfigError):
+    with team.together():
         if team.leads:
             stack.enter_context(claims.folder(team.share))
 
