@@ -125,9 +125,9 @@ class ConditionalDenoiser:
         config, width = self.unet.config, condition.embeddings.shape[-1]
         if config.encoder_hid_dim is None and config.cross_attention_dim != width:
             raise ValueError(f"the network takes embeddings of {config.cross_attention_dim} numbers, not {width}")
-        wanted = {"text_embeds", "time_ids"} if config.addition_embed_type == "text_time" else set()
-        if wanted != set(condition.added or ()):
-            names = " and ".join(sorted(wanted)) or "nothing"
+        needed = {"text_embeds", "time_ids"} if config.addition_embed_type == "text_time" else set()
+        if needed != set(condition.added or ()):
+            names = " and ".join(sorted(needed)) or "nothing"
             raise ValueError(f"the network takes {names} beside the embeddings; see docs/latent.md")
         return condition.to(self.device, self.dtype)
 

@@ -94,11 +94,11 @@ class Accelerated:
         if replays:
             torch.compiler.cudagraph_mark_step_begin()
         with self._context(x.device):
-            sample = self._compiled(x.contiguous(), self._told(t), labels).sample
+            sample = self._compiled(x.contiguous(), self._index(t), labels).sample
         # The next call of a CUDA graph writes where this one has written, and Heun's method looks back.
         return Output(sample.to(x.dtype, copy=replays))
 
-    def _told(self, t: Tensor) -> Tensor:
+    def _index(self, t: Tensor) -> Tensor:
         """Return t as every call passes it, so that one compilation serves levels of whole and of broken indices."""
         return t if isinstance(self.network, Adapted) else t.float()  # which our networks make of it themselves
 

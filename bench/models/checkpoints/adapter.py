@@ -50,13 +50,13 @@ class Adapted:
         Raises:
             CheckpointError: it raised an error, or returned anything but a tensor [B, outputs, H, W] on x's device.
         """
-        with _told(self.name):
+        with _one_line(self.name):
             sample = self.network(x, t, labels)
-        wanted = (len(x), self.outputs, *x.shape[2:])
+        shape = (len(x), self.outputs, *x.shape[2:])
         if not isinstance(sample, Tensor):
-            raise CheckpointError(f"{self.name} returned {type(sample).__name__}; return a tensor of shape {wanted}")
-        if sample.shape != wanted:
-            raise CheckpointError(f"{self.name} returned the shape {tuple(sample.shape)}; return {wanted}")
+            raise CheckpointError(f"{self.name} returned {type(sample).__name__}; return a tensor of shape {shape}")
+        if sample.shape != shape:
+            raise CheckpointError(f"{self.name} returned the shape {tuple(sample.shape)}; return {shape}")
         if sample.device != x.device:
             raise CheckpointError(
                 f"{self.name} returned a tensor on {sample.device}; return it on that of x, {x.device}"
@@ -65,7 +65,7 @@ class Adapted:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _one_line(name: str) -> Iterator[None]:
     """Turn whatever a user's code raises into one line; running out of memory is no fault of the code's."""
     try:
         yield
@@ -107,7 +107,7 @@ def read_adapter(spec: str, base: Path) -> Callable[..., Any]:
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look their module up
-    with _told(str(path)), _importing(path):
+    with _one_line(str(path)), _importing(path):
         # Not through an importer, which would leave its cache in the user's folder.
         exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     loaded = getattr(module, function, None)
@@ -133,7 +133,7 @@ def describe_adapter(entry: Mapping[str, Any], base: Path) -> Description:
     Args:
         entry: ``adapter`` and, as wished, ``weights``, ``schedule``, ``T``, ``prediction``, ``in_channels``,
             ``image_size``, ``learn_sigma`` and ``num_classes``; ``in_channels`` is 3, ``prediction`` eps, the schedule
-            cosine with T = 1000 unless told.
+            cosine with T = 1000 by default.
         base: folder of the config file, which ``adapter`` and ``weights`` are relative to.
 
     Returns:
@@ -217,7 +217,7 @@ def load_adapter(path: Path, description: Description) -> Adapted:
     if weights is not None:
         file_hash(weights)  # a missing file is the first thing to report
     function = read_adapter(spec, _base(path, spec))
-    with _told(spec), _importing(path):
+    with _one_line(spec), _importing(path):
         network = function() if weights is None else function(weights)
     if not callable(network):
         raise CheckpointError(f"{spec} returned {type(network).__name__}; return a callable of (x, t, labels)")

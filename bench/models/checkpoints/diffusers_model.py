@@ -59,18 +59,18 @@ def training_process(path: Path) -> tuple[str, int, str]:
     if not isinstance(T, int) or not 1 <= T <= _LONGEST_TRAINING:
         raise CheckpointError(f"{path}: num_train_timesteps must be a whole number up to {_LONGEST_TRAINING}")
     schedule = _schedule(path, kind, config.get("beta_start"), config.get("beta_end"), T)
-    said = config.get("prediction_type") or ("sample" if config.get("predict_epsilon") is False else "epsilon")
-    if said not in _PREDICTIONS:
-        raise CheckpointError(f"{path}: unknown prediction_type {quoted(said)}; known: {', '.join(_PREDICTIONS)}")
-    return schedule, T, _PREDICTIONS[said]
+    output = config.get("prediction_type") or ("sample" if config.get("predict_epsilon") is False else "epsilon")
+    if output not in _PREDICTIONS:
+        raise CheckpointError(f"{path}: unknown prediction_type {quoted(output)}; known: {', '.join(_PREDICTIONS)}")
+    return schedule, T, _PREDICTIONS[output]
 
 
 def _schedule(path: Path, kind: Any, start: Any, end: Any, T: int) -> str:
     if kind == "squaredcos_cap_v2":
         name = "cosine"
     elif kind not in ("linear", "scaled_linear"):
-        known = "linear, scaled_linear, squaredcos_cap_v2"
-        raise CheckpointError(f"{path}: unknown beta_schedule {quoted(kind)}; known: {known}")
+        names = "linear, scaled_linear, squaredcos_cap_v2"
+        raise CheckpointError(f"{path}: unknown beta_schedule {quoted(kind)}; known: {names}")
     elif not all(isinstance(value, int | float) and math.isfinite(value) for value in (start, end)):
         raise CheckpointError(f"{path}: beta_start and beta_end must be numbers")
     else:
@@ -181,14 +181,14 @@ def build_unet(kind: type[Any], config: Mapping[str, Any], parts: Parts, dtype: 
     Raises:
         CheckpointError: as for :func:`load_diffusers`.
     """
-    known = inspect.signature(kind.__init__).parameters
+    arguments = inspect.signature(kind.__init__).parameters
     for key, value in config.items():
-        if key not in known and value:  # what is off does not change the network
+        if key not in arguments and value:  # what is off does not change the network
             raise CheckpointError(f"{parts.config} sets {quoted(key)}, unknown to this diffusers; upgrade it")
         if ("layers" in key or key.endswith("block_types")) and not _is_small(value):
             raise CheckpointError(f"{parts.config}: {quoted(key)} is beyond any network, {quoted(value)}")
     try:
-        unet = without_weights(lambda: kind(**{key: value for key, value in config.items() if key in known}))
+        unet = without_weights(lambda: kind(**{key: value for key, value in config.items() if key in arguments}))
     except Exception as error:  # on settings that do not fit together the library raises almost any kind
         raise CheckpointError(f"{parts.config} describes no network ({reason(error)})") from None
     misfit = f"{parts.weights} does not fit its config.json"

@@ -111,14 +111,14 @@ def _read(path: Path) -> _Stored:
     if not isinstance(content, StoredObject):
         raise CheckpointError(f"{path} holds no EDM network; it is another kind of file")
     if content.class_name not in _PRECONDITIONED:
-        known = ", ".join(_PRECONDITIONED)
-        raise CheckpointError(f"{path} holds {quoted(content.class_name)}, not one of {known}")
+        classes = ", ".join(_PRECONDITIONED)
+        raise CheckpointError(f"{path} holds {quoted(content.class_name)}, not one of {classes}")
     modules = content.state.get("_modules") if isinstance(content.state, dict) else None
     inner = modules.get("model") if isinstance(modules, dict) else None
     if not isinstance(inner, StoredObject) or inner.class_name not in ARCHITECTURES:
-        found = inner.class_name if isinstance(inner, StoredObject) else ""
-        known = ", ".join(ARCHITECTURES)
-        raise CheckpointError(f"{path} holds a network of the class {quoted(found)}, not one of {known}")
+        name = inner.class_name if isinstance(inner, StoredObject) else ""
+        classes = ", ".join(ARCHITECTURES)
+        raise CheckpointError(f"{path} holds a network of the class {quoted(name)}, not one of {classes}")
     return _Stored(content, inner)
 
 

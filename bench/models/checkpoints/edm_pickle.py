@@ -48,9 +48,9 @@ class StoredObject(_Inert):
 
     def __init__(self, meta: Any = None, *rest: Any) -> None:
         super().__init__(meta, *rest)
-        known = meta if isinstance(meta, dict) else {}
-        name = known.get("class_name")
-        self.class_name, self.state = name if isinstance(name, str) else "", known.get("state")
+        entries = meta if isinstance(meta, dict) else {}
+        name = entries.get("class_name")
+        self.class_name, self.state = name if isinstance(name, str) else "", entries.get("state")
 
 
 class _Dict(dict[Any, Any]):
@@ -145,7 +145,7 @@ class _Parameter(_Inert):
 
 
 def _allowed() -> Mapping[tuple[str, str], Any]:
-    """Return the names that released files use, each with what stands for it here."""
+    """Return the names that released files use, each with what stands for it."""
     numpy = {
         (f"numpy.{core}.multiarray", name): stand_in
         for core in ("core", "_core")
@@ -194,9 +194,9 @@ def read_objects(path: Path) -> Any:
         with path.open("rb") as file:
             return restricted_load(file, _allowed())
     except UnsafePickleError as error:
-        said = quoted(str(error))[1:-1]
+        reason = quoted(str(error))[1:-1]
         raise CheckpointError(
-            f"{path} is not an EDM network: {said}; nothing of it was run, take it from its publisher"
+            f"{path} is not an EDM network: {reason}; nothing of it was run, take it from its publisher"
         ) from None
     except Exception:  # on damaged bytes pickle raises almost any kind, MemoryError and UnicodeDecodeError included
         raise CheckpointError(f"{path} is truncated or not an EDM pickle; download or copy it again") from None
@@ -208,11 +208,11 @@ def stored_tensors(module: StoredObject) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: it is not built like a module.
     """
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     pending: list[tuple[str, Any]] = [("", module)]
     for _ in range(_MOST_MODULES):  # a module may hold itself
         if not pending:
-            return found
+            return tensors
         prefix, module = pending.pop()
         state = module.state if isinstance(module, _Inert) else None
         if not isinstance(state, dict):
@@ -220,7 +220,7 @@ def stored_tensors(module: StoredObject) -> dict[str, StoredTensor]:
         for name, value in _items(state, "_parameters") + _items(state, "_buffers"):
             if not isinstance(value, StoredTensor):
                 raise CheckpointError(f"{quoted(prefix + name)} in it is not a tensor")
-            found[prefix + name] = value
+            tensors[prefix + name] = value
         pending += [(f"{prefix}{name}.", child) for name, child in reversed(_items(state, "_modules"))]
     raise CheckpointError(f"it holds more than {_MOST_MODULES} modules")
 

@@ -40,12 +40,12 @@ class Parts:
         if not path.is_dir():
             raise CheckpointError(f"cannot read the model {path}: no such folder; check the path")
         unet, scheduler = (path / name if (path / name).is_dir() else path for name in ("unet", "scheduler"))
-        for found in (unet / _CONFIG, scheduler / _SCHEDULER):
-            if not found.is_file():
-                raise CheckpointError(f"{path} lacks {found.relative_to(path)}; copy it from where the model came from")
+        for part in (unet / _CONFIG, scheduler / _SCHEDULER):
+            if not part.is_file():
+                raise CheckpointError(f"{path} lacks {part.relative_to(path)}; copy it from where the model came from")
         index = path / _INDEX
-        known = read_json(index) if index.is_file() else {}
-        return cls(unet / _CONFIG, _weights(unet), scheduler / _SCHEDULER, known)
+        entries = read_json(index) if index.is_file() else {}
+        return cls(unet / _CONFIG, _weights(unet), scheduler / _SCHEDULER, entries)
 
 
 def _weights(folder: Path) -> Path:

@@ -52,8 +52,8 @@ class GuidedDenoiser:
 
     def _score(self, x: Tensor, level: Level, labels: Tensor) -> Tensor:
         with torch.enable_grad():  # walks run without
-            seen = x.detach().float().requires_grad_()
-            logits = self.classifier(seen, per_image(level.t, x))
+            state = x.detach().float().requires_grad_()
+            logits = self.classifier(state, per_image(level.t, x))
             # Images do not see each other, so the sum's gradient is each one's own.
             chosen = logits.float().log_softmax(1).gather(1, labels[:, None]).sum()
-            return torch.autograd.grad(chosen, seen)[0]
+            return torch.autograd.grad(chosen, state)[0]

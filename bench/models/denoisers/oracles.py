@@ -35,10 +35,10 @@ class GaussianOracle:
         alpha, sigma = _factors(level)
         total = alpha**2 * self.values + sigma**2
         gain = alpha * self.values / total
-        seen = (x.double().flatten(1) - alpha * self.mean.flatten()) @ self.vectors
-        x0 = self.mean + ((seen * gain) @ self.vectors.T).reshape(x.shape)
+        centred = (x.double().flatten(1) - alpha * self.mean.flatten()) @ self.vectors
+        x0 = self.mean + ((centred * gain) @ self.vectors.T).reshape(x.shape)
         # eps = sigma * (x - alpha mean) / total, which needs no division by a vanishing alpha or sigma.
-        eps = ((seen * (sigma / total)) @ self.vectors.T).reshape(x.shape)
+        eps = ((centred * (sigma / total)) @ self.vectors.T).reshape(x.shape)
         spread = (self.vectors * (self.values * sigma**2 / total)[..., None, :]) @ self.vectors.T
         return Prediction(eps.to(x.dtype), x0.to(x.dtype), None, spread)
 
@@ -82,8 +82,8 @@ class MixtureOracle:
     def _log_density(part: GaussianOracle, x: Tensor, level: Level) -> Tensor:
         alpha, sigma = _factors(level)
         total = alpha**2 * part.values + sigma**2
-        seen = (x.flatten(1) - alpha * part.mean.flatten()) @ part.vectors
-        return -0.5 * (seen.square() / total + total.log()).sum(1)
+        centred = (x.flatten(1) - alpha * part.mean.flatten()) @ part.vectors
+        return -0.5 * (centred.square() / total + total.log()).sum(1)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw images, float64 [count, C, H, W]."""

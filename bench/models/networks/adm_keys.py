@@ -43,7 +43,7 @@ _TENSORS: Mapping[str, Mapping[str, str]] = {
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[_Part]:
-    """Walk the published network in its own order and name each block in both worlds."""
+    """Walk the published network in the order of its file and name each block in both networks."""
     yield from _encoder(config)
     if "pool" in config:
         yield _Part("out.0", "norm", "pair")
@@ -101,19 +101,19 @@ def _residual(source: str, target: str, changes_width: bool) -> Iterator[_Part]:
         yield _Part(f"{source}.skip_connection", f"{target}.conv_shortcut", "skip")
 
 
-def published_shapes(own: Mapping[str, Tensor], config: Mapping[str, Any]) -> Shapes:
+def published_shapes(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Shapes:
     """Return the names and shapes a guided-diffusion file must have for a network of ours.
 
     Args:
-        own: the network's state dict, on any device; ``meta`` is enough.
+        state: the network's state dict, on any device; ``meta`` is enough.
         config: the completed arguments (:func:`bench.models.networks.arguments.complete`) it was built from.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for part in _parts(config):
         for old, new in _TENSORS[part.kind].items():
-            shapes[f"{part.source}.{old}"] = tuple(own[f"{part.target}.{new}"].shape)
+            shapes[f"{part.source}.{old}"] = tuple(state[f"{part.target}.{new}"].shape)
         if part.kind == "attention":
-            width = own[f"{part.target}.to_q.bias"].numel()
+            width = state[f"{part.target}.to_q.bias"].numel()
             shapes[f"{part.source}.qkv.weight"] = (3 * width, width, 1)
             shapes[f"{part.source}.qkv.bias"] = (3 * width,)
             shapes[f"{part.source}.proj_out.weight"] = (width, width, 1)

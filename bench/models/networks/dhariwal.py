@@ -144,19 +144,19 @@ def _plain_parts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None, bool]]:
-    """Yield each block's name in the file and here, that of its attention, and whether its shortcut has weights."""
+    """Yield each block: its name in the file and here, its attention's name, whether its shortcut has weights."""
     levels = levels_of(config)
     width = levels[0][1]
-    kept = [width]
+    skips = [width]
     for level, (size, out, flag) in enumerate(levels):
         if level > 0:
             yield f"enc.{size}x{size}_down", f"down_blocks.{level - 1}.downsamplers.0", None, False
-            kept.append(width)
+            skips.append(width)
         for i in range(config["num_blocks"]):
             attention = f"down_blocks.{level}.attentions.{i}" if flag and _heads(out) else None
             yield f"enc.{size}x{size}_block{i}", f"down_blocks.{level}.resnets.{i}", attention, width != out
             width = out
-            kept.append(width)
+            skips.append(width)
     size = levels[-1][0]
     yield f"dec.{size}x{size}_in0", "mid_block.resnets.0", "mid_block.attentions.0" if _heads(width) else None, False
     yield f"dec.{size}x{size}_in1", "mid_block.resnets.1", None, False
@@ -165,14 +165,14 @@ def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None, b
             yield f"dec.{size}x{size}_up", f"up_blocks.{up - 1}.upsamplers.0", None, False
         for i in range(config["num_blocks"] + 1):
             attention = f"up_blocks.{up}.attentions.{i}" if flag and _heads(out) else None
-            yield f"dec.{size}x{size}_block{i}", f"up_blocks.{up}.resnets.{i}", attention, width + kept.pop() != out
+            yield f"dec.{size}x{size}_block{i}", f"up_blocks.{up}.resnets.{i}", attention, width + skips.pop() != out
             width = out
 
 
 def dhariwal_shapes(network: DhariwalUNet) -> Shapes:
     """Return name and shape of every tensor that a released file of this network holds."""
-    config, own = network.config, shapes_of(network.state_dict())
-    shapes = {source: _released_shape(target, own[target]) for target, source in dhariwal_keys(config).items()}
+    config, sizes = network.config, shapes_of(network.state_dict())
+    shapes = {source: _released_shape(target, sizes[target]) for target, source in dhariwal_keys(config).items()}
     for block in _resampling_blocks(config):
         shapes |= {f"{block}.{layer}.resample_filter": (1, 1, 2, 2) for layer in ("conv0", "skip")}
     if config["augment_dim"]:

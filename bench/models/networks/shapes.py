@@ -1,4 +1,4 @@
-"""Whether a file's tensors are those a network needs, told by names and shapes alone."""
+"""Whether a file's tensors are those a network needs, judged by names and shapes alone."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def misfit(found: Shapes, expected: Shapes) -> str | None:
+def misfit(shapes: Shapes, expected: Shapes) -> str | None:
     """Say in one line how a file differs from what a network needs, or None where it does not.
 
     Args:
-        found: the file's names and shapes.
+        shapes: the file's names and shapes.
         expected: the network's, under the same names.
     """
-    lacking = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    shaped = [name for name in expected if name in found and found[name] != expected[name]]
-    said = [
+    lacking = [name for name in expected if name not in shapes]
+    extra = [name for name in shapes if name not in expected]
+    shaped = [name for name in expected if name in shapes and shapes[name] != expected[name]]
+    parts = [
         _some("lacks ", lacking, quoted),
         _some("has ", extra, quoted, " which it should not"),
-        _some("", shaped, lambda name: f"{quoted(name)} is {_shown(found[name])} and not {_shown(expected[name])}"),
+        _some("", shaped, lambda name: f"{quoted(name)} is {_shown(shapes[name])} and not {_shown(expected[name])}"),
     ]
-    return "; ".join(filter(None, said)) or None
+    return "; ".join(filter(None, parts)) or None
 
 
-def _some(before: str, names: Sequence[str], tell: Callable[[str], str], after: str = "") -> str:
-    """Tell the first few of the names and count the rest."""
+def _some(before: str, names: Sequence[str], describe: Callable[[str], str], after: str = "") -> str:
+    """Name the first few of the names and count the rest."""
     if not names:
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{before}{', '.join(map(tell, names[:_SHOWN]))}{more}{after}"
+    return f"{before}{', '.join(map(describe, names[:_SHOWN]))}{more}{after}"
 
 
 def _shown(shape: tuple[int, ...]) -> str:

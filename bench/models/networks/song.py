@@ -200,7 +200,7 @@ class SongUNet(nn.Module):
         """Make the way down; return the channels of the states it keeps."""
         config = self.config
         taps, carried, width = config["resample_filter"], config["in_channels"], config["model_channels"]
-        kept: list[int] = []
+        skips: list[int] = []
         for level, (size, out, attended) in enumerate(levels_of(config)):
             if level == 0:
                 self.enc[_name(size, "conv")] = Conv(config["in_channels"], width, 3)
@@ -212,18 +212,18 @@ class SongUNet(nn.Module):
                 elif config["encoder_type"] == "residual":
                     self.enc[_name(size, "aux_residual")] = ConvThenHalve(carried, width, taps)
                     carried = width
-            kept.append(width)
+            skips.append(width)
             for block in range(config["num_blocks"]):
                 self.enc[_name(size, f"block{block}")] = Block(width, out, config, attended=attended)
                 width = out
-                kept.append(width)
-        return kept
+                skips.append(width)
+        return skips
 
-    def _add_decoder(self, kept: list[int]) -> None:
+    def _add_decoder(self, skips: list[int]) -> None:
         """Make the way up; only the last block of an attended level has attention."""
         config = self.config
         levels = levels_of(config)
-        width = kept[-1]
+        width = skips[-1]
         for level, (size, out, attended) in reversed(list(enumerate(levels))):
             deepest = level == len(levels) - 1
             if deepest:
@@ -233,7 +233,7 @@ class SongUNet(nn.Module):
                 self.dec[_name(size, "up")] = Block(width, width, config, direction="up")
             for block in range(config["num_blocks"] + 1):
                 attends = attended and block == config["num_blocks"]
-                self.dec[_name(size, f"block{block}")] = Block(width + kept.pop(), out, config, attended=attends)
+                self.dec[_name(size, f"block{block}")] = Block(width + skips.pop(), out, config, attended=attends)
                 width = out
             if config["decoder_type"] == "skip" and not deepest:
                 self.dec[_name(size, "aux_up")] = Resample("up", config["resample_filter"])
@@ -264,7 +264,7 @@ class SongUNet(nn.Module):
 
     def _encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """Return the states that the decoder takes up again, the last of them where it starts."""
-        kept: list[Tensor] = []
+        skips: list[Tensor] = []
         carried = x
         for level, (size, _, _) in enumerate(levels_of(self.config)):
             x = self.enc[_name(size, "conv")](x) if level == 0 else self.enc[_name(size, "down")](x, emb)
@@ -273,21 +273,21 @@ class SongUNet(nn.Module):
                 x = x + self.enc[_name(size, "aux_skip")](carried)
             elif level > 0 and self.config["encoder_type"] == "residual":
                 x = carried = SQRT_HALF * (x + self.enc[_name(size, "aux_residual")](carried))
-            kept.append(x)
+            skips.append(x)
             for block in range(self.config["num_blocks"]):
                 x = self.enc[_name(size, f"block{block}")](x, emb)
-                kept.append(x)
-        return kept
+                skips.append(x)
+        return skips
 
-    def _decode(self, kept: list[Tensor], emb: Tensor) -> Tensor:
-        x = kept[-1]
+    def _decode(self, skips: list[Tensor], emb: Tensor) -> Tensor:
+        x = skips[-1]
         image: Tensor | None = None
         for size, _, _ in reversed(levels_of(self.config)):
             for entry in ("in0", "in1", "up"):
                 if _name(size, entry) in self.dec:
                     x = self.dec[_name(size, entry)](x, emb)
             for block in range(self.config["num_blocks"] + 1):
-                x = self.dec[_name(size, f"block{block}")](torch.cat([x, kept.pop()], dim=1), emb)
+                x = self.dec[_name(size, f"block{block}")](torch.cat([x, skips.pop()], dim=1), emb)
             if _name(size, "aux_conv") in self.dec:
                 added = self.dec[_name(size, "aux_conv")](F.silu(self.dec[_name(size, "aux_norm")](x)))
                 image = added if image is None else self.dec[_name(size, "aux_up")](image) + added

@@ -87,9 +87,9 @@ def _share(text: str) -> float:
 
 def _device(text: str) -> torch.device:
     # Each process of torchrun has a GPU of its own.
-    own = f"cuda:{os.environ['LOCAL_RANK']}" if text == "cuda" and dist.is_torchelastic_launched() else text
+    name = f"cuda:{os.environ['LOCAL_RANK']}" if text == "cuda" and dist.is_torchelastic_launched() else text
     try:
-        device = torch.device(own)
+        device = torch.device(name)
         torch.zeros(1, device=device).item()  # a device may be well named and absent, or hold no numbers
     except Exception as error:  # torch's backends raise RuntimeError, AssertionError, NotImplementedError ...
         why = reason(error).split(". ")[0]
@@ -102,8 +102,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
         prog="python -m bench.models.train", description="Train a checkpoint of the embedded family."
     )
-    known = ", ".join(sorted(RECIPES))
-    parser.add_argument("--recipe", required=True, type=_recipe, help=f"which checkpoint to train: {known}")
+    names = ", ".join(sorted(RECIPES))
+    parser.add_argument("--recipe", required=True, type=_recipe, help=f"which checkpoint to train: {names}")
     parser.add_argument("--out", type=Path, help="folder of weights and log (default: training/<network>/<recipe>)")
     parser.add_argument("--iterations", type=_whole(1, 10**9), help="optimiser steps (default: the recipe's)")
     parser.add_argument("--gamma", type=_strength, help="input perturbation strength")

@@ -23,7 +23,7 @@ class Part:
         return self.stop - self.start
 
     def of_first(self, count: int) -> int:
-        """Return how many of the batch's first ``count`` images this part holds; they are its own first ones."""
+        """Return how many of the batch's first ``count`` images this part holds: its first ones."""
         return min(max(count - self.start, 0), len(self))
 
 
@@ -40,15 +40,16 @@ class Batches:
 
     def at(self, iteration: int) -> tuple[Tensor, Tensor]:
         """Return (images float32 [len(part), C, H, W], their running numbers int64 [len(part)]) of an iteration."""
-        first = iteration * self.batch
+        first = iteration * self.batch  # running numbers count the images shown since the start
         numbers = torch.arange(first + self.part.start, first + self.part.stop)
         chosen = [self._lookup(int(number)) for number in numbers]
         return self.images[chosen], numbers
 
     def _lookup(self, number: int) -> int:
-        epoch, position = divmod(number, len(self.images))
+        epoch, position = divmod(number, len(self.images))  # batches go on across the ends of epochs
         if epoch != self._epoch:
             members = torch.arange(len(self.images))
+            # Sorting random words is a permutation; it is the same on every device and in every process.
             words = uniform_words(self.seed, members, Purpose.TRAIN_ORDER, epoch, 1)
             self._epoch, self._order = epoch, words[:, 0, 0].argsort(stable=True)
         return int(self._order[position])

@@ -1,4 +1,4 @@
-"""What a training tells of itself: ``loss.csv``, a progress bar, and TensorBoard scalars where they are asked for."""
+"""The log of a training: ``loss.csv``, a progress bar, and TensorBoard scalars if asked for."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LOSSES = ("mse", "bound", "penalty")
 
 @dataclass(frozen=True)
 class Window:
-    """What is logged at once: where the training is, and the iterations since the last time.
+    """One row of the log: the iterations since the last one.
 
     Attributes:
         iteration: optimiser steps taken.
-        images: images seen.
+        images: images trained on.
         losses: means over the window, by :data:`LOSSES`.
         learning_rate: that of its last iteration.
         images_per_second: of all processes together, since the window began or the training was resumed.
@@ -36,16 +36,16 @@ class Window:
 
 
 class TrainingLog:
-    """Shows and writes windows, while it is entered.
+    """Shows and writes windows. A context manager.
 
     Rows after ``iteration`` are dropped at the start: an interrupted training may have logged more often than it saved.
 
     Args:
         path: of ``loss.csv``.
-        recipe: what is trained.
+        recipe: that of the training.
         iteration: where the training goes on.
         quiet: whether to show no progress bar.
-        tensorboard: folder of scalars against images seen, None for none.
+        tensorboard: folder of scalars against images trained on, None for none.
 
     Raises:
         CheckpointError: ``path`` is no log.
@@ -55,7 +55,7 @@ class TrainingLog:
     def __init__(self, path: Path, recipe: Recipe, iteration: int, quiet: bool, tensorboard: Path | None) -> None:
         self._path = path
         _rewind(path, iteration)
-        first = iteration * recipe.batch + 1
+        first = iteration * recipe.batch + 1  # scalars from here on are of an interrupted training
         self._writer = None if tensorboard is None else open_writer(tensorboard, first)
         self._bar = tqdm(total=recipe.iterations, initial=iteration, desc=recipe.name, disable=quiet)
 
@@ -87,12 +87,12 @@ class TrainingLog:
 def _rewind(path: Path, iteration: int) -> None:
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)  # the header and rows
     try:
         # A process that was killed while it wrote left a row without its end.
-        kept = [line for line in lines[1:] if int(line.split(b",")[0]) <= iteration and line.endswith(b"\n")]
+        rows = [line for line in lines[1:] if int(line.split(b",")[0]) <= iteration and line.endswith(b"\n")]
     except ValueError:
         raise CheckpointError(f"{path} is no log of a training; delete it or choose another --out") from None
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(b"".join(lines[:1] + kept))
+    partial.write_bytes(b"".join(lines[:1] + rows))
     partial.replace(path)

@@ -47,11 +47,12 @@ class Process:
     def make(cls, schedule: str, T: int, device: torch.device | str = "cpu") -> Process:
         """Build the constants of a named schedule."""
         beta = torch.from_numpy(betas(schedule, T))
-        bar = torch.from_numpy(alpha_bars(schedule, T))
+        bar = torch.from_numpy(alpha_bars(schedule, T))  # alpha_t^2 = 1 - sigma_t^2
         previous = torch.cat([torch.ones(1, dtype=bar.dtype), bar[:-1]])
-        btil = beta * (1 - previous) / (1 - bar)
+        btil = beta * (1 - previous) / (1 - bar)  # the posterior variance (Ho et al. 2020, eq. 7)
         btil = torch.cat([btil[1:2], btil[1:]])
-        columns = (bar.sqrt(), (1 - bar).sqrt(), beta * previous.sqrt() / (1 - bar), beta.log(), btil.log())
+        c1 = beta * previous.sqrt() / (1 - bar)  # of the posterior mean (ibid.)
+        columns = (bar.sqrt(), (1 - bar).sqrt(), c1, beta.log(), btil.log())
         return cls(*(column.to(device, torch.float32).reshape(-1, 1, 1, 1) for column in columns))
 
 
@@ -81,6 +82,7 @@ def gamma_at(schedule: str, gamma: float, t: Tensor, T: int) -> Gamma:
 
 
 def _inflation(gamma: Gamma) -> Gamma:
+    """Return s = sqrt(1 + gamma^2), the standard deviation of noise + gamma xi."""
     return (1 + gamma.square()).sqrt() if isinstance(gamma, Tensor) else math.sqrt(1 + gamma**2)
 
 
@@ -135,11 +137,13 @@ def hybrid_loss(process: Process, output: Tensor, y: Tensor, target: Tensor, x0:
     Under input perturbation the bound takes the perturbed input for x_t, as the published code does.
     """
     eps, raw = output.chunk(2, dim=1)
-    mse = (eps - target).square().flatten(1).mean(1)
+    mse = (eps - target).square().flatten(1).mean(1)  # L_simple (Ho et al. 2020, eq. 14)
+    # Sigma = exp(v log beta + (1 - v) log beta-tilde) (Nichol & Dhariwal 2021, eq. 15).
     fraction = (raw + 1) / 2
     log_var = fraction * process.log_beta[t] + (1 - fraction) * process.log_btil[t]
     x0_hat = (y - process.sigma[t] * eps.detach()) / process.alpha[t]
-    shift = process.c1[t] * (x0 - x0_hat)
+    shift = process.c1[t] * (x0 - x0_hat)  # between the means of posterior and model: both have the same weight of x_t
+    # KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) of two Gaussians; at t = 0 -log p(x0 | x_1).
     log_ratio = process.log_btil[t] - log_var
     kl = 0.5 * (log_ratio.exp() - 1 - log_ratio + shift.square() * (-log_var).exp())
     nll = -_log_bin_probability(x0, x0_hat, 0.5 * log_var)
@@ -153,16 +157,18 @@ def edm_loss(network: Network, x0: Tensor, level_noise: Tensor, noise: Tensor, s
     ln sigma = -1.2 + 1.2 ``level_noise`` [B]; the weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 turns the
     error of D into that of the network F against (x0 - c_skip y) / c_out, which is what is computed.
     """
-    sigma = (1.2 * level_noise - 1.2).exp().reshape(-1, 1, 1, 1)
+    sigma = (1.2 * level_noise - 1.2).exp().reshape(-1, 1, 1, 1)  # P_std and P_mean of table 1
     total = sigma.square() + sigma_data**2
     y = x0 + sigma * noise
-    output = network(y / total.sqrt(), sigma.flatten().log() / 4)
+    output = network(y / total.sqrt(), sigma.flatten().log() / 4)  # F(c_in y; c_noise)
+    # (x0 - c_skip y) / c_out with c_skip = sigma_data^2 / total and c_out = sigma sigma_data / sqrt(total).
     target = (x0 - sigma_data**2 / total * y) * total.sqrt() / (sigma * sigma_data)
     return (output - target).square().flatten(1).mean(1)
 
 
 def _log_bin_probability(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Log mass a Gaussian gives to x's bin among 256 in [-1, 1], the outer bins open (Ho et al. 2020, eq. 13)."""
+    # Pixels are 256 values 2/255 apart, so half a bin is 1/255.
     upper = torch.special.ndtr((x + 1 / 255 - mean) * (-log_scale).exp())
     lower = torch.special.ndtr((x - 1 / 255 - mean) * (-log_scale).exp())
     upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
@@ -180,5 +186,6 @@ def gradient_penalty(network: Network, y: Tensor, t: Tensor, probe: Tensor) -> T
     y = y.detach().requires_grad_(True)
     with sdpa_kernel(SDPBackend.MATH):
         eps = network(y, t)[:, : y.shape[1]]
+        # J^T probe, with a graph of its own: the penalty's gradient is a second derivative.
         (product,) = torch.autograd.grad((eps * probe).sum(), y, create_graph=True)
     return product.square().flatten(1).mean(1)

@@ -46,42 +46,31 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines a checkpoint.
-
-    ``gradient_penalty`` and ``weight_decay`` are the papers' lambda_GP and lambda_WD; weight decay is decoupled
-    (AdamW). The penalty is taken on an eighth of each batch, an unbiased estimate at a fraction of its cost.
-    ``gamma_schedule`` names how gamma depends on the index. ``dream_power`` is DREAM's exponent, None for none.
-    ``scheduled_sampling`` is the largest share of a batch that scheduled sampling replaces, ``rollout_steps`` and
-    ``rollout_stride`` how many steps lead to a replaced input and how many indices each of them spans. ``network`` is a
-    key of :data:`NETWORKS`, ``precision`` that of the network call in training: ``fp32``, or ``bf16`` by autocast.
-    ``decay`` is what the learning rate does after the warm-up: ``linear`` falls to a hundredth at the end, ``constant``
-    stays, so that a longer training passes through the states of a shorter one. ``dropout`` is that of the residual
-    blocks.
-    """
+    """Everything that determines a checkpoint."""
 
     name: str
-    objective: str = "ddpm"
-    gamma: float = 0.0
-    gamma_schedule: str = "constant"
-    gradient_penalty: float = 0.0
-    weight_decay: float = 0.0
-    dream_power: float | None = None
-    scheduled_sampling: float = 0.0
-    rollout_steps: int = 4
-    rollout_stride: int = 1
+    objective: str = "ddpm"  # of bench.models.train.objectives, or edm
+    gamma: float = 0.0  # strength of input perturbation
+    gamma_schedule: str = "constant"  # how gamma depends on the index
+    gradient_penalty: float = 0.0  # lambda_GP, on an eighth of each batch
+    weight_decay: float = 0.0  # lambda_WD, decoupled (AdamW)
+    dream_power: float | None = None  # DREAM's exponent, None for none
+    scheduled_sampling: float = 0.0  # the largest share of a batch that scheduled sampling replaces
+    rollout_steps: int = 4  # how many steps lead to a replaced input
+    rollout_stride: int = 1  # how many indices each of them spans
     dataset: str = "digits"
     schedule: str = "cosine"
     T: int = 1000
-    iterations: int = 8000
-    batch: int = 128
+    iterations: int = 8000  # optimiser steps
+    batch: int = 128  # images, of all processes together
     learning_rate: float = 1e-3
-    warmup: int = 200
-    ema: float = 0.999
+    warmup: int = 200  # iterations of linear rise
+    ema: float = 0.999  # decay of the averaged weights, per iteration
     seed: int = 0
-    network: str = "digits"
-    precision: str = "fp32"
-    decay: str = "linear"
-    dropout: float = 0.0
+    network: str = "digits"  # a key of NETWORKS
+    precision: str = "fp32"  # of the network's calls: fp32, or bf16 by autocast
+    decay: str = "linear"  # of the rate after the warm-up: to a hundredth, or constant, so that a training can go on
+    dropout: float = 0.0  # in the residual blocks
 
     @property
     def open_ended(self) -> bool:
@@ -117,9 +106,9 @@ _STUDIED_ON_CIFAR10 = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm")
 
 def _on(base: Recipe, name: str) -> Recipe:
     """Return the recipe of the digits that is called ``name``, with what ``base`` has beside the thing studied."""
-    kept = ("dataset", "network", "precision", "batch", "iterations", "learning_rate", "ema", "decay")
+    shared = ("dataset", "network", "precision", "batch", "iterations", "learning_rate", "ema", "decay")
     studied = next(recipe for recipe in (*_ALL, _ADM_DROPOUT) if recipe.name == name)
-    return replace(studied, **{field: getattr(base, field) for field in kept})
+    return replace(studied, **{field: getattr(base, field) for field in shared})
 
 
 RECIPES: Mapping[str, Recipe] = {

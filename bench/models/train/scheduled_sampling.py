@@ -2,8 +2,8 @@
 
 Multi-step denoising scheduled sampling (MDSS, Ren et al., AAAI 2024). From its abstract: training inputs are replaced
 by the model's own, made by several iterations of small denoising steps, so that errors accumulate as they do in
-sampling; a step's error counts both in its output and in the noise that is to be predicted. We found no code; for
-want of details, ours are:
+sampling; a step's error counts both in its output and in the noise that is to be predicted. There is no published
+code. The details chosen here:
 
 * the start: ``x_s ~ q(x_s | x0)`` at ``s = t + steps * stride``, at most T - 1, with the image's own noise;
 * the steps: DDPM sampling as the suite's default has it, with the learned variance and x0_hat clipped to [-1, 1], by
@@ -89,17 +89,21 @@ class Rollout:
             draws: the images' random numbers; step k = 1 .. ``steps`` takes the k-th of ``Purpose.TRAIN_ROLLOUT``.
         """
         last = len(self.alpha) - 1
-        path = [(t + k * self.stride).clamp(max=last) for k in range(self.steps, -1, -1)]
-        x = self.alpha[path[0]] * x0 + self.sigma[path[0]] * noise
-        for k, (here, below) in enumerate(pairwise(path), start=1):
+        path = [(t + k * self.stride).clamp(max=last) for k in range(self.steps, -1, -1)]  # indices [B], s down to t
+        x = self.alpha[path[0]] * x0 + self.sigma[path[0]] * noise  # x_s ~ q(x_s | x0)
+        for k, (index, index_next) in enumerate(pairwise(path), start=1):
             z = draws.normal(Purpose.TRAIN_ROLLOUT, k, x0.shape[1:])
-            x = self._step(network(x, here), x, here, below, z)
+            x = self._step(network(x, index), x, index, index_next, z)
+        # The noise that leads from x0 to the state reached.
         return x, (x - self.alpha[t] * x0) / self.sigma[t]
 
-    def _step(self, output: Tensor, x: Tensor, here: Tensor, below: Tensor, z: Tensor) -> Tensor:
+    def _step(self, output: Tensor, x: Tensor, index: Tensor, index_next: Tensor, z: Tensor) -> Tensor:
+        """Take one step of DDPM with a learned variance (Nichol & Dhariwal 2021, eq. 15)."""
         eps, raw = output.chunk(2, dim=1)
-        x0_hat = ((x - self.sigma[here] * eps) / self.alpha[here]).clamp(-1, 1)
-        fraction = (raw + 1) / 2
-        log_variance = fraction * self.log_large[below] + (1 - fraction) * self.log_small[below]
-        x_next = self.c1[below] * x0_hat + self.c2[below] * x + (0.5 * log_variance).exp() * z
-        return torch.where((here == below).reshape(-1, 1, 1, 1), x, x_next)
+        x0_hat = ((x - self.sigma[index] * eps) / self.alpha[index]).clamp(-1, 1)
+        fraction = (raw + 1) / 2  # of the way from the small to the large variance, as logarithms
+        log_variance = fraction * self.log_large[index_next] + (1 - fraction) * self.log_small[index_next]
+        mean = self.c1[index_next] * x0_hat + self.c2[index_next] * x
+        x_next = mean + (0.5 * log_variance).exp() * z
+        # Near T - 1 the path is shorter than the others': a step from an index to itself does nothing.
+        return torch.where((index == index_next).reshape(-1, 1, 1, 1), x, x_next)

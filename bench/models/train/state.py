@@ -1,4 +1,4 @@
-"""What a training holds between two iterations, and the file it is resumed from."""
+"""The state of a training between two iterations, and the file it is resumed from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrainingState:
     """A network, its moving average and its optimiser at some iteration of a recipe; the same in all replicas.
 
     Attributes:
-        data: hash of the images it is trained on, empty where nobody says.
+        data: hash of the images it is trained on, empty if unknown.
         window: the losses of the iterations since the last row of the log, float32 [3] each, by :data:`LOSSES`; those
             of all replicas add up to the losses of the batches.
     """
@@ -47,27 +47,24 @@ class TrainingState:
 
     def _descend(self, loss: Tensor) -> None:
         """Take one optimiser step; the replicas' losses add up to the one that is minimised."""
-        for group in self.optimizer.param_groups:
+        for group in self.optimizer.param_groups:  # a function of the iteration: nothing to restore
             group["lr"] = learning_rate(self.recipe, self.iteration)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.replicas.sum_gradients(self.network.parameters())
-        self.optimizer.step()
+        self.optimizer.step()  # AdamW: the same in every replica
         # The average warms up, so that a short training is not dominated by its initial weights.
         decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
         with torch.no_grad():
             averaged, current = list(self.average.parameters()), list(self.network.parameters())
-            torch._foreach_lerp_(averaged, current, 1 - decay)
+            torch._foreach_lerp_(averaged, current, 1 - decay)  # average += (1 - decay) (weights - average)
         self.iteration += 1
 
     def close_window(self) -> list[float]:
-        """Return the window's mean losses, of the batches of all replicas, and begin another.
-
-        The training waits for its device here and nowhere else.
-        """
-        means = self.replicas.sum(torch.stack(self.window).mean(0))
+        """Return the window's mean losses, over the batches of all replicas, and begin another window."""
+        means = self.replicas.sum(torch.stack(self.window).mean(0))  # [3]
         self.window.clear()
-        return means.tolist()
+        return means.tolist()  # the only place where a training waits for its device
 
     def save(self, path: Path) -> None:
         """Write everything a resumed training needs, atomically; one replica writes for all.
@@ -97,10 +94,10 @@ class TrainingState:
                 save_network(path, self.average, description)
 
     def keep(self, folder: Path, description: Description) -> None:
-        """Write them as a checkpoint on the way, which says how many images it has seen."""
-        seen = self.iteration * self.recipe.batch
-        told = replace(description, training={**description.training, "images": seen})
-        self.write(folder / f"{self.recipe.name}-{seen}.safetensors", told)
+        """Write the averaged weights under the number of images trained on, ``NAME-IMAGES.safetensors``."""
+        images = self.iteration * self.recipe.batch
+        described = replace(description, training={**description.training, "images": images})
+        self.write(folder / f"{self.recipe.name}-{images}.safetensors", described)
 
     def resume(self, path: Path) -> None:
         """Go on from a file that :meth:`save` wrote, in however many processes; one reads it for all.
@@ -118,9 +115,7 @@ class TrainingState:
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self._load_optimizer(state["optimizer"])
-        except (
-            Exception
-        ):  # torch names every key and shape over many lines, and on damaged states raises almost any kind
+        except Exception:  # torch names every key over many lines, and on damaged states raises almost any kind
             raise CheckpointError(
                 f"{path} belongs to another network (are the images' channels the same?); "
                 "delete it or choose another --out"
@@ -137,6 +132,7 @@ class TrainingState:
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Load the optimiser's state, which torch does not compare with the parameters."""
+        # The rate is set anew at every iteration.
         expected = [{**group, "lr": 0} for group in self.optimizer.state_dict()["param_groups"]]
         self.optimizer.load_state_dict(state)
         if [{**group, "lr": 0} for group in self.optimizer.state_dict()["param_groups"]] != expected:
@@ -174,9 +170,9 @@ def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
     return {**state, "iteration": iteration}
 
 
-def _lasting(recipe: Mapping[str, Any], wanted: Recipe) -> dict[str, Any]:
+def _lasting(fields: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Return what a resumed training must share with the one that was saved."""
-    return {name: value for name, value in recipe.items() if name != "iterations" or not wanted.open_ended}
+    return {name: value for name, value in fields.items() if name != "iterations" or not recipe.open_ended}
 
 
 def _are_losses(window: Any) -> bool:

@@ -57,7 +57,7 @@ class Losses:
 
 
 class Trainer(TrainingState):
-    """A training and what it learns by."""
+    """A training: its state, and the loss of a batch."""
 
     def __init__(
         self, recipe: Recipe, network: dict[str, Any], device: torch.device, replicas: Replicas = ALONE
@@ -113,51 +113,50 @@ class Trainer(TrainingState):
             losses = self._edm(x0, numbers, noise, part)
         else:
             losses = self._ddpm(self.process, x0, numbers, noise, part)
+        # L_hybrid = L_simple + L_vlb, plus lambda_GP times the penalty.
         self._descend(losses.mse + losses.bound + recipe.gradient_penalty * losses.penalty)
         return losses
 
     def _edm(self, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part) -> Losses:
-        level_noise = self.noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten()
+        level_noise = self.noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten()  # [B]
         nothing = torch.zeros((), device=self.device)
         return Losses(edm_loss(self.learn, x0, level_noise, noise).sum() / part.total, nothing, nothing)
 
     def _ddpm(self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part) -> Losses:
         recipe, shape = self.recipe, x0.shape[1:]
-        t = self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, recipe.T)
-        replaced = self._replaced(part.total)
-        own = part.of_first(replaced)
-        y, target = self._pair(process, x0, t, numbers, noise, own)
-        mse, bound = hybrid_loss(process, self.learn(y, t), y, target, x0, t)
-        nothing = penalty = torch.zeros((), device=self.device)
+        t = self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, recipe.T)  # [B], from 0
+        # Of the whole batch, and of this part, how many inputs scheduled sampling replaces.
+        share = replaced_share(recipe.scheduled_sampling, self.iteration, recipe.iterations)
+        replaced = round(part.total * share)
+        first = part.of_first(replaced)
+        y, target = self._pair(process, x0, t, numbers, noise, first)
+        mse, bound = hybrid_loss(process, self.learn(y, t), y, target, x0, t)  # [B] each
+        bound_loss = penalty = torch.zeros((), device=self.device)
         if recipe.gradient_penalty:
-            penalised = max(1, part.total // 8)
-            first = slice(0, part.of_first(penalised))
-            if first.stop:
-                probe = self.noise.normal(numbers[first], Purpose.TRAIN_PROBE, 0, shape)
-                penalty = gradient_penalty(self.predict, y[first], t[first], probe).sum() / penalised
+            penalised = max(1, part.total // 8)  # an unbiased estimate at a fraction of the cost
+            few = slice(0, part.of_first(penalised))
+            if few.stop:
+                probe = self.noise.normal(numbers[few], Purpose.TRAIN_PROBE, 0, shape)
+                penalty = gradient_penalty(self.predict, y[few], t[few], probe).sum() / penalised
         # The bound's posterior is that of x_t given x0, which the network's own states are not drawn from.
-        trains_variance = part.total - replaced
-        return Losses(
-            mse.sum() / part.total, bound[own:].sum() / trains_variance if trains_variance else nothing, penalty
-        )
-
-    def _replaced(self, batch: int) -> int:
-        recipe = self.recipe
-        return round(batch * replaced_share(recipe.scheduled_sampling, self.iteration, recipe.iterations))
+        if part.total > replaced:
+            bound_loss = bound[first:].sum() / (part.total - replaced)
+        return Losses(mse.sum() / part.total, bound_loss, penalty)
 
     def _pair(
         self, process: Process, x0: Tensor, t: Tensor, numbers: Tensor, noise: Tensor, replaced: int
     ) -> tuple[Tensor, Tensor]:
+        """Return (network input, target) [B, C, H, W], the first ``replaced`` of them by scheduled sampling."""
         recipe, shape = self.recipe, x0.shape[1:]
         xi = self.noise.normal(numbers, Purpose.TRAIN_PERTURBATION, 0, shape)
         gamma = gamma_at(recipe.gamma_schedule, recipe.gamma, t, recipe.T)
         y, target = make_pair(recipe.objective, process, x0, t, noise, xi, gamma)
         if self.rollout is not None and replaced:
             draws = Draws(self.noise, numbers[:replaced])
-            own = self.rollout.pair(self.predict, x0[:replaced], t[:replaced], noise[:replaced], draws)
-            y, target = (torch.cat([made, plain[replaced:]]) for made, plain in zip(own, (y, target), strict=True))
+            y_made, target_made = self.rollout.pair(self.predict, x0[:replaced], t[:replaced], noise[:replaced], draws)
+            y, target = torch.cat([y_made, y[replaced:]]), torch.cat([target_made, target[replaced:]])
         if recipe.dream_power is not None:
-            with torch.no_grad():
+            with torch.no_grad():  # DREAM's estimate of the network's own error
                 eps = self.predict(y, t)[:, : y.shape[1]]
             y, target = rectified(process, eps, y, target, t, recipe.dream_power)
         return y, target
@@ -184,15 +183,15 @@ def train(
 
     Args:
         recipe: its ``batch`` counts the images of all replicas together.
-        out: made where it is not there.
+        out: created if missing.
         device: of this replica.
         quiet: whether to show no progress bar.
-        images: float32 in [-1, 1], in the place of the dataset's training part.
+        images: float32 in [-1, 1], instead of the dataset's training part.
         replicas: the processes that train together; each calls this function with the same recipe and images.
         signals: asked between iterations.
         tensorboard: folder of the same numbers as scalars, with learning rate and images per second.
         data_dir: where the dataset's files lie, of a dataset that has some.
-        compiled: whether the network's calls and gradients are compiled; results differ in rounding.
+        compiled: whether to compile the network's calls and gradients; results differ in rounding.
         keep_every: iterations, whole windows of the log, after which the averaged weights are kept each time as
             ``<name>-<images seen>.safetensors``; 0 keeps none.
 
@@ -207,10 +206,10 @@ def train(
         replicas.check(recipe.batch, device)
         if replicas.leads:
             out.mkdir(parents=True, exist_ok=True)
-        x0, told = _training_images(recipe, data_dir) if images is None else (images, {})
-        description = _description(recipe, x0.shape[1], told)
+        x0, data = _training_images(recipe, data_dir) if images is None else (images, {})
+        description = _description(recipe, x0.shape[1], data)
         trainer = Trainer(recipe, dict(description.network), device, replicas)
-        trainer.data = told.get("data_hash", "")
+        trainer.data = data.get("data_hash", "")
         if compiled:
             trainer.compile(x0)
     if replicas.of_leader(resume.exists):
@@ -224,7 +223,7 @@ def train(
             with replicas.together():
                 if log is not None:
                     log.add(window)
-            # First: a training that stops between the two goes on before this iteration, and keeps it then.
+            # Before saving: a training that stops between the two resumes before this iteration, and keeps it then.
             if keep_every and trainer.iteration % keep_every == 0:
                 trainer.keep(out, description)
             if trainer.iteration % _SAVE_EVERY == 0:
@@ -239,7 +238,7 @@ def train(
 
 @contextmanager
 def _named_flag() -> Iterator[None]:
-    """Say with which flag a training goes without the compiler that fails."""
+    """Name the flag that switches a failing compiler off."""
     try:
         yield
     except CompileError as error:
@@ -247,28 +246,28 @@ def _named_flag() -> Iterator[None]:
 
 
 def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, dict[str, str]]:
-    """Return the dataset's training images in [-1, 1], and what checkpoints tell of them."""
+    """Return the dataset's training images in [-1, 1], and what checkpoints say of them."""
     data = load(recipe.dataset, data_dir)
     return to_unit(data.part("train")), {"data": data.training_name, "data_hash": data.content_hash()}
 
 
-def _description(recipe: Recipe, channels: int, told: Mapping[str, str] = MappingProxyType({})) -> Description:
+def _description(recipe: Recipe, channels: int, data: Mapping[str, str] = MappingProxyType({})) -> Description:
     is_edm = recipe.objective == "edm"
-    own = {"in_channels": channels, "out_channels": (1 if is_edm else 2) * channels}
-    network = dict(NETWORKS[recipe.network]) | own | {"dropout": recipe.dropout}
-    return Description(network, recipe.schedule, recipe.T, {**asdict(recipe), **told}, "edm" if is_edm else "eps")
+    sizes = {"in_channels": channels, "out_channels": channels if is_edm else 2 * channels}
+    network = {**NETWORKS[recipe.network], **sizes, "dropout": recipe.dropout}
+    return Description(network, recipe.schedule, recipe.T, {**asdict(recipe), **data}, "edm" if is_edm else "eps")
 
 
 def _windows(trainer: Trainer, batches: Batches, signals: Signals) -> Iterator[Window]:
-    """Train to the end, or to the iteration at which a replica heard a signal, and yield what is logged at once."""
-    recipe, began = trainer.recipe, (trainer.iteration, perf_counter())
+    """Train to the end, or to the iteration at which a replica received a signal; yield a window at a time."""
+    recipe, start, started = trainer.recipe, trainer.iteration, perf_counter()
     while trainer.iteration < recipe.iterations and not trainer.replicas.largest(signals.received):
         x0, numbers = batches.at(trainer.iteration)
         losses = trainer.step(x0.to(trainer.device), numbers.to(trainer.device))
         trainer.window.append(torch.stack([losses.mse, losses.bound, losses.penalty]).detach())
         if trainer.iteration % LOG_EVERY == 0 or trainer.iteration == recipe.iterations:
-            means = tuple(trainer.close_window())
-            speed = (trainer.iteration - began[0]) * recipe.batch / (perf_counter() - began[1])
+            means = tuple(trainer.close_window())  # waits for the device
+            speed = (trainer.iteration - start) * recipe.batch / (perf_counter() - started)
             rate = learning_rate(recipe, trainer.iteration - 1)
             yield Window(trainer.iteration, trainer.iteration * recipe.batch, means, rate, speed)
-            began = trainer.iteration, perf_counter()
+            start, started = trainer.iteration, perf_counter()
