@@ -1,4 +1,7 @@
-"""Files written beside their place and renamed into it, so that a half-written one is never read."""
+"""Files written beside their place, then renamed into it, so that no reader meets half of one.
+
+Every file of the suite is written here. JSON records carry their own checksum.
+"""
 
 from __future__ import annotations
 
@@ -18,31 +21,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "drop_partials", "partial_path", "partials", "read_json", "read_record", "sha256_of", "unchanged", "write_array",
-    "write_arrays", "write_atomic", "write_blocks", "write_json", "write_record",
-]  # fmt: skip
-
 _PARTIAL = ".*.partial-*"
-_OWN = secrets.token_hex(4)  # processes of two machines may have one number
+_PROCESS = f"{secrets.token_hex(4)}-{os.getpid()}"  # processes of two machines may have one number
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def partial_path(path: Path) -> Path:
-    """Return where this process writes what will be renamed to ``path``; the suffix stays."""
-    return path.with_name(f".{path.stem}.partial-{_OWN}-{os.getpid()}{path.suffix}")
+    """Return where this process writes what is then renamed to ``path``; the suffix stays."""
+    return path.with_name(f".{path.stem}.partial-{_PROCESS}{path.suffix}")
 
 
 def partials(root: Path) -> Iterator[Path]:
-    """Yield the files and folders below a folder that are half written."""
+    """Yield the half-written files and folders below a folder."""
     for folder, folders, files in os.walk(root):
         yield from (Path(folder, name) for name in fnmatch.filter((*folders, *files), _PARTIAL))
         folders[:] = [name for name in folders if not fnmatch.fnmatch(name, _PARTIAL)]
 
 
 def drop_partials(root: Path) -> None:
-    """Delete what is half written below a folder, where nobody is at work: it is of a process that died."""
+    """Delete half-written files below a folder in which no process works: their writers died."""
     for leftover in list(partials(root)):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -50,8 +48,12 @@ def drop_partials(root: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Call ``write`` on a temporary file of the same suffix, then rename it into place."""
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` on a temporary file of the same suffix, then rename it into place.
+
+    Raises:
+        OSError: the file cannot be written; a file that was there before is unchanged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
@@ -62,14 +64,15 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write bytes, atomically."""
+    write_atomic(path, lambda partial: partial.write_bytes(content))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, atomically; NaN and infinity are refused."""
     text = json.dumps(value, indent=2, default=str, allow_nan=False) + "\n"
-    write_atomic(path, lambda partial: _write_text(partial, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    write_atomic(path, lambda partial: partial.write_text(text))
 
 
 def write_record(path: Path, value: Mapping[str, Any]) -> None:
@@ -83,11 +86,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write an npy, atomically."""
     content = io.BytesIO()  # numpy's own writing to a file does not say why it failed
     np.save(content, array, allow_pickle=False)
-    write_atomic(path, lambda partial: _write_bytes(partial, content.getbuffer()))
-
-
-def _write_bytes(path: Path, content: memoryview) -> None:
-    path.write_bytes(content)
+    write_bytes(path, content.getbuffer())
 
 
 def write_arrays(path: Path, arrays: Arrays, compressed: bool = False) -> None:
@@ -102,9 +101,9 @@ def write_blocks(path: Path, name: str, rows: int, blocks: Iterable[NDArray[Any]
     Args:
         path: of the file.
         name: of the first array.
-        rows: how many rows the blocks have in all.
+        rows: of all blocks together.
         blocks: [b, ...] each, of one dtype and shape.
-        others: what else it holds.
+        others: the other arrays.
     """
 
     def write(partial: Path) -> None:
@@ -123,7 +122,7 @@ def write_blocks(path: Path, name: str, rows: int, blocks: Iterable[NDArray[Any]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object, None where there is none, it is damaged, or holds what :func:`write_json` refuses."""
+    """Return a JSON object, None if it is absent, damaged, or holds what :func:`write_json` refuses."""
     try:
         value = json.loads(path.read_text(), parse_float=_finite, parse_constant=_finite)
     except (OSError, ValueError, RecursionError):
@@ -139,17 +138,17 @@ def _finite(text: str) -> float:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return what :func:`write_record` wrote, None where there is nothing or a byte of it has changed.
+    """Return what :func:`write_record` wrote, None if it is absent or any byte of it has changed.
 
-    Records of version 0.1 have no checksum and are taken as they are.
+    A record without a checksum, as published runs have, is taken as it is.
     """
-    found = read_json(path)
-    if found is None:
+    record = read_json(path)
+    if record is None:
         return None
-    checksum = found.pop("checksum", None)
+    checksum = record.pop("checksum", None)
     try:
-        return found if checksum is None or checksum == _checksum(found) else None
-    except RecursionError:  # writing nests less deeply than reading
+        return record if checksum is None or checksum == _checksum(record) else None
+    except RecursionError:  # json writes less deeply nested values than it reads
         return None
 
 
@@ -158,17 +157,24 @@ def _checksum(value: Mapping[str, Any]) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Return a file's sha256 in hexadecimal digits."""
+    """Return a file's sha256, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unchanged(folder: Path, sizes: Mapping[str, int], sums: Mapping[str, str] | None = None) -> bool:
-    """Tell whether files of a folder still have the size, and where it is known the sha256, they were written with."""
-    files = {name: folder / name for name in sizes}
+    """Tell whether files have the size, and the sha256 if it is recorded, that they were written with.
+
+    Args:
+        folder: holds the files.
+        sizes: bytes by file name.
+        sums: sha256 by file name, None to compare sizes alone.
+    """
     try:
-        if not all(path.is_file() and path.stat().st_size == sizes[name] for name, path in files.items()):
-            return False
-        return all(sums.get(name) in (None, sha256_of(path)) for name, path in files.items()) if sums else True
+        for name, size in sizes.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                return False
+        return all(sums.get(name) in (None, sha256_of(folder / name)) for name in sizes) if sums else True
     except OSError:  # a name no file can have, or a file that cannot be read
         return False

@@ -13,6 +13,7 @@ import socket
 import torch
 
 from bench.data import DataError
+from bench.files import writing
 from bench.models.train import trainer as training
 from bench.models.train.__main__ import main
 from bench.models.train.replicas import joined
@@ -151,6 +152,8 @@ def fail(replicas, how, recipe, out, images):
         training.load = _no_data
     if how == "log" and replicas.leads:
         training.TrainingLog.add = _no_space
+    if how == "disk":
+        writing.os.replace = _full
     if how == "death" and replicas.rank == 1:
         training.Batches.at = lambda self, iteration: os._exit(1)
     training.train(recipe, out, CPU, True, None if how == "data" else images, replicas=replicas)
@@ -161,6 +164,10 @@ def _no_data(name, data_dir):
 
 
 def _no_space(self, window):
+    raise OSError(28, "No space left on device")
+
+
+def _full(source, target):
     raise OSError(28, "No space left on device")
 
 

@@ -6,7 +6,6 @@ tensors alone, and the file of the standard place only where it has the publishe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from io import StringIO
@@ -21,6 +20,7 @@ from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from bench.files.pickles import load_plain
+from bench.files.writing import sha256_of
 from bench.runtime.errors import FeatureError, one_line, reason
 
 _FILE = URL_INCEPTION_V3.rsplit("/", 1)[-1]
@@ -148,8 +148,7 @@ def sha256(path: Path) -> str:
         FeatureError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise FeatureError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import save
 
 from bench.diffusion.schedules import alpha_bars
+from bench.files.writing import write_bytes
 from bench.models.checkpoints.state_dicts import open_safetensors, read_tensors, require_file
 from bench.models.denoisers.parameterization import CONVERSIONS
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS
@@ -37,10 +37,7 @@ def save_network(path: Path, unet: Any, description: Description, dtype: torch.d
         "training": json.dumps(dict(description.training)),
         "prediction": description.prediction,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(_canonical(save(tensors, metadata=text)))
-    os.replace(partial, path)
+    write_bytes(path, _canonical(save(tensors, metadata=text)))
 
 
 def _canonical(data: bytes) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bench.files.pickles import UnfoldingError, load_plain
+from bench.files.writing import sha256_of
 from bench.runtime.errors import CheckpointError, quoted, reason
 
 
@@ -42,8 +42,7 @@ def file_hash(path: Path) -> str:
     """
     require_file(path)
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from None
 

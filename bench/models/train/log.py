@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bench.files.writing import write_bytes
 from bench.models.train.recipes import Recipe
 from bench.runtime.errors import CheckpointError
 from bench.runtime.tensorboard import open_writer
@@ -93,6 +94,4 @@ def _rewind(path: Path, iteration: int) -> None:
         rows = [line for line in lines[1:] if int(line.split(b",")[0]) <= iteration and line.endswith(b"\n")]
     except ValueError:
         raise CheckpointError(f"{path} is no log of a training; delete it or choose another --out") from None
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(b"".join(lines[:1] + rows))
-    partial.replace(path)
+    write_bytes(path, b"".join(lines[:1] + rows))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.files.pickles import load_plain
+from bench.files.writing import write_atomic
 from bench.models.checkpoints.native import save_network
 from bench.models.checkpoints.state_dicts import all_finite
 from bench.models.interface import Description
@@ -146,13 +147,13 @@ _NO_LOSSES = torch.empty(0, len(LOSSES))
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
+    def write(partial: Path) -> None:
         with partial.open("wb") as file:  # given a path, torch says of a full disk that a position is unexpected
             torch.save(state, file)
-        partial.replace(path)
+
+    try:
+        write_atomic(path, write)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(
             f"{path} cannot be saved ({reason(error)}); the same command goes on from the last save"
         ) from None

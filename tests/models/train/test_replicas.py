@@ -142,12 +142,11 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path, images):
     launch(2, train_all, [recipe], tmp_path, images, 1)
     out = tmp_path / recipe.name
     saved = (out / "resume.pt").read_bytes()
-    (out / "resume.pt.partial").symlink_to("/dev/full")
-    found = launch(2, fail, "nothing", recipe, out, images)
+    found = launch(2, fail, "disk", recipe, out, images)
     said = f"{out / 'resume.pt'} cannot be saved (No space left on device); the same command goes on from the last save"
     assert found == [f"AgreedError: {said}"] * 2
     assert (out / "resume.pt").read_bytes() == saved
-    assert not (out / "resume.pt.partial").exists()
+    assert not list(out.glob(".*"))
 
 
 def test_a_process_that_dies_ends_all(tmp_path, images):
