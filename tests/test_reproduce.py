@@ -15,8 +15,9 @@ from edm_files import write_edm_pickle
 
 from bench.data import DATASETS
 from bench.models.checkpoints.guided_diffusion import PRESETS
-from bench.suite.cli import _request, run
+from bench.suite.cli import run
 from bench.suite.config.flags import make_parser
+from bench.suite.config.request import make_request
 from bench.suite.config.resolve import resolve_models, resolve_sampler
 from bench.suite.plan import Cell
 from bench.suite.registry.registry import load_registry
@@ -82,7 +83,7 @@ def cells(folder, monkeypatch):
 
     def plan(command):
         args = arguments(command)
-        request = _request(args)
+        request = make_request(args)
         models = resolve_models(request, load_registry(args.config, args.dataset))
         sampler = resolve_sampler(request, models)
         return [

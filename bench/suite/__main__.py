@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from bench.runtime.errors import OneLineParser, UserError
+from bench.runtime.errors import OneLineParser, UserError, one_line
 from bench.runtime.signals import Signals, end_at_once, exit_code, say_interrupted
 
 if __name__ == "__main__":
     end_at_once()  # the imports below take seconds
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench.runtime.errors import one_line
-from bench.suite.cli import told
+from bench.files.writing import read_json
+from bench.suite.cli import choose, error_line, prepare
+from bench.suite.config.flags import make_parser
+from bench.suite.execution.launch import complete
 from bench.suite.processes.locks import Claims
-from bench.suite.recorded import recorded_commands
+from bench.suite.processes.ranks import Team
+from bench.suite.settings import ConfigError
 from bench.suite.store.merge import join_folders, refuse_mixed
 
-__all__ = ["main"]
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0 where every cell is complete, 1 where units are missing."""
+    args = _parser().parse_args(argv)
+    try:
+        with Signals():
+            return _merge(args)
+    except (UserError, OSError, MemoryError) as error:
+        print(f"error: {error_line(error, args.out)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        say_interrupted()
+        return exit_code(stop)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,20 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0 where every cell is complete, 1 where units are missing."""
-    args = _parser().parse_args(argv)
-    try:
-        with Signals():
-            return _merge(args)
-    except (UserError, OSError, MemoryError) as error:
-        print(f"error: {told(error, args.out)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        say_interrupted()
-        return exit_code(stop)
-
-
 def _merge(args: argparse.Namespace) -> int:
     refuse_mixed(args.parts, args.out)
     commands = recorded_commands(args.parts, args.out, args.config)
@@ -65,6 +69,71 @@ def _merge(args: argparse.Namespace) -> int:
         print(f"missing: {one_line(line)}", file=sys.stderr)
     print(f"joined in {args.out}; tables and figures: python -m analysis {args.out}")
     return 1 if missing else 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that made a part.
+
+    Attributes:
+        arguments: as they were given.
+        args: the same, parsed, for the folder of all parts.
+    """
+
+    arguments: list[str]
+    args: argparse.Namespace
+
+    def complete(self) -> list[str]:
+        """Complete the cells whose units are all there, without computing what is missing.
+
+        Returns:
+            A line for each cell or measurement that is not complete.
+
+        Raises:
+            UserError: something that the command names is not here.
+        """
+        run = prepare(self.args, self.arguments, Team())
+        missing = complete(run)
+        if not missing:
+            choose(run, quiet=True)
+        return missing
+
+
+def recorded_commands(parts: Sequence[Path], out: Path, configs: Sequence[Path]) -> list[Command]:
+    """Return the commands that made the parts, one for each configuration and batch size, for the folder of all parts.
+
+    Args:
+        parts: results folders.
+        out: the folder that is to hold them.
+        configs: the configuration files, which the user must name again.
+
+    Raises:
+        ConfigError: a part does not say, or needs a configuration file that was not named.
+    """
+    commands: dict[tuple[str, str], Command] = {}
+    for part in parts:
+        record = read_json(part / "run.json") or {}
+        key, arguments = record.get("hash"), record.get("arguments")
+        args = _parsed(arguments)
+        if not isinstance(key, str) or not isinstance(arguments, list) or args is None:
+            raise ConfigError(f"{part}/run.json does not say how it was made; run the command again with this --out")
+        if args.config and not configs:
+            raise ConfigError(f"{part} was made with --config {args.config[0]}; name it to merge, too")
+        args.out, args.config, args.shard, args.progress = out, list(configs), None, False
+        commands.setdefault((key, str(record.get("batch_size"))), Command(arguments, args))
+    return list(commands.values())
+
+
+def _parsed(arguments: object) -> argparse.Namespace | None:
+    """Return the recorded arguments of a run parsed, None where they are none."""
+    if not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):
+        return None
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            args = make_parser().parse_args(arguments)
+    except SystemExit:
+        return None
+    return None if args.list_models or args.dry_run else args
 
 
 if __name__ == "__main__":

@@ -1,251 +1,331 @@
-"""A model of what a run costs: network calls times the time that each was measured to take on this machine."""
+"""The cost of a run: its network calls, counted, and what one of them takes here, measured in a moment."""
 
 from __future__ import annotations
 
+import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-from bench.measure.quality.committed import Unseen
-from bench.measure.quality.scores import collect, neighbour_ratio, score
-from bench.measure.quality.statistics import summarise
-from bench.measure.quality.statistics_files import statistics_cache
+from bench.measure.features.extractors import Extractor
+from bench.models.acceleration import Accelerated, CompileError
+from bench.runtime.distributed import AgreedError
+from bench.runtime.errors import FeatureError
+from bench.suite.account import Account
 from bench.suite.cells.arms import Arms
 from bench.suite.cells.reference import Reference
 from bench.suite.experiments.chains import Chain
 from bench.suite.experiments.experiment import Extra
 from bench.suite.experiments.response import Response
 from bench.suite.plan import Cell, Unit
+from bench.suite.processes.ranks import Team
+from bench.suite.registry.model import Model
 from bench.suite.run import Run
 from bench.suite.settings import short_hash
-from bench.suite.timing import seconds_a_step
 
-__all__ = ["Estimate", "duration", "estimate", "padded_calls", "repays_compiling"]
-
-# Measured on two CPU cores (torch 2.15): compiling took 43 to 86 s, and made networks of 8x8 and 32x32 pixels 1.17 to
-# 1.45 times as fast. A gain g repays the compilation after g / (g - 1) times its length: 3 to 7, with a reserve 10.
-_REPAID = 10.0
-_COMPILING = (20.0, 0.25)  # seconds, and seconds a layer
-_AROUND = (10.0, 0.1), (25.0, 0.8)  # seconds of start-up, tables and figures, and of each cell: bare, instrumented
-_SCORED = 256  # images scored to learn what scoring costs
-_COMPARED = 2048  # images of the reference
+_COMPILE_FROM = 600.0  # seconds of uncompiled network calls an architecture: see settle_compiling
+_GAIN = 1.3  # an uncompiled call takes so many times as long as a compiled one; 1.17 to 1.45 on two CPU cores
+_COMPILATION = 60.0  # seconds; 43 to 86 there
+_WORTH_TIMING = 100  # batches: the time of fewer decides nothing
+_TIMED_SECONDS, _TIMED_CALLS = 0.5, 30  # of a measurement, at most
+_TIMED_IMAGES = 64  # of the features' measurement
+_START_UP, _CELL_FIGURES = 10.0, 0.5  # seconds of start-up, tables and figures, and of each cell
 
 
-def repays_compiling(seconds: float, layers: Sequence[int]) -> bool:
-    """Tell whether a run is long enough to repay the compilation of its networks.
+class _Enough(Exception):
+    """The stopwatch has timed enough calls."""
 
-    Args:
-        seconds: what all network calls of the whole plan take without it, those made before included.
-        layers: how many layers each architecture has.
+
+class _Stopwatch:
+    """Takes the time of each network call, as the progress of a walk; ``marks`` has the times when calls were done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.marks = device, list[float]()
+
+    def __call__(self, images: int) -> None:
+        _synchronize(self.device)
+        self.marks.append(time.perf_counter())
+        # The first call warms up. Three more are enough where calls are slow, and hold both of Heun's.
+        if len(self.marks) >= 4 and (
+            len(self.marks) > _TIMED_CALLS or self.marks[-1] - self.marks[0] >= _TIMED_SECONDS
+        ):
+            raise _Enough
+
+    def seconds(self) -> float:
+        """Return the median time between two calls; a pair of them is taken together, since Heun's differ."""
+        return statistics.median((b - a) / 2 for a, b in zip(self.marks, self.marks[2:], strict=False))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def seconds_a_call(run: Run, cell: Cell, reference: Reference) -> float:
+    """Walk the beginning of a cell; return the seconds of a network call, an image, with all that belongs to it.
+
+    Raises:
+        RunError: the network predicts what is not finite.
     """
-    fixed, each = _COMPILING
-    return seconds > _REPAID * sum(fixed + each * count for count in layers)
+    batch, watch = run.config.request.batch, _Stopwatch(run.config.device)
+    arms = Arms(cell, run.workbench(reference, watch))
+    unit = next(iter(cell.units(batch)))
+    try:
+        while len(watch.marks) < 4:  # a walk of one step is walked again
+            arms.compute(unit)
+    except _Enough:
+        pass
+    return watch.seconds() / min(batch, cell.samples)
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it, to a few per cent: ``about 45 s``, ``about 3 h 20 min``."""
+    """Return a rounded time: ``about 45 s``, ``about 3 h 20 min``."""
     if seconds < 9.95:
-        return f"about {max(seconds, 0.1):.1f} s"
+        return f"about {max(seconds, 1):.0f} s"
     if seconds < 99.5:
-        return f"about {seconds:.0f} s"
-    tens, minutes = round(seconds / 10), round(seconds / 60)
-    if tens < 60:
-        return f"about {tens // 6} min {10 * (tens % 6)} s"
-    if minutes < 60:
-        return f"about {minutes} min"
+        return f"about {5 * round(seconds / 5)} s"
+    minutes = seconds / 60
+    if minutes < 10:
+        return f"about {int(minutes)} min {10 * int(seconds % 60 / 10)} s"
+    if minutes < 59.5:
+        return f"about {minutes:.0f} min"
+    minutes = 10 * round(minutes / 10)
     if minutes < 48 * 60:
         return f"about {minutes // 60} h {minutes % 60} min"
-    hours = round(seconds / 3600)
-    return f"about {hours // 24} d {hours % 24} h"
+    return f"about {minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def _padded(images: int, batch: int) -> int:
-    """Return how many images the network sees: the last batch is filled up."""
-    size = min(batch, images)
-    return -(-images // size) * size if size else 0
+def _padded(calls: int, images: int, size: int) -> int:
+    """Return network calls with those of padding: the last batch of ``size`` images is filled up."""
+    return calls // images * (-(-images // size) * size) if images else 0
 
 
 def _unit_calls(cell: Cell, unit: Unit, batch: int) -> int:
-    """Return the network calls of a unit, those of padding included (a call is one image at one level)."""
-    images, size = unit.stop - unit.start, min(batch, cell.samples if unit.arm == "free" else unit.stop)
-    return cell.unit_cost(unit) // images * (-(-images // size) * size)
+    size = min(batch, cell.samples if unit.arm == "free" else unit.stop)
+    return _padded(cell.unit_cost(unit), unit.stop - unit.start, size)
 
 
-def _walked(extra: Extra) -> tuple[Cell, int] | None:
-    """Return whose network a measurement asks, and its calls, padding included; None where it asks none."""
+def _extra_calls(extra: Extra, batch: int) -> Counter[str]:
+    """Return the network calls of a measurement beside the cells, by model; none where it asks no network."""
     if not isinstance(extra, Chain | Response):
-        return None
+        return Counter()
     images = extra.cell.samples if isinstance(extra, Chain) else extra.part[1]
-    return extra.cell, images
+    return Counter({extra.cell.model.name: _padded(extra.cost(), images, min(batch, images))})
 
 
-def _extra_calls(extra: Extra, batch: int) -> int:
-    walked = _walked(extra)
-    return 0 if walked is None else extra.cost() // walked[1] * _padded(walked[1], batch)
-
-
-def padded_calls(run: Run) -> dict[str, int]:
-    """Return the network calls of the whole plan by model, padding included, done or not."""
-    batch, calls = run.request.batch, {model.name: 0 for model in run.models}
-    for cell in run.cells:
-        calls[cell.model.name] += sum(_unit_calls(cell, unit, batch) for unit in cell.units(batch))
-    for extra in run.extras:
-        walked = _walked(extra)
-        if walked is not None:
-            calls[walked[0].model.name] += _extra_calls(extra, batch)
-    return calls
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What is still to be done, in seconds.
-
-    Attributes:
-        cells: the walks of each cell that is not complete, by name.
-        extras: other measurements, by their line of the plan.
-        scoring: features and scores of all cells, and of what they are compared with.
-        processes: how many share sampling and scoring.
-        around: start-up, tables and figures, as measured on one machine.
-    """
-
-    cells: Mapping[str, float]
-    extras: Mapping[str, float]
-    scoring: float
-    processes: int
-    around: float = 0.0
-
-    @property
-    def sampling(self) -> float:
-        """Return the seconds of all network calls, were one process to make them."""
-        return sum(self.cells.values()) + sum(self.extras.values())
-
-    @property
-    def total(self) -> float:
-        """Return the seconds until all is done."""
-        return (self.sampling + self.scoring) / self.processes + self.around
-
-
-class _Prices:
-    """Measured seconds of a network call, an image, by what is called: models of one architecture cost the same."""
-
-    def __init__(self, run: Run, reference: Reference) -> None:
-        self.run, self.reference, self.batch = run, reference, run.request.batch
-        self.cells = [run.store.extended(cell) for cell in run.cells]
-        self._walks, self._known = self._longest(), dict[tuple[str, str], float]()
-
-    def of(self, cell: Cell, arm: str) -> float:
-        """Return the price in an arm of a cell like this one, with its instruments and remedies."""
-        kind = _kind(cell)
-        walks = self._walks[kind]
-        # Arms of single steps differ by little more than the images shown.
-        key = kind, "forced" if arm == "errors" and "forced" in walks else arm
-        if key not in self._known:
-            self._known[key] = self._measured(*walks[key[1]])
-        return self._known[key]
-
-    def _longest(self) -> dict[str, dict[str, tuple[Cell, Unit]]]:
-        """Return the longest walk of each kind of cell in each arm."""
-        longest: dict[str, dict[str, tuple[Cell, Unit]]] = {}
-        for cell in sorted(self.cells, key=lambda cell: cell.steps):
-            known = longest.setdefault(_kind(cell), {})
-            for unit in sorted(cell.units(self.batch), key=lambda unit: unit.stop - unit.start):
-                known[unit.arm] = cell, unit  # the longer, the less its beginning and end weigh
-        return longest
-
-    def _measured(self, cell: Cell, unit: Unit) -> float:
-        calls = _unit_calls(cell, unit, self.batch)
-        images = min(self.batch, calls // (cell.unit_cost(unit) // (unit.stop - unit.start)))
-        return seconds_a_step(partial(self._arms, cell), unit) / images
-
-    def _arms(self, cell: Cell, progress: Callable[[int], None]) -> Arms:
-        return Arms(cell, self.run.workbench(self.reference, progress))
-
-
-def _kind(cell: Cell) -> str:
-    model = cell.model
-    remedies = [remedy.kind for remedy in model.remedies]
-    return short_hash([dict(model.description.network), model.description.format, remedies, model.guidance is not None])
-
-
-def estimate(run: Run, reference: Reference, processes: int = 1) -> Estimate:
-    """Measure what network calls cost here, a second or two a network, and return what is left of a run.
+def network_calls(run: Run, only_left: bool) -> Counter[str]:
+    """Return the network calls by model (a call is one image at one level), padding included.
 
     Args:
-        run: the plan; its networks are compiled already where the run will compile them.
-        reference: what samples are compared with; its features are not needed.
-        processes: how many of this kind work side by side, each as fast as this one.
-
-    Raises:
-        RunError: a network says what is not finite.
+        run: the plan.
+        only_left: leave out what was done before.
     """
-    prices, batch = _Prices(run, reference), run.request.batch
-    cells = {
-        cell.name: sum(calls * prices.of(cell, arm) for arm, calls in _left(run, cell).items())
-        for cell in prices.cells
-        if not run.store.is_sampled(cell)
-    }
-    extras: dict[str, float] = {}
-    for extra, cell in _missing(run, reference.features_key()):
-        price = prices.of(next(own for own in prices.cells if own.model.name == cell.model.name), "free")
-        extras[extra.line] = extras.get(extra.line, 0.0) + price * _extra_calls(extra, batch)
-    shares = 1 if run.request.share is None else run.request.share.count
-    fixed, each = _AROUND["steps" in run.request.measure]
-    around = fixed + each * len(run.cells)
-    return Estimate(cells, extras, _scoring(run, reference), processes * shares, around)
-
-
-def _left(run: Run, cell: Cell) -> dict[str, int]:
-    """Return the network calls of a cell that are still to be made, by arm."""
-    calls: dict[str, int] = {}
-    for unit in cell.units(run.request.batch):
-        if not run.store.has_shard(cell, unit):
-            calls[unit.arm] = calls.get(unit.arm, 0) + _unit_calls(cell, unit, run.request.batch)
+    batch, calls = run.config.request.batch, Counter[str]()
+    for cell in map(run.store.extended, run.cells):
+        if only_left and run.store.is_sampled(cell):
+            continue
+        for unit in cell.units(batch):
+            if not (only_left and run.store.has_shard(cell, unit)):
+                calls[cell.model.name] += _unit_calls(cell, unit, batch)
+    for extra in run.extras:
+        if not only_left or extra.remaining(run.out):
+            calls += _extra_calls(extra, batch)
     return calls
 
 
-def _missing(run: Run, features: str) -> Iterator[tuple[Extra, Cell]]:
-    for extra in run.extras:
-        walked = _walked(extra)
-        if walked is not None and extra.remaining(run.out, features):
-            yield extra, walked[0]
+class Timing:
+    """Seconds of uncompiled network calls by architecture: one measurement for each."""
+
+    def __init__(self, run: Run, reference: Reference) -> None:
+        self.run, self.reference, self._prices = run, reference, dict[str, float]()
+
+    def seconds(self, calls: Counter[str]) -> float:
+        """Return the seconds of network calls, by model, in one process."""
+        return sum(count * self._price(name) for name, count in calls.items())
+
+    def _price(self, name: str) -> float:
+        longest = max((cell for cell in self.run.cells if cell.model.name == name), key=lambda cell: cell.steps)
+        key = architecture(longest.model)
+        if key not in self._prices:
+            self._prices[key] = seconds_a_call(self.run, self.run.store.extended(longest), self.reference)
+        return self._prices[key]
 
 
-def _scoring(run: Run, reference: Reference) -> float:
-    """Return the seconds of all features and scores; the distances of large features (Inception's) are left out."""
-    waiting = [
-        cell for cell in run.cells if not (run.store.is_sampled(cell) and run.store.is_scored(cell, reference.key()))
-    ]
-    if not waiting:
+def architecture(model: Model) -> str:
+    """Return what models of one architecture share."""
+    return short_hash([dict(model.description.network), model.description.format, model.guidance is not None])
+
+
+def settle_compiling(run: Run, reference: Reference, team: Team) -> bool:
+    """Compile a run's networks if asked to; return whether they are compiled.
+
+    ``--compile auto`` compiles where the network calls of the whole plan would take ten minutes for each architecture
+    and process. An earlier decision in the run's account stands, so that an interruption changes nothing. Every process
+    of a team must call this, and gets the same answer.
+
+    Raises:
+        AgreedError: ``--compile on``, and the networks cannot be compiled.
+    """
+    asked = run.config.request.compile
+    earlier = Account(run).compiled if asked == "auto" else None
+    if not run.config.fits and not network_calls(run, only_left=True):
+        return bool(earlier)
+    wanted = team.leads and (asked == "on" or earlier or (asked == "auto" and _repays(run, reference, team, earlier)))
+    if not team.gather(["compile"] if wanted else []):
+        return False
+    problems = team.gather(_compile(run))
+    if not problems:
+        return True
+    for network in run.networks.values():
+        network.stop_compiled()
+    if asked == "on":
+        raise AgreedError(f"--compile on: {problems[0]}; use --compile off")
+    if team.leads:
+        print(f"note: networks are not compiled ({problems[0]})", file=sys.stderr)
+    return False
+
+
+def _repays(run: Run, reference: Reference, team: Team, earlier: bool | None) -> bool:
+    """Tell whether ``auto`` compiles."""
+    calls, batch = network_calls(run, only_left=False), run.config.request.batch
+    if run.config.fits or earlier is False or calls.total() < _WORTH_TIMING * batch:
+        return False
+    processes = team.size * run.config.request.shares
+    return Timing(run, reference).seconds(calls) / processes >= _COMPILE_FROM * _architectures(run)
+
+
+def _architectures(run: Run) -> int:
+    return len({architecture(model) for model in run.config.models})
+
+
+def _compile(run: Run) -> list[str]:
+    """Compile every network; return what went wrong."""
+    distinct = {id(run.networks[model.name]): model for model in run.config.models}
+    for model in distinct.values():
+        network: Accelerated = run.networks[model.name]
+        try:
+            network.to(run.config.device).compile(*_example(run, model))
+        except CompileError as error:
+            return [str(error)]
+    return []
+
+
+def _example(run: Run, model: Model) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what a network is called with, in batches of the size that nearly all samples are drawn in."""
+    request, device = run.config.request, run.config.device
+    count = request.batch if run.config.fits else min(request.batch, request.samples)
+    t = torch.full((count,), 1.0 if model.description.is_edm else 1, device=device)
+    labels = torch.zeros(count, dtype=torch.long, device=device) if model.description.classes else None
+    return torch.zeros(count, *run.config.data.shape, device=device), t, labels
+
+
+def forecast(run: Run, reference: Reference, processes: int) -> float:
+    """Return the seconds that are left of a run; nothing is compiled to learn it.
+
+    Raises:
+        RunError: a network predicts what is not finite.
+    """
+    processes *= run.config.request.shares
+    fixed = _START_UP + _CELL_FIGURES * len(run.cells)
+    return _sampling_seconds(run, reference, processes) + _feature_seconds(run, reference) / processes + fixed
+
+
+def _sampling_seconds(run: Run, reference: Reference, processes: int) -> float:
+    left, timing, asked = network_calls(run, only_left=True), Timing(run, reference), run.config.request.compile
+    seconds = timing.seconds(left) / processes
+    if not left or asked == "off":
+        return seconds
+    whole = timing.seconds(network_calls(run, only_left=False)) / processes
+    if asked == "auto" and whole < _COMPILE_FROM * _architectures(run):
+        return seconds
+    return seconds / _GAIN + _COMPILATION * _architectures(run)
+
+
+def _feature_seconds(run: Run, reference: Reference) -> float:
+    """Return the seconds of the features of all samples that are not scored."""
+    unscored = sum(not run.store.is_scored(cell, reference.key()) for cell in run.cells)
+    extractor: Extractor | None = reference.extractor
+    if extractor is None or not unscored:
         return 0.0
-    data, extractor = reference.data, reference.extractor
-    train = data.part("train")
-    if isinstance(data, Unseen):  # grey images take as long as real ones
-        train = torch.full((_COMPARED, *data.shape), 127, dtype=torch.uint8)
-    count = min(run.request.samples, _SCORED, len(train))
-    images, scale = train[:count], run.request.samples / count
-    near = _seconds(lambda: neighbour_ratio(images, train, data.part("heldout")))
-    if extractor is None:
-        return len(waiting) * scale * near
-    features = _seconds(lambda: collect(extractor, images, ""))
-    each, once = near + features, 0.0 if reference.kept_statistics() else len(train) / count * features
-    if extractor.embedded:
-        known = summarise(extractor, train[:_COMPARED], "")
-        found = collect(extractor, images, "")
-        each += _seconds(lambda: list(score(found, known, extractor, "")))
-    elif run.request.reference or _is_cached(reference, extractor.key):
-        once = 0.0
-    return len(waiting) * scale * each + once
-
-
-def _is_cached(reference: Reference, key: str) -> bool:
-    name = f"{key}-{reference.data.content_hash()}-{reference.data.count('train')}-*.npz"
-    return any(statistics_cache().glob(name))
-
-
-def _seconds(work: Callable[[], object]) -> float:
+    images = torch.full((_TIMED_IMAGES, *run.config.data.shape), 127, dtype=torch.uint8)
     started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    extractor.extract(images, _TIMED_IMAGES)
+    each = (time.perf_counter() - started) / _TIMED_IMAGES
+    return each * unscored * run.config.request.samples
+
+
+def cost_line(run: Run) -> str:
+    """Return the network calls of the cells and of each measurement that has its own, done ones included."""
+    calls = Counter({"cells": sum(sum(cell.cost()) for cell in run.cells)})
+    for extra in run.extras:
+        calls[extra.measure] += extra.cost()
+    return "network calls: " + ", ".join(f"{count:,} for {name}" for name, count in calls.items())
+
+
+def dry_run(run: Run, team: Team) -> Iterator[str]:
+    """Yield the resolved plan and what it will cost here, line by line.
+
+    Raises:
+        RunError: a network predicts what is not finite.
+    """
+    configuration = run.config
+    request, data = configuration.request, configuration.data
+    images = f"{len(data.images)} images, {len(data.part('heldout'))} held out"
+    images = "images not at hand" if configuration.left_out else images
+    yield f"dataset   {data.name} ({images}, preprocessing {data.preprocessing})"
+    yield from (f"left out  {name}, for want of images (--data-dir)" for name in configuration.left_out)
+    settings = ", ".join(f"{name} {value}" for name, value in configuration.sampler.description().items())
+    yield f"sampling  {settings}"
+    yield f"samples   {request.samples} a cell, internal batch {request.batch}, on {configuration.device}"
+    yield f"out       {run.out}"
+    if request.tune is not None and configuration.fits:
+        for cell in run.cells:
+            yield f"  {request.tune.text} for {cell.model.name} at {cell.steps} steps"
+        return
+    yield from _plan(run)
+    reference, unscored = _reference(run)
+    yield f"time      {duration(forecast(run, reference, team.size))} here{unscored}"
+
+
+def _plan(run: Run) -> Iterator[str]:
+    """Yield a line for each cell and measurement, and the total."""
+    total = instruments = 0
+    for cell in run.cells:
+        costs = cell.cost()
+        total, instruments = total + sum(costs), instruments + costs[1]
+        state = "done" if run.store.is_sampled(run.store.extended(cell)) else "to do"
+        yield f"  {cell.name:<32} {sum(costs):>12,} network calls  {state}{_treatment(cell)}"
+    for line in dict.fromkeys(extra.line for extra in run.extras):
+        extras = [extra for extra in run.extras if extra.line == line]
+        done, calls = sum(extra.is_complete(run.out) for extra in extras), sum(extra.cost() for extra in extras)
+        total, instruments = total + calls, instruments + calls
+        state = {0: "to do", len(extras): "done"}.get(done, f"{done} of {len(extras)} done")
+        yield f"  {line:<32} {calls:>12,} network calls  {state}"
+    yield f"total     {total:,} network calls, {100 * instruments / total:.1f} % of them for the instruments"
+
+
+def _reference(run: Run) -> tuple[Reference, str]:
+    """Return what samples are compared with, and why they will not be scored, if they will not."""
+    try:
+        return run.reference(), ""
+    except FeatureError as error:  # of the whole plan, only this cannot be done here
+        return Reference(run.config.data, None), f"; no scores: {error}"
+
+
+def _treatment(cell: Cell) -> str:
+    """Return the remedies of a cell's walks with their constants."""
+    treatments = []
+    for remedy in cell.model.remedies:
+        constants = remedy.at(cell.config.sampler, cell.steps)
+        if remedy.kind == "epsilon-scaling":
+            treatments.append(f"eps / ({constants['b']:.5g} + {constants['k']:.3g} i)")
+        else:
+            numbers = [f"{name} {value:.5g}" for name, value in constants.items() if not isinstance(value, list)]
+            treatments.append(" ".join([remedy.kind, *numbers]))
+    return "  " + ", ".join(treatments) if treatments else ""

@@ -18,9 +18,6 @@ from bench.suite.registry.model import Model
 from bench.suite.registry.remedies import Course
 from bench.suite.settings import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
 
-__all__ = ["IN_CELLS", "RECORD_VERSION", "Cell", "Instruments", "Unit", "plan_cells", "recorded_indices"]
-
-IN_CELLS = ("steps", "normality")  # measurements made while a cell is sampled
 RECORD_VERSION = 2  # raise when the meaning of a record changes: older cells are then recomputed
 SHARD = 128  # images in a unit of work, unless a batch is larger: the most an interruption can cost
 _LEVELS = 100  # most levels with per-pixel records and teacher forcing

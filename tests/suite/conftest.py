@@ -16,9 +16,9 @@ from bench.models.networks.adm import adm_unet
 from bench.suite.cells.reference import Reference
 from bench.suite.cells.workbench import Workbench
 from bench.suite.cli import run
-from bench.suite.plan import IN_CELLS, Cell
+from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
-from bench.suite.settings import SamplerConfig
+from bench.suite.settings import IN_CELLS, SamplerConfig
 
 NETWORK = {
     "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 2, "num_res_blocks": 1,

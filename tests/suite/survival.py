@@ -32,7 +32,7 @@ from bench.suite.cells import runner
 from bench.suite.cells.arms import Arms
 from bench.suite.cells.runner import CellRunner
 from bench.suite.execution import worker as execution
-from bench.suite.processes.progress import Watch
+from bench.suite.processes.progress import Progress
 from bench.suite.run import Run
 from bench.suite.store.store import Store
 
@@ -229,7 +229,7 @@ def signal_at(phase, count, *numbers):
 
 def signal_when_stopping(number):
     """Have a signal sent to this process while it deals with an earlier one, again and again."""
-    event, close = Watch.event, Watch.close
+    event, close = Progress.event, Progress.close
 
     def told(watch, name, **facts):
         os.kill(os.getpid(), number)
@@ -241,10 +241,10 @@ def signal_when_stopping(number):
 
     def interrupted(watch, name, **facts):
         if name == "interrupted":
-            Watch.event, Watch.close = told, closed
+            Progress.event, Progress.close = told, closed
         event(watch, name, **facts)
 
-    Watch.event = interrupted
+    Progress.event = interrupted
 
 
 def signal_in_analysis(number):

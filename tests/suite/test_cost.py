@@ -1,148 +1,126 @@
-"""The model of a run's cost: counts, rules, and its answer against what a run takes."""
+"""The cost of a run: counted calls, a measured price, one rounded time, and when networks are compiled."""
 
 import json
 import re
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from bench.models.acceleration import Accelerated
-from bench.suite import cost, timing
-from bench.suite.cli import run
-from bench.suite.cost import Estimate, duration, repays_compiling
-from bench.suite.space import size
+from bench.suite import cli, cost
+from bench.suite.config.flags import make_parser
+from bench.suite.cost import duration, network_calls, settle_compiling
+from bench.suite.processes.ranks import Team
 
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.0, "about 0.1 s"),
-        (4.26, "about 4.3 s"),
-        (59.0, "about 59 s"),
-        (99.0, "about 99 s"),
-        (100.0, "about 1 min 40 s"),
-        (594.0, "about 9 min 50 s"),
-        (596.0, "about 10 min"),
-        (59.4 * 60, "about 59 min"),
-        (59.6 * 60, "about 1 h 0 min"),
-        (12_000.0, "about 3 h 20 min"),
-        (47.9 * 3600, "about 47 h 54 min"),
-        (50 * 3600.0, "about 2 d 2 h"),
-    ],
-)
-def test_times_as_people_say_them(seconds, text):
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(100, "0.1 kB"), (12_345, "12 kB"), (3.4e6, "3.4 MB"), (7.77e10, "78 GB"), (5e15, "5000 TB")]
-)
-def test_sizes_as_people_say_them(count, text):
-    assert size(count) == text
-
-
-def test_a_run_repays_compiling_after_some_minutes():
-    # 100 layers take 20 + 25 s, so 450 s; two architectures twice that.
-    assert not repays_compiling(449, [100])
-    assert repays_compiling(451, [100])
-    assert not repays_compiling(451, [100, 100])
-    assert repays_compiling(901, [100, 100])
-
-
-def test_processes_share_the_time():
-    found = Estimate({"a": 10.0, "b": 20.0}, {"chains": 60.0}, 10.0, 4, 5.0)
-    assert (found.sampling, found.total) == (90.0, 30.0)
+SMALL = ("--steps", "3", "--samples", "20", "--batch-size", "8", "--no-probes")
 
 
 @pytest.fixture
 def tiny(command, toml, tmp_path):
-    def call(*flags):
+    def call(*flags, out="out"):
         args = ("--config", toml, "--dataset", "pictures", "--models", "tiny", "--features", "none", "--quiet")
-        return command(*args, "--out", tmp_path / "out", *flags)
+        return command(*args, "--out", tmp_path / out, *flags)
 
     return call
 
 
 @pytest.fixture
+def prepared(toml, tmp_path):
+    """Return a function that makes a run of the tiny network."""
+
+    def make(*flags):
+        args = ["--config", str(toml), "--dataset", "pictures", "--models", "tiny", "--features", "none", *flags]
+        args += ["--out", str(tmp_path / "out")]
+        return cli.prepare(make_parser().parse_args(args), args, Team())
+
+    return make
+
+
+@pytest.fixture
 def priced(monkeypatch):
-    """Let every call of a batch take one second."""
-    walked = []
-
-    def second(make, unit):
-        walked.append((make(lambda calls: None).cell.name, unit.arm))
-        return 1.0
-
-    monkeypatch.setattr(cost, "seconds_a_step", second)
-    return walked
+    """Let a call of an image take a second, and start-up and figures nothing; return the cells that were timed."""
+    timed = []
+    monkeypatch.setattr(cost, "seconds_a_call", lambda run, cell, reference: timed.append(cell.name) or 1.0)
+    monkeypatch.setattr(cost, "_START_UP", 0.0)
+    monkeypatch.setattr(cost, "_CELL_FIGURES", 0.0)
+    return timed
 
 
-def seconds_of(outcome, name):
-    [line] = [line for line in outcome.out.splitlines() if line.split()[:1] == [name]]
-    return read(line)
+def seconds_of(outcome):
+    """Return the seconds of the last line of a dry run."""
+    minutes, seconds = re.search(r"^time +about (?:(\d+) min ?)?(?:(\d+) s)?", outcome.out, re.M).groups(default="0")
+    return 60 * int(minutes) + int(seconds)
 
 
-def read(text):
-    """Return the seconds of the first time in a line."""
-    minutes, seconds = re.search(r"about (?:(\d+) min ?)?(?:([\d.]+) s)?", text).groups(default="0")
-    return 60 * float(minutes) + float(seconds)
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "about 1 s"),
+        (4.26, "about 4 s"),
+        (42.0, "about 40 s"),
+        (99.0, "about 100 s"),
+        (100.0, "about 1 min 40 s"),
+        (594.0, "about 9 min 50 s"),
+        (600.0, "about 10 min"),
+        (59.4 * 60, "about 59 min"),
+        (59.6 * 60, "about 1 h 0 min"),
+        (12_000.0, "about 3 h 20 min"),
+        (47.9 * 3600, "about 47 h 50 min"),
+        (50 * 3600.0, "about 2 d 2 h"),
+    ],
+)
+def test_times_are_rounded(seconds, text):
+    assert duration(seconds) == text
+
+
+# --- the count and the price ------------------------------------------------------------------------------------------
 
 
 def test_padding_is_counted(tiny, priced):
-    outcome = tiny("--steps", "7", "--samples", "20", "--batch-size", "8", "--no-probes", "--dry-run")
-    assert seconds_of(outcome, "tiny-ddpm-7-seed0") == 3 * 7  # batches of 8, 8 and 4 + 4
-    assert priced == [("tiny-ddpm-7-seed0", "free")]
+    assert seconds_of(tiny(*SMALL, "--dry-run")) == 70  # batches of 8, 8 and 4 + 4 at 3 steps: 72
+    assert priced == ["tiny-ddpm-3-seed0"]
 
 
-def test_one_price_for_cells_of_a_kind(tiny, priced):
-    outcome = tiny("--steps", "3,7", "--samples", "8", "--batch-size", "8", "--seeds", "0-2", "--dry-run")
-    assert outcome.code == 0
-    # From the longest walk of each kind, free-running and teacher-forced; 8 images stay in one batch of 8, the 40
-    # teacher-forced ones in five.
-    assert [(name[:11], arm) for name, arm in priced] == [("tiny-ddpm-7", "free"), ("tiny-ddpm-7", "forced")]
-    forced = 5 * 3 + 3
-    assert seconds_of(outcome, "tiny-ddpm-3-seed1") in (pytest.approx(forced), pytest.approx(forced + 1))
+def test_models_of_one_architecture_have_one_price_from_the_longest_walk(tiny, priced):
+    flags = ("--models", "tiny,tiny-es", "--eps-scale", "1.01", "--steps", "3,7", "--seeds", "0-2", "--samples", "8")
+    assert tiny(*flags, "--dry-run").code == 0
+    assert priced == ["tiny-ddpm-7-seed0"]
 
 
-def test_remedies_have_prices_of_their_own(tiny, priced):
-    flags = ("--models", "tiny,tiny-es", "--eps-scale", "1.01", "--no-probes")
-    assert tiny(*flags, "--steps", "3", "--samples", "8", "--dry-run").code == 0
-    assert [name for name, _ in priced] == ["tiny-ddpm-3-seed0", "tiny-es-ddpm-3-seed0"]
-
-
-def test_measurements_with_calls_of_their_own(tiny, priced):
-    outcome = tiny("--steps", "3", "--samples", "8", "--batch-size", "8", "--measure", "chains,response", "--dry-run")
-    assert outcome.code == 0
-    lines = {line.strip().split("  ")[0]: line for line in outcome.out.splitlines()}
-    # 100 + 300 + 600 + 900 + 1000 calls of one batch.
-    assert "to do, about 48 min" in lines["mean chains of tiny"]
-    assert "to do, about" in lines["response of tiny at 3 steps"]
-    assert "about" not in lines["baselines of cosine chains"]
+def test_measurements_with_calls_of_their_own_count(prepared):
+    flags = ("--steps", "3", "--samples", "8", "--batch-size", "8")
+    cells = network_calls(prepared(*flags, "--measure", "steps"), only_left=True).total()
+    chains = network_calls(prepared(*flags, "--measure", "steps,chains"), only_left=True).total()
+    # Three kinds of chains, each of 100, 300, 600, 900 and 1000 calls an image.
+    assert chains - cells == 3 * 2900 * 8
 
 
 def test_what_is_done_costs_nothing(tiny, priced):
-    args = ("--steps", "3", "--samples", "8", "--no-probes")
-    assert tiny(*args).code == 0
-    outcome = tiny(*args, "--dry-run")
+    assert tiny(*SMALL).code == 0
+    outcome = tiny(*SMALL, "--dry-run")
     assert priced == []
-    assert re.search(r"tiny-ddpm-3-seed0 +24 network calls  done\n", outcome.out)
-    assert "time      about 10 s here: about 0.1 s of sampling, about 0.1 s of scoring, about 10 s of" in outcome.out
+    assert re.search(r"tiny-ddpm-3-seed0 +60 network calls  done\n", outcome.out)
+    assert seconds_of(outcome) == 1
 
 
 def test_a_share_of_the_work_takes_its_share_of_the_time(tiny, priced):
-    args = ("--steps", "10", "--samples", "8", "--batch-size", "4", "--no-probes", "--dry-run")
-    around = 10.1  # start-up, tables and figures of one cell
-    assert seconds_of(tiny(*args), "time") == pytest.approx(20 + around, abs=1)
-    outcome = tiny(*args, "--shard", "0/4")
-    assert seconds_of(outcome, "time") == pytest.approx(5 + around, abs=1)
-    assert "both shared by 4 processes" in outcome.out
+    assert seconds_of(tiny(*SMALL, "--dry-run", "--shard", "0/4")) == 20
+
+
+def test_long_runs_are_forecast_compiled_but_not_compiled(tiny, priced, traced):
+    flags = ("--steps", "100", "--samples", "8", "--no-probes", "--dry-run")
+    assert seconds_of(tiny(*flags)) == 660  # rounded: 800 / 1.3 and a minute to compile
+    assert seconds_of(tiny(*flags, "--compile", "off")) == 780
+    assert traced() == 0
 
 
 def test_images_that_cannot_be_scored_are_told(command, toml, priced, tmp_path):
     args = ("--config", toml, "--dataset", "pictures", "--models", "tiny", "--features", "inception", "--quiet")
-    outcome = command(
-        *args, "--inception-weights", tmp_path / "none.pth", "--steps", "2", "--samples", "4", "--dry-run"
-    )
+    weights = ("--inception-weights", tmp_path / "none.pth")
+    outcome = command(*args, *weights, "--steps", "2", "--samples", "4", "--dry-run")
     assert outcome.code == 0
     assert "no scores: " in outcome.out
 
@@ -151,39 +129,146 @@ def test_the_dry_run_calls_networks_and_writes_nothing(tiny, tmp_path, monkeypat
     calls, real = [], Accelerated.__call__
     monkeypatch.setattr(Accelerated, "__call__", lambda self, *asked: calls.append(1) or real(self, *asked))
     assert tiny("--steps", "1000", "--samples", "128", "--dry-run").code == 0
-    assert 2 <= len(calls) <= 200
+    assert 4 <= len(calls) <= 32
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_dry_run_says_is_what_a_run_takes(tiny, tmp_path):
-    args = ("--steps", "100", "--samples", "32", "--batch-size", "16", "--compile", "off")
-    said = seconds_of(tiny(*args, "--dry-run"), "tiny-ddpm-100-seed0")
-    assert tiny(*args).code == 0
-    took = json.loads((tmp_path / "out" / "cells" / "tiny-ddpm-100-seed0" / "metrics.json").read_text())["seconds"]
-    # Loosely: other work of this machine may halve its speed between the two.
-    assert 0.4 < said / took < 2.5
+def test_a_price_is_the_median_of_calls_in_pairs(monkeypatch):
+    # Heun's two calls differ, and the first call of all warms up.
+    watch, clock = cost._Stopwatch(torch.device("cpu")), iter([9.0, 9.1, 9.3, 9.4, 9.6, 12.6, 12.8, 12.9, 13.1])
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    with pytest.raises(cost._Enough):
+        list(map(watch, [1] * 9))
+    assert len(watch.marks) == 5  # half a second of calls
+    assert watch.seconds() == pytest.approx(0.15)
 
 
-def test_disk_space(tiny, tmp_path):
-    args = ("--steps", "20", "--samples", "64", "--features", "digits")
-    said = re.search(r"disk      about ([\d.]+) (\w+)", tiny(*args, "--dry-run").out)
-    assert tiny(*args).code == 0
-    found = sum(path.stat().st_size for path in (tmp_path / "out" / "cells").rglob("*.np[yz]"))
-    said = float(said[1]) * {"kB": 1e3, "MB": 1e6}[said[2]]
-    assert 1.0 < said / found < 3  # cells, and while they are made as much again
-
-
-@pytest.mark.slow
-def test_the_total_is_within_a_fifth(tmp_path, capsys, monkeypatch):
-    """Of a run of a minute, by the clock of this process, which other work of the machine does not move."""
-    for module in (timing, cost):
-        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=time.process_time))
-    args = ["--models", "adm,adm-ip", "--steps", "20,50", "--seeds", "0-2", "--compile", "off", "--quiet"]
-    args += ["--out", str(tmp_path / "out")]
-    assert run([*args, "--dry-run"])[0] == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("time"))
+@pytest.mark.parametrize("steps", ["1", "100"])
+def test_a_price_is_what_a_run_pays(tiny, prepared, tmp_path, steps, monkeypatch):
+    """By the clock of this process, which other work of the machine does not move."""
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=time.process_time))
+    flags = ("--steps", steps, "--samples", "32", "--batch-size", "16", "--compile", "off")
+    run = prepared(*flags)
+    price = cost.seconds_a_call(run, run.cells[0], run.reference())
     started = time.process_time()
-    assert run(args)[0] == 0
-    took = time.process_time() - started
-    sampling, scoring = (read(part) for part in line.partition(": ")[2].split(",")[:2])
-    assert abs(sampling + scoring - took) < 0.2 * took
+    assert tiny(*flags).code == 0
+    paid = time.process_time() - started
+    calls = network_calls(prepared(*flags), only_left=False).total()
+    assert 0 < price * calls < 1.5 * paid
+
+
+# --- compiling --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def failing(*asked):
+        raise RuntimeError("InvalidCxxCompiler: no compiler here\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda network, **how: failing)
+
+
+@pytest.fixture
+def long_run(monkeypatch):
+    """Take any run for one that repays compiling."""
+    monkeypatch.setattr(cost, "_WORTH_TIMING", 0)
+    monkeypatch.setattr(cost, "_COMPILE_FROM", 0.0)
+
+
+def samples(folder):
+    with np.load(folder / "cells" / "tiny-ddpm-3-seed0" / "samples.npz") as file:
+        return file["arr_0"]
+
+
+def compiled(folder):
+    return json.loads((folder / "run.json").read_text())["compiled"]
+
+
+def test_compiled_runs_make_the_same_images(tiny, tmp_path, traced):
+    assert tiny(*SMALL, "--compile", "off", out="off").code == 0
+    assert traced() == 0
+    assert tiny(*SMALL, "--compile", "on", out="on").code == 0
+    assert traced() == 1
+    assert (samples(tmp_path / "off") == samples(tmp_path / "on")).all()
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("off", "on")]
+    assert [record["compiled"] for record in records] == [False, True]
+    assert records[0]["hash"] == records[1]["hash"]  # like the batch size, it is no part of the configuration
+
+
+def test_models_of_one_architecture_compile_once(tiny, traced, save_tiny):
+    other = save_tiny(name="other", edit=lambda unet: torch.nn.init.normal_(unet.conv_out.weight, std=0.01))
+    models = ("--models", f"tiny,tiny-es,other={other}", "--eps-scale", "1.01")
+    assert tiny(*SMALL, *models, "--compile", "on").code == 0
+    assert traced() == 1
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(11.0, True), (9.0, False)])
+def test_ten_minutes_of_calls_are_compiled(prepared, priced, monkeypatch, traced, seconds, expected):
+    monkeypatch.setattr(cost, "_WORTH_TIMING", 0)
+    run = prepared(*SMALL)
+    monkeypatch.setattr(cost, "seconds_a_call", lambda *asked: seconds)  # of 72 calls
+    monkeypatch.setattr(cost, "_COMPILE_FROM", 720.0)
+    assert settle_compiling(run, run.reference(), Team()) == expected
+    assert traced() == expected
+
+
+def test_a_short_run_is_not_even_timed(tiny, tmp_path, priced):
+    assert tiny(*SMALL).code == 0
+    assert (priced, compiled(tmp_path / "out")) == ([], False)
+
+
+def test_the_decision_outlives_an_interruption(tiny, tmp_path, long_run, monkeypatch, traced):
+    assert tiny(*SMALL).code == 0
+    assert (traced(), compiled(tmp_path / "out")) == (1, True)
+    for file in ("metrics.json", "samples.npz"):
+        (tmp_path / "out" / "cells" / "tiny-ddpm-3-seed0" / file).unlink()
+    monkeypatch.setattr(cost, "_COMPILE_FROM", 600.0)
+    assert tiny(*SMALL).code == 0
+    assert compiled(tmp_path / "out")
+    assert tiny(*SMALL, "--seeds", "0,1").code == 0  # a longer plan is another, and decided anew
+    assert not compiled(tmp_path / "out")
+
+
+def test_scores_made_anew_need_no_compiler(tiny, tmp_path, no_compiler):
+    assert tiny(*SMALL, "--compile", "off").code == 0
+    assert tiny(*SMALL, "--compile", "on", "--features", "digits").code == 0
+    assert not compiled(tmp_path / "out")
+
+
+class Second(Team):
+    """A rank that does not lead, beside one that says these lines."""
+
+    rank, size = 1, 2
+
+    def __init__(self, *first):
+        super().__init__()
+        self.first = list(first)
+
+    def gather(self, lines):
+        return [*([self.first.pop(0)] if self.first else []), *lines]
+
+
+def test_ranks_do_as_the_first(prepared, traced, capsys):
+    run = prepared(*SMALL)
+    assert settle_compiling(run, run.reference(), Second("compile"))
+    assert traced() == 1
+    assert not settle_compiling(run, run.reference(), Second("compile", "no compiler on the first"))
+    assert not any(network.is_compiled for network in run.networks.values())
+    assert capsys.readouterr().err == ""  # the first rank speaks
+
+
+def test_without_a_compiler_on_is_a_mistake_and_auto_goes_on(tiny, tmp_path, no_compiler, long_run):
+    outcome = tiny(*SMALL, "--compile", "on")
+    assert outcome.code == 2
+    assert outcome.err == "error: --compile on: InvalidCxxCompiler: no compiler here; use --compile off\n"
+    assert not (tmp_path / "out").exists()
+    outcome = tiny(*SMALL)
+    assert outcome.code == 0
+    assert outcome.err == "note: networks are not compiled (InvalidCxxCompiler: no compiler here)\n"
+    assert not compiled(tmp_path / "out")
+
+
+def test_unknown_ways_are_refused(tiny):
+    outcome = tiny(*SMALL, "--compile", "yes")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "--compile" in outcome.err

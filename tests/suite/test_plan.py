@@ -6,11 +6,11 @@ import pytest
 from bench.data import load
 from bench.diffusion.corrections import EpsilonScaling, TimeShift
 from bench.diffusion.samplers import DDIM, Ancestral
-from bench.suite.plan import IN_CELLS, SHARD, Unit, plan_cells
+from bench.suite.plan import SHARD, Unit, plan_cells
 from bench.suite.registry.constants import Constants
 from bench.suite.registry.registry import load_registry
 from bench.suite.registry.remedies import Remedy
-from bench.suite.settings import ConfigError, SamplerConfig
+from bench.suite.settings import IN_CELLS, ConfigError, SamplerConfig
 
 DIGITS = (1442, 355)  # training and held-out images
 

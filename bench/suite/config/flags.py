@@ -8,8 +8,6 @@ from pathlib import Path
 from bench.data import CROPS, DATASETS, FILTERS
 from bench.runtime.errors import OneLineParser
 
-__all__ = ["make_parser"]
-
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all flags; a mistake is told in one line."""
@@ -103,27 +101,27 @@ def _add_sampling(how: argparse._ArgumentGroup) -> None:
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
 
 
-def _add_measuring(look: argparse._ArgumentGroup) -> None:
-    look.add_argument(
+def _add_measuring(measuring: argparse._ArgumentGroup) -> None:
+    measuring.add_argument(
         "--measure",
         metavar="NAME,...",
         help="steps, normality (these two by default), chains, response or all; the last two cost more network calls",
     )
-    look.add_argument(
+    measuring.add_argument(
         "--probes", action=argparse.BooleanOptionalAction, default=True, help="measure anything at all (default on)"
     )
-    look.add_argument(
+    measuring.add_argument(
         "--features",
         help="digits, cifar10, inception, clean-fid or none (default: the dataset's own for digits, and for cifar10"
         " without --data-dir, else inception)",
     )
-    look.add_argument(
+    measuring.add_argument(
         "--reference",
         type=Path,
         metavar="FILE.npz",
         help="published statistics (mu, sigma, ...) to compare features with",
     )
-    look.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
+    measuring.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
 
 
 def _add_running(run_group: argparse._ArgumentGroup) -> None:
@@ -153,5 +151,4 @@ def _add_running(run_group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         help="show cells, images a second and the time left (default on, off with --quiet)",
     )
-    run_group.add_argument("--tensorboard", type=Path, metavar="DIR", help="write speed and scores for TensorBoard")
     run_group.add_argument("--quiet", action="store_true", help="no progress line, no closing lines")

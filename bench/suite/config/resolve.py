@@ -1,62 +1,137 @@
-"""What the user asked for, and the same resolved against the known models and this machine."""
+"""Resolution: a request checked against the registry, the data and this machine, frozen before anything is computed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.data import Dataset
+from bench.measure.features.inception import sha256
+from bench.measure.quality.committed import COMMITTED, Unseen
 from bench.models.acceleration import precision_refusal
 from bench.runtime.devices import find_device
-from bench.suite.plan import IN_CELLS
+from bench.suite.config.request import Request
 from bench.suite.registry.model import Model
 from bench.suite.registry.registry import Registry
 from bench.suite.registry.remedies import KINDS
-from bench.suite.registry.tune import Tune
-from bench.suite.settings import EDM_SAMPLERS, ConfigError, SamplerConfig
-from bench.suite.shares import Share
+from bench.suite.registry.tune import OF_IMAGES
+from bench.suite.settings import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
 
-__all__ = ["Request", "device_of", "refuse_precision", "resolve_models", "resolve_sampler"]
+_NEED_IMAGES = {
+    "normality": "normality (single-step errors on real images)",
+    "chains": "chains (from real images)",
+    "response": "response (of real noised images)",
+}
+_NEIGHBOURS = "nn_ratio (neighbours among real images)"
+_FORCED = "the teacher-forced and paired arms of steps (x0_hat errors, variance gaps to real noised images)"
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked for, parsed but not yet checked against models and data."""
+class Configuration:
+    """A resolved request: everything that determines a run.
 
-    models: tuple[tuple[str, Path | None], ...]
-    steps: tuple[int, ...]
+    Attributes:
+        request: the user's, less what ``left_out`` names.
+        device: where to compute.
+        named: the models as the user named them.
+        models: the models of the cells: under ``--tune`` a model for each value.
+        seeds: of the cells: under ``--tune`` the reserved ones.
+        data: the images.
+        sampler: how samples are drawn.
+        left_out: a name of each measurement that the dataset, whose images are not at hand, does not allow.
+    """
+
+    request: Request
+    device: torch.device
+    named: tuple[Model, ...]
+    models: tuple[Model, ...]
     seeds: tuple[int, ...]
-    samples: int
+    data: Dataset
     sampler: SamplerConfig
-    sampler_name: str | None
-    variance: str | None
-    clip: bool | None
-    batch: int
-    device: str
-    measure: tuple[str, ...]
-    features: str
-    inception_weights: Path | None
-    classifier: Path | None
-    classifier_scale: float | None
-    eps_scale: float | None
-    eps_slope: float | None
-    reference: Path | None
-    data_dir: Path | None
-    preprocessing: Mapping[str, Any]
-    out: Path | None
-    tune: Tune | None = None
-    share: Share | None = None
-    progress: bool = False
-    tensorboard: Path | None = None
-    arguments: tuple[str, ...] = ()
-    compile: str = "auto"  # auto, on or off
+    left_out: tuple[str, ...] = ()
 
-    def in_cells(self) -> tuple[str, ...]:
-        """Return the measurements made while cells are sampled."""
-        return tuple(name for name in IN_CELLS if name in self.measure)
+    @property
+    def fits(self) -> bool:
+        """Tell whether a constant is fitted by its rule, in place of sampling cells."""
+        return self.request.tune is not None and not self.request.tune.values
+
+    @property
+    def shows_images(self) -> bool:
+        """Tell whether real images are shown to the models, with their class labels."""
+        if isinstance(self.data, Unseen):
+            return False
+        tune = self.request.tune
+        return bool(self.request.in_cells()) or (tune is not None and tune.constant == "reference")
+
+    @property
+    def overlaps(self) -> bool:
+        """Tell whether features and scores are made beside the next walk, which leaves the host idle."""
+        # TF32 is a switch of the whole process: features beside a walk would be computed with it.
+        return self.device.type == "cuda" and self.sampler.precision != "tf32"
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Return everything that determines the numbers, and the features; JSON-like."""
+        request, name = self.request, self.sampler.sampler
+        files = {"reference": request.reference, "inception_weights": request.inception_weights}
+        # A file that is missing is reported where it is read.
+        hashes = {key: sha256(path) for key, path in files.items() if path and path.is_file()}
+        return {
+            "models": {
+                model.name: {
+                    "weights": model.weights_hash(),
+                    "network": dict(model.description.network),
+                    "schedule": model.description.schedule,
+                    "T": model.description.T,
+                    **model.additions(),
+                    "eps": [model.scale_at(name, steps) for steps in request.steps],
+                    **model.told(name, request.steps),
+                }
+                for model in self.models
+            },
+            "dataset": self.data.name,
+            "data": self.data.content_hash(),
+            **self.sampler.description(),
+            "steps": request.steps,
+            "seeds": self.seeds,
+            "samples": request.samples,
+            "measure": request.measure,
+            "features": request.features,
+            **hashes,
+            **({} if self.data.preprocessing == "none" else {"preprocessing": self.data.preprocessing}),
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        """Return the short hash of the description."""
+        return short_hash(self.description)
+
+    @property
+    def out(self) -> Path:
+        """Return the results folder."""
+        return self.request.out or Path("results") / f"{self.data.name}-{self.sampler.sampler}-{self.hash}"
+
+
+def resolve(request: Request, registry: Registry) -> Configuration:
+    """Resolve a request.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: something does not exist, or does not go with the rest.
+    """
+    device = device_of(request.device)
+    _refuse_precision(request.sampler.precision, device)
+    named = resolve_models(request, registry)
+    data = registry.load_dataset(request.data_dir, request.preprocessing)
+    request, left_out = _without_images(request) if isinstance(data, Unseen) else (request, ())
+    sampler, tune = resolve_sampler(request, named), request.tune
+    if tune is None or not tune.values:
+        return Configuration(request, device, named, named, request.seeds, data, sampler, left_out)
+    models = tune.variants(named, sampler.sampler, request.steps)
+    return Configuration(request, device, named, models, tune.seeds(request.seeds), data, sampler, left_out)
 
 
 def device_of(name: str) -> torch.device:
@@ -65,15 +140,16 @@ def device_of(name: str) -> torch.device:
     Raises:
         ConfigError: it is not there.
     """
-    found = find_device(name)
-    if found is None:
+    device = find_device(name)
+    if device is None:
         raise ConfigError(f"--device {name} is not available here; use --device auto")
-    # A rank has chosen its GPU, which must be named in full: in another thread plain "cuda" would be the first one.
-    is_chosen = found.type == "cuda" and torch.cuda.is_initialized()
-    return torch.device("cuda", torch.cuda.current_device()) if is_chosen else found
+    if device.type == "cuda" and torch.cuda.is_initialized():
+        # A rank has chosen its GPU, which must be named in full: in another thread plain "cuda" would be the first one.
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
-def refuse_precision(precision: str, device: torch.device) -> None:
+def _refuse_precision(precision: str, device: torch.device) -> None:
     """Refuse a precision that the device does not have.
 
     Raises:
@@ -157,3 +233,23 @@ def _variance(request: Request, models: tuple[Model, ...]) -> str:
         )
     # guided-diffusion's default for networks without a learned variance is the large fixed one.
     return request.variance or ("fixed-large" if unlearned else "learned")
+
+
+def _without_images(request: Request) -> tuple[Request, tuple[str, ...]]:
+    """Return what is left of a request where there are no real images, and a name of each thing that was left out.
+
+    Raises:
+        ConfigError: nothing would be left, as scores and fits need the images.
+    """
+    advice = "give the images' folder with --data-dir"
+    if request.tune is not None and not request.tune.values and request.tune.constant in OF_IMAGES:
+        raise ConfigError(f"--tune {request.tune.text} needs the images; {advice}")
+    if request.reference is None and request.features not in (*COMMITTED, "none"):
+        raise ConfigError(
+            f"--features {request.features} needs the images, of which the package keeps statistics of"
+            f" {', '.join(COMMITTED)} alone; {advice}, or a file of statistics with --reference"
+        )
+    measure = tuple(name for name in request.measure if name not in _NEED_IMAGES)
+    left_out = [_FORCED] if "steps" in measure else []
+    left_out += [text for name, text in _NEED_IMAGES.items() if name in request.measure]
+    return replace(request, measure=measure), (*left_out, _NEIGHBOURS)

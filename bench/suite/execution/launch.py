@@ -6,20 +6,16 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
 from bench.files.writing import drop_partials, partials
-from bench.runtime.tensorboard import open_writer
-from bench.suite.account import account, end, has_end
+from bench.suite.account import Account
 from bench.suite.cells.reference import Reference
-from bench.suite.compiling import settle_compiling
+from bench.suite.cost import cost_line, settle_compiling
 from bench.suite.execution.worker import Execution
 from bench.suite.plan import Cell
-from bench.suite.preview import cost_line
 from bench.suite.processes.locks import Claims
-from bench.suite.processes.progress import Watch, log_path
+from bench.suite.processes.progress import Progress, log_path
 from bench.suite.processes.ranks import Team
 from bench.suite.run import Run
 from bench.suite.settings import ConfigError
-
-__all__ = ["Outcome", "complete", "execute"]
 
 
 @dataclass(frozen=True)
@@ -45,26 +41,25 @@ def execute(run: Run, team: Team) -> Outcome:
         if team.leads and team.share is None:
             _tidy(run)
         return Outcome()
-    run.compiled = settle_compiling(run, team)
+    run.compiled = settle_compiling(run, reference, team)
     with ExitStack() as stack:
         claims = Claims(run.out)
         _claim(claims, team, stack)
-        watch = _watch(run, reference, team)
-        stack.callback(watch.close)
-        with account(run, team):
-            execution = Execution(run, reference, team, watch, claims)
-            watch.event("start", calls=watch.total, cells=len(run.cells), processes=team.size)
+        progress = _progress(run, reference, team)
+        stack.callback(progress.close)
+        with Account(run).record(team):
+            execution = Execution(run, reference, team, progress, claims)
+            progress.event("start", calls=progress.total, cells=len(run.cells), processes=team.size)
             try:
                 execution.begin()
                 execution.work()
             except KeyboardInterrupt:
                 with suppress(OSError):  # a full disk must not hide why the run ends
-                    watch.event("interrupted")
+                    progress.event("interrupted")
                 raise
-            watch.exchange()
+            progress.exchange()
             failures = _failures(execution, team)
-            execution.chart()
-        watch.event("end", failures=len(failures))
+        progress.event("end", failures=len(failures))
     incomplete = sum(not _is_done(run, reference, cell) for cell in run.cells) if team.leads else 0
     return Outcome(tuple(failures), incomplete)
 
@@ -78,11 +73,11 @@ def complete(run: Run) -> list[str]:
     run.store.check_features(run.cells, reference.features_key())
     if not _is_complete(run, reference):
         claims = Claims(run.out)
-        with claims.folder(), account(run, team), closing(_watch(run, reference, team)) as watch:
-            execution = Execution(run, reference, team, watch, claims)
+        with claims.folder(), Account(run).record(team), closing(_progress(run, reference, team)) as progress:
+            execution = Execution(run, reference, team, progress, claims)
             execution.complete()
             execution.rescore()
-    batch, missing = run.request.batch, list[str]()
+    batch, missing = run.config.request.batch, list[str]()
     for cell in run.cells:
         if not _is_done(run, reference, cell):
             units = list(run.store.extended(cell).units(batch))
@@ -123,19 +118,19 @@ def _is_complete(run: Run, reference: Reference) -> bool:
 
 def _tidy(run: Run) -> None:
     """Drop what is left of a process that died when all was done, and end the account for it."""
-    if all(map(run.store.is_closed, run.cells)) and has_end(run) and not any(partials(run.out)):
+    if all(map(run.store.is_closed, run.cells)) and Account(run).has_ended and not any(partials(run.out)):
         return
     with suppress(ConfigError), Claims(run.out).folder():  # unless somebody is at work there
         drop_partials(run.out)
         for cell in run.cells:
             run.store.close(cell)
-        end(run)
+        Account(run).end()
 
 
 def _calls(run: Run, reference: Reference) -> tuple[int, int]:
     """Return the network calls of what is not complete, and how many of them were made before; of a share, its part."""
     total = done = 0
-    batch, share, position = run.request.batch, run.request.share, 0
+    batch, share, position = run.config.request.batch, run.config.request.share, 0
     for cell in map(run.store.extended, run.cells):
         sampled = run.store.is_sampled(cell)
         for unit in cell.units(batch):
@@ -150,13 +145,11 @@ def _calls(run: Run, reference: Reference) -> tuple[int, int]:
     return total, done
 
 
-def _watch(run: Run, reference: Reference, team: Team) -> Watch:
-    request = run.request
-    shown = request.progress
-    if run.extras and shown and team.leads:
-        print(cost_line(run))
+def _progress(run: Run, reference: Reference, team: Team) -> Progress:
+    shown, log = run.config.request.progress, log_path(run.out, team)
     if not team.leads:
-        return Watch(team, (0, 0), (len(run.cells), 0), log_path(run.out, team), False)
-    done = sum(_is_done(run, reference, cell) for cell in run.cells)
-    scalars = open_writer(request.tensorboard) if request.tensorboard is not None else None
-    return Watch(team, _calls(run, reference), (len(run.cells), done), log_path(run.out, team), shown, scalars)
+        return Progress(team, (0, 0), (len(run.cells), 0), log, False)
+    if run.extras and shown:
+        print(cost_line(run))
+    complete = sum(_is_done(run, reference, cell) for cell in run.cells)
+    return Progress(team, _calls(run, reference), (len(run.cells), complete), log, shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,14 +12,58 @@ from bench.suite.cells.arms import Arrays, RunError
 from bench.suite.cells.reference import Reference
 from bench.suite.cells.runner import CellRunner, score_cell
 from bench.suite.experiments.experiment import Extra
-from bench.suite.finisher import Finisher
 from bench.suite.plan import Cell, Unit
 from bench.suite.processes.locks import Claims
-from bench.suite.processes.progress import Watch
+from bench.suite.processes.progress import Progress
 from bench.suite.processes.ranks import Team
 from bench.suite.run import Run
 
-__all__ = ["Execution"]
+
+class Finisher:
+    """Does one thing at a time, in the order given.
+
+    Args:
+        beside: use a thread of its own. It gains where the walk computes on another device than the host; on the host
+            itself both would only share the cores.
+    """
+
+    def __init__(self, beside: bool) -> None:
+        self.beside = beside
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def submit(self, work: Callable[[], object]) -> None:
+        """Do the work, now or beside what follows; waits for what was given before, so that nothing piles up.
+
+        Raises:
+            BaseException: what earlier work has raised.
+        """
+        self.wait()
+        if not self.beside:
+            work()
+            return
+        # A daemon: what is half written at an interruption is never read, and nobody should have to wait for it.
+        self._thread = threading.Thread(target=self._do, args=(work,), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for what was given.
+
+        Raises:
+            BaseException: what it has raised.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _do(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:  # whatever it is belongs to the thread that waits
+            self._failure = error
 
 
 class Execution:
@@ -28,19 +73,19 @@ class Execution:
         run: the plan.
         reference: what samples are compared with.
         team: who shares the work; the results folder is theirs.
-        watch: told of everything.
+        progress: counts and logs the work.
         claims: on the results folder.
 
     Attributes:
         failures: a line for each cell or measurement that this process had to give up.
     """
 
-    def __init__(self, run: Run, reference: Reference, team: Team, watch: Watch, claims: Claims) -> None:
-        self.run, self.reference, self.team, self.watch, self.claims = run, reference, team, watch, claims
+    def __init__(self, run: Run, reference: Reference, team: Team, progress: Progress, claims: Claims) -> None:
+        self.run, self.reference, self.team, self.progress, self.claims = run, reference, team, progress, claims
         self.store, self.cells = run.store, [run.store.extended(cell) for cell in run.cells]
-        self.workbench = run.workbench(reference, watch.calls)
+        self.workbench = run.workbench(reference, progress.calls)
         self.failures: dict[str, str] = {}
-        self._finisher = Finisher(run.overlaps())
+        self._finisher = Finisher(run.config.overlaps)
         self._runner: CellRunner | None = None
         self._knows_reference = False
 
@@ -63,7 +108,7 @@ class Execution:
 
     def work(self) -> None:
         """Do this process's part: the units of the cells, scores made anew, then the other measurements."""
-        jobs = [(cell, unit) for cell in self.cells for unit in cell.units(self.run.request.batch)]
+        jobs = [(cell, unit) for cell in self.cells for unit in cell.units(self.run.config.request.batch)]
         for number in self.team.take("units", len(jobs)):
             self._unit(*jobs[number])
         self._finisher.wait()
@@ -80,7 +125,7 @@ class Execution:
         """Compute a unit, unless it was done before or its cell was given up."""
         if cell.name in self.failures or not self.store.is_open(cell) or self.store.has_shard(cell, unit):
             return
-        self.watch.begin(f"{cell.model.name} {cell.steps} steps")
+        self.progress.begin(f"{cell.model.name} {cell.steps} steps")
         runner = self._runner_of(cell)
         self._try(cell.name, lambda: self._walk(runner, unit))
 
@@ -93,9 +138,9 @@ class Execution:
         runner.keep(unit, arrays)
         images = unit.stop - unit.start
         seconds = round(float(arrays["seconds"]), 3)
-        self.watch.event("unit", cell=runner.cell.name, unit=unit.name, images=images, seconds=seconds)
+        self.progress.event("unit", cell=runner.cell.name, unit=unit.name, images=images, seconds=seconds)
         if unit.arm == "free":
-            self.watch.images(images)
+            self.progress.images(images)
         self._complete(runner)
 
     def _complete(self, runner: CellRunner) -> None:
@@ -132,32 +177,27 @@ class Execution:
             return
         found = self.store.metrics(cell) or {}
         facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds", "nfe") if name in found}
-        self.watch.begin(f"{cell.name} (scores)")
+        self.progress.begin(f"{cell.name} (scores)")
         score_cell(cell, self.reference, self.store, facts)
         self._tell(cell)
 
     def _tell(self, cell: Cell) -> None:
-        self.watch.event("cell", cell=cell.name, scores=self._scores(cell))
-        self.watch.cell()
+        self.progress.event("cell", cell=cell.name, scores=self._scores(cell))
+        self.progress.cell()
 
     def _scores(self, cell: Cell) -> dict[str, float]:
         scores = (self.store.metrics(cell) or {}).get("scores", [])
         return {score["metric"]: score["value"] for score in scores if score["value"] is not None}
 
-    def chart(self) -> None:
-        """Write every complete cell's scores against its steps for TensorBoard, whichever process completed it."""
-        for cell in self.cells if self.team.leads else ():
-            self.watch.scores(f"{cell.model.name}-seed{cell.seed}", self._scores(cell), cell.steps)
-
     def _extra(self, extra: Extra) -> None:
         if extra.is_complete(self.run.out, self.reference.features_key()):
             return
-        self.watch.begin(extra.name)
+        self.progress.begin(extra.name)
         self._try(extra.name, lambda: self._measure(extra))
 
     def _measure(self, extra: Extra) -> None:
         extra.compute(self.workbench, self.run.out)
-        self.watch.event("measurement", name=extra.name)
+        self.progress.event("measurement", name=extra.name)
 
     def _try(self, name: str, work: Callable[[], object]) -> None:
         """Do some work of a cell or measurement; values that are not finite end it and nothing else."""
@@ -168,7 +208,7 @@ class Execution:
             for cell in self.cells:
                 if cell.name == name:  # with mended weights or constants it is another cell, and must not be refused
                     self.store.close(cell)
-            self.watch.event("failed", name=name, why=str(error))
+            self.progress.event("failed", name=name, why=str(error))
 
     def _runner_of(self, cell: Cell) -> CellRunner:
         """Return the runner of a cell; units come cell by cell, so that one is kept."""

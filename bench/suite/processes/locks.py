@@ -14,10 +14,8 @@ from pathlib import Path
 import portalocker
 from portalocker import LockFlags
 
+from bench.suite.processes.ranks import Share
 from bench.suite.settings import ConfigError
-from bench.suite.shares import Share
-
-__all__ = ["Claims"]
 
 _FOLDER = ".locks"
 

@@ -6,16 +6,44 @@ a counter in torch.distributed's store, so that a fast rank takes more and nobod
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-
-import torch
 
 from bench.runtime.distributed import AgreedError, Group, is_launched
 from bench.suite.settings import ConfigError
-from bench.suite.shares import Share, parse_share
 
 _PATIENCE = timedelta(days=30)  # a rank waits for the longest shard of another; torchrun ends ranks whose peer died
+
+_MAX_SHARES = 100_000
+_SHARE = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")  # more digits would be out of range
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of a run's work: every ``count``-th unit, from the ``index``-th, 0 to count - 1."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def parse_share(text: str) -> Share:
+    """Read ``i/n``, i from 0 to n - 1; n counts as 0, so that arrays numbered from 1 to n cover the same work.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    match = _SHARE.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"--shard: {text!r} is not i/n, such as 0/4")
+    index, count = map(int, match.groups())
+    if not 0 < count <= _MAX_SHARES or index > count:
+        raise ConfigError(f"--shard: {text!r} is out of range; i goes from 0 to n - 1, or from 1 to n")
+    return Share(index % count, count)
 
 
 class Team(Group):
@@ -65,6 +93,8 @@ def join(shard: str | None) -> Team:
         return Team(share)
     if share is not None:
         raise AgreedError(f"--shard {share} is for processes without torchrun, whose ranks share the work already")
+    import torch
+
     team = Team.meet(patience=_PATIENCE)  # words are exchanged, never states: gloo serves every device
     if torch.cuda.is_available():
         torch.cuda.set_device(team.local_rank % torch.cuda.device_count())

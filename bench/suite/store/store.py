@@ -26,8 +26,8 @@ from bench.files.writing import (
     write_arrays,
     write_record,
 )
-from bench.suite.plan import IN_CELLS, Cell, Unit
-from bench.suite.settings import LATER_SETTINGS, ConfigError
+from bench.suite.plan import Cell, Unit
+from bench.suite.settings import IN_CELLS, LATER_SETTINGS, ConfigError
 from bench.suite.store.shards import DamagedShard, read_shard, write_shard
 
 _SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")

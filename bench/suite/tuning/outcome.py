@@ -34,12 +34,12 @@ def refuse_grid(run: Run, tune: Tune) -> None:
         ConfigError: naming what to change.
     """
     refuse_other(run.out, tune)
-    if run.fits:
+    if run.config.fits:
         return
     needed = len(run.reference().features().moments.mean) + 1
-    if run.request.samples < needed:
+    if run.config.request.samples < needed:
         raise ConfigError(
-            f"--tune needs a Frechet distance, and that {needed} images a value, not {run.request.samples};"
+            f"--tune needs a Frechet distance, and that {needed} images a value, not {run.config.request.samples};"
             " give more --samples"
         )
 
@@ -61,7 +61,7 @@ def fit_constants(run: Run, tune: Tune, quiet: bool) -> Path:
     Raises:
         ConfigError: the constant has no rule.
     """
-    counts, sampler = sorted(run.request.steps), run.sampler.sampler
+    counts, sampler = sorted(run.config.request.steps), run.config.sampler.sampler
     cells = {(cell.model.name, cell.steps): cell for cell in run.cells}
     fitted_counts = counts if tune.constant in BY_STEPS else counts[:1]
     fits: dict[str, list[FittedConstant]] = {}
@@ -71,7 +71,7 @@ def fit_constants(run: Run, tune: Tune, quiet: bool) -> Path:
             bar.update(calls)
 
         workbench = run.workbench(run.reference(), progress)
-        for model in run.named:
+        for model in run.config.named:
             constants = [fit(tune.constant, cells[model.name, count], workbench) for count in fitted_counts]
             fits[model.name] = constants if len(constants) == len(counts) else constants * len(counts)
     rows = [
@@ -81,7 +81,9 @@ def fit_constants(run: Run, tune: Tune, quiet: bool) -> Path:
     ]
     write_atomic(run.out / "fitted.csv", lambda partial: pd.DataFrame(rows).to_csv(partial, index=False))
     values = {name: [constant.value for constant in constants] for name, constants in fits.items()}
-    return write_entries(run.out, tune, run.named, values, sampler, counts, f"sampler {sampler}; fitted.csv says how.")
+    return write_entries(
+        run.out, tune, run.config.named, values, sampler, counts, f"sampler {sampler}; fitted.csv says how."
+    )
 
 
 def _diagnostics(constant: FittedConstant) -> dict[str, Any]:
@@ -99,13 +101,13 @@ def choose_constants(run: Run, tune: Tune) -> tuple[Path, list[str]]:
     Raises:
         ConfigError: a cell has no Frechet distance.
     """
-    reference, counts, sampler = run.reference(), sorted(run.request.steps), run.sampler.sampler
+    reference, counts, sampler = run.reference(), sorted(run.config.request.steps), run.config.sampler.sampler
     assert reference.extractor is not None  # the command line refuses --tune without features
     metric = reference.extractor.metrics["frechet"]
-    values = choose_values(tune, run.named, run.cells, run.store, metric)
+    values = choose_values(tune, run.config.named, run.cells, run.store, metric)
     rows = [
         {"model": model.name, "sampler": sampler, "steps": count, "parameter": tune.constant, "value": value}
-        for model in run.named
+        for model in run.config.named
         for count, value in zip(counts, values[model.name], strict=True)
     ]
     write_chosen(run.out / "tuning" / "chosen.csv", pd.DataFrame(rows))
@@ -116,11 +118,11 @@ def choose_constants(run: Run, tune: Tune) -> tuple[Path, list[str]]:
         if row["value"] in (tune.values[0], tune.values[-1])
     ]
     how = "\n".join([
-        f"{metric} to {reference.name}, {sampler}; {run.request.samples} samples a value and seed,",
-        f"{len(run.seeds)} of the seeds reserved for tuning.",
+        f"{metric} to {reference.name}, {sampler}; {run.config.request.samples} samples a value and seed,",
+        f"{len(run.config.seeds)} of the seeds reserved for tuning.",
         *ends,
     ])  # fmt: skip
-    return write_entries(run.out, tune, run.named, values, sampler, counts, how), ends
+    return write_entries(run.out, tune, run.config.named, values, sampler, counts, how), ends
 
 
 def write_chosen(path: Path, rows: pd.DataFrame) -> None:

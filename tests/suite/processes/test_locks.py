@@ -10,8 +10,8 @@ import pytest
 from suite_ranks import hold_folder, started
 
 from bench.suite.processes.locks import Claims
+from bench.suite.processes.ranks import Share
 from bench.suite.settings import ConfigError
-from bench.suite.shares import Share
 
 
 def claim(stack, root, share=None):

@@ -1,20 +1,9 @@
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.suite.settings import (
-    RESERVED_SEEDS,
-    ConfigError,
-    SamplerConfig,
-    nearest,
-    parse_measure,
-    parse_models,
-    parse_seeds,
-    parse_steps,
-    positive,
-    short_hash,
-)
+from bench.suite.config.request import parse_measure, parse_models, parse_seeds, parse_steps
+from bench.suite.settings import RESERVED_SEEDS, ConfigError
 
 
 def test_models_with_and_without_paths():
@@ -83,39 +72,6 @@ def test_seeds_and_ranges(text, seeds):
 def test_bad_seeds(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_seeds(text)
-
-
-@pytest.mark.parametrize("value", [0, -1, -0.5, float("nan"), float("inf")])
-def test_positive_refuses(value):
-    with pytest.raises(ConfigError, match="--flag must be positive"):
-        positive("--flag", value)
-
-
-@pytest.mark.parametrize("value", [1, 0.001, 1e300])
-def test_positive_accepts(value):
-    assert positive("--flag", value) is None
-
-
-def test_nearest_name():
-    assert "did you mean 'cosine'?" in str(nearest("schedule", "cosin", ["linear", "cosine"]))
-    assert "known: cosine, linear" in str(nearest("schedule", "zzz", ["linear", "cosine"]))
-
-
-def test_respacing_names():
-    assert SamplerConfig().respacing(20) == "20"
-    assert SamplerConfig(spacing="ddim").respacing(20) == "ddim20"
-
-
-def test_short_hash_sees_every_part_and_no_order():
-    value = {"a": 1, "b": [1, 2.5, None], "c": Path("x")}
-    assert short_hash(value) == short_hash(dict(reversed(value.items())))
-    others = [{**value, "a": 2}, {**value, "b": [1, 2.5]}, {**value, "c": Path("y")}, {**value, "d": 0}]
-    assert len({short_hash(other) for other in [value, *others]}) == 5
-
-
-def test_short_hash_of_a_dataclass_follows_its_fields():
-    assert short_hash(SamplerConfig()) == short_hash(SamplerConfig())
-    assert short_hash(SamplerConfig()) != short_hash(replace(SamplerConfig(), eta=0.1))
 
 
 def test_measurements_come_in_the_order_they_are_made():

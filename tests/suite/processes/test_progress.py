@@ -1,8 +1,7 @@
-"""What a run says while it works: a line for people, JSON lines for machines, scalars for TensorBoard."""
+"""What a run says while it works: a line for people, JSON lines for machines."""
 
 import json
 import re
-import sys
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -11,10 +10,9 @@ from suite_ranks import command as suite_command
 from suite_ranks import launch
 
 from bench.suite import run as whole_run
-from bench.suite.processes import progress as watching
-from bench.suite.processes.progress import Watch, log_path
-from bench.suite.processes.ranks import Team
-from bench.suite.shares import Share
+from bench.suite.processes import progress as module
+from bench.suite.processes.progress import Progress, log_path
+from bench.suite.processes.ranks import Share, Team
 
 RUN = ("--models", "adm", "--steps", "2,3", "--samples", "24", "--batch-size", "8", "--compile", "off")
 CELLS = ["adm-ddpm-2-seed0", "adm-ddpm-3-seed0"]
@@ -36,6 +34,12 @@ def line_of(err):
 # --- the progress line --------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def terminal(monkeypatch):
+    """Let stderr be a terminal."""
+    monkeypatch.setattr(module, "on_terminal", lambda: True)
+
+
 def assert_complete(line):
     """The whole run is done: all its calls and cells, so many images a second, and no time left."""
     assert "100%|" in line
@@ -44,25 +48,43 @@ def assert_complete(line):
     assert float(re.search(r"([\d.e+]+) images/s", line)[1]) > 0
 
 
-def test_the_line_shows_calls_cells_speed_and_the_time_left(tmp_path, command):
+def assert_lines(err):
+    """Elsewhere than on a terminal: one line at the beginning, one at the end, and one a minute between."""
+    first, last = err.splitlines()
+    assert first == f"  0% of {CALLS:,} network calls, cells 0/2, 0 images/s, ? left"
+    assert re.fullmatch(rf"100% of {CALLS:,} network calls, cells 2/2, [\d.e+]+ images/s, 00:00 left", last)
+
+
+def test_the_bar_shows_calls_cells_speed_and_the_time_left(tmp_path, command, terminal):
     found = command(*RUN, "--out", tmp_path / "out")
     assert found.code == 0
     assert_complete(line_of(found.err))
 
 
-def test_the_line_counts_what_all_ranks_do(tmp_path):
+def test_lines_count_what_all_ranks_do(tmp_path):
     found = launch(2, suite_command, *RUN, "--out", str(tmp_path / "out"))
     assert [code for code, _, _ in found] == [0, 0]
-    assert_complete(line_of(found[0][2]))
+    assert_lines(found[0][2])
     assert found[1][1:] == ("", "")
+
+
+def test_lines_come_once_a_minute(tmp_path, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    progress = Progress(Team(), (1000, 0), (4, 0), tmp_path / "log.jsonl", shown=True)
+    for _ in range(100):
+        clock[0] += 2.0
+        progress.calls(5)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("%")[0].strip() for line in lines] == ["0", "15", "30", "45"]
+    assert lines[1].endswith("05:40 left")
 
 
 @pytest.mark.parametrize(
     ("flags", "shown"),
-    [((), True), (("--quiet",), False), (("--no-progress",), False), (("--quiet", "--progress"), True),
-     (("--quiet", "--no-progress"), False)],
-)  # fmt: skip
-def test_the_line_can_be_switched(tmp_path, command, flags, shown):
+    [((), True), (("--quiet",), False), (("--no-progress",), False), (("--quiet", "--progress"), True)],
+)
+def test_the_line_can_be_switched(tmp_path, command, terminal, flags, shown):
     found = command(*RUN, "--steps", "2", "--no-probes", *flags, "--out", tmp_path / "out")
     assert found.code == 0
     assert ("call/s" in found.err) == shown
@@ -87,7 +109,7 @@ class Interrupting:
         return call
 
 
-def test_a_run_that_goes_on_starts_from_what_was_done(tmp_path, command, monkeypatch):
+def test_a_run_that_goes_on_starts_from_what_was_done(tmp_path, command, terminal, monkeypatch):
     monkeypatch.setattr("bench.suite.plan.SHARD", 8)
     with monkeypatch.context() as patch:
         patch.setattr(whole_run, "denoiser_of", Interrupting(2 * 3 + 1))  # the 24 samples of the first cell
@@ -180,80 +202,19 @@ def test_every_process_has_a_log_of_its_own(tmp_path, share, rank, name):
 
 
 def test_counts_of_several_threads_add_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(watching, "_EVERY", 0.0)  # exchange at every call
-    watch = Watch(Team(), (4000, 0), (4, 0), tmp_path / "log.jsonl", shown=False)
+    monkeypatch.setattr(module, "_EXCHANGE_EVERY", 0.0)  # exchange at every call
+    progress = Progress(Team(), (4000, 0), (4, 0), tmp_path / "log.jsonl", shown=False)
 
     def work():
         for _ in range(1000):
-            watch.calls(1)
-            watch.images(2)
-        watch.cell()
+            progress.calls(1)
+            progress.images(2)
+        progress.cell()
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    watch.close()
-    assert [watch.team.add(name, 0) for name in ("calls", "images", "cells")] == [4000, 8000, 4]
-
-
-# --- TensorBoard ----------------------------------------------------------------------------------------------------
-
-
-def scalars(folder):
-    """Return TensorBoard's scalars, {tag: [(step, value), ...]}."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(folder))
-    found.Reload()
-    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_scalars_are_the_scores_against_steps_and_the_speed(tmp_path, processes):
-    pytest.importorskip("tensorboard")
-    args = (*RUN, "--quiet", "--out", str(tmp_path / "out"), "--tensorboard", str(tmp_path / "board"))
-    found = launch(processes, suite_command, *args) if processes > 1 else [suite_command(*args)]
-    assert found == [(0, "", "")] * processes
-    written = scalars(tmp_path / "board")
-    expected = {}
-    for steps, cell in zip((2, 3), CELLS, strict=True):
-        facts = json.loads((tmp_path / "out" / "cells" / cell / "metrics.json").read_text())
-        for score in facts["scores"]:
-            if score["value"] is not None:
-                expected.setdefault(f"{score['metric']}/adm-seed0", []).append((steps, score["value"]))
-    assert "kid_digits/adm-seed0" in expected
-    speed = {tag: written.pop(tag) for tag in ("run/network_calls", "run/images_per_second")}
-    assert written.keys() == expected.keys()
-    for tag, values in expected.items():
-        assert [step for step, _ in written[tag]] == [step for step, _ in values]
-        # TensorBoard keeps float32.
-        assert [value for _, value in written[tag]] == pytest.approx([value for _, value in values], rel=1e-6)
-    assert speed["run/network_calls"][-1][1] == CALLS
-    assert speed["run/images_per_second"][-1][1] > 0
-
-
-def test_without_the_package_tensorboard_is_one_line(tmp_path, command, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    found = command(*RUN, "--out", tmp_path / "out", "--tensorboard", tmp_path / "board")
-    assert (found.code, found.out) == (2, "")
-    assert found.err == ('error: TensorBoard is not installed; pip install "exposure-bias-bench[tensorboard]"\n')
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_the_package_a_run_without_tensorboard_runs(tmp_path, command, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert command(*RUN, "--steps", "2", "--no-probes", "--quiet", "--out", tmp_path / "out").code == 0
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_tensorboard_folder_that_cannot_be_is_one_line(tmp_path, processes):
-    pytest.importorskip("tensorboard")
-    (tmp_path / "board").write_text("a file")
-    args = (*RUN, "--quiet", "--out", str(tmp_path / "out"), "--tensorboard", str(tmp_path / "board"))
-    found = launch(processes, suite_command, *args) if processes > 1 else [suite_command(*args)]
-    assert [code for code, _, _ in found] == [2] * processes
-    lines = "".join(err for _, _, err in found).splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith(f"error: cannot write TensorBoard scalars to {tmp_path / 'board'}")
+    progress.close()
+    assert [progress.team.add(name, 0) for name in ("calls", "images", "cells")] == [4000, 8000, 4]

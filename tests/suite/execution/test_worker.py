@@ -23,8 +23,7 @@ from bench.measure.quality.statistics import FeatureMoments, MomentStream, merge
 from bench.suite import plan
 from bench.suite.cells.arms import Arms
 from bench.suite.cells.runner import CellRunner
-from bench.suite.processes.ranks import Team
-from bench.suite.shares import Share
+from bench.suite.processes.ranks import Share, Team
 from bench.suite.store.store import Store
 
 BATCH = 64

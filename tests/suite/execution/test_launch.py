@@ -40,7 +40,7 @@ from survival import (
 from bench.files.writing import partial_path
 from bench.suite.experiments.experiment import RecordFolder
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHARDS = partial(small_shards, 8)
 SMALL = ("--models", "adm", "--steps", "2,3", "--samples", "20", "--batch-size", "8", "--compile", "off", "--quiet")
 CELLS = ("adm-ddpm-2-seed0", "adm-ddpm-3-seed0")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bench.suite import plan
-from bench.suite.finisher import Finisher
-from bench.suite.run import Run
+from bench.suite.config.resolve import Configuration
+from bench.suite.execution.worker import Finisher
 
 BOTH = pytest.mark.parametrize("beside", [False, True])
 
@@ -76,7 +76,7 @@ def test_a_cell_finished_beside_is_the_same(tmp_path, command, monkeypatch):
 
     for name, beside in (("plain", False), ("beside", True)):
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "overlaps", lambda self, beside=beside: beside)
+            patch.setattr(Configuration, "overlaps", beside)
             patch.setattr(Finisher, "submit", noted)
             assert command(*args, "--out", tmp_path / name).code == 0
     assert threads == {False, True}
@@ -92,7 +92,7 @@ def test_a_full_disk_met_beside_is_one_line(tmp_path, command, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", str(tmp_path / "out"))
 
-    monkeypatch.setattr(Run, "overlaps", lambda self: True)
+    monkeypatch.setattr(Configuration, "overlaps", True)
     monkeypatch.setattr("bench.suite.store.store.write_shard", full)
     found = command("--models", "adm", "--steps", "2", "--samples", "8", "--quiet", "--out", tmp_path / "out")
     assert (found.code, found.out) == (2, "")
@@ -101,7 +101,7 @@ def test_a_full_disk_met_beside_is_one_line(tmp_path, command, monkeypatch):
 
 
 def test_features_are_the_same_in_any_thread(tmp_path, command, monkeypatch):
-    monkeypatch.setattr(Run, "overlaps", lambda self: True)
+    monkeypatch.setattr(Configuration, "overlaps", True)
     args = ("--models", "adm", "--steps", "2", "--samples", "16", "--quiet", "--no-probes", "--compile", "off")
     made = []
     for name in ("one", "two"):

@@ -8,9 +8,8 @@ import suite_ranks
 from suite_ranks import COUNT, abandoned, launch, launch_again, mistaken, new_store, share_work, with_team
 
 from bench.runtime.distributed import is_launched
-from bench.suite.processes.ranks import Team, join
+from bench.suite.processes.ranks import Share, Team, join, parse_share
 from bench.suite.settings import ConfigError
-from bench.suite.shares import Share, parse_share
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -1,0 +1,262 @@
+"""The request: what the flags of ``run_bench.py`` ask for, each flag checked by itself."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS
+from bench.measure.quality.committed import COMMITTED
+from bench.models.acceleration import PRECISIONS
+from bench.runtime.devices import DEVICES
+from bench.runtime.distributed import is_launched
+from bench.suite.processes.ranks import Share, parse_share
+from bench.suite.registry.tune import Tune, parse_tune
+from bench.suite.settings import (
+    IN_CELLS,
+    MEASUREMENTS,
+    RESERVED_SEEDS,
+    SAMPLERS,
+    ConfigError,
+    SamplerConfig,
+    nearest,
+    positive,
+)
+
+_MAX_COUNT = 10_000_000  # samples of a cell, images of a batch
+_MAX_SEEDS = 10_000  # of one range
+_PREPROCESSING = ("resize", "crop", "resize_filter")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The flags of a run, parsed but not yet checked against models and data."""
+
+    models: tuple[tuple[str, Path | None], ...]
+    steps: tuple[int, ...]
+    seeds: tuple[int, ...]
+    samples: int
+    sampler: SamplerConfig
+    sampler_name: str | None
+    variance: str | None
+    clip: bool | None
+    batch: int
+    device: str
+    measure: tuple[str, ...]
+    features: str
+    inception_weights: Path | None
+    classifier: Path | None
+    classifier_scale: float | None
+    eps_scale: float | None
+    eps_slope: float | None
+    reference: Path | None
+    data_dir: Path | None
+    preprocessing: Mapping[str, Any]
+    out: Path | None
+    tune: Tune | None = None
+    share: Share | None = None
+    progress: bool = False
+    arguments: tuple[str, ...] = ()
+    compile: str = "auto"  # auto, on or off
+
+    def in_cells(self) -> tuple[str, ...]:
+        """Return the measurements made while cells are sampled."""
+        return tuple(name for name in IN_CELLS if name in self.measure)
+
+    @property
+    def shares(self) -> int:
+        """Return in how many parts ``--shard`` cuts the work."""
+        return 1 if self.share is None else self.share.count
+
+
+def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entries: Collection[str] = ()) -> Request:
+    """Check every flag that can be checked by itself.
+
+    Args:
+        args: the parsed flags.
+        arguments: the command line they were parsed from.
+        entries: names of the config files' datasets.
+
+    Raises:
+        ConfigError: naming the flag that is wrong.
+    """
+    samples = args.samples if args.samples is not None else (256 if args.dataset == "digits" else 1000)
+    _check_numbers(args, samples)
+    if args.out is not None and str(args.out) == ".":
+        raise ConfigError("--out is empty or the current folder; name a folder for the results")
+    sampler = SamplerConfig(
+        spacing=_choice("--spacing", args.spacing, ("plain", "ddim")),
+        eta=args.eta,
+        churn=args.churn,
+        quantize=_choice("--quantize", args.quantize, ("round", "floor")),
+        precision=_choice("--precision", args.precision, PRECISIONS),
+    )
+    if args.variance is not None:
+        _choice("--variance", args.variance, ("learned", "fixed-small", "fixed-large"))
+    return Request(
+        models=parse_models(args.models),
+        steps=parse_steps(args.steps),
+        seeds=parse_seeds(args.seeds),
+        samples=samples,
+        sampler=sampler,
+        sampler_name=None if args.sampler is None else _choice("--sampler", args.sampler, SAMPLERS),
+        variance=args.variance,
+        clip=args.clip,
+        batch=args.batch_size,
+        device=_choice("--device", args.device, DEVICES),
+        measure=_measurements(args),
+        features=_features(args, entries),
+        inception_weights=args.inception_weights,
+        classifier=args.classifier,
+        classifier_scale=args.classifier_scale,
+        eps_scale=args.eps_scale,
+        eps_slope=args.eps_slope,
+        reference=args.reference,
+        data_dir=args.data_dir,
+        preprocessing={name: value for name in _PREPROCESSING if (value := getattr(args, name)) is not None},
+        out=args.out,
+        tune=_tune(args),
+        share=None if args.shard is None else parse_share(args.shard),
+        progress=not args.quiet if args.progress is None else args.progress,
+        arguments=tuple(arguments),
+        compile=_choice("--compile", args.compile, ("auto", "on", "off")),
+    )
+
+
+def _choice(flag: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise nearest(flag, value, choices)
+    return value
+
+
+def _check_numbers(args: argparse.Namespace, samples: int) -> None:
+    """Refuse numbers out of range, and numbers of a flag that was not given."""
+    positive("--samples", samples)
+    positive("--batch-size", args.batch_size)
+    if max(samples, args.batch_size) > _MAX_COUNT:
+        raise ConfigError(f"--samples and --batch-size go up to {_MAX_COUNT:,}")
+    if args.eps_scale is not None:
+        positive("--eps-scale", args.eps_scale)
+    if args.eps_slope is not None and not math.isfinite(args.eps_slope):
+        raise ConfigError(f"--eps-slope must be a number, not {args.eps_slope}")
+    if args.classifier_scale is not None:
+        positive("--classifier-scale", args.classifier_scale)
+        if args.classifier is None:
+            raise ConfigError("--classifier-scale has no effect without --classifier; name the classifier's weights")
+    if not 0 <= args.eta <= 1:
+        raise ConfigError(f"--eta must lie between 0 and 1, not {args.eta}")
+    if not 0 <= args.churn < math.inf:
+        raise ConfigError(f"--churn must be a finite number of at least 0, not {args.churn}")
+
+
+def _measurements(args: argparse.Namespace) -> tuple[str, ...]:
+    if args.probes:
+        if args.measure is not None:
+            return parse_measure(args.measure)
+        return IN_CELLS if args.tune is None else ()  # the many cells of a grid of constants are only compared
+    if args.measure is not None:
+        raise ConfigError("--no-probes measures nothing; leave it out, or leave out --measure")
+    return ()
+
+
+def _features(args: argparse.Namespace, entries: Collection[str]) -> str:
+    """Return the features to score with, and refuse files that they do not use."""
+    features = args.features or _default_features(args, entries)
+    if args.reference is not None and features == "none":
+        raise ConfigError("--reference has no effect with --features none")
+    if args.inception_weights is not None and features not in INCEPTION_EXTRACTORS:
+        raise ConfigError(f"--inception-weights has no effect with --features {features}")
+    return _choice("--features", features, EXTRACTORS)
+
+
+def _default_features(args: argparse.Namespace, entries: Collection[str]) -> str:
+    """Return the features of a run that names none: an embedded classifier's where Inception's have no reference."""
+    is_committed = args.dataset in COMMITTED and args.dataset not in entries
+    without_files = is_committed and args.data_dir is None and args.reference is None
+    return args.dataset if args.dataset == "digits" or without_files else "inception"
+
+
+def _tune(args: argparse.Namespace) -> Tune | None:
+    if args.tune is None:
+        return None
+    if args.features == "none":
+        raise ConfigError("--tune compares distances on features; leave out --features none")
+    tune = parse_tune(args.tune)
+    if not tune.values and (args.shard is not None or is_launched()):
+        raise ConfigError(f"--tune {tune.text} is one piece of work; run it without torchrun and --shard")
+    if args.samples is not None and not tune.values:
+        raise ConfigError(f"--samples has no effect with --tune {tune.text}, whose rule knows how many it needs")
+    if args.eps_scale is not None and tune.constant == "b":
+        raise ConfigError("--eps-scale has no effect with --tune b, which replaces it; leave one out")
+    return tune
+
+
+def _items(flag: str, text: str) -> list[str]:
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise ConfigError(f"{flag} is empty; give at least one value")
+    twice = sorted({item for item in items if items.count(item) > 1})
+    if twice:
+        raise ConfigError(f"{flag} names {twice[0]} twice")
+    return items
+
+
+def parse_models(text: str) -> tuple[tuple[str, Path | None], ...]:
+    """Read ``NAME[=PATH],...`` into (name, path or None) pairs."""
+    pairs = []
+    for item in _items("--models", text):
+        name, given, path = item.partition("=")
+        if not name or (given and not path):
+            raise ConfigError(f"--models: {item!r} is not NAME or NAME=PATH")
+        pairs.append((name, Path(path) if path else None))
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ConfigError("--models names a model twice; give each weights file a name of its own with --config")
+    return tuple(pairs)
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """Read ``80,100,...``; limits that depend on the model are checked with it."""
+    steps = []
+    for item in _items("--steps", text):
+        try:
+            steps.append(int(item))
+        except ValueError:
+            raise ConfigError(f"--steps: {item!r} is not a whole number") from None
+        if steps[-1] < 1:
+            raise ConfigError(f"--steps: {item} is not positive; a sampler needs at least one step")
+    if len(set(steps)) < len(steps):
+        raise ConfigError("--steps names a number twice")
+    return tuple(steps)
+
+
+def parse_measure(text: str) -> tuple[str, ...]:
+    """Read ``steps,chains,...`` or ``all`` into measurements, in the order they are made."""
+    names = _items("--measure", text)
+    for name in names:
+        if name not in (*MEASUREMENTS, "all"):
+            raise nearest("--measure", name, (*MEASUREMENTS, "all"))
+    return tuple(name for name in MEASUREMENTS if name in names or "all" in names)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read ``0,3,7`` or ranges ``0-4`` (both ends included), mixed as wished."""
+    seeds: list[int] = []
+    for item in _items("--seeds", text):
+        first, dash, last = item.partition("-")
+        try:
+            low, high = int(first), int(last) if dash else int(first)
+        except ValueError:
+            raise ConfigError(f"--seeds: {item!r} is neither a seed (0, 1, ...) nor a range such as 0-4") from None
+        if high < low or high - low >= _MAX_SEEDS or high >= RESERVED_SEEDS:
+            raise ConfigError(
+                f"--seeds: {item!r} is empty or too large (seeds from {RESERVED_SEEDS} on are for tuning)"
+            )
+        seeds.extend(range(low, high + 1))
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError("--seeds names a seed twice")
+    return tuple(seeds)
