@@ -91,12 +91,14 @@ def error_line(error: BaseException, out: Path | None) -> str:
 def _model_list(args: argparse.Namespace) -> list[str]:
     """Return the lines of ``--list-models``."""
     from bench.suite.registry.registry import EMBEDDED, load_registry
-    from bench.suite.registry.remedies import KINDS, SUFFIXES
+    from bench.suite.registry.remedies import describe_remedies
 
     registry = load_registry(args.config, args.dataset)
-    names = [f"{name:<16} {EMBEDDED.get(name, 'from the config file')}" for name in registry.names()]
-    remedies = [f"-{suffix:<15} {KINDS[kind].about}" for suffix, kind in SUFFIXES.items()]
-    return [*names, "", "and each with remedies, in the order of the name, as in adm-es or adm-ts-es:", "", *remedies]
+    names = [f"{name:<24} {EMBEDDED.get(name, 'from the config file')}" for name in registry.names()]
+    trainings = [f"{name}@{number}" for name in EMBEDDED for number in registry.trainings(name)]
+    more = ["", "other trainings of these recipes: " + ", ".join(trainings)] if trainings else []
+    remedies = describe_remedies()
+    return [*names, *more, "", "each with remedies, in the order of the name, as in adm-es or adm-ts-es:", *remedies]
 
 
 def prepare(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> Run:

@@ -15,7 +15,7 @@ from bench.diffusion.types import Correction, Level
 from bench.measure.instruments.probes import spread_indices
 from bench.runtime.errors import UserError
 from bench.suite.registry.model import Model
-from bench.suite.registry.remedies import Course
+from bench.suite.registry.remedies import Walk
 from bench.suite.settings import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
 
 RECORD_VERSION = 2  # raise when the meaning of a record changes: older cells are then recomputed
@@ -139,8 +139,8 @@ class Cell:
         """
         if not self.model.remedies:
             return None
-        course = Course(self.levels(), self.grid(), self.config.clip)
-        made = [remedy.correction(course, self.config.sampler, self.steps) for remedy in self.model.remedies]
+        walk = Walk(self.levels(), self.grid(), self.config.clip)
+        made = [remedy.correction(walk, self.config.sampler, self.steps) for remedy in self.model.remedies]
         return made[0] if len(made) == 1 else InOrder(made)
 
     def instruments(self) -> Instruments | None:

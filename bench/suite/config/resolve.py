@@ -17,7 +17,6 @@ from bench.runtime.devices import find_device
 from bench.suite.config.request import Request
 from bench.suite.registry.model import Model
 from bench.suite.registry.registry import Registry
-from bench.suite.registry.remedies import KINDS
 from bench.suite.registry.tune import OF_IMAGES
 from bench.suite.settings import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
 
@@ -89,7 +88,7 @@ class Configuration:
                     "T": model.description.T,
                     **model.additions(),
                     "eps": [model.scale_at(name, steps) for steps in request.steps],
-                    **model.told(name, request.steps),
+                    **model.remedies_by_steps(name, request.steps),
                 }
                 for model in self.models
             },
@@ -168,7 +167,7 @@ def resolve_models(request: Request, registry: Registry) -> tuple[Model, ...]:
     """
     models = tuple(registry.model(name, path) for name, path in request.models)
     if request.eps_scale is not None or request.eps_slope is not None:
-        if not any("b" in KINDS[remedy.kind].defaults for model in models for remedy in model.remedies):
+        if not any("b" in remedy.defaults for model in models for remedy in model.remedies):
             raise ConfigError("--eps-scale and --eps-slope change scaling models only; add one, e.g. adm-es")
         models = tuple(model.rescaled(request.eps_scale, request.eps_slope) for model in models)
     if request.tune is not None:

@@ -1,16 +1,16 @@
-"""The TOML file of ``--config``: read, checked for keys and types, and nothing more."""
+"""The TOML file of ``--config``: its keys and types are checked here, its meaning in the registry."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.runtime.errors import reason
 from bench.suite.registry.constants import Constants
-from bench.suite.registry.remedies import KINDS, Remedy
+from bench.suite.registry.remedies import VARIANTS, Remedy
 from bench.suite.settings import SAMPLERS, ConfigError, nearest
 
 _MOST_BYTES = 2**18
@@ -18,14 +18,14 @@ _LARGEST = 1e12  # no constant is near it, and squares of it are still finite
 _MOST_DOTS = 100  # in a line: tomllib takes time and memory by the square of a dotted key's length
 Tables = Mapping[str, Mapping[str, Any]]
 
-_NUMBER, _WHOLE, _TEXT, _TABLE, _SWITCH = "a number", "a whole number", "a text", "a table", "true or false"
+_WHOLE, _TEXT, _TABLE, _SWITCH = "a whole number", "a text", "a table", "true or false"
 _TABLES = "a list of tables"
 _TYPES: Mapping[str, tuple[type, ...]] = {
-    _NUMBER: (int, float), _WHOLE: (int,), _TEXT: (str,), _TABLE: (dict,), _SWITCH: (bool,), _TABLES: (list,),
+    _WHOLE: (int,), _TEXT: (str,), _TABLE: (dict,), _SWITCH: (bool,), _TABLES: (list,),
 }  # fmt: skip
 _MODEL_KEYS = {
     "weights": _TEXT, "base": _TEXT, "preset": _TEXT,
-    "corrections": _TABLES, "eps_scale": _NUMBER, "eps_slope": _NUMBER,
+    "corrections": _TABLES,
     "network": _TABLE, "schedule": _TEXT, "T": _WHOLE,
     "adapter": _TEXT, "prediction": _TEXT, "in_channels": _WHOLE, "image_size": _WHOLE, "num_classes": _WHOLE,
     "learn_sigma": _SWITCH,
@@ -94,43 +94,65 @@ def _check_types(name: str, table: Mapping[str, Any], kinds: Mapping[str, str]) 
             raise ConfigError(f"{key!r} of [{name}] in the config file must be {kinds[key]}, not {value!r}")
 
 
-def _check_keys(kind: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+def _check_keys(kind: str, table: Mapping[str, Any], keys: Iterable[str]) -> None:
     for key in table:
-        if key not in known:
-            raise nearest(kind, key, known)
+        if key not in keys:
+            raise nearest(kind, key, keys)
 
 
-def read_remedy(name: str, entry: Mapping[str, Any]) -> Remedy:
-    """Read one entry of ``corrections`` in a config file: ``kind``, its constants, and perhaps what they are for.
+def read_remedies(name: str, entries: Sequence[Any]) -> list[Remedy]:
+    """Read the ``corrections`` of a model's entry in a config file.
 
-    With ``steps``, a list of step counts, a constant may be a list of as many numbers. With ``sampler`` the constants
-    are those of that sampler alone.
+    An entry has a ``kind``, perhaps a ``variant`` of it, and constants. With ``steps``, a list of step counts, a
+    constant may be a list of as many numbers. With ``sampler`` the constants are those of that sampler alone.
+
+    Args:
+        name: of the model.
+        entries: the tables, in the order in which the corrections act.
 
     Raises:
         ConfigError: no kind, an unknown one, or a constant it does not have or cannot have.
     """
-    kind = entry.get("kind")
-    if not isinstance(kind, str):
-        raise ConfigError(f"a correction of model {name!r} in the config file needs 'kind'; known: {', '.join(KINDS)}")
-    if kind not in KINDS:
-        raise nearest("correction", kind, KINDS)
+    if not all(isinstance(entry, Mapping) for entry in entries):
+        raise ConfigError(f"'corrections' of model {name!r} in the config file must be a list of tables")
+    return [_read_remedy(name, entry) for entry in entries]
+
+
+def _read_remedy(name: str, entry: Mapping[str, Any]) -> Remedy:
+    kind = _read_kind(name, entry)
     steps, samplers = _steps(name, entry), _samplers(name, entry)
-    rows: dict[str, tuple[float, ...]] = {}
+    remedy = Remedy(kind)
+    names = [*remedy.defaults, *(["span"] if remedy.has_span else [])]
+    values: dict[str, tuple[float, ...]] = {}
     fixed: dict[str, Any] = {}
     for key, value in entry.items():
-        if key in ("kind", "steps", "sampler"):
+        if key in ("kind", "variant", "steps", "sampler"):
             continue
-        known = [*KINDS[kind].defaults, *(["span"] if "b" in KINDS[kind].defaults else [])]
-        if key not in known:
-            raise nearest(f"constant of {kind}", key, known)
+        if key not in names:
+            raise nearest(f"constant of {kind}", key, names)
         if steps and isinstance(value, list) and len(value) == len(steps) and all(map(_is_number, value)):
-            rows[key] = tuple(map(float, value))
+            values[key] = tuple(map(float, value))
         elif _is_constant(key, value):
             fixed[key] = value if isinstance(value, list) else float(value)  # 1 and 1.0 are one cell
         else:
             what = "a list of pairs [t, std]" if key == "reference" else "a finite number, or one for each of 'steps'"
             raise ConfigError(f"{key!r} of correction {kind!r} of model {name!r} must be {what}, not {value!r}")
-    return Remedy(kind, dict.fromkeys(samplers, Constants(steps if rows else (), rows, fixed)))
+    return Remedy(kind, dict.fromkeys(samplers, Constants(steps if values else (), values, fixed)))
+
+
+def _read_kind(name: str, entry: Mapping[str, Any]) -> str:
+    """Return the name of an entry's kind and variant in :data:`KINDS`."""
+    kind, variant = entry.get("kind"), entry.get("variant")
+    if not isinstance(kind, str):
+        kinds = ", ".join(VARIANTS)
+        raise ConfigError(f"a correction of model {name!r} in the config file needs 'kind'; known: {kinds}")
+    if kind not in VARIANTS:
+        raise nearest("correction", kind, VARIANTS)
+    if variant is None:
+        return kind
+    if variant not in VARIANTS[kind]:
+        raise nearest(f"variant of {kind}", str(variant), VARIANTS[kind])
+    return f"{kind}-{variant}"
 
 
 def _steps(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:

@@ -16,8 +16,8 @@ _CONSTANTS = Path(__file__).parent / "constants.toml"
 class Constants:
     """A remedy's constants by name, under one sampler.
 
-    ``values`` has one value for each count of ``steps`` (ascending); between them they are interpolated linearly in log
-    steps, outside held constant. ``fixed`` ones are the same at every step count, and come first.
+    ``values`` has one value for each count of ``steps`` (ascending). Between them it is interpolated linearly in log
+    steps, outside it is constant. ``fixed`` constants are the same at every step count, and come first.
     """
 
     steps: tuple[int, ...] = ()
@@ -25,7 +25,7 @@ class Constants:
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def names(self) -> set[str]:
-        """Return the names of the constants that are known."""
+        """Return the names of the constants that have a value."""
         return {*self.values, *self.fixed}
 
     def at(self, steps: int) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def _interpolate(x: float, knots: list[float], values: tuple[float, ...]) -> flo
     return values[-1]
 
 
-def known_constants(dataset: str, model: str, conditional: bool) -> Mapping[str, Constants]:
-    """Return what is known of a model with a remedy, by sampler; empty where nothing is.
+def constants_of(dataset: str, model: str, conditional: bool) -> Mapping[str, Constants]:
+    """Return the constants of a model's remedy by sampler; empty where there are none.
 
     Args:
         dataset: the run's.
@@ -58,17 +58,12 @@ def known_constants(dataset: str, model: str, conditional: bool) -> Mapping[str,
         conditional: whether the network takes class labels; its constants are then those of ``<dataset>-cond``.
     """
     document = tomllib.loads(_CONSTANTS.read_text())
-    known = document.get(f"{dataset}-cond" if conditional else dataset, {}).get(model, {})
-    return {sampler: _constants(row) for sampler, row in known.items()}
+    samplers = document.get(f"{dataset}-cond" if conditional else dataset, {}).get(model, {})
+    return {sampler: _constants(row) for sampler, row in samplers.items()}
 
 
 def _constants(row: Mapping[str, Any]) -> Constants:
     steps = tuple(row.get("steps", ()))
-    # A constant with steps has one number each; any other list is a constant as it is.
-    knots = {name: tuple(value) for name, value in row.items() if name != "steps" and steps and _is_row(value)}
-    fixed = {name: value for name, value in row.items() if name != "steps" and name not in knots}
-    return Constants(steps, knots, fixed)
-
-
-def _is_row(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, int | float) for entry in value)
+    values = {name: tuple(value) for name, value in row.items() if name != "steps" and isinstance(value, list)}
+    fixed = {name: value for name, value in row.items() if name != "steps" and name not in values}
+    return Constants(steps, values, fixed)

@@ -1,4 +1,4 @@
-"""A named model: where its weights are, what is in them, and what is done to its predictions."""
+"""A named model: its weights, their description, its remedies, and whether it fits the images of a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from bench.models.checkpoints.guided_diffusion import PRESETS
 from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.denoisers.preconditioning import Preconditioning, make_preconditioning
 from bench.models.interface import Description
-from bench.suite.registry.remedies import KINDS, Remedy
+from bench.suite.registry.remedies import KINDS, Remedy, split_kind
 from bench.suite.settings import EDM_SAMPLERS, ConfigError, short_hash
 
-_SHIFTS = ("time-shift", "time-shift-code")
 # By format: where the network's arguments list its levels, and how many there are where they do not.
 _LEVELS = {"native": ("channel_mult", 4), "guided": ("channel_mult", 4), "diffusers": ("block_out_channels", 4)}
 
@@ -41,7 +40,7 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Model:
-    """A named model: weights, what is in them, remedies in the order they act, and a classifier, if it has one."""
+    """A named model: weights and their description, remedies in the order they act, perhaps a classifier."""
 
     name: str
     weights: Path
@@ -71,8 +70,8 @@ class Model:
     def additions(self) -> dict[str, Any]:
         """Return what determines the function besides weights, network and schedule; empty for plain eps models."""
         prediction = self.description.prediction
-        found: dict[str, Any] = {} if prediction == "eps" else {"prediction": prediction}
-        return found | (self.guidance.description() if self.guidance else {})
+        additions: dict[str, Any] = {} if prediction == "eps" else {"prediction": prediction}
+        return additions | (self.guidance.description() if self.guidance else {})
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the function besides the weights, remedies apart, JSON-like."""
@@ -82,19 +81,19 @@ class Model:
 
     def scale_at(self, sampler: str, steps: int) -> tuple[float, float]:
         """Return epsilon scaling's (b, k), (1, 0) for a model without it."""
-        found = [remedy.at(sampler, steps) for remedy in self.remedies if remedy.kind == "epsilon-scaling"]
-        return (found[0]["b"], found[0]["k"]) if found else (1.0, 0.0)
+        scalings = [remedy.at(sampler, steps) for remedy in self.remedies if remedy.kind == "epsilon-scaling"]
+        return (scalings[0]["b"], scalings[0]["k"]) if scalings else (1.0, 0.0)
 
     def intervention(self, sampler: str, steps: int) -> dict[str, Any]:
-        """Return what is done to the walk, JSON-like; ``remedies`` only where epsilon scaling does not say it all."""
+        """Return the remedies at a step count, JSON-like; plain epsilon scaling has no list ``remedies``."""
         b, k = self.scale_at(sampler, steps)
-        told: dict[str, Any] = {"eps_scale": b, "eps_slope": k}
+        intervention: dict[str, Any] = {"eps_scale": b, "eps_slope": k}
         if [remedy.kind for remedy in self.remedies] not in ([], ["epsilon-scaling"]):
-            told["remedies"] = [remedy.description(sampler, steps) for remedy in self.remedies]
-        return told
+            intervention["remedies"] = [remedy.description(sampler, steps) for remedy in self.remedies]
+        return intervention
 
-    def told(self, sampler: str, counts: Sequence[int]) -> dict[str, Any]:
-        """Return the remedies by step count, nothing where epsilon scaling says it all."""
+    def remedies_by_steps(self, sampler: str, counts: Sequence[int]) -> dict[str, Any]:
+        """Return ``remedies`` with a list for each step count, or nothing where epsilon scaling is all there is."""
         remedies = [self.intervention(sampler, count).get("remedies") for count in counts]
         return {"remedies": remedies} if any(remedies) else {}
 
@@ -103,21 +102,21 @@ class Model:
 
         Args:
             sampler: the run's.
-            purpose: what else needs it, for the message.
+            purpose: the measurement that needs it, for the message.
 
         Raises:
             ConfigError: naming the remedy.
         """
-        shifts = [remedy.kind for remedy in self.remedies if remedy.kind in _SHIFTS]
+        shifts = [remedy.kind for remedy in self.remedies if split_kind(remedy.kind)[0] == "time-shift"]
         if len(shifts) > 1:
             raise ConfigError(f"model {self.name!r} has {' and '.join(shifts)}; a walk takes one time shift")
         for remedy in self.remedies:
             kind = KINDS[remedy.kind]
             if sampler not in kind.samplers:
-                own = [name for name in kind.samplers if (name in EDM_SAMPLERS) == self.description.is_edm]
+                others = [name for name in kind.samplers if (name in EDM_SAMPLERS) == self.description.is_edm]
                 raise ConfigError(
                     f"{remedy.kind} of model {self.name!r} does not work with --sampler {sampler}{purpose}:"
-                    f" {kind.reason}; " + (f"use {' or '.join(own)}" if own else "leave the remedy out")
+                    f" {kind.reason}; " + (f"use {' or '.join(others)}" if others else "leave the remedy out")
                 )
             missing = remedy.missing(sampler)
             if missing == "b":
@@ -133,8 +132,8 @@ class Model:
 
     def rescaled(self, b: float | None, k: float | None) -> Model:
         """Return the model with epsilon scaling's constants replaced at every step count; None keeps one."""
-        given = {name: value for name, value in (("b", b), ("k", k)) if value is not None}
-        remedies = [r.overridden(given) if "b" in KINDS[r.kind].defaults else r for r in self.remedies]
+        constants = {name: value for name, value in (("b", b), ("k", k)) if value is not None}
+        remedies = [r.overridden(constants) if "b" in r.defaults else r for r in self.remedies]
         return replace(self, remedies=tuple(remedies))
 
     def guided(self, guidance: Guidance) -> Model:
@@ -146,7 +145,7 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
     """Refuse images that the model was not made for.
 
     Args:
-        model: what the file says of itself, its preset or entry.
+        model: with its description.
         data: the run's images.
         measured: whether real images are shown to the model too, with their class labels.
 
@@ -174,7 +173,7 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
     if needs_even and (height % 2 or width % 2):
         raise ConfigError(
             f"{needs_even[0]} of model {model.name!r} needs images of even size, dataset {data.name!r} has"
-            f" {height}x{width}; use dcw-pixel, or see --resize"
+            f" {height}x{width}; use its variant pixel, or see --resize"
         )
     if about.classes and measured and data.classes != about.classes:
         raise ConfigError(

@@ -20,11 +20,11 @@ from bench.models.interface import Description
 from bench.models.networks.arguments import complete
 from bench.models.train.recipes import DIGITS_NETWORK
 from bench.runtime.errors import UserError
-from bench.suite.registry.config_file import read_config_file, read_remedy
-from bench.suite.registry.constants import known_constants
+from bench.suite.registry.config_file import read_config_file, read_remedies
+from bench.suite.registry.constants import constants_of
 from bench.suite.registry.model import Guidance, Model
 from bench.suite.registry.remedies import SUFFIXES, Remedy
-from bench.suite.settings import ConfigError, nearest, positive
+from bench.suite.settings import ConfigError, nearest
 
 WEIGHTS = Path(__file__).parents[2] / "models" / "weights"
 EMBEDDED: Mapping[str, str] = {
@@ -45,7 +45,7 @@ _OF_ADAPTERS = ("prediction", "in_channels", "image_size", "num_classes", "learn
 class Registry:
     """Every model and dataset a run may name.
 
-    ``folders`` is where relative paths of an entry's adapter start: its config file's.
+    ``folders`` holds the folder of each entry's config file, where relative paths of its adapter start.
     """
 
     dataset: str
@@ -57,93 +57,118 @@ class Registry:
         """Return the names of models without remedies, the embedded family first; see SUFFIXES for the others."""
         return [*EMBEDDED, *(name for name in self.entries if name not in EMBEDDED)]
 
+    def trainings(self, member: str) -> list[int]:
+        """Return the further trainings of a member of the embedded family, 2 upwards; its own name is the first."""
+        files = (WEIGHTS / self.dataset).glob(f"{member}-t*.safetensors")
+        numbers = (path.stem.removeprefix(f"{member}-t") for path in files)
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
     def model(self, name: str, path: Path | None = None) -> Model:
         """Look a model up, with ``path`` in place of its own weights if given.
 
-        Names of models may be followed by those of remedies, as in ``adm-ts``; a config file's entry comes first.
+        Names of models may be followed by those of remedies, as in ``adm-ts``. A config file's entry comes first.
+        ``adm@2`` is the second training of ``adm``, and named ``adm-t2`` in results.
 
         Raises:
-            ConfigError: unknown name, or nothing to load it from.
+            ConfigError: unknown name, or no weights.
             CheckpointError: the weights cannot be described.
         """
-        return replace(self._model(name, None if path is None else located(path), name), given=path)
+        results_name = self._training_name(name, path is None)
+        return replace(self._model(results_name, None if path is None else located(path), name), given=path)
 
-    def _model(self, name: str, path: Path | None, asked: str) -> Model:
-        """Look up ``name``, a part of what the user ``asked`` for."""
+    def _training_name(self, name: str, check: bool) -> str:
+        """Return a name as results have it: ``adm@2-es`` is ``adm-t2-es``; ``check`` that its weights are there."""
+        if "@" not in name:
+            return name
+        member, _, rest = name.partition("@")
+        number, dash, remedies = rest.partition("-")
+        if member not in EMBEDDED or member in self.entries:
+            raise ConfigError(f"unknown model {name!r}; only the embedded family has trainings: {', '.join(EMBEDDED)}")
+        trainings = self.trainings(member)
+        if number not in map(str, trainings) and (check or not number.isdecimal()):
+            names = ", ".join([member, *(f"{member}@{training}" for training in trainings)])
+            raise ConfigError(f"unknown training {member}@{number} for dataset {self.dataset!r}; there are {names}")
+        return f"{member}-t{number}{dash}{remedies}"
+
+    def _model(self, name: str, path: Path | None, request: str) -> Model:
+        """Look up ``name``, a part of the user's ``request``."""
         entry = self.entries.get(name)
         if entry is not None:
             return self._configured(name, entry, path)
-        if name in EMBEDDED:
-            return self._trained(name, path, asked)
+        if _member(name):
+            return self._trained(name, path, request)
         split = self._split(name)
         if split is not None:
-            model = self._model(split[0], path, asked)
+            model = self._model(split[0], path, request)
             return _with(replace(model, name=name), model, self._remedy(name, split[1], model))
         if path is None:
             raise nearest("model", name, [*self.names(), *(f"{base}-{s}" for base in self.names() for s in SUFFIXES)])
         return Model(name, path, self._unnamed(name, path))
 
     def _split(self, name: str) -> tuple[str, str] | None:
-        """Return (model, remedy) of a name that ends in a remedy's, None where it does not."""
+        """Return (model, suffix) of a name that ends in a remedy's suffix, None where it does not."""
         for suffix in sorted(SUFFIXES, key=len, reverse=True):
             base = name.removesuffix(f"-{suffix}")
-            if base != name and (base in self.entries or base in EMBEDDED or self._split(base)):
+            if base != name and (base in self.entries or _member(base) or self._split(base)):
                 return base, suffix
         return None
 
-    def _trained(self, name: str, path: Path | None, asked: str) -> Model:
-        embedded = WEIGHTS / self.dataset / f"{name}.safetensors"
-        if path is None and not embedded.exists():
-            raise ConfigError(f"no embedded weights of {asked!r} for dataset {self.dataset!r}; give {asked}=PATH")
-        weights = path or embedded
+    def _trained(self, name: str, path: Path | None, request: str) -> Model:
+        weights = path or WEIGHTS / self.dataset / f"{name}.safetensors"
+        if not weights.exists() and path is None:
+            raise ConfigError(f"no embedded weights of {request!r} for dataset {self.dataset!r}; give {request}=PATH")
         return Model(name, weights, self._describe(weights, {}))
 
     def _unnamed(self, name: str, path: Path) -> Description:
-        """Describe a file under a name that nobody knows: one that describes itself, or fits the dataset's preset."""
-        own = describe(path)
-        if own is None:
-            file_hash(path)  # a missing file is the first thing to report
-        if own is None and self.dataset not in PRESETS:
+        """Describe a file under a name without an entry: one that describes itself, or fits the dataset's preset."""
+        description = describe(path)
+        if description is not None:
+            return description
+        file_hash(path)  # a missing file is the first thing to report
+        if self.dataset not in PRESETS:
             raise ConfigError(
                 f"{path} does not describe itself; give {name!r} an entry with 'preset' or 'network' in a --config file"
             )
-        return own or PRESETS[self.dataset].description()
+        return PRESETS[self.dataset].description()
 
     def _remedy(self, name: str, suffix: str, model: Model) -> Remedy:
-        """Return a remedy with what is known of its constants.
+        """Return a remedy with its constants.
 
-        Those found with embedded weights hold for no others; published ones belong to released files, of which there
-        are no checksums, so any other file of that dataset gets them that does not say it was trained here.
+        Constants that were tuned on embedded weights hold for the trainings of that recipe. Published ones belong to
+        released files, of which there are no checksums: any other file of that dataset has them, unless it says that it
+        was trained here.
 
         Args:
-            name: of the model with it, which its constants are filed under; else they are those of the remedy alone.
-            suffix: its own.
-            model: what it is added to.
+            name: of the model with the remedy; its constants are filed under this name, or under that of the remedy
+                alone.
+            suffix: of the remedy.
+            model: without the remedy.
         """
         remedy, training = Remedy(SUFFIXES[suffix]), model.description.training
         if name == "ddpm-y-es" and training.get("gamma"):
             return remedy.overridden({"b": math.sqrt(1 + float(training["gamma"]) ** 2)})
-        family = [base for base in EMBEDDED if name.startswith(f"{base}-") and base not in self.entries]
-        root = max(family, key=len, default="")
-        embedded = WEIGHTS / self.dataset / f"{root}.safetensors"
-        is_own = embedded.exists() and model.weights.is_file() and file_hash(embedded) == file_hash(model.weights)
-        if not is_own and (self.dataset == "digits" or training):
+        plain = model.base or model.name
+        member = _member(plain) if plain not in self.entries else None
+        embedded = WEIGHTS / self.dataset / f"{plain}.safetensors"
+        is_embedded = bool(member) and embedded.exists() and _is_same_file(embedded, model.weights)
+        if not is_embedded and (self.dataset == "digits" or training):
             return remedy
-        # What was published of a dataset is not what was found with the embedded weights of that dataset.
-        home = f"{self.dataset}-embedded" if is_own and self.dataset != "digits" else self.dataset
-        conditional = model.description.classes is not None
-        own, alone = (known_constants(home, key, conditional) for key in (name, f"{root}-{suffix}"))
-        return replace(remedy, constants=own or alone)
+        # Constants published for a dataset are not those tuned on the weights that are embedded for it.
+        table = f"{self.dataset}-embedded" if is_embedded and self.dataset != "digits" else self.dataset
+        member, conditional = member or plain, model.description.classes is not None
+        full_name = name.replace(plain, member, 1)  # without the training's number
+        tables = (constants_of(table, key, conditional) for key in (full_name, f"{member}-{suffix}"))
+        return replace(remedy, constants=next(filter(None, tables), {}))
 
     def _configured(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         if "base" in entry:
-            ignored = [key for key in entry if key not in ("base", "weights", "eps_scale", "eps_slope", "corrections")]
+            ignored = [key for key in entry if key not in ("base", "weights", "corrections")]
             if ignored:
                 raise ConfigError(f"model {name!r} has both 'base' and {ignored[0]!r} in the config file; keep one")
             self._refuse_circle(name)
             weights = path or (located(Path(str(entry["weights"]))) if "weights" in entry else None)
-            found = self._model(str(entry["base"]), weights, str(entry["base"]))
-            model = replace(found, name=name, base=found.base if found.remedies else found.base or found.name)
+            base = self._model(self._training_name(str(entry["base"]), weights is None), weights, str(entry["base"]))
+            model = replace(base, name=name, base=base.base if base.remedies else base.base or base.name)
         elif "adapter" in entry:
             model = self._adapted(name, entry, path)
         else:
@@ -151,23 +176,10 @@ class Registry:
             if not str(entry.get("weights", "")) and path is None:
                 raise ConfigError(f"model {name!r} needs 'weights', 'adapter' or 'base' in the config file")
             model = Model(name, weights, self._describe(weights, entry))
-        added = [read_remedy(name, told) for told in entry.get("corrections", ()) if self._is_table(name, told)]
-        if "eps_scale" in entry or "eps_slope" in entry:
-            b, k = float(entry.get("eps_scale", 1.0)), float(entry.get("eps_slope", 0.0))
-            positive(f"eps_scale of model {name!r}", b)
-            if any(remedy.kind == "epsilon-scaling" for remedy in model.remedies):
-                model = model.rescaled(b, k)
-            else:
-                added.append(Remedy("epsilon-scaling").overridden({"b": b, "k": k}))
-        treated = _with(model, model, *added)
+        remedies = read_remedies(name, entry.get("corrections", ()))
+        treated = _with(model, model, *remedies)
         # A network whose own entry treats it has no name of its own.
-        return replace(treated, base="") if added and "base" not in entry else treated
-
-    @staticmethod
-    def _is_table(name: str, told: Any) -> bool:
-        if not isinstance(told, Mapping):
-            raise ConfigError(f"'corrections' of model {name!r} in the config file must be a list of tables")
-        return True
+        return replace(treated, base="") if remedies and "base" not in entry else treated
 
     def _adapted(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         for key in ("network", "preset"):
@@ -175,59 +187,52 @@ class Registry:
                 raise ConfigError(f"model {name!r} has both 'adapter' and {key!r} in the config file; keep one")
         file = Path(str(entry["adapter"]).rpartition(":")[0])
         folder = self.folders[name]
-        told = dict(entry) if path is None else {**entry, "weights": self._seen_from(folder, path, file)}
-        return Model(name, folder / file, describe_adapter(told, folder))
+        arguments = dict(entry) if path is None else {**entry, "weights": self._relative_to(folder, path, file)}
+        return Model(name, folder / file, describe_adapter(arguments, folder))
 
     @staticmethod
-    def _seen_from(folder: Path, path: Path, file: Path) -> str:
-        """Return a path of the command line as an entry would give it: as the adapter's, absolute or not."""
+    def _relative_to(folder: Path, path: Path, file: Path) -> str:
+        """Return a path of the command line as an entry would give it: absolute if the adapter's is."""
         full = path.resolve()
         return str(full) if file.is_absolute() else os.path.relpath(full, folder.resolve())
 
     def _refuse_circle(self, name: str) -> None:
-        seen, here = [name], self.entries[name]
-        while "base" in here:
-            base = str(here["base"])
+        chain, entry = [name], self.entries[name]
+        while "base" in entry:
+            base = str(entry["base"])
             while base not in self.entries and (split := self._split(base)):
                 base = split[0]
-            if base in seen:
-                raise ConfigError(f"model {name!r} is based on itself ({' -> '.join([*seen, base])})")
-            seen.append(base)
-            here = self.entries.get(base, {})
+            if base in chain:
+                raise ConfigError(f"model {name!r} is based on itself ({' -> '.join([*chain, base])})")
+            chain.append(base)
+            entry = self.entries.get(base, {})
 
     def _describe(self, weights: Path, entry: Mapping[str, Any]) -> Description:
         """Describe weights by themselves, by a TOML entry, by a preset, or as the embedded digits network."""
         idle = [key for key in _OF_ADAPTERS if key in entry]
         if idle:
             raise ConfigError(f"{idle[0]!r} in the config file is for models with an 'adapter'; use 'network'")
-        told = [key for key in ("network", "schedule", "T", "preset") if key in entry]
-        own = describe(weights)
-        if own is not None:
-            if told:
-                raise ConfigError(f"{weights} describes itself; drop {told[0]!r} from its entry in the config file")
-            return own
+        given = [key for key in ("network", "schedule", "T", "preset") if key in entry]
+        description = describe(weights)
+        if description is not None:
+            if given:
+                raise ConfigError(f"{weights} describes itself; drop {given[0]!r} from its entry in the config file")
+            return description
         file_hash(weights)  # a missing file is the first thing to report
         preset = entry.get("preset", self.dataset if self.dataset in PRESETS and "network" not in entry else None)
         if preset is None:
-            network = dict(entry.get("network", DIGITS_NETWORK))
-            schedule, T = str(entry.get("schedule", "cosine")), int(entry.get("T", 1000))
-            try:
-                complete(network)
-                alpha_bars(schedule, T)
-            except (UserError, ValueError) as error:
-                raise ConfigError(f"{weights}: {error}") from None
-            return Description(network, schedule, T)
+            return _network_of_entry(weights, entry)
         if preset not in PRESETS:
             raise nearest("preset", str(preset), PRESETS)
-        if set(told) - {"preset"}:
+        if set(given) - {"preset"}:
             raise ConfigError(
-                f"preset {preset!r} brings its own {told[0]!r}; drop that, or 'preset', in the config file"
+                f"preset {preset!r} brings its own {given[0]!r}; drop that, or 'preset', in the config file"
             )
         return PRESETS[preset].description()
 
     @staticmethod
     def guidance(classifier: Path, scale: float | None, model: Model) -> Guidance:
-        """Return the guidance of a model by the classifier of its preset, at the published strength unless told.
+        """Return the guidance of a model by the classifier of its preset, by default at the published strength.
 
         Raises:
             ConfigError: no classifier was released with the model's network.
@@ -272,6 +277,29 @@ class Registry:
         if len(data.part("train")) < 2:
             raise ConfigError(f"dataset {self.dataset!r} has fewer than 2 training images in {full}")
         return data
+
+
+def _member(name: str) -> str | None:
+    """Return the member of the embedded family that a plain name is, or is a training of (``adm-t2``)."""
+    if name in EMBEDDED:
+        return name
+    member, _, number = name.rpartition("-t")
+    return member if member in EMBEDDED and number.isdecimal() else None
+
+
+def _is_same_file(first: Path, second: Path) -> bool:
+    return second.is_file() and file_hash(first) == file_hash(second)
+
+
+def _network_of_entry(weights: Path, entry: Mapping[str, Any]) -> Description:
+    network = dict(entry.get("network", DIGITS_NETWORK))
+    schedule, T = str(entry.get("schedule", "cosine")), int(entry.get("T", 1000))
+    try:
+        complete(network)
+        alpha_bars(schedule, T)
+    except (ValueError, UserError) as error:
+        raise ConfigError(f"{weights}: {error}") from None
+    return Description(network, schedule, T)
 
 
 def _with(model: Model, old: Model, *remedies: Remedy) -> Model:

@@ -1,4 +1,8 @@
-"""The training-free remedies a run can name: a correction of the walk, its constants, the samplers it works with."""
+"""The remedies without training: corrections of a walk, their constants, and the samplers they work with.
+
+A remedy has one kind, and some kinds have variants, which a config file names. A record calls a variant
+``<kind>-<variant>``.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +31,16 @@ from bench.suite.settings import SAMPLERS
 
 Levels = Sequence[Level]
 Numbers = Mapping[str, Any]
+_VP_SAMPLERS = ("ddpm", "ddim")
 
 
 @dataclass(frozen=True)
-class Course:
+class Walk:
     """The walk that a correction is built for.
 
     Attributes:
         levels: noisiest first, ending in the clean one.
-        grid: every level that the network knows, noisiest first.
+        grid: every level the network was trained at, noisiest first.
         clip: whether x0_hat is clamped to [-1, 1].
     """
 
@@ -49,17 +54,17 @@ class Kind:
     """A correction that a run can name.
 
     Attributes:
-        about: what it does, for the list of models.
+        about: one line for the list of models.
         defaults: its constants; None marks one that must be given.
         build: makes the correction of a walk with these constants.
         samplers: those it works with.
-        reason: why not with the others.
-        even: whether images must be of even height and width.
+        reason: why it does not work with the others.
+        even: whether images must have even height and width.
     """
 
     about: str
-    defaults: Mapping[str, Any]
-    build: Callable[[Course, Numbers], Correction]
+    defaults: Numbers
+    build: Callable[[Walk, Numbers], Correction]
     samplers: tuple[str, ...] = SAMPLERS
     reason: str = ""
     even: bool = False
@@ -72,14 +77,14 @@ KINDS: Mapping[str, Kind] = {
         lambda walk, c: EpsilonScaling(walk.levels, c["b"], c["k"]),
     ),
     "epsilon-scaling-x0": Kind(
-        "the same in x0_hat alone, as LDM-ES does",
+        "in x0_hat alone, as LDM-ES does",
         {"b": None, "k": 0.0},
         lambda walk, c: X0Scaling(walk.levels, c["b"], c["k"]),
-        ("ddpm", "ddim"),
+        _VP_SAMPLERS,
         "Euler and Heun steps move along eps and take no x0_hat",
     ),
     "epsilon-scaling-first": Kind(
-        "the same but for Heun's correcting calls, as EDM-ES' ablation sampler does",
+        "not in Heun's correcting calls, as EDM-ES' ablation sampler does",
         {"b": None, "k": 0.0},
         lambda walk, c: FirstCallScaling(walk.levels, c["b"], c["k"]),
     ),
@@ -89,53 +94,53 @@ KINDS: Mapping[str, Kind] = {
         lambda walk, c: TimeShift(walk.levels, walk.grid, window=c["window"], cutoff=c["cutoff"]),
     ),
     "time-shift-code": Kind(
-        "each step to the level that the state's variance fits (TS-DPM's code)",
+        "each step to the level that the state's variance fits, as TS-DPM's code does",
         {"window": 2.0, "cutoff": 300.0},
         lambda walk, c: ShiftedTarget(walk.levels, walk.grid, window=c["window"], cutoff=c["cutoff"]),
         ("ddpm", "ddim", "euler"),
         "a corrected step asks at the level it goes to, and the released code has no such step",
     ),
     "input-perturbation": Kind(
-        "what training with input perturbation would give, emulated: a shift in time, and eps / sqrt(1 + gamma^2)",
+        "training with input perturbation, emulated: a shift in time, and eps / sqrt(1 + gamma^2)",
         {"gamma": 0.1},
         lambda walk, c: InputPerturbation(walk.grid, gamma=c["gamma"]),
     ),
     "input-perturbation-y": Kind(
-        "the same for DDPM-y: the shift in time alone",
+        "for DDPM-y: the shift in time alone",
         {"gamma": 0.1},
         lambda walk, c: InputPerturbation(walk.grid, gamma=c["gamma"], scale=False),
     ),
     "variance-normalisation": Kind(
-        "control: each state scaled to the variance that real noised data have",
+        "control: each state scaled to the variance of real noised data",
         {"data_variance": None, "cutoff": 0.0},
         lambda walk, c: VarianceNormalisation(walk.levels, data_variance=c["data_variance"], cutoff=c["cutoff"]),
     ),
-    "x0-std": Kind(
-        "control: each x0_hat scaled to the spread it has on real noised data (after Yao et al. 2025)",
+    "variance-normalisation-x0": Kind(
+        "each x0_hat scaled to its spread on real noised data (after Yao et al. 2025)",
         {"reference": None},
         lambda walk, c: X0StdMatching(c["reference"], clip=walk.clip),
     ),
-    "final-std": Kind(
-        "control: only the final images scaled, to the spread of real ones",
+    "variance-normalisation-final": Kind(
+        "only the final images scaled, to the spread of real ones",
         {"std": None},
         lambda walk, c: FinalStd(c["std"]),
     ),
     "dcw": Kind(
-        "each state moved away from x0_hat, by wavelet bands (Yu et al. 2026; the released code's weights)",
+        "each state moved away from x0_hat, by wavelet bands (Yu et al. 2026, the code's weights)",
         {"low": 0.005, "high": 0.0},
         lambda walk, c: DifferentialCorrection(walk.levels, low=c["low"], high=c["high"]),
         even=True,
     ),
     "dcw-reverse": Kind(
-        "the same with the weights of the paper's equation 20",
+        "with the weights of the paper's equation 20",
         {"low": 0.052, "high": 0.01},
         lambda walk, c: ReverseStdCorrection(walk.levels, low=c["low"], high=c["high"]),
-        ("ddpm", "ddim"),
+        _VP_SAMPLERS,
         "that equation is for variance-preserving levels",
         even=True,
     ),
     "dcw-pixel": Kind(
-        "the same on pixels",
+        "on pixels",
         {"c": 0.005},
         lambda walk, c: PixelCorrection(walk.levels, c=c["c"]),
     ),
@@ -146,60 +151,88 @@ KINDS: Mapping[str, Kind] = {
     ),
 }
 
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "epsilon-scaling": ("x0", "first"),
+    "time-shift": ("code",),
+    "input-perturbation": ("y",),
+    "variance-normalisation": ("x0", "final"),
+    "dcw": ("reverse", "pixel"),
+    "tsr": (),
+}
+
 # What follows a model's name, as in adm-ts; several may, and act in that order.
 SUFFIXES: Mapping[str, str] = {
     "es": "epsilon-scaling",
     "es-linear": "epsilon-scaling",
     "es-fit": "epsilon-scaling",
-    "es-x0": "epsilon-scaling-x0",
-    "es-first": "epsilon-scaling-first",
     "ts": "time-shift",
-    "ts-code": "time-shift-code",
     "ip-emu": "input-perturbation",
-    "y-emu": "input-perturbation-y",
-    "vn": "variance-normalisation",
-    "x0std": "x0-std",
-    "final": "final-std",
     "dcw": "dcw",
-    "dcw-reverse": "dcw-reverse",
-    "dcw-pixel": "dcw-pixel",
     "tsr": "tsr",
 }
 
 
+def split_kind(name: str) -> tuple[str, str]:
+    """Return the (kind, variant) of a remedy's name in a record; the variant is empty where it has none."""
+    for kind, variants in VARIANTS.items():
+        for variant in variants:
+            if name == f"{kind}-{variant}":
+                return kind, variant
+    return name, ""
+
+
+def describe_remedies() -> list[str]:
+    """Return the lines of a list: the suffixes, and the kinds with variants, which a config file names."""
+    suffixes: dict[str, list[str]] = {kind: [] for kind in VARIANTS}
+    for suffix, kind in SUFFIXES.items():
+        suffixes[kind].append(f"-{suffix}")
+    lines = [f"{', '.join(names):<24} {KINDS[kind].about}" for kind, names in suffixes.items() if names]
+    variants = [f"{kind:<24} {', '.join(names)}" for kind, names in VARIANTS.items() if names]
+    return [*lines, "", "variants of corrections, for a --config file:", *variants]
+
+
 @dataclass(frozen=True)
 class Remedy:
-    """A correction and its constants by sampler; those that nothing is known of have their defaults."""
+    """A correction and its constants by sampler; a constant without a value has the default of its kind."""
 
     kind: str
     constants: Mapping[str, Constants] = field(default_factory=dict)
 
+    @property
+    def defaults(self) -> Numbers:
+        """Return the constants of its kind; None marks one that must be given."""
+        return KINDS[self.kind].defaults
+
+    @property
+    def has_span(self) -> bool:
+        """Tell whether it is an epsilon scaling, whose slope k may be given by its rise over all steps."""
+        return {"b", "k"} <= set(self.defaults)
+
     def at(self, sampler: str, steps: int) -> dict[str, Any]:
         """Return every constant at a step count."""
-        found = self.constants.get(sampler, Constants()).at(steps)
-        if "span" in found:  # the rise over all steps, which is what stays alike between step counts
-            span = found.pop("span")
-            found = {"k": span / (steps - 1) if steps > 1 else 0.0} | found
-        return {**KINDS[self.kind].defaults, **found}
+        constants = self.constants.get(sampler, Constants()).at(steps)
+        if "span" in constants:  # the rise over all steps: it stays alike between step counts
+            span = constants.pop("span")
+            constants = {"k": span / (steps - 1) if steps > 1 else 0.0} | constants
+        return {**self.defaults, **constants}
 
     def missing(self, sampler: str) -> str | None:
-        """Return the name of a constant that must be given and is not, None where none is."""
-        known = self.constants.get(sampler, Constants()).names()
-        defaults = KINDS[self.kind].defaults
-        return next((name for name, value in defaults.items() if value is None and name not in known), None)
+        """Return the name of a constant that must be given and is not, None where there is none."""
+        names = self.constants.get(sampler, Constants()).names()
+        return next((name for name, value in self.defaults.items() if value is None and name not in names), None)
 
     def overridden(self, values: Numbers) -> Remedy:
         """Return the remedy with some constants fixed at every step count, under every sampler."""
         old = {sampler: self.constants.get(sampler, Constants()) for sampler in SAMPLERS}
         return replace(self, constants={sampler: constants.overridden(values) for sampler, constants in old.items()})
 
-    def correction(self, course: Course, sampler: str, steps: int) -> Correction:
+    def correction(self, walk: Walk, sampler: str, steps: int) -> Correction:
         """Return the correction of a walk.
 
         Raises:
             ValueError: a constant that the correction cannot take.
         """
-        return KINDS[self.kind].build(course, self.at(sampler, steps))
+        return KINDS[self.kind].build(walk, self.at(sampler, steps))
 
     def description(self, sampler: str, steps: int) -> dict[str, Any]:
         """Return kind and constants at a step count, JSON-like."""

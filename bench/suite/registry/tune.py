@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.suite.registry.constants import Constants
 from bench.suite.registry.model import Model
-from bench.suite.registry.remedies import KINDS, Remedy
+from bench.suite.registry.remedies import Remedy
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
 
 BY_STEPS = ("b",)  # constants whose rule depends on the step count
@@ -81,42 +81,37 @@ def parse_tune(text: str) -> Tune:
     if constant and grid == "fit":
         return Tune(constant, ())
     try:
-        first, last, count = grid.split(":")
-        low, high, many = float(first), float(last), int(count)
+        first, last, points = grid.split(":")
+        low, high, count = float(first), float(last), int(points)
     except ValueError:
-        low, high, many = math.nan, math.nan, 0
-    if not (constant and equals and -_LARGEST < low < high < _LARGEST and 3 <= many <= _MOST):
+        low, high, count = math.nan, math.nan, 0
+    if not (constant and equals and -_LARGEST < low < high < _LARGEST and 3 <= count <= _MOST):
         raise ConfigError(
             f"--tune: {text!r} is not NAME=LOW:HIGH:COUNT with LOW below HIGH and COUNT from 3 to {_MOST}, as in"
             " b=0.99:1.06:15, or NAME=fit"
         )
-    values = tuple(float(f"{value:.6g}") for value in np.linspace(low, high, many))
-    if len(set(values)) < many:
+    values = tuple(float(f"{value:.6g}") for value in np.linspace(low, high, count))
+    if len(set(values)) < count:
         raise ConfigError(f"--tune: {text!r} has values that are equal to six digits; give fewer, or a wider range")
     return Tune(constant, values)
 
 
-def has_span(remedy: Remedy) -> bool:
-    """Tell whether a remedy is an epsilon scaling, whose slope k is known by its rise over all steps too."""
-    return {"b", "k"} <= set(KINDS[remedy.kind].defaults)
-
-
 def _holder(model: Model, constant: str) -> int:
-    """Return the place of the remedy that has a constant."""
+    """Return the position of the remedy that has a constant."""
     holders = [
         place
         for place, remedy in enumerate(model.remedies)
-        if constant in KINDS[remedy.kind].defaults or (constant == "span" and has_span(remedy))
+        if constant in remedy.defaults or (constant == "span" and remedy.has_span)
     ]
     if len(holders) == 1:
         return holders[0]
-    known = sorted({name for remedy in model.remedies for name in KINDS[remedy.kind].defaults})
+    names = sorted({name for remedy in model.remedies for name in remedy.defaults})
     if holders:
         raise ConfigError(
             f"--tune: {constant!r} belongs to several remedies of model {model.name!r}; keep one of them in the name"
         )
-    have = f"its constants are {', '.join(known)}" if known else "it has no remedy; add one, as in adm-es"
-    raise ConfigError(f"--tune: model {model.name!r} has no constant {constant!r}; {have}")
+    reason = f"its constants are {', '.join(names)}" if names else "it has no remedy; add one, as in adm-es"
+    raise ConfigError(f"--tune: model {model.name!r} has no constant {constant!r}; {reason}")
 
 
 def with_constant(model: Model, constant: str, values: Sequence[Any], sampler: str, counts: Sequence[int]) -> Model:
@@ -136,9 +131,9 @@ def with_constant(model: Model, constant: str, values: Sequence[Any], sampler: s
             mean = row["b"] + row["k"] * (count - 1) / 2
             row |= {"b": mean - value / 2, "k": value / (count - 1)}
         rows[count] = row
-    names = [name for name, value in row.items() if isinstance(value, int | float)]
+    numbers = [name for name, value in row.items() if isinstance(value, int | float)]
     fixed = {name: value for name, value in row.items() if isinstance(value, list)}
-    knots = {name: tuple(each[name] for each in rows.values()) for name in names}
+    knots = {name: tuple(row[name] for row in rows.values()) for name in numbers}
     remedies = list(model.remedies)
     remedies[place] = Remedy(remedy.kind, {**remedy.constants, sampler: Constants(tuple(rows), knots, fixed)})
     return replace(model, remedies=tuple(remedies))

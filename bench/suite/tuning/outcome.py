@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from bench.files.writing import write_atomic
 from bench.suite.registry.model import Model
-from bench.suite.registry.tune import BY_STEPS, Tune, has_span, with_constant
+from bench.suite.registry.remedies import split_kind
+from bench.suite.registry.tune import BY_STEPS, Tune, with_constant
 from bench.suite.run import Run
 from bench.suite.settings import ConfigError
 from bench.suite.tuning.grid import choose_values, write_table
@@ -176,10 +177,12 @@ def tuned_entry(model: Model, sampler: str, counts: Sequence[int]) -> str:
     remedies = []
     for remedy in model.remedies:
         rows = [remedy.at(sampler, count) for count in counts]
-        entry: dict[str, Any] = {"kind": remedy.kind, "sampler": sampler, "steps": list(counts)}
+        kind, variant = split_kind(remedy.kind)
+        entry: dict[str, Any] = {"kind": kind, **({"variant": variant} if variant else {})}
+        entry |= {"sampler": sampler, "steps": list(counts)}
         for name, value in rows[0].items():
             entry[name] = value if isinstance(value, list) else [float(f"{row[name]:.6g}") for row in rows]
-        if has_span(remedy):  # k's rise over all steps stays alike between step counts
+        if remedy.has_span:  # k's rise over all steps stays alike between step counts
             del entry["k"]
             entry["span"] = [float(f"{row['k'] * (n - 1):.6g}") for row, n in zip(rows, counts, strict=True)]
         remedies.append("{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in entry.items()) + " }")

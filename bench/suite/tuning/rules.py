@@ -18,7 +18,6 @@ from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.measure.features.extractors import Extractor
 from bench.suite.cells.workbench import Workbench, drawn_labels
 from bench.suite.plan import Cell
-from bench.suite.registry.remedies import KINDS
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
 from bench.suite.tuning.divisor import fit as fit_divisor
 
@@ -101,7 +100,7 @@ def _divisor(cell: Cell, workbench: Workbench) -> FittedConstant:
         ConfigError: the model's divisor has a slope, which the rule cannot fit.
     """
     reference = workbench.reference
-    scalings = [remedy for remedy in cell.model.remedies if "b" in KINDS[remedy.kind].defaults]
+    scalings = [remedy for remedy in cell.model.remedies if "b" in remedy.defaults]
     if any(remedy.at(cell.config.sampler, cell.steps).get("k") for remedy in scalings):
         raise ConfigError(
             f"--tune b=fit is for a uniform divisor, and that of {cell.model.name!r} has a slope; use -es"

@@ -132,8 +132,13 @@ def test_what_cannot_be_done_without_images_is_refused(run, flags, words):
     assert not out.exists()
 
 
-def test_constants_that_are_measured_on_images_cannot_be_fitted(command, network):
-    outcome = command("--models", f"adm-final={network}", "--dataset", "cifar10", "--steps", "2", "--tune", "std=fit")
+def test_constants_that_are_measured_on_images_cannot_be_fitted(command, network, tmp_path):
+    (tmp_path / "c.toml").write_text(
+        f'[models.m]\nbase = "adm"\nweights = "{network}"\n'
+        'corrections = [{ kind = "variance-normalisation", variant = "final" }]\n'
+    )
+    models = ("--config", tmp_path / "c.toml", "--models", "m")
+    outcome = command(*models, "--dataset", "cifar10", "--steps", "2", "--tune", "std=fit")
     assert outcome.code == 2
     assert outcome.err == "error: --tune std=fit needs the images; give the images' folder with --data-dir\n"
 

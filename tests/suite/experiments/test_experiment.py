@@ -22,7 +22,8 @@ def everything(tmp_path, short_weights, pictures):
     """The arguments of a run with two models of one network and every measurement."""
     config = tmp_path / "bench.toml"
     config.write_text(
-        f'[models.tiny]\nweights = "{short_weights}"\n[models.tiny-es]\nbase = "tiny"\neps_scale = 1.1\n'
+        f'[models.tiny]\nweights = "{short_weights}"\n[models.tiny-es]\nbase = "tiny"\n'
+        'corrections = [{ kind = "epsilon-scaling", b = 1.1 }]\n'
         f'[datasets.pictures]\npath = "{pictures}"\nheldout_every = 4\n'
     )
     flags = (

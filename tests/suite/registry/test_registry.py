@@ -275,14 +275,19 @@ def test_entry_with_weights(from_toml, tiny_weights):
 
 
 def test_entry_with_a_base_and_scaling(from_toml):
-    model = from_toml('[models.mine]\nbase = "adm"\neps_scale = 1.02\neps_slope = 0.001').model("mine")
+    model = from_toml(
+        '[models.mine]\nbase = "adm"\ncorrections = [{ kind = "epsilon-scaling", b = 1.02, k = 0.001 }]'
+    ).model("mine")
     assert model.name == "mine"
     assert model.weights == load_registry((), "digits").model("adm").weights
     assert model.scale_at("ddpm", 30) == model.scale_at("ddim", 900) == (1.02, 0.001)
 
 
 def test_entry_based_on_another_entry(from_toml, tiny_weights):
-    known = from_toml(f'[models.a]\nweights = "{tiny_weights}"\n[models.b]\nbase = "a"\neps_scale = 1.1')
+    known = from_toml(
+        f'[models.a]\nweights = "{tiny_weights}"\n[models.b]\nbase = "a"\n'
+        'corrections = [{ kind = "epsilon-scaling", b = 1.1 }]'
+    )
     assert known.model("b").weights == tiny_weights
     assert known.model("b").rescaled(1.3, None).scale_at("ddpm", 5) == (1.3, 0.0)
 
@@ -309,8 +314,7 @@ def test_entry_describes_a_foreign_checkpoint(from_toml, tmp_path):
         ("[datasets.d]\npath = 3", "must be a text"),
         ("models = 3", "must be a table"),
         ("[models]\nm = 3", "must be a table"),
-        ("[models.m]\nbase = 'adm'\neps_scale = 'big'", "'eps_scale' of .models.m. .* must be a number"),
-        ("[models.m]\nbase = 'adm'\neps_slope = true", "must be a number"),
+        ("[models.m]\nbase = 'adm'\ncorrections = 3", "'corrections' of .models.m. .* must be a list of tables"),
         ("[models.m]\nT = 'x'", "must be a whole number"),
         ("[models.m]\nnetwork = 3", "must be a table"),
         ("[models.'../m']\nbase = 'adm'", "is no name"),
@@ -329,8 +333,6 @@ def test_bad_configuration_files(from_toml, text, message):
         ("base = 'm'", "based on itself .m -> m"),
         ("base = 'other'\n[models.other]\nbase = 'm'", "m -> other -> m"),
         ("base = 'admm'", "unknown model 'admm'; did you mean 'adm'"),
-        ("base = 'adm'\neps_scale = 0", "must be positive, not 0"),
-        ("base = 'adm'\neps_scale = nan", "must be positive, not nan"),
     ],
 )
 def test_bad_entries(from_toml, text, message):
@@ -387,3 +389,55 @@ def test_weights_of_an_adapter_on_the_command_line_are_seen_from_here(tmp_path, 
     monkeypatch.chdir(tmp_path)  # the description and the hash are those of the same file
     again = load_registry((Path("config/c.toml"),), "digits").model("m", Path("here/w.bin"))
     assert (again.description, again.weights_hash()) == (model.description, again.weights_hash())
+
+
+@pytest.fixture
+def trainings(tmp_path, monkeypatch):
+    """A registry of the digits in which adm and adm-ip have second and third trainings."""
+    folder = tmp_path / "weights" / "digits"
+    folder.mkdir(parents=True)
+    sources = {"adm": "adm", "adm-t2": "adm-gp", "adm-t3": "adm-wd", "adm-ip": "adm-ip", "adm-ip-t2": "adm-mdss"}
+    for name, source in sources.items():
+        (folder / f"{name}.safetensors").write_bytes((WEIGHTS / "digits" / f"{source}.safetensors").read_bytes())
+    monkeypatch.setattr(registry, "WEIGHTS", tmp_path / "weights")
+    return load_registry((), "digits")
+
+
+def test_trainings_are_named_by_their_number(trainings):
+    assert [trainings.trainings(name) for name in ("adm", "adm-ip", "ddpm-y")] == [[2, 3], [2], []]
+    model = trainings.model("adm@2")
+    assert (model.name, model.weights.name, model.base) == ("adm-t2", "adm-t2.safetensors", "")
+    treated = trainings.model("adm-ip@2-ts-es")
+    assert (treated.name, treated.weights.name, treated.base) == (
+        "adm-ip-t2-ts-es",
+        "adm-ip-t2.safetensors",
+        "adm-ip-t2",
+    )
+    assert [remedy.kind for remedy in treated.remedies] == ["time-shift", "epsilon-scaling"]
+
+
+def test_trainings_share_the_constants_of_their_recipe(trainings, constants):
+    constants("[digits.adm-es.ddpm]\nsteps = [10]\nb = [1.02]\nspan = [0.0]\n")
+    assert trainings.model("adm@3-es").scale_at("ddpm", 10) == (1.02, 0.0)
+    assert trainings.model("adm@2-es", WEIGHTS / "digits" / "edm.safetensors").remedies[0].missing("ddpm") == "b"
+
+
+def test_a_training_with_weights_of_the_users(trainings):
+    model = trainings.model("adm@7", WEIGHTS / "digits" / "adm-gp.safetensors")
+    assert (model.name, model.weights.name) == ("adm-t7", "adm-gp.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adm@4", "unknown training adm@4 for dataset 'digits'; there are adm, adm@2, adm@3"),
+        ("adm@1", "unknown training adm@1 .*; there are adm, adm@2"),
+        ("adm@", "unknown training adm@ "),
+        ("adm@x-es", "unknown training adm@x "),
+        ("ddpm-y@2", "there are ddpm-y$"),
+        ("nobody@2", "unknown model 'nobody@2'; only the embedded family has trainings"),
+    ],
+)
+def test_unknown_trainings_name_those_there_are(trainings, name, message):
+    with pytest.raises(ConfigError, match=message):
+        trainings.model(name)

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -6,9 +7,10 @@ from bench.diffusion.corrections import InOrder
 from bench.diffusion.edm import edm_grid, edm_levels
 from bench.diffusion.schedules import levels
 from bench.suite.registry.registry import load_registry
-from bench.suite.registry.remedies import KINDS, SUFFIXES, Course, Remedy
+from bench.suite.registry.remedies import KINDS, SUFFIXES, VARIANTS, Remedy, Walk, split_kind
 from bench.suite.settings import EDM_SAMPLERS, SAMPLERS, ConfigError
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 GIVEN = {"b": 1.01, "data_variance": 0.5, "std": 0.7, "reference": [[0, 0.5], [999, 0.1]]}  # those without a default
 PATHS = {
     "ddpm": (levels("cosine", 1000, 10), levels("cosine", 1000, 1000)[:-1]),
@@ -22,7 +24,7 @@ def known():
 
 
 def path(sampler):
-    return Course(*PATHS["heun" if sampler in EDM_SAMPLERS else "ddpm"], clip=sampler not in EDM_SAMPLERS)
+    return Walk(*PATHS["heun" if sampler in EDM_SAMPLERS else "ddpm"], clip=sampler not in EDM_SAMPLERS)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -54,9 +56,22 @@ def test_suffixes_stand_in_a_row(known):
 
 
 def test_the_longest_suffix_wins(known):
-    assert [remedy.kind for remedy in known.model("adm-dcw-pixel").remedies] == ["dcw-pixel"]
     assert [remedy.kind for remedy in known.model("adm-ip-emu").remedies] == ["input-perturbation"]
     assert known.model("adm-ip-emu").base == "adm"
+
+
+def test_every_kind_is_a_kind_or_one_of_its_variants():
+    assert set(KINDS) == {*VARIANTS, *(f"{kind}-{variant}" for kind in VARIANTS for variant in VARIANTS[kind])}
+    assert split_kind("dcw-pixel") == ("dcw", "pixel")
+    assert split_kind("epsilon-scaling") == ("epsilon-scaling", "")
+
+
+def test_the_example_has_every_variant():
+    known = load_registry((EXAMPLES / "variants.toml",), "digits")
+    kinds = {remedy.kind for name in known.entries for remedy in known.model(name).remedies}
+    assert kinds == {name for name in KINDS if split_kind(name)[1]} | {"variance-normalisation"}
+    for name in known.entries.keys() - {"adm-es-x0", "edm-es-first"}:  # whose b is found by the user
+        known.model(name).refuse("ddpm")
 
 
 @pytest.mark.parametrize("name", ["es", "-es", "adm-", "adm-esx", "admes", "nobody-es", "adm-es-", "adm--es"])
@@ -67,7 +82,8 @@ def test_names_that_are_no_models(known, name):
 
 def test_models_of_the_config_file_take_suffixes_and_come_first(tmp_path, tiny_weights):
     (tmp_path / "c.toml").write_text(
-        f'[models.mine]\nweights = "{tiny_weights}"\n[models.adm-ts]\nbase = "mine"\neps_scale = 1.1\n'
+        f'[models.mine]\nweights = "{tiny_weights}"\n[models.adm-ts]\nbase = "mine"\n'
+        'corrections = [{ kind = "epsilon-scaling", b = 1.1 }]\n'
     )
     known = load_registry((tmp_path / "c.toml",), "digits")
     assert known.model("mine-tsr").weights == tiny_weights
@@ -75,32 +91,21 @@ def test_models_of_the_config_file_take_suffixes_and_come_first(tmp_path, tiny_w
     assert [remedy.kind for remedy in known.model("adm-ts-dcw").remedies] == ["epsilon-scaling", "dcw"]
 
 
-def test_a_scale_of_an_entry_replaces_its_bases(tmp_path):
-    (tmp_path / "c.toml").write_text('[models.mine]\nbase = "adm-ts-es"\neps_scale = 1.1\n')
-    model = load_registry((tmp_path / "c.toml",), "digits").model("mine")
-    assert [remedy.kind for remedy in model.remedies] == ["time-shift", "epsilon-scaling"]
-    assert model.scale_at("ddpm", 10) == (1.1, 0.0)
-
-
-@pytest.mark.parametrize("name", ["adm-ts-ts", "adm-ts-ts-code"])
-def test_a_walk_takes_one_time_shift(known, name):
-    with pytest.raises(ConfigError, match="takes one time shift"):
-        known.model(name).refuse("ddpm")
-
-
 @pytest.mark.parametrize(
-    ("name", "sampler", "message"),
+    ("base", "correction", "sampler", "message"),
     [
-        ("edm-es-x0", "heun", "does not work with --sampler heun: Euler and Heun steps move along eps"),
-        ("edm-ts-code", "heun", "the released code has no such step; use euler"),
-        ("adm-ip-x0std", "ddpm", "needs 'reference' for ddpm; find it with --tune reference=fit"),
-        ("adm-ip-es-x0", "ddpm", "no ddpm scaling constants were tuned"),
+        ("adm-ts", "kind = 'time-shift'", "ddpm", "takes one time shift"),
+        ("adm-ts", "kind = 'time-shift', variant = 'code'", "ddpm", "takes one time shift"),
+        ("edm", "kind = 'epsilon-scaling', variant = 'x0'", "heun", "--sampler heun: Euler and Heun steps move along"),
+        ("edm", "kind = 'time-shift', variant = 'code'", "heun", "the released code has no such step; use euler"),
+        ("adm", "kind = 'variance-normalisation', variant = 'x0'", "ddpm", "find it with --tune reference=fit"),
+        ("adm", "kind = 'epsilon-scaling'", "ddpm", "no ddpm scaling constants were tuned"),
     ],
 )
-def test_what_a_remedy_does_not_work_with(known, name, sampler, message, monkeypatch):
-    model = known.model(name)
+def test_what_a_remedy_does_not_work_with(tmp_path, base, correction, sampler, message):
+    (tmp_path / "c.toml").write_text(f"[models.m]\nbase = '{base}'\ncorrections = [{{ {correction} }}]\n")
     with pytest.raises(ConfigError, match=message):
-        model.refuse(sampler)
+        load_registry((tmp_path / "c.toml",), "digits").model("m").refuse(sampler)
 
 
 def test_what_a_cell_records(known):
@@ -124,6 +129,9 @@ ENTRIES = [
     ("{}", "needs 'kind'"),
     ("{ kind = 3 }", "needs 'kind'"),
     ("{ kind = 'time-shft' }", "unknown correction 'time-shft'; did you mean 'time-shift'"),
+    ("{ kind = 'dcw-pixel' }", "unknown correction 'dcw-pixel'; did you mean 'dcw'"),
+    ("{ kind = 'dcw', variant = 'pixels' }", "unknown variant of dcw 'pixels'; did you mean 'pixel'"),
+    ("{ kind = 'tsr', variant = 'x' }", "unknown variant of tsr 'x'"),
     ("{ kind = 'tsr', K = 0.9 }", "unknown constant of tsr 'K'"),
     ("{ kind = 'tsr', k = 'a' }", "must be a finite number"),
     ("{ kind = 'tsr', k = nan }", "must be a finite number"),
@@ -135,8 +143,8 @@ ENTRIES = [
     ("{ kind = 'tsr', steps = 10, k = 0.9 }", "ascending step counts"),
     ("{ kind = 'tsr', sampler = 'pndm' }", "must be one of ddpm"),
     ("{ kind = 'tsr', span = 0.1 }", "unknown constant of tsr 'span'"),
-    ("{ kind = 'x0-std', reference = [[1]] }", "a list of pairs"),
-    ("{ kind = 'x0-std', reference = 0.5 }", "a list of pairs"),
+    ("{ kind = 'variance-normalisation', variant = 'x0', reference = [[1]] }", "a list of pairs"),
+    ("{ kind = 'variance-normalisation', variant = 'x0', reference = 0.5 }", "a list of pairs"),
     ("3", "must be a list of tables"),
 ]
 
@@ -164,7 +172,7 @@ def test_corrections_of_an_entry_act_in_their_order(tmp_path, make_cell):
 def test_two_config_files(tmp_path):
     first, second, third = (tmp_path / f"{name}.toml" for name in "abc")
     first.write_text("[models.m]\nbase = 'adm'\n")
-    second.write_text("[models.n]\nbase = 'm'\neps_scale = 1.1\n")
+    second.write_text("[models.n]\nbase = 'm'\ncorrections = [{ kind = 'epsilon-scaling', b = 1.1 }]\n")
     third.write_text("[models.m]\nbase = 'adm-ip'\n")
     assert load_registry((first, second), "digits").model("n").scale_at("ddpm", 5) == (1.1, 0.0)
     with pytest.raises(ConfigError, match="'m' is in two config files"):

@@ -101,16 +101,23 @@ class Fitted:
         self.b = b
 
 
+FINAL = '{ kind = "variance-normalisation", variant = "final" }'
+FINAL_ENTRY = {"kind": "variance-normalisation", "variant": "final", "sampler": "ddpm", "steps": [2, 4]}
+
+
 def test_fitting_writes_an_entry(command, tmp_path):
     out = tmp_path / "out"
-    args = ("--models", "adm-final,adm-ip-final", "--tune", "std=fit", "--steps", "4,2", "--quiet", "--out", out)
+    entries = (f'[models.{name}-final]\nbase = "{name}"\ncorrections = [{FINAL}]\n' for name in ("adm", "adm-ip"))
+    (tmp_path / "c.toml").write_text("".join(entries))
+    models = ("--config", tmp_path / "c.toml", "--models", "adm-final,adm-ip-final")
+    args = (*models, "--tune", "std=fit", "--steps", "4,2", "--quiet", "--out", out)
     outcome = command(*args)
     assert outcome.code == 0
     entries = tomllib.loads((out / "tuned.toml").read_text())["models"]
     assert set(entries) == {"adm-final-tuned", "adm-ip-final-tuned"}
     correction = entries["adm-ip-final-tuned"]["corrections"][0]
-    assert correction == {"kind": "final-std", "sampler": "ddpm", "steps": [2, 4], "std": [0.754899] * 2}
+    assert correction == {**FINAL_ENTRY, "std": [0.754899] * 2}
     assert not (out / "cells").exists()
     assert pd.read_csv(out / "fitted.csv")["images"].tolist() == [1442] * 4
     used = ("--config", out / "tuned.toml", "--models", "adm,adm-final-tuned", "--steps", "3", "--dry-run")
-    assert "final-std std 0.7549" in command(*used).out
+    assert "variance-normalisation-final std 0.7549" in command(*used).out
