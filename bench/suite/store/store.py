@@ -1,7 +1,7 @@
-"""The results folder: cells and their shards, written so that a half-written one is never read.
+"""The results folder: cells and their shards.
 
-Files are written beside their place and renamed into it; a shard is a folder renamed into place, and a cell is
-complete when its ``metrics.json``, written last, is there.
+A half-written cell is never read: files are written beside their place and renamed into it, a shard is a folder renamed
+into place, and ``metrics.json``, written last, completes a cell.
 """
 
 from __future__ import annotations
@@ -40,16 +40,18 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], same: bool) -> str | None:
-    """Return the first setting in which two cells differ that share a folder and so a table, None where they agree.
+    """Return the first setting in which two cells of one folder, and so of one table, differ; None where they agree.
 
     Args:
         old: a cell's description.
         new: the other's.
-        same: they have one name, and must agree in everything but what was measured.
+        same: the cells have one name: they must agree in all settings but the measurements.
     """
-    names = _SHARED + (_SAMPLING if old.get("sampler") == new.get("sampler") else ())
-    wanted = [name for name in {**old, **new} if name != "measure"] if same else names
-    return next((name for name in wanted if old.get(name) != new.get(name)), None)
+    if same:
+        names = [name for name in {**old, **new} if name != "measure"]
+    else:
+        names = [*_SHARED, *(_SAMPLING if old.get("sampler") == new.get("sampler") else ())]
+    return next((name for name in names if old.get(name) != new.get(name)), None)
 
 
 class Store:
@@ -62,29 +64,46 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._sums: dict[tuple[Path, int, int], str] = {}
+        self._records: dict[Path, tuple[tuple[int, int, int], dict[str, Any] | None]] = {}
 
     def folder(self, cell: Cell) -> Path:
         """Return a cell's folder."""
         return self.root / "cells" / cell.name
 
     def metrics(self, cell: Cell) -> dict[str, Any] | None:
-        """Return a complete cell's metrics, None while it is not complete."""
-        return read_record(self.folder(cell) / "metrics.json")
+        """Return a complete cell's metrics, None while it is not complete.
+
+        The file is read, and its checksum compared, once as long as it stays as it is.
+        """
+        path = self.folder(cell) / "metrics.json"
+        try:
+            facts = path.stat()
+        except OSError:
+            return None
+        stamp = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        if self._records.get(path, ((), None))[0] != stamp:
+            self._records[path] = stamp, read_record(path)
+        return self._records[path][1]
+
+    def _write_metrics(self, cell: Cell, metrics: Mapping[str, Any]) -> None:
+        path = self.folder(cell) / "metrics.json"
+        write_record(path, metrics)
+        self._records.pop(path, None)  # its time of change may be that of the file before
 
     def is_sampled(self, cell: Cell) -> bool:
-        """Tell whether the cell's sampling is complete (its features may still differ from those wanted)."""
+        """Tell whether the cell's sampling is complete, whatever features it was scored with."""
         metrics = self.metrics(cell)
         if metrics is None or not self._intact(cell, metrics, _SAMPLED):
             return False
         return metrics.get("key") == self.extended(cell).key() and set(cell.measure) <= set(self._measured(cell))
 
     def extended(self, cell: Cell) -> Cell:
-        """Return the cell with the measurements its folder already has added, so that measuring more loses nothing."""
+        """Return the cell with the measurements that its folder has already, so that measuring more loses none."""
         return replace(cell, measure=tuple(name for name in IN_CELLS if name in (*cell.measure, *self._measured(cell))))
 
     def _measured(self, cell: Cell) -> list[str]:
-        found = (self.metrics(cell) or {}).get("cell")
-        names = found.get("measure") if isinstance(found, dict) else None
+        description = (self.metrics(cell) or {}).get("cell")
+        names = description.get("measure") if isinstance(description, dict) else None
         return names if isinstance(names, list) else []
 
     def is_scored(self, cell: Cell, features: str) -> bool:
@@ -93,33 +112,32 @@ class Store:
         return metrics.get("features") == features and self._intact(cell, metrics, _SCORED)
 
     def _intact(self, cell: Cell, metrics: Mapping[str, Any], names: Sequence[str]) -> bool:
-        """Tell whether those files of a complete cell are still what was written."""
-        sizes, sums = metrics.get("files"), metrics.get("sha256", {})
+        """Tell whether these files of a complete cell are still as they were written."""
+        sizes, sums = metrics.get("files"), metrics.get("sha256")
         if not isinstance(sizes, dict) or not isinstance(sums, dict):
             return False
-        folder, known = self.folder(cell), {name: sizes[name] for name in names if name in sizes}
-        # Cells of version 0.1 have no checksums.
-        return unchanged(folder, known) and all(sums.get(name) in (None, self._sha256(folder / name)) for name in known)
+        folder, written = self.folder(cell), {name: sizes[name] for name in names if name in sizes}
+        return unchanged(folder, written) and all(sums.get(name) == self._sha256(folder / name) for name in written)
 
     def check(self, *cells: Cell) -> None:
-        """Refuse a folder whose cells were made under settings that these, which share theirs, do not.
+        """Refuse a folder whose cells were made under other settings than these cells.
 
         Cells of one folder go into one table, so they must agree in everything but model, sampler, steps and seed; a
         cell of the same name must agree in everything.
 
         Raises:
-            ConfigError: naming what differs.
+            ConfigError: naming the setting.
         """
-        own = {cell.name: cell for cell in cells}
+        cells_by_name = {cell.name: cell for cell in cells}
         for folder in sorted(path for path in (self.root / "cells").glob("*") if path.is_dir()):
-            found = read_record(folder / "metrics.json") or read_record(folder / "cell.json") or {}
-            old = found.get("cell")
-            if found.get("published"):
+            record = read_record(folder / "metrics.json") or read_record(folder / "cell.json") or {}
+            old = record.get("cell")
+            if record.get("published"):
                 raise ConfigError(f"{folder} is a small copy for publication; choose another --out")
             if not isinstance(old, dict):
                 continue
-            new = own.get(folder.name, cells[0]).description()
-            name = differing(old, new, folder.name in own)
+            new = cells_by_name.get(folder.name, cells[0]).description()
+            name = differing(old, new, folder.name in cells_by_name)
             if name is not None:
                 made, now = (settings.get(name, LATER_SETTINGS.get(name)) for settings in (old, new))
                 raise ConfigError(
@@ -130,18 +148,18 @@ class Store:
         """Refuse a folder with other cells that were scored with other features, which would share a table.
 
         Args:
-            cells: those of the run, which are scored anew where they must be.
-            features: what the run's distances depend on, ``none`` without any.
+            cells: those of the run; where their features differ, they are scored anew.
+            features: key of the extractor and reference of the run's distances, ``none`` without any.
 
         Raises:
             ConfigError: naming a cell.
         """
-        own = {cell.name for cell in cells}
+        names = {cell.name for cell in cells}
         for folder in sorted((self.root / "cells").glob("*")):
-            found = (read_record(folder / "metrics.json") or {}).get("features")
-            if folder.name in own or not isinstance(found, str):
+            key = (read_record(folder / "metrics.json") or {}).get("features")
+            if folder.name in names or not isinstance(key, str):
                 continue
-            other = found.rsplit("-scores", 1)[0]
+            other = key.rsplit("-scores", 1)[0]
             if "none" not in (other, features) and other != features:
                 raise ConfigError(
                     f"{folder} was scored with other features or another reference; run it too, so that it is scored"
@@ -166,22 +184,22 @@ class Store:
         """Claim the cell's folder for its configuration; damaged shards and those of other measurements are dropped."""
         for shard in self.folder(cell).glob("shard-*"):
             try:
-                self._sound(shard, cell)
+                self._read_shard(shard, cell)
             except DamagedShard:
                 shutil.rmtree(shard, ignore_errors=True)
         if not self.is_open(cell):
             write_record(self.folder(cell) / "cell.json", {"key": cell.key(), "cell": cell.description()})
 
     def is_open(self, cell: Cell) -> bool:
-        """Tell whether a cell was begun, with what is measured now, and not completed since."""
+        """Tell whether a cell was begun, with these measurements, and not completed since."""
         return (read_record(self.folder(cell) / "cell.json") or {}).get("key") == cell.key()
 
     def is_closed(self, cell: Cell) -> bool:
-        """Tell whether nothing is in work of a cell."""
+        """Tell whether no work on a cell is under way."""
         return not (self.folder(cell) / "cell.json").exists() and not any(self.folder(cell).glob("shard-*"))
 
     def close(self, cell: Cell) -> None:
-        """Drop what is in work of a cell; nobody computes its units until it is begun again."""
+        """Drop the shards of a cell; nobody computes its units until it is begun again."""
         # First the mark of work in progress: whoever sees a shard missing must see that there is nothing to do.
         (self.folder(cell) / "cell.json").unlink(missing_ok=True)
         for leftover in self.folder(cell).glob("shard-*"):
@@ -201,9 +219,9 @@ class Store:
         Raises:
             DamagedShard: the shard is missing, a byte of it has changed, or it is of another configuration.
         """
-        return self._sound(self.folder(cell) / unit.name, cell)
+        return self._read_shard(self.folder(cell) / unit.name, cell)
 
-    def _sound(self, shard: Path, cell: Cell) -> dict[str, NDArray[Any]]:
+    def _read_shard(self, shard: Path, cell: Cell) -> dict[str, NDArray[Any]]:
         arrays = read_shard(shard)
         if str(arrays.pop("key", "none")) != cell.key():
             raise DamagedShard(f"{shard} is of another configuration")
@@ -234,11 +252,11 @@ class Store:
     def finish(self, cell: Cell, metrics: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, which completes the cell, and drop its shards."""
         folder = self.folder(cell)
-        there = [folder / name for name in _SAMPLED + _SCORED if (folder / name).exists()]
-        files = {path.name: path.stat().st_size for path in there}
-        sums = {path.name: self._sha256(path) for path in there}
-        facts = {"key": cell.key(), "cell": cell.description(), "files": files, "sha256": sums, **metrics}
-        write_record(folder / "metrics.json", facts)
+        paths = [folder / name for name in _SAMPLED + _SCORED if (folder / name).exists()]
+        files = {path.name: path.stat().st_size for path in paths}
+        sums = {path.name: self._sha256(path) for path in paths}
+        record = {"key": cell.key(), "cell": cell.description(), "files": files, "sha256": sums, **metrics}
+        self._write_metrics(cell, record)
         self.close(cell)
 
     def _sha256(self, path: Path) -> str:
@@ -251,10 +269,10 @@ class Store:
 
     def unscore(self, cell: Cell) -> None:
         """Take a cell's scores back and delete their files, so that an interruption leaves none of other features."""
-        found = self.metrics(cell)
-        if found is not None:
-            sizes = found.get("files")
-            kept = {name: size for name, size in sizes.items() if name in _SAMPLED} if isinstance(sizes, dict) else {}
-            write_record(self.folder(cell) / "metrics.json", {**found, "files": kept, "features": None, "scores": []})
+        metrics = self.metrics(cell)
+        if metrics is not None:
+            sizes = metrics.get("files")
+            files = {name: size for name, size in sizes.items() if name in _SAMPLED} if isinstance(sizes, dict) else {}
+            self._write_metrics(cell, {**metrics, "files": files, "features": None, "scores": []})
         for name in _SCORED:
             (self.folder(cell) / name).unlink(missing_ok=True)
