@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from bench.data import DataError
-from bench.diffusion.samplers import DDIM
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM
 from bench.latent.denoiser import ConditionalDenoiser, Conditioning, LatentModel, load_latent
 from bench.latent.measurement import measure_latents
 from bench.runtime.errors import CheckpointError

@@ -14,8 +14,9 @@ import torch
 
 from bench.data import load, to_unit
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Draws, prior, walk
+from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM
 from bench.measure.instruments.step_table import STEP_COLUMNS
 from bench.models.checkpoints.adapter import adapter_file, describe_adapter, load_adapter
 from bench.models.denoisers.parameterization import NetworkDenoiser

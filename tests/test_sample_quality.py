@@ -10,8 +10,9 @@ import torch
 
 from bench.data import load, quantize
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Ancestral, Draws, prior, walk
+from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import Ancestral
 from bench.measure.features.extractors import open_extractor
 from bench.measure.quality.committed import unseen
 from bench.measure.quality.frechet import feature_moments, frechet_distance

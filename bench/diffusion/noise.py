@@ -13,8 +13,6 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "Purpose", "philox", "uniform_words"]
-
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from bench.diffusion.types import Level, Prediction
 
-__all__ = ["Posterior", "root", "sample_exact", "step_log_variance"]
-
 
 def root(value: Any) -> Any:
     """Return the square root of a float or, where levels are one an image, a tensor; 0 of what is below 0."""

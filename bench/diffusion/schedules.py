@@ -6,16 +6,19 @@ least noisy, to T - 1; papers count from 1.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.diffusion.types import CLEAN, Level
 
-__all__ = ["alpha_bars", "betas", "levels", "respace"]
-
+_EDM_RHO = 7.0
+_EDM_LOW, _EDM_HIGH = 0.002, 80.0  # sigma
+_EDM_T = 1000  # a scale for plots beside models of 1000 training steps; no network sees it
 _LONGEST = 100_000  # far above any training; it comes from files
 _LEAST_LINEAR = 21  # the last beta, 20 / T, stays below 1
 _BETWEEN = re.compile(r"(linear|scaled_linear)\(([^(),]+),([^(),]+)\)")
@@ -137,3 +140,44 @@ def levels(schedule: str, T: int, spec: int | str) -> tuple[Level, ...]:
     bars = alpha_bars(schedule, T)
     noisy = [Level(int(t), math.sqrt(bars[t]), math.sqrt(1.0 - bars[t])) for t in respace(spec, T)]
     return (*reversed(noisy), CLEAN)
+
+
+def _edm_sigma(u: float, low: float, high: float) -> float:
+    """Return the noise level at u in [0, 1], 0 the noisiest."""
+    return (high ** (1 / _EDM_RHO) + u * (low ** (1 / _EDM_RHO) - high ** (1 / _EDM_RHO))) ** _EDM_RHO
+
+
+def edm_position(sigma: float) -> float:
+    """Return where sigma lies on EDM's scale, rho = 7: 0 at sigma .002, 999 at sigma 80. It is a level's ``t``."""
+    low, high = _EDM_LOW ** (1 / _EDM_RHO), _EDM_HIGH ** (1 / _EDM_RHO)
+    return (_EDM_T - 1) * (sigma ** (1 / _EDM_RHO) - low) / (high - low)
+
+
+def edm_levels(
+    steps: int, low: float = 0.0, high: float = math.inf, rounded: Callable[[float], float] = float
+) -> tuple[Level, ...]:
+    """Return ``steps`` levels of EDM, noisiest first, and the clean one (Karras et al. 2022, eq. 5; rho 7).
+
+    Args:
+        steps: solver steps, at least 1; one step starts at the noisiest level.
+        low: least noise level the network knows, which replaces .002 if it is larger.
+        high: largest one, which replaces 80 if it is smaller.
+        rounded: maps a level to the nearest that the network knows.
+
+    Raises:
+        ValueError: no steps, or so many that two of them fall on one level.
+    """
+    if steps < 1:
+        raise ValueError(f"a sampler needs at least one step, not {steps}")
+    low, high = max(_EDM_LOW, low), min(_EDM_HIGH, high)
+    sigmas = [rounded(_edm_sigma(i / max(steps - 1, 1), low, high)) for i in range(steps)]
+    if any(a <= b for a, b in itertools.pairwise(sigmas)):
+        raise ValueError(f"{steps} steps are more than this model has noise levels; use fewer")
+    return (*(Level(edm_position(sigma), 1.0, sigma) for sigma in sigmas), CLEAN)
+
+
+def edm_grid(low: float = 0.0, high: float = math.inf, rounded: Callable[[float], float] = float) -> tuple[Level, ...]:
+    """Return the levels that a network knows, noisiest first, at most 1000 of them; arguments as in edm_levels."""
+    low, high = max(_EDM_LOW, low), min(_EDM_HIGH, high)
+    sigmas = dict.fromkeys(rounded(_edm_sigma(i / (_EDM_T - 1), low, high)) for i in range(_EDM_T))
+    return tuple(Level(edm_position(sigma), 1.0, sigma) for sigma in sigmas)

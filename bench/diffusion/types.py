@@ -1,4 +1,4 @@
-"""The records every other file speaks in: levels, predictions, steps, and the three protocols around them.
+"""The records every other file speaks in: levels, predictions, steps, and the two protocols around them.
 
 One frame for all models: a state is ``x_t = alpha_t * x0 + sigma_t * noise``. Variance-preserving models have
 ``alpha = sqrt(alpha_bar_t)`` and ``sigma = sqrt(1 - alpha_bar_t)``; EDM has ``alpha = 1``.
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
-
-__all__ = ["CLEAN", "Call", "Correction", "Denoiser", "Level", "Network", "Prediction", "Probe", "Step", "batched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,30 +104,6 @@ class Denoiser(Protocol):
 
     def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
         """Predict the noise and the data of ``x``."""
-        ...
-
-
-class Correction(Protocol):
-    """An intervention on a walk. Each hook's identity leaves the plain sampler bit for bit.
-
-    The hooks come in the order in which they stand here; :class:`bench.diffusion.corrections.Identity` is the base to
-    derive from.
-    """
-
-    def before(self, x: Tensor, call: Call) -> tuple[Tensor, Call]:
-        """Change the state, where it is taken to stand, or where the step goes."""
-        ...
-
-    def ask(self, network: Network, x: Tensor, level: Level) -> Prediction:
-        """Ask the network, once; the prediction is of x at ``level``, whatever the network was shown."""
-        ...
-
-    def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-        """Return the (x0, eps) the update shall use, before clipping."""
-        ...
-
-    def after(self, x_next: Tensor, pred: Prediction, call: Call) -> Tensor:
-        """Change the state the update produced; ``pred`` holds the x0 and eps that the update took."""
         ...
 
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from bench.data import DataError
+from bench.diffusion.corrections import Correction
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Draws, Solver, prior, teacher_forced, walk
-from bench.diffusion.types import Correction, Denoiser, Level, Step
+from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
+from bench.diffusion.solvers import Solver
+from bench.diffusion.types import Denoiser, Level, Step
 from bench.measure.instruments.probes import Selected, WalkProbe
 from bench.measure.instruments.step_table import PixelStatistics, Row, to_table
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bench.data import Dataset
-from bench.diffusion.corrections import InOrder
-from bench.diffusion.edm import Churn, Euler, Heun, edm_grid, edm_levels
-from bench.diffusion.samplers import DDIM, Ancestral, Solver
-from bench.diffusion.schedules import levels
-from bench.diffusion.types import Correction, Level
+from bench.diffusion.corrections import Correction, InOrder
+from bench.diffusion.schedules import edm_grid, edm_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Churn, Euler, Heun, Solver
+from bench.diffusion.types import Level
 from bench.measure.instruments.probes import spread_indices
 from bench.runtime.errors import UserError
 from bench.suite.registry.model import Model

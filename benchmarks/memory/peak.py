@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Ancestral, Draws, paired, walk
+from bench.diffusion.samplers import Draws, paired, walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import Ancestral
 from bench.diffusion.types import Level, Prediction
 from bench.models.denoisers.parameterization import as_prediction
 from benchmarks.comparison import Comparison, Setting, ratios

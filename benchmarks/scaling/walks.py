@@ -16,10 +16,10 @@ from torch import Tensor
 
 from bench.data import Dataset, load, quantize, to_unit
 from bench.diffusion.corrections import EpsilonScaling
-from bench.diffusion.edm import Euler, Heun, edm_levels
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, Solver, prior, teacher_forced, walk
-from bench.diffusion.schedules import levels
+from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
+from bench.diffusion.schedules import edm_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun, Solver
 from bench.diffusion.types import Denoiser, Level, Prediction
 from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.quality.frechet import feature_moments, frechet_distance

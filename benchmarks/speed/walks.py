@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.data import Dataset
-from bench.diffusion.edm import Euler, Heun
-from bench.diffusion.samplers import Solver
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import Euler, Heun, Solver
 from bench.diffusion.types import Level
 from bench.models.acceleration import Accelerated
 from bench.models.denoisers.parameterization import NetworkDenoiser

@@ -10,8 +10,9 @@ import torch
 from made import cell_facts, score
 
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, teacher_forced, walk
+from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM, Ancestral
 from bench.measure.instruments.gaussian import LinearGaussian
 from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.step_table import PixelStatistics, gaussian_rows, to_table

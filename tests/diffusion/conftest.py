@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion.samplers import DDIM, Ancestral, walk
+from bench.diffusion.samplers import walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM, Ancestral
 from bench.diffusion.types import Prediction
 
 GOLDEN = Path(__file__).parent.parent / "golden"

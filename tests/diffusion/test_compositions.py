@@ -13,11 +13,11 @@ import torch
 
 from bench.diffusion import corrections
 from bench.diffusion.corrections import (
+    Correction,
     DifferentialCorrection,
     EpsilonScaling,
     FinalStd,
     FirstCallScaling,
-    Identity,
     InOrder,
     InputPerturbation,
     PixelCorrection,
@@ -29,10 +29,10 @@ from bench.diffusion.corrections import (
     X0Scaling,
     X0StdMatching,
 )
-from bench.diffusion.edm import Euler, Heun, edm_levels
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, teacher_forced, walk
-from bench.diffusion.schedules import levels
+from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
+from bench.diffusion.schedules import edm_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun
 from bench.diffusion.types import Call, Prediction
 
 STEPS, SHAPE = 5, (1, 4, 4)
@@ -64,7 +64,7 @@ def drawn(noise, samples, purpose, step, shape):
 
 
 DRAWS, OTHERS = Kept(Noise(0), torch.arange(3)), Kept(Noise(1), torch.arange(3, 6))
-Make = Callable[[Any, Any], Identity]  # from (levels, grid)
+Make = Callable[[Any, Any], Correction]  # from (levels, grid)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Case:
     idle: tuple[str, ...] = ()
 
 
-CASES: Mapping[type[Identity], Case] = {
+CASES: Mapping[type[Correction], Case] = {
     EpsilonScaling: Case(
         lambda path, _: EpsilonScaling(path, 1.02, 1e-3), (lambda path, _: EpsilonScaling(path, 1.0),)
     ),
@@ -135,8 +135,8 @@ ALL_FRAMES = pytest.mark.parametrize("frame", FRAMES)
 
 def test_every_correction_has_a_case():
     exported = {getattr(corrections, name) for name in corrections.__all__}
-    classes = {thing for thing in exported if isinstance(thing, type) and issubclass(thing, Identity)}
-    assert classes - {Identity, InOrder} == set(CASES)
+    classes = {thing for thing in exported if isinstance(thing, type) and issubclass(thing, Correction)}
+    assert classes - {Correction, InOrder} == set(CASES)
 
 
 def network(x, level, cond=None):
@@ -183,7 +183,7 @@ def test_switched_off_it_is_the_plain_sampler_bit_for_bit(frame, solver, clip):
     plain = states(frame, solver, None, clip)
     kinds = [kind for kind in CASES if not reason(kind, frame, solver)]
     off = [make(*FRAMES[frame]) for kind in kinds for make in CASES[kind].off]
-    for correction in (*off, Identity(), InOrder([]), InOrder([Identity()]), InOrder(off)):
+    for correction in (*off, Correction(), InOrder([]), InOrder([Correction()]), InOrder(off)):
         assert bitwise(plain, states(frame, solver, correction, clip)), correction
 
 

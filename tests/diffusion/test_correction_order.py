@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bench.diffusion.corrections import (
+    Correction,
     EpsilonScaling,
-    Identity,
     InOrder,
     PixelCorrection,
     VarianceNormalisation,
@@ -43,7 +43,7 @@ def test_states_are_changed_in_the_stated_order():
         assert InOrder(row).after(*given).flatten().tolist() == pytest.approx(wanted, abs=1e-6)
 
 
-class Double(Identity):
+class Double(Correction):
     """Doubles the state, moves the level to t = 7, and shows the network twice what it is given."""
 
     def before(self, x, call):
@@ -53,7 +53,7 @@ class Double(Identity):
         return network(2 * x, level)
 
 
-class AddLevel(Identity):
+class AddLevel(Correction):
     """Adds the level's t to the state, and one to what the network is shown."""
 
     def before(self, x, call):

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.diffusion.corrections import EpsilonScaling, Identity
+from bench.diffusion.corrections import Correction, EpsilonScaling
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
+from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM, Ancestral
 from bench.diffusion.types import Call, Level, Prediction
 
 LEVELS = levels("cosine", 1000, 20)
@@ -42,7 +43,7 @@ def states(denoiser, solver, correction, clip=True):
 
 
 @pytest.mark.parametrize("solver", [Ancestral("learned"), Ancestral("fixed-large"), DDIM(0.0), DDIM(0.5)])
-@pytest.mark.parametrize("correction", [Identity(), EpsilonScaling(LEVELS, 1.0)])
+@pytest.mark.parametrize("correction", [Correction(), EpsilonScaling(LEVELS, 1.0)])
 @pytest.mark.parametrize("clip", [False, True])
 def test_switched_off_corrections_are_the_plain_sampler_bit_for_bit(stand_in, solver, correction, clip):
     plain = states(stand_in(True), solver, None, clip)
@@ -100,7 +101,7 @@ def test_learned_variance_is_untouched(stand_in):
     torch.testing.assert_close(spread(EpsilonScaling(LEVELS, 2.0)), spread(None), rtol=0, atol=2e-6)
 
 
-class Shift(Identity):
+class Shift(Correction):
     """Shows the network another state and level, and marks what the update produced."""
 
     def before(self, x, call):

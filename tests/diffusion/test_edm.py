@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bench.diffusion.corrections import EpsilonScaling
-from bench.diffusion.edm import Churn, Euler, Heun, edm_levels, edm_position
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Draws, prior, teacher_forced, walk
-from bench.diffusion.schedules import levels
+from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
+from bench.diffusion.schedules import edm_levels, edm_position, levels
+from bench.diffusion.solvers import DDIM, Churn, Euler, Heun
 from bench.diffusion.types import CLEAN, Level, Prediction
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "edm_epsilon_scaling.npz")

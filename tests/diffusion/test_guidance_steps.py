@@ -13,8 +13,9 @@ import torch
 
 from bench.diffusion.corrections import EpsilonScaling
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.samplers import DDIM, Ancestral, PosteriorMean, walk
+from bench.diffusion.samplers import walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM, Ancestral, PosteriorMean
 from bench.diffusion.types import Level, Prediction
 from bench.models.denoisers.oracles import GaussianOracle
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bench.diffusion.corrections import EpsilonScaling, InOrder, InputPerturbation
-from bench.diffusion.edm import Euler, Heun, edm_levels, edm_position
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
-from bench.diffusion.schedules import levels
+from bench.diffusion.samplers import Draws, prior, walk
+from bench.diffusion.schedules import edm_levels, edm_position, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun
 from bench.diffusion.types import CLEAN, Level, Prediction, batched
 from bench.models.denoisers.oracles import GaussianOracle, MixtureOracle
 

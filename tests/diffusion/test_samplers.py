@@ -6,21 +6,11 @@ import math
 import pytest
 import torch
 
-from bench.diffusion.edm import Churn, Euler, Heun
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.samplers import (
-    DDIM,
-    VARIANCES,
-    Ancestral,
-    Draws,
-    PosteriorMean,
-    paired,
-    prior,
-    teacher_forced,
-    walk,
-)
+from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM, VARIANCES, Ancestral, Churn, Euler, Heun, PosteriorMean
 from bench.diffusion.types import CLEAN, Level, Prediction
 
 LEVELS = levels("cosine", 1000, 20)

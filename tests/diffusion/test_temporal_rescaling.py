@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bench.diffusion.corrections import InOrder, TemporalRescaling, X0Scaling
-from bench.diffusion.edm import Euler, Heun, edm_levels
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, PosteriorMean, prior, walk
-from bench.diffusion.schedules import levels
+from bench.diffusion.samplers import Draws, prior, walk
+from bench.diffusion.schedules import edm_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun, PosteriorMean
 from bench.diffusion.types import CLEAN, Call, Level, Prediction, batched
 from bench.models.denoisers.oracles import GaussianOracle
 

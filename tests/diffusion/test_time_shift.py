@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bench.diffusion.corrections import EpsilonScaling, InOrder, ShiftedTarget, TimeShift
-from bench.diffusion.edm import Churn, Euler, Heun, edm_grid, edm_levels
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, teacher_forced, walk
-from bench.diffusion.schedules import levels
+from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
+from bench.diffusion.schedules import edm_grid, edm_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Churn, Euler, Heun
 from bench.diffusion.types import CLEAN, Call, Level, Prediction
 
 COSINE, GRID = levels("cosine", 1000, 20), levels("cosine", 1000, 1000)[:-1]
@@ -196,13 +197,14 @@ def by_hand(kind, solver, path, grid, window, cutoff, sample):
         pred = network(x, level)
         x0 = pred.x0.clamp(-1, 1)
         eps = pred.eps + level.alpha / level.sigma * (pred.x0 - x0)
-        reached = solver.update(x, x0, eps, pred, level, after, z)
+        used = replace(pred, x0=x0, eps=eps)
+        reached = solver.update(x, used, level, after, z)
         if solver.stages == 2 and not after.is_clean:
             told = path[position + 1]
             second = network(reached, told)
             kept = second.x0.clamp(-1, 1)
             eps_next = second.eps + told.alpha / told.sigma * (second.x0 - kept)
-            reached = solver.correct(x, eps, eps_next, level, after)
+            reached = solver.correct(x, used, replace(second, eps=eps_next), level, after)
         x = reached
         states.append(x)
     return torch.stack(states), chosen
@@ -326,11 +328,11 @@ def test_churn_does_not_hide_which_step_it_is():
     """Churn raises the level a step starts from, past that of the step before; the first step stays the first."""
     path = edm_levels(40)
     churned = Euler(Churn(100.0, 40))
-    raised = churned.stirred(path[6])[0]
+    raised = churned.churned(path[6])[0]
     assert raised.sigma > path[5].sigma
     x = prior(raised, DRAWS, SHAPE)
     made = TimeShift(path, EDM_GRID, window=30, cutoff=0)
-    first = Call(0, churned.stirred(path[0])[0], path[1], True)
+    first = Call(0, churned.churned(path[0])[0], path[1], True)
     assert made.before(x, first)[1] is first
     _, call = made.before(x, Call(0, raised, path[7], True))
     assert isinstance(call.level.t, torch.Tensor)

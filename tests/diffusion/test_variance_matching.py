@@ -14,10 +14,10 @@ from bench.diffusion.corrections import (
     X0StdMatching,
     x0_std,
 )
-from bench.diffusion.edm import Euler, Heun, edm_levels
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, teacher_forced, walk
-from bench.diffusion.schedules import levels
+from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
+from bench.diffusion.schedules import edm_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun
 from bench.diffusion.types import CLEAN, Call, Level, Prediction, batched
 
 COSINE, GRID = levels("cosine", 1000, 20), levels("cosine", 1000, 1000)[:-1]

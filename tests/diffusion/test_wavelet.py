@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from bench.diffusion.corrections import DifferentialCorrection, PixelCorrection, ReverseStdCorrection
-from bench.diffusion.edm import Churn, Euler, Heun, edm_levels
 from bench.diffusion.noise import Noise
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
-from bench.diffusion.schedules import levels
+from bench.diffusion.samplers import Draws, prior, walk
+from bench.diffusion.schedules import edm_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Churn, Euler, Heun
 from bench.diffusion.types import CLEAN, Call, Level, Prediction, batched
 from bench.models.denoisers.oracles import GaussianOracle
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.diffusion.samplers import DDIM, walk
+from bench.diffusion.samplers import walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM
 from bench.diffusion.types import Level, batched
 from bench.latent.denoiser import ConditionalDenoiser, Conditioning, load_latent
 from bench.latent.loss import latent_loss

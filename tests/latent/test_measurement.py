@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from bench.data import DataError
-from bench.diffusion.edm import Heun, edm_levels
-from bench.diffusion.samplers import DDIM, Ancestral
-from bench.diffusion.schedules import alpha_bars, levels
+from bench.diffusion.schedules import alpha_bars, edm_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Heun
 from bench.diffusion.types import Prediction
 from bench.latent.measurement import measure_latents
 from bench.measure.instruments.gaussian import LinearGaussian

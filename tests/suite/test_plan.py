@@ -5,7 +5,7 @@ import pytest
 
 from bench.data import load
 from bench.diffusion.corrections import EpsilonScaling, TimeShift
-from bench.diffusion.samplers import DDIM, Ancestral
+from bench.diffusion.solvers import DDIM, Ancestral
 from bench.suite.plan import SHARD, Unit, plan_cells
 from bench.suite.registry.constants import Constants
 from bench.suite.registry.registry import load_registry

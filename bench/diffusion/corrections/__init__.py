@@ -1,6 +1,6 @@
 """Corrections: training-free interventions on a walk, four hooks each the identity by default."""
 
-from bench.diffusion.corrections.base import Identity, InOrder
+from bench.diffusion.corrections.base import Correction, InOrder
 from bench.diffusion.corrections.epsilon_scaling import EpsilonScaling, FirstCallScaling, X0Scaling
 from bench.diffusion.corrections.input_perturbation import InputPerturbation
 from bench.diffusion.corrections.temporal_rescaling import TemporalRescaling
@@ -9,11 +9,11 @@ from bench.diffusion.corrections.variance_matching import FinalStd, VarianceNorm
 from bench.diffusion.corrections.wavelet import DifferentialCorrection, PixelCorrection, ReverseStdCorrection
 
 __all__ = [
+    "Correction",
     "DifferentialCorrection",
     "EpsilonScaling",
     "FinalStd",
     "FirstCallScaling",
-    "Identity",
     "InOrder",
     "InputPerturbation",
     "PixelCorrection",

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from bench.diffusion.types import Call, Correction, Level, Network, Prediction
-
-__all__ = ["Identity", "InOrder"]
+from bench.diffusion.types import Call, Level, Network, Prediction
 
 
-class Identity:
+class Correction:
     """The base of all corrections, and the plain sampler bit for bit."""
 
     def before(self, x: Tensor, call: Call) -> tuple[Tensor, Call]:
@@ -33,7 +34,7 @@ class Identity:
         return x_next
 
 
-class InOrder(Identity):
+class InOrder(Correction):
     """Several corrections in a row: each hook of the first, then that of the second on what the first made of it.
 
     ``before`` of the second sees the state and step of the first, ``prediction`` the x0 and eps of the first, ``after``
@@ -68,3 +69,38 @@ class InOrder(Identity):
         for correction in self.corrections:
             x_next = correction.after(x_next, pred, call)
         return x_next
+
+
+class ByLevel:
+    """A piecewise linear function of a level's ``t``, constant outside its knots.
+
+    Args:
+        t: knots, strictly ascending.
+        values: one a knot.
+    """
+
+    def __init__(self, t: Sequence[float], values: Sequence[float]) -> None:
+        self.t, self.values = np.asarray(t, dtype=np.float64), np.asarray(values, dtype=np.float64)
+        if len(self.t) != len(self.values) or not len(self.t) or (np.diff(self.t) <= 0).any():
+            raise ValueError("knots must ascend, and have one value each")
+        self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, t: Any) -> Any:
+        """Return the value at a level: a float, or a tensor like ``t`` where levels are one an image."""
+        if not isinstance(t, Tensor):
+            return float(np.interp(t, self.t, self.values))
+        knots, values = self._on(t)
+        if len(knots) == 1:
+            return values.expand_as(t)
+        right = torch.searchsorted(knots, t.contiguous()).clamp(1, len(knots) - 1)
+        low, high = values[right - 1], values[right]
+        share = ((t - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0, 1)
+        return low + share * (high - low)
+
+    def _on(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return knots and values where ``t`` is; they are copied there once."""
+        place = (t.device, t.dtype)
+        if place not in self._copies:
+            knots, values = (torch.as_tensor(row, dtype=t.dtype, device=t.device) for row in (self.t, self.values))
+            self._copies[place] = (knots, values)
+        return self._copies[place]

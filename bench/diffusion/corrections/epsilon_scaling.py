@@ -7,14 +7,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from bench.diffusion.corrections.base import Identity
-from bench.diffusion.corrections.interpolation import ByLevel
+from bench.diffusion.corrections.base import ByLevel, Correction
 from bench.diffusion.types import Call, Level, Prediction
 
-__all__ = ["EpsilonScaling", "FirstCallScaling", "X0Scaling"]
 
-
-class EpsilonScaling(Identity):
+class EpsilonScaling(Correction):
     """Divide eps by ``b + k*i`` in x0_hat and in the direction (ADM-ES; EDM-ES, ``edm_sampler``).
 
     i = 0 is the least noisy of the visited levels, as in the published code, which divides eps inside x0_hat only;

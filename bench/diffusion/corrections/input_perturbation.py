@@ -17,17 +17,14 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.diffusion.corrections.base import Identity
-from bench.diffusion.corrections.interpolation import ByLevel
+from bench.diffusion.corrections.base import ByLevel, Correction
 from bench.diffusion.types import Level, Network, Prediction
-
-__all__ = ["InputPerturbation"]
 
 _MOST = 1e6
 _UNIT = 1e-6  # how far from 1 the alpha^2 + sigma^2 of variance-preserving levels may round
 
 
-class InputPerturbation(Identity):
+class InputPerturbation(Correction):
     """Ask about the state as if its noise were s = sqrt(1 + gamma^2) times as strong, and divide eps by s.
 
     Exact where the network is: this is the optimum of the input-perturbed loss in closed form. A trained ADM-IP differs

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bench.diffusion.corrections.base import Identity
+from bench.diffusion.corrections.base import Correction
 from bench.diffusion.types import Call, Level, Prediction
-
-__all__ = ["TemporalRescaling"]
 
 _MOST = 1e6
 
 
-class TemporalRescaling(Identity):
+class TemporalRescaling(Correction):
     """Multiply eps by r = (snr s^2 + 1) / (snr s^2 / k + 1), snr = alpha^2 / sigma^2, and re-form x0_hat from it.
 
     Exact for x0 ~ N(mean, s^2 I): the result is the exact denoiser of N(mean, s^2 / k I), at every level. For other

@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.diffusion.corrections.base import Identity
+from bench.diffusion.corrections.base import Correction
 from bench.diffusion.types import Call, Level, batched
 
-__all__ = ["ShiftedTarget", "TimeShift"]
 
-
-class _LevelChoice(Identity):
+class _LevelChoice(Correction):
     """What both forms share: where the walk goes, which levels lie near one, and which of them fits an image."""
 
     def __init__(self, levels: Sequence[Level], grid: Sequence[Level], window: float, cutoff: float) -> None:

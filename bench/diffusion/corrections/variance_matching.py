@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.diffusion.corrections.base import Identity
-from bench.diffusion.corrections.interpolation import ByLevel
+from bench.diffusion.corrections.base import ByLevel, Correction
 from bench.diffusion.posterior import root
 from bench.diffusion.types import Call, Level, Prediction
-
-__all__ = ["FinalStd", "VarianceNormalisation", "X0StdMatching", "x0_std"]
 
 _ALL = (1, 2, 3)
 _LEAST = 1e-12  # an image of one value stays one: nothing divided by this is nothing
@@ -31,7 +28,7 @@ def _gain(x: Tensor, std: Any) -> Tensor:
     return std / x.std(_ALL, keepdim=True).clamp(min=_LEAST)
 
 
-class VarianceNormalisation(Identity):
+class VarianceNormalisation(Correction):
     """Scale the state that each step makes to the variance of real noised data.
 
     Per image, x_next is multiplied so that the variance of its pixels is alpha^2 data_variance + sigma^2 of the level
@@ -72,7 +69,7 @@ class VarianceNormalisation(Identity):
         return scaled if normalised else x_next
 
 
-class X0StdMatching(Identity):
+class X0StdMatching(Correction):
     """Scale x0_hat to the spread it has on real noised data at the same level.
 
     Inspired by MCDO (Yao et al., ICLR 2025: few-step DDIM whose x0_hat is scaled to a pixel variance that was measured
@@ -106,7 +103,7 @@ class X0StdMatching(Identity):
         return x0, (x - call.level.alpha * x0) / call.level.sigma
 
 
-class FinalStd(Identity):
+class FinalStd(Correction):
     """Scale the final images alone, each about its own mean: what any remedy could gain by contrast.
 
     The control that MCDO's reviewers asked for, plain samples adjusted to the moments of real images. It never touches

@@ -20,15 +20,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bench.diffusion.corrections.base import Identity
-from bench.diffusion.corrections.interpolation import ByLevel
+from bench.diffusion.corrections.base import ByLevel, Correction
 from bench.diffusion.posterior import Posterior
 from bench.diffusion.types import Call, Level, Prediction
 
-__all__ = ["DifferentialCorrection", "PixelCorrection", "ReverseStdCorrection"]
 
-
-class DifferentialCorrection(Identity):
+class DifferentialCorrection(Correction):
     """Coefficients ``w low`` and ``(1 - w) high``, w = sigma / sigma_max of the level that the step starts from.
 
     This is the released code's (``generate.py``, alpha = 1, sigma_max the walk's first level), of which only the low
@@ -90,7 +87,7 @@ class ReverseStdCorrection(DifferentialCorrection):
         return [Posterior.between(level, after).std("fixed-small") for level, after in pairwise(levels)]
 
 
-class PixelCorrection(Identity):
+class PixelCorrection(Correction):
     """The same in all bands alike, x_next += c (x_next - x0_hat) (eq. 17), with the released code's constant c.
 
     Args:

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.diffusion.samplers import DDIM, PosteriorMean
+from bench.diffusion.solvers import DDIM, PosteriorMean
 from bench.diffusion.types import Level
 from bench.measure.instruments.gaussian import LinearGaussian
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.diffusion.edm import Euler
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.samplers import DDIM, Ancestral, PosteriorMean, Solver
+from bench.diffusion.solvers import DDIM, Ancestral, Euler, PosteriorMean, Solver
 from bench.diffusion.types import Level
 
 __all__ = ["GaussianState", "LinearGaussian", "ddim_map", "learned_fraction"]
@@ -138,7 +137,7 @@ class LinearGaussian:
     @staticmethod
     def stirred(state: GaussianState, solver: Solver) -> GaussianState:
         """Return the state that a solver's step starts from, with the noise of its churn."""
-        level, added = solver.stirred(state.level)
+        level, added = solver.churned(state.level)
         return replace(state, level=level, cov=state.cov + added * np.eye(len(state.mean))) if added else state
 
     def step(self, state: GaussianState, level_next: Level, solver: Solver) -> GaussianState:

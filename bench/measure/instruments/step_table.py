@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.diffusion.samplers import Solver
+from bench.diffusion.solvers import Solver
 from bench.diffusion.types import Level
 from bench.measure.instruments.gaussian import GaussianState, LinearGaussian
 from bench.measure.instruments.moments import Moments
@@ -108,7 +108,7 @@ def measured_rows(
     """
     at = {len(levels) - 2 - position: level for position, level in enumerate(levels)}  # i -> level, -1 is clean
     knows_x0 = "residual/count" in record
-    seen = {i: solver.stirred(level)[0] if solver and i >= 0 else level for i, level in at.items()}
+    seen = {i: solver.churned(level)[0] if solver and i >= 0 else level for i, level in at.items()}
     yield from _scalar_rows(arm, record, at, seen, knows_x0)
     energy_spread = np.sqrt(Moments.variance(_moments(record, "scalars")))[:, SCALARS.index("energy")]
     corrections = record["scalars/count"][len(levels) - 1 :]

@@ -50,7 +50,7 @@ class Records:
         each row's state reached; ``data/mean|variance|spectrum|haar``: the training images'.
         """
         levels, look, solver = self.cell.levels(), self.look, self.cell.solver()
-        seen = [solver.stirred(levels[len(levels) - 2 - i])[0] for i in look.indices]
+        seen = [solver.churned(levels[len(levels) - 2 - i])[0] for i in look.indices]
         reached = [levels[len(levels) - 1 - i] for i in look.indices]
         data = self.reference.statistics
         return {
@@ -76,7 +76,7 @@ class Records:
         return {
             "errors": np.concatenate(joined, axis=1),
             "i": np.array(self.look.error_indices),
-            "t": np.array([solver.stirred(levels[len(levels) - 2 - i])[0].t for i in self.look.error_indices]),
+            "t": np.array([solver.churned(levels[len(levels) - 2 - i])[0].t for i in self.look.error_indices]),
             "part": np.array(parts),
         }
 

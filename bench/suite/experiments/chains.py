@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bench.data import coloured, quantize
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Draws, PosteriorMean, Solver, paired, walk
+from bench.diffusion.samplers import Draws, paired, walk
+from bench.diffusion.solvers import PosteriorMean, Solver
 from bench.diffusion.types import Level
 from bench.measure.instruments.chains import ChainRow, error_summary, image_errors, to_table
 from bench.measure.quality.scores import frechet_score

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.diffusion.corrections import (
+    Correction,
     DifferentialCorrection,
     EpsilonScaling,
     FinalStd,
@@ -25,7 +26,7 @@ from bench.diffusion.corrections import (
     X0Scaling,
     X0StdMatching,
 )
-from bench.diffusion.types import Correction, Level
+from bench.diffusion.types import Level
 from bench.suite.registry.constants import Constants
 from bench.suite.settings import SAMPLERS
 

@@ -14,9 +14,8 @@ from analysis.exposure_bias.delta_t import draw_delta, draw_single_step, single_
 from analysis.exposure_bias.norms import draw_eps_norm, draw_scaling, norm_table
 from analysis.exposure_bias.variance import draw_variance_gap, draw_variance_parts, final_table, variance_table
 from analysis.output.selection import over_seeds, thinned
-from bench.diffusion.edm import Euler
-from bench.diffusion.samplers import DDIM, Ancestral
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM, Ancestral, Euler
 from bench.diffusion.types import Level, Prediction
 
 MODES = ("fixed-small", "exact", None)  # None is DDIM
@@ -115,7 +114,7 @@ def test_the_formula_is_that_of_each_solvers_step(sampler, solver, eta):
     for n, u, z in np.eye(3):
         x, x0 = torch.tensor([here.sigma * n]), torch.tensor([e * u])
         eps = (x - here.alpha * x0) / here.sigma
-        step = solver.update(x, x0, eps, Prediction(eps, x0), here, there, torch.tensor([z]))
+        step = solver.update(x, Prediction(eps, x0), here, there, torch.tensor([z]))
         total += step.item() ** 2
     # Double precision throughout; the excess is a difference of numbers about 1e3 times itself at most.
     assert found["formula"].item() == pytest.approx(total / there.sigma**2 - 1, rel=1e-10)

@@ -10,7 +10,7 @@ from made import drawn_texts
 from analysis.exposure_bias import variance, x0_error
 from analysis.output.style import is_edm, level_name, level_symbol, noisy_left, panels, sigma_at
 from analysis.records.load import load_results
-from bench.diffusion.edm import edm_position
+from bench.diffusion.schedules import edm_position
 from bench.suite.settings import EDM_SAMPLERS, SAMPLERS
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, PosteriorMean, paired, walk
+from bench.diffusion.samplers import Draws, paired, walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM, Ancestral, PosteriorMean
 from bench.diffusion.types import Level
 from bench.measure.instruments import chains
 from bench.measure.instruments.chains import (

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion.edm import Churn, Euler, Heun, edm_levels
 from bench.diffusion.noise import Noise
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, paired, prior, teacher_forced, walk
-from bench.diffusion.schedules import alpha_bars, levels
+from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
+from bench.diffusion.schedules import alpha_bars, edm_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Churn, Euler, Heun
 from bench.diffusion.types import CLEAN, Level
 from bench.measure.instruments.gaussian import LinearGaussian, ddim_map, learned_fraction
 

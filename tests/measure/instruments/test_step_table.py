@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion.edm import Churn, Euler, Heun, edm_levels
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, paired, prior, teacher_forced, walk
-from bench.diffusion.schedules import levels
+from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
+from bench.diffusion.schedules import edm_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Churn, Euler, Heun
 from bench.diffusion.types import Level
 from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.step_table import (

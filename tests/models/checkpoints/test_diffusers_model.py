@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.diffusion.samplers import DDIM, Ancestral, walk
+from bench.diffusion.samplers import walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM, Ancestral
 from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
 from bench.models.checkpoints.hub import resolve_hub
 from bench.models.denoisers.parameterization import NetworkDenoiser

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
+from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM, Ancestral
 from bench.diffusion.types import Level, batched
 from bench.models.denoisers.guidance import GuidedDenoiser
 from bench.models.denoisers.oracles import GaussianOracle

@@ -8,8 +8,9 @@ import torch
 
 from bench.diffusion.noise import Noise
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.samplers import DDIM, Ancestral, Draws, prior, walk
+from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM, Ancestral
 from bench.diffusion.types import Level, batched
 from bench.models.denoisers.oracles import GaussianOracle, MixtureOracle
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.samplers import Ancestral, Draws
+from bench.diffusion.samplers import Draws
 from bench.diffusion.schedules import alpha_bars
+from bench.diffusion.solvers import Ancestral
 from bench.diffusion.types import Level
 from bench.models.denoisers.parameterization import as_prediction
 from bench.models.train.scheduled_sampling import Rollout, replaced_share
@@ -108,7 +110,7 @@ def test_a_rollout_is_a_piece_of_the_suites_walk(stride):
         for step, (here, below) in enumerate(pairwise(path), start=1):
             pred = as_prediction("eps", wavy(x, torch.tensor([here.t])), x, here)
             z = draws(4).normal(Purpose.TRAIN_ROLLOUT, step, (2, 3, 3))[k : k + 1]
-            x = solver.update(x, pred.x0.clamp(-1, 1), pred.eps, pred, here, below, z)
+            x = solver.update(x, replace(pred, x0=pred.x0.clamp(-1, 1)), here, below, z)
         torch.testing.assert_close(y[k : k + 1], x, rtol=0, atol=1e-5)
     alpha, sigma = (
         torch.tensor([getattr(level(i), name) for i in t]).reshape(-1, 1, 1, 1) for name in ("alpha", "sigma")
@@ -137,8 +139,8 @@ def test_nothing_starts_above_the_noisiest_index():
     once = draws(2).normal(Purpose.TRAIN_ROLLOUT, 3, (1, 2, 2))  # the first two steps led nowhere
     x = level(T - 1).alpha * x0[1:] + level(T - 1).sigma * noise[1:]
     pred = as_prediction("eps", wavy(x, torch.tensor([T - 1])), x, level(T - 1))
-    clipped = pred.x0.clamp(-1, 1)
-    expected = Ancestral("learned").update(x, clipped, pred.eps, pred, level(T - 1), level(T - 3), once[1:])
+    clipped = replace(pred, x0=pred.x0.clamp(-1, 1))
+    expected = Ancestral("learned").update(x, clipped, level(T - 1), level(T - 3), once[1:])
     torch.testing.assert_close(y[1:], expected, rtol=0, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench.data import Dataset, to_unit
-from bench.diffusion.samplers import DDIM, Ancestral, PosteriorMean
+from bench.diffusion.solvers import DDIM, Ancestral, PosteriorMean
 from bench.diffusion.types import Prediction
 from bench.measure.features.extractors import Extractor
 from bench.measure.instruments.chains import CHAIN_COLUMNS

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from bench.diffusion.corrections import InOrder
-from bench.diffusion.edm import edm_grid, edm_levels
-from bench.diffusion.schedules import levels
+from bench.diffusion.schedules import edm_grid, edm_levels, levels
 from bench.suite.registry.registry import load_registry
 from bench.suite.registry.remedies import KINDS, SUFFIXES, VARIANTS, Remedy, Walk, split_kind
 from bench.suite.settings import EDM_SAMPLERS, SAMPLERS, ConfigError
