@@ -182,7 +182,7 @@ def cifar(room, sound, bench_args, refused):
 
 
 def test_cifars_pickles(cifar, hostile):
-    assert "it asks for posix.system" in cifar(pickle.dumps({b"data": hostile, b"labels": [0]}))
+    assert "it asks for 'posix.system'" in cifar(pickle.dumps({b"data": hostile, b"labels": [0]}))
     assert "memo index" in cifar(b"\x80\x02}r\xff\xff\xff\xff.")
     assert "tuple" in cifar(b"\x80\x02})" + b"2\x86" * 64 + b"Ns.")
 

@@ -1,10 +1,9 @@
-import json
 import os
 
 import numpy as np
 import pytest
 
-from bench.files.writing import read_json, write_atomic, write_json
+from bench.files.writing import write_json
 from bench.suite import plan
 from bench.suite.plan import Unit
 from bench.suite.settings import ConfigError
@@ -20,34 +19,6 @@ def store(tmp_path):
 
 def no_partials(folder):
     return not [path for path in folder.rglob("*") if "partial" in path.name]
-
-
-def test_atomic_writing_leaves_the_old_file_when_it_fails(tmp_path):
-    path = tmp_path / "deep" / "file.txt"
-    write_atomic(path, lambda partial: partial.write_text("old") and None)
-
-    def fail(partial):
-        partial.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomic(path, fail)
-    assert path.read_text() == "old"
-
-
-def test_temporary_files_keep_the_suffix_and_vanish(tmp_path):
-    seen = []
-    write_atomic(tmp_path / "a.npz", lambda partial: seen.append(partial) or partial.write_text(""))
-    assert seen[0].suffix == ".npz"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
-
-
-def test_json_refuses_what_json_cannot_say(tmp_path):
-    write_json(tmp_path / "a.json", {"a": [1, None]})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, None]}
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(tmp_path / "a.json", {"a": float("nan")})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, None]}
 
 
 def test_nothing_is_made_before_something_is_written(store, make_cell):
@@ -188,16 +159,6 @@ def test_scores_are_complete_by_themselves(store, make_cell):
     assert not (store.folder(cell) / "kernel.npy").exists()
     store.put_array(cell, "kernel.npy", np.zeros((2, 2)))  # of other features, whose scores were never finished
     assert not store.is_scored(cell, "toy-1")
-
-
-@pytest.mark.parametrize("text", ["", "[]", "3", '{"a": ', None])
-def test_damaged_json_is_none(tmp_path, text):
-    path = tmp_path / "a.json"
-    if text is not None:
-        path.write_text(text)
-    assert read_json(path) is None
-    path.write_text('{"a": 1}')
-    assert read_json(path) == {"a": 1}
 
 
 def test_dropping_files_forgets_them(store, make_cell):

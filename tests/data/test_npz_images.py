@@ -113,21 +113,28 @@ def test_headers_that_lie(tmp_path, refusal, content, words):
     assert re.search(words, refusal(tmp_path / "x.npz"))
 
 
-BAD_LABELS = {
-    "fractional": np.array([0.5, 1, 2]),
-    "not numbers": np.array([np.nan, 1, 2]),
-    "dates": np.array(["2020-01-01"] * 3, "M8[D]"),
-    "two a picture": np.zeros((3, 2), int),
-    "none": np.zeros(0, int),
-    "a single one": np.array(3),
-    "objects": np.array([{}, {}, {}], dtype=object),
+IMAGES = np.zeros((3, 4, 4, 3), np.uint8)
+BAD = {
+    "floats": {"arr_0": np.zeros((3, 4, 4, 3))},
+    "flat": {"arr_0": np.zeros((3, 48), np.uint8)},
+    "channels first": {"arr_0": np.zeros((3, 3, 4, 4), np.uint8)},
+    "empty": {"arr_0": IMAGES[:0]},
+    "another name": {"images": IMAGES},
+    "object images": {"arr_0": np.array([{}, {}], dtype=object)},
+    "fractional labels": {"arr_0": IMAGES, "arr_1": np.array([0.5, 1, 2])},
+    "labels that are no numbers": {"arr_0": IMAGES, "arr_1": np.array([np.nan, 1, 2])},
+    "dates as labels": {"arr_0": IMAGES, "arr_1": np.array(["2020-01-01"] * 3, "M8[D]")},
+    "two labels a picture": {"arr_0": IMAGES, "arr_1": np.zeros((3, 2), int)},
+    "no labels": {"arr_0": IMAGES, "arr_1": np.zeros(0, int)},
+    "a single label": {"arr_0": IMAGES, "arr_1": np.array(3)},
+    "object labels": {"arr_0": IMAGES, "arr_1": np.array([{}, {}, {}], dtype=object)},
 }
 
 
-@pytest.mark.parametrize("labels", BAD_LABELS.values(), ids=BAD_LABELS)
-def test_bad_labels(tmp_path, images, refusal, labels):
-    np.savez(tmp_path / "x.npz", arr_0=images(3, 4), arr_1=labels)
-    assert "'arr_1' must hold" in refusal(tmp_path / "x.npz")
+@pytest.mark.parametrize("arrays", BAD.values(), ids=BAD)
+def test_bad_arrays(tmp_path, refusal, arrays):
+    np.savez(tmp_path / "x.npz", **arrays)
+    assert f"'{'arr_1' if 'arr_1' in arrays else 'arr_0'}'" in refusal(tmp_path / "x.npz")
 
 
 def test_labels_of_enormous_texts(tmp_path, images, refusal):
@@ -151,3 +158,18 @@ def test_checksums_are_compared(tmp_path, images, refusal):
     at = content.index(images(3, 4)[1].tobytes())
     (tmp_path / "x.npz").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     assert "Bad CRC-32" in refusal(tmp_path / "x.npz")
+
+
+def test_labels_are_optional_and_a_part_is_held_out_by_class(tmp_path, images):
+    np.savez(tmp_path / "x.npz", arr_0=images(6), arr_1=[3, 1, 3, 1, 2, 2])
+    assert load_path("mine", tmp_path / "x.npz", heldout_every=2).heldout.nonzero().flatten().tolist() == [2, 3, 5]
+    np.savez(tmp_path / "x.npz", arr_0=images(5))
+    data = load_path("mine", tmp_path / "x.npz")
+    assert data.labels.tolist() == [0] * 5
+    assert not data.heldout.any()
+
+
+def test_an_npy_by_another_name_is_refused(tmp_path, images, refusal):
+    np.save(tmp_path / "x.npy", images(3))
+    (tmp_path / "x.npy").rename(tmp_path / "x.npz")
+    assert "it is a single .npy array" in refusal(tmp_path / "x.npz")

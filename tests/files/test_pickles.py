@@ -8,12 +8,15 @@ import pickle
 import struct
 import subprocess
 import sys
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from bench.data import cifar
-from bench.files.pickles import UnsafePickleError, restricted_load
+from bench.files.pickles import UnfoldingError, UnsafePickleError, load_plain, restricted_load
 from bench.models.checkpoints import edm_pickle as edm_objects
 
 
@@ -123,7 +126,7 @@ ABSURD = {
     "poisoned by memo": (
         b"\x80\x02ca\nfunction\nq\x010h\x01N}X\x01\x00\x00\x00kK\x01s\x86b.", "changes what stands for a name"
     ),
-    "control characters": (b"ca\x1b[31m\nb\n.", r"asks for a\\x1b\[31m\.b, "),
+    "control characters": (b"ca\x1b[31m\nb\n.", r"asks for 'a\\x1b\[31m\.b', "),
     "endless name": (b"c" + b"a" * 10**6 + b"\nb\n.", r"asks for 'a{76}\.\.\., "),
 }  # fmt: skip
 
@@ -219,3 +222,51 @@ def test_bytes_that_a_text_stands_for_are_not_repeated_at_will():
     data = b"\x80\x02](" + text + b"q\x01c_codecs\nencode\nq\x020" + b"h\x02h\x01\x85R" * 20 + b"e."
     with pytest.raises(ValueError, match="repeats its bytes"):
         restricted_load(io.BytesIO(data), cifar._allowed(len(data)))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_plain_tensors_come_back(tmp_path, zipped):
+    content = {"a": torch.arange(3.0), "b": {"c": [1, "x"]}}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    found = load_plain(tmp_path / "a.pt")
+    assert torch.equal(found["a"], content["a"])
+    assert found["b"] == content["b"]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_no_command_in_a_file_of_tensors_is_run(tmp_path, zipped):
+    torch.save({"a": Command(tmp_path / "ran")}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(Exception, match="nsupported"):  # torch's own kind, of which it has several
+        load_plain(tmp_path / "a.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_compressed_archive_is_refused_unread(tmp_path):
+    torch.save({"a": torch.zeros(10)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as source:
+        members = {name: source.read(name) for name in source.namelist()}
+    for method, refused in ((zipfile.ZIP_STORED, False), (zipfile.ZIP_DEFLATED, True), (zipfile.ZIP_LZMA, True)):
+        with zipfile.ZipFile(tmp_path / "a.pt", "w", method) as target:
+            for name, content in members.items():
+                target.writestr(name, content)
+        if refused:
+            with pytest.raises(UnfoldingError, match="compressed archive"):
+                load_plain(tmp_path / "a.pt")
+        else:
+            assert torch.equal(load_plain(tmp_path / "a.pt")["a"], torch.zeros(10))
+
+
+def test_an_archive_whose_members_overlap_is_refused_unread(tmp_path):
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt", "a") as archive:
+        archive.filelist += [max(archive.infolist(), key=lambda info: info.file_size)] * 3
+        archive._didModify = True
+    with pytest.raises(UnfoldingError):
+        load_plain(tmp_path / "a.pt")
+
+
+def test_oddities_cause_no_warning(tmp_path):
+    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "a.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_plain(tmp_path / "a.pt")["a"].is_sparse

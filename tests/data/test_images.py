@@ -3,7 +3,9 @@
 import io
 import os
 import stat
+import warnings
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -192,14 +194,13 @@ def test_what_may_not_be_read(tmp_path, tree, refusal, monkeypatch, what):
     assert "Permission denied" in message
 
 
-PICTURE_MODES = [("P", 3), ("LA", 3), ("CMYK", 3), ("RGBA", 3), ("L", 1)]
-
-
-@pytest.mark.parametrize(("mode", "channels"), PICTURE_MODES)
-def test_pictures_of_other_modes(tmp_path, images, mode, channels):
-    kind = "jpeg" if mode == "CMYK" else "png"
-    Image.fromarray(images(1, 4)[0]).convert(mode).save(tmp_path / f"a.{kind}")
-    assert load_path("mine", tmp_path).shape == (channels, 4, 4)
+@pytest.mark.parametrize("mode", ["P", "LA", "CMYK", "RGBA", "L", "1"])
+def test_pictures_become_rgb_unless_all_are_grey(tmp_path, images, mode):
+    path = tmp_path / f"a.{'jpeg' if mode == 'CMYK' else 'png'}"
+    Image.fromarray(images(1, 4)[0]).convert(mode).save(path)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L" if mode in ("L", "1") else "RGB")).reshape(4, 4, -1)
+    np.testing.assert_array_equal(load_path("mine", tmp_path).images, pixels.transpose(2, 0, 1)[None])
 
 
 def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path, refusal):
@@ -265,3 +266,57 @@ def test_a_picture_whose_texts_unfold(tmp_path, refusal):
     texts.add_text("comment", "x" * 2**21, zip=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=texts)
     assert "a.png cannot be decoded (Decompressed data too large" in refusal(tmp_path)
+
+
+def spoil(path, offset, value):
+    """Overwrite two bytes of every record of a zip: the local headers and, 2 bytes on, the central directory."""
+    data = bytearray(path.read_bytes())
+    for magic, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        at = data.find(magic)
+        while at >= 0:
+            data[at + offset + shift : at + offset + shift + 2] = value.to_bytes(2, "little")
+            at = data.find(magic, at + 4)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.zip"])
+@pytest.mark.parametrize(("offset", "value", "words"), [(6, 1, "encrypted"), (8, 99, "compression")])
+def test_zips_that_are_encrypted_or_strangely_compressed(tmp_path, images, tree, refusal, name, offset, value, words):
+    if name == "x.npz":
+        np.savez_compressed(tmp_path / name, arr_0=images(3))
+    else:
+        pack(tmp_path / name, tree("0.png", "1.png"), zipfile.ZIP_DEFLATED)
+    spoil(tmp_path / name, offset, value)
+    assert words in refusal(tmp_path / name)
+
+
+def test_members_are_opened_one_at_a_time(tmp_path, tree, monkeypatch):
+    """Whatever number of images there is, one file is open."""
+    pack(tmp_path / "set.zip", tree(*(f"{k}.png" for k in range(5))))
+    open_now, most, opened = [], [], zipfile.ZipFile.open
+
+    def spy(archive, *args, **options):
+        file = opened(archive, *args, **options)
+        open_now.append(file)
+        most.append(sum(not other.closed for other in open_now))
+        return file
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", spy)
+    load_path("mine", tmp_path / "set.zip")
+    assert most == [1] * 5
+
+
+def test_folders_of_a_zip_are_no_images(tmp_path, tree):
+    pack(tmp_path / "x.zip", tree("a.png") | {"b.png/": b""})
+    assert len(load_path("mine", tmp_path / "x.zip").images) == 1
+
+
+@pytest.mark.parametrize("side", [9500, 30000])
+def test_a_picture_beyond_pillows_own_limits(tmp_path, refusal, side):
+    """Pillow warns above 89 million pixels and raises above twice that; only the header says so here."""
+    header = b"IHDR" + 2 * side.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
+    data = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data + (0).to_bytes(4, "big") + b"IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "a.png has more than 67108864 pixels, too many to decode" in refusal(tmp_path)
