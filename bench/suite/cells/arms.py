@@ -77,33 +77,33 @@ class Arms:
 
     def _forced(self, unit: Unit) -> Arrays:
         """Take single steps from noised real images: training images first, then held-out ones."""
-        look = self._instruments()
+        plan = self._instruments()
         arms = {part: self._probes(paired=True) for part in ("train", "heldout")}
-        errors = {part: ErrorProbe(look.error_indices) for part in arms}
+        errors = {part: ErrorProbe(plan.error_indices) for part in arms}
         for rows, valid in self.workbench.batches(unit.start, unit.stop, unit.stop):
-            boundary = min(max(look.train - int(rows[0]), 0), valid)  # training images in this batch
+            boundary = min(max(plan.train - int(rows[0]), 0), valid)  # training images in this batch
             x0, numbers, cond = self._forced_images(rows)
             probes: list[Probe] = []
             if boundary:
                 probes += [Selected(probe, slice(0, boundary)) for probe in arms["train"]]
-                count = min(boundary, max(look.error_train - int(rows[0]), 0))
+                count = min(boundary, max(plan.error_train - int(rows[0]), 0))
                 probes += [Selected(errors["train"], slice(0, count))] if count else []
             if boundary < valid:
                 probes += [Selected(probe, slice(boundary, valid)) for probe in arms["heldout"]]
-                first = int(rows[0]) + boundary - look.train
-                count = min(valid - boundary, max(look.error_heldout - first, 0))
+                first = int(rows[0]) + boundary - plan.train
+                count = min(valid - boundary, max(plan.error_heldout - first, 0))
                 probes += [Selected(errors["heldout"], slice(boundary, boundary + count))] if count else []
-            self._force(x0, numbers, cond, look.indices, probes, valid)
+            self._force(x0, numbers, cond, plan.indices, probes, valid)
         records = _records("forced-train", arms["train"]) | _records("forced-heldout", arms["heldout"])
         states = {f"errors/{part}": probe.state() for part, probe in errors.items()}
         return records | {name: state for name, state in states.items() if state is not None}
 
     def _forced_images(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return images, noise numbers (training image k draws as 2k, held-out image k as 2k + 1) and labels."""
-        look, model, workbench = self._instruments(), self.cell.model, self.workbench
-        rows = rows.clamp(max=look.train + look.heldout - 1)  # padding repeats the last image
-        held = rows >= look.train
-        index = torch.where(held, rows - look.train, rows)
+        plan, model, workbench = self._instruments(), self.cell.model, self.workbench
+        rows = rows.clamp(max=plan.train + plan.heldout - 1)  # padding repeats the last image
+        held = rows >= plan.train
+        index = torch.where(held, rows - plan.train, rows)
         x0, cond = workbench.images("train", index), workbench.labels(model, "train", index)
         if held.any():
             x0[held] = workbench.images("heldout", index[held])
@@ -114,16 +114,16 @@ class Arms:
 
     def _errors(self, unit: Unit) -> Arrays:
         """Visit the images that teacher forcing left out, at the error levels alone."""
-        look, workbench = self._instruments(), self.workbench
-        more = {"train": range(look.train, look.error_train), "heldout": range(look.heldout, look.error_heldout)}
+        plan, workbench = self._instruments(), self.workbench
+        more = {"train": range(plan.train, plan.error_train), "heldout": range(plan.heldout, plan.error_heldout)}
         arrays: Arrays = {}
         for offset, (part, numbers) in enumerate(more.items()):
             if not numbers:
                 continue
-            probe = ErrorProbe(look.error_indices)
+            probe = ErrorProbe(plan.error_indices)
             for rows in torch.arange(numbers.start, numbers.stop, device=self.device).split(workbench.batch):
                 x0, cond = workbench.images(part, rows), workbench.labels(self.cell.model, part, rows)
-                self._force(x0, 2 * rows + offset, cond, look.error_indices, [probe], len(rows))
+                self._force(x0, 2 * rows + offset, cond, plan.error_indices, [probe], len(rows))
             state = probe.state()
             assert state is not None  # the range is not empty
             arrays[f"errors/{part}"] = state

@@ -1,4 +1,4 @@
-"""A cell's records: shards merged one at a time, in plan order, so that memory does not grow with their number."""
+"""The records of a cell: its shards are merged one at a time, in plan order, so memory does not grow with them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Records:
 
     Args:
         cell: whose.
-        look: what its instruments look at.
+        instruments: the levels and images that were measured.
         reference: the data's statistics.
     """
 
-    def __init__(self, cell: Cell, look: Instruments, reference: Reference) -> None:
-        self.cell, self.look, self.reference = cell, look, reference
+    def __init__(self, cell: Cell, instruments: Instruments, reference: Reference) -> None:
+        self.cell, self.instruments, self.reference = cell, instruments, reference
         self._arms: dict[str, Arrays] = {}
         self._errors: dict[str, list[NDArray[Any]]] = {part: [] for part in _PARTS}
 
@@ -39,9 +39,9 @@ class Records:
             part = {key.removeprefix(f"{arm}/"): value for key, value in arrays.items() if key.startswith(f"{arm}/")}
             if part:
                 self._arms[arm] = WalkProbe.merge(self._arms[arm], part) if arm in self._arms else part
-        for name, kept in self._errors.items():
+        for name, parts in self._errors.items():
             if f"errors/{name}" in arrays:
-                kept.append(arrays[f"errors/{name}"])
+                parts.append(arrays[f"errors/{name}"])
 
     def moments(self) -> Arrays:
         """Return ``<arm>/<quantity>/count|mean|second``, the levels of the rows, and the data's own moments.
@@ -49,42 +49,42 @@ class Records:
         ``i``, ``t``: solver indices and training indices the network saw; ``alpha_next``, ``sigma_next``: the level
         each row's state reached; ``data/mean|variance|spectrum|haar``: the training images'.
         """
-        levels, look, solver = self.cell.levels(), self.look, self.cell.solver()
-        seen = [solver.churned(levels[len(levels) - 2 - i])[0] for i in look.indices]
-        reached = [levels[len(levels) - 1 - i] for i in look.indices]
+        levels, indices, solver = self.cell.levels(), self.instruments.indices, self.cell.solver()
+        called = [solver.churned(levels[len(levels) - 2 - i])[0] for i in indices]
+        reached = [levels[len(levels) - 1 - i] for i in indices]
         data = self.reference.statistics
         return {
-            "i": np.array(look.indices),
-            "t": np.array([level.t for level in seen]),
+            "i": np.array(indices),
+            "t": np.array([level.t for level in called]),
             "alpha_next": np.array([level.alpha for level in reached]),
             "sigma_next": np.array([level.sigma for level in reached]),
             "data/mean": data.mean,
             "data/variance": data.variance,
             "data/spectrum": self.reference.spectrum,
             "data/haar": self.reference.haar,
-            **{f"{arm}/{name}": value for arm, record in self._seen() for name, value in record.items()},
+            **{f"{arm}/{name}": value for arm, record in self._measured() for name, value in record.items()},
         }
 
-    def _seen(self) -> Iterator[tuple[str, Arrays]]:
+    def _measured(self) -> Iterator[tuple[str, Arrays]]:
         return ((arm, record) for arm, record in self._arms.items() if record["scalars/count"].any())
 
     def errors(self) -> Arrays:
-        """Return the kept errors [levels, images, C, H, W], training images first, with their indices and parts."""
+        """Return the errors [levels, images, C, H, W], training images first, with their indices and parts."""
         levels, solver = self.cell.levels(), self.cell.solver()
         joined = [array for part in _PARTS for array in self._errors[part]]
         parts = [part for part in _PARTS for array in self._errors[part] for _ in range(array.shape[1])]
         return {
             "errors": np.concatenate(joined, axis=1),
-            "i": np.array(self.look.error_indices),
-            "t": np.array([solver.churned(levels[len(levels) - 2 - i])[0].t for i in self.look.error_indices]),
+            "i": np.array(self.instruments.error_indices),
+            "t": np.array([solver.churned(levels[len(levels) - 2 - i])[0].t for i in self.instruments.error_indices]),
             "part": np.array(parts),
         }
 
     def table(self) -> pd.DataFrame:
         """Return the per-step table: measured arms, and the exact Gaussian denoiser on the same levels."""
         levels, rows = self.cell.levels(), list[Row]()
-        for arm, record in self._seen():
+        for arm, record in self._measured():
             forgets = arm != "paired" or not self.cell.model.description.classes
             data = self.reference.statistics
-            rows += WalkProbe.result(arm, record, self.look.indices, levels, data, self.cell.solver(), forgets)
-        return to_table(rows + self.reference.exact_rows(self.cell, self.look))
+            rows += WalkProbe.result(arm, record, self.instruments.indices, levels, data, self.cell.solver(), forgets)
+        return to_table(rows + self.reference.exact_rows(self.cell, self.instruments))

@@ -43,10 +43,10 @@ class Reference:
         self._features: ReferenceStatistics | None = None
         self._exact_scores: dict[int, tuple[Score, Score]] = {}
         self._exact: dict[tuple[Any, ...], list[Row]] = {}
-        found = data.committed.pixels if isinstance(data, Unseen) else PixelMoments.of_training(data)
-        self.centre = found.mean
-        self.statistics = PixelStatistics(found.mean.numpy(), found.variance.numpy())
-        self.spectrum, self.haar = found.spectrum.numpy(), found.haar.numpy()
+        pixels = data.committed.pixels if isinstance(data, Unseen) else PixelMoments.of_training(data)
+        self.centre = pixels.mean
+        self.statistics = PixelStatistics(pixels.mean.numpy(), pixels.variance.numpy())
+        self.spectrum, self.haar = pixels.spectrum.numpy(), pixels.haar.numpy()
 
     @property
     def name(self) -> str:
@@ -72,22 +72,23 @@ class Reference:
             assert self.extractor is not None  # scoring asks only where there is an extractor
             images, content = self.data.part("train"), self.data.content_hash()
             if self._imported is None:
-                found = self.kept_statistics()
-                self._features = found or cached_statistics(self.extractor, images, self.name, content)
+                committed = self.committed_statistics()
+                self._features = committed or cached_statistics(self.extractor, images, self.name, content)
             else:
-                found = self._imported.completed(self.extractor)
-                if not len(found.pooled) and len(images):
-                    found = with_features(found, self.extractor, images, self.data.training_name, content)
-                self._features = found
+                statistics = self._imported.completed(self.extractor)
+                if not len(statistics.pooled) and len(images):
+                    statistics = with_features(statistics, self.extractor, images, self.data.training_name, content)
+                self._features = statistics
         return self._features
 
-    def kept_statistics(self) -> ReferenceStatistics | None:
+    def committed_statistics(self) -> ReferenceStatistics | None:
         """Return the statistics that the package keeps of these images' features, None where it keeps none."""
         assert self.extractor is not None  # as for features
         data = self.data
-        kept = data.committed if isinstance(data, Unseen) else None
-        content, n = (kept.content, kept.pixels.n) if kept else (data.content_hash(), data.count("train"))
-        return committed_statistics(self.extractor, content, n)
+        committed = data.committed if isinstance(data, Unseen) else None
+        if committed:
+            return committed_statistics(self.extractor, committed.content, committed.pixels.n)
+        return committed_statistics(self.extractor, data.content_hash(), data.count("train"))
 
     def exact_scores(self, n: int) -> tuple[Score, Score]:
         """Return the Frechet distance of n samples of an exact sampler, ``_exact``, and its spread, ``_exact_sd``.
@@ -107,8 +108,8 @@ class Reference:
             draws = self._draws(name, n)
             values = [draw.value for draw in draws if draw.value is not None]
             mean, spread = (float(np.mean(values)), float(np.std(values, ddof=1))) if values else (None, None)
-            kept = replace(draws[0], metric=f"{name}_exact", value=mean)
-            self._exact_scores[n] = kept, replace(kept, metric=f"{name}_exact_sd", value=spread)
+            exact = replace(draws[0], metric=f"{name}_exact", value=mean)
+            self._exact_scores[n] = exact, replace(exact, metric=f"{name}_exact_sd", value=spread)
         return self._exact_scores[n]
 
     def _draws(self, name: str, n: int) -> list[Score]:
@@ -118,14 +119,14 @@ class Reference:
             return [Score(name, None, n, self.name, reason)]
         features, rng = self.features(), np.random.default_rng(_DRAW_SEED)
         pooled = features.pooled
-        kept, images = len(pooled), features.n or 0
-        if kept < images and n > kept // _FEW:
-            reason = f"{n} draws need the features of all {images} training images, of which {kept} are kept"
+        rows, images = len(pooled), features.n or 0
+        if rows < images and n > rows // _FEW:
+            reason = f"{n} draws need the features of all {images} training images, of which {rows} are kept"
             return [Score(name, None, n, self.name, reason)]
-        numbers = (rng.choice(kept, n, replace=kept == images) for _ in range(_DRAWS))
-        return [frechet_score(name, pooled[rows], features.moments, self.name) for rows in numbers]
+        numbers = (rng.choice(rows, n, replace=rows == images) for _ in range(_DRAWS))
+        return [frechet_score(name, pooled[draw], features.moments, self.name) for draw in numbers]
 
-    def exact_rows(self, cell: Cell, look: Instruments) -> list[Row]:
+    def exact_rows(self, cell: Cell, instruments: Instruments) -> list[Row]:
         """Return what an exact denoiser of Gaussian data with this mean and covariance does on a cell's levels.
 
         Cells that share levels and variance share the answer; images too large for the recursion have none.
@@ -135,13 +136,13 @@ class Reference:
             model.schedule,
             model.T,
             cell.levels(),
-            look.indices,
+            instruments.indices,
             cell.solver(),
-            look.paired > 0 and not model.classes,
+            instruments.paired > 0 and not model.classes,
         )
         if key not in self._exact:
             oracle = self.gaussian(model.schedule, model.T)
-            rows = gaussian_rows(oracle, cell.levels(), look.indices, *key[4:]) if oracle else ()
+            rows = gaussian_rows(oracle, cell.levels(), instruments.indices, *key[4:]) if oracle else ()
             self._exact[key] = list(rows)
         return self._exact[key]
 

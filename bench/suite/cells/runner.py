@@ -29,7 +29,7 @@ _FEATURE_BATCH = 256
 
 @dataclass
 class _Totals:
-    """What the shards of a cell add up to besides their records."""
+    """The sums over a cell's shards, besides their records."""
 
     seconds: float = 0.0
     nfe: int = 0
@@ -75,8 +75,8 @@ class CellRunner:
         labels = self.arms.labels(torch.arange(cell.samples))
         if labels is not None:
             others["arr_1"] = labels.cpu().numpy()
-        look = cell.instruments()
-        records = Records(cell, look, self.reference) if look is not None else None
+        instruments = cell.instruments()
+        records = Records(cell, instruments, self.reference) if instruments is not None else None
         path = self.store.folder(cell) / "samples.npz"
         write_blocks(path, "arr_0", cell.samples, self._merge(totals, records), others)
         if records is not None:
@@ -98,7 +98,7 @@ class CellRunner:
                 yield self._scorable(arrays)
 
     def _merge(self, totals: _Totals, records: Records | None) -> Iterator[NDArray[np.uint8]]:
-        """Yield the samples of each shard, [n, H, W, 3], having added what else it holds to the totals and records."""
+        """Yield the samples of each shard, [n, H, W, 3], and add its other arrays to the totals and records."""
         for shard in self._shards():
             totals.seconds += float(shard["seconds"])
             if "pooled" in shard:
@@ -111,7 +111,7 @@ class CellRunner:
                 yield coloured(shard["samples"])
 
     def _features(self, arrays: Arrays) -> Arrays:
-        """Return the features of a free unit's samples, and whose they are."""
+        """Return the features of a free unit's samples, and the key of their extractor."""
         extractor = self.reference.extractor
         if extractor is None or "samples" not in arrays:
             return {}
@@ -121,14 +121,14 @@ class CellRunner:
 
     def _scorable(self, arrays: Arrays) -> Arrays:
         extractor = self.reference.extractor
-        wanted = "none" if extractor is None else extractor.key
-        if "samples" not in arrays or str(arrays.get("extractor", "none")) == wanted:
+        key = "none" if extractor is None else extractor.key
+        if "samples" not in arrays or str(arrays.get("extractor", "none")) == key:
             return arrays
         other = {name: array for name, array in arrays.items() if name not in ("pooled", "spatial", "extractor")}
         return {**other, **self._features(arrays)}
 
     def _write(self, records: Records) -> None:
-        """Write the files of what was measured."""
+        """Write the files of the measurements."""
         if "steps" in self.cell.measure:
             self.store.put_arrays(self.cell, "moments.npz", records.moments())
             table = records.table()
@@ -146,14 +146,14 @@ def score_cell(
         cell: whose samples are in the store.
         reference: what to compare with.
         store: where everything is.
-        facts: what is known of the sampling, kept in ``metrics.json``.
+        facts: network calls, seconds and NFE of the sampling, for ``metrics.json``.
         features: of the samples, None where they are still to be extracted.
     """
     samples = torch.from_numpy(store.samples(cell)).movedim(3, 1)
     store.unscore(cell)
-    scores = [asdict(found) for found in _scores(cell, reference, store, samples, features)]
-    told = {"features": reference.key(), "training": cell.model.description.training_images(), "scores": scores}
-    store.finish(cell, {**facts, **told})
+    scores = [asdict(row) for row in _scores(cell, reference, store, samples, features)]
+    outcome = {"features": reference.key(), "training": cell.model.description.training_images(), "scores": scores}
+    store.finish(cell, {**facts, **outcome})
 
 
 def _scores(
@@ -167,8 +167,8 @@ def _scores(
         return
     features = features or collect(extractor, samples, cell.name)
     store.put_arrays(cell, "features.npz", {"pooled": features.pooled})
-    known = reference.features()
-    if len(samples) > 1 and known.comparable:
-        store.put_array(cell, "kernel.npy", kernel_terms(features.pooled, known.pooled))
-    yield from score(features, known, extractor, reference.name)
+    statistics = reference.features()
+    if len(samples) > 1 and statistics.comparable:
+        store.put_array(cell, "kernel.npy", kernel_terms(features.pooled, statistics.pooled))
+    yield from score(features, statistics, extractor, reference.name)
     yield from reference.exact_scores(len(samples))

@@ -1,4 +1,4 @@
-"""What chains are read against, once for each schedule and seed: real images, and what exact samplers would do."""
+"""The baselines of chains, once for each schedule and seed: real images, and exact samplers."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ class ChainBaselines(Extra):
         if others is None:
             yield ChainRow(*where, self.n, metric, None, None, reference.name, which)
             return
-        found = frechet_score(metric, extractor.extract(others)[0], all_train, reference.name)
-        yield ChainRow(*where, self.n, metric, found.value, None, reference.name, found.reason or which)
+        score = frechet_score(metric, extractor.extract(others)[0], all_train, reference.name)
+        yield ChainRow(*where, self.n, metric, score.value, None, reference.name, score.reason or which)
 
     def _others(self, workbench: Workbench) -> tuple[Tensor | None, str]:
         """Return n real images that are no sources, uint8, and what they are; or None and why not."""
@@ -142,8 +142,8 @@ class ChainBaselines(Extra):
         note = "Gaussian data of the same mean and covariance, not clamped"
         for length in self.lengths:
             path = self._levels(length)
-            found = {"exact-gaussian": gaussian_errors(oracle, path[0])}
-            found |= {f"exact-gaussian-{way}": gaussian_chain_errors(oracle, path, way) for way in ("mean", "ddim")}
-            for method, values in found.items():
+            errors = {"exact-gaussian": gaussian_errors(oracle, path[0])}
+            errors |= {f"exact-gaussian-{way}": gaussian_chain_errors(oracle, path, way) for way in ("mean", "ddim")}
+            for method, values in errors.items():
                 for quantity, value in zip(("l1", "rmse"), values, strict=True):
                     yield self._row(method, length, None, (quantity, value, None), note, name)

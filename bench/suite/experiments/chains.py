@@ -29,7 +29,7 @@ from bench.suite.settings import ConfigError, SamplerConfig
 METHODS = ("mean", "ddim", "ancestral")
 LENGTHS = (100, 300, 600, 900, 1000)  # of 1000 training steps: those of Ning et al. 2023, figure 5, and the whole
 _PICTURES = 8
-_KEPT = (  # of a cell's description
+_CELL_SETTINGS = (  # those of a cell's description that determine a chain
     "model", "weights", "eps_scale", "eps_slope", "remedies", "variance", "clip", "quantize", "precision",
 )  # fmt: skip
 _CLAMPED = "float images clamped to [-1, 1]"
@@ -76,9 +76,9 @@ class Chain(Extra):
     def description(self) -> dict[str, object]:
         """Return everything that determines the numbers, and whose they are."""
         cell = self.cell.description()
-        own = {"method": self.method, "start": self.length, "seed": self.cell.seed, "n": self.cell.samples}
-        kept = {**{name: cell[name] for name in _KEPT if name in cell}, **self.cell.model.identity()}
-        return {"version": VERSION, **kept, **own, "data": cell["data"]}
+        chain = {"method": self.method, "start": self.length, "seed": self.cell.seed, "n": self.cell.samples}
+        shared = {**{name: cell[name] for name in _CELL_SETTINGS if name in cell}, **self.cell.model.identity()}
+        return {"version": VERSION, **shared, **chain, "data": cell["data"]}
 
     def levels(self) -> tuple[Level, ...]:
         """Return the walk's levels: the last L of the training process and the clean one."""
@@ -134,8 +134,8 @@ class Chain(Extra):
         if extractor is None:
             return self._row("frechet", None, None, reference.name, "the run has no features")
         features = extractor.extract(pixels)[0]
-        found = frechet_score(extractor.metrics["frechet"], features, reference.features().moments, reference.name)
-        return self._row(found.metric, found.value, None, found.reference, found.reason)
+        score = frechet_score(extractor.metrics["frechet"], features, reference.features().moments, reference.name)
+        return self._row(score.metric, score.value, None, score.reference, score.reason)
 
 
 def _settings(model: Model, config: SamplerConfig, method: str) -> SamplerConfig:

@@ -36,14 +36,14 @@ class RecordFolder:
         """Return the file that completes the folder."""
         return self.path / f"{self.kind}.json"
 
-    def found(self, features: str | None = None) -> dict[str, Any] | None:
+    def complete_facts(self, features: str | None = None) -> dict[str, Any] | None:
         """Return the facts of the complete record of this description, None where there is none.
 
         Args:
-            features: what it must have been scored with; None takes any.
+            features: the key of the features it must have been scored with; None takes any.
         """
         facts = read_record(self.facts) or {}
-        sizes, sums = facts.get("files"), facts.get("sha256", {})
+        sizes, sums = facts.get("files"), facts.get("sha256")
         if facts.get("key") != self.key or not isinstance(sizes, dict) or not isinstance(sums, dict):
             return None
         if not unchanged(self.path, sizes, sums):
@@ -52,10 +52,10 @@ class RecordFolder:
 
     def is_there(self, features: str) -> bool:
         """Tell whether a complete record is there, scored with these features, of this seed or of another."""
-        known = (read_record(self.facts) or {}).get(self.kind)
-        seed = known.get("seed") if isinstance(known, dict) else None
+        description = (read_record(self.facts) or {}).get(self.kind)
+        seed = description.get("seed") if isinstance(description, dict) else None
         same = self if seed is None else RecordFolder(self.path, self.kind, {**self.description, "seed": seed})
-        return same.found(features) is not None
+        return same.complete_facts(features) is not None
 
     def check(self) -> None:
         """Refuse a folder that was made under other settings; another seed's record is made anew instead.
@@ -67,7 +67,7 @@ class RecordFolder:
         if not isinstance(old, dict):
             return
         for name in {**old, **self.description}:
-            made, now = (about.get(name, LATER_SETTINGS.get(name)) for about in (old, self.description))
+            made, now = (settings.get(name, LATER_SETTINGS.get(name)) for settings in (old, self.description))
             if name != "seed" and made != now:
                 raise ConfigError(
                     f"{self.path} was made with another {name} ({made!r}, now {now!r});"
@@ -88,8 +88,8 @@ class RecordFolder:
             names.append("pictures.npz")
         sizes = {name: (self.path / name).stat().st_size for name in names}
         sums = {name: sha256_of(self.path / name) for name in names}
-        about = {"key": self.key, self.kind: self.description, "files": sizes, "sha256": sums}
-        write_record(self.facts, {**about, **facts})
+        record = {"key": self.key, self.kind: self.description, "files": sizes, "sha256": sums}
+        write_record(self.facts, {**record, **facts})
 
 
 class Extra(ABC):
@@ -121,14 +121,14 @@ class Extra(ABC):
 
     def is_complete(self, root: Path, features: str | None = None) -> bool:
         """Tell whether every folder is complete, with these features if it has any; None takes any."""
-        return all(folder.found(features) is not None for folder in self.folders(root))
+        return all(folder.complete_facts(features) is not None for folder in self.folders(root))
 
     def remaining(self, root: Path, features: str | None = None) -> int:
         """Return the network calls still to be made; folders share them."""
-        missing = all(folder.found(features) is None for folder in self.folders(root))
+        missing = all(folder.complete_facts(features) is None for folder in self.folders(root))
         return self.cost() if missing else 0
 
     def seconds(self, root: Path) -> float:
         """Return how long the complete measurement took."""
-        facts = self.folders(root)[0].found() or {}
+        facts = self.folders(root)[0].complete_facts() or {}
         return float(facts.get("seconds", 0.0))

@@ -55,11 +55,11 @@ class Response(Extra):
 
     @cached_property
     def pairs(self) -> list[tuple[Level, Level]]:
-        """Return the (told, true) levels: those whose errors a cell keeps, each with its grid of states."""
+        """Return the (conditioning, true) levels: those whose errors a cell keeps, each with its grid of states."""
         model, visited = self.cell.model.description, self.cell.levels()
         every = levels(model.schedule, model.T, str(model.T))
-        told = [visited[self.cell.steps - 1 - i] for i in recorded_indices(self.cell.steps)[1]]
-        return [(s, every[model.T - 1 - t]) for s in told for t in response_grid(int(s.t), model.T)]
+        asked = [visited[self.cell.steps - 1 - i] for i in recorded_indices(self.cell.steps)[1]]
+        return [(s, every[model.T - 1 - t]) for s in asked for t in response_grid(int(s.t), model.T)]
 
     def cost(self) -> int:
         """Return its network calls."""
@@ -76,23 +76,23 @@ class Response(Extra):
 
     def description(self, model: str) -> dict[str, object]:
         """Return everything that determines the numbers, and whose they are."""
-        kept = ("weights", "spacing", "steps", "seed", "data", "precision")
+        settings = ("weights", "spacing", "steps", "seed", "data", "precision")
         cell = self.cell.description()
         part, n = self.part
-        what = {**{name: cell[name] for name in kept if name in cell}, **self.cell.model.identity()}
+        what = {**{name: cell[name] for name in settings if name in cell}, **self.cell.model.identity()}
         return {"version": VERSION, "model": model, **what, "part": part, "n": n}
 
     def compute(self, workbench: Workbench, root: Path) -> None:
         """Ask the network, unless another model of it was asked before, and write every model's record."""
         folders = self.folders(root)
-        known = next((folder for folder in folders if folder.found()), None)
+        earlier = next((folder for folder in folders if folder.complete_facts()), None)
         started = time.perf_counter()
-        table = known.table() if known else self._table(workbench)
-        facts = known.found() if known else None
+        table = earlier.table() if earlier else self._table(workbench)
+        facts = earlier.complete_facts() if earlier else None
         seconds = facts["seconds"] if facts else time.perf_counter() - started
         account = {"network_calls": self.cost(), "seconds": seconds, "models": [cell.model.name for cell in self.cells]}
         for cell, folder in zip(self.cells, folders, strict=True):
-            if folder.found() is None:
+            if folder.complete_facts() is None:
                 folder.write(table.assign(model=cell.model.name), None, account)
 
     def _table(self, workbench: Workbench) -> pd.DataFrame:
@@ -111,8 +111,8 @@ class Response(Extra):
             )
         spread = np.sqrt(Moments.variance(state))
         rows = [
-            ResponseRow(self.cell.model.name, self.cell.steps, int(told.t), int(true.t), n, part, norm, std, energy)
-            for (told, true), norm, std, energy in zip(
+            ResponseRow(self.cell.model.name, self.cell.steps, int(asked.t), int(true.t), n, part, norm, std, energy)
+            for (asked, true), norm, std, energy in zip(
                 self.pairs, state["mean"].tolist(), spread.tolist(), state["second"].tolist(), strict=True
             )
         ]

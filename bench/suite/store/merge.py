@@ -44,7 +44,7 @@ def join_folders(parts: Sequence[Path], out: Path) -> list[str]:
     """Copy what is complete and intact in the parts, and return a line for each thing that was left out.
 
     Args:
-        parts: results folders that :func:`refuse_mixed` has seen.
+        parts: results folders that :func:`refuse_mixed` has checked.
         out: the folder to join them in; what is there and intact stays.
 
     Raises:
@@ -78,18 +78,18 @@ def _refuse_links(root: Path) -> None:
 def _cells(root: Path) -> Iterator[tuple[Path, dict[str, Any], object]]:
     """Yield a results folder's cells with their descriptions and the features they were scored with."""
     for folder in _folders(root / "cells"):
-        found = read_record(folder / "metrics.json") or read_record(folder / "cell.json") or {}
-        if found.get("published"):
+        record = read_record(folder / "metrics.json") or read_record(folder / "cell.json") or {}
+        if record.get("published"):
             raise ConfigError(f"{folder} is a small copy for publication, which cannot be joined")
-        if isinstance(found.get("cell"), dict):
-            yield folder, found["cell"], found.get("features")
+        if isinstance(record.get("cell"), dict):
+            yield folder, record["cell"], record.get("features")
 
 
 def _refuse_mixed_cells(roots: Sequence[Path]) -> None:
     """Refuse cells that would share a table and do not share their settings or features."""
     firsts: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = {}
     features: tuple[Path, str] | None = None
-    for folder, cell, scored in (found for root in roots for found in _cells(root)):
+    for folder, cell, scored in (entry for root in roots for entry in _cells(root)):
         # Settings of a sampler are shared by its cells alone, and all settings by cells of one name.
         for kind, which in (("all", ""), ("sampler", str(cell.get("sampler"))), ("name", folder.name)):
             against, settings = firsts.setdefault((kind, which), (folder, cell))
@@ -97,9 +97,9 @@ def _refuse_mixed_cells(roots: Sequence[Path]) -> None:
             if name is not None:
                 raise ConfigError(f"{folder} was made with another {name} than {against}; they cannot be joined")
         if isinstance(scored, str) and not scored.startswith("none-"):
-            known = scored.rsplit("-scores", 1)[0]
-            features = features or (folder, known)
-            if features[1] != known:
+            key = scored.rsplit("-scores", 1)[0]
+            features = features or (folder, key)
+            if features[1] != key:
                 raise ConfigError(
                     f"{folder} was scored with other features or another reference than {features[0]}; run it again"
                     " with the same"
@@ -156,7 +156,7 @@ def _copy_record(source: Path, target: Path, name: str) -> list[str]:
 def _is_whole(folder: Path, name: str) -> bool:
     """Tell whether a folder has every file that its file ``name`` lists, as it was written, and none elsewhere."""
     facts = read_record(folder / name) or {}
-    sizes, sums = facts.get("files"), facts.get("sha256", {})
+    sizes, sums = facts.get("files"), facts.get("sha256")
     if facts.get("key") is None or not isinstance(sizes, dict) or not isinstance(sums, dict):
         return False
     plain = all(file not in (name, "cell.json") and Path(file).name == file for file in sizes)

@@ -2,15 +2,15 @@
 
 1. The unit: half of the images move by more than a tenth of the data's standard deviation when b goes from 1 to
    1 + unit. The move is linear in b - 1 and hardly noisy, so that a few images tell how far apart two divisors must be
-   to be told apart: about .05 with 10 ancestral steps, .015 with 10 of DDIM.
+   to be distinguished: about .05 with 10 ancestral steps, .015 with 10 of DDIM.
 2. Distances at 1 - unit, 1 and 1 + unit, all on the same noise. If the minimum of the parabola through them is nearer
    to an end than to the middle, the three points move by one unit to that side.
 3. What is left of the images goes to the three points. The vertex of their parabola, if it is a minimum between them,
    else the best of them, is the divisor.
 4. If the parabola's slope at b = 1 is not larger than half its standard error (jackknife over groups of images), or the
-   parabola gains less than a hundredth of the distance, no gain is told from noise, and the divisor is 1. The test is
-   lenient, since its errors do not weigh the same: a divisor read off a flat curve costs little, a missed one all
-   there was to gain.
+   parabola gains less than a hundredth of the distance, no gain is distinguished from noise, and the divisor is 1. The
+   test is lenient, since its errors do not weigh the same: a divisor read off a flat curve costs little, a missed one
+   all there was to gain.
 
 The distance is that of Frechet between features divided by the square root of the reference's standard deviation along
 each of its principal directions, of which the leading ones count, one for every eight images. Classifier features
@@ -44,7 +44,8 @@ _FIRST = 1 / 11  # of the images, at each of the first three points
 _PER_DIRECTION = 8  # images
 _POWER = 0.5  # of the standard deviation
 _GROUPS = 16  # of the jackknife
-_TOLD, _WORTH = 0.5, 0.01  # standard errors of the slope, share of the distance: what a gain must be larger than
+_LEAST_SLOPE = 0.5  # standard errors of the slope
+_LEAST_GAIN = 0.01  # share of the distance
 _DIGITS = 4  # of b
 
 
@@ -53,7 +54,7 @@ class Fitted:
     """A fitted divisor.
 
     Attributes:
-        b: the divisor, 1.0 where no gain is told from noise.
+        b: the divisor, 1.0 where no gain is distinguished from noise.
         vertex: what it would be without that test.
         slope, error: of the parabola at b = 1, per unit, and its standard error.
         gain: by how much the parabola is lower at the vertex, as a share of the distance at 1.
@@ -77,8 +78,8 @@ class _Flattened:
 
     def __init__(self, mean: Matrix, cov: Matrix) -> None:
         values, vectors = np.linalg.eigh(cov)
-        known = values > values.max() * 1e-9  # a constant feature has no scale
-        values, vectors = values[known][::-1], vectors[:, known][:, ::-1]  # leading directions first
+        spread = values > values.max() * 1e-9  # a constant feature has no scale
+        values, vectors = values[spread][::-1], vectors[:, spread][:, ::-1]  # leading directions first
         self.map = vectors * values ** (-_POWER / 2)
         self.mean, self.variance = mean @ self.map, values ** (1 - _POWER)
 
@@ -94,26 +95,26 @@ class _Images:
 
     def __init__(self, sampled: Sampled) -> None:
         self.sampled, self.count = sampled, 0
-        self._known: dict[float, NDArray[np.floating]] = {}
+        self._features: dict[float, NDArray[np.floating]] = {}
 
-    def known(self, b: float) -> int:
-        """Return how many images of a divisor there are."""
-        return len(self._known.get(b, ()))
+    def sampled_so_far(self, b: float) -> int:
+        """Return how many images of a divisor were sampled."""
+        return len(self._features.get(b, ()))
 
     def states(self, b: float, stop: int) -> Matrix:
         """Return the final states [stop, pixels] of the first images, keeping their features."""
-        states, self._known[b] = self.sampled(b, 0, stop)
+        states, self._features[b] = self.sampled(b, 0, stop)
         self.count += stop
         return np.asarray(states, dtype=np.float64).reshape(stop, -1)
 
     def features(self, b: float, stop: int) -> NDArray[np.floating]:
         """Return the features [stop, d] of the first images."""
-        have = self.known(b)
-        if have < stop:
-            more = self.sampled(b, have, stop)[1]
-            self._known[b] = np.concatenate([self._known[b], more]) if have else more
-            self.count += stop - have
-        return self._known[b][:stop]
+        count = self.sampled_so_far(b)
+        if count < stop:
+            more = self.sampled(b, count, stop)[1]
+            self._features[b] = np.concatenate([self._features[b], more]) if count else more
+            self.count += stop - count
+        return self._features[b][:stop]
 
 
 def fit(sampled: Sampled, mean: Matrix, cov: Matrix, spread: float, images: int = IMAGES) -> Fitted:
@@ -138,14 +139,14 @@ def fit(sampled: Sampled, mean: Matrix, cov: Matrix, spread: float, images: int 
     towards = _vertex(nodes, [flattened.distance(drawn.features(b, first)) for b in nodes])
     side = round((towards - 1) / unit)
     nodes = [round(1 + (k + side) * unit, _DIGITS) for k in (-1, 0, 1)]
-    share = (images - drawn.count + sum(drawn.known(b) for b in nodes)) // len(nodes)
+    share = (images - drawn.count + sum(drawn.sampled_so_far(b) for b in nodes)) // len(nodes)
     features = [drawn.features(b, share) for b in nodes]
     distances = [flattened.distance(rows) for rows in features]
     vertex = _vertex(nodes, distances)
     slope, error = _slope(flattened, nodes, features)
     curve = _parabola(nodes, distances)
     gain = float(1 - np.polyval(curve, vertex - 1) / curve[2])
-    b = vertex if abs(slope) > _TOLD * error and gain > _WORTH else 1.0
+    b = vertex if abs(slope) > _LEAST_SLOPE * error and gain > _LEAST_GAIN else 1.0
     points = tuple(zip(nodes, distances, strict=True))
     return Fitted(b, vertex, slope * unit, error * unit, gain, unit, points, drawn.count)
 
@@ -176,8 +177,8 @@ def _slope(
     """Return the parabola's slope at b = 1, and the jackknife's standard error of it."""
     group = np.arange(len(features[0])) % _GROUPS
 
-    def slope(kept: NDArray[np.bool_]) -> float:
-        return float(_parabola(nodes, [flattened.distance(rows[kept]) for rows in features])[1])
+    def slope(rows_used: NDArray[np.bool_]) -> float:
+        return float(_parabola(nodes, [flattened.distance(rows[rows_used]) for rows in features])[1])
 
     left_out = np.array([slope(group != k) for k in range(_GROUPS)])
     return slope(group >= 0), math.sqrt((_GROUPS - 1) * float(left_out.var()))

@@ -364,7 +364,7 @@ def made(plan, make_workbench, shrink, tmp_path):
 
 def test_a_complete_record_is_known(made, plan, tmp_path):
     chain, folder = made
-    assert folder.found() is not None
+    assert folder.complete_facts() is not None
     assert chain.is_complete(tmp_path)
     assert chain.remaining(tmp_path) == 0
     assert chain.is_complete(tmp_path, "none")
