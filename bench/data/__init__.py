@@ -1,19 +1,17 @@
 """Datasets: images in file order with labels and a held-out part."""
 
 from bench.data.dataset import (
-    CROPS,
     DATASETS,
-    FILTERS,
-    DataError,
     Dataset,
-    Preprocessing,
     coloured,
     load,
     load_path,
     quantize,
     stratified_split,
     to_unit,
-)  # fmt: skip
+)
+from bench.data.preprocessing import CROPS, FILTERS, Preprocessing
+from bench.runtime.errors import DataError
 
 __all__ = [
     "CROPS", "DATASETS", "FILTERS", "DataError", "Dataset", "Preprocessing",

@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.data.pictures import Pictures, Wanted, gather_arrays
+from bench.data.pictures import Pictures, ReadOptions, gather_arrays
 from bench.files.pickles import restricted_load
 from bench.runtime.errors import DataError, reason
-
-__all__ = ["BATCH_FOLDERS", "is_batch_folder", "read_batch_folder", "read_batch_tar"]
 
 _STEMS = (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch")
 _SIDE, _CLASSES = 32, 10
@@ -31,7 +29,7 @@ _MAX_TAR = 2**29
 Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]  # pixels [n, 3072] as channel, row, column; labels [n]
 
 
-def read_batch_folder(path: Path, wanted: Wanted) -> Pictures:
+def read_batch_folder(path: Path, options: ReadOptions) -> Pictures:
     """Read ``data_batch_1`` to ``5`` and, held out, ``test_batch``, each with or without ``.bin``.
 
     Raises:
@@ -45,10 +43,10 @@ def read_batch_folder(path: Path, wanted: Wanted) -> Pictures:
         with (path / name).open("rb") as file:
             return file.read(_MAX_BATCH + 1)
 
-    return _read(str(path), kind, read, wanted)
+    return _read(str(path), kind, read, options)
 
 
-def read_batch_tar(path: Path, wanted: Wanted) -> Pictures:
+def read_batch_tar(path: Path, options: ReadOptions) -> Pictures:
     """Read ``cifar-10-python.tar.gz`` or ``cifar-10-binary.tar.gz`` as :func:`read_batch_folder` reads their content.
 
     Raises:
@@ -60,7 +58,7 @@ def read_batch_tar(path: Path, wanted: Wanted) -> Pictures:
         if len(content) > _MAX_TAR:
             raise DataError(f"{path} unpacks to more than {_MAX_TAR} bytes, which CIFAR-10 does not; get it again")
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            return _read_members(path, archive, wanted)
+            return _read_members(path, archive, options)
     except DataError:
         raise
     except Exception as error:  # on damaged bytes gzip, zlib and tarfile raise almost any kind
@@ -76,7 +74,7 @@ def _kind_of_folder(path: Path) -> _Kind | None:
     return next((kind for kind in (_PYTHON, _BINARY) if (path / kind.names()[0]).is_file()), None)
 
 
-def _read_members(path: Path, archive: tarfile.TarFile, wanted: Wanted) -> Pictures:
+def _read_members(path: Path, archive: tarfile.TarFile, options: ReadOptions) -> Pictures:
     # Links, devices and sparse files, whose size is only declared, are as good as absent.
     members = {m.name.removeprefix("./"): m for m in archive if m.isreg() and not m.issparse()}
     for kind in (_PYTHON, _BINARY):
@@ -87,17 +85,17 @@ def _read_members(path: Path, archive: tarfile.TarFile, wanted: Wanted) -> Pictu
                 file = archive.extractfile(member) if member else None
                 return file.read(_MAX_BATCH + 1) if file else None
 
-            return _read(str(path), kind, read, wanted)
+            return _read(str(path), kind, read, options)
     raise DataError(f"{path} holds neither {_PYTHON.folder} nor {_BINARY.folder}; get the archive of CIFAR-10 again")
 
 
-def _read(source: str, kind: _Kind, read: Callable[[str], bytes | None], wanted: Wanted) -> Pictures:
+def _read(source: str, kind: _Kind, read: Callable[[str], bytes | None], options: ReadOptions) -> Pictures:
     batches = [_batch(source, kind, name, read) for name in kind.names()]
     labels = np.concatenate([labels for _, labels in batches])
     heldout = np.zeros(len(labels), dtype=np.bool_)
     heldout[-len(batches[-1][1]) :] = True
     images = [pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1) for pixels, _ in batches]
-    return Pictures(gather_arrays(source, images, wanted), labels, heldout)
+    return Pictures(gather_arrays(source, images, options), labels, heldout)
 
 
 def _batch(source: str, kind: _Kind, name: str, read: Callable[[str], bytes | None]) -> Batch:

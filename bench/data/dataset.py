@@ -16,19 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.data.pictures import Pictures, Wanted, gather_arrays
-from bench.data.preprocessing import CROPS, FILTERS, Preprocessing
-from bench.data.sources import KNOWN, locate, read_source
+from bench.data.pictures import Pictures, ReadOptions, gather_arrays
+from bench.data.preprocessing import Preprocessing
+from bench.data.sources import PUBLISHED, locate, read_source
 from bench.runtime.errors import DataError
-
-__all__ = [
-    "CROPS", "DATASETS", "FILTERS", "DataError", "Dataset", "Preprocessing",
-    "coloured", "load", "load_path", "quantize", "stratified_split", "to_unit",
-]  # fmt: skip
 
 Pixels: TypeAlias = NDArray[np.uint8]  # [..., H, W, C]
 
-DATASETS = ("digits", *KNOWN)
+DATASETS = ("digits", *PUBLISHED)
 _AS_IS = Preprocessing()
 _BLOCK = 4096  # images hashed at a time
 
@@ -198,23 +193,23 @@ def load(
     """
     if name == "digits":
         return _digits(heldout_every or 5, preprocessing)
-    if name not in KNOWN:
+    if name not in PUBLISHED:
         raise DataError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
-    known = KNOWN[name]
+    published = PUBLISHED[name]
     path = locate(name, data_dir)
-    source = known.source or name
-    pictures = read_source(path, Wanted(preprocessing, source, KNOWN[source].size))
-    factor = KNOWN[source].size // known.size
+    source = published.source or name
+    pictures = read_source(path, ReadOptions(preprocessing, source, PUBLISHED[source].size))
+    factor = PUBLISHED[source].size // published.size
     if factor > 1:
         pictures = replace(pictures, pixels=reduced(pictures.pixels, factor))
-    labels = pictures.labels if known.classes > 1 else np.zeros_like(pictures.labels)
-    if not 0 <= labels.min() <= labels.max() < known.classes:
-        found = f"{labels.min()} to {labels.max()}"
-        raise DataError(f"{path}: labels are {found}, those of {name} 0 to {known.classes - 1}; check its classes")
+    labels = pictures.labels if published.classes > 1 else np.zeros_like(pictures.labels)
+    if not 0 <= labels.min() <= labels.max() < published.classes:
+        extent = f"{labels.min()} to {labels.max()}"
+        raise DataError(f"{path}: labels are {extent}, those of {name} 0 to {published.classes - 1}; check its classes")
     data = _dataset(name, pictures, torch.from_numpy(labels), heldout_every, preprocessing)
     if factor > 1:
-        done = [] if preprocessing == _AS_IS else [data.preprocessing]
-        data = replace(data, preprocessing=" ".join([*done, f"reduce={factor}"]))
+        description = f"reduce={factor}" if preprocessing == _AS_IS else f"{data.preprocessing} reduce={factor}"
+        data = replace(data, preprocessing=description)
     return data
 
 
@@ -228,14 +223,14 @@ def load_path(name: str, path: Path, heldout_every: int = 0, preprocessing: Prep
     Raises:
         DataError: nothing there, not images, or images of different sizes.
     """
-    pictures = read_source(path, Wanted(preprocessing))
+    pictures = read_source(path, ReadOptions(preprocessing))
     labels = torch.from_numpy(np.unique(pictures.labels, return_inverse=True)[1].astype(np.int64))
     return _dataset(name, pictures, labels, heldout_every, preprocessing)
 
 
 def _dataset(name: str, pictures: Pictures, labels: Tensor, every: int, preprocessing: Preprocessing) -> Dataset:
     # Another encoding makes other pixels: what was published of the dataset does not hold for them.
-    if name in KNOWN and KNOWN[name].lossless and pictures.lossy:
+    if name in PUBLISHED and PUBLISHED[name].lossless and pictures.lossy:
         name = f"{name}-jpeg"
     if every or pictures.heldout is None:
         heldout = stratified_split(labels, every)
@@ -250,6 +245,6 @@ def _digits(every: int, preprocessing: Preprocessing) -> Dataset:
 
     bunch = load_digits()
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    pixels = gather_arrays("digits", [grey], Wanted(preprocessing))
+    pixels = gather_arrays("digits", [grey], ReadOptions(preprocessing))
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     return _dataset("digits", Pictures(pixels, bunch.target), labels, every, preprocessing)

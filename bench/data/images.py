@@ -15,12 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from bench.data.pictures import Picture, Pictures, Wanted, class_indices, gather
+from bench.data.pictures import Picture, Pictures, ReadOptions, class_indices, gather
 from bench.data.preprocessing import Pixels
 from bench.files.limits import refuse_large_file, refuse_large_picture, too_many_pixels
 from bench.runtime.errors import DataError, reason
-
-__all__ = ["SUFFIXES", "read_folder", "read_zip"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 _LOSSY = frozenset({".jpg", ".jpeg"})
@@ -36,7 +34,7 @@ class _Member:
     read: Callable[[], bytes]
 
 
-def read_folder(path: Path, wanted: Wanted) -> Pictures:
+def read_folder(path: Path, options: ReadOptions) -> Pictures:
     """Read the images below a folder in the order of their paths; the class is the name of an image's own folder.
 
     Where every image lies below a folder ``train`` or a folder ``test``, and both occur, those below ``test`` are held
@@ -46,12 +44,12 @@ def read_folder(path: Path, wanted: Wanted) -> Pictures:
         DataError: no images, unreadable ones, or images of different sizes.
     """
     try:
-        return _read(str(path), _files(path), wanted)
+        return _read(str(path), _files(path), options)
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read ({reason(error)}); check links and rights") from None
 
 
-def read_zip(path: Path, wanted: Wanted) -> Pictures:
+def read_zip(path: Path, options: ReadOptions) -> Pictures:
     """Read a zip as :func:`read_folder` reads a folder.
 
     Raises:
@@ -59,20 +57,20 @@ def read_zip(path: Path, wanted: Wanted) -> Pictures:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(str(path), _members(path, archive), wanted)
+            return _read(str(path), _members(path, archive), options)
     except DataError:
         raise
     except Exception as error:  # on damaged bytes zipfile raises almost any kind
         raise DataError(f"{path} is neither an npz, a folder nor a zip of images ({reason(error)})") from None
 
 
-def _read(source: str, found: Iterable[_Member], wanted: Wanted) -> Pictures:
-    members = sorted(found, key=lambda member: member.name)
+def _read(source: str, members: Iterable[_Member], options: ReadOptions) -> Pictures:
+    members = sorted(members, key=lambda member: member.name)
     if not members:
         raise DataError(f"{source} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
     labels, heldout = _sort_out([member.name for member in members])
     lossy = any(member.name.suffix.lower() in _LOSSY for member in members)
-    return Pictures(gather(source, len(members), _decoded(members), wanted), labels, heldout, lossy)
+    return Pictures(gather(source, len(members), _decoded(members), options), labels, heldout, lossy)
 
 
 def _files(root: Path) -> Iterator[_Member]:

@@ -13,14 +13,15 @@ from bench.data.preprocessing import Pixels, Preprocessing
 from bench.files.limits import refuse_total, refuse_unfolding
 from bench.runtime.errors import DataError
 
-__all__ = ["Picture", "Pictures", "Wanted", "class_indices", "gather", "gather_arrays"]
-
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a caller wants of a dataset: how pictures are preprocessed and, for a known dataset, what they are then.
+class ReadOptions:
+    """How the pictures of a dataset are read.
 
-    ``size`` is the side length that a dataset called ``name`` stands for; such datasets are in colour.
+    Attributes:
+        preprocessing: what is done to each.
+        name: of a published dataset, empty for any other.
+        size: side length of that dataset's images in pixels, which are in colour; None for any other.
     """
 
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -59,24 +60,24 @@ def class_indices(names: Sequence[str]) -> NDArray[np.int64]:
     return np.array([index[name] for name in names], dtype=np.int64)
 
 
-def gather(source: str, count: int, pictures: Iterable[Picture], wanted: Wanted) -> NDArray[np.uint8]:
+def gather(source: str, count: int, pictures: Iterable[Picture], options: ReadOptions) -> NDArray[np.uint8]:
     """Preprocess ``count`` pictures one at a time and stack them as uint8 [count, C, H, W], grey only if all are.
 
     Memory is the result's and one picture's.
 
     Raises:
-        DataError: sizes differ or are not the wanted one, or the pixels are more than would fit.
+        DataError: sizes differ or are not those of the dataset, or the pixels are too many.
     """
     stack = np.empty((0, 0, 0, 0), dtype=np.uint8)
     unfolded = stored = 0
     for k, picture in enumerate(pictures):
         unfolded, stored = unfolded + picture.pixels.nbytes, stored + picture.stored
         refuse_unfolding(source, "pixels", unfolded, stored)
-        image = wanted.preprocessing.apply(picture.pixels)
+        image = options.preprocessing.apply(picture.pixels)
         height, width, channels = image.shape
         if k == 0:
-            _refuse_size(source, height, width, wanted)
-            stack = _empty(source, (count, 3 if wanted.size else channels, height, width))
+            _refuse_size(source, height, width, options)
+            stack = _empty(source, (count, 3 if options.size else channels, height, width))
         if (height, width) != stack.shape[2:]:
             sizes = f"{stack.shape[2]}x{stack.shape[3]} and {height}x{width} of {picture.name}"
             raise DataError(f"{source}: images differ in size ({sizes}); resize them first or set the option resize")
@@ -87,14 +88,14 @@ def gather(source: str, count: int, pictures: Iterable[Picture], wanted: Wanted)
     return stack
 
 
-def gather_arrays(source: str, arrays: Sequence[NDArray[np.uint8]], wanted: Wanted) -> NDArray[np.uint8]:
+def gather_arrays(source: str, arrays: Sequence[NDArray[np.uint8]], options: ReadOptions) -> NDArray[np.uint8]:
     """Preprocess and stack the pictures of uint8 arrays [n, H, W, 1 or 3] that are in memory already.
 
     Raises:
         DataError: as :func:`gather`.
     """
     pictures = (Picture(source, image, stored=image.nbytes) for array in arrays for image in array)
-    return gather(source, sum(len(array) for array in arrays), pictures, wanted)
+    return gather(source, sum(len(array) for array in arrays), pictures, options)
 
 
 def _empty(source: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -105,7 +106,7 @@ def _empty(source: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise DataError(f"{source} needs {math.prod(shape)} bytes, more than there are; keep fewer images") from None
 
 
-def _refuse_size(source: str, height: int, width: int, wanted: Wanted) -> None:
-    if wanted.size and (height, width) != (wanted.size, wanted.size):
-        right = f"those of {wanted.name} {wanted.size}x{wanted.size}; set the option resize to {wanted.size}"
+def _refuse_size(source: str, height: int, width: int, options: ReadOptions) -> None:
+    if options.size and (height, width) != (options.size, options.size):
+        right = f"those of {options.name} {options.size}x{options.size}; set the option resize to {options.size}"
         raise DataError(f"{source}: images are {height}x{width}, {right}")

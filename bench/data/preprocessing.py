@@ -12,8 +12,6 @@ from PIL import Image
 from bench.files.limits import refuse_large_picture
 from bench.runtime.errors import DataError
 
-__all__ = ["CROPS", "FILTERS", "Pixels", "Preprocessing"]
-
 Pixels: TypeAlias = NDArray[np.uint8]  # [H, W, C], C 1 or 3
 
 CROPS = ("none", "center", "guided")

@@ -13,14 +13,12 @@ from pathlib import Path
 from bench.data.cifar import BATCH_FOLDERS, is_batch_folder, read_batch_folder, read_batch_tar
 from bench.data.images import SUFFIXES, read_folder, read_zip
 from bench.data.npz_images import read_npz
-from bench.data.pictures import Pictures, Wanted
+from bench.data.pictures import Pictures, ReadOptions
 from bench.runtime.errors import DataError, reason
-
-__all__ = ["KNOWN", "Known", "locate", "read_source"]
 
 
 @dataclass(frozen=True)
-class Known:
+class PublishedDataset:
     """A published dataset: side length in pixels, number of classes (1 where there are none), where to get it.
 
     ``lossless`` tells whether its official files hold pixels as they are. A dataset that is another one made smaller
@@ -35,22 +33,24 @@ class Known:
     source: str = ""
 
 
-KNOWN: Mapping[str, Known] = {
-    "cifar10": Known(32, 10, "https://www.cs.toronto.edu/~kriz/cifar.html", lossless=True),
-    "cifar10-16": Known(16, 10, "https://www.cs.toronto.edu/~kriz/cifar.html", lossless=True, source="cifar10"),
-    "imagenet32": Known(32, 1000, "https://image-net.org/download-images.php", lossless=True),
-    "lsun-tower64": Known(64, 1, "https://github.com/fyu/lsun"),
-    "celeba64": Known(64, 1, "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"),
-    "ffhq128": Known(128, 1, "https://github.com/NVlabs/ffhq-dataset"),
-    "imagenet64": Known(64, 1000, "https://image-net.org/download-images.php"),
-    "imagenet128": Known(128, 1000, "https://image-net.org/download-images.php"),
+PUBLISHED: Mapping[str, PublishedDataset] = {
+    "cifar10": PublishedDataset(32, 10, "https://www.cs.toronto.edu/~kriz/cifar.html", lossless=True),
+    "cifar10-16": PublishedDataset(
+        16, 10, "https://www.cs.toronto.edu/~kriz/cifar.html", lossless=True, source="cifar10"
+    ),
+    "imagenet32": PublishedDataset(32, 1000, "https://image-net.org/download-images.php", lossless=True),
+    "lsun-tower64": PublishedDataset(64, 1, "https://github.com/fyu/lsun"),
+    "celeba64": PublishedDataset(64, 1, "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"),
+    "ffhq128": PublishedDataset(128, 1, "https://github.com/NVlabs/ffhq-dataset"),
+    "imagenet64": PublishedDataset(64, 1000, "https://image-net.org/download-images.php"),
+    "imagenet128": PublishedDataset(128, 1000, "https://image-net.org/download-images.php"),
 }
 _ARCHIVES = (".npz", ".zip", ".tar.gz", ".tgz")
 _CIFAR_ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
 _CIFAR_NAME = re.compile(r"cifar10([^0-9].*)?", re.DOTALL)  # but not cifar100
 
 
-def read_source(path: Path, wanted: Wanted) -> Pictures:
+def read_source(path: Path, options: ReadOptions) -> Pictures:
     """Read a folder of images or of CIFAR-10's batches, or an npz, a zip, or CIFAR-10's tar.gz, told by its suffix.
 
     Raises:
@@ -58,23 +58,23 @@ def read_source(path: Path, wanted: Wanted) -> Pictures:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries remark on damage that is either refused or not in the pixels
-        return _read(path, wanted)
+        return _read(path, options)
 
 
-def _read(path: Path, wanted: Wanted) -> Pictures:
+def _read(path: Path, options: ReadOptions) -> Pictures:
     status = _status(path)
     if status is None:
         raise DataError(f"{path} does not exist; check the path or --data-dir")
     try:
         if stat.S_ISDIR(status.st_mode):
-            return read_batch_folder(path, wanted) if is_batch_folder(path) else read_folder(path, wanted)
+            return read_batch_folder(path, options) if is_batch_folder(path) else read_folder(path, options)
     except OSError as error:
         raise _unreadable(path, error) from None
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is neither a file nor a folder; check the path or --data-dir")
     if path.name.endswith((".tar.gz", ".tgz")):
-        return read_batch_tar(path, wanted)
-    return read_npz(path, wanted) if path.suffix == ".npz" else read_zip(path, wanted)
+        return read_batch_tar(path, options)
+    return read_npz(path, options) if path.suffix == ".npz" else read_zip(path, options)
 
 
 def locate(name: str, data_dir: Path | None) -> Path:
@@ -83,48 +83,48 @@ def locate(name: str, data_dir: Path | None) -> Path:
     Raises:
         DataError: it is not there, or several are; the message lists the names looked for.
     """
-    asked, name = name, KNOWN[name].source or name
-    looked = [*_CIFAR_ARCHIVES, *BATCH_FOLDERS] if name == "cifar10" else []
-    looked += [name, f"{name}.zip", f"{name}.npz"]
-    home = f"get it from {KNOWN[name].home}"
+    asked, name = name, PUBLISHED[name].source or name
+    names = [*_CIFAR_ARCHIVES, *BATCH_FOLDERS] if name == "cifar10" else []
+    names += [name, f"{name}.zip", f"{name}.npz"]
+    home = f"get it from {PUBLISHED[name].home}"
     if data_dir is None:
-        raise DataError(f"dataset {asked!r} needs --data-dir DIR, where DIR holds {' or '.join(looked)}; {home}")
+        raise DataError(f"dataset {asked!r} needs --data-dir DIR, where DIR holds {' or '.join(names)}; {home}")
     status = _status(data_dir)
     if status is None:
         raise DataError(f"--data-dir {data_dir} does not exist; dataset {asked!r}: {home}")
     if not stat.S_ISDIR(status.st_mode):
         return data_dir
     try:
-        found = next(_candidates(name, data_dir, looked), None)
+        path = next(_candidates(name, data_dir, names), None)
     except OSError as error:
         raise _unreadable(data_dir, error) from None
-    if found is None:
+    if path is None:
         others = ", or a folder, zip or npz named cifar10..." if name == "cifar10" else ""
-        raise DataError(f"dataset {asked!r}: {data_dir} holds none of {', '.join(looked)}{others}; {home}")
-    return found
+        raise DataError(f"dataset {asked!r}: {data_dir} holds none of {', '.join(names)}{others}; {home}")
+    return path
 
 
-def _candidates(name: str, folder: Path, looked: list[str]) -> Iterator[Path]:
+def _candidates(name: str, folder: Path, names: list[str]) -> Iterator[Path]:
     if name == "cifar10" and is_batch_folder(folder):
         yield folder
-    yield from (folder / entry for entry in looked if (folder / entry).exists())
+    yield from (folder / entry for entry in names if (folder / entry).exists())
     if name == "cifar10":
         yield from _cifar_by_another_name(folder)
-    own = folder.absolute().name
-    if own == name or (name == "cifar10" and (_CIFAR_NAME.fullmatch(own) or _has_cifar_layout(folder))):
+    folder_name = folder.absolute().name
+    if folder_name == name or (name == "cifar10" and (_CIFAR_NAME.fullmatch(folder_name) or _has_cifar_layout(folder))):
         yield folder
 
 
 def _cifar_by_another_name(folder: Path) -> list[Path]:
-    found = sorted(
+    paths = sorted(
         path
         for path in folder.iterdir()
         if _CIFAR_NAME.fullmatch(path.name) and (path.name.endswith(_ARCHIVES) or path.is_dir())
     )
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
         raise DataError(f"dataset 'cifar10': {folder} holds several ({names}); give one of them as --data-dir")
-    return found
+    return paths
 
 
 def _has_cifar_layout(folder: Path) -> bool:
@@ -133,7 +133,7 @@ def _has_cifar_layout(folder: Path) -> bool:
     if {"train", "test"} <= {path.name for path in inside}:
         return True
     classes = [path for path in inside if any(Path(entry).suffix.lower() in SUFFIXES for entry in os.listdir(path))]
-    return len(classes) == KNOWN["cifar10"].classes
+    return len(classes) == PUBLISHED["cifar10"].classes
 
 
 def _status(path: Path) -> os.stat_result | None:

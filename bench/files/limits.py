@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from bench.runtime.errors import DataError
 
-__all__ = [
-    "MAX_FILE", "MAX_PIXELS", "MAX_TOTAL",
-    "refuse_large_file", "refuse_large_picture", "refuse_total", "refuse_unfolding", "too_many_pixels",
-]  # fmt: skip
-
 MAX_PIXELS = 2**26  # of one picture; larger ones are refused rather than decoded
 MAX_FILE = 2**28  # bytes of one file, or of one member of an archive once unpacked
 MAX_TOTAL = 2**34  # bytes of all pixels kept: ImageNet at 64x64 fits (15.7e9), at 128x128 it does not

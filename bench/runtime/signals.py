@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["Interrupted", "Signals", "end_at_once", "exit_code", "say_interrupted"]
-
 _LISTENED = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -10,8 +10,6 @@ from bench.runtime.errors import UserError
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["TensorBoardError", "open_writer", "require_tensorboard"]
-
 
 class TensorBoardError(UserError):
     """TensorBoard scalars were asked for and cannot be written; one line that says how to mend it."""

@@ -91,7 +91,7 @@ def test_known_datasets_have_a_size_and_colour(tmp_path, images, refusal):
 
 
 LYING = {
-    "more than the member holds": (header((3, 4, 4, 3)) + bytes(100), "ends before the size"),
+    "more than the member holds": (header((3, 4, 4, 3)) + bytes(100), "ends before its declared size"),
     "less than the member holds": (header((3, 4, 4, 3)) + bytes(145), "goes on beyond"),
     "pixels of one image": (header((1, 2**20, 2**20, 3)), "too many to decode"),
     "all memory": (header((2**40, 4, 4, 3)), "more than 17179869184; keep fewer"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench.data import DATASETS, load, load_path
-from bench.data.sources import KNOWN
+from bench.data.sources import PUBLISHED
 
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -25,17 +25,17 @@ def classes(images, encoded):
 
 
 def test_the_known_names():
-    assert ("digits", *KNOWN) == DATASETS
-    assert {name: known.size for name, known in KNOWN.items()} == {
+    assert ("digits", *PUBLISHED) == DATASETS
+    assert {name: known.size for name, known in PUBLISHED.items()} == {
         "cifar10": 32, "cifar10-16": 16, "imagenet32": 32, "lsun-tower64": 64, "celeba64": 64, "ffhq128": 128,
         "imagenet64": 64, "imagenet128": 128,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if not known.source])
+@pytest.mark.parametrize("name", [name for name, known in PUBLISHED.items() if not known.source])
 @pytest.mark.parametrize("kind", ["folder", "folder itself", "zip", "npz", "npz itself"])
 def test_each_is_found_as_folder_zip_or_npz(tmp_path, images, encoded, name, kind):
-    size = KNOWN[name].size
+    size = PUBLISHED[name].size
     pixels, data_dir = images(2, size), tmp_path
     if kind.startswith("npz"):
         np.savez(tmp_path / f"{name}.npz", arr_0=pixels)
@@ -76,7 +76,7 @@ def test_cifar_as_train_and_test(tmp_path, classes, root):
 def test_lossy_copies_of_lossless_datasets_are_called_so(tmp_path, images, encoded, name, called, suffix):
     """LSUN's own images are compressed with loss."""
     (tmp_path / name).mkdir()
-    for k, image in enumerate(images(3, KNOWN[name].size)):
+    for k, image in enumerate(images(3, PUBLISHED[name].size)):
         kind, ending = ("JPEG", suffix) if k == 1 else ("PNG", "png")  # one is enough
         (tmp_path / name / f"{k}.{ending}").write_bytes(encoded(image, kind))
     data = load(name, tmp_path)
@@ -111,15 +111,15 @@ def test_several_of_another_name(tmp_path, images, refusal):
     assert len(load("cifar10", tmp_path).images) == 2
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("given", ["nothing", "empty folder", "no folder"])
 def test_missing(tmp_path, refusal, name, given):
     data_dir = {"nothing": None, "empty folder": tmp_path, "no folder": tmp_path / "absent"}[given]
     message = refusal(data_dir, name)
-    assert KNOWN[name].home in message
+    assert PUBLISHED[name].home in message
     assert f"dataset {name!r}" in message
     if given != "no folder":
-        source = KNOWN[name].source or name
+        source = PUBLISHED[name].source or name
         looked = [source, f"{source}.zip", f"{source}.npz"]
         if source == "cifar10":
             looked += [
