@@ -264,7 +264,8 @@ def cost_line(run: Run) -> str:
     """Return the network calls of the cells and of each measurement that has its own, done ones included."""
     calls = Counter({"cells": sum(sum(cell.cost()) for cell in run.cells)})
     for extra in run.extras:
-        calls[extra.measure] += extra.cost()
+        if extra.cost():  # exact samplers ask no network
+            calls[extra.measure] += extra.cost()
     return "network calls: " + ", ".join(f"{count:,} for {name}" for name, count in calls.items())
 
 

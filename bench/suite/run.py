@@ -18,6 +18,7 @@ from bench.suite.cells.reference import Reference
 from bench.suite.cells.workbench import Workbench
 from bench.suite.config.resolve import Configuration
 from bench.suite.experiments.chains import plan_chains
+from bench.suite.experiments.exact import plan_exact
 from bench.suite.experiments.experiment import Extra
 from bench.suite.experiments.response import plan_response
 from bench.suite.plan import plan_cells
@@ -72,7 +73,8 @@ class Run:
                     f" {unfit[0]!r} is not; leave it out"
                 )
         chains = plan_chains(self.cells) if "chains" in measure else []
-        return [*chains, *(plan_response(self.cells) if "response" in measure else ())]
+        response = plan_response(self.cells) if "response" in measure else []
+        return [*(() if self.config.fits else plan_exact(self.cells)), *chains, *response]
 
     def open_features(self) -> Extractor | None:
         """Open the features the run scores with.

@@ -93,7 +93,7 @@ def variance_over_floor(meter: Meter) -> float:
     learned = None if about.is_edm else np.asarray(alpha_bars(about.schedule, about.T))
     gaussian = LinearGaussian(pixels.mean(axis=0), np.cov(pixels, rowvar=False), learned)
     *_, last = gaussian.walk(gaussian.prior(path[0]), path, meter.walks.solver)
-    wanted = float(np.diag(last.cov).mean())
+    wanted = float(last.variance.mean())
     return _closed(lambda b: float(np.log(_variance(meter.final(b)) / wanted)))
 
 

@@ -13,9 +13,10 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.solvers import DDIM, Ancestral
+from bench.measure.instruments.floors import GaussianFloors
 from bench.measure.instruments.gaussian import LinearGaussian
 from bench.measure.instruments.probes import WalkProbe
-from bench.measure.instruments.step_table import PixelStatistics, gaussian_rows, to_table
+from bench.measure.instruments.step_table import PixelStatistics, to_table
 from bench.models.denoisers.oracles import GaussianOracle
 from bench.suite.settings import short_hash
 
@@ -115,7 +116,7 @@ def exact_steps():
             "forced-heldout": teacher_forced(oracle, path, -x0.flip(0), solver, draws, clip=False),
         }
         data = PixelStatistics(mean.reshape(shape).numpy(), cov.diagonal().reshape(shape).numpy())
-        rows = list(gaussian_rows(LinearGaussian(mean.numpy(), cov.numpy()), path, range(20), solver))
+        rows = GaussianFloors(LinearGaussian(mean.numpy(), cov.numpy()), path, range(20), solver).rows
         for arm, steps in walks.items():
             probe = WalkProbe(20, range(20), mean.reshape(shape).float(), arm != "free")
             for step in steps:

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from bench.data import DataError
-from bench.diffusion.schedules import alpha_bars, edm_levels, levels
+from bench.diffusion.schedules import edm_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, Heun
 from bench.diffusion.types import Prediction
 from bench.latent.measurement import measure_latents
+from bench.measure.instruments.floors import GaussianFloors
 from bench.measure.instruments.gaussian import LinearGaussian
-from bench.measure.instruments.step_table import STEP_COLUMNS, gaussian_rows
+from bench.measure.instruments.step_table import STEP_COLUMNS
 from bench.models.denoisers.oracles import GaussianOracle
 
 PATH = levels("cosine", 1000, 6)
@@ -45,7 +46,7 @@ def test_an_exact_denoiser_gives_the_recursions_rows():
     oracle = GaussianOracle(torch.from_numpy(mean).reshape(1, 4, 4), torch.from_numpy(cov))
     images = oracle.sample(count, torch.Generator().manual_seed(0)).float()
     table = measure_latents(oracle, images, PATH, DDIM(), 1, count, batch=1000)
-    recursion = gaussian_rows(LinearGaussian(mean, cov, alpha_bars("cosine", 1000)), PATH, range(6), DDIM())
+    recursion = GaussianFloors(LinearGaussian(mean, cov), PATH, range(6), DDIM()).rows
     exact = {(row.arm, row.i, row.quantity): row.value for row in recursion}
     compared = 0
     for row in table.itertuples():

@@ -1,6 +1,7 @@
 """Gaussian data small enough for exact algebra: 4x4 images with a full covariance and a non-zero mean."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +39,15 @@ class Gaussian:
 
     def linear(self, schedule="cosine", T=1000):
         return LinearGaussian(self.mean, self.cov, alpha_bars(schedule, T))
+
+    def in_pixels(self, state):
+        """Return a state of the recursion with mean, cov and cross in the basis of the pixels."""
+        basis = self.linear().vectors
+        inner = np.diag(state.inner) if state.inner.ndim == 1 else state.inner
+        cov = basis @ inner @ basis.T + np.diag(np.zeros(len(basis)) if state.noise is None else state.noise)
+        return SimpleNamespace(
+            level=state.level, mean=basis @ state.mean, cov=cov, cross=(basis * state.cross) @ basis.T
+        )
 
     def oracle(self):
         return GaussianOracle(torch.from_numpy(self.mean).reshape(SHAPE), torch.from_numpy(self.cov))

@@ -117,7 +117,7 @@ def test_samples_file(finished):
 def test_steps_file(finished):
     table = pd.read_csv(finished / "cells" / "adm-ddpm-3-seed0" / "steps.csv")
     assert list(table.columns) == ["arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std"]
-    assert set(table["arm"]) == {"free", "forced-train", "forced-heldout", "gaussian", "gaussian-forced"}
+    assert set(table["arm"]) == {"free", "forced-train", "forced-heldout"}
     assert table["value"].notna().all()
     free = set(table[table["arm"] == "free"]["quantity"])
     assert {"eps_norm", "clipped", "var_marginal", "variance_ratio", "pred_std", "delta_t", "excess_std"} <= free
@@ -401,7 +401,7 @@ def test_a_dataset_of_ones_own(tmp_path, toml):
     assert ratio["value"] is None
     assert "no held-out part" in ratio["reason"]
     arms = set(pd.read_csv(out / "cells" / "tiny-ddpm-2-seed0" / "steps.csv")["arm"])
-    assert arms == {"free", "forced-train", "gaussian", "gaussian-forced"}
+    assert arms == {"free", "forced-train"}
     assert not (out / "tables" / "fid_vs_steps.md").exists()  # nothing was scored
 
 

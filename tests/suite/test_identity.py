@@ -96,7 +96,8 @@ def test_a_paired_walk_that_shares_the_class_has_no_floor(labelled, tmp_path):
         assert {"var_conditional", "pred_std", "delta_t"} <= paired
         assert over.isdisjoint(paired) == (folder == "conditional")
         assert over <= set(table[table["arm"] == "free"]["quantity"])
-        assert ("gaussian-paired" in set(table["arm"])) == (folder == "plain")
+        exact = pd.read_csv(tmp_path / folder / "exact" / "cosine-1000-ddpm-3" / "record.csv")
+        assert ("gaussian-paired" in set(exact["arm"])) == (folder == "plain")
 
 
 def test_one_folder_compares_with_one_reference(tmp_path, command, tiny_weights):

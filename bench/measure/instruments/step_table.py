@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 
 from bench.diffusion.solvers import Solver
 from bench.diffusion.types import Level
-from bench.measure.instruments.gaussian import GaussianState, LinearGaussian
 from bench.measure.instruments.moments import Moments
 
 Arrays = Mapping[str, NDArray[np.float64]]
@@ -174,7 +173,7 @@ def _state_rows(
     pred_std = float(pred.mean())
     yield _row(arm, i, level, n, "pred_std", pred_std, float(pred.std()))
     yield _row(arm, i, level, n, "delta_t", (pred_std - level.sigma) ** 2)
-    if not arm.startswith("forced"):
+    if "forced" not in arm:
         floor = delta_floor(level, data.variance)
         yield _row(arm, i, level, n, "floor_std", floor)
         yield _row(arm, i, level, n, "delta_t_floor", (floor - level.sigma) ** 2)
@@ -185,69 +184,3 @@ def _row(
     arm: str, i: int, level: Level, n: float, quantity: str, value: float, std: float = float("nan"), stage: int = 0
 ) -> Row:
     return Row(arm, i, stage, level.t, level.alpha, level.sigma, int(n), quantity, float(value), float(std))
-
-
-def gaussian_rows(
-    oracle: LinearGaussian,
-    levels: Sequence[Level],
-    indices: Sequence[int],
-    solver: Solver,
-    paired: bool = False,
-) -> Iterator[Row]:
-    """Yield what an exact denoiser does on the same levels, without clipping or scaling.
-
-    Arm ``gaussian`` starts from noise, ``gaussian-paired`` (if asked for) from noised data, and ``gaussian-forced``
-    takes single steps.
-
-    Args:
-        oracle: Gaussian with the data's mean and covariance.
-        levels: the walk's levels.
-        indices: solver indices to report.
-        solver: the update rule.
-        paired: whether to walk from noised data too.
-    """
-    starts = {"gaussian": oracle.prior(levels[0])}
-    if paired:
-        starts["gaussian-paired"] = oracle.forward(levels[0])
-    walks = {arm: [start, *oracle.walk(start, levels, solver)] for arm, start in starts.items()}
-    wanted = set(indices)
-    for position in range(len(levels) - 1):
-        i = len(levels) - 2 - position
-        if i in wanted:
-            forward = oracle.forward(levels[position])
-            reached = next(oracle.walk(forward, levels[position : position + 2], solver))
-            for arm, states in walks.items():
-                yield from _gaussian_step(
-                    oracle, arm, i, oracle.stirred(states[position], solver), states[position + 1]
-                )
-            yield from _gaussian_step(oracle, "gaussian-forced", i, oracle.stirred(forward, solver), reached)
-
-
-def _gaussian_step(
-    oracle: LinearGaussian, arm: str, i: int, state: GaussianState, reached: GaussianState
-) -> Iterator[Row]:
-    level, level_next = state.level, reached.level
-
-    def row(at: int, where: Level, quantity: str, value: float) -> Row:
-        return Row(arm, at, 0, where.t, where.alpha, where.sigma, None, quantity, float(value))
-
-    yield row(i, level, "eps_rms", oracle.eps_energy(state) ** 0.5)
-    pixel_variance = np.diag(oracle.cov)
-    marginal = float(np.diag(reached.cov).mean())
-    yield row(i - 1, level_next, "var_marginal", marginal)
-    truth = level_next.alpha**2 * float(pixel_variance.mean()) + level_next.sigma**2
-    if truth > 0:
-        yield row(i - 1, level_next, "variance_ratio", marginal / truth)
-    if arm == "gaussian-forced":
-        yield row(i, level, "x0_rmse", float(np.diag(oracle.gain(level)[1]).mean()) ** 0.5)
-    residual = reached.residual_variance(oracle.cov).clip(min=0)
-    if arm != "gaussian":  # from noise x is independent of x0
-        yield row(i - 1, level_next, "var_conditional", float(residual.mean()))
-    pred_std = float(np.sqrt(residual).mean())
-    yield row(i - 1, level_next, "pred_std", pred_std)
-    yield row(i - 1, level_next, "delta_t", (pred_std - level_next.sigma) ** 2)
-    if arm != "gaussian-forced":
-        floor = delta_floor(level_next, pixel_variance)
-        yield row(i - 1, level_next, "floor_std", floor)
-        yield row(i - 1, level_next, "delta_t_floor", (floor - level_next.sigma) ** 2)
-        yield row(i - 1, level_next, "excess_std", pred_std - floor)

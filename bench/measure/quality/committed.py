@@ -14,18 +14,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from bench.data import DataError, Dataset, load
+from bench.data import DataError, Dataset, load, to_unit
 from bench.files.npz import CheckedNpz
 from bench.files.writing import write_arrays
 from bench.measure.features.extractors import Extractor, open_extractor
+from bench.measure.instruments.gaussian import LinearGaussian
 from bench.measure.instruments.moments import PixelMoments
-from bench.measure.quality.statistics import ReferenceStatistics, retained_name, summarise
+from bench.measure.quality.statistics import MomentStream, ReferenceStatistics, retained_name, summarise
 from bench.measure.quality.statistics_files import read_statistics, statistics_arrays
 from bench.runtime.errors import FeatureError, OneLineParser, UserError
 
 _FOLDER = Path(__file__).parents[1] / "weights"
 COMMITTED = ("cifar10",)  # names of datasets and of their features
+_WHOLE = 768  # values of an image whose whole covariance is held
+_PIXEL_ROWS = 2048  # images in float64 at a time
 _MOMENTS = ("mean", "variance", "spectrum", "haar")
 
 
@@ -38,12 +42,14 @@ class Committed:
         content: hash of its images and their split.
         heldout: number of held-out images.
         pixels: moments of the training images.
+        gaussian: Gaussian with their mean and covariance, or no more than its eigenvalues; None where neither is held.
     """
 
     name: str
     content: str
     heldout: int
     pixels: PixelMoments
+    gaussian: LinearGaussian | None = None
 
     @property
     def training_name(self) -> str:
@@ -81,7 +87,22 @@ def _committed(dataset: str) -> Committed:
             torch.from_numpy(file.read(f"pixels_{name}", lambda s: len(s) in (1, 3), "an array of moments"))
             for name in _MOMENTS
         ]
-    return Committed(text[0], text[1], counts[0], PixelMoments(counts[1], *moments))
+        gaussian = _gaussian(file, moments[0].flatten().numpy())
+    return Committed(text[0], text[1], counts[0], PixelMoments(counts[1], *moments), gaussian)
+
+
+def _gaussian(file: CheckedNpz, mean: NDArray[np.float64]) -> LinearGaussian | None:
+    """Read the covariance of the pixels, or its eigenvalues with the mean in its basis."""
+    d = len(mean)
+    if "pixels_triangle" in file.names:
+        triangle = file.read("pixels_triangle", lambda s: s == (d * (d + 1) // 2,), "a triangle of a covariance")
+        cov = np.zeros((d, d))
+        cov[np.tril_indices(d)] = triangle
+        return LinearGaussian(mean, cov)  # whose decomposition reads the lower triangle
+    if "pixels_eigenvalues" in file.names:
+        parts = [file.read(f"pixels_{name}", lambda s: s == (d,), f"[{d}]") for name in ("eigenvalues", "rotated_mean")]
+        return LinearGaussian.of_eigenvalues(*(part.astype(np.float64) for part in parts))
+    return None
 
 
 def unseen(dataset: str) -> Unseen:
@@ -133,8 +154,20 @@ def write_committed(data: Dataset, extractor: Extractor, path: Path) -> None:
     arrays = statistics_arrays(rounded, keep_features=True)
     arrays |= {"name": np.array(data.name), "content": np.array(data.content_hash())}
     arrays |= {"heldout": np.array(data.count("heldout"))}
-    arrays |= {f"pixels_{name}": getattr(pixels, name).numpy() for name in _MOMENTS}
+    arrays |= {f"pixels_{name}": getattr(pixels, name).numpy() for name in _MOMENTS} | _covariance(data)
     write_arrays(path, arrays, compressed=True)
+
+
+def _covariance(data: Dataset) -> dict[str, NDArray[np.float32]]:
+    """Return the lower triangle of the pixels' covariance, or of large images its eigenvalues and the rotated mean."""
+    stream = MomentStream()
+    for rows in torch.arange(data.count("train")).split(_PIXEL_ROWS):
+        stream.add(to_unit(data.pick("train", rows)).flatten(1).numpy())
+    moments = stream.result()
+    if len(moments.mean) <= _WHOLE:
+        return {"pixels_triangle": moments.cov[np.tril_indices(len(moments.mean))].astype(np.float32)}
+    law = LinearGaussian(moments.mean, moments.cov)
+    return {"pixels_eigenvalues": law.values.astype(np.float32), "pixels_rotated_mean": law.mean.astype(np.float32)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -81,10 +81,10 @@ class Records:
         }
 
     def table(self) -> pd.DataFrame:
-        """Return the per-step table: measured arms, and the exact Gaussian denoiser on the same levels."""
+        """Return the per-step table of the measured arms."""
         levels, rows = self.cell.levels(), list[Row]()
         for arm, record in self._measured():
             forgets = arm != "paired" or not self.cell.model.description.classes
             data = self.reference.statistics
             rows += WalkProbe.result(arm, record, self.instruments.indices, levels, data, self.cell.solver(), forgets)
-        return to_table(rows + self.reference.exact_rows(self.cell, self.instruments))
+        return to_table(rows)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
 
 import numpy as np
+import torch
 
 from bench.data import Dataset, to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.features.extractors import Extractor
-from bench.measure.instruments.gaussian import LinearGaussian
+from bench.measure.instruments.gaussian import LARGEST, LinearGaussian
 from bench.measure.instruments.moments import PixelMoments
-from bench.measure.instruments.step_table import PixelStatistics, Row, gaussian_rows
+from bench.measure.instruments.step_table import PixelStatistics
 from bench.measure.quality.committed import Unseen, committed_statistics
 from bench.measure.quality.references import Yardstick
 from bench.measure.quality.scores import SCORES_VERSION, Score, frechet_score
-from bench.measure.quality.statistics import ReferenceStatistics
+from bench.measure.quality.statistics import MomentStream, ReferenceStatistics
 from bench.measure.quality.statistics_files import cached_statistics, with_features
-from bench.suite.plan import Cell, Instruments
 
 _DRAWS = 10  # of exact samples, to tell a distance's spread
 _DRAW_SEED = 0
 _FEW = 4  # at most one in so many of the kept features is drawn, where not all are kept
-_GAUSSIAN_PIXELS = 256  # the exact recursion multiplies D x D matrices at every step
+_PIXEL_ROWS = 2048  # images in float64 at a time
 
 
 class Reference:
@@ -42,7 +42,6 @@ class Reference:
         self._imported = imported
         self._features: ReferenceStatistics | None = None
         self._exact_scores: dict[int, tuple[Score, Score]] = {}
-        self._exact: dict[tuple[Any, ...], list[Row]] = {}
         pixels = data.committed.pixels if isinstance(data, Unseen) else PixelMoments.of_training(data)
         self.centre = pixels.mean
         self.statistics = PixelStatistics(pixels.mean.numpy(), pixels.variance.numpy())
@@ -126,30 +125,20 @@ class Reference:
         numbers = (rng.choice(rows, n, replace=rows == images) for _ in range(_DRAWS))
         return [frechet_score(name, pooled[draw], features.moments, self.name) for draw in numbers]
 
-    def exact_rows(self, cell: Cell, instruments: Instruments) -> list[Row]:
-        """Return what an exact denoiser of Gaussian data with this mean and covariance does on a cell's levels.
-
-        Cells that share levels and variance share the answer; images too large for the recursion have none.
-        """
-        model = cell.model.description
-        key = (
-            model.schedule,
-            model.T,
-            cell.levels(),
-            instruments.indices,
-            cell.solver(),
-            instruments.paired > 0 and not model.classes,
-        )
-        if key not in self._exact:
-            oracle = self.gaussian(model.schedule, model.T)
-            rows = gaussian_rows(oracle, cell.levels(), instruments.indices, *key[4:]) if oracle else ()
-            self._exact[key] = list(rows)
-        return self._exact[key]
-
     def gaussian(self, schedule: str, T: int) -> LinearGaussian | None:
-        """Return the Gaussian with the data's mean and covariance, None for images too large for the recursion."""
-        if math.prod(self.data.shape) > _GAUSSIAN_PIXELS:
+        """Return the Gaussian with the data's mean and covariance; None where images are too large or not at hand."""
+        if self._law is None:
             return None
-        pixels = to_unit(self.data.part("train")).double().flatten(1)
-        learned = None if schedule == "edm" else alpha_bars(schedule, T)
-        return LinearGaussian(pixels.mean(0).numpy(), pixels.T.cov().numpy(), learned)
+        return self._law.trained_on(None if schedule == "edm" else alpha_bars(schedule, T))
+
+    @cached_property
+    def _law(self) -> LinearGaussian | None:
+        if math.prod(self.data.shape) > LARGEST:
+            return None
+        if isinstance(self.data, Unseen):
+            return self.data.committed.gaussian
+        stream = MomentStream()
+        for rows in torch.arange(self.data.count("train")).split(_PIXEL_ROWS):
+            stream.add(to_unit(self.data.pick("train", rows)).flatten(1).numpy())
+        moments = stream.result()
+        return LinearGaussian(moments.mean, moments.cov)

@@ -86,7 +86,7 @@ class ChainBaselines(Extra):
         rows = [*self._real(workbench), *self._empirical(workbench), *self._gaussian(workbench)]
         seconds = time.perf_counter() - started
         facts = {"features": workbench.reference.features_key(), "network_calls": 0, "seconds": seconds}
-        self.folders(root)[0].write(to_table(rows), None, facts)
+        self.folders(root)[0].write(to_table(rows), {}, facts)
 
     def _real(self, workbench: Workbench) -> Iterator[ChainRow]:
         extractor, reference = workbench.reference.extractor, workbench.reference

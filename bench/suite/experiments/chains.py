@@ -104,7 +104,7 @@ class Chain(Extra):
         pictures = {name: coloured(images.movedim(1, -1).numpy()) for name, images in shown.items()}
         seconds = time.perf_counter() - started
         facts = {"features": workbench.reference.features_key(), "network_calls": self.cost(), "seconds": seconds}
-        self.folders(root)[0].write(table, pictures, facts)
+        self.folders(root)[0].write(table, {"pictures": pictures}, facts)
 
     def _walk(self, workbench: Workbench) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x_0, x_0') of each batch on the host; image k has the noise of sample k, whatever the method."""

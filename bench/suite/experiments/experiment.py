@@ -19,11 +19,11 @@ from bench.suite.settings import LATER_SETTINGS, ConfigError, short_hash
 
 
 class RecordFolder:
-    """A folder of one record: ``record.csv``, perhaps ``pictures.npz``, and ``<kind>.json``, which completes it.
+    """A folder of one record: ``record.csv``, perhaps an npz of arrays, and ``<kind>.json``, which completes it.
 
     Args:
         path: the folder; created when the record is written.
-        kind: ``chain`` or ``response``.
+        kind: ``chain``, ``response`` or ``exact``.
         description: everything that determines the numbers, JSON-like, features apart.
     """
 
@@ -78,14 +78,16 @@ class RecordFolder:
         """Return the complete record's table as text, so that no number is rounded when it is written again."""
         return pd.read_csv(self.path / "record.csv", dtype=str, keep_default_na=False)
 
-    def write(self, table: pd.DataFrame, pictures: Mapping[str, NDArray[Any]] | None, facts: Mapping[str, Any]) -> None:
-        """Write the files, and last the one that completes the folder."""
+    def write(
+        self, table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray[Any]]], facts: Mapping[str, Any]
+    ) -> None:
+        """Write ``record.csv``, an npz for each name of ``arrays``, and last the file that completes the folder."""
         self.facts.unlink(missing_ok=True)  # it must not vouch for the files of another record
         write_atomic(self.path / "record.csv", lambda partial: table.to_csv(partial, index=False))
         names = ["record.csv"]
-        if pictures is not None:
-            write_arrays(self.path / "pictures.npz", pictures)
-            names.append("pictures.npz")
+        for name, contents in arrays.items():
+            write_arrays(self.path / f"{name}.npz", contents)
+            names.append(f"{name}.npz")
         sizes = {name: (self.path / name).stat().st_size for name in names}
         sums = {name: sha256_of(self.path / name) for name in names}
         record = {"key": self.key, self.kind: self.description, "files": sizes, "sha256": sums}

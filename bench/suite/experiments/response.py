@@ -93,7 +93,7 @@ class Response(Extra):
         account = {"network_calls": self.cost(), "seconds": seconds, "models": [cell.model.name for cell in self.cells]}
         for cell, folder in zip(self.cells, folders, strict=True):
             if folder.complete_facts() is None:
-                folder.write(table.assign(model=cell.model.name), None, account)
+                folder.write(table.assign(model=cell.model.name), {}, account)
 
     def _table(self, workbench: Workbench) -> pd.DataFrame:
         denoiser, noise = workbench.denoiser(self.cell.model), Noise(self.cell.seed)

@@ -18,7 +18,7 @@ from bench.suite.store.shards import is_intact
 from bench.suite.store.store import differing
 
 _SHARD_FILES = ("arrays.npz", "SHA256SUMS")
-_EXTRAS = {"chains": "chain", "response": "response"}
+_EXTRAS = {"chains": "chain", "response": "response", "exact": "exact"}
 
 
 def refuse_mixed(parts: Sequence[Path], out: Path) -> None:

@@ -1,6 +1,7 @@
 """The response of an exact denoiser equals its closed form."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ import torch
 
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.schedules import levels
-from bench.measure.instruments.gaussian import GaussianState
 from bench.measure.instruments.moments import Moments
 from bench.measure.instruments.response import response_grid, response_norms
 
@@ -36,11 +36,12 @@ def test_the_grid_of_short_processes(T, s):
         assert near == {-6, -4, -3, -2, -1, 0, 1, 2, 3, 6}  # 46 is one of the sixteen
 
 
-def energy_law(linear, told, true):
+def energy_law(gaussian, asked, true):
     """Mean and standard deviation over images of ||eps||^2, eps = sigma_s Cov_s^-1 (x_t - alpha_s mean)."""
-    back = told.sigma * np.linalg.inv(told.alpha**2 * linear.cov + told.sigma**2 * np.eye(len(linear.mean)))
-    seen = linear.forward(true)
-    mean, cov = back @ (seen.mean - told.alpha * linear.mean), back @ seen.cov @ back.T
+    size = np.eye(len(gaussian.mean))
+    back = asked.sigma * np.linalg.inv(asked.alpha**2 * gaussian.cov + asked.sigma**2 * size)
+    mean = back @ ((true.alpha - asked.alpha) * gaussian.mean)
+    cov = back @ (true.alpha**2 * gaussian.cov + true.sigma**2 * size) @ back.T
     return np.trace(cov) + mean @ mean, math.sqrt(2 * np.square(cov).sum() + 4 * mean @ cov @ mean)
 
 
@@ -52,11 +53,10 @@ def test_the_exact_denoiser_responds_as_its_closed_form(gaussian):
     response_norms(gaussian.oracle(), pairs, x0, noise, moments, N, calls.append)
     assert calls == [N] * len(pairs)
     state = moments.state()
-    for row, (told, true) in enumerate(pairs):
-        expected, spread = energy_law(linear, told, true)
+    for row, (asked, true) in enumerate(pairs):
+        expected, spread = energy_law(gaussian, asked, true)
         assert abs(state["second"][row] - expected) <= SIGMAS * spread / math.sqrt(N)
-        seen = linear.forward(true)
-        assert linear.eps_energy(GaussianState(told, seen.mean, seen.cov, seen.cross)) == pytest.approx(expected)
+        assert linear.eps_energy(replace(linear.forward(true), level=asked)) == pytest.approx(expected)
         assert state["mean"][row] ** 2 < state["second"][row]
     # Told too little noise it finds more of it, told too much less: the curve can be inverted.
     for rows in np.split(state["mean"], 3):

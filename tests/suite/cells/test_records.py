@@ -39,7 +39,7 @@ def test_an_arm_that_saw_nothing_is_left_out(records):
     records.add(empty_arm("forced-train", 2) | empty_arm("forced-heldout", 0))
     found = {name.split("/")[0] for name in records.moments()}
     assert found & set(ARMS) == {"forced-train"}
-    assert set(records.table()["arm"]) == {"forced-train", "gaussian", "gaussian-forced"}
+    assert set(records.table()["arm"]) == {"forced-train"}
 
 
 def test_moments_carry_levels_and_the_datas_own(records, small_data):
@@ -55,13 +55,6 @@ def test_moments_carry_levels_and_the_datas_own(records, small_data):
     np.testing.assert_allclose(found["data/mean"], pixels.mean(0), atol=1e-12)
     np.testing.assert_allclose(found["data/variance"], pixels.var(0), atol=1e-12)
     np.testing.assert_array_equal(found["data/spectrum"], reference.spectrum)
-
-
-def test_a_table_of_walks_that_remember_has_the_paired_gaussian(make_cell, small_data):
-    cell = make_cell(spacing="ddim", steps=4)
-    records = Records(cell, cell.instruments(), Reference(small_data, None))
-    assert set(records.table()["arm"]) == {"gaussian", "gaussian-paired", "gaussian-forced"}
-    assert records.table()["n"].isna().all()
 
 
 def test_errors_put_training_images_first_whatever_the_shards_order(records):

@@ -5,13 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.data import load, to_unit
+from bench.data import Dataset, load, to_unit
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.__main__ import main as measure
 from bench.measure.features.extractors import open_extractor
 from bench.measure.instruments import moments as pixel_moments
-from bench.measure.instruments.gaussian import LinearGaussian
-from bench.measure.instruments.step_table import gaussian_rows
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 from bench.measure.quality.references import ImageSet, Yardstick, open_statistics
 from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics, summarise
@@ -41,41 +39,20 @@ def test_the_spectrum_is_the_training_parts(small_data):
     assert spectrum[1:].mean() == pytest.approx(pixels.var().item(), rel=0.3)
 
 
-@pytest.mark.parametrize("spacing", ["plain", "ddim"])
-def test_the_exact_rows_are_those_of_the_datas_gaussian(small_data, make_cell, spacing):
-    cell = make_cell(spacing=spacing)
-    look = cell.instruments()
-    pixels = (small_data.part("train").double() / 127.5 - 1).flatten(1).numpy()
-    oracle = LinearGaussian(pixels.mean(0), np.cov(pixels, rowvar=False), alpha_bars("cosine", 1000))
-    wanted = list(gaussian_rows(oracle, cell.levels(), look.indices, cell.solver(), look.paired > 0))
-    found = Reference(small_data, None).exact_rows(cell, look)
-    assert [(row.arm, row.i, row.quantity) for row in found] == [(row.arm, row.i, row.quantity) for row in wanted]
-    assert ("gaussian-paired" in {row.arm for row in found}) == (spacing == "ddim")
-    # float32 pixels against float64 ones: 1e-7 of values of order 1, over a few steps.
-    np.testing.assert_allclose([row.value for row in found], [row.value for row in wanted], atol=1e-5)
-
-
-def test_cells_that_share_levels_share_the_answer(small_data, make_cell, monkeypatch):
-    made = []
-    monkeypatch.setattr(suite_reference, "gaussian_rows", lambda *args: made.append(args) or gaussian_rows(*args))
-    reference, cell = Reference(small_data, None), make_cell()
-    first = reference.exact_rows(cell, cell.instruments())
-    for same in (make_cell(seed=9), make_cell(clip=False), cell):
-        assert reference.exact_rows(same, same.instruments()) is first
-    assert len(made) == 1
-    ddim = {"sampler": "ddim", "variance": None}
-    others = ({"steps": 5}, {"variance": "fixed-small"}, ddim, {**ddim, "eta": 0.5})
-    for other in (make_cell(**change) for change in others):
-        assert reference.exact_rows(other, other.instruments()) != first
-    assert len(made) == 1 + len(others)
-
-
-@pytest.mark.parametrize(("shape", "there"), [((1, 16, 16), True), ((1, 17, 16), False), ((3, 16, 16), False)])
-def test_images_beyond_256_pixels_have_no_exact_rows(small_data, make_cell, shape, there):
-    images = torch.randint(0, 256, (60, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    cell = make_cell(steps=1)
-    rows = Reference(replace(small_data, images=images), None).exact_rows(cell, cell.instruments())
-    assert bool(rows) == there
+@pytest.mark.parametrize(("shape", "held"), [((1, 4, 4), True), ((1, 5, 4), False)])
+def test_the_gaussian_is_that_of_the_training_images(shape, held, monkeypatch):
+    monkeypatch.setattr(suite_reference, "LARGEST", 16)
+    images = torch.randint(0, 256, (5, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    heldout = torch.arange(5) == 4
+    reference = Reference(Dataset("small", images, torch.zeros(5, dtype=torch.int64), heldout), None)
+    law = reference.gaussian("cosine", 1000)
+    assert (law is not None) == held
+    if held:
+        pixels = (images[:4].double() / 127.5 - 1).flatten(1)
+        np.testing.assert_allclose(law.squares @ law.values, pixels.var(0), atol=1e-6)  # float32 pixels
+        assert law.learned.tolist() == alpha_bars("cosine", 1000).tolist()
+        assert reference.gaussian("edm", 1000).learned is None
+        assert reference.gaussian("edm", 1000).vectors is law.vectors  # decomposed once
 
 
 def test_the_key_names_extractor_weights_and_the_set_of_scores(small_data, monkeypatch):

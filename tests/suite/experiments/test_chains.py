@@ -346,7 +346,7 @@ def test_baseline_rows(small_data, make_workbench, tmp_path):
 
 
 def test_images_too_large_for_the_recursion_have_no_gaussian(small_data, make_workbench, tmp_path):
-    large = replace(small_data, images=small_data.images.repeat(1, 1, 5, 5))
+    large = replace(small_data, images=small_data.images.repeat(1, 1, 14, 14))
     work = baselines_of(large, 10)
     work.compute(make_workbench(None, data=large), tmp_path)
     assert set(record(work, tmp_path)["method"]) == {"real", "exact-empirical"}

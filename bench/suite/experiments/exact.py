@@ -1,0 +1,185 @@
+"""Floors: what exact denoisers of three stand-ins for the data do on the levels of a run's cells.
+
+One record serves every model and seed of one schedule, sampler and step count. Arms ``gaussian...`` are closed forms,
+``mixture...`` and ``empirical...`` are walks of exact denoisers, measured as a network's are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from bench.data import to_unit
+from bench.diffusion.noise import Noise
+from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
+from bench.diffusion.schedules import alpha_bars
+from bench.measure.instruments.floors import GaussianFloors, band_energies
+from bench.measure.instruments.probes import WalkProbe
+from bench.measure.instruments.stand_ins import ClassMixture, FiniteSet, StandIn
+from bench.measure.instruments.step_table import Row, to_table
+from bench.suite.cells.workbench import Workbench
+from bench.suite.experiments.experiment import Extra, RecordFolder
+from bench.suite.plan import Cell
+
+VERSION = 1  # of the record: raise when its meaning changes
+_SEED = 0
+_MANY, _FEW = 1024, 256  # images walked: many at up to 20 steps, fewer beyond, few where the data are large
+_WORK = 20 * _MANY  # images times steps
+_BATCH = 256
+_LARGE = 2**24  # values of all training images that are large data: at most _STEPS steps are walked
+_STEPS = 100
+_BANDS = ("spectrum_state", "spectrum_x0", "haar_state", "haar_x0")
+
+
+@dataclass
+class _Arms:
+    """What was computed: rows, mean band energies, and for each law the reason why some of it is missing."""
+
+    rows: list[Row] = field(default_factory=list)
+    spectra: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def table(self) -> pd.DataFrame:
+        """Return the columns of ``steps.csv`` and ``note``; a reason has a row of its law's arm without a quantity."""
+        empty = pd.DataFrame([{"arm": law, "note": note} for law, note in self.notes.items()])
+        return pd.concat([to_table(self.rows).assign(note=""), empty], ignore_index=True)
+
+
+@dataclass(frozen=True, eq=False)
+class ExactSamplers(Extra):
+    """The exact samplers on one cell's levels with its solver.
+
+    Attributes:
+        cell: a cell that has these levels; its model and seed play no part.
+        paired: whether to walk from noised data too.
+    """
+
+    cell: Cell
+    paired: bool
+    measure = "steps"
+
+    @property
+    def name(self) -> str:
+        """Return the record's folder name."""
+        about = self.cell.model.description
+        network = f"-{self.cell.model.identity()['network']}" if about.is_edm else ""
+        return f"{about.schedule}-{about.T}{network}-{self.cell.config.sampler}-{self.cell.steps}"
+
+    @property
+    def line(self) -> str:
+        """Return what a plan calls all of them."""
+        return "exact samplers"
+
+    def cost(self) -> int:
+        """Return its network calls: none."""
+        return 0
+
+    def folders(self, root: Path) -> Sequence[RecordFolder]:
+        """Return its one folder."""
+        return [RecordFolder(root / "exact" / self.name, "exact", self.description())]
+
+    def description(self) -> dict[str, object]:
+        """Return everything that determines the numbers; names and values are those of a cell's description."""
+        cell = self.cell.description()
+        names = ("schedule", "T", "sampler", "spacing", "eta", "variance", "churn", "steps", "data")
+        network = {"network": cell["network"]} if self.cell.model.description.is_edm else {}
+        return {"version": VERSION, **{name: cell[name] for name in names if name in cell}, **network}
+
+    @cached_property
+    def indices(self) -> tuple[int, ...]:
+        """Return the solver indices with records of their own."""
+        look = self.cell.instruments()
+        assert look is not None  # planned only where steps are measured
+        return look.indices
+
+    def compute(self, workbench: Workbench, root: Path) -> None:
+        """Compute every arm and write the record."""
+        started = time.perf_counter()
+        arms = _Arms()
+        self._add_gaussian(arms, workbench)
+        self._add_walks(arms, workbench)
+        facts = {"network_calls": 0, "seconds": time.perf_counter() - started}
+        spectra = {"i": np.array(self.indices), **arms.spectra}
+        self.folders(root)[0].write(arms.table(), {"spectra": spectra}, facts)
+
+    def _add_gaussian(self, arms: _Arms, workbench: Workbench) -> None:
+        """Add the closed forms of Gaussian data with the data's mean and covariance."""
+        about, reference = self.cell.model.description, workbench.reference
+        law, learned = reference.gaussian(about.schedule, about.T), self.cell.config.variance == "learned"
+        if law is None:
+            arms.notes["gaussian"] = "no covariance of the data is at hand, or their images are too large"
+            return
+        if law.vectors is None:
+            arms.notes["gaussian"] = "single pixels, spectra and a learned variance need the whole covariance"
+            if learned:
+                return
+        energy = band_energies(reference.data.shape)
+        floors = GaussianFloors(law, self.cell.levels(), self.indices, self.cell.solver(), self.paired, energy)
+        if learned and not floors.follow:
+            size = f"{len(law.mean)} values and {self.cell.steps} steps"
+            arms.notes["gaussian"] = f"single pixels and spectra with a learned variance are too expensive for {size}"
+        arms.rows += floors.rows
+        arms.spectra |= floors.spectra()
+
+    def _add_walks(self, arms: _Arms, workbench: Workbench) -> None:
+        """Add walks of the exact denoisers of the mixture and of the training images."""
+        data, about = workbench.data, self.cell.model.description
+        count = data.count("train")
+        large = count * math.prod(data.shape) > _LARGE
+        if not count or (large and self.cell.steps > _STEPS):
+            reason = f"more than {_STEPS} steps are too expensive" if count else "the training images are not at hand"
+            arms.notes |= dict.fromkeys(("mixture", "empirical"), reason)
+            return
+        learned = alpha_bars(about.schedule, about.T) if self.cell.config.variance == "learned" else None
+        walked = _FEW if large else min(max(_WORK // self.cell.steps, _FEW), _MANY)
+        images, labels = to_unit(data.part("train")).to(workbench.device), data.part_labels("train")
+        if len(labels.unique()) > 1 and int(labels.unique(return_counts=True)[1].min()) > 1:
+            self._add_walk(arms, "mixture", ClassMixture(images, labels, learned), walked, workbench)
+        else:
+            arms.notes["mixture"] = "the images have no classes of at least two images"
+        self._add_walk(arms, "empirical", FiniteSet(images, learned), walked, workbench)
+
+    def _add_walk(self, arms: _Arms, name: str, law: StandIn, count: int, workbench: Workbench) -> None:
+        """Add an exact denoiser, free running and teacher forced."""
+        path, solver, noise = self.cell.levels(), self.cell.solver(), Noise(_SEED)
+        centre, data = workbench.reference.centre.float().to(workbench.device), workbench.reference.statistics
+        probes = {
+            arm: WalkProbe(self.cell.steps, self.indices, centre, arm != name, solver.stages)
+            for arm in (name, f"{name}-forced")
+        }
+        x0 = law.sample(count, _SEED).to(workbench.device)
+        for rows in torch.arange(count, device=workbench.device).split(_BATCH):
+            draws = Draws(noise, rows)
+            for step in walk(law, path, prior(path[0], draws, centre.shape), solver, draws, clip=False):
+                probes[name].update(step)
+            forced = teacher_forced(law, path, x0[rows], solver, draws, clip=False, indices=set(self.indices))
+            for step in forced:
+                probes[f"{name}-forced"].update(step)
+        for arm, probe in probes.items():
+            state = probe.state()
+            arms.rows += WalkProbe.result(arm, state, self.indices, path, data, solver)
+            arms.spectra |= {f"{arm}/{band}": state[f"{band}/mean"] for band in _BANDS}
+
+
+def plan_exact(cells: Sequence[Cell]) -> list[ExactSamplers]:
+    """Return one measurement for each distinct schedule, sampler and step count of a run's cells."""
+    planned: dict[str, ExactSamplers] = {}
+    for cell in cells:
+        look = cell.instruments()
+        if look is None or not look.indices:
+            continue
+        paired = look.paired > 0 and not cell.model.description.classes
+        record = ExactSamplers(cell, paired)
+        key = record.name
+        if key not in planned or (paired and not planned[key].paired):
+            planned[key] = record
+    return list(planned.values())
