@@ -13,7 +13,7 @@ from bench.diffusion.types import Level, Prediction
 
 
 def root(value: Any) -> Any:
-    """Return the square root of a float or, where levels are one an image, a tensor; 0 of what is below 0."""
+    """Return the square root of a float, or of a tensor of one level an image; 0 for negative values."""
     return value.clamp(min=0).sqrt() if isinstance(value, Tensor) else math.sqrt(max(value, 0.0))
 
 
@@ -37,10 +37,10 @@ class Posterior:
     @classmethod
     def between(cls, level: Level, level_next: Level) -> Posterior:
         """Compute the coefficients in float64 from two levels of the frame x = alpha x0 + sigma noise."""
-        ratio = level.alpha / level_next.alpha
+        ratio = level.alpha / level_next.alpha  # q(x | x_next) = N(ratio x_next, large)
         large = level.sigma**2 - ratio**2 * level_next.sigma**2
-        kept = level_next.sigma**2 / level.sigma**2
-        return cls(level_next.alpha * large / level.sigma**2, ratio * kept, large * kept, large)
+        share = level_next.sigma**2 / level.sigma**2  # of the noise that x_next has already
+        return cls(level_next.alpha * large / level.sigma**2, ratio * share, large * share, large)
 
     def std(self, variance: str) -> float:
         """Return the standard deviation of ``fixed-small`` or ``fixed-large``."""
@@ -62,8 +62,8 @@ def step_log_variance(variance: str, q: Posterior, pred: Prediction) -> Tensor |
         return fixed
     if pred.variance_fraction is None:
         raise ValueError("this model does not learn its variance; choose --variance fixed-small or fixed-large")
-    v = (pred.variance_fraction + 1) / 2
-    return v * _log(q.large) + (1 - v) * _log(q.small)
+    v = (pred.variance_fraction + 1) / 2  # [-1, 1] to [0, 1]
+    return v * _log(q.large) + (1 - v) * _log(q.small)  # eq. 15
 
 
 def sample_exact(q: Posterior, pred: Prediction, z: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def sample_exact(q: Posterior, pred: Prediction, z: Tensor) -> Tensor:
         raise ValueError("variance 'exact' needs a closed-form denoiser that knows Cov(x0 | x_t)")
     # A symmetric root, not Cholesky: the covariance of x0 may be singular.
     values, vectors = torch.linalg.eigh(pred.x0_cov.double())
-    std = (q.small + q.c1**2 * values.clamp(min=0)).sqrt()
+    std = (q.small + q.c1**2 * values.clamp(min=0)).sqrt()  # Var(x_next | x) = small + c1^2 Var(x0 | x)
     flat = z.flatten(1).double()[..., None]
     drawn = vectors @ (std[..., None] * (vectors.mT @ flat))
     return drawn[..., 0].reshape(z.shape).to(z.dtype)

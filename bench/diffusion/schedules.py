@@ -41,11 +41,11 @@ def betas(name: str, T: int) -> NDArray[np.float64]:
     if T > _LONGEST:
         raise ValueError(f"a schedule has at most {_LONGEST} training steps, not {T}")
     if name == "linear":
-        scale = 1000 / T
+        scale = 1000 / T  # Ho et al. 2020 have T = 1000
         return np.linspace(scale * 1e-4, scale * 0.02, T)
     if name == "cosine":
 
-        def signal(u: float) -> float:
+        def signal(u: float) -> float:  # alpha_bar at u = t / T, Nichol & Dhariwal 2021, eq. 17
             return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
         return np.array([min(1 - signal((t + 1) / T) / signal(t / T), 0.999) for t in range(T)])
@@ -79,7 +79,7 @@ def alpha_bars(name: str, T: int) -> NDArray[np.float64]:
     variances = betas(name, T)
     if variances.max() >= 1.0:
         raise ValueError(f"the {name} schedule needs T of at least {_LEAST_LINEAR}, not {T}: its variances reach 1")
-    bars = np.cumprod(1.0 - variances, dtype=np.float64)
+    bars = np.cumprod(1.0 - variances, dtype=np.float64)  # alpha_bar_t = prod_s (1 - beta_s)
     if bars[-1] < _LEAST_SIGNAL:
         raise ValueError(f"the {name} schedule leaves no signal after {T} steps; lower its variances or T")
     return bars
@@ -112,12 +112,12 @@ def _spread(steps: int, T: int) -> NDArray[np.int64]:
     if steps == 1:  # the published code keeps index 0 alone; a one-step sampler must start from noise
         return np.array([T - 1])
     stride = (T - 1) / (steps - 1)
-    # The published code accumulates the stride, so its rounding is kept too.
-    position, chosen = 0.0, []
+    # The published code accumulates the stride; so does this, for the same rounding.
+    position, indices = 0.0, []
     for _ in range(steps):
-        chosen.append(round(position))
+        indices.append(round(position))
         position += stride
-    return np.array(chosen, dtype=np.int64)
+    return np.array(indices, dtype=np.int64)
 
 
 def _strided(steps: int, T: int) -> NDArray[np.int64]:
@@ -138,12 +138,14 @@ def levels(schedule: str, T: int, spec: int | str) -> tuple[Level, ...]:
         ValueError: what :func:`alpha_bars` or :func:`respace` refuse.
     """
     bars = alpha_bars(schedule, T)
+    # alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar)
     noisy = [Level(int(t), math.sqrt(bars[t]), math.sqrt(1.0 - bars[t])) for t in respace(spec, T)]
     return (*reversed(noisy), CLEAN)
 
 
 def _edm_sigma(u: float, low: float, high: float) -> float:
     """Return the noise level at u in [0, 1], 0 the noisiest."""
+    # Karras et al. 2022, eq. 5
     return (high ** (1 / _EDM_RHO) + u * (low ** (1 / _EDM_RHO) - high ** (1 / _EDM_RHO))) ** _EDM_RHO
 
 

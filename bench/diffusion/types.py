@@ -1,6 +1,6 @@
-"""The records every other file speaks in: levels, predictions, steps, and the two protocols around them.
+"""The records that all files of this folder share: levels, predictions, steps, and the two protocols around them.
 
-One frame for all models: a state is ``x_t = alpha_t * x0 + sigma_t * noise``. Variance-preserving models have
+One frame serves all models: a state is ``x_t = alpha_t * x0 + sigma_t * noise``. Variance-preserving models have
 ``alpha = sqrt(alpha_bar_t)`` and ``sigma = sqrt(1 - alpha_bar_t)``; EDM has ``alpha = 1``.
 """
 
@@ -15,9 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A noise level: ``t`` the 0-based training index the network is conditioned on, and the frame's two factors.
+    """A noise level.
 
-    The levels of a walk are host floats; those that a correction makes may be one an image, see :func:`batched`.
+    The levels of a walk are floats on the host. A correction may give each image a level, see :func:`batched`.
+
+    Attributes:
+        t: the training index, counted from 0, at which the network is asked.
+        alpha: factor of the data.
+        sigma: factor of the noise.
     """
 
     t: float
@@ -26,13 +31,13 @@ class Level:
 
     @property
     def is_clean(self) -> bool:
-        """Tell whether no noise is left; levels of one an image never are clean."""
+        """Tell whether no noise is left; the levels of :func:`batched` are never clean."""
         sigma: Any = self.sigma
         return not isinstance(sigma, Tensor) and sigma == 0
 
 
 def batched(t: Tensor, alpha: Tensor, sigma: Tensor) -> Level:
-    """Return a level of its own for each image: tensors [B, 1, 1, 1] in the state's dtype, all of them noisy."""
+    """Return one level for each image: tensors [B, 1, 1, 1] in the state's dtype, all of them noisy."""
     numbers: tuple[Any, ...] = (t, alpha, sigma)
     return Level(*numbers)
 
@@ -42,12 +47,17 @@ CLEAN = Level(t=-1, alpha=1.0, sigma=0.0)  # the data themselves, one step below
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a denoiser says about a state x [B, C, H, W]; ``eps`` and ``x0`` are consistent and unclipped.
+    """What a denoiser predicts from a state x [B, C, H, W].
 
-    ``variance_fraction`` is the raw second half of a learned-range network's output (Nichol & Dhariwal 2021,
-    eq. 15, before the mapping to [0, 1]); ``x0_cov`` is an exact posterior covariance Cov(x0 | x_t), [D, D] or
-    [B, D, D] with D = C*H*W, which only closed-form denoisers know. ``guidance`` is a score that the solver adds,
-    s grad_x log p(y | x) of a classifier of strength s; eps and x0 do not hold it.
+    Attributes:
+        eps: the noise.
+        x0: the data, unclipped; x = alpha x0 + sigma eps.
+        variance_fraction: the raw second half of a learned-range network's output (Nichol & Dhariwal 2021, eq. 15,
+            before the mapping to [0, 1]).
+        x0_cov: exact posterior covariance Cov(x0 | x_t), [D, D] or [B, D, D] with D = C*H*W; closed-form denoisers
+            alone know it.
+        guidance: a score that the solver adds, s grad_x log p(y | x) of a classifier of strength s; eps and x0 do not
+            include it.
     """
 
     eps: Tensor
@@ -59,13 +69,21 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One network call of a walk. Tensors are shared with the sampler and valid until the next step.
+    """One network call of a walk. Its tensors belong to the sampler and are valid until the next step.
 
-    ``i`` counts solver steps down to 0, the least noisy (the published code's respaced index); ``stage`` counts the
-    network calls within one solver step, and the last of them ``completes`` it: its ``x_next`` is what the next step
-    starts from. A correction (stage 1) sees the level that the step reached, so ``level`` and ``level_next`` are equal.
-    ``prediction`` is raw; ``x0_used`` and ``eps_used`` are what the update took after corrections and clipping. ``x0``
-    is the real image the walk is paired with, where there is one.
+    Attributes:
+        i: solver steps that remain, 0 at the least noisy level (the published code's respaced index).
+        stage: network calls before this one in the same solver step. Stage 1 is made at the level that stage 0 reached,
+            so its ``level`` and ``level_next`` are equal.
+        level: of the state.
+        level_next: where the step goes.
+        x: the state that the network saw.
+        x_next: the new state.
+        prediction: what the denoiser answered.
+        x0_used: the x0 of the update, after corrections and clipping.
+        eps_used: its eps.
+        x0: the real images that the walk is paired with, if any.
+        completes: whether this call is the last of its solver step, whose ``x_next`` the next step starts from.
     """
 
     i: int
@@ -83,11 +101,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A network call that a walk is about to make, and the step it is for.
+    """A network call that a walk is about to make.
 
-    ``level`` is where the state stands: the network is told so, and the update starts from there. ``level_next`` is
-    where the update goes. The correcting call of a Heun step (``stage`` 1) is made at the level that was reached, so
-    that both are equal. ``completes`` marks the last call of a solver step, whose new state the next one starts from.
+    Attributes:
+        stage: 0, or 1 for the second call of a Heun step, which is made at the level that was reached.
+        level: where the state is taken to be: the network is asked there, and the update starts there.
+        level_next: where the update goes; equal to ``level`` at stage 1.
+        completes: whether the call is the last of its solver step.
     """
 
     stage: int
@@ -100,7 +120,7 @@ Network = Callable[[Tensor, Level], Prediction]  # a denoiser whose conditioning
 
 
 class Denoiser(Protocol):
-    """A model at a noise level: state x [B, C, H, W] to a :class:`Prediction`; ``cond`` is drawn per sample."""
+    """A model at a noise level: state x [B, C, H, W] to a :class:`Prediction`; ``cond`` is one entry per sample."""
 
     def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
         """Predict the noise and the data of ``x``."""
@@ -108,7 +128,7 @@ class Denoiser(Protocol):
 
 
 class Probe(Protocol):
-    """An observer of walks: reads steps, never writes to them and never draws random numbers."""
+    """An observer of walks: it reads steps, never writes to them and never draws random numbers."""
 
     def update(self, step: Step) -> None:
         """Take one step into account, without synchronising with the device."""

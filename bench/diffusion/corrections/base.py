@@ -1,4 +1,4 @@
-"""The base of all corrections, and several of them in a row."""
+"""The base of all corrections, several of them in a row, and constants that depend on the level."""
 
 from __future__ import annotations
 
@@ -15,50 +15,52 @@ from bench.diffusion.types import Call, Level, Network, Prediction
 
 
 class Correction:
-    """The base of all corrections, and the plain sampler bit for bit."""
+    """The base of all corrections, and the plain sampler bit for bit.
+
+    A walk calls the hooks in the order in which they stand here, once a network call.
+    """
 
     def before(self, x: Tensor, call: Call) -> tuple[Tensor, Call]:
-        """Leave the state and the step."""
+        """Change the state, the level it is taken to be at, or the target of the step."""
         return x, call
 
     def ask(self, network: Network, x: Tensor, level: Level) -> Prediction:
-        """Show the network what there is."""
+        """Ask the network, once; the prediction is of x at ``level``, whatever input the network gets."""
         return network(x, level)
 
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-        """Use the raw prediction."""
+        """Return the (x0, eps) that the update uses, before clipping."""
         return pred.x0, pred.eps
 
     def after(self, x_next: Tensor, pred: Prediction, call: Call) -> Tensor:
-        """Leave the new state."""
+        """Change the new state; ``pred`` holds the x0 and eps that the update used."""
         return x_next
 
 
 class InOrder(Correction):
-    """Several corrections in a row: each hook of the first, then that of the second on what the first made of it.
+    """Several corrections in a row: each hook of the first, then that of the second on the result of the first.
 
-    ``before`` of the second sees the state and step of the first, ``prediction`` the x0 and eps of the first, ``after``
-    the state of the first. One that asks the network about something else is the nearer to the network the later it
-    comes: the second is shown what the first asks about.
+    A correction that asks the network about another state is the nearer to the network the later it comes: the second
+    one gets the state that the first asks about.
     """
 
     def __init__(self, corrections: Sequence[Correction]) -> None:
         self.corrections = tuple(corrections)
 
     def before(self, x: Tensor, call: Call) -> tuple[Tensor, Call]:
-        """Change state and step, one after another."""
+        """Change state and call, one after another."""
         for correction in self.corrections:
             x, call = correction.before(x, call)
         return x, call
 
     def ask(self, network: Network, x: Tensor, level: Level) -> Prediction:
-        """Ask through all of them, the last one next to the network."""
+        """Ask through all of them; the last one is next to the network."""
         for correction in reversed(self.corrections):
             network = partial(correction.ask, network)
         return network(x, level)
 
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-        """Change what the update uses, one after another."""
+        """Change x0 and eps, one after another."""
         for correction in self.corrections:
             x0, eps = correction.prediction(pred, x, call)
             pred = replace(pred, x0=x0, eps=eps)
@@ -86,7 +88,7 @@ class ByLevel:
         self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, t: Any) -> Any:
-        """Return the value at a level: a float, or a tensor like ``t`` where levels are one an image."""
+        """Return the value at t, a float; for a tensor ``t``, one value an element."""
         if not isinstance(t, Tensor):
             return float(np.interp(t, self.t, self.values))
         knots, values = self._on(t)
@@ -94,6 +96,7 @@ class ByLevel:
             return values.expand_as(t)
         right = torch.searchsorted(knots, t.contiguous()).clamp(1, len(knots) - 1)
         low, high = values[right - 1], values[right]
+        # Linear between the knots on both sides; the clamp makes it constant outside.
         share = ((t - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0, 1)
         return low + share * (high - low)
 

@@ -29,6 +29,7 @@ class EpsilonScaling(Correction):
     """
 
     def __init__(self, levels: Sequence[Level], b: float, k: float = 0.0) -> None:
+        # By index, least noisy first: lambda_t = k t + b of the paper.
         divisors = [b + k * i for i in range(len(levels) - 1)]
         if not all(0 < divisor < math.inf for divisor in divisors):
             raise ValueError(
@@ -42,7 +43,7 @@ class EpsilonScaling(Correction):
         if isinstance(divisor, float) and divisor == 1.0:  # off: not even a rounding error
             return pred.x0, pred.eps
         eps = pred.eps / divisor
-        return (x - level.sigma * eps) / level.alpha, eps
+        return (x - level.sigma * eps) / level.alpha, eps  # x = alpha x0 + sigma eps
 
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Return x0_hat of the scaled eps, and the scaled eps."""

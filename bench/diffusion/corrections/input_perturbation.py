@@ -67,8 +67,9 @@ class InputPerturbation(Correction):
     def noisier(self, level: Level) -> tuple[float, Level]:
         """Return c, and the level of c y: t' and its factors c alpha and c s sigma (tensors, if one an image)."""
         sigma = self.s * level.sigma
-        c = 1.0
+        c = 1.0  # EDM's frame: the signal keeps its size
         if not self._keeps_signal:
+            # Back to unit variance: alpha_bar' = c^2 alpha_bar.
             c = ((level.alpha**2 + level.sigma**2) / (level.alpha**2 + sigma**2)) ** 0.5
         return c, replace(level, t=self._t(_log(sigma / level.alpha)), alpha=c * level.alpha, sigma=c * sigma)
 
@@ -78,8 +79,8 @@ class InputPerturbation(Correction):
             return network(x, level)
         c, noisier = self.noisier(level)
         pred = network(c * x, noisier)
-        eps = pred.eps / self.s if self.scale else pred.eps
-        guidance = None if pred.guidance is None else c * pred.guidance
+        eps = pred.eps / self.s if self.scale else pred.eps  # f(y, t) = eps*(c y, t') / s
+        guidance = None if pred.guidance is None else c * pred.guidance  # grad_x log p(y | c x) = c grad log p
         x0 = (x - level.sigma * eps) / level.alpha
         return replace(pred, eps=eps, x0=x0, x0_cov=None, guidance=guidance)
 

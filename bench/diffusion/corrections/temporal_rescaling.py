@@ -39,6 +39,7 @@ class TemporalRescaling(Correction):
     def factor(self, level: Level) -> float:
         """Return r at a level: a float, or [B, 1, 1, 1] where levels are one an image."""
         signal, noise = (level.alpha * self.s) ** 2, level.sigma**2
+        # (snr s^2 + 1) / (snr s^2 / k + 1), both sides times sigma^2
         return (signal + noise) / (signal / self.k + noise)
 
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -46,4 +47,4 @@ class TemporalRescaling(Correction):
         if self.k == 1:  # off: not even a rounding error
             return pred.x0, pred.eps
         eps = self.factor(call.level) * pred.eps
-        return (x - call.level.sigma * eps) / call.level.alpha, eps
+        return (x - call.level.sigma * eps) / call.level.alpha, eps  # x = alpha x0 + sigma eps

@@ -37,6 +37,7 @@ class _LevelChoice(Correction):
         ends: tuple[Any, ...] = (call.level.t, call.level_next.t)
         if any(isinstance(t, Tensor) for t in ends):
             raise ValueError("a walk takes one time shift; remove the other")
+        # The levels above the target: the first is this step's nominal one, the second the step's before.
         noisier = self._walked[bisect_right(self._walked, call.level_next.t) :]
         return noisier[1] if len(noisier) > 1 else None
 
@@ -53,6 +54,7 @@ class _LevelChoice(Correction):
         published code). Of two equally near levels the less noisy is taken.
         """
         table = self._table(choices, x)
+        # |var(x) - sigma^2| of every image and level [B, K]
         apart = (x.flatten(1).var(1)[:, None] - table[:, 2].square()).abs()
         t, alpha, sigma = table[apart.argmin(1)].T.reshape(3, -1, 1, 1, 1)
         return batched(t, alpha, sigma)

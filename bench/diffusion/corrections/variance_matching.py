@@ -54,14 +54,15 @@ class VarianceNormalisation(Correction):
                 "variance normalisation needs a data variance and a cutoff that are finite and at least 0,"
                 f" not {data_variance} and {cutoff}"
             )
-        kept = [level.t for level in levels if not level.is_clean and level.t >= cutoff - _ROUNDING]
-        self._least, self._data_variance = min(kept, default=math.inf), data_variance
+        normalised = [level.t for level in levels if not level.is_clean and level.t >= cutoff - _ROUNDING]
+        self._least, self._data_variance = min(normalised, default=math.inf), data_variance
 
     def after(self, x_next: Tensor, pred: Prediction, call: Call) -> Tensor:
         """Return what a whole step made, scaled."""
         level = call.level_next
         if not call.completes or level.is_clean:
             return x_next
+        # The variance of alpha x0 + sigma noise, on average over images.
         scaled = x_next * _gain(x_next, root(level.alpha**2 * self._data_variance + level.sigma**2))
         normalised: Any = level.t >= self._least
         if isinstance(normalised, Tensor):
@@ -100,7 +101,7 @@ class X0StdMatching(Correction):
         plain = pred.x0.clamp(-1.0, 1.0) if self._clip else pred.x0
         mean = plain.mean(_ALL, keepdim=True)
         x0 = mean + (plain - mean) * _gain(plain, self._std(call.level.t))
-        return x0, (x - call.level.alpha * x0) / call.level.sigma
+        return x0, (x - call.level.alpha * x0) / call.level.sigma  # x = alpha x0 + sigma eps
 
 
 class FinalStd(Correction):
@@ -125,5 +126,5 @@ class FinalStd(Correction):
         """Return the walk's last state scaled, any other as it is."""
         if not call.level_next.is_clean:
             return x_next
-        mean = x_next.mean(_ALL, keepdim=True)
+        mean = x_next.mean(_ALL, keepdim=True)  # of each image, which stays
         return mean + (x_next - mean) * _gain(x_next, self._std)

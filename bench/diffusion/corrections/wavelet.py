@@ -66,6 +66,7 @@ class DifferentialCorrection(Correction):
         weight = self._weight(call.level_next.t)
         difference = x_next - pred.x0
         low = _low_band(difference)
+        # eq. 18, transformed back band by band
         return x_next + weight * self.low * low + (1 - weight) * self.high * (difference - low)
 
 
@@ -115,5 +116,6 @@ def _low_band(images: Tensor) -> Tensor:
         raise ValueError(
             f"the wavelet bands of DCW need images of even size, not {height} x {width}; PixelCorrection takes any"
         )
+    # The transform is orthonormal: LL alone, transformed back, is the mean of each block.
     means = torch.nn.functional.avg_pool2d(images, 2)
     return means.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
