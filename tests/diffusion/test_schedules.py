@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bench.diffusion.schedules import alpha_bars, betas, levels, respace
+from bench.diffusion.schedules import alpha_bars, betas, edm_levels, edm_position, levels, respace
 from bench.diffusion.types import CLEAN
 
 SPECS = [*(str(n) for n in (5, 10, 20, 50, 80, 100, 250, 300, 1000)), *(f"ddim{n}" for n in (10, 20, 25, 50, 100))]
@@ -193,3 +193,39 @@ def test_respaced_betas_multiply_back_to_alpha_bar(schedule):
     shortened = 1 - bars / np.concatenate([[1.0], bars[:-1]])
     np.testing.assert_allclose(np.cumprod(1 - shortened), bars, rtol=1e-9)
     assert np.all((shortened > 0) & (shortened < 1))
+
+
+def test_edm_levels_are_the_published_formula():
+    path = edm_levels(18)
+    wanted = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]
+    np.testing.assert_allclose([level.sigma for level in path[:-1]], wanted, rtol=1e-12)
+    assert path[-1] == CLEAN
+    assert {level.alpha for level in path} == {1.0}
+
+
+def test_edm_positions_are_even_and_end_at_0_and_999():
+    t = [level.t for level in edm_levels(10)[:-1]]
+    np.testing.assert_allclose(t, np.linspace(999, 0, 10), atol=1e-9)  # roundings of 999 in a seventh root
+    assert edm_position(0.002) == pytest.approx(0, abs=1e-9)
+
+
+def test_edm_levels_stay_within_what_the_network_knows():
+    sigmas = [level.sigma for level in edm_levels(5, low=0.02, high=50)[:-1]]
+    assert sigmas == pytest.approx(sorted(sigmas, reverse=True))
+    assert (sigmas[0], sigmas[-1]) == (pytest.approx(50), pytest.approx(0.02))
+    assert edm_levels(3, rounded=round)[0].sigma == 80
+
+
+def test_one_edm_step_starts_from_noise():
+    assert [level.sigma for level in edm_levels(1)] == [pytest.approx(80), 0.0]
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_no_edm_steps_are_refused(steps):
+    with pytest.raises(ValueError, match="at least one step"):
+        edm_levels(steps)
+
+
+def test_more_steps_than_edm_levels_are_refused():
+    with pytest.raises(ValueError, match="use fewer"):
+        edm_levels(200, rounded=lambda sigma: float(math.ceil(sigma)))

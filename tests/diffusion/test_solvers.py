@@ -1,4 +1,4 @@
-"""EDM's levels, Euler and Heun against the published implementation's numbers, and against algebra."""
+"""Solvers against the published implementations' numbers, and against algebra."""
 
 import math
 from itertools import pairwise
@@ -9,16 +9,23 @@ import pytest
 import torch
 
 from bench.diffusion.corrections import EpsilonScaling
-from bench.diffusion.noise import Noise
+from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import edm_levels, edm_position, levels
-from bench.diffusion.solvers import DDIM, Churn, Euler, Heun
+from bench.diffusion.solvers import DDIM, VARIANCES, Ancestral, Churn, Euler, Heun, PosteriorMean
 from bench.diffusion.types import CLEAN, Level, Prediction
 
-GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "edm_epsilon_scaling.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "edm_epsilon_scaling.npz")
 CASES = [name for name in GOLDEN.files if "_b" in name]
 SOLVERS = {"heun": Heun(), "euler": Euler()}
 DRAWS = Draws(Noise(0), torch.arange(2))
+LEVELS, SHAPE = levels("cosine", 1000, 20), (3, 4, 4)
+VP_SOLVERS = [
+    *(Ancestral(variance) for variance in ("learned", "fixed-small", "fixed-large")),
+    *(DDIM(eta) for eta in (0.0, 0.5, 1.0)),
+    PosteriorMean(),
+]
 
 
 def closed_form(x, level, cond=None):
@@ -42,42 +49,6 @@ def test_published_final_states_and_network_calls(case):
     # Both are float64 and states reach 240, of which 35 steps may each lose a few roundings: below 1e-11.
     np.testing.assert_allclose(made[-1].x_next.numpy(), GOLDEN[case], rtol=0, atol=1e-9)
     assert len(made) == int(GOLDEN[f"{kind}_{steps}_nfe"])
-
-
-def test_levels_are_the_published_formula():
-    path = edm_levels(18)
-    wanted = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]
-    np.testing.assert_allclose([level.sigma for level in path[:-1]], wanted, rtol=1e-12)
-    assert path[-1] == CLEAN
-    assert {level.alpha for level in path} == {1.0}
-
-
-def test_positions_are_even_and_end_at_0_and_999():
-    t = [level.t for level in edm_levels(10)[:-1]]
-    np.testing.assert_allclose(t, np.linspace(999, 0, 10), atol=1e-9)  # roundings of 999 in a seventh root
-    assert edm_position(0.002) == pytest.approx(0, abs=1e-9)
-
-
-def test_levels_stay_within_what_the_network_knows():
-    sigmas = [level.sigma for level in edm_levels(5, low=0.02, high=50)[:-1]]
-    assert sigmas == pytest.approx(sorted(sigmas, reverse=True))
-    assert (sigmas[0], sigmas[-1]) == (pytest.approx(50), pytest.approx(0.02))
-    assert edm_levels(3, rounded=round)[0].sigma == 80
-
-
-def test_one_step_starts_from_noise():
-    assert [level.sigma for level in edm_levels(1)] == [pytest.approx(80), 0.0]
-
-
-@pytest.mark.parametrize("steps", [0, -3])
-def test_no_steps_are_refused(steps):
-    with pytest.raises(ValueError, match="at least one step"):
-        edm_levels(steps)
-
-
-def test_more_steps_than_levels_are_refused():
-    with pytest.raises(ValueError, match="use fewer"):
-        edm_levels(200, rounded=lambda sigma: float(math.ceil(sigma)))
 
 
 def test_heun_takes_two_calls_a_step_but_for_the_last():
@@ -196,3 +167,116 @@ def test_churned_walks_take_uniform_scaling():
     made = run(Heun(Churn(4.0, 6)), path, x, correction=EpsilonScaling(path, 1.01))
     assert torch.equal(made[0].eps_used, made[0].prediction.eps / 1.01)
     assert made[0].level.sigma > path[0].sigma
+
+
+@pytest.mark.parametrize("solver", VP_SOLVERS)
+@pytest.mark.parametrize("clip", [False, True])
+def test_the_last_step_is_x0_hat_exactly(stand_in, solver, clip):
+    """c1 = 1, c2 = 0 and no noise: times one and plus zero round nothing."""
+    *_, last = walk(stand_in(True), LEVELS, prior(LEVELS[0], DRAWS, SHAPE), solver, DRAWS, clip=clip)
+    assert torch.equal(last.x_next, last.x0_used)
+
+
+def test_full_stochasticity_is_ancestral_sampling(stand_in):
+    """DDIM's eta = 1 is the posterior at consistent (x0, eps): alpha' x0 + d eps = c1 x0 + c2 x. Without clipping.
+
+    Compared step by step from one state: terms reach |x| / alpha = 2e4 |x| at the first step, of which float32 keeps
+    6e-8 each; the result is of the same size, so relative to its maximum 1e-5 holds.
+    """
+    start = prior(LEVELS[0], DRAWS, SHAPE)
+    walks = [
+        list(walk(stand_in(False), LEVELS, start, solver, DRAWS, clip=False))
+        for solver in (Ancestral("fixed-small"), DDIM(1.0))
+    ]
+    for ancestral, ddim in zip(*walks, strict=True):
+        assert (ancestral.x_next - ddim.x_next).abs().max() < 1e-5 * ancestral.x_next.abs().max()
+
+
+@pytest.mark.parametrize("solver", [DDIM(0.0), PosteriorMean()])
+def test_deterministic_solvers_draw_nothing_visible(stand_in, solver):
+    start = prior(LEVELS[0], DRAWS, SHAPE)
+    other = Draws(Noise(8), DRAWS.samples)
+    a, b = (list(walk(stand_in(False), LEVELS, start, solver, draws)) for draws in (DRAWS, other))
+    assert torch.equal(a[-1].x_next, b[-1].x_next)
+
+
+class Silence(Draws):
+    """No noise at all."""
+
+    def normal(self, purpose, step, shape):
+        return torch.zeros(len(self.samples), *shape)
+
+
+def test_the_mean_chain_is_ancestral_sampling_without_its_noise(stand_in):
+    """Adding a scaled 0 rounds nothing: bitwise."""
+    start = prior(LEVELS[0], DRAWS, SHAPE)
+    silent = Silence(DRAWS.noise, DRAWS.samples)
+    ancestral, mean = (
+        list(walk(stand_in(True), LEVELS, start, solver, silent)) for solver in (Ancestral(), PosteriorMean())
+    )
+    assert all(torch.equal(a.x_next, b.x_next) for a, b in zip(ancestral, mean, strict=True))
+
+
+@pytest.mark.parametrize(("variance", "power"), [("fixed-small", "small"), ("fixed-large", "large")])
+def test_ancestral_noise_has_the_chosen_variance(stand_in, variance, power):
+    """Two walks from one state differ by std * (z - z'), which the noise stream tells exactly (float32: 1e-6)."""
+    start = prior(LEVELS[0], DRAWS, SHAPE)
+    other = Draws(Noise(8), DRAWS.samples)
+    a, b = (next(walk(stand_in(False), LEVELS, start, Ancestral(variance), draws)) for draws in (DRAWS, other))
+    z, w = (draws.normal(Purpose.ANCESTRAL, 19, SHAPE) for draws in (DRAWS, other))
+    std = math.sqrt(getattr(Posterior.between(*LEVELS[:2]), power))
+    torch.testing.assert_close(a.x_next - b.x_next, std * (z - w), rtol=0, atol=2e-6)
+
+
+def test_unknown_variance_is_refused():
+    with pytest.raises(ValueError, match=f"unknown variance 'huge'; choose {', '.join(VARIANCES)}"):
+        Ancestral("huge")
+
+
+@pytest.mark.parametrize(("variance", "message"), [("learned", "does not learn"), ("exact", "closed-form denoiser")])
+def test_a_variance_the_denoiser_lacks_is_refused(stand_in, variance, message):
+    with pytest.raises(ValueError, match=message):
+        next(walk(stand_in(False), LEVELS, prior(LEVELS[0], DRAWS, SHAPE), Ancestral(variance), DRAWS))
+
+
+def test_the_frame_of_edm_is_walked_by_the_same_code():
+    """alpha = 1 and the exact denoiser of N(0, s^2): a DDIM step multiplies by (s^2 + sigma sigma') / (s^2 + sigma^2).
+
+    20 float32 products of three roundings each: 4e-6 relative.
+    """
+    sigmas = [80 * 0.7**k for k in range(20)]
+    walked = [*(Level(0, 1.0, sigma) for sigma in sigmas), CLEAN]
+    power = 0.25
+
+    def exact(x, level, cond=None):
+        return Prediction(level.sigma / (power + level.sigma**2) * x, power / (power + level.sigma**2) * x)
+
+    start = prior(walked[0], DRAWS, SHAPE)
+    *_, last = walk(exact, walked, start, DDIM(), DRAWS, clip=False)
+    factor = math.prod((power + a * b) / (power + a**2) for a, b in pairwise([*sigmas, 0.0]))
+    torch.testing.assert_close(last.x_next, factor * start, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("solver", "drawn"),
+    [
+        (Ancestral("fixed-small"), range(19, 0, -1)),
+        (DDIM(1.0), range(19, 0, -1)),
+        (DDIM(0.0), ()),
+        (PosteriorMean(), ()),
+        (Euler(), ()),
+        (Heun(), ()),
+        (Heun(Churn(4.0, 20)), range(19, -1, -1)),  # churn comes before a step, so before the last one too
+    ],
+)
+def test_noise_that_no_step_takes_is_not_drawn(stand_in, solver, drawn):
+    asked = []
+
+    class Heard(Noise):
+        def normal(self, samples, purpose, step, shape):
+            asked.append(step)
+            return super().normal(samples, purpose, step, shape)
+
+    path = [Level(9, 1.0, 0.5**k) for k in range(20)] + [CLEAN] if isinstance(solver, Euler) else LEVELS
+    list(walk(stand_in(False), path, torch.zeros(2, *SHAPE), solver, Draws(Heard(0), torch.arange(2))))
+    assert asked == list(drawn)

@@ -33,7 +33,7 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import edm_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun
-from bench.diffusion.types import Call, Prediction
+from bench.diffusion.types import CLEAN, Call, Level, Prediction
 
 STEPS, SHAPE = 5, (1, 4, 4)
 FRAMES = {
@@ -266,12 +266,6 @@ def test_no_hook_asks_for_a_number_from_the_device(kind, frame, solver):
         assert {tensor.device.type for tensor in (x, x0, eps, x_next)} == {"meta"}
 
 
-@everywhere("ddpm learned", "heun")
-def test_alone_in_a_row_it_is_itself(kind, frame, solver):
-    correction = at_work(kind, frame)
-    assert bitwise(states(frame, solver, correction), states(frame, solver, InOrder([correction])))
-
-
 @pytest.mark.parametrize(("frame", "solver"), [("vp", "ddpm learned"), ("vp", "ddim .5"), ("edm", "heun")])
 def test_any_two_go_together(frame, solver):
     for first, second in product([kind for kind in CASES if not reason(kind, frame, solver)], repeat=2):
@@ -288,9 +282,67 @@ def test_rows_of_rows_are_one_row():
     assert bitwise(row, states("vp", "ddim .5", InOrder([a, InOrder([b, c])])))
 
 
-@pytest.mark.parametrize("shift", [TimeShift, ShiftedTarget])
-def test_all_of_them_go_together_but_for_a_second_time_shift(shift):
-    row = InOrder([at_work(kind, "vp") for kind in CASES if kind not in {TimeShift, ShiftedTarget} - {shift}])
-    for solver in SOLVERS:
-        if not reason(shift, "vp", solver):
-            assert all(state.isfinite().all() for state in states("vp", solver, row))
+def test_predictions_are_changed_in_the_stated_order():
+    # eps = .5 at (alpha, sigma) = (.6, .8) and x = 1. A divisor of 2 in x0 alone, one of 4 in both:
+    # first x0, then both: x0 and eps are made anew from .5 / 4 = .125: x0 = (1 - .8 * .125) / .6 = 1.5.
+    # First both, then x0 of what is .125 now: .0625, x0 = (1 - .8 * .0625) / .6 = 1.583333, eps = .125.
+    level = Level(1, 0.6, 0.8)
+    path, x = (level, CLEAN), torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    in_x0, both = X0Scaling(path, 2.0), EpsilonScaling(path, 4.0)
+    given = Prediction(0.5 * x, (x - 0.8 * 0.5 * x) / 0.6), x, Call(0, level, CLEAN, True)
+    for row, x0 in (([in_x0, both], 1.5), ([both, in_x0], 1.583333)):
+        got = InOrder(row).prediction(*given)
+        assert (got[0].item(), got[1].item()) == (pytest.approx(x0, abs=1e-6), 0.125)
+
+
+def test_states_are_changed_in_the_stated_order():
+    # x_next = (3, 1), x0 = (0, 0), reached level (.8, .6), variance wanted .64 * 1 + .36 = 1.
+    # First x += .5 (x - x0) = (4.5, 1.5), of std 3 / sqrt(2): scaled to (2.121320, .707107).
+    # First scaled by 1 / sqrt(2) to (2.121320, .707107), then one and a half times that: (3.181981, 1.060660).
+    path = (Level(2, 0.6, 0.8), Level(1, 0.8, 0.6), CLEAN)
+    x = torch.tensor([3.0, 1.0], dtype=torch.float64).view(1, 1, 1, 2)
+    away, scaled = PixelCorrection(path, 0.5), VarianceNormalisation(path, data_variance=1.0, cutoff=0)
+    given = x, Prediction(x, 0 * x), Call(0, path[0], path[1], True)
+    for row, wanted in (([away, scaled], [2.121320, 0.707107]), ([scaled, away], [3.181981, 1.060660])):
+        assert InOrder(row).after(*given).flatten().tolist() == pytest.approx(wanted, abs=1e-6)
+
+
+class Double(Correction):
+    """Doubles the state, moves the level to t = 7, and shows the network twice what it is given."""
+
+    def before(self, x, call):
+        return 2 * x, replace(call, level=Level(7, 0.6, 0.8))
+
+    def ask(self, network, x, level):
+        return network(2 * x, level)
+
+
+class AddLevel(Correction):
+    """Adds the level's t to the state, and one to what the network is shown."""
+
+    def before(self, x, call):
+        return x + call.level.t, call
+
+    def ask(self, network, x, level):
+        return network(x + 1, level)
+
+
+def test_states_and_levels_are_moved_in_the_stated_order():
+    # From x = 3 at t = 5: doubled and moved, then t added: 6 + 7. First 3 + 5, then doubled: 16.
+    x, call = torch.tensor(3.0), Call(0, Level(5, 0.8, 0.6), CLEAN, True)
+    assert InOrder([Double(), AddLevel()]).before(x, call)[0].item() == 13
+    assert InOrder([AddLevel(), Double()]).before(x, call)[0].item() == 16
+
+
+def test_the_last_one_asks_next_to_the_network():
+    # The first is asked first and asks through the second: 2 x, then + 1. The other way round: x + 1, then doubled.
+    seen = []
+
+    def recording(x, level):
+        seen.append(x.item())
+        return Prediction(x, x)
+
+    x, level = torch.tensor(3.0), Level(5, 0.8, 0.6)
+    for row in ([Double(), AddLevel()], [AddLevel(), Double()], [Double(), InOrder([AddLevel(), Double()])]):
+        InOrder(row).ask(recording, x, level)
+    assert seen == [7, 8, 14]

@@ -152,26 +152,6 @@ def test_a_window_at_the_noisy_end_is_cut_off():
     assert call.level_next.t.flatten().tolist() == [995]  # below 996, where the step starts
 
 
-@pytest.mark.parametrize(("solver", "path", "grid"), PATHS)
-@pytest.mark.parametrize(("window", "cutoff"), [(0, 0), (200, 1000)])
-def test_time_shift_off_is_the_plain_sampler_bit_for_bit(solver, path, grid, window, cutoff):
-    assert_plain(solver, path, TimeShift(path, grid, window=window, cutoff=cutoff))
-
-
-@pytest.mark.parametrize(("solver", "path", "grid"), WITHOUT_HEUN)
-@pytest.mark.parametrize(("window", "cutoff"), [(0, 0), (200, 1000)])
-def test_shifted_target_off_is_the_plain_sampler_bit_for_bit(solver, path, grid, window, cutoff):
-    assert_plain(solver, path, ShiftedTarget(path, grid, window=window, cutoff=cutoff))
-
-
-def assert_plain(solver, path, correction):
-    plain, shifted = (run(network, path, start(path), solver, made) for made in (None, correction))
-    for ours, theirs in zip(shifted, plain, strict=True):
-        assert all(
-            torch.equal(getattr(ours, name), getattr(theirs, name)) for name in ("x_next", "x0_used", "eps_used")
-        )
-
-
 def nearest(x, choices):
     """The published choice for one image [1, C, H, W], in Python's arithmetic."""
     values = x.flatten().double().tolist()
@@ -232,18 +212,6 @@ def test_a_batch_is_its_images_one_by_one_with_host_levels(kind, solver, path, g
         walked = path[:-1] if kind is TimeShift else path[1:]
         shifts += sum(t != level.t for t, level in zip(chosen, walked, strict=True))
     assert shifts > 15  # of 3 images, about 12 steps each
-
-
-@pytest.mark.parametrize("kind", [TimeShift, ShiftedTarget])
-def test_images_do_not_see_each_other(kind):
-    """The same sums in the same order for an image whatever stands beside it, but for the kernels: 2e-6 of 1."""
-    made = kind(COSINE, GRID, window=80, cutoff=300)
-    whole = run(network, COSINE, start(COSINE), Ancestral(), made)
-    for sample in range(3):
-        draws = Draws(Noise(0), torch.tensor([sample]))
-        alone = run(network, COSINE, start(COSINE, draws), Ancestral(), made, draws)
-        for ours, theirs in zip(alone, whole, strict=True):
-            torch.testing.assert_close(ours.x_next[0], theirs.x_next[sample], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(("path", "grid"), [(COSINE, GRID), (EDM, EDM_GRID)])

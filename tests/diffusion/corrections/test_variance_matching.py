@@ -105,14 +105,6 @@ def test_edms_least_noisy_level_is_not_lost_to_rounding():
     assert made.after(x, None, Call(0, path[0], path[1], True)) is not x
 
 
-@pytest.mark.parametrize(("solver", "path"), PATHS)
-def test_a_cutoff_above_all_levels_is_the_plain_sampler_bit_for_bit(solver, path):
-    made = VarianceNormalisation(path, data_variance=0.25, cutoff=1000)
-    pairs = zip(run(path, start(path), solver, made), run(path, start(path), solver, None), strict=True)
-    for ours, theirs in pairs:
-        assert torch.equal(ours.x_next, theirs.x_next)
-
-
 def test_normalisation_follows_a_shifted_target():
     """Each image has the variance of the level it was taken to (float32: 1e-6), those at or below the cutoff none."""
     made = VarianceNormalisation(COSINE, data_variance=0.25, cutoff=400)
@@ -269,31 +261,6 @@ def test_final_std_changes_the_images_alone(solver, path):
     got, was = steps[-1].x_next, plain[-1].x_next
     assert variances(got).sqrt().tolist() == pytest.approx([0.4] * 3, rel=1e-6)
     torch.testing.assert_close(got.mean((1, 2, 3)), was.mean((1, 2, 3)), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "correction",
-    [VarianceNormalisation(COSINE, data_variance=0.25, cutoff=0), X0StdMatching(REFERENCE), FinalStd(0.4)],
-)
-def test_images_do_not_see_each_other(correction):
-    """The same sums in the same order for an image whatever stands beside it, but for the kernels: 2e-6 of 1."""
-    whole = run(COSINE, start(COSINE), Ancestral(), correction)
-    for sample in range(3):
-        draws = Draws(Noise(0), torch.tensor([sample]))
-        for ours, theirs in zip(run(COSINE, start(COSINE, draws), Ancestral(), correction, draws), whole, strict=True):
-            torch.testing.assert_close(ours.x_next[0], theirs.x_next[sample], rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize(
-    "correction", [VarianceNormalisation(COSINE, data_variance=0.25, cutoff=0), X0StdMatching(REFERENCE)]
-)
-def test_real_states_are_corrected_as_a_walks(correction):
-    """A teacher-forced step is that of a walk from its state."""
-    x0 = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    steps = teacher_forced(network, COSINE, x0, DDIM(), DRAWS, correction=correction)
-    for step, path in zip(steps, itertools.pairwise(COSINE), strict=True):
-        single = next(iter(run(path, step.x, DDIM(), correction)))
-        assert torch.equal(step.x_next, single.x_next)
 
 
 @pytest.mark.parametrize(("variance", "cutoff"), [(-1, 0), (math.nan, 0), (math.inf, 0), (0.25, -1), (0.25, math.nan)])
