@@ -65,11 +65,12 @@ def test_lengths_are_shares_of_the_training_process(T, lengths):
 
 
 def test_a_chain_of_length_L_starts_at_index_L_minus_1_and_visits_every_index(plan):
-    _, chains = plan()
+    baselines, chains = plan(samples=1000)
+    assert baselines.n == 42  # at most the training images
     assert set(chains) == {(method, length) for method in METHODS for length in (2, 6, 12, 18, 20)}
     for (_, length), chain in chains.items():
         assert [level.t for level in chain.levels()] == list(range(length - 1, -2, -1))
-        assert chain.cost() == 6 * length
+        assert chain.cost() == 42 * length
 
 
 @pytest.mark.parametrize(
@@ -99,12 +100,6 @@ def test_only_what_plays_a_part_is_in_the_key(plan):
         assert keys(**change) == reference, change
     changed = {where[0] for where, key in keys(variance="fixed-small").items() if key != reference[where]}
     assert changed == {"ancestral"}
-
-
-def test_images_are_at_most_the_training_images(plan):
-    baselines, chains = plan(samples=1000)
-    assert {chain.cost() // chain.length for chain in chains.values()} == {42}
-    assert baselines.n == 42
 
 
 def test_baselines_are_made_once_for_models_and_steps(make_cell):
@@ -181,15 +176,15 @@ def test_an_exact_denoisers_records_equal_the_closed_form(gaussian_data, make_ce
 
 def test_a_record(plan, make_workbench, shrink, small_data, tmp_path):
     denoiser, counted = shrink(), []
-    chain = plan(seed=3)[1]["ancestral", 6]
+    chain = plan(seed=3, samples=9)[1]["ancestral", 6]
     chain.compute(make_workbench(denoiser, counted=counted), tmp_path)
-    assert denoiser.rows == sum(counted) == chain.cost() == 6 * 6
+    assert denoiser.rows == sum(counted) == chain.cost() == 9 * 6
     folder = tmp_path / "chains" / "toy-ancestral-6-seed3"
     assert {path.name for path in folder.iterdir()} == {"record.csv", "pictures.npz", "chain.json"}
     table = pd.read_csv(folder / "record.csv")
     assert tuple(table.columns) == CHAIN_COLUMNS
     assert table["quantity"].tolist() == ["l1", "rmse", "frechet"]
-    assert (table[["start", "t", "seed", "n"]] == [6, 5, 3, 6]).all(axis=None)
+    assert (table[["start", "t", "seed", "n"]] == [6, 5, 3, 9]).all(axis=None)
     errors = table.iloc[:2]
     assert (errors["reference"] == "source images (small-train)").all()
     assert errors["note"].str.contains("clamped").all()
@@ -197,23 +192,13 @@ def test_a_record(plan, make_workbench, shrink, small_data, tmp_path):
     assert np.isnan(table["value"][2])
     assert table["note"][2] == "the run has no features"
     facts = json.loads((folder / "chain.json").read_text())
-    assert (facts["network_calls"], facts["features"]) == (36, "none")
+    assert (facts["network_calls"], facts["features"]) == (54, "none")
     assert facts["seconds"] > 0
     with np.load(folder / "pictures.npz") as pictures:
         original, reconstruction = pictures["original"], pictures["reconstruction"]
-    assert original.shape == reconstruction.shape == (6, 4, 4, 3)  # at most 8
+    assert original.shape == reconstruction.shape == (8, 4, 4, 3)  # at most 8
     assert original.dtype == reconstruction.dtype == np.uint8
-    np.testing.assert_array_equal(original[..., 0], small_data.part("train")[:6, 0])
-    # Of all images' errors, to half a grey level: 1 / 255 in the [-1, 1] scale.
-    apart = np.abs(original[..., 0].astype(float) - reconstruction[..., 0]).mean() / 127.5
-    assert apart == pytest.approx(table["value"][0], abs=1 / 255)
-
-
-def test_eight_pictures_are_kept(plan, make_workbench, shrink, tmp_path):
-    chain = plan(samples=12)[1]["ddim", 2]
-    chain.compute(make_workbench(shrink()), tmp_path)
-    with np.load(tmp_path / "chains" / chain.name / "pictures.npz") as pictures:
-        assert len(pictures["original"]) == len(pictures["reconstruction"]) == 8
+    np.testing.assert_array_equal(original[..., 0], small_data.part("train")[:8, 0])
 
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
@@ -384,14 +369,6 @@ def test_a_half_written_record_is_not_read(made, tmp_path, name, harm):
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-3])
-    assert not chain.is_complete(tmp_path)
-
-
-@pytest.mark.parametrize("calls", [0, 3, 5])
-def test_an_interrupted_chain_leaves_nothing_complete(plan, make_workbench, shrink, tmp_path, calls):
-    chain = plan()[1]["mean", 6]
-    with pytest.raises(KeyboardInterrupt):
-        chain.compute(make_workbench(shrink(calls)), tmp_path)
     assert not chain.is_complete(tmp_path)
 
 

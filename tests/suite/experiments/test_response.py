@@ -176,24 +176,6 @@ def test_another_first_seed_is_measured_anew_and_another_network_refused(make, m
         make(weights_hash="1" * 64).folders(tmp_path)[0].check()
 
 
-@pytest.mark.parametrize("harm", ["lose", "cut"])
-@pytest.mark.parametrize("name", ["record.csv", "response.json"])
-def test_a_half_written_record_is_not_read(make, make_workbench, tmp_path, name, harm):
-    response = make()
-    response.compute(make_workbench(Telling()), tmp_path)
-    path = tmp_path / "response" / "toy-3" / name
-    path.unlink() if harm == "lose" else path.write_bytes(path.read_bytes()[:-3])
-    assert not response.is_complete(tmp_path)
-    assert response.remaining(tmp_path) == response.cost()
-
-
-def test_an_interrupted_response_is_not_complete(make, make_workbench, shrink, tmp_path):
-    response = make()
-    with pytest.raises(KeyboardInterrupt):
-        response.compute(make_workbench(shrink(5)), tmp_path)
-    assert not response.is_complete(tmp_path)
-
-
 def test_a_network_that_is_not_finite_is_named(make, make_workbench, tmp_path):
     def broken(x, level, cond=None):
         return Prediction(x * float("inf"), x)

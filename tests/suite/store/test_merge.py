@@ -249,11 +249,9 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["arrays.npz", "SHA256SUMS"])
-@pytest.mark.parametrize("how", [flip, os.remove])
-def test_a_damaged_shard_is_left_out_and_told(parts, whole, made_parts, merge, tmp_path, name, how):
+def test_a_damaged_shard_is_left_out_and_told(parts, whole, made_parts, merge, tmp_path):
     shard = sorted(parts[1].glob("cells/*/shard-*"))[0]
-    how(shard / name)
+    flip(shard / "arrays.npz")
     found = merge(*parts, "--out", tmp_path / "out")
     assert found.code == 1
     assert found.err.splitlines() == [

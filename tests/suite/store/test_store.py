@@ -28,18 +28,6 @@ def test_nothing_is_made_before_something_is_written(store, make_cell):
     assert not store.root.exists()
 
 
-def test_a_shard_comes_back(store, make_cell):
-    arrays = {"samples": np.arange(5, dtype=np.uint8), "free/state/mean": np.linspace(0, 1, 3)}
-    store.put_shard(make_cell(), UNIT, arrays)
-    assert store.has_shard(make_cell(), UNIT)
-    found = store.get_shard(make_cell(), UNIT)
-    assert found.keys() == arrays.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == array.dtype
-    assert no_partials(store.root)
-
-
 @pytest.mark.parametrize(("module", "function"), [(np, "savez"), (os, "replace")])
 def test_a_half_written_shard_is_not_one(store, make_cell, monkeypatch, module, function):
     def stop(*args, **kwargs):
@@ -157,17 +145,9 @@ def test_scores_are_complete_by_themselves(store, make_cell):
     assert not store.is_scored(cell, "toy-1")
     assert store.is_sampled(cell)
     assert not (store.folder(cell) / "kernel.npy").exists()
+    assert set(store.metrics(cell)["files"]) == {"samples.npz"}
     store.put_array(cell, "kernel.npy", np.zeros((2, 2)))  # of other features, whose scores were never finished
     assert not store.is_scored(cell, "toy-1")
-
-
-def test_dropping_files_forgets_them(store, make_cell):
-    cell = make_cell()
-    complete(store, cell)
-    store.unscore(cell)
-    store.finish(cell, {"scores": []})
-    assert set(store.metrics(cell)["files"]) == {"samples.npz"}
-    assert store.is_sampled(cell)
 
 
 @pytest.mark.parametrize(
