@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
@@ -37,6 +38,12 @@ def is_launched() -> bool:
 def speaks() -> bool:
     """Tell whether this process prints for the user; the answer is the same before any process has met another."""
     return not is_launched() or os.environ["RANK"] == "0"
+
+
+def note(message: str) -> None:
+    """Print a remark on stderr, one line; of several processes the first alone."""
+    if speaks():
+        print(f"note: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from bench.models.denoisers.parameterization import CONVERSIONS
 from bench.models.interface import Description, Output
 from bench.runtime.errors import CheckpointError, reason
 
+_ROUNDING = 1e-2  # of the largest number: half precision on a GPU adds in another order each time
+
 
 class Adapted:
     """A user's network in the convention of the others: ``network(x, t, class_labels).sample``, checked at every call.
@@ -35,6 +37,7 @@ class Adapted:
 
     def __init__(self, name: str, network: Callable[[Tensor, Tensor, Tensor | None], Any], outputs: int) -> None:
         self.name, self.network, self.outputs = name, network, outputs
+        self._repeats = False  # whether it has answered twice alike
         if isinstance(network, nn.Module):
             network.eval().requires_grad_(False)
 
@@ -48,10 +51,17 @@ class Adapted:
         """Ask the network about x [B, C, H, W] at training indices t [B], from 0.
 
         Raises:
-            CheckpointError: it raised an error, or returned anything but a tensor [B, outputs, H, W] on x's device.
+            CheckpointError: it raised an error, returned anything but a tensor [B, outputs, H, W] on x's device, or
+                answered differently when asked twice, which its first call is.
         """
+        sample = self._ask(x, t, labels)
+        if not self._repeats:
+            self._check_repeats(sample, self._ask(x, t, labels))
+        return Output(sample.to(x.dtype))
+
+    def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         with _one_line(self.name):
-            sample = self.network(x, t, labels)
+            sample = self.network(x.clone(), t, labels)  # a copy: x is the state of the walk, and code may change it
         shape = (len(x), self.outputs, *x.shape[2:])
         if not isinstance(sample, Tensor):
             raise CheckpointError(f"{self.name} returned {type(sample).__name__}; return a tensor of shape {shape}")
@@ -61,7 +71,17 @@ class Adapted:
             raise CheckpointError(
                 f"{self.name} returned a tensor on {sample.device}; return it on that of x, {x.device}"
             )
-        return Output(sample.to(x.dtype))
+        return sample
+
+    def _check_repeats(self, first: Tensor, second: Tensor) -> None:
+        """Refuse a network whose answers to equal questions differ beyond the rounding of parallel sums."""
+        difference, largest = (float(tensor.detach().abs().max()) for tensor in (first - second, first))
+        if difference > _ROUNDING * largest:
+            raise CheckpointError(
+                f"{self.name} answers differently when asked twice ({difference / largest:.0%} of its largest number);"
+                " is it in training mode? call .eval() on its module"
+            )
+        self._repeats = True
 
 
 @contextmanager
@@ -224,6 +244,7 @@ def load_adapter(path: Path, description: Description) -> Adapted:
     adapted = Adapted(spec, network, description.network["out_channels"])
     if size := description.network.get("image_size"):
         labels = torch.zeros(2, dtype=torch.long) if description.classes else None
+        x = torch.randn(2, description.channels, size, size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            adapted(torch.zeros(2, description.channels, size, size), torch.zeros(2, dtype=torch.long), labels)
+            adapted(x, torch.zeros(2, dtype=torch.long), labels)
     return adapted

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,15 @@ from torch import Tensor, nn
 
 from bench.files.pickles import UnfoldingError, load_plain
 from bench.files.writing import sha256_of
+from bench.runtime.distributed import note
 from bench.runtime.errors import CheckpointError, quoted, reason
+
+# Where training programs keep the moving average of the weights.
+_AVERAGES = ("ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema", "params_ema")
+# What wrapper modules put before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "unet.", "diffusion_model.")
+_AVERAGE_PREFIXES = ("ema_model.", "model_ema.", "ema.")  # beside those of the weights in one state dict
+_DDIM_ENTRIES = 5  # of ddim's list: model, optimizer, epoch, step, ema
 
 
 def require_file(path: Path) -> None:
@@ -47,29 +57,132 @@ def file_hash(path: Path) -> str:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from None
 
 
+class _Inert:
+    """Stands for an object beside the tensors of a file: it takes any arguments and state, and does nothing."""
+
+    def __new__(cls, *args: Any) -> Any:
+        """Ignore the arguments."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore the state."""
+
+
+# What training programs save beside the weights: their options, and counts that are numpy's.
+_INERT = [
+    (type(name.replace("_core", "core").replace("core.multiarray._reconstruct", "ndarray"), (_Inert,), {}), name)
+    for name in (
+        "argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "pathlib.WindowsPath", "numpy.dtype",
+        "numpy.ndarray", "_codecs.encode",
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    )
+]  # fmt: skip
+_REFUSED_OBJECT = re.compile(r"(?:GLOBAL|class|instruction:|function) ([\w.]+\.[\w.]+)")
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a ``.pt`` file of plain tensors, names to floating-point tensors; anything else in it is refused unexecuted.
+    """Read the weights in a ``.pt`` file, names to floating-point tensors, without executing anything.
+
+    The state dict may lie among other entries, have prefixes before its names, and a moving average beside it, which is
+    taken. A note says what was taken.
 
     Raises:
-        CheckpointError: missing, truncated, compressed, or not a state dict of ordinary floating-point tensors.
+        CheckpointError: missing, truncated, compressed, or without a state dict of ordinary floating-point tensors.
     """
     require_file(path)
     try:
-        state = load_plain(path)
+        with torch.serialization.safe_globals(_INERT):
+            content = load_plain(path)
     except UnfoldingError as error:
         raise CheckpointError(f"{path}: {error}; save it anew") from None
-    except Exception:  # on damaged bytes torch's readers raise almost any kind, IndexError and struct.error included
-        raise CheckpointError(
-            f"{path} is truncated or not a file of plain tensors; save it with torch.save(model.state_dict(), path)"
-        ) from None
-    plain = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    if not plain or not state:
-        raise CheckpointError(f"{path} does not hold a state dict (names to tensors)")
+    except Exception as error:  # on damaged bytes torch's readers raise almost any kind
+        raise _unreadable(path, error) from None
+    state, remarks = _unwrapped(path, content)
     for name, tensor in state.items():
         if kind := _unusual(tensor):
             advice = "save model.float().state_dict()"
             raise CheckpointError(f"{path}: {quoted(name)} is {kind}, not ordinary floating-point weights; {advice}")
-    return dict(state)
+    if remarks:
+        note(f"{path.name}: takes {', '.join(remarks)}")
+    step = re.fullmatch(r"model(\d+)", path.stem)
+    if step and (averages := _averages_beside(step[1], path)):
+        note(f"{path.name} has the raw weights of step {step[1]}; their moving average is {averages[0].name}")
+    return state
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """Return the error of a file that torch does not read, with the object that it refuses."""
+    advice = "save it with torch.save(model.state_dict(), path)"
+    if not isinstance(error, pickle.UnpicklingError) or not (refused := _REFUSED_OBJECT.search(str(error))):
+        return CheckpointError(f"{path} is truncated or not a file of plain tensors; {advice}")
+    if refused[1].startswith("torch_utils.persistence"):
+        return CheckpointError(f"{path} is EDM's training state; give the network-snapshot-*.pkl beside it")
+    return CheckpointError(f"{path} is not a file of plain tensors: it holds {quoted(refused[1])}; {advice}")
+
+
+def _is_state(value: Any) -> bool:
+    """Tell whether a value is a state dict: names to tensors."""
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
+    )
+
+
+def _unwrapped(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the network's state dict of a file's content, and what was taken of it, in words.
+
+    Raises:
+        CheckpointError: it holds no state dict, an optimizer's state, or several networks.
+    """
+    if isinstance(content, Mapping) and {"state", "param_groups"} <= content.keys():
+        raise CheckpointError(f"{path} is an optimizer's state, not a network's weights; give {_weights_beside(path)}")
+    state, remarks = _chosen(path, content)
+    average = next((prefix for prefix in _AVERAGE_PREFIXES if any(name.startswith(prefix) for name in state)), None)
+    if average is not None:
+        state = {name.removeprefix(average): tensor for name, tensor in state.items() if name.startswith(average)}
+        remarks.append(f"the moving average {average}*")
+    removed = ""
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        removed += prefix
+    return state, [*remarks, f"names without {removed}*"] if removed else remarks
+
+
+def _chosen(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the state dict that a file means."""
+    if _is_state(content):
+        return dict(content), []
+    if isinstance(content, Sequence) and len(content) == _DDIM_ENTRIES and _is_state(content[-1]):
+        return dict(content[-1]), ["the moving average, the last of five entries"]
+    entries = dict(content) if isinstance(content, Mapping) else {}
+    states = {name: value for name, value in entries.items() if isinstance(name, str) and _is_state(value)}
+    averages = [name for name in _AVERAGES if name in states]
+    if averages:
+        name = averages[0]
+    elif len(states) == 1:
+        (name,) = states
+    elif states:
+        names = " and ".join(map(quoted, list(states)[:3]))
+        raise CheckpointError(f"{path} holds several networks, {names}; save the state dict of the one meant alone")
+    else:
+        kind = next((type(value).__name__ for value in entries.values() if not isinstance(value, Tensor)), "")
+        what = f"; its entries are {kind}" if kind else ""
+        raise CheckpointError(f"{path} does not hold a state dict (names to tensors){what}")
+    others = ", ".join(str(key) for key in entries)
+    return dict(states[name]), [f"{quoted(name)} of {others}"] if len(entries) > 1 else []
+
+
+def _weights_beside(path: Path) -> str:
+    """Name the weights of the same training beside an optimizer's file."""
+    step = re.search(r"\d+", path.stem)
+    beside = [*_averages_beside(step[0], path), path.with_name(f"model{step[0]}.pt")] if step else []
+    return next((file.name for file in beside if file.is_file()), "the file of the weights, such as ema_0.9999_*.pt")
+
+
+def _averages_beside(step: str, path: Path) -> list[Path]:
+    """Return guided-diffusion's files of averaged weights of one step, beside a file."""
+    return sorted(path.parent.glob(f"ema_*_{step}.pt"))
 
 
 def _unusual(tensor: Tensor) -> str | None:

@@ -54,6 +54,34 @@ def test_a_plain_function_serves(tmp_path):
     assert torch.equal(network(x, t, torch.tensor([1, 2])).sample, network(x, t, None).sample)
 
 
+DROPOUT = """
+import torch
+
+def load():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 1), torch.nn.Dropout(0.1), torch.nn.Conv2d(16, 3, 1)){}
+    return lambda x, t, labels: network(x)
+"""
+
+
+@pytest.mark.parametrize("size", [{"image_size": 4}, {}])
+def test_dropout_that_is_on_is_refused_at_the_first_call(tmp_path, size):
+    entry = {"adapter": "model.py:load", **size}
+
+    def asked(code):
+        network, x = opened(entry, written(tmp_path, code)), torch.randn(2, 3, 4, 4)
+        return [network(x, torch.tensor([0, 7])).sample for _ in range(2)]
+
+    assert torch.equal(*asked(DROPOUT.format(".eval()")))
+    assert "answers differently when asked twice" in refusal(asked, DROPOUT.format(""))
+
+
+def test_code_that_changes_x_does_not_change_the_walk(tmp_path):
+    code = "def load():\n    return lambda x, t, labels: x.mul_(2)\n"
+    network, x = opened(ENTRY, written(tmp_path, code)), torch.ones(2, 3, 4, 4)
+    assert torch.equal(network(x, torch.tensor([0, 7])).sample, 2 * x)
+    assert torch.equal(x, torch.ones(2, 3, 4, 4))
+
+
 def test_the_defaults_of_an_entry(tmp_path):
     description = describe_adapter({"adapter": "model.py:load"}, written(tmp_path, PLAIN))
     assert (description.schedule, description.T, description.prediction) == ("cosine", 1000, "eps")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import math
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -156,12 +158,6 @@ def test_a_compressed_archive_is_refused_unread(path):
     assert "is a compressed archive" in refusal(load_guided, path, Description(SMALL))
 
 
-@pytest.mark.parametrize("content", [{}, [], {"state_dict": {"weight": torch.zeros(3)}}, {"epoch": 3}])
-def test_files_of_something_else_are_refused(path, content):
-    torch.save(content, path)
-    assert "does not hold a state dict" in refusal(read_state, path)
-
-
 @pytest.mark.parametrize("name", ["none.pt", "folder.pt"])
 def test_missing_files_and_folders_are_refused(tmp_path, name):
     (tmp_path / "folder.pt").mkdir()
@@ -262,14 +258,70 @@ def test_nothing_in_a_pickle_is_executed(tmp_path, zipped):
     assert target.exists()
 
 
-CONTENTS = [[1, 2], {"weight": 1.0}, torch.zeros(3), {"model": {"weight": torch.zeros(3)}}, {1: torch.zeros(3)}]
+GOOD, RAW = ({"a.weight": torch.full((2,), float(k)), "b.bias": torch.full((3,), float(k))} for k in (1, 0))
+OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
 
 
-@pytest.mark.parametrize("content", CONTENTS)
-def test_pickles_of_something_else_are_refused(tmp_path, content):
-    path = tmp_path / "model.pt"
+def prefixed(prefix, state=GOOD):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+WRAPPINGS = {
+    "distributed": (prefixed("module."), "names without module.*"),
+    "compiled": (prefixed("module._orig_mod."), "names without module._orig_mod.*"),
+    "lightning": ({"state_dict": prefixed("model."), "epoch": 3}, "'state_dict' of state_dict, epoch, names without"),
+    "average": ({"model": RAW, "ema": GOOD, "step": 5}, "'ema' of model, ema, step"),
+    "ema-pytorch": (
+        prefixed("ema_model.") | prefixed("online_model.", RAW) | {"initted": torch.tensor(True)},
+        "the moving average ema_model.*",
+    ),
+    "ddim": ([prefixed("module.", RAW), OPTIMIZER, 5, 7, GOOD], "the last of five entries"),
+    "options": ({"model": GOOD, "args": argparse.Namespace(lr=1e-4)}, "'model' of model, args"),
+    "counts": ({"model": GOOD, "step": np.int64(5)}, "'model' of model, step"),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPINGS)
+def test_the_network_is_found_in_what_programs_save_around_it(path, capsys, name):
+    content, said = WRAPPINGS[name]
     torch.save(content, path)
-    assert "state dict" in refusal(load_guided, path, Description(SMALL))
+    state = read_state(path)
+    assert state.keys() == GOOD.keys()
+    assert all(torch.equal(state[key], GOOD[key]) for key in GOOD)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: model.pt: takes ")
+    assert said in line
+
+
+CONTENTS = {
+    "list": ([1, 2], "does not hold a state dict"),
+    "empty": ({}, "does not hold a state dict"),
+    "number": ({"weight": 1.0}, "its entries are float"),
+    "tensor": (torch.zeros(3), "does not hold a state dict"),
+    "integer-names": ({1: torch.zeros(3)}, "does not hold a state dict"),
+    "numpy": ({"weight": np.zeros(3)}, "its entries are numpy.ndarray"),
+    "optimizer": (OPTIMIZER, "is an optimizer's state, not a network's weights; give the file of the weights"),
+    "two": ({"model": GOOD, "model_ema2": RAW}, "holds several networks, 'model' and 'model_ema2'"),
+    "object": ({"model": GOOD, "epoch": Fraction(1, 2)}, "it holds 'fractions.Fraction'; save it with"),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_pickles_of_something_else_are_refused(path, name):
+    content, message = CONTENTS[name]
+    torch.save(content, path)
+    assert message in refusal(load_guided, path, Description(SMALL))
+
+
+def test_files_of_one_training_name_each_other(tmp_path, capsys):
+    for name in ("model000500.pt", "ema_0.9999_000500.pt"):
+        torch.save(GOOD, tmp_path / name)
+    read_state(tmp_path / "ema_0.9999_000500.pt")
+    assert capsys.readouterr().err == ""
+    read_state(tmp_path / "model000500.pt")
+    assert "their moving average is ema_0.9999_000500.pt" in capsys.readouterr().err
+    torch.save(OPTIMIZER, tmp_path / "opt000500.pt")
+    assert "give ema_0.9999_000500.pt" in refusal(read_state, tmp_path / "opt000500.pt")
 
 
 def test_a_text_file_is_refused(tmp_path):
