@@ -67,6 +67,11 @@ class Description:
         return self.network.get("num_classes") or None
 
     @property
+    def time_factor(self) -> float:
+        """Return what the network is asked at over the training index: 1000 / T with ``rescale_timesteps``, else 1."""
+        return 1000 / self.T if self.network.get("rescale_timesteps") else 1.0
+
+    @property
     def learns_variance(self) -> bool:
         """Tell whether the network predicts a variance beside eps. On EDM levels no sampler reads it."""
         doubled = self.network.get("out_channels") == 2 * self.channels

@@ -151,9 +151,8 @@ def describe_adapter(entry: Mapping[str, Any], base: Path) -> Description:
     """Describe the network of an entry without executing anything.
 
     Args:
-        entry: ``adapter`` and, as wished, ``weights``, ``schedule``, ``T``, ``prediction``, ``in_channels``,
-            ``image_size``, ``learn_sigma`` and ``num_classes``; ``in_channels`` is 3, ``prediction`` eps, the schedule
-            cosine with T = 1000 by default.
+        entry: ``adapter`` and, as wished, ``weights``, ``schedule`` (cosine), ``T`` (1000), ``prediction`` (eps),
+            ``in_channels`` (3), ``image_size``, ``learn_sigma``, ``rescale_timesteps`` and ``num_classes``.
         base: folder of the config file, which ``adapter`` and ``weights`` are relative to.
 
     Returns:
@@ -189,6 +188,7 @@ def describe_adapter(entry: Mapping[str, Any], base: Path) -> Description:
         "num_classes": entry.get("num_classes"),
     }
     network |= {"weights": str(weights)} if weights else {}
+    network |= {"rescale_timesteps": True} if entry.get("rescale_timesteps") else {}
     return Description(network, schedule, T, {}, prediction, "python")
 
 

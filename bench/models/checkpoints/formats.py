@@ -97,4 +97,4 @@ def denoiser_of(network: Any, description: Description, device: torch.device) ->
     if description.prediction in PRECONDITIONINGS:
         settings = description.network.get("preconditioning")
         return EdmDenoiser(network, make_preconditioning(description.prediction, settings))
-    return NetworkDenoiser(network, description.prediction)
+    return NetworkDenoiser(network, description.prediction, description.time_factor)

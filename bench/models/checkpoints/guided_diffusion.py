@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -11,13 +11,16 @@ from typing import Any
 
 from torch import nn
 
+from bench.diffusion.schedules import alpha_bars
 from bench.models.checkpoints.state_dicts import all_finite, not_finite, read_state
+from bench.models.denoisers.parameterization import CONVERSIONS
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, check_fit, load_guided_diffusion, without_weights
 from bench.models.networks.adm_keys import published_shapes
+from bench.models.networks.arguments import complete
 from bench.models.networks.classifier import classifier_network
 from bench.models.networks.shapes import MisfitError, Shapes, shapes_of
-from bench.runtime.errors import CheckpointError
+from bench.runtime.errors import CheckpointError, quoted
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,16 @@ _CLASSIFIER = {
     "resblock_updown": True, "use_scale_shift_norm": True,
 }  # fmt: skip
 
+# Improved diffusion (Nichol & Dhariwal 2021): plain resampling, four heads, and t * 1000 / T as the network's time.
+_IDDPM = {
+    "in_channels": 3, "model_channels": 128, "num_res_blocks": 3, "num_heads": 4, "learn_sigma": True,
+    "use_scale_shift_norm": True, "rescale_timesteps": True,
+}  # fmt: skip
+_LSUN256 = {
+    "image_size": 256, "in_channels": 3, "model_channels": 128, "num_res_blocks": 2, "num_heads": 1,
+    "learn_sigma": True, "channel_mult": (1, 1, 2, 2, 4, 4), "attention_resolutions": (16,),
+}  # fmt: skip
+
 _ALL = (
     Preset("cifar10", _32, "CIFAR-10 of DDPM-IP (ADM-IP, ADM-baseline) and ADM-ES"),
     Preset("imagenet32", _32, "ImageNet 32x32 of DDPM-IP (ADM-IP)"),
@@ -96,8 +109,60 @@ _ALL = (
         | {"num_res_blocks": 2},
         guidance_scale=0.5,
     ),
+    Preset(
+        "iddpm-cifar10",
+        _IDDPM | {"image_size": 32, "channel_mult": (1, 2, 2, 2), "attention_resolutions": (2, 4), "dropout": 0.3},
+        "improved-diffusion's cifar10_uncond_50M_500K.pt and cifar10_uncond_vlb_50M_500K.pt",
+        T=4000,
+    ),
+    Preset(
+        "iddpm-imagenet64",
+        _IDDPM | {"image_size": 64, "channel_mult": (1, 2, 3, 4), "attention_resolutions": (4, 8)},
+        "improved-diffusion's imagenet64_uncond_100M_1500K.pt and imagenet64_uncond_vlb_100M_1500K.pt",
+        T=4000,
+    ),
+    Preset(
+        "iddpm-lsun256",
+        _LSUN256,
+        "improved-diffusion's lsun_uncond_100M_1200K_bs128.pt and lsun_uncond_100M_2400K_bs64.pt",
+        schedule="linear",
+    ),
 )
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})
+
+
+def describe_entry(entry: Mapping[str, Any], default: str | None = None) -> Description:
+    """Return the description that an entry of a config file gives of a ``.pt`` file.
+
+    Args:
+        entry: ``preset``, or ``network`` with ``schedule`` (cosine), ``T`` (1000) and ``rescale_timesteps``; and
+            ``prediction`` (eps), ``x0`` for a network trained with ``predict_xstart``.
+        default: the preset of an entry that has neither.
+
+    Raises:
+        CheckpointError: neither preset nor network, both, or a network, schedule or prediction that cannot be.
+    """
+    preset = entry.get("preset", None if "network" in entry else default)
+    prediction = str(entry.get("prediction", "eps"))
+    if prediction not in CONVERSIONS:
+        raise CheckpointError(f"unknown prediction {quoted(prediction)}; choose {', '.join(CONVERSIONS)}")
+    if preset is not None:
+        if preset not in PRESETS:
+            raise CheckpointError(f"unknown preset {quoted(preset)}; choose {', '.join(PRESETS)}")
+        if extra := [key for key in ("network", "schedule", "T", "rescale_timesteps") if key in entry]:
+            raise CheckpointError(f"preset {preset!r} brings its own {extra[0]!r}; drop that, or 'preset'")
+        return replace(PRESETS[preset].description(), prediction=prediction)
+    if "network" not in entry:
+        raise CheckpointError("it does not describe itself; give its entry 'preset' or 'network'")
+    network, schedule, T = dict(entry["network"]), str(entry.get("schedule", "cosine")), int(entry.get("T", 1000))
+    if entry.get("rescale_timesteps"):
+        network["rescale_timesteps"] = True
+    complete(network)
+    try:
+        alpha_bars(schedule, T)
+    except ValueError as error:
+        raise CheckpointError(error) from None
+    return Description(network, schedule, T, prediction=prediction)
 
 
 def load_guided(path: Path, description: Description) -> Any:

@@ -64,16 +64,18 @@ class NetworkDenoiser:
     Args:
         network: called as ``network(x, t, class_labels).sample`` with t [B]; C or 2C output channels.
         prediction: what the output is, a name of :data:`CONVERSIONS`. ``v`` needs variance-preserving levels.
+        time_factor: the network is asked at this multiple of the training index.
 
     Raises:
         ValueError: no such prediction.
     """
 
-    def __init__(self, network: Any, prediction: str = "eps") -> None:
+    def __init__(self, network: Any, prediction: str = "eps", time_factor: float = 1.0) -> None:
         if prediction not in CONVERSIONS:
             raise ValueError(f"unknown prediction {prediction!r}; choose {', '.join(CONVERSIONS)}")
-        self.network, self.prediction = network, prediction
+        self.network, self.prediction, self.time_factor = network, prediction, time_factor
 
     def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
         """Predict eps and x0 of x [B, C, H, W] at a level of the training index ``level.t`` (from 0)."""
-        return as_prediction(self.prediction, self.network(x, per_image(level.t, x), cond).sample, x, level)
+        t = per_image(level.t if self.time_factor == 1 else level.t * self.time_factor, x)
+        return as_prediction(self.prediction, self.network(x, t, cond).sample, x, level)

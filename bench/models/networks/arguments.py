@@ -63,8 +63,8 @@ _TAPS = _Rule(
 
 _Arguments = Mapping[str, tuple[Any, _Rule]]
 
-# Every argument of guided-diffusion's UNetModel (plus its script-level `learn_sigma`) with its default and rule.
-# `use_checkpoint` and `use_fp16` change memory and storage, never the function.
+# Every argument of guided-diffusion's UNetModel with its default and rule, and two of its scripts: `learn_sigma`, and
+# `rescale_timesteps`, which the denoiser heeds. `use_checkpoint` and `use_fp16` never change the function.
 _UNET_MODEL: _Arguments = {
     "image_size": (None, _POSITIVE_OR_NONE),
     "in_channels": (3, _POSITIVE),
@@ -86,6 +86,7 @@ _UNET_MODEL: _Arguments = {
     "resblock_updown": (False, _SWITCH),
     "use_new_attention_order": (False, _SWITCH),
     "learn_sigma": (False, _SWITCH),
+    "rescale_timesteps": (False, _SWITCH),
 }
 
 

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import DATASETS, Dataset, Preprocessing, load, load_path
-from bench.diffusion.schedules import alpha_bars
 from bench.measure.quality.committed import COMMITTED, unseen
 from bench.models.checkpoints.adapter import describe_adapter
 from bench.models.checkpoints.formats import describe, located
-from bench.models.checkpoints.guided_diffusion import PRESETS
+from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry
 from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.interface import Description
-from bench.models.networks.arguments import complete
-from bench.models.train.recipes import DIGITS_NETWORK
-from bench.runtime.errors import UserError
+from bench.runtime.errors import CheckpointError
 from bench.suite.registry.config_file import read_config_file, read_remedies
 from bench.suite.registry.constants import constants_of
 from bench.suite.registry.model import Guidance, Model
@@ -38,7 +35,8 @@ EMBEDDED: Mapping[str, str] = {
     "adm-dream": "input and target moved by the model's own error (DREAM, Zhou et al. 2024)",
     "edm": "EDM's preconditioning and loss (Karras et al. 2022), for --sampler heun or euler",
 }
-_OF_ADAPTERS = ("prediction", "in_channels", "image_size", "num_classes", "learn_sigma")
+_OF_ADAPTERS = ("in_channels", "image_size", "num_classes", "learn_sigma")
+_OF_PLAIN_FILES = ("network", "schedule", "T", "preset", "prediction", "rescale_timesteps")
 
 
 @dataclass(frozen=True)
@@ -208,27 +206,23 @@ class Registry:
             entry = self.entries.get(base, {})
 
     def _describe(self, weights: Path, entry: Mapping[str, Any]) -> Description:
-        """Describe weights by themselves, by a TOML entry, by a preset, or as the embedded digits network."""
+        """Describe weights by themselves, by a TOML entry, or by a preset."""
         idle = [key for key in _OF_ADAPTERS if key in entry]
         if idle:
             raise ConfigError(f"{idle[0]!r} in the config file is for models with an 'adapter'; use 'network'")
-        given = [key for key in ("network", "schedule", "T", "preset") if key in entry]
+        given = [key for key in _OF_PLAIN_FILES if key in entry]
         description = describe(weights)
         if description is not None:
             if given:
                 raise ConfigError(f"{weights} describes itself; drop {given[0]!r} from its entry in the config file")
             return description
         file_hash(weights)  # a missing file is the first thing to report
-        preset = entry.get("preset", self.dataset if self.dataset in PRESETS and "network" not in entry else None)
-        if preset is None:
-            return _network_of_entry(weights, entry)
-        if preset not in PRESETS:
-            raise nearest("preset", str(preset), PRESETS)
-        if set(given) - {"preset"}:
-            raise ConfigError(
-                f"preset {preset!r} brings its own {given[0]!r}; drop that, or 'preset', in the config file"
-            )
-        return PRESETS[preset].description()
+        if "preset" in entry and entry["preset"] not in PRESETS:
+            raise nearest("preset", str(entry["preset"]), PRESETS)
+        try:
+            return describe_entry(entry, self.dataset if self.dataset in PRESETS else None)
+        except CheckpointError as error:
+            raise ConfigError(f"{weights}: {error} in the config file") from None
 
     @staticmethod
     def guidance(classifier: Path, scale: float | None, model: Model) -> Guidance:
@@ -289,17 +283,6 @@ def _member(name: str) -> str | None:
 
 def _is_same_file(first: Path, second: Path) -> bool:
     return second.is_file() and file_hash(first) == file_hash(second)
-
-
-def _network_of_entry(weights: Path, entry: Mapping[str, Any]) -> Description:
-    network = dict(entry.get("network", DIGITS_NETWORK))
-    schedule, T = str(entry.get("schedule", "cosine")), int(entry.get("T", 1000))
-    try:
-        complete(network)
-        alpha_bars(schedule, T)
-    except (ValueError, UserError) as error:
-        raise ConfigError(f"{weights}: {error}") from None
-    return Description(network, schedule, T)
 
 
 def _with(model: Model, old: Model, *remedies: Remedy) -> Model:

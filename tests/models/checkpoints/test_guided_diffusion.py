@@ -13,7 +13,13 @@ import pytest
 import torch
 
 from bench.diffusion.schedules import levels
-from bench.models.checkpoints.guided_diffusion import PRESETS, load_classifier, load_guided, presets_that_fit
+from bench.models.checkpoints.guided_diffusion import (
+    PRESETS,
+    describe_entry,
+    load_classifier,
+    load_guided,
+    presets_that_fit,
+)
 from bench.models.checkpoints.state_dicts import read_state
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, without_weights
@@ -357,14 +363,27 @@ COMMANDS |= {"imagenet32": COMMANDS["cifar10"], "celeba64": COMMANDS["lsun-tower
 MULTIPLIERS = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4)}
 
 
+IDDPM = {"num_channels": 128, "num_res_blocks": 3, "num_heads": 4, "rescale_timesteps": True, "resblock_updown": False}
+COMMANDS |= {
+    "iddpm-cifar10": {"image_size": 32, "dropout": 0.3, "attention": (16, 8)} | IDDPM,
+    "iddpm-imagenet64": {"image_size": 64, "attention": (16, 8)} | IDDPM,
+    "iddpm-lsun256": {
+        "image_size": 256, "num_channels": 128, "num_res_blocks": 2, "num_heads": 1, "attention": (16,),
+        "use_scale_shift_norm": False, "resblock_updown": False,
+    },
+}  # fmt: skip
+MULTIPLIERS |= {256: (1, 1, 2, 2, 4, 4)}
+
+
 def constructed(flags):
     """Return the constructor arguments that create_model makes of a command's flags."""
     rest = {key: value for key, value in flags.items() if key not in ("num_channels", "attention")}
     size = flags["image_size"]
-    return rest | UPDOWN | {
+    arguments = UPDOWN | rest | {
         "in_channels": 3, "model_channels": flags["num_channels"], "channel_mult": MULTIPLIERS[size],
         "attention_resolutions": tuple(size // side for side in flags["attention"]),
     }  # fmt: skip
+    return {key: value for key, value in arguments.items() if value is not False}
 
 
 def test_every_released_checkpoint_has_a_preset():
@@ -380,16 +399,20 @@ def test_presets_are_the_published_commands(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_descriptions_can_be_walked_and_written(name):
     preset = PRESETS[name]
-    found = preset.description()
-    assert (found.schedule, found.T) == ("linear" if name == "imagenet128" else "cosine", 1000)
-    assert (found.channels, found.learns_variance, found.is_edm) == (3, True, False)
-    assert found.classes == (1000 if name in ("imagenet64", "imagenet128") else None)
-    assert len(levels(found.schedule, found.T, 20)) == 21
-    assert json.loads(json.dumps(found.network))["image_size"] == preset.network["image_size"]
+    about = preset.description()
+    assert about.schedule == ("linear" if name in ("imagenet128", "iddpm-lsun256") else "cosine")
+    assert (about.T, about.time_factor) == ((4000, 0.25) if about.network.get("rescale_timesteps") else (1000, 1))
+    assert (about.channels, about.learns_variance, about.is_edm) == (3, True, False)
+    assert about.classes == (1000 if name in ("imagenet64", "imagenet128") else None)
+    assert len(levels(about.schedule, about.T, 20)) == 21
+    assert json.loads(json.dumps(about.network))["image_size"] == preset.network["image_size"]
 
 
 # Million parameters. OpenAI's are Dhariwal & Nichol 2021, appendix; the others are not published and are this code's.
-SIZES = {"imagenet64": 296, "imagenet128": 422, "cifar10": 57, "lsun-tower64": 295, "ffhq128": 543}
+SIZES = {
+    "imagenet64": 296, "imagenet128": 422, "cifar10": 57, "lsun-tower64": 295, "ffhq128": 543,
+    "iddpm-cifar10": 53, "iddpm-imagenet64": 121, "iddpm-lsun256": 114,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -441,3 +464,33 @@ def test_networks_beside_a_preset_fit_none(change):
 def test_shapes_do_not_tell_attention_order_heads_or_dropout(change):
     other = shapes(adm_unet, {**PRESETS["cifar10"].network, **change})
     assert presets_that_fit(other) == ["cifar10", "imagenet32"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"preset": "cifar10", "prediction": "x0"}, ("cosine", 1000, 1.0, "x0")),
+        ({"network": SMALL, "schedule": "linear", "T": 4000, "rescale_timesteps": True}, ("linear", 4000, 0.25, "eps")),
+        ({"network": SMALL, "rescale_timesteps": False}, ("cosine", 1000, 1.0, "eps")),
+        ({}, ("linear", 1000, 1.0, "eps")),
+    ],
+)
+def test_an_entry_describes_a_file(entry, expected):
+    about = describe_entry(entry, "imagenet128")
+    assert (about.schedule, about.T, about.time_factor, about.prediction) == expected
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({}, "it does not describe itself; give its entry 'preset' or 'network'"),
+        ({"preset": "cifar"}, "unknown preset 'cifar'; choose cifar10"),
+        ({"preset": "cifar10", "T": 4000}, "preset 'cifar10' brings its own 'T'"),
+        ({"network": SMALL, "prediction": "score"}, "unknown prediction 'score'"),
+        ({"network": SMALL, "schedule": "x"}, "unknown noise schedule"),
+        ({"network": {"width": 3}}, "unknown U-Net argument 'width'"),
+    ],
+)
+def test_entries_that_describe_nothing_are_refused(entry, message):
+    with pytest.raises(CheckpointError, match=message):
+        describe_entry(entry)

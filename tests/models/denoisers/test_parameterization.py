@@ -56,6 +56,15 @@ def test_the_network_is_asked_at_the_training_index_of_every_image():
     assert cond is labels
 
 
+def test_rescaled_time_is_that_of_a_thousand_steps():
+    """Improved diffusion asks its networks at t * 1000 / T."""
+    asked = []
+    network = NetworkDenoiser(lambda x, t, cond: asked.append(t) or SimpleNamespace(sample=x), "eps", 1000 / 4000)
+    network(torch.zeros(2, 1, 2, 2), Level(3999, 0.6, 0.8))
+    network(torch.zeros(3, 2, 4, 4), each_its_own())
+    assert [t.tolist() for t in asked] == [[999.75, 999.75], [0.8125, 0, 249.75]]
+
+
 def each_its_own(dtype=torch.float32):
     """A level for each of three images."""
     rows = torch.tensor([(level.t, level.alpha, level.sigma) for level in LEVELS], dtype=dtype)
