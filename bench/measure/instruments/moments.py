@@ -18,21 +18,21 @@ Arrays = dict[str, NDArray[np.float64]]
 
 
 class Moments:
-    """First and second moments of values of a fixed shape, kept apart for a number of rows (noise levels).
+    """First and second moments of values of a fixed shape, apart for each row (noise level).
 
-    Sums in float64 are safe here because the values' mean is never large against their spread. They live on the
-    values' device, or on the CPU where the device has no float64.
+    Sums in float64 are safe because the mean of these values is never large against their spread. They are on the
+    device of the values, or on the CPU where the device has no float64.
 
     Args:
-        rows: how many levels.
+        rows: number of levels.
         shape: shape of one value, () for scalars.
-        device: where the values come from.
+        device: device of the values.
     """
 
     def __init__(self, rows: int, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.count = np.zeros(rows)  # on the host: adding a batch size needs no device
-        place = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
-        self._sums = torch.zeros((2, rows, *shape), dtype=torch.float64, device=place)
+        double = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
+        self._sums = torch.zeros((2, rows, *shape), dtype=torch.float64, device=double)  # of x and of x^2
 
     def add(self, row: int, values: Tensor) -> None:
         """Add a batch of values [B, *shape] to a row."""
@@ -42,14 +42,14 @@ class Moments:
         self._sums[1, row] += wide.square().sum(0)
 
     def state(self) -> Arrays:
-        """Return count [rows], mean [rows, *shape] and second (the raw second moment); the one device-to-host copy."""
+        """Return count [rows], mean and second (the raw second moment) [rows, *shape]; the only device-to-host copy."""
         sums = self._sums.cpu().numpy()
         divisor = np.maximum(self.count, 1).reshape(-1, *[1] * (sums.ndim - 2))
         return {"count": self.count.copy(), "mean": sums[0] / divisor, "second": sums[1] / divisor}
 
     @staticmethod
     def merge(parts: Sequence[Mapping[str, NDArray[np.float64]]]) -> Arrays:
-        """Merge states in the order given (float addition is not associative, so the order is part of the result)."""
+        """Merge states in the given order, which is part of the result: float addition is not associative."""
         count = np.sum([part["count"] for part in parts], axis=0)
         merged: Arrays = {"count": count}
         for name in ("mean", "second"):
@@ -62,9 +62,9 @@ class Moments:
 
     @staticmethod
     def variance(state: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return the unbiased variance [rows, *shape] of a state; NaN where fewer than two values were seen."""
+        """Return the unbiased variance [rows, *shape] of a state, NaN for fewer than two values."""
         count = state["count"].reshape(-1, *[1] * (state["mean"].ndim - 1))
-        spread = np.maximum(state["second"] - state["mean"] ** 2, 0.0)
+        spread = np.maximum(state["second"] - state["mean"] ** 2, 0.0)  # E x^2 - (E x)^2
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(count > 1, spread * count / (count - 1), np.nan)
 
@@ -87,19 +87,19 @@ class PixelMoments:
         """Measure uint8 images [N, C, H, W]."""
         pixels = to_unit(images).double()
         spectrum = RadialBins(*images.shape[2:]).density(pixels.float()).double().mean(0)
-        variance = pixels.var(0, correction=min(1, len(pixels) - 1))  # 0 of one image, which adds no scatter
+        variance = pixels.var(0, correction=min(1, len(pixels) - 1))  # 0 for one image, which adds no scatter
         return cls(len(pixels), pixels.mean(0), variance, spectrum, haar_energy(pixels).mean(0))
 
     @classmethod
     def of_training(cls, data: Dataset) -> PixelMoments:
-        """Measure the training part block by block, so that memory does not grow with its size."""
+        """Measure the training part in blocks, so that memory does not grow with its size."""
         blocks = torch.arange(data.count("train")).split(_BLOCK)
         return reduce(cls.merged, (cls.of(data.pick("train", rows)) for rows in blocks))
 
     def merged(self, other: PixelMoments) -> PixelMoments:
-        """Return those of both sets together (Chan, Golub & LeVeque 1983)."""
-        n, share, apart = self.n + other.n, other.n / (self.n + other.n), other.mean - self.mean
+        """Return the moments of both sets together (Chan, Golub & LeVeque 1983)."""
+        n, share, difference = self.n + other.n, other.n / (self.n + other.n), other.mean - self.mean
         scatter = (self.n - 1) * self.variance + (other.n - 1) * other.variance
-        scatter = scatter + apart.square() * (self.n * share)
+        scatter = scatter + difference.square() * (self.n * share)
         spectrum, haar = (a + (b - a) * share for a, b in ((self.spectrum, other.spectrum), (self.haar, other.haar)))
-        return PixelMoments(n, self.mean + apart * share, scatter / (n - 1), spectrum, haar)
+        return PixelMoments(n, self.mean + difference * share, scatter / (n - 1), spectrum, haar)

@@ -97,9 +97,9 @@ class ExactSamplers(Extra):
     @cached_property
     def indices(self) -> tuple[int, ...]:
         """Return the solver indices with records of their own."""
-        look = self.cell.instruments()
-        assert look is not None  # planned only where steps are measured
-        return look.indices
+        instruments = self.cell.instruments()
+        assert instruments is not None  # planned only where steps are measured
+        return instruments.indices
 
     def compute(self, workbench: Workbench, root: Path) -> None:
         """Compute every arm and write the record."""
@@ -174,10 +174,10 @@ def plan_exact(cells: Sequence[Cell]) -> list[ExactSamplers]:
     """Return one measurement for each distinct schedule, sampler and step count of a run's cells."""
     planned: dict[str, ExactSamplers] = {}
     for cell in cells:
-        look = cell.instruments()
-        if look is None or not look.indices:
+        instruments = cell.instruments()
+        if instruments is None or not instruments.indices:
             continue
-        paired = look.paired > 0 and not cell.model.description.classes
+        paired = instruments.paired > 0 and not cell.model.description.classes
         record = ExactSamplers(cell, paired)
         key = record.name
         if key not in planned or (paired and not planned[key].paired):
