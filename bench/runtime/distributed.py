@@ -11,12 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from bench.runtime.errors import UserError, one_line, reason
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class Group:
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
-        waits = {} if patience is None else {"timeout": patience}
+        waits: dict[str, Any] = {} if patience is None else {"timeout": patience}
         try:
             served, rank, size = next(rendezvous("env://", **waits))
             if patience is not None:
