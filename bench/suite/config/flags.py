@@ -11,9 +11,10 @@ from bench.runtime.errors import OneLineParser
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all flags; a mistake is told in one line."""
-    parser = OneLineParser(
-        prog="run_bench.py",
+    parser = OneLineParser(  # called run_bench.py or exposure-bias-bench, as it was started
         description="Measure exposure bias and sample quality of diffusion models over step counts.",
+        epilog="Other commands, by a first word: analyse (draw a results folder again), measure (score samples of any "
+        "tool), train. Each has a --help of its own.",
         allow_abbrev=False,
     )
     _add_grid(parser.add_argument_group("what to compare"))
