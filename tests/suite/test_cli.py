@@ -23,7 +23,16 @@ from bench.suite.settings import ConfigError
 
 ADM = ("--models", "adm", "--features", "digits", "--quiet")
 SHORT = (*ADM, "--steps", "2,3", "--samples", "16")
-CELL_FILES = {"samples.npz", "steps.csv", "moments.npz", "errors.npz", "features.npz", "kernel.npy", "metrics.json"}
+CELL_FILES = {
+    "samples.npz",
+    "steps.csv",
+    "moments.npz",
+    "errors.npz",
+    "features.npz",
+    "kernel.npy",
+    "influence.npz",
+    "metrics.json",
+}
 
 SCORES = [
     "nn_ratio",
@@ -193,7 +202,7 @@ def test_other_features_rescore_without_sampling(tmp_path, command, no_network, 
     assert found["network_calls"] > 0
     assert (samples_of(out) == samples_of(finished)).all()
     for cell in (out / "cells").iterdir():  # nothing of the former features is left
-        assert {path.name for path in cell.iterdir()} == CELL_FILES - {"features.npz", "kernel.npy"}
+        assert {path.name for path in cell.iterdir()} == CELL_FILES - {"features.npz", "kernel.npy", "influence.npz"}
         assert set(json.loads((cell / "metrics.json").read_text())["files"]) == {
             "samples.npz", "steps.csv", "moments.npz", "errors.npz"
         }  # fmt: skip

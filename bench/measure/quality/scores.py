@@ -14,6 +14,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from bench.measure.features.extractors import Extractor
 from bench.measure.quality.frechet import frechet_distance
+from bench.measure.quality.influence import predicted_classes, stratified_terms
 from bench.measure.quality.statistics import (
     FEWEST_COMPARED,
     RETAINED,
@@ -24,10 +25,9 @@ from bench.measure.quality.statistics import (
 )
 
 Rows = NDArray[np.float32]
-SCORES_VERSION = 7  # raise when the set of scores or the meaning of one changes: samples are then scored anew
+SCORES_VERSION = 8  # raise when the set of scores or the meaning of one changes: samples are then scored anew
 _NEIGHBOURS = 3
 _SPLIT = 5000  # images of an Inception score, as in guided-diffusion's evaluator
-_KERNEL_ROWS = 256
 _ROWS = 256  # of a distance matrix held at a time, so that memory grows with N and not with N^2
 _PIXEL_ROWS = 1024  # images in float64 at a time
 
@@ -73,7 +73,8 @@ def score(
 ) -> Iterator[Score]:
     """Yield every score of the features. Scores that N cannot support are empty and say why.
 
-    In this order: Frechet distance on pooled and on spatial features; KID; precision and recall; the Inception score,
+    In this order: Frechet distance on pooled and on spatial features, and, with an embedded classifier, on pooled
+    features at the reference's class shares; KID; precision and recall; the Inception score,
     which has no reference.
 
     Args:
@@ -92,9 +93,24 @@ def score(
         )
     else:
         yield frechet_score(names["spatial"], samples.spatial, reference.spatial, name)
+    if extractor.embedded:
+        yield _stratified(f"{names['frechet']}_strat", samples.pooled, reference, extractor)
     yield from _compared(samples.pooled, reference, extractor, note)
     if extractor.logits is not None:
         yield _inception_score(names["inception_score"], samples.pooled, extractor)
+
+
+def _stratified(name: str, samples: Rows, reference: ReferenceStatistics, extractor: Extractor) -> Score:
+    """Return the Frechet distance of samples that weigh as much in each class as the reference's images do."""
+    n, label = len(samples), reference.pooled_name
+    if not len(reference.pooled):
+        return Score(name, None, n, label, "the reference has no images, whose classes could be counted")
+    counts = np.bincount(predicted_classes(reference.pooled, extractor))
+    classes = predicted_classes(samples, extractor)
+    terms = stratified_terms(samples, classes, counts / counts.sum(), reference.moments)
+    if terms is None:
+        return Score(name, None, n, label, f"needs more samples than {samples.shape[1]} features, and 5 of each class")
+    return Score(name, terms.distance, n, label)
 
 
 def _compared(samples: Rows, reference: ReferenceStatistics, extractor: Extractor, note: str) -> Iterator[Score]:
@@ -223,25 +239,3 @@ def _split_score(logits: Tensor) -> float:
     log_p = logits.double().log_softmax(dim=1)
     log_mean = torch.logsumexp(log_p, dim=0) - np.log(len(log_p))
     return (log_p.exp() * (log_p - log_mean)).sum(dim=1).mean().exp().item()
-
-
-def kernel_terms(features: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return each sample's two means of KID's kernel k(x, y) = (x.y / d + 1)^3 (Binkowski et al. 2018), [N, 2].
-
-    within_i is the mean of k(a_i, a_j) over j != i, cross_i the mean of k(a_i, r_j) over the reference. The squared
-    distance is mean(within) - 2 mean(cross), up to a constant of the reference. Models of shared seeds are compared by
-    the differences of their terms. Work is O(N (N + M) d) in blocks, so memory grows with N + M only.
-
-    Args:
-        features: a, [N, d], N at least 2.
-        reference: r, [M, d].
-    """
-    a, r = features.astype(np.float64), reference.astype(np.float64)
-    scale = 1.0 / a.shape[1]
-    diagonal = ((a**2).sum(1) * scale + 1) ** 3  # k(a_i, a_i)
-    within, cross = np.empty(len(a)), np.empty(len(a))
-    for start in range(0, len(a), _KERNEL_ROWS):
-        rows = slice(start, start + _KERNEL_ROWS)
-        within[rows] = (((a[rows] @ a.T) * scale + 1) ** 3).sum(1)
-        cross[rows] = (((a[rows] @ r.T) * scale + 1) ** 3).mean(1)
-    return np.stack([(within - diagonal) / (len(a) - 1), cross], axis=1)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bench.data import coloured
 from bench.files.writing import write_atomic, write_blocks
-from bench.measure.quality.scores import FeatureSet, Score, collect, kernel_terms, neighbour_ratio, score
+from bench.measure.quality.influence import influence_arrays
+from bench.measure.quality.scores import FeatureSet, Score, collect, neighbour_ratio, score
 from bench.measure.quality.statistics import MomentStream
 from bench.suite.cells.arms import Arms, Arrays
 from bench.suite.cells.records import Records
@@ -168,7 +169,9 @@ def _scores(
     features = features or collect(extractor, samples, cell.name)
     store.put_arrays(cell, "features.npz", {"pooled": features.pooled})
     statistics = reference.features()
-    if len(samples) > 1 and statistics.comparable:
-        store.put_array(cell, "kernel.npy", kernel_terms(features.pooled, statistics.pooled))
+    terms = influence_arrays(features.pooled, statistics, extractor)
+    if "kernel" in terms:
+        store.put_array(cell, "kernel.npy", terms.pop("kernel"))
+    store.put_arrays(cell, "influence.npz", terms)
     yield from score(features, statistics, extractor, reference.name)
     yield from reference.exact_scores(len(samples))

@@ -31,7 +31,7 @@ from bench.suite.settings import IN_CELLS, LATER_SETTINGS, ConfigError
 from bench.suite.store.shards import DamagedShard, read_shard, write_shard
 
 _SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
-_SCORED = ("features.npz", "kernel.npy")
+_SCORED = ("features.npz", "kernel.npy", "influence.npz")
 _SHARED = ("version", "spacing", "clip", "quantize", "precision", "samples", "data")
 _SAMPLING = ("eta", "variance", "churn", "classifier", "classifier_scale")  # of cells with the same sampler
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)

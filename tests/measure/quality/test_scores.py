@@ -9,7 +9,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.quality import scores as scores_module
 from bench.measure.quality.frechet import feature_moments, frechet_distance
-from bench.measure.quality.scores import FeatureSet, collect, inception_score, kernel_terms, neighbour_ratio, score
+from bench.measure.quality.scores import FeatureSet, collect, inception_score, neighbour_ratio, score
 from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics
 
 KINDS = ("frechet", "spatial", "kid", "precision", "recall", "inception_score")
@@ -258,30 +258,3 @@ def test_bounds_of_the_inception_score():
     sure = np.repeat(np.eye(6, dtype=np.float32) * 1000, 5, axis=0)  # probabilities of exactly 0 and 1
     assert inception_score(sure, same) == pytest.approx(6, rel=1e-12)
     assert inception_score(np.ones((10, 6), np.float32), same) == pytest.approx(1, rel=1e-12)
-
-
-def k(x, y):
-    return (float(np.dot(x.astype(np.float64), y.astype(np.float64))) / len(x) + 1) ** 3
-
-
-@pytest.mark.parametrize("rows", [1024, 3])  # 3 does not divide 8: the last block is short
-def test_kernel_terms_equal_double_loops(monkeypatch, rows):
-    monkeypatch.setattr(scores_module, "_KERNEL_ROWS", rows)
-    a, r = unit_features(8, 5, 0, 0.3), unit_features(6, 5, 1, 0.3)
-    within = [np.mean([k(a[i], a[j]) for j in range(len(a)) if j != i]) for i in range(len(a))]
-    cross = [np.mean([k(row, other) for other in r]) for row in a]
-    # A few hundred float64 operations on values of size 1 to 100.
-    np.testing.assert_allclose(kernel_terms(a, r), np.stack([within, cross], axis=1), rtol=1e-12)
-
-
-def test_the_mean_of_kernel_terms_is_torch_fidelitys_distance_up_to_the_reference():
-    count, size = 40, 6
-    a, r = unit_features(count, size, 2, 0.3), unit_features(count, size, 3, 0.3)
-    within, cross = kernel_terms(a, r).mean(0)
-    constant = np.mean([k(r[i], r[j]) for i in range(count) for j in range(count) if i != j])
-    # One subset that holds everything, so that nothing is left to chance.
-    theirs = kid_features_to_metric(
-        torch.from_numpy(a), torch.from_numpy(r), kid_subset_size=count, kid_subsets=1, verbose=False
-    )[KEY_METRIC_KID_MEAN]
-    # They sum in float32, whose eps is 1.2e-7, over terms of the size of the kernel itself.
-    assert within + constant - 2 * cross == pytest.approx(theirs, abs=1e-5 * within)

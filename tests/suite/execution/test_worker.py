@@ -29,7 +29,7 @@ from bench.suite.store.store import Store
 BATCH = 64
 RUN = ("--models", "adm", "--steps", "2,3", "--samples", "200", "--quiet")
 CELLS = ["adm-ddpm-2-seed0", "adm-ddpm-3-seed0"]
-FILES = ("samples.npz", "steps.csv", "moments.npz", "errors.npz", "features.npz", "kernel.npy")
+FILES = ("samples.npz", "steps.csv", "moments.npz", "errors.npz", "features.npz", "kernel.npy", "influence.npz")
 UNITS = ("free-00000000-00000128", "free-00000128-00000200", "forced-00000000-00000064", "errors-00000000-00000036")
 
 

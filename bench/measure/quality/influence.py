@@ -1,0 +1,254 @@
+"""Per-sample terms of two distances, from which their standard errors and paired tests are made.
+
+A distance D between samples a_1 .. a_N and reference images r_1 .. r_M is, to first order, a mean over samples plus a
+mean over reference images. The terms of these means are the influence functions of D. Their variance is the variance
+of D, with no resampling, and the variance of their differences is that of D_A - D_B, where two models A and B share
+the noise of each sample. The tests themselves are in :mod:`analysis.comparison.significance`.
+
+Near a perfect sampler the first-order terms vanish. A test that trusts them rejects too often, or too rarely. So the
+terms are taken twice, with the statistics of the even and of the odd samples: what the two halves have in common is
+the signal, and what they do not share is noise of second order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.measure.features.extractors import Extractor
+from bench.measure.quality.frechet import feature_moments, frechet_distance
+from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.float32]
+_FEWEST_OF_A_CLASS = 5
+_BLOCK = 256  # rows of a kernel or quadratic form held at a time
+
+
+@dataclass(frozen=True)
+class FrechetTerms:
+    """Influence functions of a Frechet distance.
+
+    Attributes:
+        samples: [N, 2], of each sample, with the moments of the even and of the odd samples.
+        reference: [M], of each kept reference image; empty where the reference has none.
+    """
+
+    samples: Floats
+    reference: Floats
+
+
+@dataclass(frozen=True)
+class KernelTerms:
+    """Means of the kernel k(x, y) = (x.y / d + 1)^3 of KID (Binkowski et al. 2018).
+
+    Attributes:
+        within: [N, 2], mean of k(a_i, a_j) over the even and over the odd j, without j = i; 0 where there is no other.
+        cross: [N], mean of k(a_i, r_j) over the reference.
+        reference: [M], mean of k(a_i, r_j) over the samples.
+    """
+
+    within: Floats
+    cross: Floats
+    reference: Floats
+
+    def by_sample(self) -> Floats:
+        """Return [N, 2]: the mean of k(a_i, a_j) over all j other than i, and the mean over the reference."""
+        partners = _partners(len(self.cross))
+        return np.stack([(self.within * partners).sum(axis=1) / partners.sum(axis=1), self.cross], axis=1)
+
+
+def frechet_terms(features: Rows, reference: ReferenceStatistics) -> FrechetTerms | None:
+    """Return the influence functions of the Frechet distance between samples and a reference.
+
+    With mean m, covariance C of the samples, m_r, C_r of the reference and T the linear map that carries C to C_r,
+    phi_i = 2 (m - m_r).(a_i - m) + (a_i - m)' (I - T) (a_i - m), less its mean, for a sample, and
+    psi_j = 2 (m_r - m).(r_j - m_r) + (r_j - m_r)' (I - T^-1) (r_j - m_r), less its mean, for a reference image.
+
+    Args:
+        features: a, [N, d].
+        reference: its moments, and the features [M, d] of its kept images.
+
+    Returns:
+        The terms, or None where a half of the samples has no full covariance (N / 2 <= d).
+    """
+    n, d = features.shape
+    if n // 2 <= d:
+        return None
+    a, theirs = features.astype(np.float64), reference.moments
+    halves = [_moments(a[half::2]) for half in (0, 1)]
+    samples = np.stack([_influence(a, half, theirs) for half in halves], axis=1)
+    rows = reference.pooled.astype(np.float64)
+    psi = _influence(rows, theirs, _moments(a)) if len(rows) else np.empty(0)
+    return FrechetTerms(samples, psi)
+
+
+@dataclass(frozen=True)
+class StratifiedTerms:
+    """A Frechet distance whose samples are weighted to the reference's class shares.
+
+    Attributes:
+        distance: between the weighted samples' moments and the reference's.
+        samples: [N], weight_i (phi_i - its class mean): std(samples) / sqrt(N) is the distance's standard error.
+    """
+
+    distance: float
+    samples: Floats
+
+
+def stratified_terms(
+    features: Rows, classes: NDArray[np.int64], shares: Floats, reference: FeatureMoments
+) -> StratifiedTerms | None:
+    """Return the distance at the reference's class shares, with the terms of its error.
+
+    A sample of class k weighs share_k N / n_k (post-stratification). The classes are those that a classifier sees in
+    the samples. What this distance does not see, uneven classes, is tested on its own.
+
+    Args:
+        features: [N, d].
+        classes: [N], from 0.
+        shares: [K], of the reference's images; they sum to 1.
+        reference: moments of the reference's features.
+
+    Returns:
+        The distance, or None where N <= d, or a class of the reference has fewer than 5 samples.
+    """
+    n, d = features.shape
+    counts = np.bincount(classes, minlength=len(shares))
+    if n <= d or len(counts) > len(shares) or (counts[shares > 0] < _FEWEST_OF_A_CLASS).any():
+        return None
+    weights = (shares * n / np.maximum(counts, 1))[classes]
+    a = features.astype(np.float64)
+    mean = weights @ a / n
+    centred = a - mean
+    cov = (centred.T * weights) @ centred / (n - 1)
+    phi = _influence(a, FeatureMoments(mean, cov, n), reference)
+    class_means = np.bincount(classes, phi, len(shares)) / np.maximum(counts, 1)
+    distance = frechet_distance(mean, cov, reference.mean, reference.cov)
+    return StratifiedTerms(distance, weights * (phi - class_means[classes]))
+
+
+def _moments(rows: Floats) -> FeatureMoments:
+    return FeatureMoments(*feature_moments(rows), len(rows))
+
+
+def _influence(rows: Floats, ours: FeatureMoments, theirs: FeatureMoments) -> Floats:
+    """Return the influence of each row [n, d], of the law ``ours``, on the distance to ``theirs``; its mean is 0."""
+    gradient = np.eye(len(ours.mean)) - _transport(ours.cov, theirs.cov)  # of the trace term with respect to ours.cov
+    centred = rows - ours.mean
+    values = 2 * centred @ (ours.mean - theirs.mean)
+    for start in range(0, len(rows), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        values[block] += ((centred[block] @ gradient) * centred[block]).sum(axis=1)
+    centre: Floats = values - values.mean()
+    return centre
+
+
+def _transport(source: Floats, target: Floats) -> Floats:
+    """Return T = R (R source R)^(-1/2) R with R the root of ``target``: T source T = target, where both have full rank.
+
+    Directions in which the product is 0 up to rounding are left out of the inverse root.
+    """
+    root = _symmetric(target, 0.5)
+    transport: Floats = root @ _symmetric(root @ source @ root, -0.5) @ root
+    return transport
+
+
+def _symmetric(matrix: Floats, power: float) -> Floats:
+    """Return a power of a positive semidefinite matrix [d, d] by its eigenvalues; those of rounding count as 0."""
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    positive = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    powers = np.where(positive, np.where(positive, values, 1.0) ** power, 0.0)
+    result: Floats = (vectors * powers) @ vectors.T
+    return result
+
+
+def kernel_terms(features: Rows, reference: Rows) -> KernelTerms:
+    """Return the kernel means of samples and reference images.
+
+    The squared kernel distance is mean(within) - 2 mean(cross) up to a constant of the reference, where within_i is the
+    mean over all j other than i. Work is O(N (N + M) d) in blocks, so that memory grows with N + M only.
+
+    Args:
+        features: a, [N, d], N at least 2.
+        reference: r, [M, d].
+    """
+    a, r = features.astype(np.float64), reference.astype(np.float64)
+    n, scale = len(a), 1.0 / a.shape[1]
+    even = np.arange(n) % 2 == 0
+    within, cross, theirs = np.empty((n, 2)), np.empty(n), np.zeros(len(r))
+    for start in range(0, n, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        k = _cubed(a[rows] @ a.T * scale + 1)
+        k[np.arange(len(k)), np.arange(start, start + len(k))] = 0  # no sample is its own partner
+        within[rows, 0], within[rows, 1] = k[:, even].sum(axis=1), k[:, ~even].sum(axis=1)
+        k = _cubed(a[rows] @ r.T * scale + 1)
+        cross[rows] = k.mean(axis=1)
+        theirs += k.sum(axis=0)
+    return KernelTerms(within / np.maximum(_partners(n), 1), cross, theirs / n)
+
+
+def _partners(n: int) -> NDArray[np.int64]:
+    """Return [n, 2], how many even and how many odd numbers below n are not the row's own."""
+    even = np.arange(n) % 2 == 0
+    return np.stack([even.sum() - even, (~even).sum() - ~even], axis=1)
+
+
+def _cubed(values: Floats) -> Floats:
+    return values * values * values  # several times faster than ** 3
+
+
+def influence_arrays(features: Rows, reference: ReferenceStatistics, extractor: Extractor) -> dict[str, NDArray[Any]]:
+    """Return everything that tests of a cell's distances need, by name, float32 unless said otherwise.
+
+    Args:
+        features: of the samples, [N, d].
+        reference: what they are compared with.
+        extractor: gave both.
+
+    Returns:
+        frechet [N, 2] and frechet_reference [M]: :class:`FrechetTerms`, absent where N / 2 <= d.
+        reference_n: number of reference images, absent where nobody states it.
+        kernel [N, 2] in double precision, within [N, 2], kernel_reference [M]: :class:`KernelTerms`, absent where the
+            reference has too few images to compare with.
+        classes [N], reference_classes [K]: predicted classes and their counts, of embedded classifiers alone.
+        stratified [N]: terms of the stratified distance, absent where it has none.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    if reference.n is not None:
+        arrays["reference_n"] = np.array(reference.n)
+    terms = frechet_terms(features, reference)
+    if terms is not None:
+        arrays["frechet"] = terms.samples.astype(np.float32)
+        arrays["frechet_reference"] = terms.reference.astype(np.float32)
+    if reference.comparable and len(features) > 1:
+        kernel = kernel_terms(features, reference.pooled)
+        arrays["kernel"] = kernel.by_sample()  # its mean is the distance: differences are small against it
+        arrays["within"] = kernel.within.astype(np.float32)
+        arrays["kernel_reference"] = kernel.reference.astype(np.float32)
+    if extractor.embedded and len(reference.pooled):
+        arrays |= _class_arrays(features, reference, extractor)
+    return arrays
+
+
+def predicted_classes(features: Rows, extractor: Extractor) -> NDArray[np.int64]:
+    """Return the class, [N] from 0, that a classifier with logits sees in each image of features [N, d]."""
+    assert extractor.logits is not None  # every embedded classifier has them
+    classes: NDArray[np.int64] = extractor.logits(torch.from_numpy(features)).argmax(dim=1).numpy()
+    return classes
+
+
+def _class_arrays(features: Rows, reference: ReferenceStatistics, extractor: Extractor) -> dict[str, NDArray[Any]]:
+    classes, counts = (
+        predicted_classes(features, extractor),
+        np.bincount(predicted_classes(reference.pooled, extractor)),
+    )
+    arrays: dict[str, NDArray[Any]] = {"classes": classes.astype(np.uint8), "reference_classes": counts}
+    stratified = stratified_terms(features, classes, counts / counts.sum(), reference.moments)
+    if stratified is not None:
+        arrays["stratified"] = stratified.samples.astype(np.float32)
+    return arrays

@@ -1,0 +1,150 @@
+"""Influence functions against finite differences, closed forms and KID's own estimate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from torch_fidelity.metric_kid import kernel_mmd
+
+from bench.measure.quality.frechet import feature_moments, frechet_distance
+from bench.measure.quality.influence import frechet_terms, kernel_terms, stratified_terms
+from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics
+
+D, N, M = 6, 40, 90
+
+
+def reference_of(rows, moments=None):
+    moments = moments or FeatureMoments(*feature_moments(rows), len(rows))
+    return ReferenceStatistics("made", "", moments, None, rows, "made")
+
+
+def weighted(rows, weights):
+    """Return mean and covariance (divisor: the sum of the weights) of weighted rows."""
+    mean = weights @ rows / weights.sum()
+    return mean, ((rows - mean).T * weights) @ (rows - mean) / weights.sum()
+
+
+@pytest.fixture
+def rows():
+    rng = np.random.default_rng(0)
+    skew = np.eye(D) + 0.3 * rng.standard_normal((D, D))
+    return (rng.standard_normal((N, D)) @ skew + 0.5).astype(np.float32), rng.standard_normal((M, D)).astype(np.float32)
+
+
+def slope(distance, count, i, step=1e-5):
+    """Return the derivative of a function of weights when weight moves from all rows to row i."""
+    toward = np.full(count, -1 / count)
+    toward[i] += 1
+    up, down = (distance(np.full(count, 1 / count) + sign * step * toward) for sign in (1, -1))
+    return (up - down) / (2 * step)
+
+
+def test_the_terms_of_samples_are_the_derivative_of_the_distance(rows):
+    """Each half's influence function, of that half's own rows. Differences of second order in the step are 1e-8."""
+    a, r = rows
+    theirs = feature_moments(r)
+    terms = frechet_terms(a, reference_of(r))
+    for half in (0, 1):
+        members = a[half::2].astype(float)
+        scale = len(members) / (len(members) - 1)  # the distance divides by n - 1, a weighted covariance by n
+
+        def distance(weights, members=members, scale=scale):
+            mean, cov = weighted(members, weights)
+            return frechet_distance(mean, cov * scale, *theirs)
+
+        slopes = np.array([slope(distance, len(members), i) for i in range(len(members))])
+        centred = terms.samples[half::2, half] - terms.samples[half::2, half].mean()
+        # The covariance's divisor scales the quadratic part of the slopes, which is affine in the terms' two parts.
+        linear = 2 * (members - members.mean(0)) @ (members.mean(0) - theirs[0])
+        np.testing.assert_allclose(slopes, linear + (centred - linear) * scale, atol=1e-5)
+
+
+def test_the_terms_of_the_reference_are_the_derivative_of_the_distance(rows):
+    a, r = rows
+    ours, scale = feature_moments(a), M / (M - 1)
+    terms = frechet_terms(a, reference_of(r))
+
+    def distance(weights):
+        mean, cov = weighted(r.astype(float), weights)
+        return frechet_distance(*ours, mean, cov * scale)
+
+    slopes = np.array([slope(distance, M, j) for j in range(M)])
+    linear = 2 * (r - r.mean(0)) @ (r.mean(0) - ours[0])
+    np.testing.assert_allclose(slopes, linear + (terms.reference - linear) * scale, atol=1e-5)
+    assert abs(terms.reference.mean()) < 1e-12
+
+
+def test_a_one_dimensional_distance_has_its_closed_form():
+    """D = (m - m_r)^2 + (s - s_r)^2, so phi = 2 (m - m_r) x + (1 - s_r / s) x^2 of centred x, less its mean."""
+    rng = np.random.default_rng(1)
+    a, r = (rng.normal(*law, (N, 1)).astype(np.float32) for law in ((0.3, 1.5), (0.0, 1.0)))
+    x = a.astype(float) - a[::2].mean(dtype=float)
+    s, s_r = a[::2].std(ddof=1, dtype=float), r.std(ddof=1, dtype=float)
+    wanted = 2 * (a[::2].mean(dtype=float) - r.mean(dtype=float)) * x + (1 - s_r / s) * x**2
+    found = frechet_terms(a, reference_of(r)).samples[:, 0]
+    np.testing.assert_allclose(found, (wanted - wanted.mean())[:, 0], atol=1e-10)
+
+
+def test_few_samples_and_few_references(rows):
+    a, r = rows
+    assert frechet_terms(a[: 2 * D + 1], reference_of(r)) is None
+    statistics_alone = reference_of(r[:0], FeatureMoments(*feature_moments(r), M))
+    assert len(frechet_terms(a, statistics_alone).reference) == 0
+
+
+def test_a_dead_feature_changes_nothing(rows):
+    """A feature that is 0 everywhere has no root and no inverse, and no part in the distance."""
+    a, r = rows
+    wide = [np.concatenate([x, np.zeros((len(x), 1), np.float32)], axis=1) for x in (a, r)]
+    plain, padded = frechet_terms(a, reference_of(r)), frechet_terms(wide[0], reference_of(wide[1]))
+    np.testing.assert_allclose(padded.samples, plain.samples, atol=1e-10)
+    np.testing.assert_allclose(padded.reference, plain.reference, atol=1e-10)
+
+
+@pytest.mark.parametrize("count", [40, 41, 300])
+def test_kernel_terms_are_means_over_partners(count):
+    rng = np.random.default_rng(2)
+    a, r = rng.standard_normal((count, D)).astype(np.float32), rng.standard_normal((M, D)).astype(np.float32)
+    k = (a.astype(float) @ a.T / D + 1) ** 3
+    np.fill_diagonal(k, np.nan)
+    terms = kernel_terms(a, r)
+    # Sums in another order differ by rounding of numbers near 1 to 100.
+    np.testing.assert_allclose(terms.within, np.stack([np.nanmean(k[:, s::2], axis=1) for s in (0, 1)], 1), rtol=1e-10)
+    cross = (a.astype(float) @ r.T / D + 1) ** 3
+    np.testing.assert_allclose(terms.cross, cross.mean(1), rtol=1e-10)
+    np.testing.assert_allclose(terms.reference, cross.mean(0), rtol=1e-10)
+
+
+def test_kernel_terms_add_up_to_kid():
+    """With the reference's own constant the terms give torch-fidelity's unbiased estimate of equal numbers."""
+    rng = np.random.default_rng(3)
+    a, r = (rng.standard_normal((N, D)).astype(np.float32) + shift for shift in (0, 0.2))
+    within, cross = kernel_terms(a, r).by_sample().mean(axis=0)
+    constant = kernel_terms(r, a).by_sample()[:, 0].mean()
+    found = kernel_mmd(a.astype(float), r.astype(float), kid_kernel="poly", kid_kernel_poly_degree=3,
+                       kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1)  # fmt: skip
+    assert within - 2 * cross + constant == pytest.approx(found, rel=1e-10)
+
+
+def test_weights_repair_class_shares():
+    """Samples with twice as many of one class, weighted, have the moments of the even ones, and the very distance."""
+    rng = np.random.default_rng(4)
+    a = rng.standard_normal((30, 2)).astype(np.float32)
+    b = (rng.standard_normal((30, 2)) + 4).astype(np.float32)
+    r = rng.standard_normal((M, 2)).astype(np.float32) + 1
+    uneven, classes = np.concatenate([a, a, b]), np.repeat([0, 0, 1], 30)
+    theirs, shares = reference_of(r).moments, np.array([0.5, 0.5])
+    found = stratified_terms(uneven, classes, shares, theirs)
+    mean, cov = weighted(np.concatenate([a, b]).astype(float), np.ones(60))
+    assert found.distance == pytest.approx(frechet_distance(mean, cov * 90 / 89, theirs.mean, theirs.cov), rel=1e-10)
+    for k in (0, 1):  # within a class the terms sum to 0: its share is no part of the error
+        assert abs(found.samples[classes == k].sum()) < 1e-8
+
+
+def test_a_class_with_few_samples_has_no_stratified_distance():
+    rng = np.random.default_rng(5)
+    a, classes = rng.standard_normal((40, 2)).astype(np.float32), np.repeat([0, 1], [36, 4])
+    theirs = reference_of(a).moments
+    assert stratified_terms(a, classes, np.array([0.9, 0.1]), theirs) is None
+    assert stratified_terms(a, classes, np.array([1.0, 0.0]), theirs) is not None  # a class that the reference lacks
+    assert stratified_terms(a, np.full(40, 2), np.array([0.5, 0.5]), theirs) is None  # and one it does not know
