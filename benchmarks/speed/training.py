@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from bench.data import load, to_unit
+from bench.models.train.batches import Batches
 from bench.models.train.recipes import DIGITS_NETWORK, RECIPES, Recipe
-from bench.models.train.trainer import Batches, Trainer
+from bench.models.train.trainer import Trainer
 from benchmarks.comparison import Comparison, Setting, compare
 
 _BASELINE = "adm"

@@ -38,6 +38,7 @@ SCORES = [
     "nn_ratio",
     "fd_digits",
     "sfd_digits",
+    "fd_digits_strat",
     "kid_digits",
     "precision_digits",
     "recall_digits",
