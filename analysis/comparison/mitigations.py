@@ -26,7 +26,7 @@ from analysis.comparison.mitigations_text import condensed, drawn_caption, main_
 from analysis.comparison.significance import LEVEL, Comparison, compare, holm, p_value, rank_intervals
 from analysis.output.entries import Output, TableEntry
 from analysis.output.text import latex, markdown
-from analysis.records.arrays import kernel_terms
+from analysis.records.arrays import cell_terms
 from analysis.records.load import CellRecord, Results, main_metric
 
 _SECTION = "Mitigations"
@@ -91,7 +91,7 @@ def _read(results: Results) -> _Records:
         (str(sampler), str(model), int(steps), int(seed)): float(value)
         for sampler, model, steps, seed, value in chosen[[*_CELL, "value"]].itertuples(index=False, name=None)
     }
-    return _Records(cells, kernel_terms(results), scores, _measures(results.steps))
+    return _Records(cells, cell_terms(results), scores, _measures(results.steps))
 
 
 def _measures(steps: pd.DataFrame) -> Measures:

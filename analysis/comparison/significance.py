@@ -1,12 +1,19 @@
-"""Which of two models is better on shared seeds: the paired difference of kernel distances.
+"""How far from the data is a model, which of two is closer, and with what error.
 
-With within_i and cross_i the per-sample kernel terms, the squared kernel distance to the reference is, up to a
-constant, D = mean(within) - 2 mean(cross). Samples of one number share their noise, so for two models the difference
-Delta = D_A - D_B has the standard error 2 std(p) / sqrt(N), p_i = (within_i - cross_i)_A - (within_i - cross_i)_B.
+The Frechet distance D is a smooth function of means over samples and over reference images, so its error is that of
+the mean of its influence functions (:class:`analysis.records.arrays.CellTerms`). For two models A and B whose samples
+share their noise, the error of D_A - D_B is that of the mean of the differences. With phi = (phi_even + phi_odd) / 2
+for S seeds of N samples, and psi_j for M reference images,
+
+    Var = (1 / S^2) sum_s (var phi_s + max(cov(phi_even, phi_odd)_s, 0)) / (2 N) + var_j(mean_s psi_sj) / M.
+
+Near a perfect sampler phi is noise alone: its two halves are then independent, the covariance is 0, and half the
+variance is left. Levels and power are simulated in ``benchmarks/distances/significance.py``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,20 +22,30 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, stdtr, stdtrit
 
-from analysis.records.arrays import Terms
+from analysis.records.arrays import CellTerms, Floats, Terms
 
 CRITICAL = 1.96  # two-sided 5 %
 LEVEL = 0.05  # of every family of tests, after Holm's correction
+DETECTABLE = 2.80  # standard errors: seen with a chance of 80 % at a two-sided level of 5 %
 FEWEST_SEEDS = 5  # of a t-test
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Delta < 0 says the first model is closer to the reference; ``seeds`` were shared."""
+    """The difference of two models' distances to the reference, first less second.
+
+    Attributes:
+        delta: the difference; below 0 the first model is closer.
+        error: its standard error.
+        seeds: number of seeds that both were run with.
+        distance: ``frechet``, or ``kernel`` (squared) where a cell has no influence functions of the former: N / 2 does
+            not exceed the number of features, or the cell was scored before they were recorded.
+    """
 
     delta: float
     error: float
     seeds: int
+    distance: str = "frechet"
 
     @property
     def z(self) -> float:
@@ -37,25 +54,104 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Return ``win``, ``loss`` or ``tie`` of the first model."""
+        """Return ``win``, ``loss`` or ``tie`` of the first model, by this test alone."""
         if abs(self.z) < CRITICAL:
             return "tie"
         return "win" if self.z < 0 else "loss"
 
 
-def compare(first: Terms, second: Terms) -> Comparison | None:
-    """Compare two models over the seeds both were run with, equal weight a seed; None where they share none."""
-    shared = [seed for seed in sorted(first.keys() & second.keys()) if first[seed].shape == second[seed].shape]
-    if not shared:
+def distance_error(terms: Terms) -> float | None:
+    """Return the standard error of a model's mean Frechet distance over seeds, None where a cell has no terms for it.
+
+    It is the error about the distance's expectation at this N. What a finite N adds to the distance is no part of it.
+    """
+    halves = [cell.frechet for cell in terms.values()]
+    if not halves or any(half is None for half in halves):
         return None
-    deltas, variances = [], []
-    for seed in shared:
-        a, b = first[seed], second[seed]
-        deltas.append((a[:, 0] - 2 * a[:, 1]).mean() - (b[:, 0] - 2 * b[:, 1]).mean())
-        p = (a[:, 0] - a[:, 1]) - (b[:, 0] - b[:, 1])
-        variances.append(4 * p.var(ddof=1) / len(p))
-    error = float(np.sqrt(np.sum(variances))) / len(shared)
-    return Comparison(float(np.mean(deltas)), error, len(shared))
+    return math.sqrt(_of_samples([half for half in halves if half is not None]) + _of_reference([*terms.values()]))
+
+
+def compare(first: Terms, second: Terms) -> Comparison | None:
+    """Compare two models over the seeds both were run with, equal weight a seed; None where they share none.
+
+    Cells of different N are never compared: the distance depends on N.
+    """
+    seeds = [seed for seed in sorted(first.keys() & second.keys()) if first[seed].samples == second[seed].samples]
+    pairs = [(first[seed], second[seed]) for seed in seeds if first[seed].samples]
+    return _compare_frechet(pairs) or compare_kernels(pairs)
+
+
+def _compare_frechet(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison | None:
+    halves, deltas = [], []
+    for a, b in pairs:
+        if a.frechet is None or b.frechet is None or a.distance is None or b.distance is None:
+            return None
+        halves.append(a.frechet - b.frechet)
+        deltas.append(a.distance - b.distance)
+    if not pairs:
+        return None
+    variance = _of_samples(halves) + _of_reference([a for a, _ in pairs], [b for _, b in pairs])
+    return Comparison(float(np.mean(deltas)), math.sqrt(variance), len(pairs))
+
+
+def compare_kernels(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison | None:
+    """Compare squared kernel distances, mean(within) - 2 mean(cross) but for a constant of the reference.
+
+    With p_i = (within_i - cross_i) of the first less that of the second, over even and over odd partners, and w_sj the
+    difference of mean kernels with reference image j,
+    Var = (1 / S^2) sum_s 2 (var p_s + max(cov(p_even, p_odd)_s, 0)) / N + 4 var_j(mean_s w_sj) / M.
+    Records without the partners' halves have 4 var(p) / N instead, which errs on the safe side near perfect samplers.
+
+    Args:
+        pairs: terms of both models, one entry a seed.
+
+    Returns:
+        The comparison, None where a cell has no kernel terms.
+    """
+    deltas, variances, references = [], [], []
+    for a, b in pairs:
+        if a.kernel is None or b.kernel is None:
+            return None
+        deltas.append(float((a.kernel - b.kernel).mean(axis=0) @ (1, -2)))
+        p = (a.kernel - b.kernel) @ (1, -1)
+        if a.within is None or b.within is None:
+            variances.append(4 * p.var(ddof=1) / len(p))
+            continue
+        cross = a.kernel[:, 1] - b.kernel[:, 1]
+        halves = a.within - b.within - cross[:, None]
+        variances.append(2 * (p.var(ddof=1) + max(_covariance(halves), 0)) / len(p))
+        if a.kernel_reference is not None and b.kernel_reference is not None:
+            references.append(a.kernel_reference - b.kernel_reference)
+    if not pairs:
+        return None
+    variance = sum(variances) / len(pairs) ** 2
+    if len(references) == len(pairs):
+        w = np.mean(references, axis=0)
+        variance += 4 * w.var(ddof=1) / len(w)
+    return Comparison(float(np.mean(deltas)), math.sqrt(variance), len(pairs), "kernel")
+
+
+def _of_samples(halves: Sequence[Floats]) -> float:
+    """Return the part of the variance that the samples have: influence functions [N, 2], one entry a seed."""
+    parts = [(half.mean(axis=1).var(ddof=1) + max(_covariance(half), 0)) / (2 * len(half)) for half in halves]
+    return float(sum(parts)) / len(halves) ** 2
+
+
+def _covariance(halves: Floats) -> float:
+    return float(np.cov(halves, rowvar=False)[0, 1])
+
+
+def _of_reference(first: Sequence[CellTerms], second: Sequence[CellTerms] = ()) -> float:
+    """Return the part of the variance that the reference has, which all seeds share; 0 where it is no sample."""
+    rows = [cell.frechet_reference for cell in first]
+    others = [cell.frechet_reference for cell in second]
+    n = first[0].reference_n
+    if n is None or any(row is None or len(row) < 2 for row in (*rows, *others)):
+        return 0.0
+    psi = np.mean([row for row in rows if row is not None], axis=0)
+    if others:
+        psi = psi - np.mean([row for row in others if row is not None], axis=0)
+    return float(psi.var(ddof=1)) / n
 
 
 def p_value(z: ArrayLike) -> NDArray[np.float64]:

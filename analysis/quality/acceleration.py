@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.comparison.significance import Comparison, compare
 from analysis.output.entries import Output
-from analysis.records.arrays import Row, Terms, kernel_terms
+from analysis.records.arrays import Row, Terms, cell_terms
 from analysis.records.load import Results, main_metric
 
 _SECTION = "Acceleration"
@@ -32,7 +32,7 @@ def acceleration_table(results: Results) -> pd.DataFrame:
     """
     metrics = results.metrics
     scores = metrics[(metrics["metric"] == main_metric(metrics)) & metrics["value"].notna()].astype({"value": float})
-    terms = kernel_terms(results)
+    terms = cell_terms(results)
     rows = []
     for sampler, here in scores.groupby("sampler", sort=False):
         means = _complete(here)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.comparison.significance import Comparison, compare
+from analysis.comparison.pairs import pairs_table
+from analysis.comparison.significance import distance_error
 from analysis.output.entries import Output, TableEntry
 from analysis.output.selection import models_of
 from analysis.output.style import MARKERS, colours, panels, save, step_axis
 from analysis.output.text import latex_text, markdown_row
 from analysis.published.tables import overlay
-from analysis.records.arrays import Row, Terms, kernel_terms
+from analysis.records.arrays import Row, cell_terms
 from analysis.records.load import Results, main_metric
 
 _SECTION = "Quality"
@@ -32,7 +33,8 @@ class QualityTable:
         metric: its name (``fid``, ``fd_digits``, ...).
         caption: reference, N, seeds and what bold means.
         table: one row a (model, sampler), columns ``<steps>`` (mean over seeds), ``<steps>_sd`` (over seeds, empty
-            for one) and ``<steps>_best`` (not told from the best by the paired test).
+            for one), ``<steps>_error`` (standard error of the mean, empty where no influence functions were recorded)
+            and ``<steps>_best`` (no model of the same sampler is closer by the paired tests after Holm's correction).
         steps: the step counts, ascending.
         nfe: network calls a sample by (sampler, step count).
         exact: mean and standard deviation of the distance of as many images drawn from the data, where it was scored.
@@ -47,10 +49,21 @@ class QualityTable:
 
     def entry(self, row: pd.Series, steps: int) -> str:
         """Return one entry as text, without emphasis."""
-        value, spread = row[f"{steps}"], row[f"{steps}_sd"]
+        value, spread = row[f"{steps}"], self.spread(row, steps)
         if pd.isna(value):
             return "-"
         return f"{value:.3f}" if pd.isna(spread) else f"{value:.3f} ± {spread:.3f}"
+
+    @property
+    def spread_name(self) -> str:
+        """Return what stands behind the ±: the standard error where every entry has one, else the std over seeds."""
+        scored = [count for count in self.steps if self.table[f"{count}"].notna().any()]
+        known = all(self.table.loc[self.table[f"{s}"].notna(), f"{s}_error"].notna().all() for s in scored)
+        return "standard error" if known and scored else "std over seeds"
+
+    def spread(self, row: pd.Series, steps: int) -> float:
+        """Return what stands behind the ± of an entry, NaN for nothing."""
+        return float(row[f"{steps}_error" if self.spread_name == "standard error" else f"{steps}_sd"])
 
     def nfe_rows(self) -> list[list[str]]:
         """Return label, sampler and network calls by step count: one row where all samplers agree, else one each."""
@@ -87,19 +100,22 @@ class QualityTable:
         return "\n".join([*lines, r"\midrule", *nfe, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _best(means: Mapping[Row, float], terms: Mapping[Row, Terms]) -> set[Row]:
-    """Return the rows that the paired test cannot tell from the lowest mean."""
-    if not means:
-        return set()
-    lowest = min(means, key=lambda row: means[row])
-    chosen = {lowest}
-    for row in means:
-        comparison: Comparison | None = None
-        if row in terms and lowest in terms:
-            comparison = compare(terms[row], terms[lowest])
-        if comparison is not None and comparison.verdict != "loss":
-            chosen.add(row)
-    return chosen
+def _beaten(pairs: pd.DataFrame) -> set[tuple[Row, int]]:
+    """Return (model, sampler) and steps of what another model of its sampler beats, after Holm's correction."""
+    return {
+        ((str(pair["model"] if pair["verdict"] == "loss" else pair["other"]), str(pair["sampler"])), int(pair["steps"]))
+        for _, pair in pairs.iterrows()
+        if pair["verdict"] != "tie"
+    }
+
+
+def _compared(pairs: pd.DataFrame) -> set[tuple[Row, int]]:
+    """Return (model, sampler) and steps of what was compared with any other model."""
+    return {
+        ((str(pair[side]), str(pair["sampler"])), int(pair["steps"]))
+        for _, pair in pairs.iterrows()
+        for side in ("model", "other")
+    }
 
 
 def _row(key: object) -> Row:
@@ -115,29 +131,45 @@ def quality_table(results: Results) -> QualityTable | None:
         return None
     scores = metrics[(metrics["metric"] == metric)].astype({"value": float})
     steps = sorted(int(value) for value in scores["steps"].unique())
-    terms = kernel_terms(results)
+    terms, pairs = cell_terms(results), pairs_table(results)
+    compared, beaten = _compared(pairs), _beaten(pairs)
     rows: dict[Row, dict[str, object]] = {}
     for row in scores[["model", "sampler"]].drop_duplicates().itertuples(index=False, name=None):
         rows[row] = {"model": row[0], "sampler": row[1], "metric": metric}
     for count in steps:
         here = scores[scores["steps"] == count].groupby(["model", "sampler"])["value"].agg(["mean", "std", "count"])
         means = {_row(key): float(value) for key, value in here["mean"].items() if value == value}
-        best = _best(means, terms.get(count, {}))
         for row, entry in rows.items():
             entry[f"{count}"] = means.get(row, float("nan"))
             entry[f"{count}_sd"] = here["std"].get(row)
-            entry[f"{count}_best"] = len(rows) > 1 and row in best
-    caption = _caption(metric, scores, len(rows))
+            error = distance_error(terms.get(count, {}).get(row, {}))
+            entry[f"{count}_error"] = float("nan") if error is None else error
+            entry[f"{count}_best"] = row in means and (row, count) in compared - beaten
     nfe = {
         (str(sampler), int(count)): int(calls)
         for sampler, count, calls in scores[["sampler", "steps", "nfe"]].itertuples(index=False, name=None)
     }
     exact = _exact(metrics, metric)
-    if exact is not None:
-        caption += (
-            f" As many images drawn at random from the data, an exact sampler's, have {exact[0]:.3f} ± {exact[1]:.3f}."
-        )
-    return QualityTable(metric, caption, pd.DataFrame(rows.values()), steps, nfe, exact)
+    quality = QualityTable(metric, "", pd.DataFrame(rows.values()), steps, nfe, exact)
+    return replace(quality, caption=_caption(metric, scores, len(rows), quality.spread_name) + _yardstick(exact))
+
+
+def _yardstick(exact: tuple[float, float] | None) -> str:
+    if exact is None:
+        return ""
+    mean, spread = exact
+    return f" As many images drawn at random from the data, an exact sampler's, have {mean:.3f} ± {spread:.3f} (std)."
+
+
+def errors_of(results: Results) -> pd.Series:
+    """Return the standard error of each cell's Frechet distance, in the rows of ``results.metrics``; else NaN."""
+    terms, metric = cell_terms(results), main_metric(results.metrics)
+    errors = []
+    for row in results.metrics.itertuples(index=False):
+        cell = terms.get(row.steps, {}).get((row.model, row.sampler), {}).get(row.seed)
+        error = distance_error({row.seed: cell}) if row.metric == metric and cell is not None else None
+        errors.append(float("nan") if error is None else error)
+    return pd.Series(errors, index=results.metrics.index, dtype=float)
 
 
 def _exact(metrics: pd.DataFrame, metric: str) -> tuple[float, float] | None:
@@ -150,7 +182,7 @@ def _exact(metrics: pd.DataFrame, metric: str) -> tuple[float, float] | None:
     return (found[0], found[1]) if len(found) == 2 else None
 
 
-def _caption(metric: str, scores: pd.DataFrame, rows: int) -> str:
+def _caption(metric: str, scores: pd.DataFrame, rows: int, spread_name: str) -> str:
     sizes = "/".join(str(n) for n in sorted(scores["n"].unique()))
     seeds = len(scores["seed"].unique())
     reference = ", ".join(sorted(scores["reference"].unique()))
@@ -161,10 +193,11 @@ def _caption(metric: str, scores: pd.DataFrame, rows: int) -> str:
         for sampler, steps, count in counts.itertuples(index=False, name=None)
         if count < seeds
     ]
-    spread = f"mean ± std over {seeds} seeds" if seeds > 1 else "1 seed"
+    spread = f"mean ± {spread_name}, {seeds} seed{'s' if seeds > 1 else ''}"
     spread += f" ({', '.join(fewer)})" if fewer else ""
     bold = (
-        " Bold: not told from the column's best by the paired kernel test (|z| < 1.96, shared seeds)."
+        " Bold: no model of the same sampler is closer to the data at these steps, by the paired test with Holm's"
+        " correction over all pairs."
         if rows > 1
         else ""
     )
@@ -172,7 +205,7 @@ def _caption(metric: str, scores: pd.DataFrame, rows: int) -> str:
 
 
 def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | None = None) -> list[Path]:
-    """Frechet distance against steps, a line a model, a panel a sampler; bars are the std over seeds.
+    """Frechet distance against steps, a line a model, a panel a sampler; bars are standard errors, or the std over seeds.
 
     Grey points are ``published`` values.
     """
@@ -208,7 +241,7 @@ def _draw_lines(axis: Axes, quality: QualityTable, rows: pd.DataFrame, marks: Ma
     for _, row in rows.iterrows():
         turn = order.index(row["model"]) // len(MARKERS)  # colours and markers come again
         values = [row[f"{count}"] for count in quality.steps]
-        spreads = [0.0 if pd.isna(row[f"{count}_sd"]) else row[f"{count}_sd"] for count in quality.steps]
+        spreads = [0.0 if pd.isna(spread := quality.spread(row, count)) else spread for count in quality.steps]
         axis.errorbar(
             quality.steps, values, yerr=spreads, label=row["model"], color=paint[row["model"]],
             marker=marks[row["model"]], markersize=4, capsize=2, linestyle=_LINES[turn % len(_LINES)],
@@ -226,7 +259,7 @@ def _draw_published(axis: Axes, published: pd.DataFrame) -> None:
 
 def analyse(results: Results, out: Output) -> None:
     """Write every score, the table of Frechet distances against steps, and its figure."""
-    out.text("metrics.csv", results.metrics.to_csv(index=False))
+    out.text("metrics.csv", results.metrics.assign(error=errors_of(results)).to_csv(index=False))
     quality = quality_table(results)
     if quality is None:
         return

@@ -1,4 +1,4 @@
-"""Arrays of a cell that several analyses read: errors of single images, and the terms of the kernel distance."""
+"""Arrays of a cell that several analyses read: errors of single images, and the terms of its distances."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.records.load import CellRecord, Results, ResultsError
+from analysis.records.load import CellRecord, Results, ResultsError, frechet_name
 
 _FEWEST = 4  # images: below that neither a kurtosis nor a test says anything
 
 Floats = NDArray[np.float64]
 Row = tuple[str, str]  # model, sampler
-Terms = Mapping[int, Floats]  # by seed: [N, 2], within and cross
 
 
 @dataclass(frozen=True)
@@ -58,21 +57,72 @@ def _finite(*arrays: NDArray[np.generic]) -> bool:
     return all(bool(np.isfinite(array).all()) for array in arrays)
 
 
-def kernel_terms(results: Results) -> dict[int, dict[Row, dict[int, Floats]]]:
-    """Return the per-sample kernel terms by steps, (model, sampler) and seed."""
-    found: dict[int, dict[Row, dict[int, Floats]]] = {}
-    for cell, terms in results.each(_terms):
-        found.setdefault(cell["steps"], {}).setdefault((cell["model"], cell["sampler"]), {})[cell["seed"]] = terms
-    return found
+@dataclass(frozen=True)
+class CellTerms:
+    """What the paired tests of one cell need; a part that was not computed is None.
+
+    Attributes:
+        distance: Frechet distance on pooled features, as tabled.
+        frechet: its influence function [N, 2], with the moments of the even and of the odd samples.
+        frechet_reference: its influence function [M] over kept reference images; empty where there are none.
+        reference_n: number of reference images; None where nobody states it.
+        kernel: [N, 2], each sample's mean kernel with the other samples and with the reference.
+        within: [N, 2], the former over even and over odd partners.
+        kernel_reference: [M], each kept reference image's mean kernel with the samples.
+    """
+
+    distance: float | None
+    frechet: Floats | None = None
+    frechet_reference: Floats | None = None
+    reference_n: int | None = None
+    kernel: Floats | None = None
+    within: Floats | None = None
+    kernel_reference: Floats | None = None
+
+    @property
+    def samples(self) -> int:
+        """Return N, 0 where there are no terms."""
+        terms = self.frechet if self.kernel is None else self.kernel
+        return 0 if terms is None else len(terms)
 
 
-def _terms(record: CellRecord) -> tuple[dict[str, Any], Floats] | None:
-    terms = record.array("kernel.npy")
-    if terms is None:
+Terms = Mapping[int, CellTerms]  # by seed
+
+
+def cell_terms(results: Results) -> dict[int, dict[Row, dict[int, CellTerms]]]:
+    """Return the terms of every cell that has any, by steps, (model, sampler) and seed."""
+    terms: dict[int, dict[Row, dict[int, CellTerms]]] = {}
+    for cell, own in results.each(_terms):
+        terms.setdefault(cell["steps"], {}).setdefault((cell["model"], cell["sampler"]), {})[cell["seed"]] = own
+    return terms
+
+
+def _terms(record: CellRecord) -> tuple[dict[str, Any], CellTerms] | None:
+    kernel = _columns(record, "kernel.npy", record.array("kernel.npy"), 2)
+    arrays = record.arrays("influence.npz") or {}
+    if kernel is None and "frechet" not in arrays:
         return None
-    sound = terms.ndim == 2 and terms.shape[1] == 2 and len(terms) > 0 and terms.dtype.kind in "iuf"
-    if not sound or not np.isfinite(terms).all():
-        raise ResultsError(
-            f"{record.folder / 'kernel.npy'} does not hold two finite columns; delete the cell and run again"
-        )
+    scores = {score["metric"]: score["value"] for score in record.facts["scores"]}
+    name = "influence.npz"
+    n = arrays.get("reference_n")
+    terms = CellTerms(
+        scores.get(frechet_name(scores)),
+        frechet=_columns(record, name, arrays.get("frechet"), 2),
+        frechet_reference=_columns(record, name, arrays.get("frechet_reference"), 0),
+        reference_n=None if n is None else int(n),
+        kernel=kernel,
+        within=_columns(record, name, arrays.get("within"), 2),
+        kernel_reference=_columns(record, name, arrays.get("kernel_reference"), 0),
+    )
     return record.cell, terms
+
+
+def _columns(record: CellRecord, file: str, array: NDArray[Any] | None, columns: int) -> Floats | None:
+    """Return finite float64 numbers [n], or [n, columns] where there are some; None for none."""
+    if array is None:
+        return None
+    shaped = array.ndim == 1 if not columns else array.ndim == 2 and array.shape[1] == columns and len(array) > 0
+    if not shaped or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        what = f"{columns} finite columns" if columns else "finite numbers"
+        raise ResultsError(f"{record.folder / file} does not hold {what}; delete the cell and run again")
+    return array.astype(np.float64)

@@ -18,7 +18,14 @@ from analysis.records.files import read_json, read_npy, read_npz, read_table
 T = TypeVar("T")
 _KEY = ("model", "sampler", "steps", "seed")
 _EXTRAPOLATED = "_inf"  # ends a score of older records that is computed no more
-_DERIVED = (_EXTRAPOLATED, "_exact", "_exact_sd")  # endings of scores that belong to a distance
+_DERIVED = (
+    _EXTRAPOLATED,
+    "_exact",
+    "_exact_sd",
+    "_exact_low",
+    "_exact_high",
+    "_strat",
+)  # endings of scores that belong to a distance
 
 
 class ResultsError(ValueError):

@@ -17,7 +17,7 @@ from analysis.comparison.significance import compare
 from analysis.exposure_bias.norms import norm_table
 from analysis.exposure_bias.variance import final_table, variance_table
 from analysis.quality.fid_vs_steps import quality_table
-from analysis.records.arrays import kernel_terms
+from analysis.records.arrays import cell_terms
 from analysis.records.load import Results
 
 _BAND = 2  # standard errors
@@ -87,7 +87,7 @@ def _tested(results: Results, leaders: Sequence[str]) -> str:
 
 def _verdicts(results: Results, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
     sampler, _ = _scope(results)
-    for terms in kernel_terms(results).values():
+    for terms in cell_terms(results).values():
         for one, other in pairs:
             comparison = compare(terms.get((one, sampler), {}), terms.get((other, sampler), {}))
             if comparison is not None:

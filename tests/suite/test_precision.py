@@ -7,7 +7,7 @@ import pytest
 
 from analysis.comparison.significance import compare
 from analysis.published.tables import _ours
-from analysis.records.arrays import kernel_terms
+from analysis.records.arrays import cell_terms
 from analysis.records.load import load_results
 from bench.suite.experiments.chains import plan_chains
 from bench.suite.experiments.response import plan_response
@@ -139,7 +139,7 @@ def test_quality_is_that_of_float32(tmp_path, command):
             "--no-probes", "--precision", precision, "--quiet", "--out", out,
         )  # fmt: skip
         assert outcome.code == 0
-        terms[precision] = kernel_terms(load_results(out))[20]["adm", "ddpm"]
+        terms[precision] = cell_terms(load_results(out))[20]["adm", "ddpm"]
     found = compare(terms["bf16"], terms["fp32"])
     assert found.seeds == 5
     assert found.error > 0

@@ -12,7 +12,7 @@ from analysis.comparison.mitigations import mitigations_table
 from analysis.comparison.significance import compare
 from analysis.exposure_bias.diagnostics import diagnostics_table
 from analysis.output.entries import Output
-from analysis.records.arrays import kernel_terms
+from analysis.records.arrays import cell_terms
 from analysis.records.load import load_results
 from analysis.regenerate import regenerate
 from bench.suite.settings import short_hash
@@ -59,7 +59,7 @@ def test_a_row_by_hand(folder, cell):
     assert row[["ratio", "ratio_low", "ratio_high"]].tolist() == pytest.approx(
         [ratio, ratio * math.exp(-wide), ratio * math.exp(wide)]
     )
-    found = kernel_terms(load_results(folder.root))[10]
+    found = cell_terms(load_results(folder.root))[10]
     del found["adm", "ddpm"][7]
     wanted = compare(found["adm-es", "ddpm"], found["adm", "ddpm"])
     assert (row["z"], row["kernel_difference"]) == (pytest.approx(wanted.z), pytest.approx(wanted.delta))
@@ -126,7 +126,7 @@ def test_other_settings_are_not_compared(folder, cell, other):
     assert rows(folder).loc["ddpm", 10, "adm-es"]["seeds"] == 1
 
 
-def test_without_kernel_terms_nothing_is_tested(folder, cell):
+def test_without_cell_terms_nothing_is_tested(folder, cell):
     cell("adm", None, 2.0)
     cell("adm-es", None, 1.0, **ES)
     row = rows(folder).loc["ddpm", 10, "adm-es"]

@@ -30,7 +30,7 @@ def test_the_figure_takes_the_ancestral_sampler(tmp_path, monkeypatch, counts):
     draw_pairs(pairs_table(load_results(tmp_path)), tmp_path)
     assert {"2 steps", f"{counts['ddpm']} steps"} <= set(drawn[0])
     assert f"{counts['ddim']} steps" not in drawn[0]
-    assert any("Paired kernel test, ddpm" in text for text in drawn[0])
+    assert any("Paired test, ddpm" in text for text in drawn[0])
 
 
 def test_a_folder_without_kernel_terms_has_no_pairs(tmp_path):

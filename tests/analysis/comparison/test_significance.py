@@ -5,8 +5,18 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.comparison.significance import CRITICAL, Comparison, compare, holm, p_value, paired_t, rank_intervals
-from bench.measure.quality.scores import kernel_terms
+from analysis.comparison.significance import (
+    CRITICAL,
+    Comparison,
+    compare,
+    distance_error,
+    holm,
+    p_value,
+    paired_t,
+    rank_intervals,
+)
+from analysis.records.arrays import CellTerms
+from bench.measure.quality.influence import kernel_terms
 
 DIMENSIONS = 4
 
@@ -22,13 +32,19 @@ def z_of(rng, count, first_scale=1.0, second_scale=1.0, noise=0.2):
     """Compare two models on shared noise against a reference of unit variance."""
     common, reference = rng.normal(size=(count, DIMENSIONS)), draw(rng, 400)
     first, second = (draw(rng, count, scale, noise, common) for scale in (first_scale, second_scale))
-    return compare({0: kernel_terms(first, reference)}, {0: kernel_terms(second, reference)})
+    return compare({0: recorded(first, reference)}, {0: recorded(second, reference)})
+
+
+def recorded(features, reference):
+    """The kernel terms of a cell as its records hold them."""
+    made = kernel_terms(features, reference)
+    return CellTerms(None, kernel=made.by_sample(), within=made.within, kernel_reference=made.reference)
 
 
 @pytest.mark.parametrize("noise", [0.2, 1.0])  # strongly paired, and independent
 def test_the_standard_error_is_calibrated_under_the_null(noise):
     # Of 300 draws the std of z is known to 1 / sqrt(600) = 4 %, and its mean to 6 %: 1.2 and .3 are 5 sigma off 1, 0.
-    # The statistic is documented as conservative (z std .77), so the lower bound only rules out an absurd error.
+    # Near perfect samplers the test is conservative, so the lower bound only rules out an absurd error.
     rng = np.random.default_rng(0)
     z = np.array([z_of(rng, 150, noise=noise).z for _ in range(300)])
     assert 0.5 < z.std() < 1.2
@@ -51,36 +67,41 @@ def test_pairing_sharpens_the_comparison():
     assert shared < 0.75 * apart
 
 
+def old(terms):
+    """A cell whose records are the kernel terms alone."""
+    return CellTerms(None, kernel=terms)
+
+
 def test_the_same_samples_tie(terms):
-    found = compare({0: terms(1.0)}, {0: terms(1.0)})
+    found = compare({0: old(terms(1.0))}, {0: old(terms(1.0))})
     assert (found.delta, found.error, found.z, found.verdict, found.seeds) == (0, 0, 0, "tie", 1)
 
 
 def test_by_hand(terms):
-    a, b = terms(1.0, seed=1), terms(0.7, seed=2)
+    a, b = old(terms(1.0, seed=1)), old(terms(0.7, seed=2))
     found = compare({3: a}, {3: b})
-    p = (a[:, 0] - a[:, 1]) - (b[:, 0] - b[:, 1])
+    p = (a.kernel - b.kernel) @ (1, -1)
     assert found.delta == pytest.approx(0.3)
     assert found.error == pytest.approx(2 * p.std(ddof=1) / math.sqrt(len(p)))
     assert found.z == pytest.approx(found.delta / found.error)
 
 
 def test_swapping_the_models_flips_the_sign(terms):
-    a, b = {0: terms(1.0, seed=1)}, {0: terms(0.7, seed=2)}
+    a, b = {0: old(terms(1.0, seed=1))}, {0: old(terms(0.7, seed=2))}
     forth, back = compare(a, b), compare(b, a)
     assert forth.delta == pytest.approx(-back.delta)
     assert forth.error == pytest.approx(back.error)
 
 
 def test_without_shared_seeds_there_is_no_comparison(terms):
-    assert compare({0: terms(1.0)}, {1: terms(1.0)}) is None
-    assert compare({}, {0: terms(1.0)}) is None
-    assert compare({0: terms(1.0, n=10)}, {0: terms(1.0, n=11)}) is None
+    assert compare({0: old(terms(1.0))}, {1: old(terms(1.0))}) is None
+    assert compare({}, {0: old(terms(1.0))}) is None
+    assert compare({0: old(terms(1.0, n=10))}, {0: old(terms(1.0, n=11))}) is None
 
 
 def test_several_seeds_count_equally_and_shrink_the_error(terms):
-    a = {seed: terms(1.0, seed=seed) for seed in range(4)}
-    b = {seed: terms(0.5 + 0.1 * seed, seed=seed + 10) for seed in range(4)}
+    a = {seed: old(terms(1.0, seed=seed)) for seed in range(4)}
+    b = {seed: old(terms(0.5 + 0.1 * seed, seed=seed + 10)) for seed in range(4)}
     found, single = compare(a, b), [compare({0: a[k]}, {0: b[k]}) for k in range(4)]
     assert found.seeds == 4
     assert found.delta == pytest.approx(np.mean([one.delta for one in single]))
@@ -90,8 +111,44 @@ def test_several_seeds_count_equally_and_shrink_the_error(terms):
 
 
 def test_seeds_of_one_model_alone_are_ignored(terms):
-    a, b = {0: terms(1.0), 1: terms(9.0)}, {0: terms(0.8, seed=1), 2: terms(5.0)}
+    a, b = {0: old(terms(1.0)), 1: old(terms(9.0))}, {0: old(terms(0.8, seed=1)), 2: old(terms(5.0))}
     assert compare(a, b) == compare({0: a[0]}, {0: b[0]})
+
+
+def frechet(value, seed, n=50, m=30, reference_n=300):
+    """A cell with a Frechet distance and random influence functions."""
+    rng = np.random.default_rng(seed)
+    return CellTerms(value, rng.normal(size=(n, 2)), rng.normal(size=m), reference_n)
+
+
+def test_the_error_of_a_distance_by_hand():
+    cells = {0: frechet(1.0, 1), 4: frechet(2.0, 2)}
+    halves = [cell.frechet for cell in cells.values()]
+    parts = [(h.mean(1).var(ddof=1) + max(np.cov(h.T)[0, 1], 0)) / 100 for h in halves]
+    psi = (cells[0].frechet_reference + cells[4].frechet_reference) / 2
+    assert distance_error(cells) == pytest.approx(math.sqrt(sum(parts) / 4 + psi.var(ddof=1) / 300))
+    assert distance_error({0: CellTerms(1.0, kernel=np.ones((5, 2)))}) is None
+    assert distance_error({}) is None
+
+
+def test_two_distances_by_hand():
+    a, b = frechet(1.5, 1), frechet(1.0, 2)
+    found, d = compare({0: a}, {0: b}), a.frechet - b.frechet
+    variance = (d.mean(1).var(ddof=1) + max(np.cov(d.T)[0, 1], 0)) / 100
+    variance += (a.frechet_reference - b.frechet_reference).var(ddof=1) / 300
+    assert (found.delta, found.error, found.distance) == (0.5, pytest.approx(math.sqrt(variance)), "frechet")
+
+
+def test_a_reference_that_is_no_sample_adds_nothing():
+    a, b = (frechet(1.0, seed, reference_n=None) for seed in (1, 2))
+    d = a.frechet - b.frechet
+    wanted = (d.mean(1).var(ddof=1) + max(np.cov(d.T)[0, 1], 0)) / 100
+    assert compare({0: a}, {0: b}).error == pytest.approx(math.sqrt(wanted))
+
+
+def test_cells_of_other_records_are_compared_by_kernels(terms):
+    a = CellTerms(1.0, kernel=terms(1.0), frechet=np.ones((len(terms(1.0)), 2)))
+    assert compare({0: a}, {0: old(terms(0.5, seed=1))}).distance == "kernel"
 
 
 @pytest.mark.parametrize(

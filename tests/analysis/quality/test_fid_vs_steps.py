@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis.quality.fid_vs_steps import quality_table
-from analysis.records.arrays import kernel_terms
+from analysis.records.arrays import cell_terms
 from analysis.records.load import load_results, main_metric
 
 
@@ -178,10 +178,10 @@ def test_latex_is_well_formed(grid):
     assert r"a\_b\%c\&d\#e & ddpm & 0.900" in text
 
 
-def test_kernel_terms_by_steps_row_and_seed(folder, terms):
+def test_cell_terms_by_steps_row_and_seed(folder, terms):
     folder.cell("a", 10, 0, terms=terms(1.0))
     folder.cell("a", 10, 5, terms=terms(2.0))
     folder.cell("b", 20, 0)
-    found = kernel_terms(load_results(folder.root))
+    found = cell_terms(load_results(folder.root))
     assert list(found) == [10]
     assert set(found[10]["a", "ddpm"]) == {0, 5}
