@@ -26,7 +26,7 @@ from analysis.comparison.mitigations_text import condensed, drawn_caption, main_
 from analysis.comparison.significance import LEVEL, Comparison, compare, holm, p_value, rank_intervals
 from analysis.output.entries import Output, TableEntry
 from analysis.output.text import latex, markdown
-from analysis.records.arrays import cell_terms
+from analysis.records.arrays import Row, Terms, cell_terms
 from analysis.records.load import CellRecord, Results, main_metric
 
 _SECTION = "Mitigations"
@@ -40,7 +40,7 @@ _END = "variance_end_gap"
 _ARMS = ("free", "gaussian", "forced-heldout", "forced-train")
 _COLUMNS = (
     "sampler", "steps", "model", "kind", "baseline", "corrections", "metric", "seeds", "value", "sd", "baseline_value",
-    "baseline_sd", "ratio", "ratio_low", "ratio_high", "kernel_difference", "kernel_error", "z", "p", "p_holm", "holm",
+    "baseline_sd", "ratio", "ratio_low", "ratio_high", "delta", "error", "z", "p", "p_holm", "holm",
     "verdict", "rank_low", "rank_high", "nfe", "calls_ratio", "call_time_ratio", "time_ratio",
 )  # fmt: skip
 
@@ -50,10 +50,10 @@ Measures = Mapping[str, Mapping[Any, float]]  # by name, and by sampler, model, 
 
 @dataclass(frozen=True)
 class _Records:
-    """What the rows are made of: cells, kernel terms and scores by model, place and seed."""
+    """What the rows are made of: cells, terms of the tests and scores by model, place and seed."""
 
     cells: Mapping[tuple[str, Place], Mapping[int, CellRecord]]
-    terms: Mapping[int, Mapping[tuple[str, str], Mapping[int, NDArray[np.float64]]]]
+    terms: Mapping[int, Mapping[Row, Terms]]
     scores: Mapping[tuple[str, str, int, int], float]
     measures: Measures
 
@@ -63,7 +63,7 @@ class _Records:
         return [seed for seed in sorted(first.keys() & second.keys()) if _alike(first[seed], second[seed])]
 
     def compared(self, model: str, other: str, place: Place) -> Comparison | None:
-        """Return the paired kernel test of two models, None where they share no seeds with kernel terms."""
+        """Return the paired test of two models, None where they share no seeds."""
         here, seeds = self.terms.get(place[1], {}), self.shared(model, other, place)
         first, second = (here.get((name, place[0]), {}) for name in (model, other))
         return compare(
@@ -207,11 +207,11 @@ def _spread(values: NDArray[np.float64]) -> float:
 
 def _tested(found: Comparison | None) -> dict[str, Any]:
     if found is None:
-        empty = dict.fromkeys(("kernel_difference", "kernel_error", "z", "p"), math.nan)
+        empty = dict.fromkeys(("delta", "error", "z", "p"), math.nan)
         return {**empty, "verdict": ""}
     numbers = {
-        "kernel_difference": found.delta,
-        "kernel_error": found.error,
+        "delta": found.delta,
+        "error": found.error,
         "z": found.z,
         "p": float(p_value(found.z)),
     }

@@ -51,7 +51,7 @@ def pairs_table(results: Results) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     table = pd.DataFrame(rows)
-    table.insert(table.columns.get_loc("p") + 1, "p_holm", holm(table["p"]))
+    table.insert(list(table).index("p") + 1, "p_holm", holm(table["p"]))
     ends = np.where(table["delta"] < 0, "win", "loss")
     return table.assign(verdict=np.where(table["p_holm"] < LEVEL, ends, "tie"))
 

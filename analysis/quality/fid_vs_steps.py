@@ -165,9 +165,10 @@ def errors_of(results: Results) -> pd.Series:
     """Return the standard error of each cell's Frechet distance, in the rows of ``results.metrics``; else NaN."""
     terms, metric = cell_terms(results), main_metric(results.metrics)
     errors = []
-    for row in results.metrics.itertuples(index=False):
-        cell = terms.get(row.steps, {}).get((row.model, row.sampler), {}).get(row.seed)
-        error = distance_error({row.seed: cell}) if row.metric == metric and cell is not None else None
+    columns = results.metrics[["steps", "model", "sampler", "seed", "metric"]]
+    for steps, model, sampler, seed, name in columns.itertuples(index=False, name=None):
+        cell = terms.get(steps, {}).get((model, sampler), {}).get(seed)
+        error = distance_error({seed: cell}) if name == metric and cell is not None else None
         errors.append(float("nan") if error is None else error)
     return pd.Series(errors, index=results.metrics.index, dtype=float)
 
@@ -193,7 +194,9 @@ def _caption(metric: str, scores: pd.DataFrame, rows: int, spread_name: str) -> 
         for sampler, steps, count in counts.itertuples(index=False, name=None)
         if count < seeds
     ]
-    spread = f"mean ± {spread_name}, {seeds} seed{'s' if seeds > 1 else ''}"
+    spread = f"mean ± std over {seeds} seeds" if seeds > 1 else "1 seed"
+    if spread_name == "standard error":
+        spread = f"mean ± standard error, {seeds} seed{'s' if seeds > 1 else ''}"
     spread += f" ({', '.join(fewer)})" if fewer else ""
     bold = (
         " Bold: no model of the same sampler is closer to the data at these steps, by the paired test with Holm's"
@@ -205,7 +208,7 @@ def _caption(metric: str, scores: pd.DataFrame, rows: int, spread_name: str) -> 
 
 
 def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | None = None) -> list[Path]:
-    """Frechet distance against steps, a line a model, a panel a sampler; bars are standard errors, or the std over seeds.
+    """Frechet distance against steps, a line a model, a panel a sampler; bars as in the table.
 
     Grey points are ``published`` values.
     """

@@ -1,10 +1,11 @@
 import math
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.quality.fid_vs_steps import quality_table
+from analysis.quality.fid_vs_steps import errors_of, quality_table
 from analysis.records.arrays import cell_terms
 from analysis.records.load import load_results, main_metric
 
@@ -31,10 +32,10 @@ def test_values_by_model_and_steps(folder):
     assert math.isnan(table.loc["adm", "10_sd"])
 
 
-def test_only_the_lowest_is_bold_without_a_test(folder):
+def test_nothing_is_bold_without_a_test(folder):
     folder.cell("a", value=1.0)
     folder.cell("b", value=1.0001)
-    assert bold(table_of(folder), 10) == {"a"}
+    assert bold(table_of(folder), 10) == set()
 
 
 def test_what_cannot_be_told_from_the_best_is_bold(folder, terms):
@@ -46,24 +47,39 @@ def test_what_cannot_be_told_from_the_best_is_bold(folder, terms):
     assert bold(table_of(folder), 10) == {"best", "close"}
 
 
-def test_one_that_the_test_prefers_to_the_lowest_is_bold_too(folder, terms):
-    folder.cell("lowest", value=1.0, terms=terms(1.0, seed=0))
-    folder.cell("preferred", value=1.1, terms=terms(0.1, seed=1))
-    assert bold(table_of(folder), 10) == {"lowest", "preferred"}
+def test_what_another_beats_is_not_bold(folder, terms):
+    folder.cell("far", value=1.0, terms=terms(1.0, seed=0))
+    folder.cell("near", value=0.9, terms=terms(0.1, seed=1))
+    folder.cell("as-near", value=0.9, terms=terms(0.1, seed=2))
+    assert bold(table_of(folder), 10) == {"near", "as-near"}
 
 
 def test_other_seeds_cannot_be_compared(folder, terms):
     folder.cell("a", value=1.0, seed=0, terms=terms(1.0))
     folder.cell("b", value=1.1, seed=1, terms=terms(1.0))
-    assert bold(table_of(folder), 10) == {"a"}
+    assert bold(table_of(folder), 10) == set()
 
 
-def test_each_column_has_its_own_best(folder):
-    for model, values in {"a": (1.0, 2.0), "b": (2.0, 1.0)}.items():
-        for steps, value in zip((10, 20), values, strict=True):
-            folder.cell(model, steps, value=value)
+def test_each_column_has_its_own_best(folder, terms):
+    for model, levels in {"a": (0.1, 1.0), "b": (1.0, 0.1)}.items():
+        for steps, level in zip((10, 20), levels, strict=True):
+            folder.cell(model, steps, value=level, terms=terms(level, seed=len(model) + steps + (model == "a")))
     quality = table_of(folder)
     assert (bold(quality, 10), bold(quality, 20)) == ({"a"}, {"b"})
+
+
+def test_the_standard_error_stands_behind_a_distance(folder, terms):
+    cell = folder.cell("adm", 10, value=2.0, terms=terms(1.0))
+    halves = np.random.default_rng(0).normal(size=(20, 2))
+    np.savez(cell / "influence.npz", frechet=halves)
+    quality = table_of(folder)
+    wanted = (halves.mean(1).var(ddof=1) + max(np.cov(halves.T)[0, 1], 0)) / 40
+    assert quality.table["10_error"].item() == pytest.approx(wanted**0.5)
+    assert quality.entry(quality.table.iloc[0], 10) == f"2.000 ± {wanted**0.5:.3f}"
+    assert "mean ± standard error, 1 seed" in quality.caption
+    results = load_results(folder.root)
+    errors = errors_of(results)[results.metrics["metric"] == quality.metric]
+    assert errors.tolist() == [pytest.approx(wanted**0.5)]
 
 
 def test_several_seeds_give_mean_and_spread(folder):
@@ -94,8 +110,7 @@ def test_scores_that_are_empty_are_dashes(folder):
     folder.cell("ip", 20, value=3.0)
     quality = table_of(folder)
     assert quality.entry(quality.table.iloc[0], 10) == "-"
-    assert (bold(quality, 10), bold(quality, 20)) == (set(), {"adm"})
-    assert "| adm | ddpm | - | **2.000** |" in quality.markdown()
+    assert "| adm | ddpm | - | 2.000 |" in quality.markdown()
     assert "| ip | ddpm | - | 3.000 |" in quality.markdown()
 
 

@@ -83,7 +83,7 @@ def test_coverage_by_any_features_is_drawn_and_the_inception_score_explained(fol
 def test_the_distance_of_exact_samples_is_told_and_is_no_metric_of_its_own(scored, tmp_path):
     quality = quality_table(load_results(scored.root))
     assert (quality.metric, quality.exact) == ("fd_toy", (0.75, 0.125))
-    assert "an exact sampler's, have 0.750 ± 0.125." in quality.caption
+    assert "an exact sampler's, have 0.750 ± 0.125 (std)." in quality.caption
     assert len(draw_quality(quality, tmp_path)) == 2
 
 
