@@ -2,6 +2,7 @@
 
 from bench.data.dataset import (
     DATASETS,
+    EMBEDDED_DATASETS,
     Dataset,
     coloured,
     load,
@@ -14,6 +15,6 @@ from bench.data.preprocessing import CROPS, FILTERS, Preprocessing
 from bench.runtime.errors import DataError
 
 __all__ = [
-    "CROPS", "DATASETS", "FILTERS", "DataError", "Dataset", "Preprocessing",
+    "CROPS", "DATASETS", "EMBEDDED_DATASETS", "FILTERS", "DataError", "Dataset", "Preprocessing",
     "coloured", "load", "load_path", "quantize", "stratified_split", "to_unit",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.data.affine import affine_variants
 from bench.data.pictures import Pictures, ReadOptions, gather_arrays
 from bench.data.preprocessing import Preprocessing
 from bench.data.sources import PUBLISHED, locate, read_source
@@ -23,7 +24,9 @@ from bench.runtime.errors import DataError
 
 Pixels: TypeAlias = NDArray[np.uint8]  # [..., H, W, C]
 
-DATASETS = ("digits", *PUBLISHED)
+EMBEDDED_DATASETS = ("digits", "digits-affine")  # made from scikit-learn's files
+DATASETS = (*EMBEDDED_DATASETS, *PUBLISHED)
+_VARIANTS = (120_000, 12_000)  # of training and held-out digits
 _AS_IS = Preprocessing()
 _BLOCK = 4096  # images hashed at a time
 
@@ -180,8 +183,9 @@ def load(
 
     Args:
         name: one of DATASETS. ``cifar10-16`` is CIFAR-10 averaged over squares of 2 x 2 pixels (:func:`reduced`), from
-            any of CIFAR-10's files.
-        data_dir: where the files of all but ``digits`` lie: the dataset itself, or the folder that holds it.
+            any of CIFAR-10's files. ``digits-affine`` is 120,000 variants of the training digits and 12,000 of the
+            held-out ones (:func:`affine_variants`).
+        data_dir: where the files of all but the digits lie: the dataset itself, or the folder that holds it.
         heldout_every: hold out every so-manieth image of each class instead of what the source holds out; 0 keeps that.
         preprocessing: done to each picture first; its result must have the size that the name stands for.
 
@@ -193,6 +197,8 @@ def load(
     """
     if name == "digits":
         return _digits(heldout_every or 5, preprocessing)
+    if name == "digits-affine":
+        return _digits_affine(_digits(heldout_every or 5, preprocessing))
     if name not in PUBLISHED:
         raise DataError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
     published = PUBLISHED[name]
@@ -248,3 +254,15 @@ def _digits(every: int, preprocessing: Preprocessing) -> Dataset:
     pixels = gather_arrays("digits", [grey], ReadOptions(preprocessing))
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     return _dataset("digits", Pictures(pixels, bunch.target), labels, every, preprocessing)
+
+
+def _digits_affine(digits: Dataset) -> Dataset:
+    """Variants of the digits, those of the training digits first; the two parts share no digit."""
+    parts = {part: (digits.part(part)[:, 0].numpy(), digits.part_labels(part)) for part in ("train", "heldout")}
+    images, labels = [], []
+    for seed, (count, (originals, classes)) in enumerate(zip(_VARIANTS, parts.values(), strict=True)):
+        images.append(torch.from_numpy(affine_variants(originals, count, seed)))
+        labels.append(classes[torch.arange(count) % len(classes)])
+    heldout = torch.arange(sum(_VARIANTS)) >= _VARIANTS[0]
+    done = "affine" if digits.preprocessing == "none" else f"{digits.preprocessing} affine"
+    return Dataset("digits-affine", torch.cat(images)[:, None], torch.cat(labels), heldout, done)

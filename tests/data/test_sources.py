@@ -25,7 +25,7 @@ def classes(images, encoded):
 
 
 def test_the_known_names():
-    assert ("digits", *PUBLISHED) == DATASETS
+    assert ("digits", "digits-affine", *PUBLISHED) == DATASETS
     assert {name: known.size for name, known in PUBLISHED.items()} == {
         "cifar10": 32, "cifar10-16": 16, "imagenet32": 32, "lsun-tower64": 64, "celeba64": 64, "ffhq128": 128,
         "imagenet64": 64, "imagenet128": 128,

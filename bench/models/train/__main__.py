@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from bench.data import EMBEDDED_DATASETS
 from bench.models.train.log import LOG_EVERY
 from bench.models.train.objectives import GAMMA_SCHEDULES
 from bench.models.train.recipes import RECIPES
@@ -126,7 +127,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="folder of TensorBoard scalars")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
-    if args.data_dir is not None and RECIPES[args.recipe].dataset == "digits":
+    if args.data_dir is not None and RECIPES[args.recipe].dataset in EMBEDDED_DATASETS:
         parser.error(f"--data-dir has no effect on the recipe {args.recipe}, whose digits are embedded")
     for flag in _idle(args):
         if getattr(args, flag) is not None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.data import EMBEDDED_DATASETS
+from bench.measure.features.classifier import CLASSIFIERS
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS
-from bench.measure.quality.committed import COMMITTED
 from bench.models.acceleration import PRECISIONS
 from bench.runtime.devices import DEVICES
 from bench.runtime.distributed import is_launched
@@ -84,7 +85,7 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
     Raises:
         ConfigError: naming the flag that is wrong.
     """
-    samples = args.samples if args.samples is not None else (256 if args.dataset == "digits" else 1000)
+    samples = args.samples if args.samples is not None else (256 if args.dataset in EMBEDDED_DATASETS else 1000)
     _check_numbers(args, samples)
     if args.out is not None and str(args.out) == ".":
         raise ConfigError("--out is empty or the current folder; name a folder for the results")
@@ -174,10 +175,15 @@ def _features(args: argparse.Namespace, entries: Collection[str]) -> str:
 
 
 def _default_features(args: argparse.Namespace, entries: Collection[str]) -> str:
-    """Return the features of a run that names none: an embedded classifier's where Inception's have no reference."""
-    is_committed = args.dataset in COMMITTED and args.dataset not in entries
-    without_files = is_committed and args.data_dir is None and args.reference is None
-    return args.dataset if args.dataset == "digits" or without_files else "inception"
+    """Return the features of a run that names none: an embedded classifier's where Inception's have no reference.
+
+    Images of 8 or 16 pixels have no published distance, so that they have the classifier's with the images, too.
+    """
+    own = "digits" if args.dataset in EMBEDDED_DATASETS else args.dataset
+    if args.dataset in entries or own not in CLASSIFIERS:
+        return "inception"
+    published = own == "cifar10" and (args.data_dir is not None or args.reference is not None)
+    return "inception" if published else own
 
 
 def _tune(args: argparse.Namespace) -> Tune | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.data import DATASETS, Dataset, Preprocessing, load, load_path
+from bench.data import DATASETS, EMBEDDED_DATASETS, Dataset, Preprocessing, load, load_path
 from bench.measure.quality.committed import COMMITTED, unseen
 from bench.models.checkpoints.adapter import describe_adapter
 from bench.models.checkpoints.formats import describe, located
@@ -252,7 +252,7 @@ class Registry:
             ConfigError: fewer than 2 training images.
             DataError: the images cannot be read.
         """
-        if self.dataset == "digits" and flags:
+        if self.dataset in EMBEDDED_DATASETS and flags:
             given = ", ".join(f"--{name.replace('_', '-')}" for name in flags)
             raise ConfigError(f"the embedded digits are 8x8 as they are; leave out {given}")
         entry = self.datasets.get(self.dataset, {})

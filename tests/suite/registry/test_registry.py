@@ -215,7 +215,7 @@ def test_a_file_that_describes_itself_is_not_described_again(tmp_path, key):
 def test_an_embedded_dataset_is_not_replaced(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text('[datasets.digits]\npath = "x.npz"\n')
-    with pytest.raises(ConfigError, match="name of the embedded dataset"):
+    with pytest.raises(ConfigError, match="name of an embedded dataset"):
         load_registry((path,), "digits")
 
 
