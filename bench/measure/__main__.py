@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--features", choices=[name for name in EXTRACTORS if name != "none"],
-        help="extractor of the features (default: that of digits or cifar10, else inception)",
+        help="extractor of the features (default: that of digits, cifar10 or cifar10-16, else inception)",
     )  # fmt: skip
     parser.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a call (default %(default)s)")

@@ -1,8 +1,8 @@
 """Feature extractors, from uint8 images to pooled and spatial features, each registered with torch-fidelity.
 
-``digits`` and ``cifar10`` are the embedded classifiers; ``inception`` is torch-fidelity's Inception with the
-guided-diffusion evaluator's spatial layer beside it, ``clean-fid`` the same network behind clean-fid's resizing. Only
-the published Inception weights make a distance a FID.
+``digits``, ``cifar10`` and ``cifar10-16`` are the embedded classifiers; ``inception`` is torch-fidelity's Inception
+with the guided-diffusion evaluator's spatial layer beside it, ``clean-fid`` the same network behind clean-fid's
+resizing. Only the published Inception weights make a distance a FID.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bench.runtime.errors import FeatureError
 
 Rows = NDArray[np.float32]
 INCEPTION_EXTRACTORS = ("inception", "clean-fid")
-EXTRACTORS = ("digits", "cifar10", *INCEPTION_EXTRACTORS, "none")
+EXTRACTORS = ("digits", "cifar10", "cifar10-16", *INCEPTION_EXTRACTORS, "none")
 
 
 class ClassifierFeatures(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity is not annotated
@@ -86,8 +86,15 @@ class CifarFeatures(ClassifierFeatures):
     dataset, pooled = "cifar10", "128"
 
 
+class SmallCifarFeatures(ClassifierFeatures):
+    """Layers ``128`` (pooled) and ``spatial`` (8x8x7) of 16x16 images."""
+
+    dataset, pooled = "cifar10-16", "128"
+
+
 register_feature_extractor("exposure-bias-digits", DigitsFeatures)
 register_feature_extractor("exposure-bias-cifar10", CifarFeatures)
+register_feature_extractor("exposure-bias-cifar10-16", SmallCifarFeatures)
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,7 @@ def open_extractor(
 _EMBEDDED: Mapping[str, tuple[type[ClassifierFeatures], tuple[int, int], tuple[int, int]]] = {
     "digits": (DigitsFeatures, (64, 4 * 4 * 7), (8, 8)),
     "cifar10": (CifarFeatures, (128, 8 * 8 * 7), (32, 32)),
+    "cifar10-16": (SmallCifarFeatures, (128, 8 * 8 * 7), (16, 16)),
 }
 
 
@@ -197,7 +205,9 @@ def _open_embedded(name: str, device: torch.device | str) -> Extractor:
     kind, widths, size = _EMBEDDED[name]
     network = kind(name, [kind.pooled, "spatial"]).to(device)
     digest = sha256(CLASSIFIERS[name].weights)
-    return Extractor(name, network, _metric_names("", f"_{name}"), digest, widths, size, network.logits)
+    return Extractor(
+        name, network, _metric_names("", f"_{name.replace('-', '_')}"), digest, widths, size, network.logits
+    )
 
 
 def _open_inception(name: str, given: Path | None, device: torch.device | str) -> Extractor:

@@ -27,7 +27,7 @@ from bench.measure.quality.statistics_files import read_statistics, statistics_a
 from bench.runtime.errors import FeatureError, OneLineParser, UserError
 
 _FOLDER = Path(__file__).parents[1] / "weights"
-COMMITTED = ("cifar10",)  # names of datasets and of their features
+COMMITTED = ("cifar10", "cifar10-16")  # names of datasets and of their features
 _WHOLE = 768  # values of an image whose whole covariance is held
 _PIXEL_ROWS = 2048  # images in float64 at a time
 _MOMENTS = ("mean", "variance", "spectrum", "haar")

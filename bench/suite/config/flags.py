@@ -46,7 +46,10 @@ def _add_grid(grid: argparse._ArgumentGroup) -> None:
         help=f"{known}, or one of the config file's (default %(default)s)",
     )
     grid.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="where datasets lie, the config file's too; cifar10 goes without"
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where datasets lie, the config file's too; cifar10 and cifar10-16 go without",
     )
     grid.add_argument("--resize", type=int, metavar="N", help="resize the dataset's images to N pixels a side")
     grid.add_argument(
@@ -113,8 +116,8 @@ def _add_measuring(measuring: argparse._ArgumentGroup) -> None:
     )
     measuring.add_argument(
         "--features",
-        help="digits, cifar10, inception, clean-fid or none (default: the dataset's own for digits, and for cifar10"
-        " without --data-dir, else inception)",
+        help="digits, cifar10, cifar10-16, inception, clean-fid or none (default: the dataset's own for digits and"
+        " cifar10-16, and for cifar10 without --data-dir, else inception)",
     )
     measuring.add_argument(
         "--reference",

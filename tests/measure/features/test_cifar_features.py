@@ -4,16 +4,23 @@ import torch
 import torch_fidelity
 from PIL import Image
 
+from analysis.records.load import frechet_name
 from bench.data import Dataset, stratified_split
 from bench.measure.features.classifier import CLASSIFIERS, accuracy, load_classifier, main, train_classifier
 from bench.measure.features.extractors import open_extractor
 from bench.measure.quality.scores import inception_score
+from bench.runtime.errors import FeatureError
 
 CIFAR = CLASSIFIERS["cifar10"]
 
 
-def images(count, seed=0):
-    return torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+SIZES = {"cifar10": 32, "cifar10-16": 16}
+both = pytest.mark.parametrize("name", SIZES)
+
+
+def images(count, seed=0, size=32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +31,18 @@ def colours():
     return Dataset("colours", pixels, labels, stratified_split(labels, every=6))
 
 
-def test_the_embedded_weights_are_small():
-    assert CIFAR.weights.stat().st_size <= 1_300_000
-    network = load_classifier("cifar10")
+@both
+def test_the_embedded_weights_are_small(name):
+    assert CLASSIFIERS[name].weights.stat().st_size <= 1_000_000
+    network = load_classifier(name)
     assert 300_000 < sum(p.numel() for p in network.parameters()) < 600_000
 
 
-def test_layers():
-    extractor, pictures = open_extractor("cifar10"), images(5)
+@both
+def test_layers(name):
+    extractor, pictures = open_extractor(name), images(5, size=SIZES[name])
     pooled, spatial = extractor.extract(pictures)
-    network = load_classifier("cifar10")
+    network = load_classifier(name)
     early = network.early(network.to_input(pictures))[:, :7]
     assert pooled.shape == (5, 128)
     assert spatial.shape == (5, 8 * 8 * 7)
@@ -44,14 +53,30 @@ def test_layers():
     torch.testing.assert_close(extractor.logits(torch.from_numpy(pooled)), network(pictures), rtol=1e-4, atol=1e-4)
 
 
-def test_it_serves_torch_fidelity():
-    extractor = torch_fidelity.utils.create_feature_extractor("exposure-bias-cifar10", ["128", "spatial"], cuda=False)
-    found = extractor(images(3))
+@both
+def test_it_serves_torch_fidelity(name):
+    extractor = torch_fidelity.utils.create_feature_extractor(f"exposure-bias-{name}", ["128", "spatial"], cuda=False)
+    found = extractor(images(3, size=SIZES[name]))
     assert [layer.shape for layer in found] == [(3, 128), (3, 448)]
 
 
-def test_grey_images_are_three_equal_channels():
-    extractor, grey = open_extractor("cifar10"), images(4)[:, :1]
+@both
+def test_scores_are_called_after_the_features(name):
+    extractor, suffix = open_extractor(name), name.replace("-", "_")
+    assert extractor.metrics["frechet"] == f"fd_{suffix}"
+    assert extractor.metrics["precision"] == f"precision_{suffix}"
+    assert frechet_name(extractor.metrics.values()) == f"fd_{suffix}"
+
+
+@pytest.mark.parametrize(("name", "size"), [("cifar10", 16), ("cifar10-16", 32)])
+def test_images_of_another_size_are_refused(name, size):
+    with pytest.raises(FeatureError, match=f"--features {name} reads"):
+        open_extractor(name).extract(images(2, size=size))
+
+
+@both
+def test_grey_images_are_three_equal_channels(name):
+    extractor, grey = open_extractor(name), images(4, size=SIZES[name])[:, :1]
     for one, other in zip(extractor.extract(grey), extractor.extract(grey.expand(-1, 3, -1, -1)), strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -77,10 +77,30 @@ def test_a_dataset_without_its_images(data, kept):
     assert without.committed.heldout == 10
 
 
-def test_what_ships_is_cifar10_re_encoded():
-    kept, extractor = unseen("cifar10").committed, open_extractor("cifar10")
-    assert COMMITTED == ("cifar10",)
-    assert (kept.name, kept.pixels.n, kept.heldout) == ("cifar10-jpeg", 50_000, 10_000)
+def test_the_covariance_of_small_images_is_kept(tmp_path, monkeypatch):
+    """Rounded to float32: a relative error of 2^-24 an entry."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 3, 16, 16), dtype=np.uint8)
+    small = Dataset("small", torch.from_numpy(pixels), torch.zeros(60, dtype=torch.int64), torch.arange(60) >= 50)
+    monkeypatch.setattr(committed, "_FOLDER", tmp_path)
+    committed._committed.cache_clear()
+    write_committed(small, open_extractor("cifar10-16"), tmp_path / "cifar10-16-statistics.npz")
+    law = unseen("cifar10-16").committed.gaussian
+    committed._committed.cache_clear()
+    expected = np.linalg.eigvalsh(np.cov(pixels[:50].reshape(50, -1) / 127.5 - 1, rowvar=False))
+    np.testing.assert_allclose(np.sort(law.values), expected, atol=1e-5)  # entries of order 1, 768 x 6e-8 off together
+
+
+def test_the_covariance_that_ships_has_the_trace_of_the_variances():
+    kept = unseen("cifar10-16").committed
+    assert len(kept.gaussian.values) == 768
+    assert kept.gaussian.values.min() > 0
+    assert kept.gaussian.values.sum() == pytest.approx(kept.pixels.variance.sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_what_ships_is_cifar10_re_encoded(name):
+    kept, extractor = unseen(name).committed, open_extractor(name)
+    assert (kept.name, kept.pixels.n, kept.heldout) == (f"{name}-jpeg", 50_000, 10_000)
     found = committed_statistics(extractor, kept.content, 50_000)
     assert (found.n, found.pooled.shape, found.extractor) == (50_000, (10_000, 128), extractor.key)
     # The mean of CIFAR-10's pixels is known, .4914 .4822 .4465 of [0, 1]; JPEG moves it by less than a grey level.

@@ -1,5 +1,6 @@
 """A run's images and reference from the command line: resizing, published statistics, known names."""
 
+import argparse
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from bench.data import load
 from bench.measure.features.extractors import open_extractor
 from bench.measure.quality.statistics import summarise
 from bench.measure.quality.statistics_files import write_statistics
+from bench.suite.config.request import _default_features
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +160,34 @@ def test_the_tables_name_the_reference(command, tmp_path, tiny_weights, statisti
     assert main([*map(str, args), "--reference", str(statistics), "--out", str(out)]) == 0
     table = pd.read_csv(out / "tables" / "metrics.csv")
     assert "half" in table[table["metric"] == "fd_digits"]["reference"].item()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "data_dir", "features"),
+    [
+        ("digits", None, "digits"),
+        ("digits-affine", None, "digits"),
+        ("cifar10", None, "cifar10"),
+        ("cifar10", "data", "inception"),
+        ("cifar10-16", None, "cifar10-16"),
+        ("cifar10-16", "data", "cifar10-16"),
+        ("lsun-tower64", "data", "inception"),
+        ("mine", None, "inception"),
+    ],
+)
+def test_images_of_8_and_16_pixels_have_features_of_their_own(dataset, data_dir, features):
+    args = argparse.Namespace(dataset=dataset, data_dir=data_dir, reference=None)
+    assert _default_features(args, {"mine"}) == features
+    assert _default_features(args, {dataset}) == "inception"
+
+
+def test_cifar10_at_16_pixels_runs_without_its_images(command, save_tiny, tmp_path):
+    network, out = save_tiny(name="colour", image_size=16, in_channels=3, out_channels=6), tmp_path / "out"
+    grid = ("--models", f"tiny={network}", "--dataset", "cifar10-16", "--steps", "2", "--samples", "130", "--quiet")
+    outcome = command(*grid, "--out", out)
+    assert outcome.code == 0, outcome.err
+    (path,) = out.glob("cells/*/metrics.json")
+    scores = {score["metric"]: score for score in json.loads(path.read_text())["scores"]}
+    assert all(scores[name]["value"] is not None for name in ("fd_cifar10_16", "kid_cifar10_16", "fd_cifar10_16_exact"))
+    assert scores["fd_cifar10_16"]["reference"] == "cifar10-16-jpeg-train (50000)"
+    assert scores["nn_ratio"]["reason"] == "the training images are not at hand"
