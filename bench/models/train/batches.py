@@ -1,4 +1,4 @@
-"""What a training sees at each iteration: which images, in which order, and at which learning rate."""
+"""What a training sees at each iteration: which images, in which order, at which indices and learning rate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor
 
 from bench.diffusion.noise import Purpose, uniform_words
 from bench.models.train.recipes import Recipe
+
+_HISTORY = 10  # losses remembered of each index
+_UNIFORM = 0.001  # share of draws from all indices alike
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,70 @@ class Batches:
             words = uniform_words(self.seed, members, Purpose.TRAIN_ORDER, epoch, 1)
             self._epoch, self._order = epoch, words[:, 0, 0].argsort(stable=True)
         return int(self._order[position])
+
+
+class LossSecondMoment:
+    """Draws index t in proportion to the root of the mean square of its last ten losses, and weighs its loss to match.
+
+    Nichol & Dhariwal 2021, section 3.3; ``LossSecondMomentResampler`` of guided-diffusion.
+
+    Until every index has ten losses all are equally likely. The expectation of the weighted loss is the mean over
+    indices, whatever the history.
+
+    Attributes:
+        losses: float32 [T, 10], each row the losses of an index in the order they came, oldest first once it is full.
+        counts: int64 [T], how many of them there are.
+    """
+
+    def __init__(self, T: int, device: torch.device | str = "cpu") -> None:
+        self.losses = torch.zeros(T, _HISTORY, device=device)
+        self.counts = torch.zeros(T, dtype=torch.int64, device=device)
+
+    def probabilities(self) -> Tensor:
+        """Return the probability of each index, float64 [T] on the host."""
+        T = len(self.counts)
+        if bool((self.counts < _HISTORY).any()):
+            return torch.full((T,), 1 / T, dtype=torch.float64)
+        size = self.losses.double().square().mean(1).sqrt().cpu()
+        return (1 - _UNIFORM) * size / size.sum() + _UNIFORM / T
+
+    def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Return indices int64 [B] and the weights of their losses, float32 [B].
+
+        Args:
+            uniform: float64 [B] in [0, 1); the index is the quantile there, so that equal probabilities give the index
+                ``floor(T u)``.
+        """
+        p = self.probabilities()
+        t = torch.searchsorted(p.cumsum(0), uniform.cpu(), right=True).clamp(max=len(p) - 1)
+        return t.to(uniform.device), (1 / (len(p) * p[t])).float().to(uniform.device)
+
+    def add(self, t: Tensor, losses: Tensor) -> None:
+        """Remember the unweighted losses [B] of indices t [B], one after another."""
+        for index, loss in zip(t.tolist(), losses.tolist(), strict=True):
+            count = int(self.counts[index])
+            if count < _HISTORY:
+                self.losses[index, count] = loss
+                self.counts[index] += 1
+            else:
+                self.losses[index] = torch.cat([self.losses[index, 1:], self.losses.new_tensor([loss])])
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a resumed training needs."""
+        return {"losses": self.losses, "counts": self.counts}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state.
+
+        Raises:
+            ValueError: it is none.
+        """
+        losses, counts = state["losses"], state["counts"]
+        fits = losses.shape == self.losses.shape and counts.shape == self.counts.shape and counts.dtype == torch.int64
+        if not (fits and bool(losses.isfinite().all()) and bool(((counts >= 0) & (counts <= _HISTORY)).all())):
+            raise ValueError("no history of losses")
+        self.losses.copy_(losses)
+        self.counts.copy_(counts)
 
 
 def learning_rate(recipe: Recipe, iteration: int) -> float:

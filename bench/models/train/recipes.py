@@ -38,6 +38,8 @@ _CIFAR10_NETWORK: Mapping[str, Any] = {
 _CIFAR10_16_NETWORK: Mapping[str, Any] = {**_CIFAR10_NETWORK, "image_size": 16, "channel_mult": (1, 2, 2)}
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "digits": DIGITS_NETWORK,
+    "digits-affine": DIGITS_NETWORK,
+    "digits-affine-small": {**DIGITS_NETWORK, "channel_mult": (1,), "attention_resolutions": ()},
     "cifar10": _CIFAR10_NETWORK,
     "cifar10-wide": {**_CIFAR10_NETWORK, "model_channels": 64},
     "cifar10-16": _CIFAR10_16_NETWORK,
@@ -71,6 +73,7 @@ class Recipe:
     precision: str = "fp32"  # of the network's calls: fp32, or bf16 by autocast
     decay: str = "linear"  # of the rate after the warm-up: to a hundredth, or constant, so that a training can go on
     dropout: float = 0.0  # in the residual blocks
+    index_sampling: str = "uniform"  # how training indices are drawn, or loss-second-moment
 
     @property
     def open_ended(self) -> bool:
@@ -91,7 +94,10 @@ _ALL = (
     replace(_ADM, name="adm-dream", dream_power=1.0),
     replace(_ADM, name="edm", objective="edm", schedule="edm"),
 )
-_ADM_DROPOUT = replace(_ADM, name="adm-dropout", dropout=0.1)  # is input perturbation more than a regulariser?
+_CONTROLS = (
+    replace(_ADM, name="adm-dropout", dropout=0.1),  # is input perturbation more than a regulariser?
+    replace(_ADM, name="adm-lsm", index_sampling="loss-second-moment"),  # as the papers trained
+)
 # One length for two CPU cores, and one for an accelerator (docs/training.md); bf16 in both.
 _CIFAR10 = replace(
     _ADM, dataset="cifar10", network="cifar10", precision="bf16", batch=32, iterations=3200, learning_rate=1e-3
@@ -101,18 +107,22 @@ _WIDE = replace(_CIFAR10, network="cifar10-wide", batch=128, iterations=40_000, 
 _CIFAR10_16 = replace(
     _CIFAR10, dataset="cifar10-16", network="cifar10-16", batch=64, iterations=8000, ema=0.9995, decay="constant"
 )
+# 384,000 images, each seen three times or so.
+_AFFINE = replace(_ADM, dataset="digits-affine", network="digits-affine", iterations=3000)
+_AFFINE_SMALL = replace(_AFFINE, network="digits-affine-small")
 _STUDIED_ON_CIFAR10 = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm")
 
 
 def _on(base: Recipe, name: str) -> Recipe:
     """Return the recipe of the digits that is called ``name``, with what ``base`` has beside the thing studied."""
     shared = ("dataset", "network", "precision", "batch", "iterations", "learning_rate", "ema", "decay")
-    studied = next(recipe for recipe in (*_ALL, _ADM_DROPOUT) if recipe.name == name)
+    studied = next(recipe for recipe in (*_ALL, *_CONTROLS) if recipe.name == name)
     return replace(studied, **{field: getattr(base, field) for field in shared})
 
 
 RECIPES: Mapping[str, Recipe] = {
     **{recipe.name: recipe for recipe in _ALL},
     **{f"{base.network}/{name}": _on(base, name) for base in (_CIFAR10, _WIDE) for name in _STUDIED_ON_CIFAR10},
-    **{f"cifar10-16/{name}": _on(_CIFAR10_16, name) for name in (*_STUDIED_ON_CIFAR10, "adm-dropout")},
+    **{f"{base.network}/{name}": _on(base, name) for base in (_AFFINE, _AFFINE_SMALL) for name in ("adm", "adm-ip")},
+    **{f"cifar10-16/{name}": _on(_CIFAR10_16, name) for name in (*_STUDIED_ON_CIFAR10, "adm-dropout", "adm-lsm")},
 }

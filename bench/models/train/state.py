@@ -16,7 +16,7 @@ from bench.models.checkpoints.native import save_network
 from bench.models.checkpoints.state_dicts import all_finite
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
-from bench.models.train.batches import learning_rate
+from bench.models.train.batches import LossSecondMoment, learning_rate
 from bench.models.train.log import LOSSES
 from bench.models.train.recipes import Recipe
 from bench.models.train.replicas import ALONE, Replicas
@@ -30,6 +30,7 @@ class TrainingState:
         data: hash of the images it is trained on, empty if unknown.
         window: the losses of the iterations since the last row of the log, float32 [3] each, by :data:`LOSSES`; those
             of all replicas add up to the losses of the batches.
+        index_sampler: what draws the training indices, None where they are uniform.
     """
 
     def __init__(
@@ -45,6 +46,9 @@ class TrainingState:
             self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         self.window: list[Tensor] = []
+        self.index_sampler: LossSecondMoment | None = None
+        if recipe.index_sampling == "loss-second-moment":
+            self.index_sampler = LossSecondMoment(recipe.T, device)
 
     def _descend(self, loss: Tensor) -> None:
         """Take one optimiser step; the replicas' losses add up to the one that is minimised."""
@@ -86,6 +90,8 @@ class TrainingState:
                     "optimizer": self.optimizer.state_dict(),
                     "window": window,
                 }
+                if self.index_sampler is not None:
+                    state["index_sampler"] = self.index_sampler.state()
                 _write(path, state)
 
     def write(self, path: Path, description: Description) -> None:
@@ -116,6 +122,8 @@ class TrainingState:
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self._load_optimizer(state["optimizer"])
+            if self.index_sampler is not None:
+                self.index_sampler.restore(state["index_sampler"])
         except Exception:  # torch names every key over many lines, and on damaged states raises almost any kind
             raise CheckpointError(
                 f"{path} belongs to another network (are the images' channels the same?); "

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from bench.data import load, to_unit
-from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.noise import Noise, Purpose, uniform_words
 from bench.diffusion.samplers import Draws
 from bench.models.acceleration import CompileError, compiler_errors
 from bench.models.interface import Description
-from bench.models.train.batches import Batches, Part, learning_rate
+from bench.models.train.batches import Batches, LossSecondMoment, Part, learning_rate
 from bench.models.train.log import LOG_EVERY, TrainingLog, Window
 from bench.models.train.objectives import (
     Process,
@@ -124,13 +124,16 @@ class Trainer(TrainingState):
 
     def _ddpm(self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part) -> Losses:
         recipe, shape = self.recipe, x0.shape[1:]
-        t = self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, recipe.T)  # [B], from 0
+        t, weights = self._indices(numbers)  # [B], from 0
         # Of the whole batch, and of this part, how many inputs scheduled sampling replaces.
         share = replaced_share(recipe.scheduled_sampling, self.iteration, recipe.iterations)
         replaced = round(part.total * share)
         first = part.of_first(replaced)
         y, target = self._pair(process, x0, t, numbers, noise, first)
         mse, bound = hybrid_loss(process, self.learn(y, t), y, target, x0, t)  # [B] each
+        if self.index_sampler is not None:
+            self._remember(self.index_sampler, t, (mse + bound).detach(), part)
+            mse, bound = weights * mse, weights * bound
         bound_loss = penalty = torch.zeros((), device=self.device)
         if recipe.gradient_penalty:
             penalised = max(1, part.total // 8)  # an unbiased estimate at a fraction of the cost
@@ -142,6 +145,20 @@ class Trainer(TrainingState):
         if part.total > replaced:
             bound_loss = bound[first:].sum() / (part.total - replaced)
         return Losses(mse.sum() / part.total, bound_loss, penalty)
+
+    def _indices(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the training indices of images by their running numbers, int64 [B], and their losses' weights [B]."""
+        if self.index_sampler is None:
+            return self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, self.recipe.T), torch.ones(())
+        words = uniform_words(self.recipe.seed, numbers, Purpose.TRAIN_INDEX, 0, 1)[:, 0, 0]  # of the same draws
+        return self.index_sampler.draw(words.double() * 2.0**-32)
+
+    def _remember(self, sampler: LossSecondMoment, t: Tensor, losses: Tensor, part: Part) -> None:
+        """Add the losses of the whole batch, so that all replicas have one history."""
+        both = torch.zeros(2, part.total, device=self.device, dtype=torch.float64)
+        both[:, part.start : part.stop] = torch.stack([t.double(), losses.double()])
+        self.replicas.sum(both)
+        sampler.add(both[0].long(), both[1])
 
     def _pair(
         self, process: Process, x0: Tensor, t: Tensor, numbers: Tensor, noise: Tensor, replaced: int

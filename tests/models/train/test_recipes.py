@@ -22,10 +22,19 @@ STUDIED = {
     "adm-dream": {"dream_power"},
     "edm": {"objective", "schedule"},
     "adm-dropout": {"dropout"},
+    "adm-lsm": {"index_sampling"},
 }
 ON_CIFAR10 = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm")
-ON_DIGITS = [name for name in STUDIED if name != "adm-dropout"]
-FAMILIES = {"cifar10": ON_CIFAR10, "cifar10-wide": ON_CIFAR10, "cifar10-16": (*ON_CIFAR10, "adm-dropout")}
+CONTROLS = ("adm-dropout", "adm-lsm")
+ON_DIGITS = [name for name in STUDIED if name not in CONTROLS]
+ON_AFFINE = ("adm", "adm-ip")
+FAMILIES = {
+    "digits-affine": ON_AFFINE,
+    "digits-affine-small": ON_AFFINE,
+    "cifar10": ON_CIFAR10,
+    "cifar10-wide": ON_CIFAR10,
+    "cifar10-16": (*ON_CIFAR10, *CONTROLS),
+}
 INDEXED = [name for name in ON_DIGITS if name != "edm"]  # trained on indices of a schedule
 
 

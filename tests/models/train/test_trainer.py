@@ -108,6 +108,35 @@ def test_a_training_whose_steps_depend_on_its_length_does_not_go_on(tmp_path, im
         train(short("adm", 4, **changes), tmp_path, CPU, True, images)
 
 
+def test_a_history_of_losses_is_resumed_bit_for_bit(tmp_path, images, interrupted, monkeypatch):
+    monkeypatch.setattr("bench.models.train.batches._HISTORY", 1)
+    recipe, torn, whole = short("adm", T=4, index_sampling="loss-second-moment"), tmp_path / "torn", tmp_path / "whole"
+    interrupted(recipe, torn, CPU, True, images)
+    resumed, undisturbed = (train(recipe, folder, CPU, True, images) for folder in (torn, whole))
+    assert resumed.read_bytes() == undisturbed.read_bytes()
+    states = [torch.load(folder / "resume.pt")["index_sampler"] for folder in (torn, whole)]
+    assert same(*states)
+    assert states[0]["counts"].sum() > 0
+    damaged = torch.load(torn / "resume.pt")
+    damaged["index_sampler"]["losses"][0] = float("nan")
+    torch.save(damaged, torn / "resume.pt")
+    with pytest.raises(CheckpointError):
+        train(recipe, torn, CPU, True, images)
+
+
+def test_until_its_history_is_full_indices_are_the_uniform_ones(images):
+    plain, weighted = (
+        Trainer(short("adm", **more), NETWORK, CPU) for more in ({}, {"index_sampling": "loss-second-moment"})
+    )
+    numbers = torch.arange(200)
+    t, weights = weighted._indices(numbers)
+    assert torch.equal(t, plain._indices(numbers)[0])
+    assert (weights == 1).all()
+    losses = [trainer.step(images[:4], torch.arange(4)) for trainer in (plain, weighted)]
+    assert losses[0].mse.item() == losses[1].mse.item()
+    assert weighted.index_sampler.counts.sum() == 4
+
+
 def test_dropout_reaches_the_network_and_repeats(tmp_path, images, interrupted):
     recipe, torn, whole = short("adm", dropout=0.5), tmp_path / "torn", tmp_path / "whole"
     interrupted(recipe, torn, CPU, True, images)
