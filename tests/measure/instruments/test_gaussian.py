@@ -173,32 +173,6 @@ def test_heun_ends_near_the_data_and_nearer_with_more_steps(gaussian):
     assert gaps[2] < gaps[1] / 3
 
 
-def hand_ancestral(level, following, variance, mean, m, s2, lam):
-    """One DDPM step of a scalar Gaussian state N(m, s2), written out in alpha_bar."""
-    bar, bar_next = level.alpha**2, following.alpha**2
-    beta = 1 - bar / bar_next
-    c1, c2 = math.sqrt(bar_next) * beta / (1 - bar), math.sqrt(1 - beta) * (1 - bar_next) / (1 - bar)
-    small = beta * (1 - bar_next) / (1 - bar)
-    total = bar * lam + 1 - bar
-    gain, post = level.alpha * lam / total, lam * (1 - bar) / total
-    noise = {"fixed-small": small, "fixed-large": beta if bar_next < 1 else 0, "exact": small + c1**2 * post}[variance]
-    slope = c1 * gain + c2
-    return slope * m + c1 * (mean - gain * level.alpha * mean), slope**2 * s2 + noise
-
-
-@pytest.mark.parametrize("variance", ["fixed-small", "fixed-large", "exact"])
-def test_equals_a_scalar_hand_recursion(variance):
-    mean, lam, path = 0.3, 0.25, levels("linear", 1000, 7)
-    linear = LinearGaussian(np.array([mean]), np.array([[lam]]))
-    m, s2 = 0.0, path[0].sigma ** 2
-    states = linear.walk(linear.prior(path[0]), path, Ancestral(variance))
-    for state, level, following in zip(states, path, path[1:], strict=False):
-        m, s2 = hand_ancestral(level, following, variance, mean, m, s2, lam)
-        # 1 - bar cancels near the clean end: 1e-16 / 1e-4. An eigenvector of one number may be -1.
-        assert state.mean[0] * linear.vectors[0, 0] == pytest.approx(m, rel=1e-9)
-        assert state.variance[0] == pytest.approx(s2, rel=1e-9)
-
-
 def test_ddim_map_reproduces_the_update():
     level, following, noise = Level(5, 0.6, 0.8), Level(2, 0.8, 0.6), 0.1
     x0_weight, x_weight = ddim_map(level, following, noise)
