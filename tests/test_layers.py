@@ -13,7 +13,7 @@ BENCH = ("runtime", "files", "data", "diffusion", {"models", "measure"}, "latent
 ROWS = {
     "bench": BENCH,
     "bench.diffusion": ({"types", "noise"}, {"posterior", "schedules"}, {"solvers", "corrections"}, "samplers"),
-    "bench.models": ("interface", {"networks", "denoisers"}, "checkpoints", "acceleration", "train"),
+    "bench.models": ("interface", {"networks", "denoisers"}, "checkpoints", "acceleration", "train", "inspect"),
     "bench.measure": ({"instruments", "features"}, "quality", "__main__"),
     "bench.suite": (
         "settings", {"registry", "processes"}, "config", "plan", "store", "cells", "experiments", "run", "account",

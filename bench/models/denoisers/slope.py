@@ -11,15 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bench.diffusion.schedules import alpha_bars, edm_levels
+from bench.diffusion.schedules import alpha_bars, edm_position
 from bench.diffusion.types import Denoiser, Level
+from bench.models.denoisers.preconditioning import Preconditioning
 
 LEVELS = 8  # that are tried
 TOLERANCE = 0.2  # of a slope about 1; right descriptions stay within .06
 _LEAST_SIGMA = 0.1  # below it eps_hat is small, and its errors decide
+_LEAST_ALPHA = 0.05  # below it every network sees noise alone
 _LEAST_IMAGES, _MOST_IMAGES = 16, 128  # a level
 _ERRORS = 4  # standard errors that a slope must be off by
 
@@ -54,21 +57,27 @@ class Slope:
         return abs(self.value - 1) > TOLERANCE and not self.is_off
 
 
-def slope_levels(schedule: str, T: int, sigma_max: float = math.inf) -> tuple[Level, ...]:
-    """Return the levels to try: evenly spread training indices with sigma above .1, or EDM's levels above it.
+def slope_levels(schedule: str, T: int, preconditioning: Preconditioning | None = None) -> tuple[Level, ...]:
+    """Return the levels to try, least noisy first: sigma / alpha = tan(angle) at evenly spread angles.
+
+    Of two schedules the levels are the same up to the distance of training indices, so that losses can be compared.
 
     Args:
         schedule: of the description.
         T: training length.
-        sigma_max: the largest level that an EDM network was trained on.
+        preconditioning: of an EDM network, whose range of levels is kept to.
     """
+    angles = np.linspace(math.asin(_LEAST_SIGMA), math.pi / 2 - _LEAST_ALPHA, LEVELS)
     if schedule == "edm":
-        path = [level for level in edm_levels(4 * LEVELS) if _LEAST_SIGMA <= level.sigma <= sigma_max]
-    else:
-        bars = alpha_bars(schedule, T)
-        path = [Level(t, math.sqrt(bar), math.sqrt(1 - bar)) for t, bar in enumerate(bars) if 1 - bar > _LEAST_SIGMA**2]
-    chosen = torch.linspace(0, len(path) - 1, LEVELS).round().int().unique().tolist()
-    return tuple(path[k] for k in chosen)
+        sigmas = np.tan(angles)
+        if preconditioning is not None:
+            sigmas = sigmas.clip(preconditioning.sigma_min, preconditioning.sigma_max)
+            sigmas = np.array([preconditioning.rounded(sigma) for sigma in sigmas])
+        return tuple(Level(edm_position(sigma), 1.0, float(sigma)) for sigma in np.unique(sigmas) if sigma > 0)
+    bars = alpha_bars(schedule, T)
+    trained = np.arccos(np.sqrt(bars))  # the angle of each index
+    indices = {int(np.abs(trained - angle).argmin()) for angle in angles}
+    return tuple(Level(t, math.sqrt(bars[t]), math.sqrt(1 - bars[t])) for t in sorted(indices))
 
 
 def slope_at(denoiser: Denoiser, images: Tensor, level: Level, cond: Tensor | None = None) -> Slope:

@@ -1,0 +1,270 @@
+"""What a checkpoint is taken for, and whether it behaves so: ``python -m bench.models.inspect FILE``.
+
+Real images with noise are shown to the network under its description and under others that it could have; the slopes
+of :mod:`bench.models.denoisers.slope` say which of them fit, the denoising error which of these fits best.
+"""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.data import load, to_unit
+from bench.models.checkpoints.adapter import adapter_file, describe_adapter
+from bench.models.checkpoints.formats import denoiser_of, describe, located, open_network
+from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry, presets_that_fit
+from bench.models.checkpoints.state_dicts import read_state
+from bench.models.denoisers.parameterization import CONVERSIONS
+from bench.models.denoisers.preconditioning import PRECONDITIONINGS, make_preconditioning
+from bench.models.denoisers.slope import Slope, slope_levels, slopes, worst
+from bench.models.interface import Description
+from bench.models.networks.arguments import complete
+from bench.models.networks.shapes import shapes_of
+from bench.runtime.errors import CheckpointError, OneLineParser, UserError, quoted, reason
+
+_BETTER = 0.9  # of the error: what another description must reach to be recommended over one that fits
+_ROUNDS = 3  # of changes on top of each other
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A description that a network could have.
+
+    Attributes:
+        name: what differs from the file's or entry's description.
+        description: of the network.
+        in_unit: whether its images are in [0, 1] rather than [-1, 1].
+    """
+
+    name: str
+    description: Description
+    in_unit: bool = False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The slopes of a network under a candidate description."""
+
+    candidate: Candidate
+    slopes: Sequence[Slope] = field(repr=False)
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether no slope is off."""
+        return worst(self.slopes) is None
+
+    @property
+    def loss(self) -> float:
+        """Return the mean squared error of eps_hat over the levels."""
+        return sum(slope.loss for slope in self.slopes) / len(self.slopes)
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Return what orders trials, the best first."""
+        return not self.fits, self.loss if self.loss == self.loss else float("inf")
+
+
+def candidates(description: Description) -> Iterator[Candidate]:
+    """Yield the descriptions that differ from one in a single thing that a file does not tell."""
+    yield Candidate("images in [0, 1]", description, in_unit=True)
+    if description.is_edm:
+        return
+    network = dict(description.network)
+    for prediction in CONVERSIONS:
+        if prediction != description.prediction:
+            yield Candidate(f"prediction {prediction}", replace(description, prediction=prediction))
+    for schedule in ("cosine", "linear", "scaled_linear(0.00085,0.012)"):
+        if schedule != description.schedule:
+            yield Candidate(f"schedule {schedule}", replace(description, schedule=schedule))
+    for T in (500, 1000, 2000, 4000):
+        plain = {name: value for name, value in network.items() if name != "rescale_timesteps"}
+        if T != description.T or description.time_factor != 1:
+            yield Candidate(f"T = {T}", replace(description, T=T, network=plain))
+        if T != 1000 and (T != description.T or description.time_factor == 1):
+            rescaled = {**plain, "rescale_timesteps": True}
+            yield Candidate(f"T = {T}, rescale_timesteps", replace(description, T=T, network=rescaled))
+    if description.format == "guided":
+        yield from _attention(description)
+
+
+def _attention(description: Description) -> Iterator[Candidate]:
+    """Yield other orders and counts of attention heads, which shapes do not show."""
+    network = dict(description.network)
+    new = not network.get("use_new_attention_order", False)
+    words = "new" if new else "legacy"
+    yield Candidate(
+        f"{words} attention order", replace(description, network={**network, "use_new_attention_order": new})
+    )
+    counts = [{"num_head_channels": width} for width in (32, 64)]
+    counts += [{"num_heads": count, "num_head_channels": -1} for count in (1, 2, 4, 8)]
+    current = complete(network)
+    for heads in counts:
+        changed = {**network, **heads}
+        try:
+            same = all(complete(changed)[name] == current[name] for name in ("num_heads", "num_head_channels"))
+        except CheckpointError:  # the width does not divide into so many
+            continue
+        if not same:
+            name, value = next(iter(heads.items()))
+            yield Candidate(f"{name} = {value}", replace(description, network=changed))
+
+
+class Inspector:
+    """A checkpoint, images, and the networks made of the one to be shown the others.
+
+    Args:
+        weights: the file or folder.
+        images: real ones in [-1, 1], float32 [N, C, H, W].
+        labels: their classes, int64 [N].
+    """
+
+    def __init__(self, weights: Path, images: Tensor, labels: Tensor) -> None:
+        self.weights, self.images, self.labels = weights, images, labels
+        self._networks: dict[str, Any] = {}
+
+    def trial(self, candidate: Candidate) -> Trial:
+        """Show the images to the network as a candidate describes it."""
+        about = candidate.description
+        key = str(sorted((k, v) for k, v in about.network.items() if k != "rescale_timesteps"))
+        if key not in self._networks:
+            self._networks[key] = open_network(self.weights, about)
+        denoiser = denoiser_of(self._networks[key], about, self.images.device)
+        preconditioning = None
+        if about.prediction in PRECONDITIONINGS:
+            preconditioning = make_preconditioning(about.prediction, about.network.get("preconditioning"))
+        images = (self.images + 1) / 2 if candidate.in_unit else self.images
+        levels = slope_levels(about.schedule, about.T, preconditioning)
+        return Trial(candidate, slopes(denoiser, images, levels, self.labels if about.classes else None))
+
+    def search(self, description: Description) -> tuple[list[Trial], Trial]:
+        """Return the trials of a description and of those beside it, and the best trial found from there."""
+        given = self.trial(Candidate("as described", description))
+        trials = [given, *map(self.trial, candidates(description))]
+        best = _better(trials)
+        for _ in range(_ROUNDS - 1):  # two things may be wrong at once
+            if best.fits or best.candidate.in_unit:
+                break
+            first = best.candidate
+            more = [replace(c, name=f"{first.name}, {c.name}") for c in candidates(first.description)]
+            best = _better([best, *map(self.trial, more)])
+        return trials, best
+
+
+def _better(trials: Sequence[Trial]) -> Trial:
+    """Return the best trial: the first one where it fits and none is better by a tenth."""
+    first, best = trials[0], min(trials, key=lambda trial: trial.rank)
+    return first if first.fits and best.loss > _BETTER * first.loss else best
+
+
+def describe_file(weights: Path, entry: Mapping[str, Any] | None, folder: Path) -> tuple[Path, Description]:
+    """Return where a checkpoint is and its description: its own, an entry's, or a preset's that its shapes fit.
+
+    Raises:
+        CheckpointError: it cannot be read, or nothing describes it.
+    """
+    if entry is not None and "adapter" in entry:
+        return adapter_file(str(entry["adapter"]), folder), describe_adapter(entry, folder)
+    weights = located(weights)
+    description = describe(weights)
+    if description is not None:
+        return weights, description
+    if entry is not None:
+        return weights, describe_entry(entry)
+    fitting = [name for name in presets_that_fit(shapes_of(read_state(weights))) if name in PRESETS]
+    if not fitting:
+        raise CheckpointError(f"{weights} does not describe itself, and no preset fits it; give its entry by --config")
+    print(f"{weights} fits preset {' or '.join(fitting)}")
+    return weights, PRESETS[fitting[0]].description()
+
+
+def _entry(config: Path, name: str) -> tuple[Path, Mapping[str, Any]]:
+    """Return the weights and the entry of a config file that a name or a path of weights means."""
+    try:
+        models = tomllib.loads(config.read_text())["models"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{config} cannot be read as a config file of models ({reason(error)})") from None
+    for key, entry in models.items():
+        weights = str(entry.get("weights", ""))
+        if name == key or (weights and Path(name).resolve() == Path(weights).resolve()):
+            return Path(weights), entry
+    raise CheckpointError(f"{config} has no model {quoted(name)}, nor one of these weights; known: {', '.join(models)}")
+
+
+def report(trials: Sequence[Trial], best: Trial) -> Iterator[str]:
+    """Yield the lines of a table of trials and the recommendation."""
+    yield f"{'description':40s} {'slopes, little noise to much':>44s}   error"
+    for trial in trials:
+        values = " ".join(f"{slope.value:5.2f}" for slope in trial.slopes)
+        yield f"{trial.candidate.name:40s} {values:>44s}  {trial.loss:6.3f}  {'fits' if trial.fits else 'does not fit'}"
+    name = best.candidate.name
+    if not best.fits:
+        yield f"no description fits; nearest is: {name} (error {best.loss:.3f})"
+    elif best is trials[0]:
+        yield "the description fits"
+    else:
+        yield f"recommended: {name} (error {best.loss:.3f})"
+        yield from _advice(best.candidate)
+
+
+def _advice(candidate: Candidate) -> Iterator[str]:
+    """Yield what to write into the config file."""
+    about = candidate.description
+    if candidate.in_unit:
+        yield "  the network takes images in [0, 1]: write an adapter that maps them (docs/adapters.md)"
+    elif about.format != "guided":
+        yield f"  the {about.format} file says otherwise; correct it where it comes from"
+    else:
+        network = ", ".join(f"{key} = {_toml(value)}" for key, value in about.network.items() if value is not None)
+        yield f'  schedule = "{about.schedule}"'
+        yield f"  T = {about.T}"
+        yield f'  prediction = "{about.prediction}"'
+        yield f"  network = {{ {network} }}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, 1 where another description is recommended."""
+    parser = OneLineParser(prog="python -m bench.models.inspect", description="Does a description fit its network?")
+    parser.add_argument("file", help="weights, or the name of a model in --config")
+    parser.add_argument("--config", type=Path, help="TOML file with the entry of the weights")
+    parser.add_argument("--dataset", default="digits", help="real images that the network was trained on")
+    parser.add_argument("--data-dir", type=Path, help="folder of the dataset's files, or the file")
+    parser.add_argument("--images", type=int, default=32, choices=range(2, 129), metavar="N", help="images a level")
+    args = parser.parse_args(argv)
+    try:
+        weights, entry = (Path(args.file), None) if args.config is None else _entry(args.config, args.file)
+        folder = Path() if args.config is None else args.config.parent
+        weights, description = describe_file(weights, entry, folder)
+        data = load(args.dataset, args.data_dir)
+        if data.shape[0] != description.channels:
+            raise CheckpointError(
+                f"{weights} takes {description.channels} channels, {args.dataset} has {data.shape[0]}; see --dataset"
+            )
+        rows = torch.linspace(0, data.count("train") - 1, min(args.images, data.count("train"))).long()
+        images = to_unit(data.pick("train", rows))
+        print(
+            f"{weights}: format {description.format}, prediction {description.prediction}, schedule"
+            f" {description.schedule}, T = {description.T}"
+        )
+        trials, best = Inspector(weights, images, data.pick_labels("train", rows)).search(description)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(report(trials, best)))
+    return 0 if best is trials[0] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
