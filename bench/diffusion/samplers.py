@@ -71,7 +71,7 @@ def walk(
     Yields:
         One step per network call.
     """
-    stepper = _Stepper(denoiser, solver, draws, Purpose.ANCESTRAL, clip, correction or Correction(), cond)
+    stepper = _Stepper(denoiser, solver.begin(), draws, Purpose.ANCESTRAL, clip, correction or Correction(), cond)
     x = _in_dtype(x, solver)
     for i, level, level_next in _indexed(levels):
         for step in stepper.steps(i, level, level_next, x, x0):
@@ -109,9 +109,11 @@ def teacher_forced(
     Yields:
         One step per network call.
     """
-    stepper = _Stepper(denoiser, solver, draws, Purpose.FORCED_ANCESTRAL, clip, correction or Correction(), cond)
+    correction = correction or Correction()
     for i, level, level_next in _indexed(levels):
         if indices is None or i in indices:
+            # Each step is a walk of its own: a multistep solver remembers nothing.
+            stepper = _Stepper(denoiser, solver.begin(), draws, Purpose.FORCED_ANCESTRAL, clip, correction, cond)
             x = level.alpha * x0 + level.sigma * draws.normal(Purpose.FORCED, i, x0.shape[1:])
             yield from stepper.steps(i, level, level_next, _in_dtype(x, solver), x0)
 

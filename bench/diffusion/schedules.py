@@ -19,6 +19,9 @@ from bench.diffusion.types import CLEAN, Level
 _EDM_RHO = 7.0
 _EDM_LOW, _EDM_HIGH = 0.002, 80.0  # sigma
 _EDM_T = 1000  # a scale for plots beside models of 1000 training steps; no network sees it
+_FLOW = re.compile(r"flow(?:\(([^(),]+)\))?")
+_FLOW_T = 1000  # t = 1000 sigma
+_MOST_SHIFT = 100.0
 _LONGEST = 100_000  # far above any training; it comes from files
 _LEAST_LINEAR = 21  # the last beta, 20 / T, stays below 1
 _BETWEEN = re.compile(r"(linear|scaled_linear)\(([^(),]+),([^(),]+)\)")
@@ -90,7 +93,9 @@ def respace(spec: int | str, T: int) -> NDArray[np.int64]:
 
     Args:
         spec: ``"N"`` for N evenly spread indices that always include 0 and T - 1, rounded half to even as
-            the published code does; ``"ddimN"`` for the smallest whole stride from 0 that gives exactly N.
+            the published code does; ``"ddimN"`` for the smallest whole stride from 0 that gives exactly N. By the names
+            of diffusers: ``"leadingN"`` has the stride T // N from 0, ``"linspaceN"`` N even indices from 0 to T - 1,
+            ``"trailingN"`` the rounded stride T / N down from T - 1.
         T: training length.
 
     Raises:
@@ -98,14 +103,13 @@ def respace(spec: int | str, T: int) -> NDArray[np.int64]:
             gives is named).
     """
     text = str(spec).strip()
-    strided = text.startswith("ddim")
-    digits = text.removeprefix("ddim")
-    if not digits.isascii() or not digits.isdigit():
+    parts = _SPACED.fullmatch(text)
+    if parts is None:
         raise ValueError(f"steps must be a whole number or 'ddimN', not {text!r}")
-    steps = int(digits)
+    spacing, steps = parts[1], int(parts[2])
     if not 1 <= steps <= T:
         raise ValueError(f"steps must lie between 1 and {T}, the training length, not {steps}")
-    return _strided(steps, T) if strided else _spread(steps, T)
+    return _SPACINGS[spacing](steps, T)
 
 
 def _spread(steps: int, T: int) -> NDArray[np.int64]:
@@ -126,6 +130,24 @@ def _strided(steps: int, T: int) -> NDArray[np.int64]:
         nearest = min(possible, key=lambda n: (abs(n - steps), n))
         raise ValueError(f"no whole stride gives ddim{steps} with {T} training steps; the nearest is ddim{nearest}")
     return np.arange(0, T, possible[steps], dtype=np.int64)
+
+
+def _leading(steps: int, T: int) -> NDArray[np.int64]:
+    return np.arange(steps, dtype=np.int64) * (T // steps)
+
+
+def _linspace(steps: int, T: int) -> NDArray[np.int64]:
+    if steps == 1:  # as in _spread; diffusers keeps index 0 alone
+        return np.array([T - 1])
+    return np.linspace(0, T - 1, steps).round().astype(np.int64)
+
+
+def _trailing(steps: int, T: int) -> NDArray[np.int64]:
+    return np.arange(T, 0, -T / steps).round().astype(np.int64)[steps - 1 :: -1] - 1
+
+
+_SPACINGS = {"": _spread, "ddim": _strided, "leading": _leading, "linspace": _linspace, "trailing": _trailing}
+_SPACED = re.compile(rf"({'|'.join(_SPACINGS)})([0-9]+)")
 
 
 def levels(schedule: str, T: int, spec: int | str) -> tuple[Level, ...]:
@@ -183,3 +205,43 @@ def edm_grid(low: float = 0.0, high: float = math.inf, rounded: Callable[[float]
     low, high = max(_EDM_LOW, low), min(_EDM_HIGH, high)
     sigmas = dict.fromkeys(rounded(_edm_sigma(i / (_EDM_T - 1), low, high)) for i in range(_EDM_T))
     return tuple(Level(edm_position(sigma), 1.0, sigma) for sigma in sigmas)
+
+
+def flow_shift(name: str) -> float:
+    """Return the timestep shift of a schedule ``flow`` or ``flow(SHIFT)``, 1 without one.
+
+    Raises:
+        ValueError: the name is another, or its shift is no number from 0.01 to 100.
+    """
+    parts = _FLOW.fullmatch(name)
+    if parts is None:
+        raise ValueError(f"{name!r} is no flow; give flow or, with a timestep shift, flow(3)")
+    try:
+        shift = float(parts[1] or 1)
+    except ValueError:
+        shift = math.nan
+    if not 1 / _MOST_SHIFT <= shift <= _MOST_SHIFT:
+        raise ValueError(f"the shift of {name} must be a number from {1 / _MOST_SHIFT:g} to {_MOST_SHIFT:g}")
+    return shift
+
+
+def flow_levels(name: str, steps: int) -> tuple[Level, ...]:
+    """Return the levels of a flow, noisiest first, and the clean one: alpha = 1 - sigma, sigma from 1 down.
+
+    Without a shift sigma is even, 1 - i / steps. A shift s moves it to s sigma / (1 + (s - 1) sigma) (Esser et al.
+    2024, eq. 23): a larger one spends more steps at high noise. The network is asked at t = 1000 sigma.
+
+    Raises:
+        ValueError: no steps, or what :func:`flow_shift` refuses.
+    """
+    if steps < 1:
+        raise ValueError(f"a sampler needs at least one step, not {steps}")
+    shift = flow_shift(name)
+    even = [1 - i / steps for i in range(steps)]
+    sigmas = [shift * u / (1 + (shift - 1) * u) for u in even]
+    return (*(Level(_FLOW_T * sigma, 1 - sigma, sigma) for sigma in sigmas), CLEAN)
+
+
+def flow_grid() -> tuple[Level, ...]:
+    """Return a thousand even levels of a flow, noisiest first, which stand for all that a network knows."""
+    return flow_levels("flow", _FLOW_T)[:-1]

@@ -13,6 +13,7 @@ PAIRS = [
     *zip(levels("cosine", 1000, 20), levels("cosine", 1000, 20)[1:], strict=False),
     (Level(0, 1.0, 80.0), Level(0, 1.0, 20.0)),  # the EDM frame: alpha = 1
     (Level(0, 1.0, 0.1), CLEAN),
+    (Level(1000, 0.0, 1.0), Level(500, 0.5, 0.5)),  # a flow, whose start holds no signal
     (Level(999, math.sqrt(4e-5), math.sqrt(1 - 4e-5)), Level(500, 0.6, 0.8)),
 ]
 

@@ -2,11 +2,21 @@ from __future__ import annotations
 
 import math
 
+import diffusers
 import numpy as np
 import pytest
 
-from bench.diffusion.schedules import alpha_bars, betas, edm_levels, edm_position, levels, respace
-from bench.diffusion.types import CLEAN
+from bench.diffusion.schedules import (
+    alpha_bars,
+    betas,
+    edm_levels,
+    edm_position,
+    flow_grid,
+    flow_levels,
+    levels,
+    respace,
+)
+from bench.diffusion.types import CLEAN, Level
 
 SPECS = [*(str(n) for n in (5, 10, 20, 50, 80, 100, 250, 300, 1000)), *(f"ddim{n}" for n in (10, 20, 25, 50, 100))]
 
@@ -229,3 +239,43 @@ def test_no_edm_steps_are_refused(steps):
 def test_more_steps_than_edm_levels_are_refused():
     with pytest.raises(ValueError, match="use fewer"):
         edm_levels(200, rounded=lambda sigma: float(math.ceil(sigma)))
+
+
+def test_flow_levels_by_hand():
+    """alpha = 1 - sigma, sigma even from 1; a shift of 3 is 3 s / (1 + 2 s): 1, 6 / 7, 3 / 4 at 1, 2 / 3, 1 / 2."""
+    path = flow_levels("flow", 4)
+    assert path == (*(Level(1000 * sigma, 1 - sigma, sigma) for sigma in (1.0, 0.75, 0.5, 0.25)), CLEAN)
+    shifted = [level.sigma for level in flow_levels("flow(3)", 6)]
+    assert [shifted[0], shifted[2], shifted[3]] == [pytest.approx(value) for value in (1, 6 / 7, 3 / 4)]
+    assert [level.t for level in flow_grid()] == pytest.approx(list(range(1000, 0, -1)))
+
+
+def test_flow_levels_are_those_of_diffusers():
+    """Shifted by 3; its scheduler ends the even levels at 1 / T and ours at 1 / N, so it is given ours. Float32."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=[1 - i / 10 for i in range(10)])
+    path = flow_levels("flow(3)", 10)
+    np.testing.assert_allclose(scheduler.sigmas, [level.sigma for level in path], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scheduler.timesteps, [level.t for level in path[:-1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["flow()", "flow(0)", "flow(-1)", "flow(nan)", "flow(1e9)", "flow(x)", "flows", "linear"]
+)
+def test_what_is_no_flow_is_refused(name):
+    with pytest.raises(ValueError, match=r"is no flow|must be a number from 0\.01 to 100"):
+        flow_levels(name, 4)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("steps", [2, 10, 80, 300])
+def test_spacings_by_the_names_of_diffusers(spacing, steps):
+    scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    assert respace(f"{spacing}{steps}", 1000)[::-1].tolist() == scheduler.timesteps.tolist()
+
+
+def test_spacings_of_another_name():
+    """ddim is leading where a whole stride gives exactly N, and plain is linspace but for how halves are rounded."""
+    assert np.array_equal(respace("leading50", 1000), respace("ddim50", 1000))
+    assert np.array_equal(respace("linspace20", 1000), respace("20", 1000))

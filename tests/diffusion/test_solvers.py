@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -12,8 +13,19 @@ from bench.diffusion.corrections import EpsilonScaling
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
-from bench.diffusion.schedules import edm_levels, edm_position, levels
-from bench.diffusion.solvers import DDIM, VARIANCES, Ancestral, Churn, Euler, Heun, PosteriorMean
+from bench.diffusion.schedules import edm_levels, edm_position, flow_levels, levels
+from bench.diffusion.solvers import (
+    DDIM,
+    VARIANCES,
+    Ancestral,
+    Churn,
+    DPMSolverPP2M,
+    Euler,
+    FlowSDE,
+    Heun,
+    PosteriorMean,
+    UniPC,
+)
 from bench.diffusion.types import CLEAN, Level, Prediction
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "edm_epsilon_scaling.npz")
@@ -280,3 +292,155 @@ def test_noise_that_no_step_takes_is_not_drawn(stand_in, solver, drawn):
     path = [Level(9, 1.0, 0.5**k) for k in range(20)] + [CLEAN] if isinstance(solver, Euler) else LEVELS
     list(walk(stand_in(False), path, torch.zeros(2, *SHAPE), solver, Draws(Heard(0), torch.arange(2))))
     assert asked == list(drawn)
+
+
+FLOW, START = flow_levels("flow(2)", 20), torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+
+
+def bounded(x, level, cond=None):
+    """A closed form of bounded x0, which takes a level without signal."""
+    x0 = torch.tanh(x / math.hypot(level.alpha, level.sigma) + 0.002 * level.t)
+    return Prediction((x - level.alpha * x0) / level.sigma, x0)
+
+
+def last(solver, path, denoiser=bounded, x=START):
+    return run(solver, path, x, denoiser)[-1].x_next
+
+
+def test_euler_on_a_straight_path_is_ddim():
+    """x + (sigma' - sigma)(eps - x0) = alpha' x0 + sigma' eps where x = alpha x0 + sigma eps: float64 roundings."""
+    steps = zip(run(Euler(straight=True), FLOW, START, bounded), run(DDIM(), FLOW, START, bounded), strict=True)
+    for euler, ddim in steps:
+        torch.testing.assert_close(euler.x_next, ddim.x_next, rtol=0, atol=1e-12)
+
+
+def test_heun_on_a_straight_path_is_the_rule_of_the_velocity():
+    """dx / dsigma = v from sigma 1, without a division by its alpha of 0; the last step is Euler's."""
+    x = START
+    for level, after in pairwise(FLOW):
+        v = (lambda pred: pred.eps - pred.x0)(bounded(x, level))
+        step = after.sigma - level.sigma
+        reached = x + step * v
+        if not after.is_clean:
+            then = bounded(reached, after)
+            reached = x + step * (v + then.eps - then.x0) / 2
+        x = reached
+    torch.testing.assert_close(last(Heun(straight=True), FLOW), x, rtol=0, atol=1e-12)
+
+
+class Standard:
+    """The exact denoiser of N(0, v), and its flow's solution: x / sqrt(alpha^2 v + sigma^2) does not change."""
+
+    def __init__(self, v=0.25):
+        self.v = v
+
+    def size(self, level):
+        return math.sqrt(level.alpha**2 * self.v + level.sigma**2)
+
+    def __call__(self, x, level, cond=None):
+        x0 = level.alpha * self.v / self.size(level) ** 2 * x
+        return Prediction((x - level.alpha * x0) / level.sigma, x0)
+
+
+def between(frame, steps):
+    """Levels of a frame from log-SNR -2 to 2, even in it, so that no step reaches the data."""
+
+    def level(snr):
+        ratio = math.exp(-snr)  # sigma / alpha
+        alpha = {"vp": 1 / math.hypot(1, ratio), "edm": 1.0, "flow": 1 / (1 + ratio)}[frame]
+        return Level(-snr, alpha, ratio * alpha)
+
+    return [level(-2 + 4 * i / steps) for i in range(steps + 1)]
+
+
+@pytest.mark.parametrize("frame", ["vp", "edm", "flow"])
+@pytest.mark.parametrize(("solver", "order"), [(DPMSolverPP2M(), 2), (UniPC(), 3), (Heun(), 2)])
+def test_orders_between_two_noisy_levels(frame, solver, order):
+    """Twice the steps, 2^order less error, up to the next order: within a fifth at 40 steps and more.
+
+    UniPC's corrector raises the order of its predictor, 2, by one (Zhao et al. 2023, corollary 3.2).
+    """
+    if isinstance(solver, Heun):
+        solver = Heun(straight=frame == "flow")
+    oracle, errors = Standard(), []
+    for steps in (40, 80, 160):
+        path = between(frame, steps)
+        exact = START * oracle.size(path[-1]) / oracle.size(path[0])
+        errors.append((last(solver, path, oracle) - exact).abs().max().item())
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.2)
+    assert errors[1] / errors[2] == pytest.approx(2**order, rel=0.2)
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("solver", [DPMSolverPP2M(), UniPC()], ids=lambda solver: type(solver).__name__)
+def test_multistep_walks_equal_those_of_diffusers(solver, flow):
+    """All states to 1e-6 of their size 1, since diffusers rounds them to float32.
+
+    Its bh1 ends in NaN (infinity times 0, at a sigma of 0), where UniPC's last step, of first order, is x0_hat.
+    """
+    names = {"num_train_timesteps": 1000, "final_sigmas_type": "zero", "use_flow_sigmas": flow, "solver_order": 2}
+    names |= {"prediction_type": "flow_prediction" if flow else "epsilon", "lower_order_final": True}
+    names |= {"solver_type": "bh1"} if isinstance(solver, UniPC) else {"algorithm_type": "dpmsolver++"}
+    kind = diffusers.UniPCMultistepScheduler if isinstance(solver, UniPC) else diffusers.DPMSolverMultistepScheduler
+    scheduler = kind(**names)
+    scheduler.set_timesteps(20)
+    scheduler.sigmas = scheduler.sigmas.double()
+    sigmas = scheduler.sigmas[:-1].tolist()
+    alphas = [1 - sigma if flow else 1 / math.hypot(1, sigma) for sigma in sigmas]
+    path = [
+        Level(t, alpha, sigma if flow else alpha * sigma)
+        for t, alpha, sigma in zip(scheduler.timesteps.tolist(), alphas, sigmas, strict=True)
+    ]
+    ours, x = run(solver, [*path, CLEAN], START, bounded), START
+    for step, t, level in zip(ours, scheduler.timesteps, path, strict=True):
+        torch.testing.assert_close(step.x, x, rtol=0, atol=1e-6)
+        pred = bounded(x, level)
+        x = scheduler.step(pred.eps - pred.x0 if flow else pred.eps, t, x).prev_sample
+    assert torch.equal(ours[-1].x_next, ours[-1].x0_used)
+    assert isinstance(solver, UniPC) or (x - ours[-1].x_next).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("solver", [DPMSolverPP2M(), UniPC()], ids=lambda solver: type(solver).__name__)
+def test_multistep_walks_start_without_signal_and_without_memory(solver):
+    """From alpha = 0 the first step is DDIM's, and so is every teacher-forced one; an object serves walks in turn."""
+    apart = [run(solver, FLOW, x, bounded) for x in (START, -START)]
+    together = zip(*(walk(bounded, FLOW, x, solver, DRAWS, clip=False) for x in (START, -START)), strict=True)
+    for (one, other), first, second in zip(together, *apart, strict=True):
+        assert torch.equal(one.x_next, first.x_next)
+        assert torch.equal(other.x_next, second.x_next)
+    torch.testing.assert_close(apart[0][0].x_next, run(DDIM(), FLOW, START, bounded)[0].x_next, rtol=0, atol=1e-12)
+    x0 = torch.zeros(2, 1, 4, 4)
+    forced = (list(teacher_forced(bounded, FLOW, x0, made, DRAWS, clip=False)) for made in (solver, DDIM()))
+    for one, other in zip(*forced, strict=True):
+        torch.testing.assert_close(one.x_next, other.x_next.double(), rtol=0, atol=1e-6)  # DDIM's states are float32
+
+
+@pytest.mark.parametrize("solver", [DPMSolverPP2M(), UniPC(), FlowSDE()], ids=lambda solver: type(solver).__name__)
+def test_solvers_without_guidance_refuse_it(solver):
+    with pytest.raises(ValueError, match="no classifier guidance"):
+        run(solver, FLOW, START, lambda x, level, cond=None: Prediction(x, x, guidance=x))
+
+
+def test_the_sde_of_a_flow_by_hand():
+    """One step of Euler-Maruyama from sigma .8 to .5: x - .3 (v - w s / 2) + sqrt(.3 w) z, w = .8, s = -eps / .8."""
+    x, z = torch.tensor([1.0], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64)
+    pred = Prediction(0 * x + 1.1, (x - 0.8 * 1.1) / 0.2)
+    v, w, score = pred.eps - pred.x0, 0.8, -pred.eps / 0.8
+    moved = FlowSDE().update(x, pred, Level(800, 0.2, 0.8), Level(500, 0.5, 0.5), z)
+    torch.testing.assert_close(moved, x - 0.3 * (v - w * score / 2) + math.sqrt(0.3 * w) * z)
+
+
+@pytest.mark.parametrize("v", [0.1, 2.0])
+def test_the_sde_of_a_flow_keeps_the_variance_of_gaussian_data(v):
+    """Every step is linear in x: the recursion of the variance, whose error is of first order, halves with the step."""
+    oracle, gaps = Standard(v), []
+    for steps in (200, 400):
+        variance = 1.0
+        for level, after in pairwise(flow_levels("flow", steps)):
+            one = torch.ones(1, dtype=torch.float64)
+            gain = FlowSDE().update(one, oracle(one, level), level, after, 0 * one).item()
+            noise = 0.0 if after.is_clean else level.sigma * (level.sigma - after.sigma)
+            variance = gain**2 * variance + noise
+        gaps.append(abs(variance - v))
+    assert gaps[1] < 0.02 * v
+    assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.2)

@@ -1,7 +1,7 @@
 """Corrections: training-free interventions on a walk, four hooks each the identity by default."""
 
 from bench.diffusion.corrections.base import Correction, InOrder
-from bench.diffusion.corrections.epsilon_scaling import EpsilonScaling, FirstCallScaling, X0Scaling
+from bench.diffusion.corrections.epsilon_scaling import EpsilonScaling, FirstCallScaling, VelocityScaling, X0Scaling
 from bench.diffusion.corrections.input_perturbation import InputPerturbation
 from bench.diffusion.corrections.temporal_rescaling import TemporalRescaling
 from bench.diffusion.corrections.time_shift import ShiftedTarget, TimeShift
@@ -22,6 +22,7 @@ __all__ = [
     "TemporalRescaling",
     "TimeShift",
     "VarianceNormalisation",
+    "VelocityScaling",
     "X0Scaling",
     "X0StdMatching",
     "x0_std",

@@ -18,7 +18,13 @@ class Correction:
     """The base of all corrections, and the plain sampler bit for bit.
 
     A walk calls the hooks in the order in which they stand here, once a network call.
+
+    Attributes:
+        moves: whether ``before`` or ``after`` changes the state, its level or the target between two steps, which
+            solvers that remember earlier steps refuse.
     """
+
+    moves = False
 
     def before(self, x: Tensor, call: Call) -> tuple[Tensor, Call]:
         """Change the state, the level it is taken to be at, or the target of the step."""
@@ -46,6 +52,7 @@ class InOrder(Correction):
 
     def __init__(self, corrections: Sequence[Correction]) -> None:
         self.corrections = tuple(corrections)
+        self.moves = any(correction.moves for correction in corrections)
 
     def before(self, x: Tensor, call: Call) -> tuple[Tensor, Call]:
         """Change state and call, one after another."""
@@ -71,6 +78,25 @@ class InOrder(Correction):
         for correction in self.corrections:
             x_next = correction.after(x_next, pred, call)
         return x_next
+
+
+def with_noise(pred: Prediction, x: Tensor, level: Level, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (x0, eps) of a changed eps, x = alpha x0 + sigma eps; the raw pair where alpha is 0.
+
+    Args:
+        pred: the raw prediction, which a state without signal keeps: every eps but x itself contradicts it.
+        x: state [B, C, H, W] at ``level``.
+        level: of the state.
+        eps: the changed noise.
+    """
+    alpha: Any = level.alpha
+    if isinstance(alpha, Tensor):
+        blind = alpha == 0
+        x0 = (x - level.sigma * eps) / torch.where(blind, torch.ones_like(alpha), alpha)
+        return torch.where(blind, pred.x0, x0), torch.where(blind, pred.eps, eps)
+    if alpha == 0:
+        return pred.x0, pred.eps
+    return (x - level.sigma * eps) / alpha, eps
 
 
 class ByLevel:

@@ -1,4 +1,4 @@
-"""Epsilon scaling (Ning et al. 2024): the predicted noise is divided by b + k i, in the three published ways."""
+"""Epsilon scaling (Ning et al. 2024): the predicted noise is divided by b + k i, in four published ways."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from bench.diffusion.corrections.base import ByLevel, Correction
+from bench.diffusion.corrections.base import ByLevel, Correction, with_noise
 from bench.diffusion.types import Call, Level, Prediction
+
+_UNIT = 1e-6  # how far from 1 the alpha + sigma of a flow may round
 
 
 class EpsilonScaling(Correction):
@@ -16,8 +18,8 @@ class EpsilonScaling(Correction):
 
     i = 0 is the least noisy of the visited levels, as in the published code, which divides eps inside x0_hat only;
     its DDIM re-derives eps from x0_hat, so both terms of a step use the scaled eps. b > 1 removes less noise.
-    The learned variance is untouched. At a level between two visited ones, which churn and the time shift make, the
-    divisor is interpolated in t.
+    The learned variance is untouched, and so is a level without signal (alpha = 0, where a flow starts). At a level
+    between two visited ones, which churn and the time shift make, the divisor is interpolated in t.
 
     Args:
         levels: the walk's levels, noisiest first, ending in the clean level.
@@ -42,8 +44,7 @@ class EpsilonScaling(Correction):
         divisor = self._divisor(level.t)
         if isinstance(divisor, float) and divisor == 1.0:  # off: not even a rounding error
             return pred.x0, pred.eps
-        eps = pred.eps / divisor
-        return (x - level.sigma * eps) / level.alpha, eps  # x = alpha x0 + sigma eps
+        return with_noise(pred, x, level, pred.eps / divisor)
 
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Return x0_hat of the scaled eps, and the scaled eps."""
@@ -67,3 +68,27 @@ class FirstCallScaling(EpsilonScaling):
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Scale a step's first call only."""
         return (pred.x0, pred.eps) if call.stage else self.scaled(pred, x, call.level)
+
+
+class VelocityScaling(EpsilonScaling):
+    """Divide x - x0_hat by ``b + k*i``, as the epsilon scaling of ComfyUI does.
+
+    In EDM's frame x - x0_hat is sigma eps, so this is :class:`EpsilonScaling`; in a flow it is sigma times the velocity
+    eps - x0, the level without signal included.
+
+    Raises:
+        ValueError: a divisor is not positive and finite, or levels of another frame, where x - x0_hat is neither.
+    """
+
+    def __init__(self, levels: Sequence[Level], b: float, k: float = 0.0) -> None:
+        super().__init__(levels, b, k)
+        if not all(level.alpha == 1 or abs(level.alpha + level.sigma - 1) < _UNIT for level in levels):
+            raise ValueError("velocity scaling is for the levels of EDM and of flows; use epsilon scaling")
+
+    def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Return x0_hat of the scaled difference, and the eps that goes with it."""
+        divisor = self._divisor(call.level.t)
+        if isinstance(divisor, float) and divisor == 1.0:  # off: not even a rounding error
+            return pred.x0, pred.eps
+        x0 = x - (x - pred.x0) / divisor
+        return x0, (x - call.level.alpha * x0) / call.level.sigma  # x = alpha x0 + sigma eps

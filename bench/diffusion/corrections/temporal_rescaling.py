@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bench.diffusion.corrections.base import Correction
+from bench.diffusion.corrections.base import Correction, with_noise
 from bench.diffusion.types import Call, Level, Prediction
 
 _MOST = 1e6
@@ -46,5 +46,4 @@ class TemporalRescaling(Correction):
         """Return x0_hat of the rescaled eps, and the rescaled eps."""
         if self.k == 1:  # off: not even a rounding error
             return pred.x0, pred.eps
-        eps = self.factor(call.level) * pred.eps
-        return (x - call.level.sigma * eps) / call.level.alpha, eps  # x = alpha x0 + sigma eps
+        return with_noise(pred, x, call.level, self.factor(call.level) * pred.eps)

@@ -18,6 +18,8 @@ from bench.diffusion.types import Call, Level, batched
 class _LevelChoice(Correction):
     """What both forms share: where the walk goes, which levels lie near one, and which of them fits an image."""
 
+    moves = True
+
     def __init__(self, levels: Sequence[Level], grid: Sequence[Level], window: float, cutoff: float) -> None:
         if not (0 <= window < math.inf and 0 <= cutoff < math.inf):
             raise ValueError(

@@ -48,6 +48,8 @@ class VarianceNormalisation(Correction):
         ValueError: data_variance or cutoff is not finite or below 0.
     """
 
+    moves = True
+
     def __init__(self, levels: Sequence[Level], data_variance: float, cutoff: float) -> None:
         if not (0 <= data_variance < math.inf and 0 <= cutoff < math.inf):
             raise ValueError(

@@ -24,6 +24,8 @@ from bench.diffusion.corrections.base import ByLevel, Correction
 from bench.diffusion.posterior import Posterior
 from bench.diffusion.types import Call, Level, Prediction
 
+_UNIT = 1e-6  # how far from 1 the alpha^2 + sigma^2 of variance-preserving levels may round
+
 
 class DifferentialCorrection(Correction):
     """Coefficients ``w low`` and ``(1 - w) high``, w = sigma / sigma_max of the level that the step starts from.
@@ -43,6 +45,8 @@ class DifferentialCorrection(Correction):
     Raises:
         ValueError: a coefficient is not finite.
     """
+
+    moves = True
 
     def __init__(self, levels: Sequence[Level], low: float, high: float = 0.0) -> None:
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -79,12 +83,12 @@ class ReverseStdCorrection(DifferentialCorrection):
     the released code, so it is taken for a misprint of (1 - sigma_t) lambda_h.
 
     Raises:
-        ValueError: a coefficient is not finite, or levels with a noise above 1 (EDM's), where 1 - w has no meaning.
+        ValueError: a coefficient is not finite, or levels that are not variance preserving.
     """
 
     def _weights(self, levels: Sequence[Level]) -> list[float]:
-        if any(level.sigma > 1 for level in levels):
-            raise ValueError("eq. 20 is for variance-preserving levels; on EDM's use DifferentialCorrection")
+        if any(abs(level.alpha**2 + level.sigma**2 - 1) > _UNIT for level in levels):
+            raise ValueError("eq. 20 is for variance-preserving levels; on others use DifferentialCorrection")
         return [Posterior.between(level, after).std("fixed-small") for level, after in pairwise(levels)]
 
 
@@ -98,6 +102,8 @@ class PixelCorrection(Correction):
     Raises:
         ValueError: c is not finite.
     """
+
+    moves = True
 
     def __init__(self, levels: Sequence[Level], c: float) -> None:
         if not math.isfinite(c):

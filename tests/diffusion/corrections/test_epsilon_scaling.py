@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.diffusion.corrections import Correction, EpsilonScaling, FirstCallScaling, X0Scaling
+from bench.diffusion.corrections import Correction, EpsilonScaling, FirstCallScaling, VelocityScaling, X0Scaling
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, walk
-from bench.diffusion.schedules import edm_levels, levels
+from bench.diffusion.schedules import edm_levels, flow_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun, PosteriorMean
-from bench.diffusion.types import CLEAN, Call, Level, Prediction
+from bench.diffusion.types import CLEAN, Call, Level, Prediction, batched
 
 LEVELS = levels("cosine", 1000, 20)
 DRAWS = Draws(Noise(0), torch.arange(3))
@@ -203,3 +203,42 @@ def test_the_first_call_is_all_there_is_but_for_heun(stand_in, solver, alike):
         walked(stand_in, path, solver, kind(path, 1.1), False) for kind in (FirstCallScaling, EpsilonScaling)
     )
     assert same(ours, theirs) is alike
+
+
+def test_two_steps_of_a_flow_with_the_velocity_scaled_by_hand():
+    # b = 2 from sigma 1 to .5 to 0, the network says x0 = 0. Step 1, x = 1: x0 = 1 - (1 - 0) / 2 = .5, eps = 1, so
+    # v = .5 and x = 1 - .5 * .5 = .75. Step 2: x0 = .75 - .75 / 2 = .375, where the walk ends.
+    def zero(x, level, cond=None):
+        return Prediction(x / level.sigma, 0 * x)
+
+    path = flow_levels("flow", 2)
+    start = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    draws = Draws(Noise(0), torch.arange(1))
+    correction = VelocityScaling(path, 2.0)
+    steps = list(walk(zero, path, start, Euler(straight=True), draws, clip=False, correction=correction))
+    assert values(steps) == pytest.approx([0.75, 0.375])
+
+
+def test_velocity_scaling_is_epsilon_scaling_on_edms_levels(stand_in):
+    """x - (x - x0) / b = x - sigma eps / b: roundings of numbers up to 240 in float64, over 6 steps."""
+    path = edm_levels(6)
+    ours, theirs = (
+        walked(stand_in, path, Heun(), kind(path, 1.1), False) for kind in (VelocityScaling, EpsilonScaling)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="levels of EDM and of flows"):
+        VelocityScaling(LEVELS, 1.1)
+
+
+def test_a_level_without_signal_is_not_scaled():
+    """alpha = 0: every eps but the state itself contradicts it, one level for all and one an image."""
+    path, x = flow_levels("flow", 4), torch.ones(2, 1, 1, 1, dtype=torch.float64)
+    pred = Prediction(x, 0.3 * x)
+    x0, eps = EpsilonScaling(path, 2.0).prediction(pred, x, Call(0, path[0], path[1], True))
+    assert (x0 is pred.x0, eps is pred.eps) == (True, True)
+    sigma = torch.tensor([1.0, 0.5], dtype=torch.float64).view(2, 1, 1, 1)
+    level = batched(1000 * sigma, 1 - sigma, sigma)
+    x0, eps = EpsilonScaling(path, 2.0).prediction(pred, x, Call(0, level, path[1], True))
+    assert x0.flatten().tolist() == pytest.approx([0.3, (1 - 0.5 * 0.5) / 0.5])
+    assert eps.flatten().tolist() == [1.0, 0.5]

@@ -11,14 +11,14 @@ import torch
 from bench.diffusion.corrections import InOrder, TemporalRescaling, X0Scaling
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, walk
-from bench.diffusion.schedules import edm_levels, levels
-from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun, PosteriorMean
+from bench.diffusion.schedules import edm_levels, flow_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, Euler, FlowSDE, Heun, PosteriorMean, UniPC
 from bench.diffusion.types import CLEAN, Call, Level, Prediction, batched
 from bench.models.denoisers.oracles import GaussianOracle
 
 SHAPE = (1, 2, 2)
 SPREAD = 0.4
-VP, EDM = levels("cosine", 1000, 12), edm_levels(12)
+VP, EDM, FLOW = levels("cosine", 1000, 12), edm_levels(12), flow_levels("flow", 12)
 DRAWS = Draws(Noise(0), torch.arange(3))
 MEAN = torch.tensor([[[0.3, -0.1], [0.2, 0.6]]], dtype=torch.float64)
 
@@ -28,7 +28,7 @@ def isotropic(variance):
 
 
 @pytest.mark.parametrize("k", [0.5, 0.95, 2.0])
-@pytest.mark.parametrize("path", [VP, EDM], ids=["vp", "edm"])
+@pytest.mark.parametrize("path", [VP, EDM, FLOW], ids=["vp", "edm", "flow"])
 def test_on_isotropic_data_it_is_the_exact_denoiser_of_more_or_less_spread(path, k):
     """Float64; x0 divides by alpha, 5e-5 at the least, numbers of order 1: 2e4 * 2e-16."""
     x = torch.randn(3, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -43,7 +43,8 @@ def test_on_isotropic_data_it_is_the_exact_denoiser_of_more_or_less_spread(path,
 @pytest.mark.parametrize(
     ("path", "solver"),
     [(VP, Ancestral("fixed-small")), (VP, Ancestral("fixed-large")), (VP, DDIM()), (VP, DDIM(0.5)),
-     (VP, PosteriorMean()), (EDM, Euler()), (EDM, Heun())],
+     (VP, PosteriorMean()), (EDM, Euler()), (EDM, Heun()),
+     (FLOW, Heun(straight=True)), (FLOW, FlowSDE()), (FLOW, DPMSolverPP2M()), (VP, UniPC())],
 )  # fmt: skip
 def test_its_walks_are_those_of_the_wider_datas_own_denoiser(path, solver):
     """As above, over 12 steps; EDM starts at 80, which costs another factor of 100."""
