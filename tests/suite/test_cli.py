@@ -45,6 +45,8 @@ SCORES = [
     "is_digits",
     "fd_digits_exact",
     "fd_digits_exact_sd",
+    "fd_digits_exact_low",
+    "fd_digits_exact_high",
 ]
 
 

@@ -115,7 +115,7 @@ def test_imported_features_are_kept():
 
 @pytest.mark.parametrize("pooled", [0, 20])
 def test_exact_samples_are_no_draws_of_imported_statistics(pooled):
-    mean, spread = Reference(load("digits"), open_extractor("digits"), imported(pooled)).exact_scores(300)
+    mean, spread, *_ = Reference(load("digits"), open_extractor("digits"), imported(pooled)).exact_scores(300)
     assert (mean.metric, mean.value, mean.n, mean.reference) == ("fd_digits_exact", None, 300, "file.npz")
     assert (spread.metric, spread.value, spread.reason) == ("fd_digits_exact_sd", None, mean.reason)
     assert mean.reason.startswith("the statistics are imported")
@@ -166,10 +166,11 @@ def test_pixels_measured_in_blocks_are_those_measured_at_once(small_data, monkey
 def test_exact_samples_are_independent_draws_of_the_data():
     data, extractor = load("digits"), open_extractor("digits")
     reference = Reference(data, extractor)
-    mean, spread = reference.exact_scores(300)
+    mean, spread, low, high = reference.exact_scores(300)
+    assert low.value < mean.value - spread.value < mean.value + spread.value < high.value
     assert (mean.metric, mean.n, mean.reference) == ("fd_digits_exact", 300, "digits-train (1442)")
     assert spread.metric == "fd_digits_exact_sd"
-    assert reference.exact_scores(300) == (mean, spread)
+    assert reference.exact_scores(300) == [mean, spread, low, high]
     # Their own law, from other draws: ten of each, so that the means differ by less than five times sqrt(2 / 10) sd.
     pooled, rng = reference.features().pooled, np.random.default_rng(1)
     whole = feature_moments(pooled)
@@ -177,7 +178,7 @@ def test_exact_samples_are_independent_draws_of_the_data():
     assert abs(np.mean(draws) - mean.value) < 5 * np.sqrt(2 / 10) * spread.value
     # Distances of exact samples fall with their number, as 1 / N.
     assert reference.exact_scores(1200)[0].value < mean.value / 2
-    few, none = reference.exact_scores(10)
+    few, none, *_ = reference.exact_scores(10)
     assert (few.value, none.value) == (None, None)
     assert "needs 65 images, not 10" in few.reason
 
@@ -193,13 +194,13 @@ def test_exact_samples_of_a_large_reference_are_drawn_from_what_is_kept_without_
     reference = Reference(data, extractor)
     whole = reference.features()
     reference._features = replace(whole, pooled=whole.pooled[::4][:360])
-    mean, spread = reference.exact_scores(90)
+    mean, spread, *_ = reference.exact_scores(90)
     rng, moments = np.random.default_rng(2), feature_moments(whole.pooled)
     draws = [
         frechet_distance(*feature_moments(rng.choice(whole.pooled, 90, replace=False)), *moments) for _ in range(20)
     ]
     assert mean.value == pytest.approx(np.mean(draws), rel=0.25)
     assert spread.value > 0
-    mean, spread = reference.exact_scores(91)
+    mean, spread, *_ = reference.exact_scores(91)
     assert (mean.value, spread.value) == (None, None)
     assert mean.reason == "91 draws need the features of all 1442 training images, of which 360 are kept"
