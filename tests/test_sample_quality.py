@@ -51,10 +51,25 @@ def test_adm_is_as_close_to_half_of_the_data_as_the_other_half_nearly():
     assert np.mean(to_half) <= 1.3 * np.mean(between)
 
 
+TRAININGS = {"adm-t2": 1}  # by name, with their seeds
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_further_trainings_differ_by_their_seed_alone(name):
+    first, further = (load_registry((), "digits").model(one) for one in (name.rpartition("-t")[0], name))
+    assert further.description.training["seed"] == TRAININGS[name]
+    assert further.description.network == first.description.network
+    later = further.description.training  # whose record says more than that of the first training
+    assert {key: later[key] for key in first.description.training} == first.description.training | {
+        "seed": TRAININGS[name]
+    }
+    assert further.weights_hash() != first.weights_hash()
+
+
 def test_the_embedded_weights_are_small_and_complete():
     families = {folder.name: sorted(folder.glob("*.safetensors")) for folder in WEIGHTS.iterdir() if folder.is_dir()}
     names = {family: {path.stem for path in files} for family, files in families.items()}
-    assert names == {"digits": set(EMBEDDED), "cifar10": {"adm", "adm-ip", "ddpm-y"}}
+    assert names == {"digits": {*EMBEDDED, *TRAININGS}, "cifar10": {"adm", "adm-ip", "ddpm-y"}}
     sizes = {family: sum(path.stat().st_size for path in files) / 2**20 for family, files in families.items()}
     assert sizes["digits"] < 15
     assert sizes["cifar10"] < 50

@@ -153,7 +153,8 @@ def score_cell(
     samples = torch.from_numpy(store.samples(cell)).movedim(3, 1)
     store.unscore(cell)
     scores = [asdict(row) for row in _scores(cell, reference, store, samples, features)]
-    outcome = {"features": reference.key(), "training": cell.model.description.training_images(), "scores": scores}
+    about = cell.model.description
+    outcome = {"features": reference.key(), "training": about.training_images(), "scores": scores}
     store.finish(cell, {**facts, **outcome})
 
 

@@ -27,6 +27,7 @@ from bench.suite.cells.workbench import Workbench
 from bench.suite.experiments.experiment import Extra, RecordFolder
 
 VERSION = 1  # of the records of chains and of their baselines: raise when their meaning changes
+Error = tuple[str, float | None, float | None]  # quantity, mean over images, standard deviation
 _MODEL = "data"  # what the column 'model' says where no network was asked
 
 
@@ -119,7 +120,13 @@ class ChainBaselines(Extra):
         return levels(self.schedule, self.T, str(self.T))[-(length + 1) :]
 
     def _row(
-        self, method: str, length: int, n: int | None, error: tuple[str, float, float | None], note: str, name: str
+        self,
+        method: str,
+        length: int,
+        n: int | None,
+        error: tuple[str, float | None, float | None],
+        note: str,
+        name: str,
     ) -> ChainRow:
         return ChainRow(_MODEL, method, length, length - 1, self.seed, n, *error, f"source images ({name}-train)", note)
 
