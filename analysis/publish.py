@@ -1,8 +1,8 @@
 """A copy of a results folder that is small enough for git: everything the analyses read, nothing they do not.
 
-Kept of every cell: its scores, the kernel terms, at most 20 levels of the per-step table and 8 of the moments. Kept of
-the first seed, at the most steps of the first sampler: 16 samples a model and the single errors in half precision. The
-copy says of itself that it is one, so that no run takes it for complete.
+Of every cell stay its scores, the kernel terms, at most 20 levels of the per-step table and 8 of the moments. Of the
+first seed, at the most steps of the first sampler, stay 16 samples a model and the single errors in half precision, at
+the levels that figures show; of the others stay the tests of normality. All records are one file, ``records.zip``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.normality.error_normality import TESTS, tested_levels
 from analysis.output.selection import shown
+from analysis.records.arrays import LEVEL_ARRAYS, MOMENT_ARRAYS, is_analysed
+from analysis.records.files import ARCHIVE, read_bytes
 from analysis.records.load import CellRecord, Results, ResultsError, load_results
 
 _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16
-_EXTRAS = ("chains", "response", "training", "tuning")
+_EXPERIMENTS = ("chains", "response", "training", "tuning")
 _CHECKSUMS = ("sha256", "checksum")
-_ANALYSED = (
-    "free/spectrum_", "free/haar_", "forced-train/spectrum_x0", "forced-train/haar_x0", "forced-train/error/",
-)  # fmt: skip
-_ROWS = ("i", "t", "alpha_next", "sigma_next")  # of moments.npz, one entry a level
+_DATE = (1980, 1, 1, 0, 0, 0)  # of every member, so that equal records make equal archives
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -43,58 +44,84 @@ def publish(source: Path, target: Path) -> Results:
     results = load_results(source)
     if target.exists() and any(target.iterdir()):
         raise ResultsError(f"{target} is not empty; name a new folder for the copy")
-    sampler = results.cells[0].cell["sampler"]
-    own = [record.cell for record in results.cells if record.cell["sampler"] == sampler]
-    shown_seed, most = min(cell["seed"] for cell in own), max(cell["steps"] for cell in own)
-
-    def copy(record: CellRecord) -> None:
-        folder = target / "cells" / record.folder.name
-        pictured = [record.cell[name] for name in ("sampler", "seed", "steps")] == [sampler, shown_seed, most]
-        try:
-            _copy_cell(record, folder, pictured)
-        except (ResultsError, KeyError, IndexError) as error:
-            shutil.rmtree(folder)
-            why = str(error) if isinstance(error, ResultsError) else f"{record.folder} is damaged (no {error})"
-            raise ResultsError(why) from None
-
-    results.each(copy)
-    for extra in _EXTRAS:
-        if (source / extra).is_dir():
-            shutil.copytree(source / extra, target / extra, ignore=shutil.ignore_patterns(".*"))
+    target.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(target / ARCHIVE, "w") as archive:
+        for name, content in sorted(_records(results)):
+            _add(archive, name, content)
     if (source / "run.json").is_file():
         shutil.copy(source / "run.json", target / "run.json")
     return results
 
 
-def _copy_cell(record: CellRecord, folder: Path, pictured: bool) -> None:
-    folder.mkdir(parents=True)
-    steps = record.steps()
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(name, _DATE), content, zipfile.ZIP_LZMA)
+
+
+def _records(results: Results) -> Iterator[tuple[str, bytes]]:
+    """Yield every file of the copy with its name in the archive."""
+    sampler = results.cells[0].cell["sampler"]
+    cells = [record.cell for record in results.cells if record.cell["sampler"] == sampler]
+    pictured = {"sampler": sampler, "seed": min(c["seed"] for c in cells), "steps": max(c["steps"] for c in cells)}
+
+    def copy(record: CellRecord) -> tuple[str, dict[str, bytes]]:
+        is_pictured = all(record.cell[name] == value for name, value in pictured.items())
+        try:
+            return record.folder.name, _cell_files(record, is_pictured)
+        except (KeyError, IndexError) as error:
+            raise ResultsError(f"{record.folder} is damaged (no {error})") from None
+
+    for folder, files in results.each(copy):
+        for name, content in files.items():
+            yield f"cells/{folder}/{name}", content
+    for experiment in _EXPERIMENTS:
+        yield from _tree(results.folder(experiment), experiment)
+
+
+def _tree(places: list[Any], folder: str) -> Iterator[tuple[str, bytes]]:
+    """Yield all files below some places, hidden ones left out."""
+    for place in places:
+        if place.is_dir():
+            yield from _tree([child for child in place.iterdir() if child.name[0] != "."], f"{folder}/{place.name}")
+        else:
+            yield f"{folder}/{place.name}", read_bytes(place)
+
+
+def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
+    """Return what stays of a cell, by file name."""
+    files: dict[str, bytes] = {}
+    steps, terms, moments = record.steps(), record.array("kernel.npy"), record.arrays("moments.npz", is_analysed)
     if steps is not None:
-        _small_steps(steps).to_csv(folder / "steps.csv.gz", index=False, float_format="%.6g")
-    terms = record.array("kernel.npy")
+        files["steps.csv"] = _few_steps(steps).to_csv(index=False, float_format="%.6g").encode()
     if terms is not None:
-        np.save(folder / "kernel.npy", terms.astype(np.float32))
-    moments = record.arrays("moments.npz")
+        buffer = io.BytesIO()
+        np.save(buffer, terms.astype(np.float32))
+        files["kernel.npy"] = buffer.getvalue()
     if moments is not None:
-        _write(folder / "moments.npz", _small_moments(moments))
+        files["moments.npz"] = _npz(_few_moments(moments))
     if pictured:
-        _copy_pictures(record, folder)
-    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+        files |= _pictures(record)
     kept = {name: value for name, value in record.facts.items() if name not in _CHECKSUMS}  # of what is not copied
-    facts = {**kept, "files": files, "published": True}
-    (folder / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
+    facts = {**kept, "files": {name: len(content) for name, content in files.items()}, "published": True}
+    return files | {"metrics.json": (json.dumps(facts, indent=1) + "\n").encode()}
 
 
-def _copy_pictures(record: CellRecord, folder: Path) -> None:
+def _pictures(record: CellRecord) -> dict[str, bytes]:
+    """Return a few samples, the single errors at the levels that figures show, and the tests at all levels."""
+    files: dict[str, bytes] = {}
     samples, errors = record.arrays("samples.npz"), record.arrays("errors.npz")
     if samples is not None:
-        labels = {"arr_1": samples["arr_1"][:_SAMPLES]} if "arr_1" in samples else {}
-        _write(folder / "samples.npz", {"arr_0": samples["arr_0"][:_SAMPLES], **labels})
+        files["samples.npz"] = _npz({name: samples[name][:_SAMPLES] for name in ("arr_0", "arr_1") if name in samples})
     if errors is not None:
-        _write(folder / "errors.npz", {**errors, "errors": errors["errors"].astype(np.float16)})
+        levels = shown(range(len(errors["i"])))
+        few = {name: array[levels] if name in ("errors", "i", "t") else array for name, array in errors.items()}
+        files["errors.npz"] = _npz({**few, "errors": few["errors"].astype(np.float16)})
+        tests = tested_levels(record)
+        if tests is not None:
+            files[TESTS] = tests.to_csv(index=False).encode()  # all digits, since they are averaged
+    return files
 
 
-def _small_steps(steps: pd.DataFrame) -> pd.DataFrame:
+def _few_steps(steps: pd.DataFrame) -> pd.DataFrame:
     """Keep levels spread evenly, those at which states were recorded."""
     recorded = sorted(steps.loc[steps["quantity"] == "var_marginal", "i"].unique())
     kept = set(shown(recorded, _STEP_LEVELS))
@@ -102,20 +129,16 @@ def _small_steps(steps: pd.DataFrame) -> pd.DataFrame:
     return steps[steps["i"].isin(kept)].drop(columns=["model", "sampler", "steps", "seed"])
 
 
-def _small_moments(moments: Mapping[str, NDArray[Any]]) -> Arrays:
+def _few_moments(moments: Mapping[str, NDArray[Any]]) -> Arrays:
     """Keep band powers and moments of x0_hat's error at levels spread evenly, in single precision; the data's own."""
-    levels = shown(list(range(len(moments["i"]))), _BAND_LEVELS)
-    small: Arrays = {}
-    for name, array in moments.items():
-        analysed = name.startswith(_ANALYSED)
-        if name in _ROWS or analysed:
-            small[name] = array[levels].astype(np.float32) if analysed else array[levels]
-        elif name.startswith("data/"):
-            small[name] = array
-    return small
+    levels = shown(range(len(moments["i"])), _BAND_LEVELS)
+    few = {name: array[levels] if name in LEVEL_ARRAYS else array for name, array in moments.items()}
+    arms = {name: array[levels].astype(np.float32) for name, array in few.items() if name.startswith(MOMENT_ARRAYS)}
+    return few | arms
 
 
-def _write(path: Path, arrays: Arrays) -> None:
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return an npz file that is not compressed, for the archive is."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    path.write_bytes(buffer.getvalue())
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()

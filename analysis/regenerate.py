@@ -10,8 +10,6 @@ from analysis.exposure_bias import delta_t as delta
 from analysis.normality import error_normality as normality
 from analysis.normality import error_shape
 from analysis.output.entries import Output
-from analysis.published import delta_t as published_delta
-from analysis.published import tables as published
 from analysis.quality import acceleration, samples, scores, training, tuning
 from analysis.quality import fid_vs_steps as quality
 from analysis.records.load import Results, load_results
@@ -31,7 +29,6 @@ ANALYSES = (
     training,
     variance,
     delta,
-    published_delta,
     norms,
     x0_error,
     error_shape,
@@ -41,7 +38,6 @@ ANALYSES = (
     chains,
     response,
     diagnostics,
-    published,
 )
 
 

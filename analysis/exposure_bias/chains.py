@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analysis.output.entries import Output
 from analysis.output.selection import models_of
-from analysis.output.style import band, colours, key, panels, save
+from analysis.output.style import line_key, line_panels, panels, save
 from analysis.records.experiments import read_pictures, read_records
 from analysis.records.load import Results
 
@@ -50,38 +50,37 @@ def draw_chains(table: pd.DataFrame, folder: Path) -> list[Path]:
     """L1 error (top) and Frechet distance (bottom) of the reconstructions against chain length, a column a way back."""
     chains = table[table["method"].isin(_METHODS)]
     metric = next((q for q in chains["quantity"].unique() if q not in ("l1", "rmse")), None)
-    rows = ["l1", *([metric] if metric and chains.loc[chains["quantity"] == metric, "value"].notna().any() else [])]
-    paint = colours(models_of(chains))
-    with panels(len(rows), len(_METHODS), sharex=True, sharey="row") as (figure, axes):
-        for row, quantity in enumerate(rows):
-            for axis, method in zip(axes[row], _METHODS, strict=True):
-                here = chains[(chains["quantity"] == quantity) & (chains["method"] == method)].assign(t=chains["start"])
-                for model, colour in paint.items():
-                    band(axis, here[here["model"] == model].sort_values("t"), colour, "-")
-                _baselines(axis, table[table["quantity"] == quantity], method)
-        for column, title in enumerate(_METHODS.values()):
-            axes[0, column].set_title(title)
-            axes[-1, column].set_xlabel("chain length L")
-        axes[0, 0].set_ylabel("L1 error of the\nreconstruction")
-        if len(rows) > 1:
-            axes[1, 0].set_ylabel(f"{metric} of the\nreconstructions")
-            axes[1, 0].set_yscale("log")  # chains without noise end far off
-        styles = {
-            "exact denoiser, Gaussian data": ("--", "black"),
-            "exact sampler of the training images": (":", "black"),
-            "as many real images": ("-.", "black"),
-        }
-        key(figure, paint, styles)
+    scored = metric is not None and chains.loc[chains["quantity"] == metric, "value"].notna().any()
+    quantities = ["l1", str(metric)] if scored else ["l1"]
+    with line_panels(models_of(chains), len(_METHODS), quantities, main="l1") as (figure, rows):
+        for row in rows:
+            measured = chains[chains["quantity"] == row.quantity].assign(t=lambda rows: rows["start"])
+            for axis, method in zip(row.axes, _METHODS, strict=True):
+                _baselines(axis, table[table["quantity"] == row.quantity], method)
+                for model in row.paint:
+                    line = measured[(measured["model"] == model) & (measured["method"] == method)]
+                    row.band(axis, model, line.sort_values("t"))
+            row.axes[0].set_ylabel(f"{'L1 error' if row.quantity == 'l1' else metric} of the\nreconstructions")
+            if row.quantity != "l1":
+                row.axes[0].set_yscale("log")  # chains without noise end far off
+                row.axes[0].minorticks_off()
+        for axis, title in zip(rows[0].axes, _METHODS.values(), strict=True):
+            axis.set_title(title)
+        for axis in rows[-1].axes:
+            axis.set_xlabel("chain length L")
+        styles = {"exact, Gaussian data": ("--", "black"), "exact, training images": (":", "black")}
+        line_key(figure, rows, styles | ({"as many real images": ("-.", "0.5")} if len(quantities) > 1 else {}))
         return save(figure, folder, "chain_error")
 
 
 def _baselines(axis: Axes, table: pd.DataFrame, method: str) -> None:
     """Draw what exact samplers do, and real images where the quantity is a distance between sets."""
     for name in _EXACT[method]:
-        own = table[table["method"] == name].sort_values("start")
-        axis.plot(own["start"], own["value"], color="black", linestyle=_EXACT_LINES.get(name, "--"))
-    for value in table.loc[(table["method"] == "real") & table["value"].notna(), "value"]:
-        axis.axhline(value, color="black", linestyle="-.", linewidth=0.8)
+        line = table[table["method"] == name].sort_values("start")
+        axis.plot(line["start"], line["value"], color="black", linestyle=_EXACT_LINES.get(name, "--"))
+    real = table.loc[table["method"] == "real", "value"]
+    if real.notna().any():
+        axis.axhline(real.mean(), color="0.5", linestyle="-.", linewidth=0.8)  # the same images for every model
 
 
 def draw_pictures(results: Results, records: pd.DataFrame, folder: Path) -> list[Path]:
@@ -99,7 +98,7 @@ def draw_pictures(results: Results, records: pd.DataFrame, folder: Path) -> list
     if not rows:
         return []
     with panels(1, 1) as (figure, axes):
-        figure.set_size_inches(3.4, 0.3 + 0.36 * len(rows))
+        figure.set_size_inches(3.9, 0.3 + 0.37 * len(rows))
         axes[0, 0].imshow(_grid(list(rows.values())), interpolation="nearest")
         height = next(iter(rows.values())).shape[1] + 1
         axes[0, 0].set_yticks([height * k + height / 2 - 1 for k in range(len(rows))], list(rows))

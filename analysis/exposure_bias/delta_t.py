@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
-from analysis.output.style import colours, is_edm, key, level_symbol, noisy_left, panels, save
+from analysis.output.style import is_edm, level_symbol, line_key, line_panels, noisy_left, reference, save
 from analysis.records.load import Results
 
 _SECTION = "Variance"
@@ -37,24 +37,28 @@ _SINGLE = ["forced-train", "forced-heldout", "gaussian-forced"]
 def draw_delta(steps: pd.DataFrame, folder: Path) -> list[Path]:
     """Published multi-step delta_t of every model over the floor of a perfect sampler, on one logarithmic axis."""
     steps, sampler = first_sampler(steps)
-    models, counts = models_of(steps), step_counts(steps)
-    paint = colours(models)
-    measured = over_seeds(steps, "delta_t", ["free"])
-    floor = over_seeds(steps, "delta_t_floor", ["free"])
-    with panels(1, len(counts), sharey=True) as (figure, axes):
-        for axis, count in zip(axes[0], counts, strict=True):
-            exact = floor[floor["steps"] == count].drop_duplicates("t")
-            for model in models:
-                own = measured[(measured["steps"] == count) & (measured["model"] == model)]
-                axis.plot(own["t"], own["value"], color=paint[model])
-            axis.plot(exact["t"], exact["value"], color="black", linestyle="--")
-            axis.set_yscale("log")
-            axis.set(title=f"{count} steps", xlabel=level_symbol(sampler))
-            noisy_left(axis, sampler)
-        axes[0, 0].set_ylabel(r"published $\delta_t$")
+    counts = step_counts(steps)
+    measured, floor = (over_seeds(steps, quantity, ["free"]) for quantity in ("delta_t", "delta_t_floor"))
+    with line_panels(models_of(steps), len(counts)) as (figure, rows):
+        for row in rows:
+            for axis, count in zip(row.axes, counts, strict=True):
+                exact = floor[floor["steps"] == count].drop_duplicates("t")
+                for model in row.paint:
+                    line = measured[(measured["steps"] == count) & (measured["model"] == model)]
+                    axis.plot(line["t"], line["value"], color=row.paint[model], linewidth=row.width(model))
+                axis.plot(exact["t"], exact["value"], color="black", linestyle="--")
+                axis.set_yscale("log")
+                axis.minorticks_off()
+            row.axes[0].set_ylabel(r"published $\delta_t$")
+        for axis, count in zip(rows[0].axes, counts, strict=True):
+            axis.set_title(f"{count} steps")
+        for axis in rows[-1].axes:
+            axis.set_xlabel(level_symbol(sampler))
+        noisy_left(rows[0].axes[0], sampler)
         drawn = np.append(floor["value"], measured["value"])
-        axes[0, 0].set_ylim(bottom=max(1e-7, 0.3 * np.min(drawn[drawn > 0], initial=1)))
-        key(figure, paint, {f"perfect sampler ({sampler})": ("--", "black")})
+        low = np.quantile(drawn[drawn > 0], 0.02) if (drawn > 0).any() else 1.0  # without zeros that curves cross
+        rows[0].axes[0].set_ylim(bottom=max(1e-7, 0.3 * low))
+        line_key(figure, rows, {f"perfect sampler ({sampler})": ("--", "black")})
         return save(figure, folder, "delta_t")
 
 
@@ -75,8 +79,9 @@ def single_step_table(steps: pd.DataFrame, eta: float = 0.0) -> pd.DataFrame:
     error = error.assign(i=error["i"] - 1).rename(columns={"alpha": "alpha_seen", "sigma": "sigma_seen", "value": "e"})
     joined = reached[reached["sigma"] > 0].merge(error, on=[*keys, "i"])
     joined["formula"] = (_weight(joined, eta) * joined["e"] / joined["sigma"]) ** 2
+    joined["error"] = joined["error"] / joined["sigma"] ** 2
     joined["conditional"] = joined["conditional"] / joined["sigma"] ** 2 - 1
-    return joined[[*keys, "i", "t", "n", "conditional", "formula"]]
+    return joined[[*keys, "i", "t", "n", "conditional", "error", "formula"]]
 
 
 def _weight(joined: pd.DataFrame, eta: float) -> pd.Series:
@@ -92,28 +97,29 @@ def _weight(joined: pd.DataFrame, eta: float) -> pd.Series:
 def draw_single_step(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Conditional variance after one step and the papers' formula for it, for the models and an exact denoiser."""
     table, sampler = first_sampler(table)
-    models, counts = models_of(table), step_counts(table)
-    paint = colours(models)
-    rows = [quantity for quantity in _ROWS if table[quantity].notna().any()]
-    with panels(len(rows), len(counts), sharex=True, sharey=True) as (figure, axes):
-        for column, count in enumerate(counts):
-            here = table[table["steps"] == count]
-            exact = here[here["arm"] == "gaussian-forced"].drop_duplicates("t")
-            for row, quantity in enumerate(rows):
-                axis = axes[row, column]
-                for model in models:
-                    own = here[(here["model"] == model) & (here["arm"] == "forced-train")]
-                    axis.plot(own["t"], own[quantity], color=paint[model])
-                axis.plot(exact["t"], exact[quantity], color="black", linestyle="--")
-                axis.axhline(0, color="black", linewidth=0.8)
-            axes[0, column].set_title(f"{count} steps")
-            axes[-1, column].set_xlabel(level_symbol(sampler))
-        _scale(axes[0, 0], table)
-        noisy_left(axes[0, 0], sampler)
-        for row, quantity in enumerate(rows):
-            axes[row, 0].set_ylabel(_ROWS[quantity])
+    counts = step_counts(table)
+    quantities = [quantity for quantity in _ROWS if table[quantity].notna().any()]
+    with line_panels(models_of(table), len(counts), quantities, main="conditional", sharey=True) as (figure, rows):
+        for row in rows:
+            for axis, count in zip(row.axes, counts, strict=True):
+                lines = table[table["steps"] == count]
+                exact = lines[lines["arm"] == "gaussian-forced"].drop_duplicates("t")
+                for model in row.paint:
+                    line = lines[(lines["model"] == model) & (lines["arm"] == "forced-train")]
+                    sure = row.quantity != "conditional" or model != list(row.paint)[-1]  # models share their noise
+                    error = float("nan") if sure else line["error"]
+                    row.band(axis, model, line.assign(value=line[row.quantity], error=error))
+                axis.plot(exact["t"], exact[row.quantity], color="black", linestyle="--")
+                reference(axis, 0)
+            row.axes[0].set_ylabel(_ROWS[row.quantity])
+        for axis, count in zip(rows[0].axes, counts, strict=True):
+            axis.set_title(f"{count} steps")
+        for axis in rows[-1].axes:
+            axis.set_xlabel(level_symbol(sampler))
+        _scale(rows[0].axes[0], table)
+        noisy_left(rows[0].axes[0], sampler)
         exact_key = {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")}
-        key(figure, paint, exact_key if _has_exact(table) else {})
+        line_key(figure, rows, exact_key if _has_exact(table) else {})
         return save(figure, folder, "single_step_variance")
 
 

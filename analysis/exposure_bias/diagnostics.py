@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy import stats
 
 from analysis.output.entries import Output
 from analysis.output.selection import models_of
@@ -48,33 +47,39 @@ DEFINITIONS: Mapping[str, str] = {
 }
 
 
-def _measures(cell: pd.DataFrame) -> dict[str, float]:
-    """Return the measures of one cell's per-step table; NaN where what one needs was not recorded."""
-    wide = cell.pivot_table(index="i", columns=["arm", "quantity"], values="value", observed=True, sort=True)
+def _measures(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the measures of every cell by sampler, model, steps and seed, NaN where one was not recorded."""
+    columns = [*_CELL, "i", "arm", "quantity"]
+    wide = steps.groupby(columns, sort=True, observed=True)["value"].mean().unstack(["arm", "quantity"])
 
     def of(arm: str, quantity: str) -> pd.Series:
         return wide[arm, quantity] if (arm, quantity) in wide else pd.Series(np.nan, wide.index)
 
+    def mean(values: pd.Series) -> pd.Series:
+        return values.groupby(level=_CELL).mean()
+
+    i, samplers = (wide.index.get_level_values(name) for name in ("i", "sampler"))
     eps, ratio, excess = of("free", "eps_norm"), of("free", "variance_ratio"), of("free", "excess_std")
-    if is_edm(str(cell["sampler"].iloc[0])):
-        excess = excess / of("free", "floor_std")
+    edm = samplers.map(lambda name: is_edm(str(name))).to_numpy(dtype=bool)
+    excess = excess.where(~edm, excess / of("free", "floor_std"))
     train, heldout = (_log(eps / of(f"forced-{part}", "eps_norm")) for part in ("train", "heldout"))
-    delta, error = of("free", "delta_t"), of("forced-heldout", "x0_rmse")
-    return {
-        "eps_gap": train.abs().mean(),
-        "eps_gap_signed": train.mean(),
-        "eps_gap_heldout": heldout.abs().mean(),
-        "eps_gap_heldout_signed": heldout.mean(),
-        "variance_end": (ratio[ratio.index < 0] - 1).abs().mean(),
-        "variance_along": (ratio - 1).abs().mean(),
-        "variance_network": (ratio - of("gaussian", "variance_ratio")).abs().mean(),
-        "excess_std": excess.abs().mean(),
-        "excess_std_signed": excess.mean(),
-        "delta_t": delta[delta.index >= 0].head(1).mean(),
-        "x0_rmse_heldout": error.mean(),
-        "x0_rmse_ratio": (error / of("forced-train", "x0_rmse")).mean(),
-        "clipped": of("free", "clipped").mean(),
+    error = of("forced-heldout", "x0_rmse")
+    measures = {
+        "eps_gap": mean(train.abs()),
+        "eps_gap_signed": mean(train),
+        "eps_gap_heldout": mean(heldout.abs()),
+        "eps_gap_heldout_signed": mean(heldout),
+        "variance_end": mean((ratio[i < 0] - 1).abs()),
+        "variance_along": mean((ratio - 1).abs()),
+        "variance_network": mean((ratio - of("gaussian", "variance_ratio")).abs()),
+        "excess_std": mean(excess.abs()),
+        "excess_std_signed": mean(excess),
+        "delta_t": of("free", "delta_t")[i >= 0].groupby(level=_CELL).nth(0).droplevel("i"),
+        "x0_rmse_heldout": mean(error),
+        "x0_rmse_ratio": mean(error / of("forced-train", "x0_rmse")),
+        "clipped": mean(of("free", "clipped")),
     }
+    return pd.DataFrame(measures)
 
 
 def _log(ratio: pd.Series) -> pd.Series:
@@ -87,53 +92,52 @@ def diagnostics_table(results: Results) -> pd.DataFrame:
     metric = main_metric(metrics)
     if not len(steps) or metric is None:
         return pd.DataFrame()
-    groups = steps.groupby(_CELL, sort=False)
-    rows = [dict(zip(_CELL, key, strict=True)) | _measures(cell) for key, cell in groups if isinstance(key, tuple)]
+    cells = steps[_CELL].drop_duplicates().merge(_measures(steps).reset_index(), on=_CELL)
     scores = metrics.pivot_table(index=_CELL, columns="metric", values="value").reindex(columns=["nn_ratio", metric])
-    return pd.DataFrame(rows).merge(scores.rename(columns={metric: "fd"}).reset_index(), on=_CELL)
+    return cells.merge(scores.rename(columns={metric: "fd"}).reset_index(), on=_CELL)
 
 
-def _spearman(x: pd.Series, y: pd.Series) -> tuple[float, float]:
-    """Return (rho, p), NaN where there are too few points or one side does not vary."""
+def _spearman(x: pd.Series, y: pd.Series) -> float:
+    """Return the rank correlation, NaN where there are too few points or one side does not vary."""
     if len(x) < _FEWEST or x.nunique() < 2 or y.nunique() < 2:
-        return float("nan"), float("nan")
-    found = stats.spearmanr(x, y)
-    return float(found.statistic), float(found.pvalue)
+        return float("nan")
+    return float(np.corrcoef(x.rank(), y.rank())[0, 1])
 
 
 def _within(cells: pd.DataFrame, name: str, keys: list[str]) -> float:
     """Return the mean over groups of a measure's correlation with ``fd`` in each, NaN where no group has enough."""
-    found = [_spearman(own[name], own["fd"])[0] for _, own in cells.groupby(keys)]
-    return float(np.mean([rho for rho in found if rho == rho])) if any(rho == rho for rho in found) else float("nan")
+    correlations = pd.Series([_spearman(group[name], group["fd"]) for _, group in cells.groupby(keys)], dtype=float)
+    return float(correlations.mean())
 
 
 def correlation_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return each measure's correlation with ``fd``, the strongest first.
 
-    ``rho`` and ``p`` are over cells; ``rho_settings`` and ``p_settings`` over models x samplers x step counts, each
-    averaged over seeds; ``rho_within`` is the mean of the correlations over cells within each step count,
+    ``rho`` is over cells; ``rho_settings`` over models x samplers x step counts, each averaged over seeds;
+    ``rho_within`` is the mean of the correlations over cells within each step count,
     ``rho_models`` that within each step count and seed.
     """
     rows = []
     for name, definition in DEFINITIONS.items():
         cells = table[[*_CELL, name, "fd"]].dropna()
-        rho, p = _spearman(cells[name], cells["fd"])
         settings = cells.groupby(_CELL[:3])[[name, "fd"]].mean()
-        rho_settings, p_settings = _spearman(settings[name], settings["fd"])
-        over_cells = {"rho": rho, "cells": len(cells), "p": p}
-        over_settings = {"rho_settings": rho_settings, "settings": len(settings), "p_settings": p_settings}
-        inside = {
+        correlations = {
+            "rho": _spearman(cells[name], cells["fd"]),
+            "cells": len(cells),
+            "rho_settings": _spearman(settings[name], settings["fd"]),
+            "settings": len(settings),
             "rho_within": _within(cells, name, ["sampler", "steps"]),
             "rho_models": _within(cells, name, ["sampler", "steps", "seed"]),
         }
-        rows.append({"measure": name, **over_cells, **over_settings, **inside, "definition": definition})
+        rows.append({"measure": name, **correlations, "definition": definition})
     found = pd.DataFrame(rows).dropna(subset="rho")
     return found.sort_values("rho", key=lambda rho: -rho.abs(), ignore_index=True)
 
 
 def draw_diagnostics(table: pd.DataFrame, correlations: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
     """Frechet distance against the strongest measures, a point a cell: colour is the step count, shape the model."""
-    chosen = correlations.head(_PANELS)
+    families = correlations["measure"].str.removesuffix("_signed").str.removesuffix("_heldout")
+    chosen = correlations[~families.duplicated()].head(_PANELS)  # one of each kind, not a measure and its modulus
     columns = min(3, len(chosen))
     marks = {model: MARKERS[position % len(MARKERS)] for position, model in enumerate(models_of(table))}
     counts = sorted(int(count) for count in table["steps"].unique())
@@ -142,12 +146,12 @@ def draw_diagnostics(table: pd.DataFrame, correlations: pd.DataFrame, metric: st
         for axis, (_, row) in zip(axes.flat, chosen.iterrows(), strict=False):
             for (model, steps), own in table.groupby(["model", "steps"], sort=False):
                 shade, mark = shades[int(str(steps))], marks[str(model)]
-                axis.scatter(own[row["measure"]], own["fd"], s=7, color=shade, marker=mark, linewidths=0, alpha=0.8)
+                axis.scatter(own[row["measure"]], own["fd"], s=14, color=shade, marker=mark, linewidths=0, alpha=0.8)
             axis.set_xlabel(row["measure"])
             rho = [
                 "-" if pd.isna(row[column]) else f"{row[column]:.2f}" for column in ("rho", "rho_within", "rho_models")
             ]
-            axis.set_title("rho {}, within steps {}, of models {}".format(*rho), fontsize=7)
+            axis.set_title("rho {} ({}, {})".format(*rho))
         for axis in axes.flat[len(chosen) :]:
             axis.set_visible(False)
         for axis in axes[:, 0]:
@@ -185,13 +189,12 @@ def analyse(results: Results, out: Output) -> None:
         " measure grows as quality falls): over cells; over settings (model x sampler x step count, averaged over"
         " seeds); and within step counts, averaged (rho_within), which is free of the step count driving both;"
         " within step counts and seeds, averaged (rho_models), where only the model differs. Cells of one model or"
-        " one step count are not independent, so that the p values, which take them for independent, are too small."
-        f" {account}."
+        f" one step count are not independent, so that no p value is given. {account}."
     )
     out.table(_SECTION, "quality_predictors", correlations, "What predicts quality", caption)
     out.figure(
         _SECTION, draw_diagnostics(table, correlations, metric, out.figures), "What predicts quality",
         f"{metric} of every cell against the {min(_PANELS, len(correlations))} measures that correlate most with it."
         " Colour: step count; shape: model. A cloud that rises within one colour predicts quality beyond the step"
-        " count. rho as in the table, definitions there. " + account + ".",
+        " count. rho (within step counts, of models) as in the table, definitions there. " + account + ".",
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
-from analysis.output.style import ARM_LINES, band, colours, key, level_symbol, noisy_left, panels, save
+from analysis.output.style import ARM_LINES, LineRow, level_symbol, line_key, line_panels, noisy_left, reference, save
 from analysis.output.text import clips
 from analysis.records.load import Results
 
@@ -59,92 +60,84 @@ def scaled_models(results: Results) -> list[str]:
     return list(dict.fromkeys(scaled))
 
 
-def draw_eps_norm(steps: pd.DataFrame, folder: Path) -> list[Path]:
-    """||eps|| free running and teacher forced (top), and their ratio (bottom), along t."""
+def draw_eps_norm(steps: pd.DataFrame, ratios: pd.DataFrame, folder: Path) -> list[Path]:
+    """||eps|| free running and teacher forced (top), and their ratio (bottom, alone of many models), along t."""
     steps, sampler = first_sampler(steps)
-    models, counts = models_of(steps), step_counts(steps)
-    paint = colours(models)
-    norms, ratios = over_seeds(steps, "eps_norm", ["free", "forced-train"]), norm_table(steps)
-    if not len(ratios):
-        return _draw_free(norms, sampler, folder)
-    with panels(2, len(counts), sharex=True, sharey="row") as (figure, axes):
-        for column, count in enumerate(counts):
-            for model in models:
-                here = norms[(norms["steps"] == count) & (norms["model"] == model)]
-                for arm in ("free", "forced-train"):
-                    band(axes[0, column], here[here["arm"] == arm], paint[model], ARM_LINES[arm])
-                own = ratios[(ratios["steps"] == count) & (ratios["model"] == model)]
-                for arm, name in zip(_FORCED, ("ratio_train", "ratio_heldout"), strict=True):
-                    _ratio(axes[1, column], own, name, paint[model], ARM_LINES[arm])
-        _finish(axes, counts, sampler, ratios, ("ratio_train", "ratio_heldout"))
-        axes[0, 0].set_ylabel(r"$\|\epsilon_\theta\|_2$")
-        axes[1, 0].set_ylabel("free / forced")
-        styles = {
-            f"free running ({sampler})": ("-", "black"),
+    ratios, counts = ratios[ratios["sampler"] == sampler], step_counts(steps)
+    norms = over_seeds(steps, "eps_norm", ["free", "forced-train"])
+    has_forced = len(ratios) > 0
+    quantities = ["norm", "ratio"] if has_forced else ["norm"]
+    with line_panels(models_of(steps), len(counts), quantities) as (figure, rows):
+        for row in rows:
+            for axis, count in zip(row.axes, counts, strict=True):
+                if row.quantity == "norm":
+                    _norms(row, axis, norms[norms["steps"] == count])
+                else:
+                    _ratios(row, axis, ratios[ratios["steps"] == count], {"ratio_train": "--", "ratio_heldout": ":"})
+        _finish(rows, counts, sampler, ratios, ("ratio_train", "ratio_heldout"))
+        forced = {
             "teacher forced, training images": ("--", "black"),
             "teacher forced, held out": (":", "black"),
         }
-        key(figure, paint, styles)
+        line_key(figure, rows, {f"free running ({sampler})": ("-", "black")} | (forced if has_forced else {}))
         return save(figure, folder, "eps_norm")
 
 
-def _draw_free(norms: pd.DataFrame, sampler: str, folder: Path) -> list[Path]:
-    """Draw ||eps|| free running alone, where no real images were at hand to be teacher forced."""
-    models, counts = models_of(norms), step_counts(norms)
-    paint = colours(models)
-    with panels(1, len(counts), sharex=True, sharey=True) as (figure, axes):
-        for axis, count in zip(axes[0], counts, strict=True):
-            for model in models:
-                here = norms[(norms["steps"] == count) & (norms["model"] == model)]
-                band(axis, here, paint[model], ARM_LINES["free"])
-            axis.set(title=f"{count} steps", xlabel=level_symbol(sampler))
-        axes[0, 0].set_ylabel(r"$\|\epsilon_\theta\|_2$")
-        noisy_left(axes[0, 0], sampler)
-        key(figure, paint, {f"free running ({sampler})": ("-", "black")})
-        return save(figure, folder, "eps_norm")
+def _norms(row: LineRow, axis: Axes, norms: pd.DataFrame) -> None:
+    for model in row.paint:
+        for arm in ("free", "forced-train"):
+            row.band(axis, model, norms[(norms["model"] == model) & (norms["arm"] == arm)], ARM_LINES[arm])
 
 
-def _ratio(axis: Axes, own: pd.DataFrame, name: str, colour: str, style: str) -> None:
-    band(axis, own.assign(value=own[name], error=own[f"{name}_error"]), colour, style)
+def _ratios(row: LineRow, axis: Axes, ratios: pd.DataFrame, styles: Mapping[str, str]) -> None:
+    """Draw ratios of norms, each with its line style."""
+    for model in row.paint:
+        lines = ratios[ratios["model"] == model]
+        for name, style in styles.items():
+            row.band(axis, model, lines.assign(value=lines[name], error=lines[f"{name}_error"]), style)
+    reference(axis, 1)
 
 
 def _finish(
-    axes: list[list[Axes]], counts: list[int], sampler: str, ratios: pd.DataFrame, names: tuple[str, ...]
+    rows: Sequence[LineRow], counts: Sequence[int], sampler: str, ratios: pd.DataFrame, names: Sequence[str]
 ) -> None:
     """Title the panels, and scale the ratios to all but the least noisy level, which dwarfs them; say what it was."""
+    for axis, count in zip(rows[0].axes, counts, strict=True):
+        axis.set_title(f"{count} steps")
+    for axis in rows[-1].axes:
+        axis.set_xlabel(level_symbol(sampler))
+    noisy_left(rows[0].axes[0], sampler)
+    for row in rows:
+        row.axes[0].set_ylabel("free / forced" if row.quantity == "ratio" else r"$\|\epsilon_\theta\|_2$")
+    if not len(ratios):
+        return
     rest = np.append(ratios.loc[ratios["i"] > 0, list(names)].to_numpy(), 1.0)
     low, high = float(np.nanmin(rest)), float(np.nanmax(rest))
     margin = 0.08 * max(high - low, 0.05)
-    for column, count in enumerate(counts):
-        top, bottom = axes[0][column], axes[-1][column]
-        top.set_title(f"{count} steps")
-        bottom.set_xlabel(level_symbol(sampler))
-        bottom.axhline(1, color="black", linewidth=0.8)
-        last = ratios.loc[(ratios["i"] == 0) & (ratios["steps"] == count), list(names)].to_numpy()
-        if np.isfinite(last).any():
-            text = f"up to {np.nanmax(last):.2f} at the last step"
-            bottom.text(0.03, 0.95, text, transform=bottom.transAxes, va="top", fontsize=6)
-    axes[-1][0].set_ylim(low - margin, high + 2 * margin)
-    noisy_left(axes[0][0], sampler)
+    for row in (row for row in rows if row.quantity == "ratio"):
+        row.axes[0].set_ylim(low - margin, high + 2 * margin)
+        for axis, count in zip(row.axes, counts, strict=True):
+            chosen = (ratios["i"] == 0) & (ratios["steps"] == count) & ratios["model"].isin(row.paint)
+            last = ratios.loc[chosen, list(names)].to_numpy()
+            if np.isfinite(last).any():
+                text = f"up to {np.nanmax(last):.2f} at the last step"
+                axis.text(0.03, 0.95, text, transform=axis.transAxes, va="top", fontsize=6)
 
 
-def draw_scaling(steps: pd.DataFrame, scaled: list[str], folder: Path) -> list[Path]:
+def draw_scaling(ratios: pd.DataFrame, scaled: Sequence[str], folder: Path) -> list[Path]:
     """The ratio of norms, free over forced, of scaling models: of the raw prediction and of the one used."""
-    steps, sampler = first_sampler(steps)
-    steps = steps[steps["model"].isin([*scaled, models_of(steps)[0]])]
-    models, counts = models_of(steps), step_counts(steps)
-    paint, ratios = colours(models), norm_table(steps)
-    with panels(1, len(counts), sharex=True, sharey=True) as (figure, axes):
-        figure.set_size_inches(7.0, 2.8)
-        for axis, count in zip(axes[0], counts, strict=True):
-            for model in models:
-                own = ratios[(ratios["steps"] == count) & (ratios["model"] == model)]
-                _ratio(axis, own, "ratio_train", paint[model], "-")
-                if model in scaled:
-                    _ratio(axis, own, "ratio_after", paint[model], "-.")
-        _finish(axes, counts, sampler, ratios, ("ratio_train", "ratio_after"))
-        axes[0, 0].set_ylabel("free / forced")
-        key(figure, paint, {f"raw prediction ({sampler})": ("-", "black"), "as used, scaled": ("-.", "black")})
+    ratios, sampler = first_sampler(ratios)
+    models = models_of(ratios)
+    models = [models[0], *(model for model in models[1:] if model in scaled)]
+    counts = step_counts(ratios)
+    with line_panels(models, len(counts), ["ratio"]) as (figure, rows):
+        for row in rows:
+            for axis, count in zip(row.axes, counts, strict=True):
+                lines = ratios[ratios["steps"] == count]
+                _ratios(row, axis, lines, {"ratio_train": "-"})
+                _ratios(row, axis, lines[lines["model"].isin(scaled)], {"ratio_after": "-."})
+        _finish(rows, counts, sampler, ratios[ratios["model"].isin(models)], ("ratio_train", "ratio_after"))
+        line_key(figure, rows, {f"raw prediction ({sampler})": ("-", "black"), "as used, scaled": ("-.", "black")})
         return save(figure, folder, "eps_norm_scaling")
 
 
@@ -153,10 +146,10 @@ def analyse(results: Results, out: Output) -> None:
     steps = results.steps
     if not len(steps):
         return
-    account = results.account()
-    if not len(norm_table(steps)):
+    account, ratios = results.account(), norm_table(steps)
+    if not len(ratios):
         out.figure(
-            _SECTION, draw_eps_norm(steps, out.figures), "Norm of the predicted noise",
+            _SECTION, draw_eps_norm(steps, ratios, out.figures), "Norm of the predicted noise",
             "Mean over images of ||eps_theta|| free running; no real images were at hand to compare it with. Bands: two"
             f" standard errors. {account}.",
         )  # fmt: skip
@@ -165,11 +158,12 @@ def analyse(results: Results, out: Output) -> None:
         "Mean over images of ||eps_theta||_2 free running and on real noised images, and their ratio; 1 means that"
         " sampling looks to the network like training. Held-out images are free of memorisation. " + account + "."
     )
-    out.table(_SECTION, "eps_norm", thinned(norm_table(steps)), "Norms of the predicted noise", caption)
+    out.table(_SECTION, "eps_norm", thinned(ratios), "Norms of the predicted noise", caption)
     out.figure(
-        _SECTION, draw_eps_norm(steps, out.figures), "Norm of the predicted noise",
+        _SECTION, draw_eps_norm(steps, ratios, out.figures), "Norm of the predicted noise",
         "Top: mean over images of ||eps_theta||, free running (solid) and on real noised training images (dashed)."
-        " Bottom: the norm free running over that on real noised training images (dashed) or held-out ones (dotted);"
+        " Bottom (alone where models are many): the norm free running over that on real noised training images (dashed)"
+        " or held-out ones (dotted);"
         " above 1, the papers' sign of exposure bias. A gap between dashed and dotted is a network that treats"
         f" training images unlike others. Bands: two standard errors. {account}.",
     )  # fmt: skip
@@ -177,7 +171,7 @@ def analyse(results: Results, out: Output) -> None:
     if scaled:
         clipping = " and clipping of x0_hat" if clips(results) else ""
         out.figure(
-            _SECTION, draw_scaling(steps, scaled, out.figures), "Norms before and after scaling",
+            _SECTION, draw_scaling(ratios, scaled, out.figures), "Norms before and after scaling",
             "The norm free running over the raw one on real noised training images: of the raw prediction (solid) and,"
             " for models that scale, of the one the update uses (dash-dotted), after division by eps_scale"
             f"{clipping}. Scaling closes the gap if its curve lies nearer to 1. Bands: two standard errors. {account}.",

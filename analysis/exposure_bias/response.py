@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, shown, step_counts
-from analysis.output.style import band, colours, key, noisy_left, panels, save
+from analysis.output.style import band, colours, key, line_key, line_panels, noisy_left, panels, reference, save
 from analysis.records.experiments import read_records
 from analysis.records.load import Results
 
@@ -94,20 +94,23 @@ def draw_response(response: pd.DataFrame, folder: Path) -> list[Path]:
 def draw_effective(table: pd.DataFrame, folder: Path) -> list[Path]:
     """The shift t_eff - t along sampling, a panel a step count."""
     table, sampler = first_sampler(table)
-    models, counts = models_of(table), step_counts(table)
-    paint = colours(models)
-    with panels(1, len(counts), sharex=True, sharey=True) as (figure, axes):
-        for axis, count in zip(axes[0], counts, strict=True):
-            for model in models:
-                own = table[(table["steps"] == count) & (table["model"] == model)].sort_values("t")
-                band(axis, own.assign(value=own["shift"]), paint[model], "-")
-            axis.axhline(0, color="black", linewidth=0.8)
-            axis.set(title=f"{count} steps", xlabel="t")
-        noisy_left(axes[0, 0])
+    counts = step_counts(table)
+    with line_panels(models_of(table), len(counts)) as (figure, rows):
+        for row in rows:
+            for axis, count in zip(row.axes, counts, strict=True):
+                for model in row.paint:
+                    line = table[(table["steps"] == count) & (table["model"] == model)].sort_values("t")
+                    row.band(axis, model, line.assign(value=line["shift"]))
+                reference(axis, 0)
+            row.axes[0].set_ylabel(f"effective t - t ({sampler})")
+        for axis, count in zip(rows[0].axes, counts, strict=True):
+            axis.set_title(f"{count} steps")
+        for axis in rows[-1].axes:
+            axis.set_xlabel("t")
+        noisy_left(rows[0].axes[0])
         low, high = (np.nanpercentile(table["shift"], q) for q in (1, 99))
-        axes[0, 0].set_ylim(min(low, -1) * 1.4, max(high, 1) * 1.4)
-        axes[0, 0].set_ylabel(f"effective t - t ({sampler})")
-        key(figure, paint, {})
+        rows[0].axes[0].set_ylim(min(low, -1) * 1.4, max(high, 1) * 1.4)
+        line_key(figure, rows, {})
         return save(figure, folder, "effective_timestep")
 
 

@@ -7,6 +7,7 @@ Var(x_t) / (alpha^2 Var(x_0) + sigma^2), both averaged over pixels first, splits
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,17 @@ from matplotlib.axes import Axes
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
-from analysis.output.style import band, colours, is_edm, key, level_symbol, noisy_left, panels, save
+from analysis.output.style import (
+    LineRow,
+    band,
+    is_edm,
+    level_symbol,
+    line_key,
+    line_panels,
+    noisy_left,
+    reference,
+    save,
+)
 from analysis.output.text import other_causes
 from analysis.records.load import Results
 
@@ -46,25 +57,30 @@ def final_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
-    """Marginal variance over the truth (top) and the published pred_std over its floor (bottom), along t."""
+    """Marginal variance over the truth and (of few models) the published pred_std over its floor, along t."""
     steps, sampler = first_sampler(steps)
-    models, counts = models_of(steps), step_counts(steps)
-    paint = colours(models)
-    with panels(2, len(counts), sharex=True, sharey="row") as (figure, axes):
-        for row, table in enumerate((over_seeds(steps, "variance_ratio", _ARMS), _excess(steps, sampler))):
-            for axis, count in zip(axes[row], counts, strict=True):
-                _draw_gap(axis, table[table["steps"] == count], paint)
-                axis.axhline(1 - row, color="black", linewidth=0.8)
-        _label(axes, counts, sampler)
-        axes[0, 0].set_ylabel("marginal variance,\nsampled / true")
-        axes[1, 0].set_ylabel(
-            "(pred_std - floor)\n/ floor" if is_edm(sampler) else "excess std over\nexact-sampler floor"
-        )
-        styles = {f"sampled ({sampler})": ("-", "black")}
-        if (steps["arm"] == "gaussian").any():
-            styles["exact denoiser, Gaussian data"] = ("--", "black")
-        key(figure, paint, styles)
+    counts = step_counts(steps)
+    tables = {"ratio": over_seeds(steps, "variance_ratio", _ARMS), "excess": _excess(steps, sampler)}
+    with line_panels(models_of(steps), len(counts), list(tables), main="ratio") as (figure, rows):
+        for row in rows:
+            for axis, count in zip(row.axes, counts, strict=True):
+                table = tables[row.quantity][tables[row.quantity]["steps"] == count]
+                _exact(axis, table[table["arm"] == "gaussian"])
+                for model in row.paint:
+                    row.band(axis, model, table[(table["model"] == model) & (table["arm"] == "free")])
+                reference(axis, 1 if row.quantity == "ratio" else 0)
+        _label(rows, counts, sampler)
+        excess = "(pred_std - floor)\n/ floor" if is_edm(sampler) else "excess std over\nexact-sampler floor"
+        for row in rows:
+            row.axes[0].set_ylabel("marginal variance,\nsampled / true" if row.quantity == "ratio" else excess)
+        exact = {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")}
+        line_key(figure, rows, exact if (steps["arm"] == "gaussian").any() else {})
         return save(figure, folder, "variance_gap")
+
+
+def _exact(axis: Axes, table: pd.DataFrame) -> None:
+    """Draw what the exact denoiser shows, which is the same for all models."""
+    band(axis, table.drop_duplicates("t"), "black", "--")
 
 
 def _excess(steps: pd.DataFrame, sampler: str) -> pd.DataFrame:
@@ -78,39 +94,35 @@ def _excess(steps: pd.DataFrame, sampler: str) -> pd.DataFrame:
     return table
 
 
-def _draw_gap(axis: Axes, here: pd.DataFrame, paint: dict[str, str]) -> None:
-    for model, colour in paint.items():
-        band(axis, here[(here["model"] == model) & (here["arm"] == "free")], colour, "-")
-    band(axis, here[here["arm"] == "gaussian"].drop_duplicates("t"), "black", "--")
-
-
-def _label(axes: list[list[Axes]], counts: list[int], sampler: str) -> None:
+def _label(rows: Sequence[LineRow], counts: Sequence[int], sampler: str) -> None:
     """Title the columns, and let the noise fall to the right."""
-    for column, count in enumerate(counts):
-        axes[0][column].set_title(f"{count} steps")
-        axes[-1][column].set_xlabel(level_symbol(sampler))
-    noisy_left(axes[0][0], sampler)  # panels share their axis
+    for axis, count in zip(rows[0].axes, counts, strict=True):
+        axis.set_title(f"{count} steps")
+    for axis in rows[-1].axes:
+        axis.set_xlabel(level_symbol(sampler))
+    noisy_left(rows[0].axes[0], sampler)  # panels share their axis
 
 
 def draw_variance_parts(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """The part of the variance gap that few steps cause (top) and the network's part (bottom), along t."""
+    """The part of the variance gap that few steps cause (top) and the rest (bottom, alone of many models), along t."""
     table, sampler = first_sampler(table)
-    models, counts = models_of(table), step_counts(table)
-    paint = colours(models)
-    with panels(2, len(counts), sharex=True, sharey="row") as (figure, axes):
-        for column, count in enumerate(counts):
-            here = table[table["steps"] == count]
-            few = here.drop_duplicates("t")
-            axes[0, column].plot(few["t"], few["few_steps"], color="black", linestyle="--")
-            for model in models:
-                own = here[here["model"] == model].rename(columns={"network": "value"})
-                band(axes[1, column], own, paint[model], "-")
-            for axis in axes[:, column]:
-                axis.axhline(0, color="black", linewidth=0.8)
-        _label(axes, counts, sampler)
-        axes[0, 0].set_ylabel("few steps alone\n(exact denoiser - 1)")
-        axes[1, 0].set_ylabel("network\n(sampled - exact)")
-        key(figure, paint, {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")})
+    counts = step_counts(table)
+    with line_panels(models_of(table), len(counts), ["few steps", "rest"]) as (figure, rows):
+        for row in rows:
+            for axis, count in zip(row.axes, counts, strict=True):
+                lines = table[table["steps"] == count]
+                reference(axis, 0)
+                if row.quantity == "few steps":
+                    few = lines.drop_duplicates("t")
+                    axis.plot(few["t"], few["few_steps"], color="black", linestyle="--")
+                    continue
+                for model in row.paint:
+                    row.band(axis, model, lines[lines["model"] == model].rename(columns={"network": "value"}))
+        _label(rows, counts, sampler)
+        for row in rows:
+            few = row.quantity == "few steps"
+            row.axes[0].set_ylabel("few steps alone\n(exact denoiser - 1)" if few else "rest\n(sampled - exact)")
+        line_key(figure, rows, {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")})
         return save(figure, folder, "variance_parts")
 
 
@@ -138,9 +150,9 @@ def analyse(results: Results, out: Output) -> None:
         return
     out.figure(
         _SECTION, draw_variance_gap(steps, out.figures), "Variance along sampling",
-        "Top: mean over pixels of Var(x_t) over its true value, mean of alpha^2 Var(x_0) + sigma^2. Bottom:"
-        f" pred_std, the published measure, minus the floor that a perfect sampler shows{share}. Bands: two standard"
-        f" errors over images. {_exact_words(steps, results)} {account}.",
+        "Top: mean over pixels of Var(x_t) over its true value, mean of alpha^2 Var(x_0) + sigma^2. Bottom (where"
+        f" models are few): pred_std, the published measure, minus the floor that a perfect sampler shows{share}."
+        f" Bands: two standard errors over images. {_exact_words(steps, results)} {account}.",
     )  # fmt: skip
     caption = (
         "ratio: mean over pixels of Var(x) over its true value; few_steps: what an exact denoiser on the same levels"

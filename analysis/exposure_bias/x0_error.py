@@ -15,9 +15,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.output.entries import Output
-from analysis.output.selection import first_sampler, models_of, most_steps, over_seeds, shown, thinned
-from analysis.output.style import band, colours, is_edm, key, level_name, level_symbol, noisy_left, panels, save
+from analysis.output.selection import models_of, most_steps, over_seeds, shown, thinned
+from analysis.output.style import (
+    is_edm,
+    level_name,
+    level_symbol,
+    line_key,
+    line_panels,
+    noisy_left,
+    panels,
+    reference,
+    save,
+)
 from analysis.output.text import clips, used_x0
+from analysis.records.arrays import Arrays, moments
 from analysis.records.load import CellRecord, Results, ResultsError
 
 _SECTION = "Prediction error"
@@ -51,36 +62,38 @@ def error_table(steps: pd.DataFrame) -> pd.DataFrame:
 
 def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
     """RMSE and bias of x0_hat on training and held-out images, and its clipped share, along t, at the most steps."""
-    steps, sampler = first_sampler(steps)
-    models, count = models_of(steps), int(steps["steps"].max())
-    paint, here = colours(models), steps[steps["steps"] == count]
-    with panels(1, len(_PANELS), sharex=True) as (figure, axes):
-        figure.set_figheight(2.7)
-        for axis, (quantity, label, arms) in zip(axes[0], _PANELS, strict=True):
-            table = over_seeds(here, quantity, arms)
-            for model in models:
-                for arm, style in zip(arms, ("-", "--"), strict=True):
-                    own = table[(table["model"] == model) & (table["arm"] == arm)]
-                    error = own["error"] if quantity != "x0_bias" else float("nan")  # its std is that over pixels
-                    band(axis, own.assign(error=error), paint[model], style)
-            axis.set(xlabel=f"{level_symbol(sampler)} (levels of {count} steps)", ylabel=label)
-        axes[0, 0].set_ylim(bottom=0)
-        axes[0, 1].axhline(0, color="black", linewidth=0.8)
-        noisy_left(axes[0, 0], sampler)
+    steps, sampler, count = most_steps(steps)
+    with line_panels(models_of(steps), len(_PANELS), sharey="col") as (figure, rows):
+        for column, (quantity, label, arms) in enumerate(_PANELS):
+            table = over_seeds(steps, quantity, arms)
+            if quantity == "x0_bias":
+                table["error"] = float("nan")  # its std is that over pixels
+            for row in rows:
+                for model in row.paint:
+                    for arm, style in zip(arms, ("-", "--"), strict=True):
+                        line = table[(table["model"] == model) & (table["arm"] == arm)]
+                        row.band(row.axes[column], model, line, style)
+            rows[0].axes[column].set_title(label)
+        for row in rows:
+            row.axes[0].set_ylim(bottom=0)
+            reference(row.axes[1], 0)
+        for axis in rows[-1].axes:
+            axis.set_xlabel(f"{level_symbol(sampler)} (levels of {count} steps)")
+        noisy_left(rows[0].axes[0], sampler)
         styles = {"training images": ("-", "black"), "held out; right: free running": ("--", "black")}
-        key(figure, paint, styles)
+        line_key(figure, rows, styles)
         return save(figure, folder, "x0_error")
 
 
-def _cell_variance(record: CellRecord) -> tuple[Walk, dict[float, Floats]] | None:
+def _cell_variance(record: CellRecord, arrays: Arrays) -> tuple[Walk, dict[float, Floats]] | None:
     """Return a cell's error variance over training images by t, [C, H, W]; None where nothing was measured.
 
     With mean m and second moment q over n images: (q - m^2) n / (n - 1).
     """
-    t = record.array("moments.npz", "t")
-    if t is None or not t.size or not record.has_arm("forced-train"):
+    t = arrays.get("t")
+    if t is None or not t.size or not any(name.startswith("forced-train/") for name in arrays):
         return None
-    count, mean, second = (np.asarray(record.array("moments.npz", name)) for name in _MOMENTS)
+    count, mean, second = (np.asarray(arrays.get(name)) for name in _MOMENTS)
     sound = t.shape == count.shape == mean.shape[:1] and mean.ndim == 4 and mean.shape == second.shape
     sound &= all(array.dtype.kind in "iuf" for array in (t, count, mean, second))
     if not sound or not all(np.isfinite(array).all() for array in (t, count, mean, second)):
@@ -100,7 +113,8 @@ def pixel_spread(results: Results) -> dict[Walk, dict[float, Floats]]:
     Each seed's variance is unbiased, so their mean is, whether or not seeds share images.
     """
     found: dict[Walk, dict[float, list[Floats]]] = {}
-    for walk, levels in results.each(_cell_variance):
+    arrays = moments(results)
+    for walk, levels in results.each(lambda record: _cell_variance(record, arrays.get(record.folder.name, {}))):
         for t, variance in levels.items():
             seeds = found.setdefault(walk, {}).setdefault(t, [])
             if seeds and seeds[0].shape != variance.shape:
@@ -145,27 +159,31 @@ def gamma_table(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_nu(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """nu_t along t (top; shaded: range over pixels of the first model), and over that of the first model (bottom)."""
+    """nu_t along t (shaded: range over pixels of the first model), and (alone of many models) over the first's."""
     table, sampler, steps = most_steps(table)
-    models = models_of(table)
-    paint, arms = colours(models), [arm for arm in _PARTS if (table["arm"] == arm).any()]
-    with panels(2, len(arms), sharex=True, sharey="row") as (figure, axes):
-        for (top, bottom), arm in zip(axes.T, arms, strict=True):
-            here = {model: table[(table["model"] == model) & (table["arm"] == arm)].set_index("t") for model in models}
-            first = here[models[0]].sort_index()
-            for model in reversed(models):  # the first on top
-                own = here[model].sort_index()
-                top.plot(own.index, own["nu"], color=paint[model])
-                ratio = (own["nu"] / first["nu"].where(first["nu"] > 0)).dropna()
-                bottom.plot(ratio.index, ratio, color=paint[model])
-            low, high = (first[name].to_numpy(dtype=float) for name in ("pixel_min", "pixel_max"))
-            top.fill_between(first.index, low, high, color=paint[models[0]], alpha=0.18, linewidth=0)
-            top.set(title=_PARTS[arm])
-            bottom.set(xlabel=f"{level_symbol(sampler)} (levels of {steps} steps)")
-        axes[0, 0].set(ylabel=r"$\nu_t$", ylim=(0, None))
-        axes[1, 0].set(ylabel=f"$\\nu_t$ / {models[0]}")
-        noisy_left(axes[0, 0], sampler)
-        key(figure, paint, {})
+    models, arms = models_of(table), [arm for arm in _PARTS if (table["arm"] == arm).any()]
+    with line_panels(models, len(arms), ["nu", "ratio"]) as (figure, rows):
+        for row in rows:
+            for axis, arm in zip(row.axes, arms, strict=True):
+                lines = {model: table[(table["model"] == model) & (table["arm"] == arm)] for model in row.paint}
+                lines = {model: line.set_index("t").sort_index() for model, line in lines.items()}
+                baseline = lines[models[0]]
+                for model, line in lines.items():
+                    over = baseline["nu"].where(baseline["nu"] > 0) if row.quantity == "ratio" else 1
+                    value = (line["nu"] / over).dropna()
+                    axis.plot(value.index, value, color=row.paint[model], linewidth=row.width(model))
+                if row.quantity == "nu":
+                    low, high = (baseline[name].to_numpy(dtype=float) for name in ("pixel_min", "pixel_max"))
+                    axis.fill_between(baseline.index, low, high, color=row.paint[models[0]], alpha=0.18, linewidth=0)
+            row.axes[0].set_ylabel(r"$\nu_t$" if row.quantity == "nu" else f"$\\nu_t$ / {models[0]}")
+        if rows[0].quantity == "nu":
+            rows[0].axes[0].set_ylim(0, None)
+        for axis, arm in zip(rows[0].axes, arms, strict=True):
+            axis.set_title(_PARTS[arm])
+        for axis in rows[-1].axes:
+            axis.set_xlabel(f"{level_symbol(sampler)} (levels of {steps} steps)")
+        noisy_left(rows[0].axes[0], sampler)
+        line_key(figure, rows, {})
         return save(figure, folder, "error_nu")
 
 
@@ -186,6 +204,7 @@ def draw_map(spread: dict[float, Floats], sampler: str, folder: Path) -> list[Pa
             image = axis.imshow(picture / (picture.mean() or 1), cmap="viridis", vmin=0, vmax=top)
             axis.set_title(level_name(t, sampler) + "\n" + rf"$\nu_t$ = {spread[t].mean():.3g}")
             axis.set_axis_off()
+        figure.set_figheight(1.9)
         figure.colorbar(image, ax=axes, label="std / mean over pixels", shrink=0.7)
         return save(figure, folder, "error_std_map")
 

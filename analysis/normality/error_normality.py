@@ -14,6 +14,7 @@ the spread over seeds is that of the noise, not that of other images.
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 import pandas as pd
@@ -22,34 +23,55 @@ from matplotlib.axes import Axes
 from analysis.normality.shapiro import LEVEL, MOST, RATES, level_statistics, power_table
 from analysis.output.entries import Output
 from analysis.output.selection import models_of, most_steps, thinned
-from analysis.output.style import colours, key, level_symbol, noisy_left, panels, save
+from analysis.output.style import level_symbol, line_key, line_panels, noisy_left, save
 from analysis.output.text import used_x0
 from analysis.records.arrays import single_errors
-from analysis.records.load import CellRecord, Results
+from analysis.records.files import read_table
+from analysis.records.load import CellRecord, Results, ResultsError
 
 _SECTION = "Prediction error"
+TESTS = "normality.csv"  # of a published cell
+_COUNTS = ["n", "n_published", "pixels", "constant_pixels"]
+_TESTED = ["i", "t", *_COUNTS, "rejected", "rejected_fdr", "mean_w", "excess_kurtosis"]
 _WALK = ["model", "sampler", "steps"]
 
 
-def _cell_rows(record: CellRecord) -> list[dict[str, object]] | None:
-    kept = single_errors(record)
-    if kept is None:
+def tested_levels(record: CellRecord) -> pd.DataFrame | None:
+    """Return the tests of a cell, one row a level; None where no errors were kept.
+
+    A published cell has the errors of a few levels alone, and beside them the tests of all.
+
+    Raises:
+        ResultsError: the file with the errors, or that with the tests, is damaged.
+    """
+    path = record.folder / TESTS
+    if path.exists():
+        try:
+            return read_table(path)[_TESTED].astype(float).astype({"i": int})
+        except (OSError, ValueError, KeyError) as error:
+            raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
+    single = single_errors(record)
+    if single is None:
         return None
-    return [
-        {**record.key(), "i": int(i), "t": float(t), **level_statistics(errors)}
-        for i, t, errors in zip(kept.i, kept.t, kept.errors, strict=True)
-    ]
+    levels = zip(single.i, single.t, single.errors, strict=True)
+    return pd.DataFrame([{"i": int(i), "t": float(t), **level_statistics(errors)} for i, t, errors in levels])
 
 
 def per_cell(results: Results) -> pd.DataFrame:
     """Return the tests, one row a cell and level; empty where no errors were kept."""
-    return pd.DataFrame([row for rows in results.each(_cell_rows) for row in rows])
+
+    def read(record: CellRecord) -> pd.DataFrame | None:
+        tests = tested_levels(record)
+        return None if tests is None else tests.assign(**record.key())
+
+    tables = results.each(read)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def normality_table(cells: pd.DataFrame) -> pd.DataFrame:
     """Return the tests' means over seeds and, as ``_sd``, their spread, one row a model, sampler, steps and level."""
     groups = cells.groupby([*_WALK, "i", "t"], sort=False)
-    first = groups[["n", "n_published", "pixels", "constant_pixels"]].mean()
+    first = groups[_COUNTS].mean()
     means = groups[["rejected", "rejected_fdr", "mean_w", "excess_kurtosis"]].mean()
     spreads = groups[["rejected", "rejected_fdr", "excess_kurtosis"]].std().add_suffix("_sd")
     return pd.concat([groups.size().rename("seeds"), first, means, spreads], axis=1).reset_index()
@@ -74,30 +96,28 @@ def summary_table(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_normality(table: pd.DataFrame, power: pd.DataFrame, folder: Path) -> list[Path]:
-    """Rejected shares along t, published and corrected (top); excess kurtosis and the test's power (bottom)."""
-    table, _, _ = most_steps(table)
-    paint = colours(models_of(table))
-    with panels(2, 2) as (figure, axes):
-        places = {"rejected": axes[0, 0], "rejected_fdr": axes[0, 1], "excess_kurtosis": axes[1, 0]}
-        for quantity, axis in places.items():
-            _along_t(axis, table, quantity, paint)
-            normal = LEVEL if quantity == "rejected" else 0
-            axis.axhline(normal, color="black", linewidth=0.8, linestyle="--")
-        for quantity, title in RATES.items():
-            places[quantity].set(ylabel="share of pixels", ylim=(-0.03, 1.03), title=title)
-        axes[1, 0].set(title="excess kurtosis, mean over pixels")
-        _power(axes[1, 1], power)
-        key(figure, paint, {"expected of normal errors": ("--", "black")})
+    """Rejected shares along t, published and corrected, excess kurtosis, and the test's power beside the first row."""
+    table, sampler, steps = most_steps(table)
+    quantities = {**RATES, "excess_kurtosis": "excess kurtosis, mean over pixels"}
+    with line_panels(models_of(table), len(quantities) + 1, sharex=False, sharey=False) as (figure, rows):
+        figure.set_figheight(max(2.6, figure.get_figheight()))
+        for row in rows:
+            for axis, quantity in zip(row.axes, quantities, strict=False):
+                axis.axhline(LEVEL if quantity == "rejected" else 0, color="0.5", linewidth=0.8, linestyle="--")
+                for model in row.paint:
+                    line = table[table["model"] == model].sort_values("t")
+                    axis.plot(line["t"], line[quantity], color=row.paint[model], linewidth=row.width(model))
+                axis.set_xlabel(f"{level_symbol(sampler)} ({steps} steps)" if row is rows[-1] else "")
+                noisy_left(axis, sampler)
+                if quantity in RATES:
+                    axis.set_ylim(-0.03, 1.03)
+            row.axes[0].set_ylabel("share of pixels")
+            row.axes[-1].set_visible(row is rows[0])
+        for axis, title in zip(rows[0].axes, quantities.values(), strict=False):
+            axis.set_title("\n".join(wrap(title, 20)))
+        _power(rows[0].axes[-1], power)
+        line_key(figure, rows, {"expected of normal errors": ("--", "0.5")})
         return save(figure, folder, "error_normality")
-
-
-def _along_t(axis: Axes, table: pd.DataFrame, quantity: str, paint: dict[str, str]) -> None:
-    for model, colour in reversed(paint.items()):  # the first on top
-        here = table[table["model"] == model].sort_values("t")
-        axis.plot(here["t"], here[quantity], color=colour)
-    sampler, steps = table[["sampler", "steps"]].iloc[0]
-    axis.set_xlabel(f"{level_symbol(sampler)} (levels of {steps} steps)")
-    noisy_left(axis, sampler)
 
 
 def _power(axis: Axes, power: pd.DataFrame) -> None:
@@ -113,8 +133,8 @@ def _power(axis: Axes, power: pd.DataFrame) -> None:
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.grid(False)
-    axis.set(xlim=(0, 1.15), xlabel="share of samples rejected")
-    axis.set_title("power of the test" + (f" at n = {sizes[0]}" if len(sizes) == 1 else ""))
+    axis.set(xlim=(0, 1.15), xlabel="share rejected")
+    axis.set_title("power" + (f"\nat n = {sizes[0]}" if len(sizes) == 1 else ""))
     if len(sizes) > 1:
         axis.legend()
 
@@ -134,9 +154,9 @@ def analyse(results: Results, out: Output) -> None:
     _enter_tables(cells, table, power, (what, account), out)
     out.figure(
         _SECTION, draw_normality(table, power, out.figures), "Is the error Gaussian?",
-        f"{what}Top left: share of pixels rejected at level .05 over {drawn} images, as published; normal errors give"
-        " .05 (dashed). Top right: the share after Benjamini-Hochberg over pixels on all images (5000 at most); any at"
-        " all is evidence. Bottom left: excess kurtosis (0: normal, 3: Laplace). Bottom right: what share of samples of"
+        f"{what}From the left: share of pixels rejected at level .05 over {drawn} images, as published; normal errors"
+        " give .05 (dashed); the share after Benjamini-Hochberg over pixels on all images (5000 at most); any at"
+        " all is evidence; excess kurtosis (0: normal, 3: Laplace); what share of samples of"
         f" known shapes the test rejects at this n; a low share with low power is no evidence of normality. {account}",
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from analysis.output.entries import Output
 from analysis.output.selection import most_steps, shown
-from analysis.output.style import colours, key, level_name, panels, save
+from analysis.output.style import colours, key, level_name, line_key, line_panels, panels, save
 from analysis.output.text import used_x0
 from analysis.records.arrays import single_errors
 from analysis.records.load import CellRecord, Results
@@ -134,22 +134,20 @@ def _histogram(values: Floats) -> pd.DataFrame:
 
 def draw_quantiles(table: pd.DataFrame, sampler: str, folder: Path) -> list[Path]:
     """Quantiles of the standardised errors against normal ones, a panel a t; band of two standard errors."""
-    models, times = list(dict.fromkeys(table["model"])), sorted(table["t"].unique())[::-1]
-    paint = colours(models)
-    with panels(1, len(times), sharex=True, sharey=True) as (figure, (axes,)):
-        for axis, t in zip(axes, times, strict=True):
-            for model in reversed(models):  # the first on top
-                here = table[(table["model"] == model) & (table["t"] == t)]
-                axis.plot(
-                    here["normal"], here["error"], color=paint[model], linewidth=1.4 if model == models[0] else 0.7
-                )
-            low, high = here["error"] - 2 * here["se"], here["error"] + 2 * here["se"]
-            axis.fill_between(here["normal"], low, high, color=paint[models[0]], alpha=0.18, linewidth=0)
-            axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
+    times = sorted(table["t"].unique())[::-1]
+    with line_panels(list(dict.fromkeys(table["model"])), len(times), sharey=True) as (figure, rows):
+        for row in rows:
+            for axis, t in zip(row.axes, times, strict=True):
+                axis.axline((0, 0), slope=1, color="0.5", linewidth=0.8, linestyle="--")
+                for model in row.paint:
+                    line = table[(table["model"] == model) & (table["t"] == t)]
+                    points = pd.DataFrame({"t": line["normal"], "value": line["error"], "error": line["se"]})
+                    row.band(axis, model, points)
+            row.axes[0].set_ylabel("quantile of\nthe error")
+        for axis, t in zip(rows[0].axes, times, strict=True):
             axis.set_title(level_name(t, sampler))
-        axes[0].set_ylabel("quantile of the error")
         figure.supxlabel("quantile of normal errors", fontsize=8)
-        key(figure, paint, {"normal": ("--", "black")})
+        line_key(figure, rows, {"normal": ("--", "0.5")})
         return save(figure, folder, "error_quantiles")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ matplotlib.use("Agg")  # files only: works without a display
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
@@ -24,7 +24,9 @@ from matplotlib.text import Text
 
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*<>ph8dH"
+_MOST_LINES = 4  # models in one panel
+_CLEAR = 1.6  # ratio of step counts whose labels do not touch
 ARM_LINES = {"free": "-", "forced-train": "--", "forced-heldout": ":", "paired": "-."}
 
 # EDM levels: records name one by a ``t`` from 0 at sigma .002 to 999 at sigma 80, linear in sigma^(1/7) (Karras et al.
@@ -46,9 +48,14 @@ _SETTINGS: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": ".15",
+    "grid.color": ".8",
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
     "grid.alpha": 0.3,
     "pdf.fonttype": 42,
-    "savefig.dpi": 200,
+    "savefig.dpi": 150,
 }
 
 
@@ -60,29 +67,108 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 @contextmanager
 def panels(rows: int, columns: int, **settings: Any) -> Iterator[tuple[Figure, Any]]:
     """Open a figure of rows x columns panels, 3.4 inches wide for one column and 7 for more."""
-    with sns.axes_style("ticks"), plt.rc_context(_SETTINGS):
-        width = 3.4 if columns == 1 else 7.0
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(width, 0.5 + 1.9 * rows), squeeze=False, layout="constrained", **settings
-        )
+    with plt.rc_context(_SETTINGS):
+        size = (3.4 if columns == 1 else 7.0, 0.5 + (1.9 if rows < 3 else 1.35) * rows)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **settings)
         try:
             yield figure, axes
         finally:
             plt.close(figure)
 
 
+@dataclass(frozen=True)
+class LineRow:
+    """A row of panels: the quantity it shows, and its models with their colours, the baseline last and so on top."""
+
+    axes: list[Axes]
+    quantity: str
+    paint: Mapping[str, str]
+
+    def width(self, model: str) -> float:
+        """Return the line width of a model, greater for the baseline."""
+        return 1.9 if model == list(self.paint)[-1] else 1.1
+
+    def band(self, axis: Axes, model: str, table: pd.DataFrame, style: str = "-") -> None:
+        """Draw a model's value along t with its band of two standard errors."""
+        band(axis, table, self.paint[model], style, self.width(model))
+
+
+@contextmanager
+def line_panels(
+    models: Sequence[str], columns: int, quantities: Sequence[str] = ("",), main: str = "", **settings: Any
+) -> Iterator[tuple[Figure, list[LineRow]]]:
+    """Open a figure of lines, a row a quantity; more than four models get small panels of the main quantity alone.
+
+    The first model is the baseline: each row has it and at most three others, so that no two lines look alike.
+    """
+    baseline, *others = models
+    most = _MOST_LINES - 1
+    groups = [others[start : start + most] for start in range(0, max(len(others), 1), most)]
+    paints = [
+        dict(zip([*group, baseline], [*_PALETTE[1 : len(group) + 1], _PALETTE[0]], strict=True)) for group in groups
+    ]
+    several = len(groups) > 1
+    shown = [main or quantities[-1]] if several else list(quantities)
+    settings = {"sharex": True, "sharey": True if several else "row"} | settings
+    with panels(len(groups) * len(shown), columns, **settings) as (figure, axes):
+        places = [(quantity, paint) for paint in paints for quantity in shown]
+        yield figure, [LineRow(list(row), *place) for row, place in zip(axes, places, strict=True)]
+
+
+def line_key(figure: Figure, rows: Sequence[LineRow], styles: dict[str, tuple[Any, str]]) -> None:
+    """Explain models and line styles above the panels; models beside their row where rows differ in them."""
+    paints = [dict(reversed(row.paint.items())) for row in rows]
+    if all(paint == paints[0] for paint in paints):
+        key(figure, paints[0], styles)
+        return
+    for row, paint in zip(rows, paints, strict=True):
+        handles = [Line2D([], [], color=colour, label=model) for model, colour in paint.items()]
+        row.axes[-1].legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.05), frameon=False)
+    key(figure, {}, styles)
+
+
+def points(
+    row: LineRow, axis: Axes, model: str, x: Sequence[float], y: Sequence[float], spread: Sequence[float]
+) -> None:
+    """Draw a model's values as marked points on a line, with bars where their spread is known."""
+    bars = np.asarray(spread, dtype=float)
+    axis.errorbar(
+        x, y, yerr=np.nan_to_num(bars) if np.isfinite(bars).any() else None, color=row.paint[model],
+        marker=MARKERS[list(row.paint).index(model)], markersize=3.5, capsize=1.5, linewidth=row.width(model),
+        elinewidth=0.8,
+    )  # fmt: skip
+
+
+def reference(axis: Axes, value: float) -> None:
+    """Draw a horizontal line that means "nothing amiss", unlike any curve."""
+    axis.axhline(value, color="0.5", linewidth=0.8, zorder=0)
+
+
 def step_axis(axis: Axes, steps: Sequence[int]) -> None:
-    """Make a logarithmic axis of step counts with a tick at each."""
+    """Make a logarithmic axis of step counts with a tick at each, and a label where it is clear of the next."""
+    labelled = [max(steps)]
+    for count in sorted(steps, reverse=True):
+        if labelled[-1] / count >= _CLEAR:
+            labelled.append(count)
     axis.set_xscale("log")
-    axis.set_xticks(list(steps), [str(count) for count in steps])
+    axis.set_xticks(list(steps), [str(count) if count in labelled else "" for count in steps])
     axis.minorticks_off()
     axis.set_xlabel("sampling steps")
+
+
+def dodged(steps: Sequence[int], position: int, number: int) -> list[float]:
+    """Return step counts moved aside on a logarithmic axis, so that the error bars of ``number`` models lie apart."""
+    return [count * 1.035 ** (position - (number - 1) / 2) for count in steps]
 
 
 def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
     """Write a figure as ``<name>.png`` and ``<name>.pdf``; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     _spell_names(figure)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)  # once for all formats
+    figure.set_layout_engine("none")
     paths = [folder / f"{name}.{suffix}" for suffix in formats]
     for path in paths:
         figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
@@ -114,6 +200,8 @@ def key(figure: Figure, paint: dict[str, str], styles: dict[str, tuple[Any, str]
     """Explain colours (models) and line styles (label to style and colour) above the panels."""
     handles = [Line2D([], [], color=colour, label=name) for name, colour in paint.items()]
     handles += [Line2D([], [], color=colour, linestyle=style, label=name) for name, (style, colour) in styles.items()]
+    if not handles:
+        return
     columns = 5 if figure.get_figwidth() > 4 else 2
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), columns), frameon=False)
 

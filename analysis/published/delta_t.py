@@ -8,18 +8,16 @@ perfect sampler pred_std is the floor, mean over pixels of sqrt(sigma_t^2 + 2 al
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.output.entries import Output
 from analysis.output.style import colours, panels, save
 from analysis.published.tables import load_published
-from analysis.records.load import Results
 
-_SECTION = "Variance"
 MEAN_PIXEL_STD = 0.4942  # of CIFAR-10 in [-1, 1], to four digits
 
 
@@ -69,7 +67,7 @@ def delta_table() -> pd.DataFrame:
     )
 
 
-def draw_published_delta(table: pd.DataFrame, folder: Path) -> list[Path]:
+def draw_published_delta(table: pd.DataFrame, folder: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
     """Left: published delta_t over its floor, logarithmic. Right: published pred_std minus the floor, signed."""
     blue, red = list(colours(["published", "excess"]).values())
     with panels(1, 2) as (figure, axes):
@@ -85,23 +83,19 @@ def draw_published_delta(table: pd.DataFrame, folder: Path) -> list[Path]:
         for axis in (left, right):
             axis.set_xlabel("t (levels of 20 steps)")
             axis.set_xlim(table["t"].max() + 20, table["t"].min() - 20)
-        return save(figure, folder, "published_delta_t")
+        return save(figure, folder, "published_delta_t", formats)
 
 
-def analyse(results: Results, out: Output) -> None:
-    """Write and draw the published curve and its floor."""
-    table = delta_table()
+def caption(table: pd.DataFrame) -> str:
+    """Return what the figure shows, and which share of the published curve is its floor."""
     large = table[table["delta_t"] > 0.001]
     share = large["delta_t_floor"] / large["delta_t"]
-    known = table["excess_std"].dropna()
-    caption = (
+    excess = table["excess_std"].dropna()
+    return (
         "Published, CIFAR-10, ADM, 20 steps (forever208/ADM-ES issue 4; N not stated there, one run; cut after"
         " timestep 5). Left: delta_t = (pred_std - sigma_t)^2 and, dashed, its floor for a perfect sampler, (mean"
         " over pixels of sqrt(sigma_t^2 + 2 alpha_t^2 sigma_p^2) - sigma_t)^2 with sigma_p the data's std per pixel:"
         f" where delta_t exceeds .001 the floor is {100 * share.min():.0f} to {100 * share.max():.0f} % of it, so the"
         " curve shows data variance. Right: pred_std minus the floor, signed: above 0 the samples are over-, below 0"
-        f" under-dispersed, by {known.min():+.4f} to {known.max():+.4f} of at most 1. delta_t of this run's"
-        " models is a figure of its own."
+        f" under-dispersed, by {excess.min():+.4f} to {excess.max():+.4f} of at most 1."
     )
-    out.table(_SECTION, "published_delta_t", table, "Published delta_t and its floor", caption)
-    out.figure(_SECTION, draw_published_delta(table, out.figures), "The published delta_t is data variance", caption)

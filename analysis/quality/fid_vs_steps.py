@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -14,15 +14,13 @@ from analysis.comparison.pairs import pairs_table
 from analysis.comparison.significance import distance_error
 from analysis.output.entries import Output, TableEntry
 from analysis.output.selection import models_of
-from analysis.output.style import MARKERS, colours, panels, save, step_axis
+from analysis.output.style import MARKERS, LineRow, dodged, line_key, line_panels, points, save, step_axis
 from analysis.output.text import latex_text, markdown_row
-from analysis.published.tables import overlay
+from analysis.published.protocol import overlay
 from analysis.records.arrays import Row, cell_terms
 from analysis.records.load import Results, main_metric
 
 _SECTION = "Quality"
-_LEGEND_ROW = 0.17  # inches
-_LINES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
@@ -212,43 +210,64 @@ def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | 
 
     Grey points are ``published`` values.
     """
-    table = quality.table
-    models, samplers = models_of(table), list(dict.fromkeys(table["sampler"]))
-    marks = dict(zip(models, itertools.cycle(MARKERS), strict=False))
-    with panels(1, len(samplers), sharey=True) as (figure, axes):
-        columns = 3 if len(samplers) == 1 else 6
-        figure.set_figheight(2.9 + _LEGEND_ROW * max(0, len(models) // columns - 2))
-        for axis, sampler in zip(axes[0], samplers, strict=True):
-            _draw_lines(axis, quality, table[table["sampler"] == sampler], marks)
-            if published is not None:
-                _draw_published(axis, published[published["sampler"] == sampler])
-            step_axis(axis, quality.steps)
-            axis.set_title(sampler if len(samplers) > 1 else "")
-        axes[0, 0].set_ylabel(f"{quality.metric} (lower is better)")
-        axes[0, 0].set_ylim(bottom=0)
-        if quality.exact is not None:
-            mean, spread = quality.exact
-            for axis in axes[0]:
-                axis.axhspan(mean - spread, mean + spread, color="black", alpha=0.1, linewidth=0)
-                axis.axhline(mean, color="black", linestyle="-.", linewidth=0.8, label="exact sampler")
-        handles = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-        figure.legend(
-            handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False, columnspacing=0.8,
-            handlelength=1.6,
-        )  # fmt: skip
+    table, samplers = quality.table, list(dict.fromkeys(quality.table["sampler"]))
+    with line_panels(models_of(table), len(samplers), sharey=True) as (figure, rows):
+        if len(rows) == 1:
+            figure.set_figheight(3.1)
+        for row in rows:
+            for axis, sampler in zip(row.axes, samplers, strict=True):
+                _draw_exact(axis, quality)
+                _draw_lines(row, axis, quality, table[table["sampler"] == sampler])
+                if published is not None:
+                    _draw_published(axis, published[published["sampler"] == sampler])
+                step_axis(axis, quality.steps)
+                axis.set_xlabel("sampling steps" if row is rows[-1] else "")
+            row.axes[0].set_ylabel(f"{quality.metric}\n(lower is better)")
+        _show_curves(rows[0].axes[0], quality)
+        if len(samplers) > 1:
+            for axis, sampler in zip(rows[0].axes, samplers, strict=True):
+                axis.set_title(sampler)
+        is_seen = quality.exact is not None and quality.exact[0] > rows[0].axes[0].get_ylim()[0]
+        line_key(figure, rows, {"exact sampler": ("-.", "0.5")} if is_seen else {})
+        if published is not None and len(published):
+            rows[0].axes[-1].legend(loc="upper right", frameon=False)
         return save(figure, folder, "fid_vs_steps")
 
 
-def _draw_lines(axis: Axes, quality: QualityTable, rows: pd.DataFrame, marks: Mapping[str, str]) -> None:
-    paint, order = colours(list(marks)), list(marks)
-    for _, row in rows.iterrows():
-        turn = order.index(row["model"]) // len(MARKERS)  # colours and markers come again
-        values = [row[f"{count}"] for count in quality.steps]
-        spreads = [0.0 if pd.isna(spread := quality.spread(row, count)) else spread for count in quality.steps]
-        axis.errorbar(
-            quality.steps, values, yerr=spreads, label=row["model"], color=paint[row["model"]],
-            marker=marks[row["model"]], markersize=4, capsize=2, linestyle=_LINES[turn % len(_LINES)],
-        )  # fmt: skip
+def _draw_exact(axis: Axes, quality: QualityTable) -> None:
+    """Draw mean and standard deviation of the distance of as many images drawn from the data."""
+    if quality.exact is None:
+        return
+    mean, spread = quality.exact
+    axis.axhspan(mean - spread, mean + spread, color="0.5", alpha=0.15, linewidth=0)
+    axis.axhline(mean, color="0.5", linestyle="-.", linewidth=0.8)
+
+
+def _show_curves(axis: Axes, quality: QualityTable) -> None:
+    """Scale to the models' values and bars, and to the exact sampler where it is not far off them."""
+    values = quality.table[[f"{count}" for count in quality.steps]].to_numpy(dtype=float)
+    if not np.isfinite(values).any():
+        return
+    spreads = [[quality.spread(row, count) for count in quality.steps] for _, row in quality.table.iterrows()]
+    bars = np.nan_to_num(np.array(spreads, dtype=float))
+    low, high = float(np.nanmin(values - bars)), float(np.nanmax(values + bars))
+    if quality.exact is not None and low - quality.exact[0] < high - low:
+        low, high = min(low, quality.exact[0] - quality.exact[1]), max(high, quality.exact[0])
+    margin = 0.06 * (high - low) or 0.1 * high
+    axis.set_ylim(max(0.0, low - margin), high + margin)
+
+
+def _draw_lines(row: LineRow, axis: Axes, quality: QualityTable, table: pd.DataFrame) -> None:
+    """Draw the models of a row, moved aside so that their bars lie apart."""
+    by_model = {str(line["model"]): line for _, line in table.iterrows()}
+    for position, model in enumerate(row.paint):
+        if model in by_model:
+            line = by_model[model]
+            spreads = [quality.spread(line, count) for count in quality.steps]
+            points(
+                row, axis, model, dodged(quality.steps, position, len(row.paint)),
+                [line[f"{count}"] for count in quality.steps], spreads,
+            )  # fmt: skip
 
 
 def _draw_published(axis: Axes, published: pd.DataFrame) -> None:

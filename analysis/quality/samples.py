@@ -42,9 +42,10 @@ def draw_samples(results: Results, folder: Path, count: int = 16) -> list[Path]:
 
 
 def _samples(record: CellRecord) -> tuple[dict[str, Any], NDArray[np.uint8]] | None:
-    images = record.array("samples.npz", "arr_0")
-    if images is None:
+    arrays = record.arrays("samples.npz", lambda name: name == "arr_0")
+    if arrays is None:
         return None
+    images = arrays.get("arr_0", np.empty(0))
     if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size or images.dtype != np.uint8:
         raise ResultsError(f"{record.folder / 'samples.npz'} does not hold uint8 images; delete the cell and run again")
     return record.cell, images

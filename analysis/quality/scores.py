@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of
-from analysis.output.style import MARKERS, colours, panels, save, step_axis
+from analysis.output.style import dodged, line_key, line_panels, points, save, step_axis
 from analysis.records.load import Results, coverage_name, inception_score_name
 
 _SECTION = "Quality"
@@ -38,23 +37,20 @@ def _columns(table: pd.DataFrame) -> dict[str, str]:
 def draw_coverage(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Precision and recall against steps, a line a model; bars are the std over seeds."""
     table, _ = first_sampler(table)
-    models, steps = models_of(table), sorted(int(count) for count in table["steps"].unique())
-    paint, names = colours(models), _columns(table)
-    with panels(1, len(names), sharey=True) as (figure, axes):
-        figure.set_figheight(2.9)
-        for axis, (kind, name) in zip(axes[0], names.items(), strict=True):
-            for model, marker in zip(models, itertools.cycle(MARKERS), strict=False):
-                own = table[(table["metric"] == name) & (table["model"] == model)].sort_values("steps")
-                spread = own["sd"].fillna(0.0)
-                axis.errorbar(
-                    own["steps"], own["mean"], yerr=spread, color=paint[model], marker=marker, markersize=4, capsize=2,
-                    label=model,
-                )  # fmt: skip
-            step_axis(axis, steps)
+    steps, names = sorted(int(count) for count in table["steps"].unique()), _columns(table)
+    with line_panels(models_of(table), len(names), sharey=True) as (figure, rows):
+        for row in rows:
+            for axis, name in zip(row.axes, names.values(), strict=True):
+                for position, model in enumerate(row.paint):
+                    line = table[(table["metric"] == name) & (table["model"] == model)].sort_values("steps")
+                    x = dodged(line["steps"].tolist(), position, len(row.paint))
+                    points(row, axis, model, x, line["mean"].tolist(), line["sd"].tolist())
+                step_axis(axis, steps)
+                axis.set_xlabel("sampling steps" if row is rows[-1] else "")
+            row.axes[0].set_ylabel("share\n(higher is better)")
+        for axis, kind in zip(rows[0].axes, names, strict=True):
             axis.set_title(kind)
-        axes[0, 0].set_ylabel("share (higher is better)")
-        handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
-        figure.legend(handles.values(), handles, loc="outside upper center", ncols=6, frameon=False)
+        line_key(figure, rows, {})
         return save(figure, folder, "precision_recall")
 
 

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.output.entries import Output
-from analysis.output.style import MARKERS, colours, panels, save
+from analysis.output.style import line_key, line_panels, points, save
 from analysis.records.files import read_table
 from analysis.records.load import CellRecord, Results, main_metric
 
@@ -31,7 +29,7 @@ _MOST = 10**12  # images
 def read_losses(results: Results) -> dict[str, pd.DataFrame]:
     """Return each recipe's log; what is no log becomes a problem."""
     found = {}
-    for path in sorted((results.root / "training").glob("*.csv"), key=lambda path: path.stem):
+    for path in (place for place in results.folder("training") if place.name.endswith(".csv")):
         try:
             table = read_table(path)
             if missing := [name for name in _COLUMNS if name not in table]:
@@ -39,7 +37,7 @@ def read_losses(results: Results) -> dict[str, pd.DataFrame]:
             numbers = table[list(_COLUMNS)].apply(pd.to_numeric, errors="coerce")
             if not len(numbers) or not np.isfinite(numbers.to_numpy()).all():
                 raise ValueError("it holds something that is not a finite number")
-            found[path.stem] = numbers
+            found[str(path.stem)] = numbers
         except (OSError, ValueError) as error:
             results.problem(f"{path} is damaged and left out ({str(error).strip()}); copy the training's log again")
     return found
@@ -85,44 +83,38 @@ def lengths_table(results: Results) -> pd.DataFrame:
 
 def draw_losses(losses: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
     """Draw squared error and bound against training images, a line a recipe, smoothed."""
-    paint = colours(list(losses))
-    with panels(1, len(_LOSSES)) as (figure, axes):
-        for axis, (name, text) in zip(axes[0], _LOSSES.items(), strict=True):
-            for recipe, table in losses.items():
-                smooth = table[name].rolling(_WINDOWS, min_periods=1).mean()
-                axis.plot(table["images"], smooth.where(smooth > 0), color=paint[recipe], label=recipe)
-            axis.set_yscale("log")
-            axis.set_ylabel(text)
+    with line_panels(list(losses), len(_LOSSES), sharey="col") as (figure, rows):
+        for row in rows:
+            for axis, (name, text) in zip(row.axes, _LOSSES.items(), strict=True):
+                for recipe in row.paint:
+                    smooth = losses[recipe][name].rolling(_WINDOWS, min_periods=1).mean()
+                    images, value = losses[recipe]["images"], smooth.where(smooth > 0)
+                    axis.plot(images, value, color=row.paint[recipe], linewidth=row.width(recipe))
+                axis.set_yscale("log")
+                axis.set_ylabel(text)
+        for axis in rows[-1].axes:
             axis.set_xlabel("training images seen")
-        _legend(figure, axes[0, 0])
+        line_key(figure, rows, {})
         return save(figure, folder, "training_loss")
 
 
 def draw_lengths(table: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
     """Draw the distance against training images, a line a recipe, a panel a sampler and step count."""
-    recipes = list(dict.fromkeys(table["recipe"]))
-    paint, marks = colours(recipes), dict(zip(recipes, MARKERS * len(recipes), strict=False))
     walks = list(table.groupby(["sampler", "steps"], sort=False))
-    with panels(1, len(walks), sharey=True) as (figure, axes):
-        for axis, (walk, rows) in zip(axes[0], walks, strict=True):
-            for recipe, line in rows.groupby("recipe", sort=False):
-                axis.errorbar(
-                    line["images"], line["value"], yerr=line["std"].fillna(0.0), color=paint[str(recipe)],
-                    marker=marks[str(recipe)], markersize=4, capsize=2, label=recipe,
-                )  # fmt: skip
+    with line_panels(list(dict.fromkeys(table["recipe"])), len(walks), sharey=True) as (figure, rows):
+        for row in rows:
+            for axis, (walk, lines) in zip(row.axes, walks, strict=True):
+                for recipe in row.paint:
+                    line = lines[lines["recipe"] == recipe]
+                    points(row, axis, recipe, line["images"].tolist(), line["value"].tolist(), line["std"].tolist())
+                axis.xaxis.set_major_locator(MaxNLocator(4))
+                if len(walks) > 1:
+                    axis.set_title("{}, {} steps".format(*walk))
+            row.axes[0].set_ylabel(f"{metric}\n(lower is better)")
+        for axis in rows[-1].axes:
             axis.set_xlabel("training images seen")
-            axis.xaxis.set_major_locator(MaxNLocator(4))
-            if len(walks) > 1:
-                axis.set_title("{}, {} steps".format(*walk))
-        axes[0, 0].set_ylabel(f"{metric} (lower is better)")
-        axes[0, 0].set_ylim(0, 1.1 * table["value"].max())
-        _legend(figure, axes[0, 0])
+        line_key(figure, rows, {})
         return save(figure, folder, "training_length")
-
-
-def _legend(figure: Figure, axis: Axes) -> None:
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 6), frameon=False)
 
 
 def analyse(results: Results, out: Output) -> None:

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.output.entries import Output
 from analysis.output.style import colours, panels, save
-from analysis.records.files import read_table
+from analysis.records.files import Place, read_table
 from analysis.records.load import Results
 
 _SECTION = "Tuning"
@@ -36,20 +36,19 @@ _CURVE_COLOUR, _CHOSEN_COLOUR = colours(["curve", "chosen"]).values()
 
 def read_curves(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the measured rows of all sound curves, and the chosen values; what is unsound becomes a problem."""
-    folder = results.root / "tuning"
-    if not folder.is_dir():
-        return pd.DataFrame(columns=_COLUMNS), pd.DataFrame(columns=[*_CURVE, "value"])
+    places = {place.name: place for place in results.folder("tuning") if place.name.endswith(".csv")}
+    chosen = places.pop(_CHOSEN, None)
     tables = []
-    for path in sorted(place for place in folder.glob("*.csv") if place.name != _CHOSEN and place.name[0] != "."):
+    for path in places.values():
         try:
             tables.append(_read_curve(path))
         except (OSError, ValueError) as error:
             results.problem(f"{path} is damaged and left out ({error}); delete it and run --tune again")
     curves = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=_COLUMNS)
-    return curves, _read_chosen(results, folder / _CHOSEN, curves)
+    return curves, _read_chosen(results, chosen, curves)
 
 
-def _read_curve(path: Path) -> pd.DataFrame:
+def _read_curve(path: Place) -> pd.DataFrame:
     table = _checked(path, _COLUMNS)
     name = "-".join(str(part) for part in table[_CURVE].iloc[0])
     if (table[_CURVE] != table[_CURVE].iloc[0]).any(axis=None) or name != path.stem:
@@ -61,16 +60,17 @@ def _read_curve(path: Path) -> pd.DataFrame:
     return table
 
 
-def _read_chosen(results: Results, path: Path, curves: pd.DataFrame) -> pd.DataFrame:
+def _read_chosen(results: Results, path: Place | None, curves: pd.DataFrame) -> pd.DataFrame:
     """Return the chosen values of the curves, and say what is missing on either side."""
     nothing = pd.DataFrame(columns=[*_CURVE, "value"])
+    if path is None:
+        if len(curves):
+            results.problem(f"tuning/{_CHOSEN} is missing, so that no value is marked; run --tune again to finish it")
+        return nothing
     try:
         found = _checked(path, [*_CURVE, "value"])
         if found.duplicated(_CURVE).any():
             raise ValueError("it has the same row twice")
-    except FileNotFoundError:
-        results.problem(f"{path} is missing, so that no value is marked as chosen; run --tune again to finish it")
-        return nothing
     except (OSError, ValueError) as error:
         results.problem(f"{path} is damaged and left out ({error}); delete it and run --tune again")
         return nothing
@@ -82,7 +82,7 @@ def _read_chosen(results: Results, path: Path, curves: pd.DataFrame) -> pd.DataF
     return found[kept]
 
 
-def _checked(path: Path, columns: list[str]) -> pd.DataFrame:
+def _checked(path: Place, columns: list[str]) -> pd.DataFrame:
     """Return a table whose columns are there, with printable texts and finite numbers; a distance may be empty.
 
     Raises:

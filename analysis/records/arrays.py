@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 from analysis.records.load import CellRecord, Results, ResultsError, frechet_name
 
 _FEWEST = 4  # images: below that neither a kurtosis nor a test says anything
+# Of ``moments.npz``: one entry a level, and what is read of the arms.
+LEVEL_ARRAYS = ("i", "t", "alpha_next", "sigma_next")
+MOMENT_ARRAYS = (
+    "free/spectrum_", "free/haar_", "forced-train/spectrum_x0", "forced-train/haar_x0", "forced-train/error/",
+)  # fmt: skip
 
 Floats = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
 Row = tuple[str, str]  # model, sampler
 
 
@@ -38,7 +44,8 @@ def single_errors(record: CellRecord) -> SingleErrors | None:
     Raises:
         ResultsError: the arrays do not fit together, or are not finite.
     """
-    errors, i, t = (record.array("errors.npz", name) for name in ("errors", "i", "t"))
+    arrays = record.arrays("errors.npz") or {}
+    errors, i, t = (arrays.get(name) for name in ("errors", "i", "t"))
     if errors is None or i is None or t is None:
         return None
     numbers = all(array.dtype.kind in "iuf" for array in (errors, i, t))
@@ -91,6 +98,10 @@ Terms = Mapping[int, CellTerms]  # by seed
 
 def cell_terms(results: Results) -> dict[int, dict[Row, dict[int, CellTerms]]]:
     """Return the terms of every cell that has any, by steps, (model, sampler) and seed."""
+    return results.once(_cell_terms)
+
+
+def _cell_terms(results: Results) -> dict[int, dict[Row, dict[int, CellTerms]]]:
     terms: dict[int, dict[Row, dict[int, CellTerms]]] = {}
     for cell, own in results.each(_terms):
         terms.setdefault(cell["steps"], {}).setdefault((cell["model"], cell["sampler"]), {})[cell["seed"]] = own
@@ -126,3 +137,21 @@ def _columns(record: CellRecord, file: str, array: NDArray[Any] | None, columns:
         what = f"{columns} finite columns" if columns else "finite numbers"
         raise ResultsError(f"{record.folder / file} does not hold {what}; delete the cell and run again")
     return array.astype(np.float64)
+
+
+def is_analysed(name: str) -> bool:
+    """Tell whether an analysis reads an array of ``moments.npz``."""
+    return name in LEVEL_ARRAYS or name.startswith(("data/", *MOMENT_ARRAYS))
+
+
+def moments(results: Results) -> dict[str, Arrays]:
+    """Return the analysed arrays of ``moments.npz`` by the name of a cell's folder; each file is unpacked once."""
+    return results.once(_moments)
+
+
+def _moments(results: Results) -> dict[str, Arrays]:
+    def read(record: CellRecord) -> tuple[str, Arrays] | None:
+        arrays = record.arrays("moments.npz", is_analysed)
+        return None if arrays is None else (record.folder.name, arrays)
+
+    return dict(results.each(read))

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from analysis.records.files import Place, size_of
 
 RECORD_VERSION = 2  # of the records this package reads; bench.suite.plan writes them
 _KINDS = {"model": str, "sampler": str, "steps": int, "seed": int, "samples": int}
@@ -20,7 +21,7 @@ _MOST = 10**12  # of anything counted
 _LARGEST = 1e100  # of anything measured; squares of it are still finite
 
 
-def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
     """Check ``metrics.json`` of a cell against itself and against the files it lists.
 
     Raises:
@@ -48,8 +49,17 @@ def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     twice = [name for name, count in Counter(score["metric"] for score in facts["scores"]).items() if count > 1]
     if twice:
         raise ValueError(f"{twice[0]} is there twice")
-    for name, size in facts["files"].items():
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+    check_files(folder, facts["files"])
+
+
+def check_files(folder: Place, sizes: Mapping[str, int]) -> None:
+    """Check that the files of a record are there and have the sizes that it lists.
+
+    Raises:
+        ValueError: one is missing or has another size.
+    """
+    for name, size in sizes.items():
+        if not (folder / name).is_file() or size_of(folder / name) != size:
             raise ValueError(f"{name} is missing or has been changed")
 
 
@@ -87,7 +97,8 @@ def check_steps(table: pd.DataFrame, steps: int) -> None:
     if not len(table):
         raise ValueError("it has no rows")
     given = table[["i", "stage", "t", "alpha", "sigma", "value", "n", "std"]]
-    numbers = given.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    numeric = all(pd.api.types.is_numeric_dtype(kind) for kind in given.dtypes)
+    numbers = (given if numeric else given.apply(pd.to_numeric, errors="coerce")).to_numpy(dtype=float)
     wrong = ~(np.abs(numbers) < _LARGEST)
     wrong[:, -3:] &= given[["value", "n", "std"]].notna().to_numpy()
     wrong |= table[["arm", "quantity"]].isna().any(axis=1).to_numpy()[:, None]

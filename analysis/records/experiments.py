@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.records.checks import check_key
-from analysis.records.files import read_json, read_table
-from analysis.records.load import Results, ResultsError, read_arrays
+from analysis.records.checks import check_files, check_key
+from analysis.records.files import Place, read_json, read_npz, read_table
+from analysis.records.load import Results
 
 _VERSIONS = {"chain": 1, "response": 1}  # of the records this package reads
 _TEXTS = {"model", "method", "quantity", "part", "reference", "note"}
@@ -30,7 +29,7 @@ def read_records(results: Results, folder: str, kind: str) -> pd.DataFrame:
         kind: ``chain`` or ``response``, after which the file that completes a record is named.
     """
     tables = []
-    for path in sorted(place for place in (results.root / folder).glob("*") if place.is_dir()):
+    for path in (place for place in results.folder(folder) if place.is_dir()):
         try:
             tables.append(_read(path, kind))
         except FileNotFoundError:
@@ -40,15 +39,13 @@ def read_records(results: Results, folder: str, kind: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _read(path: Path, kind: str) -> pd.DataFrame:
+def _read(path: Place, kind: str) -> pd.DataFrame:
     facts: dict[str, Any] = read_json(path / f"{kind}.json")
     version = facts[kind]["version"]
     if version != _VERSIONS[kind]:
         raise ValueError(f"it was recorded by version {version} of the suite, this is {_VERSIONS[kind]}")
     check_key(facts["key"], facts[kind])
-    for name, size in facts["files"].items():
-        if not (path / name).is_file() or (path / name).stat().st_size != size:
-            raise ValueError(f"{name} is missing or has been changed")
+    check_files(path, facts["files"])
     table = read_table(path / "record.csv", dtype=dict.fromkeys(_TEXTS, str))
     filled, others = _COLUMNS[kind]
     missing = [name for name in (*filled, *others) if name not in table]
@@ -66,15 +63,18 @@ def read_pictures(results: Results, name: str) -> dict[str, NDArray[Any]] | None
 
     Damaged ones become a problem of the results.
     """
-    path = results.root / "chains" / name / "pictures.npz"
+    path = next((place for place in results.folder("chains") if place.name == name), None)
+    if path is None or not (path / "pictures.npz").exists():
+        return None
     try:
-        found = read_arrays(path)
-    except ResultsError as error:
-        results.problem(str(error))
+        pictures = read_npz(path / "pictures.npz")
+    except (OSError, ValueError) as error:
+        results.problem(f"{path / 'pictures.npz'} is damaged ({error}); delete its folder and run again")
         return None
-    images = [(found or {}).get(name, np.empty(0)) for name in ("original", "reconstruction")]
+    images = [pictures.get(name, np.empty(0)) for name in ("original", "reconstruction")]
     sound = images[0].ndim == 4 and images[0].size and images[0].shape[3] in (1, 3)
-    if found is not None and not (sound and all(i.dtype == np.uint8 and i.shape == images[0].shape for i in images)):
-        results.problem(f"{path} is damaged (it does not hold two rows of images); delete its folder and run again")
+    if not (sound and all(i.dtype == np.uint8 and i.shape == images[0].shape for i in images)):
+        reason = "it does not hold two rows of images"
+        results.problem(f"{path / 'pictures.npz'} is damaged ({reason}); delete its folder and run again")
         return None
-    return found
+    return pictures

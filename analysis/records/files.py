@@ -1,4 +1,4 @@
-"""Files of a results folder, read without unpickling anything and without unfolding to any size.
+"""Files of a results folder, loose or in its ``records.zip``, read without unpickling or unfolding to any size.
 
 A folder may come from a stranger, and a file from an interrupted copy: each reader raises ``OSError`` where a file
 cannot be opened, and else ``ValueError`` with one line that says what is wrong.
@@ -10,24 +10,65 @@ import gzip
 import io
 import json
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+ARCHIVE = "records.zip"  # of a published run
 _MOST = 2**28  # bytes of a file without its packing that are harmless, however small the file
 _SHARE = 250  # unpacked bytes for a byte on disk; records have below 30
 _LARGEST_JSON = 2**24
 _LARGEST = 1e100  # of anything measured; squares of it are still finite
 _WIDE = (np.float64, np.longdouble)  # the others cannot hold it
 
+Place = Path | zipfile.Path  # of a file or folder
 
-def read_json(path: Path) -> Any:
+
+def open_records(root: Path) -> Place:
+    """Return where the records of a results folder lie: in the folder itself or, without cells there, its archive."""
+    path = root / ARCHIVE
+    if (root / "cells").is_dir() or not path.is_file():
+        return root
+    try:
+        archive = zipfile.ZipFile(path)
+        _refuse_unfolding(sum(member.file_size for member in archive.infolist()), path.stat().st_size)
+        return zipfile.Path(archive)
+    except Exception as error:  # on damaged bytes zipfile raises almost any kind
+        raise ValueError(_reason(error)) from None
+
+
+def children(folder: Place) -> list[Any]:
+    """Return what lies in a folder, by name; nothing where there is no folder."""
+    return sorted(folder.iterdir(), key=lambda place: str(place.name)) if folder.is_dir() else []
+
+
+def size_of(place: Place) -> int:
+    """Return the size of a file in bytes."""
+    return place.root.getinfo(place.at).file_size if isinstance(place, zipfile.Path) else place.stat().st_size
+
+
+def read_bytes(place: Place, most: int | None = None) -> bytes:
+    """Return what a file holds, at most so many bytes."""
+    try:
+        with place.open("rb") as file:
+            return bytes(file.read(-1 if most is None else most))
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
+        raise ValueError(_reason(error)) from None
+
+
+def _seekable(place: Place) -> IO[bytes]:
+    """Open a file to jump about in; one in an archive is read first, for each jump back would unpack it anew."""
+    return io.BytesIO(read_bytes(place)) if isinstance(place, zipfile.Path) else place.open("rb")
+
+
+def read_json(place: Place) -> Any:
     """Return what a JSON file holds."""
-    with path.open("rb") as file:
-        content = file.read(_LARGEST_JSON + 1)
+    content = read_bytes(place, _LARGEST_JSON + 1)
     if len(content) > _LARGEST_JSON:
         raise ValueError(f"more than {_LARGEST_JSON} bytes")
     try:
@@ -36,47 +77,59 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Return all arrays of an npz file by name."""
-    path.open("rb").close()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _refuse_unfolding(sum(member.file_size for member in archive.infolist()), path)
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {str(key): content[key] for key in content.files}
-        for key, array in arrays.items():
-            if array.dtype in _WIDE and (np.isfinite(array) & (np.abs(array) > _LARGEST)).any():
-                raise ValueError(f"{key} holds numbers beyond {_LARGEST:g}")
-        return arrays
-    except Exception as error:  # on damaged bytes numpy, zipfile and zlib raise almost any kind, MemoryError included
-        raise ValueError(_reason(error)) from None
+def read_npz(place: Place, chosen: Callable[[str], bool] | None = None) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an npz file by name, all or those whose names are chosen."""
+    with _seekable(place) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                _refuse_unfolding(sum(member.file_size for member in archive.infolist()), size_of(place))
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as content:
+                arrays = {str(key): content[key] for key in content.files if chosen is None or chosen(key)}
+            for key, array in arrays.items():
+                if array.dtype in _WIDE and (np.abs(array[np.isfinite(array)]) > _LARGEST).any():
+                    raise ValueError(f"{key} holds numbers beyond {_LARGEST:g}")
+            return arrays
+        except Exception as error:  # on damaged bytes numpy and zipfile raise almost any kind, MemoryError included
+            raise ValueError(_reason(error)) from None
 
 
-def read_npy(path: Path) -> NDArray[Any]:
+def npz_names(place: Place) -> list[str]:
+    """Return the names of an npz file's arrays, by its index alone."""
+    with _seekable(place) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return [name.removesuffix(".npy") for name in archive.namelist()]
+        except Exception as error:  # as above
+            raise ValueError(_reason(error)) from None
+
+
+def read_npy(place: Place) -> NDArray[Any]:
     """Return the array of an npy file."""
-    path.open("rb").close()
+    content = read_bytes(place)
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
+        array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
         return array[...]  # fails for an npz, which numpy would open as well
     except Exception as error:  # as above
         raise ValueError(_reason(error)) from None
 
 
-def read_table(path: Path, **options: Any) -> pd.DataFrame:
+def read_table(place: Place, **options: Any) -> pd.DataFrame:
     """Return the table of a CSV file, packed if it is called ``.gz``; the options are those of ``pandas.read_csv``."""
-    with path.open("rb") as file:
-        packed = path.suffix == ".gz"
-        most = max(_MOST, _SHARE * path.stat().st_size) if packed else path.stat().st_size
-        try:
-            content = gzip.GzipFile(fileobj=file).read(most + 1) if packed else file.read(most)
-            _refuse_unfolding(len(content), path)
-            return pd.read_csv(io.BytesIO(content), **options)
-        except Exception as error:  # on damaged bytes zlib and pandas raise almost any kind
-            raise ValueError(_reason(error)) from None
+    content = read_bytes(place)
+    try:
+        if place.name.endswith(".gz"):
+            most = max(_MOST, _SHARE * len(content))
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
+            if len(content) > most:
+                raise ValueError(f"it unfolds to over {_SHARE} times its size")
+        return pd.read_csv(io.BytesIO(content), **options)
+    except Exception as error:  # on damaged bytes zlib and pandas raise almost any kind
+        raise ValueError(_reason(error)) from None
 
 
-def _refuse_unfolding(size: int, path: Path) -> None:
-    if size > max(_MOST, _SHARE * path.stat().st_size):
+def _refuse_unfolding(size: int, packed: int) -> None:
+    if size > max(_MOST, _SHARE * packed):
         raise ValueError(f"it unfolds to over {_SHARE} times its size")
 
 

@@ -1,4 +1,4 @@
-"""Read a results folder: complete cells only, each damaged one named."""
+"""Read a results folder, loose or published as one archive: complete cells only, each damaged one named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.records.checks import check_facts, check_steps, settings
-from analysis.records.files import read_json, read_npy, read_npz, read_table
+from analysis.records.files import (
+    ARCHIVE,
+    Place,
+    children,
+    npz_names,
+    open_records,
+    read_json,
+    read_npy,
+    read_npz,
+    read_table,
+)
 
 T = TypeVar("T")
 _KEY = ("model", "sampler", "steps", "seed")
@@ -36,7 +46,7 @@ class ResultsError(ValueError):
 class CellRecord:
     """One complete cell: its folder, the configuration it was made with, and its scores."""
 
-    folder: Path
+    folder: Place
     cell: dict[str, Any]
     facts: dict[str, Any]
 
@@ -52,10 +62,9 @@ class CellRecord:
         Raises:
             ResultsError: the table is damaged.
         """
-        written = [path for name in ("steps.csv", "steps.csv.gz") if (path := self.folder / name).exists()]
-        if not written:
+        path = next((path for name in ("steps.csv", "steps.csv.gz") if (path := self.folder / name).exists()), None)
+        if path is None:
             return None
-        path = written[0]
         try:
             table = read_table(path)
             check_steps(table, self.cell["steps"])
@@ -64,38 +73,40 @@ class CellRecord:
             reason = str(error).strip()  # pandas ends its lines
             raise ResultsError(f"{path} is damaged ({reason}); delete the cell and run again") from None
         table = table[table["stage"] == 0].reset_index(drop=True)
-        table[["arm", "quantity"]] = table[["arm", "quantity"]].astype("category")  # thousands of rows, a dozen names
         return table.assign(**self.key())
 
-    def array(self, name: str, key: str | None = None) -> NDArray[Any] | None:
-        """Return an npy file, or one array of an npz, or None where there is none.
+    def array(self, name: str) -> NDArray[Any] | None:
+        """Return the array of an npy file, or None where there is none.
 
         Raises:
             ResultsError: the file is damaged.
         """
+        return self._read(name, read_npy)
+
+    def arrays(self, name: str, chosen: Callable[[str], bool] | None = None) -> dict[str, NDArray[Any]] | None:
+        """Return the arrays of an npz file, all or those whose names are chosen, or None where there is none.
+
+        Raises:
+            ResultsError: the file is damaged.
+        """
+        return self._read(name, lambda path: read_npz(path, chosen))
+
+    def array_names(self, name: str) -> list[str] | None:
+        """Return the names of an npz file's arrays without unpacking them, or None where there is none.
+
+        Raises:
+            ResultsError: the file is damaged.
+        """
+        return self._read(name, npz_names)
+
+    def _read(self, name: str, read: Callable[[Place], T]) -> T | None:
         path = self.folder / name
         if not path.exists():
             return None
         try:
-            return read_npy(path) if key is None else read_npz(path)[key]
-        except (OSError, ValueError, KeyError) as error:
+            return read(path)
+        except (OSError, ValueError) as error:
             raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
-
-    def has_arm(self, arm: str) -> bool:
-        """Tell whether ``moments.npz`` has records of an arm; without real images there is none that starts from them.
-
-        Raises:
-            ResultsError: the file is damaged.
-        """
-        return any(name.startswith(f"{arm}/") for name in self.arrays("moments.npz") or ())
-
-    def arrays(self, name: str) -> dict[str, NDArray[Any]] | None:
-        """Return all arrays of an npz file, or None where there is none.
-
-        Raises:
-            ResultsError: the file is damaged.
-        """
-        return read_arrays(self.folder / name)
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,19 @@ class Results:
     root: Path
     cells: list[CellRecord]
     problems: list[str] = field(default_factory=list)
+    records: Place | None = None
+    _tables: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, make: Callable[[Results], T]) -> T:
+        """Return what a function makes of these results; it is called once."""
+        if make not in self._tables:
+            self._tables[make] = make(self)
+        table: T = self._tables[make]
+        return table
+
+    def folder(self, name: str) -> list[Any]:
+        """Return what lies in ``chains/``, ``response/``, ``training/`` or ``tuning/``, without hidden places."""
+        return [place for place in children((self.records or self.root) / name) if not place.name.startswith(".")]
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -141,7 +165,9 @@ class Results:
     def steps(self) -> pd.DataFrame:
         """The per-step tables of all cells, joined; empty where nothing was measured."""
         tables = self.each(CellRecord.steps)
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        if not tables:
+            return pd.DataFrame()
+        return pd.concat(tables, ignore_index=True).astype({"arm": "category", "quantity": "category"})
 
     def account(self, sampler: str | None = None) -> str:
         """Return N, seeds and data for captions, e.g. ``N = 256 samples a seed, 5 seeds (0 to 4), digits``."""
@@ -155,31 +181,21 @@ class Results:
         return text if precision == "fp32" else f"{text}, network calls in {precision}"
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
-    """Return all arrays of an npz file, or None where there is none.
-
-    Raises:
-        ResultsError: the file is damaged.
-    """
-    if not path.exists():
-        return None
-    try:
-        return read_npz(path)
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{path} is damaged ({error}); delete its folder and run again") from None
-
-
 def load_results(root: Path) -> Results:
-    """Read every complete cell under ``root/cells``, ancestral sampling first, models in the order of the last run.
+    """Read every complete cell of a folder, ancestral sampling first, models in the order of the last run.
 
     Raises:
         ResultsError: there is no results folder here, or no complete cell in it.
     """
-    if not (root / "cells").is_dir():
-        raise ResultsError(f"{root} is not a results folder (no cells/ in it)")
+    try:
+        records = open_records(root)
+    except (OSError, ValueError) as error:
+        raise ResultsError(_one_line(f"{root / ARCHIVE} is damaged ({error}); fetch it again")) from None
+    if not (records / "cells").is_dir():
+        raise ResultsError(f"{root} is not a results folder (no cells/ and no {ARCHIVE} in it)")
     cells: list[CellRecord] = []
     problems: list[str] = []
-    for folder in sorted(path for path in (root / "cells").iterdir() if path.is_dir()):
+    for folder in (place for place in children(records / "cells") if place.is_dir()):
         try:
             cells.append(_read_cell(folder))
         except FileNotFoundError:
@@ -201,7 +217,7 @@ def load_results(root: Path) -> Results:
             r.cell["seed"],
         )
     )
-    return Results(root, cells, [_one_line(problem) for problem in problems])
+    return Results(root, cells, [_one_line(problem) for problem in problems], records)
 
 
 def _one_line(text: str) -> str:
@@ -209,7 +225,7 @@ def _one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _read_cell(folder: Path) -> CellRecord:
+def _read_cell(folder: Place) -> CellRecord:
     """Read and check a cell's ``metrics.json``; any error says that the cell is damaged."""
     facts = read_json(folder / "metrics.json")
     check_facts(folder, facts)

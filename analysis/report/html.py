@@ -20,14 +20,15 @@ from analysis.report.configuration import read_configuration
 from analysis.report.verdict import verdict
 
 NAME = "report.html"
-_MAIN = "fid_vs_steps"  # the table that opens the report, with its best entries marked
+_MAIN = "fid_vs_steps"  # the table and figure that open the report
+_FIRST = ("Samples", "Comparison", "Mitigations", "Norms", "Variance", "Spectra")  # sections shown, in this order
 _NAMED = 4  # models in the title; more are counted
 _INLINE = 40  # rows: longer tables are named only
 _OPEN = 12  # rows: longer tables are folded
 _LONG = 40  # characters of a text that may wrap
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
-_DENSITY = 0.6  # CSS pixels a pixel of a figure: 7 inches at 200 dpi fill the column
-_WIDE = 1000  # pixels of a figure that a narrow screen scrolls instead of shrinking
+_DENSITY = 0.8  # CSS pixels a pixel of a figure: 7 inches at 150 dpi fill the column
+_WIDE = 750  # pixels of a figure that a narrow screen scrolls instead of shrinking
 
 
 def write_report(results: Results, out: Output) -> Path:
@@ -44,10 +45,12 @@ def write_report(results: Results, out: Output) -> Path:
 
 def build_report(results: Results, out: Output) -> str:
     """Return the report of what analyses entered into ``out``, as HTML."""
-    sections: dict[str, list[FigureEntry | TableEntry]] = {}
+    sections: dict[str, list[FigureEntry | TableEntry]] = {name: [] for name in _FIRST}
     for item in out.entries:
-        if not (isinstance(item, TableEntry) and item.name == _MAIN):
+        if item.name != _MAIN:
             sections.setdefault(item.section, []).append(item)
+    sections = {name: items for name, items in sections.items() if items}
+    main_figures = [item for item in out.entries if isinstance(item, FigureEntry) and item.name == _MAIN]
     names = {"main-table": "Main table", **{_anchor(name): name for name in sections}}
     names |= {"how-to-read": "How to read this", "made-with": "How this was made"}
     template = Template(files("analysis.report").joinpath("report.html").read_text(encoding="utf-8"))
@@ -57,7 +60,7 @@ def build_report(results: Results, out: Output) -> str:
         verdict="\n".join(f"<li>{escape(sentence)}</li>" for sentence in verdict(results)),
         problems=_problems(results),
         contents="\n".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name in names.items()),
-        main=_main_table(quality_table(results)),
+        main="\n".join([_main_table(quality_table(results)), *(_figure(item, out) for item in main_figures)]),
         sections="\n".join(_section(name, items, out) for name, items in sections.items()),
         configuration=_configuration(results.root),
     )
@@ -142,13 +145,22 @@ def _row(cells: Sequence[str], kinds: Sequence[str]) -> str:
 
 
 def _section(name: str, items: Sequence[FigureEntry | TableEntry], out: Output) -> str:
-    """Return one section; a table that shares its caption with a figure points there."""
-    pointers = {item.caption: f"See the figure “{item.title}”." for item in items if isinstance(item, FigureEntry)}
-    body = "\n".join(
-        _figure(item, out) if isinstance(item, FigureEntry) else _tabled(item, pointers.get(item.caption, item.caption))
-        for item in items
-    )
-    anchor = _anchor(name)
+    """Return one section: of the first ones the leading figure, and folded the rest; the others folded whole."""
+    figures = [item for item in items if isinstance(item, FigureEntry)]
+    pointers = {item.caption: f"See the figure “{item.title}”." for item in figures}
+    leading = figures[:1] if name in _FIRST else []
+    rest = [item for item in items if item not in leading]
+    parts = [_figure(item, out) for item in leading]
+    if rest:
+        titles = ", ".join(dict.fromkeys(escape(item.title) for item in rest))
+        folded = "\n".join(
+            _figure(item, out)
+            if isinstance(item, FigureEntry)
+            else _tabled(item, pointers.get(item.caption, item.caption))
+            for item in rest
+        )
+        parts.append(f"<details>\n<summary>{titles}</summary>\n{folded}\n</details>")
+    anchor, body = _anchor(name), "\n".join(parts)
     return f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{escape(name)}</h2>\n{body}\n</section>'
 
 
@@ -168,16 +180,24 @@ def _figure(item: FigureEntry, out: Output) -> str:
 
 
 def _tabled(item: TableEntry, caption: str) -> str:
-    """Return a short table, or the name of the file that holds a long one."""
+    """Return a short table, or the name of the file that holds a long one.
+
+    Columns without an entry are left out, and those with one entry throughout are told below the caption.
+    """
     title, frame = f"<h3>{escape(item.title)}</h3>", item.frame
     text = f'<p class="caption">{escape(caption)}</p>'
     if len(frame) > _INLINE:
         name = f"tables/{item.name}.csv"
         return f"{title}\n{text}\n<p>{len(frame)} rows, in <code>{escape(name)}</code>.</p>"
-    header = [str(column) for column in frame.columns]
-    rows = [[entry(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    kinds = [_kind(column) for column in zip(*rows, strict=True)]
-    table = _table(item.title, header, [[escape(cell) for cell in row] for row in rows], kinds)
+    columns = {str(name): [entry(value) for value in frame[name]] for name in frame.columns}
+    constant = {name: cells[0] for name, cells in columns.items() if len(frame) > 1 and len(set(cells)) == 1}
+    columns = {name: cells for name, cells in columns.items() if name not in constant and set(cells) != {"-"}}
+    known = ", ".join(f"{name} {value}" for name, value in constant.items() if value not in ("-", ""))
+    if known:
+        text += f'\n<p class="caption">In every row: {escape(known)}.</p>'
+    rows = list(zip(*columns.values(), strict=True))
+    kinds = [_kind(cells) for cells in columns.values()]
+    table = _table(item.title, list(columns), [[escape(cell) for cell in row] for row in rows], kinds)
     if len(rows) > _OPEN:
         table = f"<details>\n<summary>{len(rows)} rows</summary>\n{table}\n</details>"
     return f"{title}\n{text}\n{table}"

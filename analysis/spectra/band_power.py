@@ -13,14 +13,15 @@ mean is that of one seed's images: an upper bound.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from analysis.output.selection import models_of
-from analysis.output.style import band
+from analysis.output.style import LineRow, reference
+from analysis.records.arrays import Arrays, moments
 from analysis.records.load import CellRecord, Results, ResultsError
 
 _KEYS = ["model", "sampler", "steps", "i", "t", "band"]
@@ -48,7 +49,8 @@ def band_table(results: Results, kind: str) -> pd.DataFrame:
         results: the results folder.
         kind: ``spectrum`` or ``haar``; bands are numbered as recorded.
     """
-    cells = results.each(lambda record: _cell(record, kind))
+    arrays = moments(results)
+    cells = results.each(lambda record: _cell(record, arrays.get(record.folder.name, {}), kind))
     if not cells:
         return pd.DataFrame()
     pooled = _pooled(pd.concat(cells, ignore_index=True))
@@ -64,38 +66,42 @@ def band_table(results: Results, kind: str) -> pd.DataFrame:
     return table
 
 
-def _cell(record: CellRecord, kind: str) -> pd.DataFrame | None:
+def _cell(record: CellRecord, arrays: Arrays, kind: str) -> pd.DataFrame | None:
     """Return a cell's counts, means and second moments, one row a level and band; None where nothing was measured."""
-    i, data = (record.array("moments.npz", name) for name in ("i", f"data/{kind}"))
+    i, data = (arrays.get(name) for name in ("i", f"data/{kind}"))
     if i is None or data is None or not i.size:
         return None
     levels, bands = i.size, data.size
-    t, alpha, sigma = (_checked(record, name, (levels,)) for name in ("t", "alpha_next", "sigma_next"))
-    truth = alpha[:, None] ** 2 * _checked(record, f"data/{kind}", (bands,)) + sigma[:, None] ** 2
+    forced = any(name.startswith("forced-train/") for name in arrays)
+
+    def checked(name: str, *shape: int) -> Floats:
+        return _checked(record, arrays.get(name), name, shape)
+
+    alpha, sigma = (checked(name, levels)[:, None] for name in ("alpha_next", "sigma_next"))
+    truth = alpha**2 * checked(f"data/{kind}", bands) + sigma**2  # of real noised data
     columns = {
-        "i": np.repeat(_checked(record, "i", (levels,)).astype(int), bands),
-        "t": np.repeat(t, bands),
+        "i": np.repeat(checked("i", levels).astype(int), bands),
+        "t": np.repeat(checked("t", levels), bands),
         "band": np.tile(np.arange(bands), levels),
         "truth": truth.ravel(),
     }
     for arm, pattern in _ARMS.items():
         name = pattern.format(kind)
-        if arm == "forced" and not record.has_arm("forced-train"):
+        if arm == "forced" and not forced:
             columns |= {f"forced_{moment}": np.zeros(levels * bands) for moment in ("count", "mean", "second")}
             continue
-        columns[f"{arm}_count"] = np.repeat(_checked(record, f"{name}/count", (levels,)), bands)
+        columns[f"{arm}_count"] = np.repeat(checked(f"{name}/count", levels), bands)
         for moment in ("mean", "second"):
-            columns[f"{arm}_{moment}"] = _checked(record, f"{name}/{moment}", (levels, bands)).ravel()
+            columns[f"{arm}_{moment}"] = checked(f"{name}/{moment}", levels, bands).ravel()
     return pd.DataFrame(columns).assign(**record.key())
 
 
-def _checked(record: CellRecord, name: str, shape: tuple[int, ...]) -> Floats:
+def _checked(record: CellRecord, array: NDArray[Any] | None, name: str, shape: tuple[int, ...]) -> Floats:
     """Return an array of ``moments.npz`` that must have a shape and finite values of 0 or more."""
-    array = record.array("moments.npz", name)
     sound = array is not None and array.shape == shape and array.dtype.kind in "iuf"
     if array is None or not sound or not np.isfinite(array).all() or (array < 0).any():
-        wanted = f"{name} is not {' x '.join(map(str, shape))} finite numbers of 0 or more"
-        raise ResultsError(f"{record.folder / 'moments.npz'} is damaged ({wanted}); delete the cell and run again")
+        expected = f"{name} is not {' x '.join(map(str, shape))} finite numbers of 0 or more"
+        raise ResultsError(f"{record.folder / 'moments.npz'} is damaged ({expected}); delete the cell and run again")
     return np.asarray(array, dtype=np.float64)
 
 
@@ -134,22 +140,22 @@ def measured(table: pd.DataFrame, labels: Mapping[str, str]) -> dict[str, str]:
     return {quantity: label for quantity, label in labels.items() if table[f"{quantity}_log_ratio"].notna().any()}
 
 
-def ratio_lines(axis: Axes, table: pd.DataFrame, quantity: str, along: str, paint: dict[str, str]) -> None:
-    """Draw the log ratios of all models along a column, and the band of two standard errors of the first.
+def ratio_lines(row: LineRow, axis: Axes, table: pd.DataFrame, quantity: str, along: str) -> None:
+    """Draw the log ratios of a row's models along a column, and the band of two standard errors of the baseline.
 
-    The models' bands are alike, for they share N, noise and images, and eight of them hide each other.
+    The models' bands are alike, for they share N, noise and images, and would hide each other.
 
     Args:
+        row: the models and their colours.
         axis: where.
         table: of ``band_table``, one row a model and place along the column.
         quantity: ``state`` or ``x0_hat``.
         along: the column of the horizontal axis.
-        paint: colours by model.
     """
-    models = models_of(table)
-    for model in reversed(models):  # the first on top
-        here = table[table["model"] == model].sort_values(along)
-        value = here[f"{quantity}_log_ratio"]
-        error = here[f"{quantity}_log_ratio_se"] if model == models[0] else np.nan
-        band(axis, pd.DataFrame({"t": here[along], "value": value, "error": error}), paint[model], "-", 1.0)
-    axis.axhline(0, color="black", linewidth=0.8)
+    baseline = list(row.paint)[-1]
+    for model in row.paint:
+        line = table[table["model"] == model].sort_values(along)
+        error = line[f"{quantity}_log_ratio_se"] if model == baseline else np.nan
+        value = line[f"{quantity}_log_ratio"]
+        row.band(axis, model, pd.DataFrame({"t": line[along], "value": value, "error": error}))
+    reference(axis, 0)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.output.entries import Output
 from analysis.output.selection import models_of, most_steps, thinned
-from analysis.output.style import colours, key, level_symbol, noisy_left, panels, save
+from analysis.output.style import level_symbol, line_key, line_panels, noisy_left, save
 from analysis.records.load import Results
 from analysis.spectra.band_power import BAND_NOTE, CSV_LEVELS, band_table, measured, ratio_lines
 
@@ -30,17 +30,17 @@ def haar_table(results: Results) -> pd.DataFrame:
 def draw_haar(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Log ratio of energy along t, a panel a sub-band: states over closed form, x0_hat free running over forced."""
     table, sampler, steps = most_steps(table)
-    paint, labels = colours(models_of(table)), measured(table, _LABELS)
-    with panels(len(labels), len(_BANDS), sharex=True, sharey="row") as (figure, axes):
-        for column, name in enumerate(_BANDS):
-            for row, quantity in enumerate(labels):
-                ratio_lines(axes[row, column], table[table["band"] == name], quantity, "t", paint)
-            axes[0, column].set_title(name)
-        for row, label in enumerate(labels.values()):
-            axes[row, 0].set_ylabel(label)
-        noisy_left(axes[0, 0], sampler)
+    labels = measured(table, _LABELS)
+    with line_panels(models_of(table), len(_BANDS), list(labels), main="state") as (figure, rows):
+        for row in rows:
+            for axis, name in zip(row.axes, _BANDS, strict=True):
+                ratio_lines(row, axis, table[table["band"] == name], row.quantity, "t")
+            row.axes[0].set_ylabel(labels[row.quantity])
+        for axis, name in zip(rows[0].axes, _BANDS, strict=True):
+            axis.set_title(name)
+        noisy_left(rows[0].axes[0], sampler)
         figure.supxlabel(f"{level_symbol(sampler)} (levels of {steps} steps)", fontsize=8)
-        key(figure, paint, {})
+        line_key(figure, rows, {})
         return save(figure, folder, "haar_ratio")
 
 

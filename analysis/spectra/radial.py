@@ -11,12 +11,22 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, most_steps, shown, thinned
-from analysis.output.style import colours, is_edm, key, level_name, level_symbol, noisy_left, panels, save
+from analysis.output.style import (
+    LineRow,
+    is_edm,
+    level_name,
+    level_symbol,
+    line_key,
+    line_panels,
+    noisy_left,
+    panels,
+    save,
+)
 from analysis.records.load import Results
 from analysis.spectra.band_power import BAND_NOTE, CSV_LEVELS, band_table, measured, ratio_lines
 
 _SECTION = "Spectra"
-_LIMIT = 0.3  # of the colour scale: a factor of 1.35 either way
+_LEAST_LIMIT = 0.1  # of the colour scale
 _UNSURE = "0.85"  # grey
 _LABELS = {"state": r"$x_t$: log(sampled / true)", "x0_hat": r"$\hat{x}_0$: log(free / forced)"}
 _RINGS = (
@@ -41,7 +51,7 @@ def draw_heat(table: pd.DataFrame, quantity: str, folder: Path, name: str) -> li
     """
     table, sampler, steps = most_steps(table)
     models = models_of(table)
-    columns = min(4, len(models))
+    columns, limit = min(4, len(models)), _limit(table[f"{quantity}_log_ratio"])
     with panels(-(-len(models) // columns), columns, sharex=True, sharey=True) as (figure, axes):
         for axis, model in zip(axes.flat, models, strict=False):
             here = table[table["model"] == model]
@@ -49,7 +59,7 @@ def draw_heat(table: pd.DataFrame, quantity: str, folder: Path, name: str) -> li
             seen = here.assign(value=here[f"{quantity}_log_ratio"].where(sure))
             grid = seen.pivot_table(index="frequency", columns="t", values="value", dropna=False)
             image = axis.pcolormesh(
-                grid.columns, grid.index, grid.to_numpy(), cmap="RdBu_r", vmin=-_LIMIT, vmax=_LIMIT, shading="nearest"
+                grid.columns, grid.index, grid.to_numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, shading="nearest"
             )
             axis.set_title(model)
         for axis in axes.flat:
@@ -66,54 +76,58 @@ def draw_heat(table: pd.DataFrame, quantity: str, folder: Path, name: str) -> li
         return save(figure, folder, name)
 
 
+def _limit(values: pd.Series) -> float:
+    """Return the end of a symmetric colour scale that holds nearly all values."""
+    return max(_LEAST_LIMIT, float(np.nanquantile(values.abs(), 0.98)) if values.notna().any() else 0.0)
+
+
 def draw_samples(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Spectrum of the finished samples: power beside the data's (left), log ratio at up to three step counts."""
     table, _ = first_sampler(table)
     done = table[table["i"] == 0]
-    models, counts = models_of(done), shown(sorted(done["steps"].unique()), 3)
-    paint = colours(models)
-    with panels(1, 1 + len(counts), sharex=True) as (figure, (axes,)):
-        most = done[done["steps"] == counts[-1]]
-        _powers(axes[0], most, paint)
-        axes[0].set_title(f"{counts[-1]} steps")
-        for axis, count in zip(axes[1:], counts, strict=True):
-            ratio_lines(axis, done[done["steps"] == count], "state", "frequency", paint)
+    counts = shown(sorted(done["steps"].unique()), 3)
+    with line_panels(models_of(done), 1 + len(counts), sharey=False) as (figure, rows):
+        for row in rows:
+            _powers(row, row.axes[0], done[done["steps"] == counts[-1]])
+            for axis, count in zip(row.axes[1:], counts, strict=True):
+                ratio_lines(row, axis, done[done["steps"] == count], "state", "frequency")
+                if axis is not rows[0].axes[1]:
+                    axis.sharey(rows[0].axes[1])
+                    axis.tick_params(labelleft=axis is row.axes[1])
+            row.axes[1].set_ylabel("log(samples / data)")
+        for axis, count in zip(rows[0].axes, [counts[-1], *counts], strict=True):
             axis.set_title(f"{count} steps")
-            axis.sharey(axes[1])
-        axes[1].autoscale(axis="y")  # over all that share it now
-        axes[1].set_ylabel("log(samples / data)")
+        rows[0].axes[1].autoscale(axis="y")  # over all that share it now
         figure.supxlabel("radial frequency", fontsize=8)
-        key(figure, paint, {"data": ("--", "black")})
+        line_key(figure, rows, {"data": ("--", "black")})
         return save(figure, folder, "sample_spectrum")
 
 
-def _powers(axis: Axes, done: pd.DataFrame, paint: dict[str, str]) -> None:
+def _powers(row: LineRow, axis: Axes, done: pd.DataFrame) -> None:
     """Draw mean power of samples and data along frequency."""
-    for model in models_of(done):
-        here = done[done["model"] == model].sort_values("frequency")
-        axis.plot(here["frequency"], here["state"], color=paint[model], linewidth=1.0)
-    data = here["state"] / np.exp(here["state_log_ratio"])
-    axis.plot(here["frequency"], data, color="black", linestyle="--")
+    for model in row.paint:
+        line = done[done["model"] == model].sort_values("frequency")
+        axis.plot(line["frequency"], line["state"], color=row.paint[model], linewidth=row.width(model))
+    data = line["state"] / np.exp(line["state_log_ratio"])
+    axis.plot(line["frequency"], data, color="black", linestyle="--")
     axis.set_yscale("log")
+    axis.minorticks_off()
     axis.set_ylabel("power")
 
 
 def draw_curves(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Log ratio of power along frequency at four t: states over closed form, x0_hat free running over forced."""
     table, sampler, steps = most_steps(table)
-    models, times = models_of(table), shown(sorted(table["t"].unique()))[::-1]
-    paint, labels = colours(models), measured(table, _LABELS)
-    with panels(len(labels), len(times), sharex=True, sharey="row") as (figure, axes):
-        for column, t in enumerate(times):
-            for row, quantity in enumerate(labels):
-                ratio_lines(axes[row, column], table[table["t"] == t], quantity, "frequency", paint)
-            axes[0, column].set_title(
-                f"step at {level_name(t, sampler)}" + (", the last" if column == len(times) - 1 else "")
-            )
-        for row, label in enumerate(labels.values()):
-            axes[row, 0].set_ylabel(label)
+    times, labels = shown(sorted(table["t"].unique()))[::-1], measured(table, _LABELS)
+    with line_panels(models_of(table), len(times), list(labels), main="state") as (figure, rows):
+        for row in rows:
+            for axis, t in zip(row.axes, times, strict=True):
+                ratio_lines(row, axis, table[table["t"] == t], row.quantity, "frequency")
+            row.axes[0].set_ylabel(labels[row.quantity])
+        for axis, t in zip(rows[0].axes, times, strict=True):
+            axis.set_title(f"step at {level_name(t, sampler)}" + (", the last" if t == times[-1] else ""))
         figure.supxlabel(f"radial frequency ({steps} steps)", fontsize=8)
-        key(figure, paint, {})
+        line_key(figure, rows, {})
         return save(figure, folder, "spectrum_curves")
 
 
@@ -147,7 +161,7 @@ def analyse(results: Results, out: Output) -> None:
         f" show. {BAND_NOTE}{_RINGS}{account}.",
     )  # fmt: skip
     heat = (
-        " Blue: power is missing, red: too much; the colour scale ends at a factor of 1.35. Grey: within two standard"
+        " Blue: power is missing, red: too much. Grey: within two standard"
         f" errors of 0; where nothing is amiss 5 % are coloured all the same. {_RINGS}{account}."
     )
     out.figure(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from analysis.__main__ import main
+from analysis.normality.error_normality import normality_table, per_cell
 from analysis.publish import publish
 from analysis.quality.fid_vs_steps import quality_table
 from analysis.records.load import ResultsError, load_results
@@ -38,7 +37,8 @@ def test_the_copy_is_small_and_sound(original, copy):
     results = load_results(copy)
     assert results.problems == []
     assert len(results.cells) == 4
-    assert size(copy / "cells") < size(original / "cells") / 3
+    assert {path.name for path in copy.iterdir()} == {"records.zip", "run.json"}
+    assert size(copy) < size(original / "cells") / 3
 
 
 def test_tables_agree(original, copy):
@@ -63,10 +63,19 @@ def test_steps_agree(original, copy):
 def test_levels_are_thinned_to_those_with_errors(original, copy):
     record = next(r for r in load_results(copy).cells if r.key()["steps"] == 30 and r.key()["seed"] == 0)
     kept = set(record.steps().query("quantity == 'eps_norm' and arm == 'free'")["i"])
-    assert set(record.array("errors.npz", "i")) <= kept
-    assert len(record.array("moments.npz", "i")) == 8 < 30
-    assert record.array("errors.npz", "errors").dtype == np.float16
-    assert len(record.array("samples.npz", "arr_0")) == 16
+    errors = record.arrays("errors.npz")
+    assert set(errors["i"]) <= kept
+    assert len(errors["i"]) == len(errors["errors"]) == 4
+    assert errors["errors"].dtype == np.float16
+    assert len(record.arrays("moments.npz")["i"]) == 8 < 30
+    assert len(record.arrays("samples.npz")["arr_0"]) == 16
+
+
+def test_tests_of_normality_stay_at_all_levels(original, copy):
+    first, second = (normality_table(per_cell(load_results(root))) for root in (original, copy))
+    most = first[(first["steps"] == 30) & (first["seeds"] == 2)]
+    assert len(second) == len(most) > 4
+    assert second["i"].tolist() == most["i"].tolist()
 
 
 def test_a_run_refuses_the_copy(copy, capsys):
@@ -88,13 +97,17 @@ def test_labels_of_the_kept_samples_stay(folder, tmp_path):
     images = np.load(cell / "samples.npz")["arr_0"]
     np.savez(cell / "samples.npz", arr_0=images, arr_1=np.arange(len(images)))
     publish(folder.root, tmp_path / "small")
-    with np.load(tmp_path / "small" / "cells" / cell.name / "samples.npz") as kept:
-        assert kept["arr_1"].tolist() == list(range(len(kept["arr_0"])))
+    kept = load_results(tmp_path / "small").cells[0].arrays("samples.npz")
+    assert kept["arr_1"].tolist() == list(range(len(kept["arr_0"])))
 
 
 def test_a_published_cell_says_so(copy):
-    facts = [json.loads(path.read_text()) for path in (copy / "cells").glob("*/metrics.json")]
-    assert all(fact["published"] is True for fact in facts)
+    assert all(record.facts["published"] is True for record in load_results(copy).cells)
+
+
+def test_equal_records_make_equal_archives(copy, tmp_path):
+    publish(copy, tmp_path / "again")
+    assert (tmp_path / "again" / "records.zip").read_bytes() == (copy / "records.zip").read_bytes()
 
 
 @pytest.mark.parametrize("damage", ["steps.csv", "samples.npz", "moments.npz"])
@@ -107,4 +120,11 @@ def test_a_damaged_cell_is_named_and_not_half_copied(folder, tmp_path, damage):
         np.savez(bad / damage, other=np.zeros(3))
     (problem,) = publish(folder.root, tmp_path / "small").problems
     assert "bad-ddpm-10-seed0" in problem
-    assert [path.name for path in (tmp_path / "small" / "cells").iterdir()] == ["adm-ddpm-10-seed0"]
+    assert [record.folder.name for record in load_results(tmp_path / "small").cells] == ["adm-ddpm-10-seed0"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"no archive"])
+def test_a_damaged_archive_is_one_line(tmp_path, capsys, damage):
+    (tmp_path / "records.zip").write_bytes(damage)
+    assert main([str(tmp_path)]) == 2
+    assert "records.zip is damaged" in capsys.readouterr().err

@@ -3,7 +3,7 @@ import pytest
 from made import assert_figures
 
 from analysis.__main__ import main
-from analysis.exposure_bias.norms import draw_eps_norm
+from analysis.exposure_bias.norms import draw_eps_norm, norm_table
 from analysis.exposure_bias.variance import draw_variance_gap
 from analysis.exposure_bias.x0_error import draw_x0_error
 from analysis.output.style import colours
@@ -22,7 +22,11 @@ def results(folder):
     return load_results(folder.root)
 
 
-STEP_FIGURES = {"eps_norm": draw_eps_norm, "variance_gap": draw_variance_gap, "x0_error": draw_x0_error}
+def draw_norms(steps, folder):
+    return draw_eps_norm(steps, norm_table(steps), folder)
+
+
+STEP_FIGURES = {"eps_norm": draw_norms, "variance_gap": draw_variance_gap, "x0_error": draw_x0_error}
 
 
 @pytest.mark.parametrize(("name", "draw"), STEP_FIGURES.items())

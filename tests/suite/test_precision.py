@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.comparison.significance import compare
-from analysis.published.tables import _ours
+from analysis.published.protocol import _ours
 from analysis.records.arrays import cell_terms
 from analysis.records.load import load_results
 from bench.suite.experiments.chains import plan_chains

@@ -15,7 +15,7 @@ from typing import Any
 from bench.files.writing import drop_partials, partial_path, read_json, read_record, unchanged, write_atomic
 from bench.suite.settings import ConfigError
 from bench.suite.store.shards import is_intact
-from bench.suite.store.store import differing
+from bench.suite.store.store import ARCHIVE, differing
 
 _SHARD_FILES = ("arrays.npz", "SHA256SUMS")
 _EXTRAS = {"chains": "chain", "response": "response", "exact": "exact"}
@@ -77,10 +77,10 @@ def _refuse_links(root: Path) -> None:
 
 def _cells(root: Path) -> Iterator[tuple[Path, dict[str, Any], object]]:
     """Yield a results folder's cells with their descriptions and the features they were scored with."""
+    if (root / ARCHIVE).exists():
+        raise ConfigError(f"{root} is a small copy for publication, which cannot be joined")
     for folder in _folders(root / "cells"):
         record = read_record(folder / "metrics.json") or read_record(folder / "cell.json") or {}
-        if record.get("published"):
-            raise ConfigError(f"{folder} is a small copy for publication, which cannot be joined")
         if isinstance(record.get("cell"), dict):
             yield folder, record["cell"], record.get("features")
 

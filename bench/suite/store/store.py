@@ -30,6 +30,7 @@ from bench.suite.plan import Cell, Unit
 from bench.suite.settings import IN_CELLS, LATER_SETTINGS, ConfigError
 from bench.suite.store.shards import DamagedShard, read_shard, write_shard
 
+ARCHIVE = "records.zip"  # of a published run, which analysis.publish writes
 _SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
 _SCORED = ("features.npz", "kernel.npy", "influence.npz")
 _SHARED = ("version", "spacing", "clip", "quantize", "precision", "samples", "data")
@@ -128,12 +129,12 @@ class Store:
         Raises:
             ConfigError: naming the setting.
         """
+        if (self.root / ARCHIVE).exists():
+            raise ConfigError(f"{self.root} is a small copy for publication; choose another --out")
         cells_by_name = {cell.name: cell for cell in cells}
         for folder in sorted(path for path in (self.root / "cells").glob("*") if path.is_dir()):
             record = read_record(folder / "metrics.json") or read_record(folder / "cell.json") or {}
             old = record.get("cell")
-            if record.get("published"):
-                raise ConfigError(f"{folder} is a small copy for publication; choose another --out")
             if not isinstance(old, dict):
                 continue
             new = cells_by_name.get(folder.name, cells[0]).description()

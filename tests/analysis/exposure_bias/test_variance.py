@@ -170,7 +170,8 @@ def test_figures_are_drawn(exact_steps, tmp_path):
     paths = [
         *draw_variance_gap(table, tmp_path), *draw_variance_parts(variance_table(table), tmp_path),
         *draw_delta(table, tmp_path), *draw_single_step(single_step_table(table), tmp_path),
-        *draw_eps_norm(table, tmp_path), *draw_scaling(table, ["exact"], tmp_path),
+        *draw_eps_norm(table, norm_table(table), tmp_path),
+        *draw_scaling(norm_table(table), ["exact"], tmp_path),
     ]  # fmt: skip
     assert len(paths) == 12
     assert all(path.stat().st_size > 5000 for path in paths)

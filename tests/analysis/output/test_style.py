@@ -8,7 +8,17 @@ import pytest
 from made import drawn_texts
 
 from analysis.exposure_bias import variance, x0_error
-from analysis.output.style import is_edm, level_name, level_symbol, noisy_left, panels, sigma_at
+from analysis.output.style import (
+    dodged,
+    is_edm,
+    level_name,
+    level_symbol,
+    line_panels,
+    noisy_left,
+    panels,
+    sigma_at,
+    step_axis,
+)  # fmt: skip
 from analysis.records.load import load_results
 from bench.diffusion.schedules import edm_position
 from bench.suite.settings import EDM_SAMPLERS, SAMPLERS
@@ -61,3 +71,35 @@ def test_excess_is_relative_on_edm_levels(folder):
     both = pd.concat([steps, floor], ignore_index=True)
     plain, relative = variance._excess(both, "ddpm"), variance._excess(both, "heun")
     np.testing.assert_allclose(relative["value"], 2 * plain["value"])
+
+
+def test_the_baseline_lies_on_top_and_no_panel_has_more_than_four_models():
+    models = [f"m{k}" for k in range(9)]
+    with line_panels(models, 2, ["norm", "ratio"]) as (_, rows):
+        assert [list(row.paint) for row in rows] == [
+            ["m1", "m2", "m3", "m0"],
+            ["m4", "m5", "m6", "m0"],
+            ["m7", "m8", "m0"],
+        ]
+        assert {row.quantity for row in rows} == {"ratio"}  # small panels of one quantity
+        assert len({row.paint["m0"] for row in rows}) == 1
+        assert all(len(set(row.paint.values())) == len(row.paint) for row in rows)
+        assert rows[0].width("m0") > rows[0].width("m1")
+    with line_panels(models[:4], 1, ["norm", "ratio"]) as (_, rows):
+        assert [row.quantity for row in rows] == ["norm", "ratio"]
+    with line_panels(["alone"], 1) as (_, rows):
+        assert [list(row.paint) for row in rows] == [["alone"]]
+
+
+def test_labels_of_step_counts_do_not_touch():
+    with panels(1, 1) as (_, axes):
+        step_axis(axes[0, 0], [10, 20, 50, 80, 100, 300, 1000])
+        labels = [label.get_text() for label in axes[0, 0].get_xticklabels()]
+    assert labels == ["10", "20", "50", "", "100", "300", "1000"]
+
+
+def test_bars_of_models_lie_apart():
+    places = [dodged([10, 100], position, 4) for position in range(4)]
+    assert places == sorted(places)
+    assert dodged([10], 0, 1) == [10]
+    assert np.mean(np.log([first for first, _ in places])) == pytest.approx(np.log(10))

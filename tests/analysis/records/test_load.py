@@ -202,8 +202,8 @@ def test_arrays(folder, terms):
     folder.cell(terms=terms(1.0))
     record = load_results(folder.root).cells[0]
     np.testing.assert_array_equal(record.array("kernel.npy"), terms(1.0))
-    assert record.array("samples.npz", "arr_0").shape == (20, 8, 8, 3)
-    assert record.array("features.npz", "pooled") is None
+    assert record.arrays("samples.npz")["arr_0"].shape == (20, 8, 8, 3)
+    assert record.arrays("features.npz") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 half", b"\x93NUMPY\x01\x00"])

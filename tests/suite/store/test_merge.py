@@ -310,7 +310,7 @@ def test_a_file_is_no_folder_to_join_in(whole, merge, tmp_path):
 
 def test_a_published_copy_is_refused(whole, merge, tmp_path):
     part = shutil.copytree(whole, tmp_path / "part")
-    edit(part / "cells" / CELLS[0] / "metrics.json", published=True)
+    (part / "records.zip").write_bytes(b"")
     assert_refused(merge(part, "--out", tmp_path / "out"), "small copy for publication", out=tmp_path / "out")
 
 
