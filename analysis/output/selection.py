@@ -36,8 +36,9 @@ def shown(values: Sequence[int], most: int = _PANELS) -> list[int]:
 
 
 def step_counts(table: pd.DataFrame) -> list[int]:
-    """Return the step counts to draw: all, or four spread from fewest to most."""
-    return shown(sorted(int(count) for count in table["steps"].unique()))
+    """Return the step counts to draw: all, or four (three of many models) spread from fewest to most."""
+    most = _PANELS if table["model"].nunique() <= _PANELS else _PANELS - 1
+    return shown(sorted(int(count) for count in table["steps"].unique()), most)
 
 
 def over_seeds(steps: pd.DataFrame, quantity: str, arms: Sequence[str]) -> pd.DataFrame:

@@ -168,7 +168,7 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)  # once for all formats
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # else each format would draw twice
     paths = [folder / f"{name}.{suffix}" for suffix in formats]
     for path in paths:
         figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
