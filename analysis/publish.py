@@ -28,7 +28,7 @@ from analysis.records.load import CellRecord, Results, ResultsError, load_result
 _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16
-_EXPERIMENTS = ("chains", "response", "training", "tuning")
+_EXPERIMENTS = ("chains", "exact", "response", "training", "tuning")
 _CHECKSUMS = ("sha256", "checksum")
 _DATE = (1980, 1, 1, 0, 0, 0)  # of every member, so that equal records make equal archives
 
@@ -110,7 +110,8 @@ def _pictures(record: CellRecord) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     samples, errors = record.arrays("samples.npz"), record.arrays("errors.npz")
     if samples is not None:
-        files["samples.npz"] = _npz({name: samples[name][:_SAMPLES] for name in ("arr_0", "arr_1") if name in samples})
+        labels = {"arr_1": samples["arr_1"][:_SAMPLES]} if "arr_1" in samples else {}
+        files["samples.npz"] = _npz({"arr_0": samples["arr_0"][:_SAMPLES], **labels})
     if errors is not None:
         levels = shown(range(len(errors["i"])))
         few = {name: array[levels] if name in ("errors", "i", "t") else array for name, array in errors.items()}

@@ -89,9 +89,10 @@ def draw_pictures(results: Results, records: pd.DataFrame, folder: Path) -> list
     model, seed = models_of(chains)[0], int(chains["seed"].min())
     starts = sorted(int(start) for start in chains["start"].dropna().unique())
     rows: dict[str, NDArray[np.uint8]] = {}
+    places = results.folder("chains")
     for method in _METHODS:
         for start in starts:
-            found = read_pictures(results, f"{model}-{method}-{start}-seed{seed}")
+            found = read_pictures(places, f"{model}-{method}-{start}-seed{seed}", results.problem)
             if found is not None:
                 rows.setdefault("original", found["original"][:_PICTURES])
                 rows[f"{method}, L = {start}"] = found["reconstruction"][:_PICTURES]
@@ -122,7 +123,7 @@ def _grid(rows: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def analyse(results: Results, out: Output) -> None:
     """Write and draw the chains, where they were measured."""
-    records = read_records(results, "chains", "chain")
+    records = read_records(results.folder("chains"), "chain", results.problem)
     if not len(records) or not records["method"].isin(_METHODS).any():
         return
     table = chain_table(records)

@@ -11,7 +11,19 @@ from matplotlib.axes import Axes
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
-from analysis.output.style import ARM_LINES, LineRow, level_symbol, line_key, line_panels, noisy_left, reference, save
+from analysis.output.style import (
+    ARM_LINES,
+    EXACT,
+    EXACT_KEY,
+    LineRow,
+    exact_band,
+    level_symbol,
+    line_key,
+    line_panels,
+    noisy_left,
+    reference,
+    save,
+)
 from analysis.output.text import clips
 from analysis.records.load import Results
 
@@ -30,7 +42,8 @@ def norm_table(steps: pd.DataFrame) -> pd.DataFrame:
 
     ``ratio_train`` and ``ratio_heldout``: the raw norm free running over that on real noised images of either part;
     ``ratio_after``: the norm the update uses, after scaling and the clipping of x0_hat, over the raw one on training
-    images. Errors by the delta method from the two means, which are independent.
+    images. Errors by the delta method from the two means, which are independent. ``exact_...``: the ratio that exact
+    denoisers of stand-ins for the data show on the same levels.
     """
     norms = {name: over_seeds(steps, name, ["free", *_FORCED]) for name in ("eps_norm", "eps_used_norm")}
     table = _arm(norms["eps_norm"], "free", "free")
@@ -42,7 +55,17 @@ def norm_table(steps: pd.DataFrame) -> pd.DataFrame:
         ratio = table[over] / table[under]
         relative = np.hypot(table[f"{over}_error"] / table[over], table[f"{under}_error"] / table[under])
         table[f"ratio_{name}"], table[f"ratio_{name}_error"] = ratio, ratio * relative
+    table = table.merge(_exact_ratios(steps), on=_KEYS[:-1], how="left")
     return table[table["forced_train"].notna() | table["forced_heldout"].notna()]  # not every step is teacher forced
+
+
+def _exact_ratios(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the ratio of norms that exact denoisers show on the same levels, a column ``exact_...`` a stand-in."""
+    norms = over_seeds(steps, "eps_rms", [arm for law in EXACT for arm in (law, f"{law}-forced")])
+    wide = norms.pivot(index=_KEYS[:-1], columns="arm", values="value")
+    wide = wide.reindex(columns=[arm for law in EXACT for arm in (law, f"{law}-forced")]).dropna(how="all", axis=1)
+    ratios = {f"exact_{law}": wide[law] / wide[f"{law}-forced"] for law in EXACT if f"{law}-forced" in wide}
+    return pd.DataFrame(ratios, index=wide.index).reset_index()
 
 
 def _arm(norms: pd.DataFrame, arm: str, name: str) -> pd.DataFrame:
@@ -79,7 +102,8 @@ def draw_eps_norm(steps: pd.DataFrame, ratios: pd.DataFrame, folder: Path) -> li
             "teacher forced, training images": ("--", "black"),
             "teacher forced, held out": (":", "black"),
         }
-        line_key(figure, rows, {f"free running ({sampler})": ("-", "black")} | (forced if has_forced else {}))
+        exact = EXACT_KEY if any(name.startswith("exact_") for name in ratios) else {}
+        line_key(figure, rows, {f"free running ({sampler})": ("-", "black")} | (forced if has_forced else {}) | exact)
         return save(figure, folder, "eps_norm")
 
 
@@ -95,6 +119,7 @@ def _ratios(row: LineRow, axis: Axes, ratios: pd.DataFrame, styles: Mapping[str,
         lines = ratios[ratios["model"] == model]
         for name, style in styles.items():
             row.band(axis, model, lines.assign(value=lines[name], error=lines[f"{name}_error"]), style)
+    exact_band(axis, ratios)
     reference(axis, 1)
 
 

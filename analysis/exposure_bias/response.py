@@ -116,7 +116,7 @@ def draw_effective(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 def analyse(results: Results, out: Output) -> None:
     """Write and draw the response and the effective timestep, where they were measured."""
-    response, steps = read_records(results, "response", "response"), results.steps
+    response, steps = read_records(results.folder("response"), "response", results.problem), results.steps
     if not len(response):
         return
     n, part = int(response["n"].max()), ", ".join(sorted(response["part"].unique()))

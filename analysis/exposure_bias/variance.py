@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.axes import Axes
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
 from analysis.output.style import (
+    EXACT,
+    EXACT_KEY,
     LineRow,
-    band,
+    exact_band,
     is_edm,
     level_symbol,
     line_key,
@@ -31,23 +32,26 @@ from analysis.records.load import Results
 
 _SECTION = "Variance"
 _KEYS = ["sampler", "model", "steps"]
-_ARMS = ["free", "gaussian"]
+_ARMS = ["free", *EXACT]
 
 
 def variance_table(steps: pd.DataFrame) -> pd.DataFrame:
     """Return the split at every level: measured ratio, its standard error, and the two parts.
 
     ``few_steps`` is the exact denoiser's ratio minus 1, ``network`` the measured ratio minus the exact denoiser's,
-    ``z`` that part in standard errors over images. Where no exact answer was computed both are empty.
+    ``z`` that part in standard errors over images. Where no exact answer was computed both are empty. ``exact_...``:
+    the ratio of exact denoisers of the stand-ins for the data that were walked.
     """
     table = over_seeds(steps, "variance_ratio", _ARMS)
     free = table[table["arm"] == "free"].rename(columns={"value": "ratio"})
-    exact = table[table["arm"] == "gaussian"].rename(columns={"value": "exact"})
-    joined = free.merge(exact[[*_KEYS, "i", "exact"]], on=[*_KEYS, "i"], how="left")
-    joined["few_steps"] = joined["exact"] - 1
-    joined["network"] = joined["ratio"] - joined["exact"]
+    exact = table[table["arm"].isin(EXACT)].pivot(index=[*_KEYS, "i"], columns="arm", values="value")
+    exact.columns = [f"exact_{law}" for law in exact.columns]
+    joined = free.merge(exact.reset_index(), on=[*_KEYS, "i"], how="left")
+    floor = joined["exact_gaussian"] if "exact_gaussian" in joined else float("nan")
+    joined["few_steps"] = floor - 1
+    joined["network"] = joined["ratio"] - floor
     joined["z"] = joined["network"] / joined["error"]
-    return joined[[*_KEYS, "i", "t", "n", "ratio", "error", "few_steps", "network", "z"]]
+    return joined[[*_KEYS, "i", "t", "n", "ratio", "error", "few_steps", "network", "z", *exact.columns]]
 
 
 def final_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +69,7 @@ def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
         for row in rows:
             for axis, count in zip(row.axes, counts, strict=True):
                 table = tables[row.quantity][tables[row.quantity]["steps"] == count]
-                _exact(axis, table[table["arm"] == "gaussian"])
+                exact_band(axis, _exact(table))
                 for model in row.paint:
                     row.band(axis, model, table[(table["model"] == model) & (table["arm"] == "free")])
                 reference(axis, 1 if row.quantity == "ratio" else 0)
@@ -73,14 +77,14 @@ def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
         excess = "(pred_std - floor)\n/ floor" if is_edm(sampler) else "excess std over\nexact-sampler floor"
         for row in rows:
             row.axes[0].set_ylabel("marginal variance,\nsampled / true" if row.quantity == "ratio" else excess)
-        exact = {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")}
-        line_key(figure, rows, exact if (steps["arm"] == "gaussian").any() else {})
+        line_key(figure, rows, EXACT_KEY if steps["arm"].isin(EXACT).any() else {})
         return save(figure, folder, "variance_gap")
 
 
-def _exact(axis: Axes, table: pd.DataFrame) -> None:
-    """Draw what the exact denoiser shows, which is the same for all models."""
-    band(axis, table.drop_duplicates("t"), "black", "--")
+def _exact(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what exact denoisers show by t, a column ``exact_...`` a stand-in; it is the same for all models."""
+    exact = table[table["arm"].isin(EXACT)].drop_duplicates(["t", "arm"])
+    return exact.astype({"arm": str}).pivot(index="t", columns="arm", values="value").add_prefix("exact_").reset_index()
 
 
 def _excess(steps: pd.DataFrame, sampler: str) -> pd.DataFrame:
@@ -113,16 +117,16 @@ def draw_variance_parts(table: pd.DataFrame, folder: Path) -> list[Path]:
                 lines = table[table["steps"] == count]
                 reference(axis, 0)
                 if row.quantity == "few steps":
-                    few = lines.drop_duplicates("t")
-                    axis.plot(few["t"], few["few_steps"], color="black", linestyle="--")
+                    exact_band(axis, lines, less=1)
                     continue
+                exact_band(axis, lines, less=lines["exact_gaussian"])
                 for model in row.paint:
                     row.band(axis, model, lines[lines["model"] == model].rename(columns={"network": "value"}))
         _label(rows, counts, sampler)
         for row in rows:
             few = row.quantity == "few steps"
-            row.axes[0].set_ylabel("few steps alone\n(exact denoiser - 1)" if few else "rest\n(sampled - exact)")
-        line_key(figure, rows, {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")})
+            row.axes[0].set_ylabel("few steps alone\n(exact - 1)" if few else "rest (sampled -\nexact, Gaussian)")
+        line_key(figure, rows, EXACT_KEY)
         return save(figure, folder, "variance_parts")
 
 
@@ -134,8 +138,9 @@ def _exact_words(steps: pd.DataFrame, results: Results) -> str:
             " network adds are not told apart."
         )
     return (
-        "Dashed black: an exact denoiser of Gaussian data with the data's mean and covariance on the same levels. A"
-        f" curve off it is the doing of {other_causes(results)}."
+        "Dashed black: an exact denoiser of Gaussian data with the data's mean and covariance on the same levels;"
+        " grey: the range over it and the exact denoisers of a mixture and of the training images themselves, where"
+        f" they were walked. A curve off all of them is the doing of {other_causes(results)}."
     )
 
 
@@ -164,8 +169,9 @@ def analyse(results: Results, out: Output) -> None:
     if table["network"].notna().any():
         out.figure(
             _SECTION, draw_variance_parts(table, out.figures), "What few steps cause, and what the network adds",
-            "The gap of the marginal variance, measured minus 1, split in two. Top: an exact denoiser of Gaussian"
-            " data on the same levels and variance mode (closed form, no error). Bottom: sampled minus exact, band"
-            f" of two standard errors: the doing of {other_causes(results)}; near 0 the step count alone explains the"
-            f" gap. {account}.",
+            "The gap of the marginal variance, measured minus 1, split in two. Top (where models are few): an exact"
+            " denoiser of Gaussian data on the same levels and variance mode (closed form, no error). Bottom: the"
+            f" rest, sampled minus exact, band of two standard errors: the doing of {other_causes(results)}. Grey:"
+            " the range over the exact denoisers of all stand-ins for the data; within it the sign of the rest"
+            f" depends on the stand-in. {account}.",
         )  # fmt: skip

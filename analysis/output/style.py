@@ -29,6 +29,10 @@ _MOST_LINES = 4  # models in one panel
 _CLEAR = 1.6  # ratio of step counts whose labels do not touch
 ARM_LINES = {"free": "-", "forced-train": "--", "forced-heldout": ":", "paired": "-."}
 
+# Stand-ins for the data's law, whose exact denoisers are walked on the same levels.
+EXACT = ("gaussian", "mixture", "empirical")
+EXACT_KEY = {"exact denoisers (dashed: Gaussian data)": ("--", "black")}
+
 # EDM levels: records name one by a ``t`` from 0 at sigma .002 to 999 at sigma 80, linear in sigma^(1/7) (Karras et al.
 # 2022, eq. 5). It is a place on an axis and no training index, so figures print sigma.
 _EDM_SAMPLERS = ("euler", "heun")
@@ -142,6 +146,19 @@ def points(
 def reference(axis: Axes, value: float) -> None:
     """Draw a horizontal line that means "nothing amiss", unlike any curve."""
     axis.axhline(value, color="0.5", linewidth=0.8, zorder=0)
+
+
+def exact_band(axis: Axes, table: pd.DataFrame, less: float | pd.Series = 0.0) -> None:
+    """Draw what exact denoisers show along t: Gaussian data dashed, the range over all stand-ins as a band."""
+    columns = [f"exact_{law}" for law in EXACT if f"exact_{law}" in table]
+    values = table[columns].sub(less, axis=0)
+    table = table.drop_duplicates("t").sort_values("t")
+    values = values.loc[table.index]
+    if not columns or values.isna().all(axis=None):
+        return
+    axis.fill_between(table["t"], values.min(axis=1), values.max(axis=1), color="black", alpha=0.15, linewidth=0)
+    if "exact_gaussian" in columns:
+        axis.plot(table["t"], values["exact_gaussian"], color="black", linestyle="--")
 
 
 def step_axis(axis: Axes, steps: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ distance is drawn against them.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ _MOST = 10**12  # images
 def read_losses(results: Results) -> dict[str, pd.DataFrame]:
     """Return each recipe's log; what is no log becomes a problem."""
     found = {}
-    for path in (place for place in results.folder("training") if place.name.endswith(".csv")):
+    for path in sorted(_logs(results), key=lambda place: str(place.stem)):
         try:
             table = read_table(path)
             if missing := [name for name in _COLUMNS if name not in table]:
@@ -41,6 +42,10 @@ def read_losses(results: Results) -> dict[str, pd.DataFrame]:
         except (OSError, ValueError) as error:
             results.problem(f"{path} is damaged and left out ({str(error).strip()}); copy the training's log again")
     return found
+
+
+def _logs(results: Results) -> list[Any]:
+    return [place for place in results.folder("training") if place.name.endswith(".csv")]
 
 
 def _seen(record: CellRecord) -> tuple[str, int] | None:

@@ -1,18 +1,19 @@
-"""Records of measurements that made network calls of their own: ``chains/`` and ``response/`` of a results folder."""
+"""Records beside the cells: ``chains/``, ``response/`` and the exact samplers of ``exact/``."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.records.checks import check_files, check_key
+from analysis.records.checks import check_files, check_key, check_steps
 from analysis.records.files import Place, read_json, read_npz, read_table
-from analysis.records.load import Results
 
-_VERSIONS = {"chain": 1, "response": 1}  # of the records this package reads
+T = TypeVar("T")
+_VERSIONS = {"chain": 1, "response": 1, "exact": 1}  # of the records this package reads
 _TEXTS = {"model", "method", "quantity", "part", "reference", "note"}
 _COLUMNS = {  # that must be there: those never empty, and others
     "chain": (("model", "method", "quantity", "seed"), ("start", "n", "value", "std", "reference", "note")),
@@ -20,32 +21,63 @@ _COLUMNS = {  # that must be there: those never empty, and others
 }
 
 
-def read_records(results: Results, folder: str, kind: str) -> pd.DataFrame:
-    """Return the joined tables of all sound records in a folder; each unsound one becomes a problem of the results.
+def read_records(places: Iterable[Any], kind: str, problem: Callable[[str], None]) -> pd.DataFrame:
+    """Return the joined tables of all sound records of a kind; each unsound one is a problem.
 
     Args:
-        results: of the run.
-        folder: ``chains`` or ``response``.
+        places: of the folder.
         kind: ``chain`` or ``response``, after which the file that completes a record is named.
+        problem: is told what is wrong.
     """
-    tables = []
-    for path in (place for place in results.folder(folder) if place.is_dir()):
-        try:
-            tables.append(_read(path, kind))
-        except FileNotFoundError:
-            results.problem(f"{path} is incomplete and left out; run again to finish it")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            results.problem(f"{path} is damaged and left out ({error}); delete it and run again")
+    tables = _each(places, kind, problem, lambda path: _read(path, kind))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _read(path: Place, kind: str) -> pd.DataFrame:
+def read_exact(places: Iterable[Any], problem: Callable[[str], None]) -> list[tuple[Mapping[str, Any], pd.DataFrame]]:
+    """Return the settings of each exact sampler, named as in a cell, and its per-step table; unsound ones are problems.
+
+    Rows without a quantity, whose note says why something is missing, are left out.
+    """
+
+    def read(path: Place) -> tuple[Mapping[str, Any], pd.DataFrame]:
+        settings = dict(_facts(path, "exact"))
+        table = read_table(path / "record.csv", dtype={"note": str})
+        table = table[table["quantity"].notna()].drop(columns="note")
+        if len(table):
+            check_steps(table, settings["steps"])
+        del settings["version"]
+        return settings, table[table["stage"] == 0]
+
+    return _each(places, "exact", problem, read)
+
+
+def _each(places: Iterable[Any], kind: str, problem: Callable[[str], None], read: Callable[[Place], T]) -> list[T]:
+    """Return what is read of every record; one that cannot be read is a problem."""
+    records = []
+    for path in (place for place in places if place.is_dir()):
+        try:
+            records.append(read(path))
+        except FileNotFoundError:
+            problem(f"{path} is incomplete and left out; run again to finish it")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problem(f"{path} is damaged and left out ({error}); delete it and run again")
+    return records
+
+
+def _facts(path: Place, kind: str) -> Mapping[str, Any]:
+    """Return what a record says that it is, after checking it and its files."""
     facts: dict[str, Any] = read_json(path / f"{kind}.json")
     version = facts[kind]["version"]
     if version != _VERSIONS[kind]:
         raise ValueError(f"it was recorded by version {version} of the suite, this is {_VERSIONS[kind]}")
     check_key(facts["key"], facts[kind])
     check_files(path, facts["files"])
+    description: dict[str, Any] = facts[kind]
+    return description
+
+
+def _read(path: Place, kind: str) -> pd.DataFrame:
+    _facts(path, kind)
     table = read_table(path / "record.csv", dtype=dict.fromkeys(_TEXTS, str))
     filled, others = _COLUMNS[kind]
     missing = [name for name in (*filled, *others) if name not in table]
@@ -58,23 +90,23 @@ def _read(path: Place, kind: str) -> pd.DataFrame:
     return table
 
 
-def read_pictures(results: Results, name: str) -> dict[str, NDArray[Any]] | None:
+def read_pictures(places: Iterable[Any], name: str, problem: Callable[[str], None]) -> dict[str, NDArray[Any]] | None:
     """Return the pictures of one chain, ``original`` and ``reconstruction`` uint8 [K, H, W, C]; None without any.
 
-    Damaged ones become a problem of the results.
+    Damaged ones are a problem.
     """
-    path = next((place for place in results.folder("chains") if place.name == name), None)
+    path = next((place for place in places if place.name == name), None)
     if path is None or not (path / "pictures.npz").exists():
         return None
     try:
         pictures = read_npz(path / "pictures.npz")
     except (OSError, ValueError) as error:
-        results.problem(f"{path / 'pictures.npz'} is damaged ({error}); delete its folder and run again")
+        problem(f"{path / 'pictures.npz'} is damaged ({error}); delete its folder and run again")
         return None
     images = [pictures.get(name, np.empty(0)) for name in ("original", "reconstruction")]
     sound = images[0].ndim == 4 and images[0].size and images[0].shape[3] in (1, 3)
     if not (sound and all(i.dtype == np.uint8 and i.shape == images[0].shape for i in images)):
         reason = "it does not hold two rows of images"
-        results.problem(f"{path / 'pictures.npz'} is damaged ({reason}); delete its folder and run again")
+        problem(f"{path / 'pictures.npz'} is damaged ({reason}); delete its folder and run again")
         return None
     return pictures

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.records.checks import check_facts, check_steps, settings
+from analysis.records.experiments import read_exact
 from analysis.records.files import (
     ARCHIVE,
     Place,
@@ -27,6 +28,7 @@ from analysis.records.files import (
 
 T = TypeVar("T")
 _KEY = ("model", "sampler", "steps", "seed")
+_CLOSED_FORM = "gaussian"  # begins the arms of exact samplers that are formulas; others are walks
 _EXTRAPOLATED = "_inf"  # ends a score of older records that is computed no more
 _DERIVED = (
     _EXTRAPOLATED,
@@ -167,7 +169,28 @@ class Results:
         tables = self.each(CellRecord.steps)
         if not tables:
             return pd.DataFrame()
+        tables += self._exact_steps(tables)
         return pd.concat(tables, ignore_index=True).astype({"arm": "category", "quantity": "category"})
+
+    def _exact_steps(self, measured: list[pd.DataFrame]) -> list[pd.DataFrame]:
+        """Return the rows of exact samplers for each cell on whose levels they walked, as if they were arms of it.
+
+        Closed forms stand beside every seed, walks beside the first alone, for they are no more images for more seeds.
+        """
+        exact = read_exact(self.folder("exact"), self.problem)
+        tables, has_walks = [], set()
+        for table in measured if exact else []:
+            key = {name: table[name].iloc[0] for name in _KEY}
+            record = next(record for record in self.cells if record.key() == key)
+            if table["arm"].str.startswith(_CLOSED_FORM).any():  # recorded before exact samplers had their own
+                continue
+            place = (key["model"], key["sampler"], key["steps"])
+            for walked, rows in exact:
+                if all(record.cell.get(name) == value for name, value in walked.items()):
+                    closed = rows["arm"].str.startswith(_CLOSED_FORM)
+                    tables.append((rows[closed] if place in has_walks else rows).assign(**key))
+                    has_walks.add(place)
+        return tables
 
     def account(self, sampler: str | None = None) -> str:
         """Return N, seeds and data for captions, e.g. ``N = 256 samples a seed, 5 seeds (0 to 4), digits``."""

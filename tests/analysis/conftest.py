@@ -131,12 +131,12 @@ def exact_steps():
 def make_record():
     """Return a function that writes a complete record of a measurement with network calls of its own."""
 
-    def make(path, kind, table, pictures=None, version=1):
+    def make(path, kind, table, pictures=None, version=1, **settings):
         path.mkdir(parents=True, exist_ok=True)
         table.to_csv(path / "record.csv", index=False)
         if pictures is not None:
             np.savez(path / "pictures.npz", **pictures)
-        description = {"version": version, "name": path.name, "made": "by hand"}
+        description = {"version": version, **(settings or {"name": path.name, "made": "by hand"})}
         files = {file.name: file.stat().st_size for file in path.iterdir() if file.suffix != ".json"}
         facts = {"key": short_hash(description), kind: description, "files": files}
         (path / f"{kind}.json").write_text(json.dumps(facts))

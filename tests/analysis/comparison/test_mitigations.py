@@ -207,7 +207,7 @@ def test_everything_is_written(folder, cell):
     mitigations.analyse(load_results(folder.root), out)
     assert [entry.name for entry in out.entries] == ["mitigations", "mitigations"]
     captions = {entry.title: entry.caption for entry in out.entries}
-    assert "Of 4 comparisons 2 are won and 0 lost" in captions["Every remedy against its baseline"]
+    assert "2 and 0 of 4" in captions["Every remedy against its baseline"]
     assert "Holm's correction for all 4 comparisons" in captions["Remedies against their baselines"]
     assert_figures([folder.root / "figures" / f"mitigations.{kind}" for kind in ("png", "pdf")], "mitigations")
     tables = folder.root / "tables"

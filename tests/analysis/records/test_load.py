@@ -207,18 +207,32 @@ def test_arrays(folder, terms):
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 half", b"\x93NUMPY\x01\x00"])
-@pytest.mark.parametrize(("name", "key"), [("kernel.npy", None), ("samples.npz", "arr_0")])
-def test_damaged_arrays_are_named(folder, name, key, content):
+@pytest.mark.parametrize(("name", "read"), [("kernel.npy", "array"), ("samples.npz", "arrays")])
+def test_damaged_arrays_are_named(folder, name, read, content):
     cell = folder.cell()
     (cell / name).write_bytes(content)
     with pytest.raises(ResultsError, match=f"{name} is damaged"):
-        load_results(folder.root).cells[0].array(name, key)
+        getattr(load_results(folder.root).cells[0], read)(name)
 
 
-def test_a_missing_array_of_an_npz_is_damage(folder):
+def test_chosen_arrays_alone_are_unpacked(folder):
+    cell = folder.cell()
+    np.savez(cell / "moments.npz", a=np.arange(3), b=np.arange(4))
+    record = load_results(folder.root).cells[0]
+    assert list(record.arrays("moments.npz", lambda name: name == "b")) == ["b"]
+    assert record.array_names("moments.npz") == ["a", "b"]
+
+
+def test_a_table_that_several_analyses_read_is_made_once(folder):
     folder.cell()
-    with pytest.raises(ResultsError, match="damaged"):
-        load_results(folder.root).cells[0].array("samples.npz", "arr_7")
+    results, calls = load_results(folder.root), []
+
+    def make(given):
+        calls.append(given)
+        return "table"
+
+    assert [results.once(make), results.once(make)] == ["table", "table"]
+    assert calls == [results]
 
 
 def test_facts_are_kept(folder):
