@@ -1,6 +1,6 @@
 """A copy of a results folder that is small enough for git: everything the analyses read, nothing they do not.
 
-Of every cell stay its scores, the kernel terms, at most 20 levels of the per-step table and 8 of the moments. Of the
+Of every cell stay its scores, the terms of its distances, at most 20 levels of the per-step table and 8 of the moments. Of the
 first seed, at the most steps of the first sampler, stay 16 samples a model and the single errors in half precision, at
 the levels that figures show; of the others stay the tests of normality. All records are one file, ``records.zip``.
 """
@@ -96,6 +96,9 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
         buffer = io.BytesIO()
         np.save(buffer, terms.astype(np.float32))
         files["kernel.npy"] = buffer.getvalue()
+    influence = record.arrays("influence.npz")
+    if influence is not None:
+        files["influence.npz"] = _npz(influence)
     if moments is not None:
         files["moments.npz"] = _npz(_few_moments(moments))
     if pictured:
