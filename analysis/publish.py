@@ -1,8 +1,8 @@
 """A copy of a results folder that is small enough for git: everything the analyses read, nothing they do not.
 
-Of every cell stay its scores, the terms of its distances, at most 20 levels of the per-step table and 8 of the moments. Of the
-first seed, at the most steps of the first sampler, stay 16 samples a model and the single errors in half precision, at
-the levels that figures show; of the others stay the tests of normality. All records are one file, ``records.zip``.
+Of every cell stay its scores, the terms of its distances, at most 20 levels of the per-step table and 8 of the moments.
+Of the first seed, at the most steps of the first sampler, stay 16 samples a model, the single errors in half precision
+at the levels that figures show, and the tests of normality at all levels. All records are one file, ``records.zip``.
 """
 
 from __future__ import annotations
