@@ -110,7 +110,7 @@ def _listed(table: pd.DataFrame) -> str:
 
 def analyse(results: Results, out: Output) -> None:
     """Write and draw every pairwise comparison."""
-    table, coverage, account = pairs_table(results), coverage_table(results), results.account()
+    table, coverage, account = results.once(pairs_table), coverage_table(results), results.account()
     if len(table):
         caption = (
             f"Difference of distances ({_listed(table)}) on shared seeds, model less other, in standard errors"

@@ -129,7 +129,7 @@ def quality_table(results: Results) -> QualityTable | None:
         return None
     scores = metrics[(metrics["metric"] == metric)].astype({"value": float})
     steps = sorted(int(value) for value in scores["steps"].unique())
-    terms, pairs = cell_terms(results), pairs_table(results)
+    terms, pairs = cell_terms(results), results.once(pairs_table)
     compared, beaten = _compared(pairs), _beaten(pairs)
     rows: dict[Row, dict[str, object]] = {}
     for row in scores[["model", "sampler"]].drop_duplicates().itertuples(index=False, name=None):
@@ -282,7 +282,7 @@ def _draw_published(axis: Axes, published: pd.DataFrame) -> None:
 def analyse(results: Results, out: Output) -> None:
     """Write every score, the table of Frechet distances against steps, and its figure."""
     out.text("metrics.csv", results.metrics.assign(error=errors_of(results)).to_csv(index=False))
-    quality = quality_table(results)
+    quality = results.once(quality_table)
     if quality is None:
         return
     out.text("fid_vs_steps.csv", quality.table.to_csv(index=False))

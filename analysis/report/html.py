@@ -60,7 +60,7 @@ def build_report(results: Results, out: Output) -> str:
         verdict="\n".join(f"<li>{escape(sentence)}</li>" for sentence in verdict(results)),
         problems=_problems(results),
         contents="\n".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name in names.items()),
-        main="\n".join([_main_table(quality_table(results)), *(_figure(item, out) for item in main_figures)]),
+        main="\n".join([_main_table(results.once(quality_table)), *(_figure(item, out) for item in main_figures)]),
         sections="\n".join(_section(name, items, out) for name, items in sections.items()),
         configuration=_configuration(results.root),
     )

@@ -31,7 +31,7 @@ def verdict(results: Results) -> list[str]:
 
 def quality_sentence(results: Results) -> str:
     """Say which model has the lowest Frechet distance, and whether the paired test tells it from the baseline."""
-    quality, (sampler, models), basis = quality_table(results), _scope(results), _basis(results)
+    quality, (sampler, models), basis = results.once(quality_table), _scope(results), _basis(results)
     if quality is None:
         return "Which model is best was not measured: no Frechet distance was computed."
     rows = {str(row["model"]): row for _, row in quality.table.iterrows() if row["sampler"] == sampler}
