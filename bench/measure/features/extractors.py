@@ -1,8 +1,9 @@
-"""Feature extractors, from uint8 images to pooled and spatial features, each registered with torch-fidelity.
+"""Feature extractors, from uint8 images to pooled and spatial features.
 
 ``digits``, ``cifar10`` and ``cifar10-16`` are the embedded classifiers; ``inception`` is torch-fidelity's Inception
 with the guided-diffusion evaluator's spatial layer beside it, ``clean-fid`` the same network behind clean-fid's
-resizing. Only the published Inception weights make a distance a FID.
+resizing. Only the published Inception weights make a distance a FID. torch-fidelity takes seconds to import, and is
+imported where Inception is opened.
 """
 
 from __future__ import annotations
@@ -10,24 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch_fidelity import register_feature_extractor
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch import Tensor, nn
 
+from bench.files.writing import sha256_of
 from bench.measure.features.classifier import CLASSIFIERS, load_classifier
-from bench.measure.features.inception import (
-    CleanInceptionFeatures,
-    InceptionFeatures,
-    inception_weights,
-    is_published,
-    open_network,
-    sha256,
-)
 from bench.runtime.errors import FeatureError
 
 Rows = NDArray[np.float32]
@@ -35,66 +26,22 @@ INCEPTION_EXTRACTORS = ("inception", "clean-fid")
 EXTRACTORS = ("digits", "cifar10", "cifar10-16", *INCEPTION_EXTRACTORS, "none")
 
 
-class ClassifierFeatures(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity is not annotated
+class ClassifierFeatures(nn.Module):
     """An embedded classifier's pooled features and its ``spatial`` map, flattened in height, width, channel order."""
 
-    dataset: ClassVar[str]
-    pooled: ClassVar[str]
+    def __init__(self, dataset: str) -> None:
+        super().__init__()
+        self.network = load_classifier(dataset)
 
-    def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
-        """Load the embedded weights; torch-fidelity's settings of other metrics are ignored."""
-        super().__init__(name, features_list)
-        self.network = load_classifier(self.dataset)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the requested layers of uint8 images [B, 3, H, W]."""
-        pooled, spatial = self.network.features(images)
-        layers = {self.pooled: pooled, "spatial": spatial}
-        return tuple(layers[name] for name in self.features_list)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (pooled, spatial) features of uint8 images [B, 3, H, W]."""
+        return self.network.features(images)
 
     def logits(self, pooled: Tensor) -> Tensor:
         """Return the classes' logits [B, 10] of pooled features [B, d], both on the host."""
         device = next(self.network.parameters()).device
         logits: Tensor = self.network.head(pooled.to(device))
         return logits.cpu()
-
-    @classmethod
-    def get_provided_features_list(cls) -> tuple[str, ...]:
-        """Name the layers."""
-        return (cls.pooled, "spatial")
-
-    @classmethod
-    def get_default_feature_layer_for_metric(cls, metric: str) -> str:
-        """Use pooled features for every metric of torch-fidelity's own."""
-        return cls.pooled
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Leave compilation off: the network is too small to repay it."""
-        return False
-
-
-class DigitsFeatures(ClassifierFeatures):
-    """Layers ``64`` (pooled) and ``spatial`` (4x4x7) of 8x8 images."""
-
-    dataset, pooled = "digits", "64"
-
-
-class CifarFeatures(ClassifierFeatures):
-    """Layers ``128`` (pooled) and ``spatial`` (8x8x7) of 32x32 images."""
-
-    dataset, pooled = "cifar10", "128"
-
-
-class SmallCifarFeatures(ClassifierFeatures):
-    """Layers ``128`` (pooled) and ``spatial`` (8x8x7) of 16x16 images."""
-
-    dataset, pooled = "cifar10-16", "128"
-
-
-register_feature_extractor("exposure-bias-digits", DigitsFeatures)
-register_feature_extractor("exposure-bias-cifar10", CifarFeatures)
-register_feature_extractor("exposure-bias-cifar10-16", SmallCifarFeatures)
 
 
 @dataclass(frozen=True)
@@ -103,7 +50,7 @@ class Extractor:
 
     Attributes:
         name: one of :data:`EXTRACTORS`.
-        network: a torch-fidelity extractor giving (pooled, spatial).
+        network: gives (pooled, spatial) features of uint8 images [B, 3, H, W].
         metrics: names of the scores on these features.
         weights_hash: sha256 of the weights file.
         widths: numbers of pooled and of spatial features; None where any will do.
@@ -113,7 +60,7 @@ class Extractor:
     """
 
     name: str
-    network: torch.nn.Module
+    network: nn.Module
     metrics: Mapping[str, str]
     weights_hash: str
     widths: tuple[int, int] | None = None
@@ -194,28 +141,29 @@ def open_extractor(
     raise FeatureError(f"unknown features {name!r}; choose {', '.join(EXTRACTORS)}")
 
 
-_EMBEDDED: Mapping[str, tuple[type[ClassifierFeatures], tuple[int, int], tuple[int, int]]] = {
-    "digits": (DigitsFeatures, (64, 4 * 4 * 7), (8, 8)),
-    "cifar10": (CifarFeatures, (128, 8 * 8 * 7), (32, 32)),
-    "cifar10-16": (SmallCifarFeatures, (128, 8 * 8 * 7), (16, 16)),
+# Widths of pooled and spatial features, and the (height, width) of the images.
+_EMBEDDED: Mapping[str, tuple[tuple[int, int], tuple[int, int]]] = {
+    "digits": ((64, 4 * 4 * 7), (8, 8)),
+    "cifar10": ((128, 8 * 8 * 7), (32, 32)),
+    "cifar10-16": ((128, 8 * 8 * 7), (16, 16)),
 }
 
 
 def _open_embedded(name: str, device: torch.device | str) -> Extractor:
-    kind, widths, size = _EMBEDDED[name]
-    network = kind(name, [kind.pooled, "spatial"]).to(device)
-    digest = sha256(CLASSIFIERS[name].weights)
-    return Extractor(
-        name, network, _metric_names("", f"_{name.replace('-', '_')}"), digest, widths, size, network.logits
-    )
+    widths, size = _EMBEDDED[name]
+    network = ClassifierFeatures(name).to(device)
+    digest, metrics = sha256_of(CLASSIFIERS[name].weights), _metric_names("", f"_{name.replace('-', '_')}")
+    return Extractor(name, network, metrics, digest, widths, size, network.logits)
 
 
 def _open_inception(name: str, given: Path | None, device: torch.device | str) -> Extractor:
-    path = inception_weights(given)
-    kind: type[InceptionFeatures] = InceptionFeatures if name == "inception" else CleanInceptionFeatures
-    network = open_network(kind, path, ["2048", "spatial"]).to(device)
-    digest = sha256(path)
-    suffix = "" if is_published(digest) else "_inception"
+    from bench.measure.features import inception
+
+    path = inception.inception_weights(given)
+    kind = inception.InceptionFeatures if name == "inception" else inception.CleanInceptionFeatures
+    network = inception.open_network(kind, path, ["2048", "spatial"]).to(device)
+    digest = inception.sha256(path)
+    suffix = "" if inception.is_published(digest) else "_inception"
     prefix, note = ("", "") if name == "inception" else ("clean_", "torch-fidelity's network, clean-fid's resizing")
     metrics = _metric_names(prefix, suffix)
     return Extractor(name, network, metrics, digest, (2048, 17 * 17 * 7), None, network.logits, note)

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from bench.measure.features.extractors import Extractor
 from bench.measure.quality.frechet import frechet_distance
@@ -118,6 +116,10 @@ def _compared(samples: Rows, reference: ReferenceStatistics, extractor: Extracto
 
     KID subsets hold min(1000, N, M) images. Precision and recall use k = 3 neighbours and all samples.
     """
+    # Imported here because it takes seconds.
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
     n, names, name = len(samples), extractor.metrics, f"{reference.pooled_name}{note}"
     if not reference.comparable:
         reason = f"needs {FEWEST_COMPARED} reference images, not {len(reference.pooled)}"

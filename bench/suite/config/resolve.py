@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bench.data import Dataset
-from bench.measure.features.inception import sha256
+from bench.files.writing import sha256_of
 from bench.measure.quality.committed import COMMITTED, Unseen
 from bench.models.acceleration import precision_refusal
 from bench.runtime.devices import find_device
@@ -78,7 +78,7 @@ class Configuration:
         request, name = self.request, self.sampler.sampler
         files = {"reference": request.reference, "inception_weights": request.inception_weights}
         # A file that is missing is reported where it is read.
-        hashes = {key: sha256(path) for key, path in files.items() if path and path.is_file()}
+        hashes = {key: _sha256(path) for key, path in files.items() if path and path.is_file()}
         return {
             "models": {
                 model.name: {
@@ -113,6 +113,13 @@ class Configuration:
     def out(self) -> Path:
         """Return the results folder."""
         return self.request.out or Path("results") / f"{self.data.name}-{self.sampler.sampler}-{self.hash}"
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
 
 
 def resolve(request: Request, registry: Registry) -> Configuration:

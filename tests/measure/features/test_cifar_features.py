@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-import torch_fidelity
 from PIL import Image
 
 from analysis.records.load import frechet_name
@@ -51,13 +50,6 @@ def test_layers(name):
     assert spatial[1, (8 * 4 + 6) * 7 + 2] == pytest.approx(early[1, 2, 4, 6].item(), rel=1e-5)
     # The scores' logits are the classifier's; float32 sums of 128 products of order 1.
     torch.testing.assert_close(extractor.logits(torch.from_numpy(pooled)), network(pictures), rtol=1e-4, atol=1e-4)
-
-
-@both
-def test_it_serves_torch_fidelity(name):
-    extractor = torch_fidelity.utils.create_feature_extractor(f"exposure-bias-{name}", ["128", "spatial"], cuda=False)
-    found = extractor(images(3, size=SIZES[name]))
-    assert [layer.shape for layer in found] == [(3, 128), (3, 448)]
 
 
 @both

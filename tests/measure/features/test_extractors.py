@@ -6,6 +6,7 @@ import torch
 import torch_fidelity
 from torch.utils.data import Dataset
 from torch_fidelity import feature_extractor_inceptionv3 as theirs
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from bench.data import load
 from bench.measure.features import inception
@@ -30,7 +31,31 @@ class Pictures(Dataset):
         return self.images[index].clone()
 
 
+class Registered(FeatureExtractorBase):
+    """The digits' features as torch-fidelity takes them."""
+
+    def __init__(self, name, features_list, **settings):
+        super().__init__(name, features_list)
+        self.network = open_extractor("digits").network
+
+    def forward(self, images):
+        return self.network(images)[:1]
+
+    @staticmethod
+    def get_provided_features_list():
+        return ("64",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return "64"
+
+    @staticmethod
+    def can_be_compiled():
+        return False
+
+
 def test_digits_features_serve_torch_fidelity():
+    torch_fidelity.register_feature_extractor("exposure-bias-digits", Registered)
     data = load("digits")
     first, second = data.part("train")[:300], data.part("heldout")[:300]
     found = torch_fidelity.calculate_metrics(
