@@ -19,7 +19,8 @@ from bench.measure.quality.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints.native import load_network
 from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.train.recipes import NETWORKS, RECIPES
-from bench.suite.registry.registry import EMBEDDED, WEIGHTS, load_registry
+from bench.suite.registry.family import EMBEDDED, WEIGHTS
+from bench.suite.registry.registry import load_registry
 
 HALF = 898
 

@@ -90,15 +90,19 @@ def error_line(error: BaseException, out: Path | None) -> str:
 
 def _model_list(args: argparse.Namespace) -> list[str]:
     """Return the lines of ``--list-models``."""
-    from bench.suite.registry.registry import EMBEDDED, load_registry
+    from bench.suite.registry.config_file import read_config_files
+    from bench.suite.registry.family import EMBEDDED, trainings
     from bench.suite.registry.remedies import describe_remedies
 
-    registry = load_registry(args.config, args.dataset)
-    names = [f"{name:<24} {EMBEDDED.get(name, 'from the config file')}" for name in registry.names()]
-    trainings = [f"{name}@{number}" for name in EMBEDDED for number in registry.trainings(name)]
-    more = ["", "other trainings of these recipes: " + ", ".join(trainings)] if trainings else []
-    remedies = describe_remedies()
-    return [*names, *more, "", "each with remedies, in the order of the name, as in adm-es or adm-ts-es:", *remedies]
+    names = {**EMBEDDED, **dict.fromkeys(read_config_files(args.config).models, "from the config file")}
+    others = [f"{name}@{number}" for name in EMBEDDED for number in trainings(args.dataset, name)]
+    return [
+        *(f"{name:<24} {about}" for name, about in names.items()),
+        *(["", "other trainings of these recipes: " + ", ".join(others)] if others else []),
+        "",
+        "each with remedies, in the order of the name, as in adm-es or adm-ts-es:",
+        *describe_remedies(),
+    ]
 
 
 def prepare(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> Run:

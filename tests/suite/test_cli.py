@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from bench.suite.config.flags import make_parser
 from bench.suite.config.resolve import device_of
 from bench.suite.processes import progress as watch
 from bench.suite.registry import constants
-from bench.suite.registry.registry import EMBEDDED
+from bench.suite.registry.family import EMBEDDED
 from bench.suite.registry.remedies import SUFFIXES
 from bench.suite.settings import ConfigError
 
@@ -569,6 +571,22 @@ def test_list_models(command, toml):
     suffixes = " ".join(blocks[-2])
     assert all(f"-{suffix}" in suffixes for suffix in SUFFIXES)
     assert len(outcome.out.splitlines()) < 40  # it fits on a screen
+
+
+@pytest.mark.parametrize("flag", ["--help", "--list-models"])
+def test_what_needs_no_torch_imports_none(flag):
+    code = f"import sys, bench.__main__ as command\ntry: command.main(['{flag}'])\nfinally: print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = {name.partition(".")[0] for name in found.stdout.splitlines()[-1].split()}
+    assert "bench" in modules
+    assert not modules & {"torch", "numpy", "pandas", "matplotlib", "torchvision", "torch_fidelity", "diffusers"}
+
+
+def test_a_run_starts_without_what_only_scores_need():
+    code = "import sys, bench.suite.run, bench.suite.execution.launch, bench.suite.tuning.outcome\nprint(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    slow = {"torch_fidelity", "torchvision", "torch._dynamo", "cleanfid", "sklearn", "matplotlib", "pandas"}
+    assert not slow & set(found.stdout.split())
 
 
 def test_every_flag_has_a_help_text():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.data import CROPS, DATASETS, FILTERS
 from bench.runtime.errors import OneLineParser
 
 
@@ -38,12 +37,11 @@ def _add_grid(grid: argparse._ArgumentGroup) -> None:
     grid.add_argument(
         "--samples", type=int, metavar="N", help="samples a cell and seed (default 256 on digits, else 1000)"
     )
-    known = ", ".join(DATASETS)
     grid.add_argument(
         "--dataset",
         default="digits",
         metavar="NAME",
-        help=f"{known}, or one of the config file's (default %(default)s)",
+        help="digits, cifar10, ... (docs/data.md lists them), or one of the config file's (default %(default)s)",
     )
     grid.add_argument(
         "--data-dir",
@@ -53,9 +51,9 @@ def _add_grid(grid: argparse._ArgumentGroup) -> None:
     )
     grid.add_argument("--resize", type=int, metavar="N", help="resize the dataset's images to N pixels a side")
     grid.add_argument(
-        "--crop", choices=CROPS, help="cut squares first: center, or guided-diffusion's way (default none)"
+        "--crop", metavar="HOW", help="cut squares first: center, or guided (guided-diffusion's way) (default none)"
     )
-    grid.add_argument("--resize-filter", choices=sorted(FILTERS), help="how to resize (default bicubic)")
+    grid.add_argument("--resize-filter", metavar="NAME", help="box, bilinear, bicubic (the default) or lanczos")
     grid.add_argument(
         "--config",
         type=Path,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.data import EMBEDDED_DATASETS
+from bench.data import CROPS, EMBEDDED_DATASETS, FILTERS
 from bench.measure.features.classifier import CLASSIFIERS
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS
 from bench.models.acceleration import PRECISIONS
@@ -89,6 +89,9 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
     _check_numbers(args, samples)
     if args.out is not None and str(args.out) == ".":
         raise ConfigError("--out is empty or the current folder; name a folder for the results")
+    for flag, value, choices in (("--crop", args.crop, CROPS), ("--resize-filter", args.resize_filter, FILTERS)):
+        if value is not None:
+            _choice(flag, value, tuple(choices))
     sampler = SamplerConfig(
         spacing=_choice("--spacing", args.spacing, ("plain", "ddim")),
         eta=args.eta,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,32 @@ _MODEL_KEYS = {
     "learn_sigma": _SWITCH, "rescale_timesteps": _SWITCH,
 }  # fmt: skip
 _DATASET_KEYS = {"path": _TEXT, "heldout_every": _WHOLE, "resize": _WHOLE, "crop": _TEXT, "resize_filter": _TEXT}
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What the config files add: models, datasets, and the folder of each model's file."""
+
+    models: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    datasets: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+
+
+def read_config_files(paths: Iterable[Path]) -> Entries:
+    """Read config files, each of which adds to those before.
+
+    Raises:
+        ConfigError: a file is missing or wrong, or two files name one model or dataset.
+    """
+    entries = Entries()
+    for path in paths:
+        models, datasets = read_config_file(path)
+        for kind, old, new in (("model", entries.models, models), ("dataset", entries.datasets, datasets)):
+            if twice := [name for name in new if name in old]:
+                raise ConfigError(f"{kind} {twice[0]!r} is in two config files; rename it in {path}")
+            old.update(new)
+        entries.folders.update(dict.fromkeys(models, path.parent))
+    return entries
 
 
 def read_config_file(path: Path) -> tuple[Tables, Tables]:

@@ -17,24 +17,13 @@ from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry
 from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.interface import Description
 from bench.runtime.errors import CheckpointError
-from bench.suite.registry.config_file import read_config_file, read_remedies
+from bench.suite.registry.config_file import read_config_files, read_remedies
 from bench.suite.registry.constants import constants_of
+from bench.suite.registry.family import EMBEDDED, member_of, trainings, weights_file
 from bench.suite.registry.model import Guidance, Model
 from bench.suite.registry.remedies import SUFFIXES, Remedy
 from bench.suite.settings import ConfigError, nearest
 
-WEIGHTS = Path(__file__).parents[2] / "models" / "weights"
-EMBEDDED: Mapping[str, str] = {
-    "adm": "the baseline: DDPM objective, ADM network",
-    "adm-ip": "input perturbation, gamma 0.1 (Ning et al. 2023)",
-    "adm-ip-t": "input perturbation whose gamma rises with t, to 0.1",
-    "ddpm-y": "DDPM on the perturbed input, eps' as its target (ibid., Table 7)",
-    "adm-gp": "baseline with a gradient penalty",
-    "adm-wd": "baseline with decoupled weight decay",
-    "adm-mdss": "multi-step scheduled sampling: trained on its own denoised states too (after Ren et al. 2024)",
-    "adm-dream": "input and target moved by the model's own error (DREAM, Zhou et al. 2024)",
-    "edm": "EDM's preconditioning and loss (Karras et al. 2022), for --sampler heun or euler",
-}
 _OF_ADAPTERS = ("in_channels", "image_size", "num_classes", "learn_sigma")
 _OF_PLAIN_FILES = ("network", "schedule", "T", "preset", "prediction", "rescale_timesteps")
 
@@ -54,12 +43,6 @@ class Registry:
     def names(self) -> list[str]:
         """Return the names of models without remedies, the embedded family first; see SUFFIXES for the others."""
         return [*EMBEDDED, *(name for name in self.entries if name not in EMBEDDED)]
-
-    def trainings(self, member: str) -> list[int]:
-        """Return the further trainings of a member of the embedded family, 2 upwards; its own name is the first."""
-        files = (WEIGHTS / self.dataset).glob(f"{member}-t*.safetensors")
-        numbers = (path.stem.removeprefix(f"{member}-t") for path in files)
-        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def model(self, name: str, path: Path | None = None) -> Model:
         """Look a model up, with ``path`` in place of its own weights if given.
@@ -82,9 +65,9 @@ class Registry:
         number, dash, remedies = rest.partition("-")
         if member not in EMBEDDED or member in self.entries:
             raise ConfigError(f"unknown model {name!r}; only the embedded family has trainings: {', '.join(EMBEDDED)}")
-        trainings = self.trainings(member)
-        if number not in map(str, trainings) and (check or not number.isdecimal()):
-            names = ", ".join([member, *(f"{member}@{training}" for training in trainings)])
+        numbers = trainings(self.dataset, member)
+        if number not in map(str, numbers) and (check or not number.isdecimal()):
+            names = ", ".join([member, *(f"{member}@{training}" for training in numbers)])
             raise ConfigError(f"unknown training {member}@{number} for dataset {self.dataset!r}; there are {names}")
         return f"{member}-t{number}{dash}{remedies}"
 
@@ -93,7 +76,7 @@ class Registry:
         entry = self.entries.get(name)
         if entry is not None:
             return self._configured(name, entry, path)
-        if _member(name):
+        if member_of(name):
             return self._trained(name, path, request)
         split = self._split(name)
         if split is not None:
@@ -107,12 +90,12 @@ class Registry:
         """Return (model, suffix) of a name that ends in a remedy's suffix, None where it does not."""
         for suffix in sorted(SUFFIXES, key=len, reverse=True):
             base = name.removesuffix(f"-{suffix}")
-            if base != name and (base in self.entries or _member(base) or self._split(base)):
+            if base != name and (base in self.entries or member_of(base) or self._split(base)):
                 return base, suffix
         return None
 
     def _trained(self, name: str, path: Path | None, request: str) -> Model:
-        weights = path or WEIGHTS / self.dataset / f"{name}.safetensors"
+        weights = path or weights_file(self.dataset, name)
         if not weights.exists() and path is None:
             raise ConfigError(f"no embedded weights of {request!r} for dataset {self.dataset!r}; give {request}=PATH")
         return Model(name, weights, self._describe(weights, {}))
@@ -146,8 +129,8 @@ class Registry:
         if name == "ddpm-y-es" and training.get("gamma"):
             return remedy.overridden({"b": math.sqrt(1 + float(training["gamma"]) ** 2)})
         plain = model.base or model.name
-        member = _member(plain) if plain not in self.entries else None
-        embedded = WEIGHTS / self.dataset / f"{plain}.safetensors"
+        member = member_of(plain) if plain not in self.entries else None
+        embedded = weights_file(self.dataset, plain)
         is_embedded = bool(member) and embedded.exists() and _is_same_file(embedded, model.weights)
         if not is_embedded and (self.dataset == "digits" or training):
             return remedy
@@ -273,14 +256,6 @@ class Registry:
         return data
 
 
-def _member(name: str) -> str | None:
-    """Return the member of the embedded family that a plain name is, or is a training of (``adm-t2``)."""
-    if name in EMBEDDED:
-        return name
-    member, _, number = name.rpartition("-t")
-    return member if member in EMBEDDED and number.isdecimal() else None
-
-
 def _is_same_file(first: Path, second: Path) -> bool:
     return second.is_file() and file_hash(first) == file_hash(second)
 
@@ -297,16 +272,7 @@ def load_registry(configs: Sequence[Path], dataset: str) -> Registry:
     Raises:
         ConfigError: a file is missing or wrong, two files name one model or dataset, or the dataset is unknown.
     """
-    models: dict[str, Mapping[str, Any]] = {}
-    datasets: dict[str, Mapping[str, Any]] = {}
-    folders: dict[str, Path] = {}
-    for path in configs:
-        more = read_config_file(path)
-        for kind, old, new in (("model", models, more[0]), ("dataset", datasets, more[1])):
-            if twice := [name for name in new if name in old]:
-                raise ConfigError(f"{kind} {twice[0]!r} is in two config files; rename it in {path}")
-            old.update(new)
-        folders |= dict.fromkeys(more[0], path.parent)
-    if dataset not in datasets and dataset not in DATASETS:
-        raise nearest("dataset", dataset, [*DATASETS, *datasets])
-    return Registry(dataset, models, datasets, folders)
+    entries = read_config_files(configs)
+    if dataset not in entries.datasets and dataset not in DATASETS:
+        raise nearest("dataset", dataset, [*DATASETS, *entries.datasets])
+    return Registry(dataset, entries.models, entries.datasets, entries.folders)

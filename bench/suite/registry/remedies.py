@@ -8,29 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.diffusion.corrections import (
-    Correction,
-    DifferentialCorrection,
-    EpsilonScaling,
-    FinalStd,
-    FirstCallScaling,
-    InputPerturbation,
-    PixelCorrection,
-    ReverseStdCorrection,
-    ShiftedTarget,
-    TemporalRescaling,
-    TimeShift,
-    VarianceNormalisation,
-    X0Scaling,
-    X0StdMatching,
-)
-from bench.diffusion.types import Level
 from bench.suite.registry.constants import Constants
 from bench.suite.settings import SAMPLERS
 
-Levels = Sequence[Level]
+if TYPE_CHECKING:
+    from bench.diffusion.corrections import Correction
+    from bench.diffusion.types import Level
+
 Numbers = Mapping[str, Any]
 _VP_SAMPLERS = ("ddpm", "ddim")
 
@@ -45,8 +31,8 @@ class Walk:
         clip: whether x0_hat is clamped to [-1, 1].
     """
 
-    levels: Levels
-    grid: Levels
+    levels: Sequence[Level]
+    grid: Sequence[Level]
     clip: bool
 
 
@@ -57,7 +43,8 @@ class Kind:
     Attributes:
         about: one line for the list of models.
         defaults: its constants; None marks one that must be given.
-        build: makes the correction of a walk with these constants.
+        build: makes the correction of a walk with these constants. Its first argument is the module of corrections,
+            which is imported late because it imports torch.
         samplers: those it works with.
         reason: why it does not work with the others.
         even: whether images must have even height and width.
@@ -65,7 +52,7 @@ class Kind:
 
     about: str
     defaults: Numbers
-    build: Callable[[Walk, Numbers], Correction]
+    build: Callable[[Any, Walk, Numbers], Correction]
     samplers: tuple[str, ...] = SAMPLERS
     reason: str = ""
     even: bool = False
@@ -75,67 +62,69 @@ KINDS: Mapping[str, Kind] = {
     "epsilon-scaling": Kind(
         "eps divided by b + k i (Ning et al. 2024)",
         {"b": None, "k": 0.0},
-        lambda walk, c: EpsilonScaling(walk.levels, c["b"], c["k"]),
+        lambda make, walk, c: make.EpsilonScaling(walk.levels, c["b"], c["k"]),
     ),
     "epsilon-scaling-x0": Kind(
         "in x0_hat alone, as LDM-ES does",
         {"b": None, "k": 0.0},
-        lambda walk, c: X0Scaling(walk.levels, c["b"], c["k"]),
+        lambda make, walk, c: make.X0Scaling(walk.levels, c["b"], c["k"]),
         _VP_SAMPLERS,
         "Euler and Heun steps move along eps and take no x0_hat",
     ),
     "epsilon-scaling-first": Kind(
         "not in Heun's correcting calls, as EDM-ES' ablation sampler does",
         {"b": None, "k": 0.0},
-        lambda walk, c: FirstCallScaling(walk.levels, c["b"], c["k"]),
+        lambda make, walk, c: make.FirstCallScaling(walk.levels, c["b"], c["k"]),
     ),
     "time-shift": Kind(
         "each step from the level that the state's variance fits (Li et al. 2024, algorithm 3)",
         {"window": 2.0, "cutoff": 300.0},
-        lambda walk, c: TimeShift(walk.levels, walk.grid, window=c["window"], cutoff=c["cutoff"]),
+        lambda make, walk, c: make.TimeShift(walk.levels, walk.grid, window=c["window"], cutoff=c["cutoff"]),
     ),
     "time-shift-code": Kind(
         "each step to the level that the state's variance fits, as TS-DPM's code does",
         {"window": 2.0, "cutoff": 300.0},
-        lambda walk, c: ShiftedTarget(walk.levels, walk.grid, window=c["window"], cutoff=c["cutoff"]),
+        lambda make, walk, c: make.ShiftedTarget(walk.levels, walk.grid, window=c["window"], cutoff=c["cutoff"]),
         ("ddpm", "ddim", "euler"),
         "a corrected step asks at the level it goes to, and the released code has no such step",
     ),
     "input-perturbation": Kind(
         "training with input perturbation, emulated: a shift in time, and eps / sqrt(1 + gamma^2)",
         {"gamma": 0.1},
-        lambda walk, c: InputPerturbation(walk.grid, gamma=c["gamma"]),
+        lambda make, walk, c: make.InputPerturbation(walk.grid, gamma=c["gamma"]),
     ),
     "input-perturbation-y": Kind(
         "for DDPM-y: the shift in time alone",
         {"gamma": 0.1},
-        lambda walk, c: InputPerturbation(walk.grid, gamma=c["gamma"], scale=False),
+        lambda make, walk, c: make.InputPerturbation(walk.grid, gamma=c["gamma"], scale=False),
     ),
     "variance-normalisation": Kind(
         "control: each state scaled to the variance of real noised data",
         {"data_variance": None, "cutoff": 0.0},
-        lambda walk, c: VarianceNormalisation(walk.levels, data_variance=c["data_variance"], cutoff=c["cutoff"]),
+        lambda make, walk, c: make.VarianceNormalisation(
+            walk.levels, data_variance=c["data_variance"], cutoff=c["cutoff"]
+        ),
     ),
     "variance-normalisation-x0": Kind(
         "each x0_hat scaled to its spread on real noised data (after Yao et al. 2025)",
         {"reference": None},
-        lambda walk, c: X0StdMatching(c["reference"], clip=walk.clip),
+        lambda make, walk, c: make.X0StdMatching(c["reference"], clip=walk.clip),
     ),
     "variance-normalisation-final": Kind(
         "only the final images scaled, to the spread of real ones",
         {"std": None},
-        lambda walk, c: FinalStd(c["std"]),
+        lambda make, walk, c: make.FinalStd(c["std"]),
     ),
     "dcw": Kind(
         "each state moved away from x0_hat, by wavelet bands (Yu et al. 2026, the code's weights)",
         {"low": 0.005, "high": 0.0},
-        lambda walk, c: DifferentialCorrection(walk.levels, low=c["low"], high=c["high"]),
+        lambda make, walk, c: make.DifferentialCorrection(walk.levels, low=c["low"], high=c["high"]),
         even=True,
     ),
     "dcw-reverse": Kind(
         "with the weights of the paper's equation 20",
         {"low": 0.052, "high": 0.01},
-        lambda walk, c: ReverseStdCorrection(walk.levels, low=c["low"], high=c["high"]),
+        lambda make, walk, c: make.ReverseStdCorrection(walk.levels, low=c["low"], high=c["high"]),
         _VP_SAMPLERS,
         "that equation is for variance-preserving levels",
         even=True,
@@ -143,12 +132,12 @@ KINDS: Mapping[str, Kind] = {
     "dcw-pixel": Kind(
         "on pixels",
         {"c": 0.005},
-        lambda walk, c: PixelCorrection(walk.levels, c=c["c"]),
+        lambda make, walk, c: make.PixelCorrection(walk.levels, c=c["c"]),
     ),
     "tsr": Kind(
         "temporal score rescaling: eps scaled by the signal-to-noise ratio (arXiv 2510.01184)",
         {"k": 0.95, "s": 1.0},
-        lambda walk, c: TemporalRescaling(k=c["k"], s=c["s"]),
+        lambda make, walk, c: make.TemporalRescaling(k=c["k"], s=c["s"]),
     ),
 }
 
@@ -233,7 +222,9 @@ class Remedy:
         Raises:
             ValueError: a constant that the correction cannot take.
         """
-        return KINDS[self.kind].build(walk, self.at(sampler, steps))
+        from bench.diffusion import corrections
+
+        return KINDS[self.kind].build(corrections, walk, self.at(sampler, steps))
 
     def description(self, sampler: str, steps: int) -> dict[str, Any]:
         """Return kind and constants at a step count, JSON-like."""

@@ -10,9 +10,10 @@ from bench.models.checkpoints.formats import open_network
 from bench.models.checkpoints.native import load_network, read_description, save_network
 from bench.runtime.errors import CheckpointError
 from bench.suite.registry import constants as constants_module
-from bench.suite.registry import registry
+from bench.suite.registry import family
 from bench.suite.registry.constants import Constants
-from bench.suite.registry.registry import EMBEDDED, WEIGHTS, load_registry
+from bench.suite.registry.family import EMBEDDED, WEIGHTS, trainings
+from bench.suite.registry.registry import load_registry
 from bench.suite.registry.remedies import Remedy
 from bench.suite.settings import ConfigError
 
@@ -159,7 +160,7 @@ def test_embedded_and_released_weights_of_one_dataset_have_constants_of_their_ow
     weights = tmp_path / "weights" / "cifar10" / "adm.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes((WEIGHTS / "digits" / "adm.safetensors").read_bytes())
-    monkeypatch.setattr(registry, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(family, "WEIGHTS", tmp_path / "weights")
     known = load_registry((), "cifar10")
     assert known.model("adm-es").scale_at("ddpm", 10) == (1.2, 0.0)
     assert known.model("adm-es", weights).scale_at("ddpm", 10) == (1.2, 0.0)
@@ -392,22 +393,22 @@ def test_weights_of_an_adapter_on_the_command_line_are_seen_from_here(tmp_path, 
 
 
 @pytest.fixture
-def trainings(tmp_path, monkeypatch):
+def trained(tmp_path, monkeypatch):
     """A registry of the digits in which adm and adm-ip have second and third trainings."""
     folder = tmp_path / "weights" / "digits"
     folder.mkdir(parents=True)
     sources = {"adm": "adm", "adm-t2": "adm-gp", "adm-t3": "adm-wd", "adm-ip": "adm-ip", "adm-ip-t2": "adm-mdss"}
     for name, source in sources.items():
         (folder / f"{name}.safetensors").write_bytes((WEIGHTS / "digits" / f"{source}.safetensors").read_bytes())
-    monkeypatch.setattr(registry, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(family, "WEIGHTS", tmp_path / "weights")
     return load_registry((), "digits")
 
 
-def test_trainings_are_named_by_their_number(trainings):
-    assert [trainings.trainings(name) for name in ("adm", "adm-ip", "ddpm-y")] == [[2, 3], [2], []]
-    model = trainings.model("adm@2")
+def test_trainings_are_named_by_their_number(trained):
+    assert [trainings("digits", name) for name in ("adm", "adm-ip", "ddpm-y")] == [[2, 3], [2], []]
+    model = trained.model("adm@2")
     assert (model.name, model.weights.name, model.base) == ("adm-t2", "adm-t2.safetensors", "")
-    treated = trainings.model("adm-ip@2-ts-es")
+    treated = trained.model("adm-ip@2-ts-es")
     assert (treated.name, treated.weights.name, treated.base) == (
         "adm-ip-t2-ts-es",
         "adm-ip-t2.safetensors",
@@ -416,14 +417,14 @@ def test_trainings_are_named_by_their_number(trainings):
     assert [remedy.kind for remedy in treated.remedies] == ["time-shift", "epsilon-scaling"]
 
 
-def test_trainings_share_the_constants_of_their_recipe(trainings, constants):
+def test_trainings_share_the_constants_of_their_recipe(trained, constants):
     constants("[digits.adm-es.ddpm]\nsteps = [10]\nb = [1.02]\nspan = [0.0]\n")
-    assert trainings.model("adm@3-es").scale_at("ddpm", 10) == (1.02, 0.0)
-    assert trainings.model("adm@2-es", WEIGHTS / "digits" / "edm.safetensors").remedies[0].missing("ddpm") == "b"
+    assert trained.model("adm@3-es").scale_at("ddpm", 10) == (1.02, 0.0)
+    assert trained.model("adm@2-es", WEIGHTS / "digits" / "edm.safetensors").remedies[0].missing("ddpm") == "b"
 
 
-def test_a_training_with_weights_of_the_users(trainings):
-    model = trainings.model("adm@7", WEIGHTS / "digits" / "adm-gp.safetensors")
+def test_a_training_with_weights_of_the_users(trained):
+    model = trained.model("adm@7", WEIGHTS / "digits" / "adm-gp.safetensors")
     assert (model.name, model.weights.name) == ("adm-t7", "adm-gp.safetensors")
 
 
@@ -440,4 +441,4 @@ def test_a_training_with_weights_of_the_users(trainings):
 )
 def test_unknown_trainings_name_those_there_are(trainings, name, message):
     with pytest.raises(ConfigError, match=message):
-        trainings.model(name)
+        trained.model(name)
