@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
@@ -247,13 +248,14 @@ def _dataset(name: str, pictures: Pictures, labels: Tensor, every: int, preproce
 
 def _digits(every: int, preprocessing: Preprocessing) -> Dataset:
     """Scikit-learn's handwritten digits (UCI, Alpaydin & Kaynak 1998): 1797 grey 8x8 images, 17 grey levels."""
-    from sklearn.datasets import load_digits  # slow to import: only whoever needs the digits pays
-
-    bunch = load_digits()
-    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    pixels = gather_arrays("digits", [grey], ReadOptions(preprocessing))
-    labels = torch.from_numpy(bunch.target.astype(np.int64))
-    return _dataset("digits", Pictures(pixels, bunch.target), labels, every, preprocessing)
+    spec = find_spec("sklearn")  # importing the package for one of its files takes a second
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("the digits are scikit-learn's, which is not installed; pip install scikit-learn")
+    # A row has 64 pixels, 0 to 16, and the label.
+    table = np.loadtxt(Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"), delimiter=",")
+    grey = np.rint(table[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[..., None]
+    pixels, digits = gather_arrays("digits", [grey], ReadOptions(preprocessing)), table[:, 64].astype(np.int64)
+    return _dataset("digits", Pictures(pixels, digits), torch.from_numpy(digits), every, preprocessing)
 
 
 def _digits_affine(digits: Dataset) -> Dataset:

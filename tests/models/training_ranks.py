@@ -20,7 +20,7 @@ from bench.models.train.replicas import joined
 from bench.runtime.signals import Signals
 
 CPU = torch.device("cpu")
-SLOW = ["diffusers.models.unets.unet_2d", "sklearn.datasets"]  # what is imported where it is needed: once is enough
+SLOW = ["diffusers.models.unets.unet_2d"]  # what is imported where it is needed: once is enough
 PATIENCE = 60  # seconds: far more than anything here takes, so that what hangs fails
 
 

@@ -20,7 +20,7 @@ from bench.suite.processes.ranks import join
 from bench.suite.settings import ConfigError
 
 # What is imported where it is needed: once is enough.
-_SLOW = ["diffusers.models.unets.unet_2d", "sklearn.datasets", "bench.suite.cli"]
+_SLOW = ["diffusers.models.unets.unet_2d", "bench.suite.cli"]
 COUNT = 50  # units to share
 _PATIENCE = 60  # seconds: far more than anything here takes, so that what hangs fails
 

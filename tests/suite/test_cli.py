@@ -585,7 +585,7 @@ def test_what_needs_no_torch_imports_none(flag):
 def test_a_run_starts_without_what_only_scores_need():
     code = "import sys, bench.suite.run, bench.suite.execution.launch, bench.suite.tuning.outcome\nprint(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    slow = {"torch_fidelity", "torchvision", "torch._dynamo", "cleanfid", "sklearn", "matplotlib", "pandas"}
+    slow = {"torch_fidelity", "torchvision", "torch._dynamo", "cleanfid", "sklearn", "matplotlib"}
     assert not slow & set(found.stdout.split())
 
 

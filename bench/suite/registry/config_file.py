@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.data import EMBEDDED_DATASETS
 from bench.runtime.errors import reason
 from bench.suite.registry.constants import Constants
 from bench.suite.registry.remedies import VARIANTS, Remedy
@@ -77,8 +76,6 @@ def read_config_file(path: Path) -> tuple[Tables, Tables]:
             _check_keys(f"key of {section}.{name}", entry, keys)
             _check_types(f"{section}.{name}", entry, keys)
     for name, entry in document.get("datasets", {}).items():
-        if name in EMBEDDED_DATASETS:
-            raise ConfigError(f"datasets.{name} in {path} has the name of an embedded dataset; choose another")
         if "path" not in entry:
             raise ConfigError(f"datasets.{name} in {path} needs 'path'")
         every = entry.get("heldout_every", 0)

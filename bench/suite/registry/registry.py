@@ -273,6 +273,9 @@ def load_registry(configs: Sequence[Path], dataset: str) -> Registry:
         ConfigError: a file is missing or wrong, two files name one model or dataset, or the dataset is unknown.
     """
     entries = read_config_files(configs)
+    for name in entries.datasets:
+        if name in EMBEDDED_DATASETS:
+            raise ConfigError(f"datasets.{name} of the config file has the name of an embedded dataset; choose another")
     if dataset not in entries.datasets and dataset not in DATASETS:
         raise nearest("dataset", dataset, [*DATASETS, *entries.datasets])
     return Registry(dataset, entries.models, entries.datasets, entries.folders)

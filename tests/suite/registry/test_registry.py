@@ -439,6 +439,6 @@ def test_a_training_with_weights_of_the_users(trained):
         ("nobody@2", "unknown model 'nobody@2'; only the embedded family has trainings"),
     ],
 )
-def test_unknown_trainings_name_those_there_are(trainings, name, message):
+def test_unknown_trainings_name_those_there_are(trained, name, message):
     with pytest.raises(ConfigError, match=message):
         trained.model(name)
