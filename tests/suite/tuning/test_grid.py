@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.suite.registry.registry import WEIGHTS, load_registry
+from bench.suite.registry.family import WEIGHTS
+from bench.suite.registry.registry import load_registry
 from bench.suite.registry.tune import Tune, parse_tune, with_constant
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
 from bench.suite.tuning.grid import choose
