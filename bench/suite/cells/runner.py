@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.data import coloured
 from bench.files.writing import write_atomic, write_blocks
+from bench.measure.quality.frechet import feature_moments
 from bench.measure.quality.influence import influence_arrays
 from bench.measure.quality.scores import FeatureSet, Score, collect, neighbour_ratio, score
 from bench.measure.quality.statistics import MomentStream
@@ -173,6 +174,15 @@ def _scores(
     terms = influence_arrays(features.pooled, statistics, extractor)
     if "kernel" in terms:
         store.put_array(cell, "kernel.npy", terms.pop("kernel"))
-    store.put_arrays(cell, "influence.npz", terms)
+    store.put_arrays(cell, "influence.npz", terms | _feature_moments(features.pooled))
     yield from score(features, statistics, extractor, reference.name)
     yield from reference.exact_scores(len(samples))
+
+
+def _feature_moments(pooled: NDArray[np.float32]) -> Arrays:
+    """Return ``mean`` [d] and ``covariance`` [d (d + 1) / 2], the upper triangle by rows; nothing for one image."""
+    if len(pooled) < 2:
+        return {}
+    mean, cov = feature_moments(pooled)
+    triangle = cov[np.triu_indices(len(mean))]
+    return {"mean": mean.astype(np.float32), "covariance": triangle.astype(np.float32)}

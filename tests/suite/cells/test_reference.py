@@ -149,6 +149,13 @@ def test_a_run_scores_as_the_measure_command_does(command, tmp_path, tiny_weight
         assert (ours[name]["value"] is not None) == is_comparable
         assert ours[name]["reason"] == ("" if is_comparable else "needs 100 reference images, not 2")
     assert (cell / "kernel.npy").exists() == is_comparable
+    # The moments of the features, kept in single precision, give the distance.
+    with np.load(cell / "influence.npz") as kept:
+        upper = np.zeros((64, 64))
+        upper[np.triu_indices(64)] = kept["covariance"]
+        cov = upper + np.triu(upper, 1).T
+        distance = frechet_distance(kept["mean"], cov, *feature_moments(extractor.extract(images)[0]))
+    assert distance == pytest.approx(ours["fd_digits"]["value"], rel=1e-4)
 
 
 def test_pixels_measured_in_blocks_are_those_measured_at_once(small_data, monkeypatch):
