@@ -68,6 +68,7 @@ def test_ids_that_the_hub_does_not_have(room, model, refused, monkeypatch, name)
         raise OSError("no network\nhere")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
     assert f"model {name} lacks config.json" in refused(*model(name))
 
 

@@ -13,7 +13,7 @@ from bench.models.checkpoints.adapter import hash_adapter, load_adapter
 from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
 from bench.models.checkpoints.edm import describe_edm, load_edm
 from bench.models.checkpoints.guided_diffusion import load_guided
-from bench.models.checkpoints.hub import is_hub_id, resolve_hub
+from bench.models.checkpoints.hub import is_hub_id, is_inside, resolve_hub
 from bench.models.checkpoints.native import load_network, read_description
 from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.denoisers.parameterization import NetworkDenoiser
@@ -68,7 +68,8 @@ def describe(weights: Path) -> Description | None:
     Raises:
         CheckpointError: it is missing, damaged or of a kind that cannot be used.
     """
-    kind = "diffusers" if weights.is_dir() else _SUFFIXES.get(weights.suffix, "guided")
+    is_diffusers = weights.is_dir() or is_inside(weights)
+    kind = "diffusers" if is_diffusers else _SUFFIXES.get(weights.suffix.lower(), "guided")
     read = FORMATS[kind].describe
     return None if read is None else read(weights)
 

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.runtime.distributed import note
 from bench.runtime.errors import CheckpointError
 
 _CONFIG, _SCHEDULER, _INDEX = "config.json", "scheduler_config.json", "model_index.json"
-_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+_STEM = "diffusion_pytorch_model"
+_WEIGHTS = (f"{_STEM}.safetensors", f"{_STEM}.fp16.safetensors")
+_NETWORKS = ("unet_ema", "unet")  # folders of a network, the moving average first
 _LARGEST_JSON = 2**20
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 # All that is ever downloaded: of a pipeline or of a flat model, and nothing that could be executed.
 _PATTERNS = [
     _INDEX, _CONFIG, _SCHEDULER, _WEIGHTS[0], f"unet/{_CONFIG}", f"unet/{_WEIGHTS[0]}", f"scheduler/{_SCHEDULER}",
 ]  # fmt: skip
+
+
+def is_inside(path: Path) -> bool:
+    """Tell whether a file is a part of a diffusers model, by its name and what lies beside it."""
+    if path.name in (_INDEX, _SCHEDULER):
+        return path.is_file()
+    return (
+        path.is_file() and (path.name == _CONFIG or path.name.startswith(_STEM)) and (path.parent / _CONFIG).is_file()
+    )
 
 
 @dataclass(frozen=True)
@@ -32,34 +44,67 @@ class Parts:
 
     @classmethod
     def of(cls, path: Path) -> Parts:
-        """Find the parts.
+        """Find the parts of a folder, of the pipeline around a network's folder, or around one of their files.
+
+        Where there is a choice, a note says what was taken.
 
         Raises:
             CheckpointError: no such folder, or a part is missing (the first of them is named).
         """
-        if not path.is_dir():
+        folder = path.parent if is_inside(path) else path
+        if not folder.is_dir():
             raise CheckpointError(f"cannot read the model {path}: no such folder; check the path")
-        unet, scheduler = (path / name if (path / name).is_dir() else path for name in ("unet", "scheduler"))
-        for part in (unet / _CONFIG, scheduler / _SCHEDULER):
-            if not part.is_file():
-                raise CheckpointError(f"{path} lacks {part.relative_to(path)}; copy it from where the model came from")
-        index = path / _INDEX
+        unet = None
+        if folder.name in _NETWORKS and not (folder / _SCHEDULER).is_file():
+            unet, folder = folder, folder.parent
+        elif folder.name == "scheduler":
+            folder = folder.parent
+        networks = [folder / name for name in _NETWORKS if (folder / name).is_dir()]
+        if unet is None and len(networks) > 1:
+            note(f"{folder} holds unet_ema/ and unet/: takes the moving average, unet_ema/")
+        unet = unet or next(iter(networks), folder)
+        if not (unet / _CONFIG).is_file():
+            missing = (unet / _CONFIG).relative_to(folder)
+            raise CheckpointError(f"{folder} lacks {missing}; copy it from where the model came from")
+        index = folder / _INDEX
         entries = read_json(index) if index.is_file() else {}
-        return cls(unet / _CONFIG, _weights(unet), scheduler / _SCHEDULER, entries)
+        scheduler = _scheduler(folder)
+        return cls(unet / _CONFIG, _weights(unet), scheduler, entries)
+
+
+def _scheduler(folder: Path) -> Path:
+    """Return the scheduler's file of a pipeline; that of accelerate's checkpoint-N is in the folder around it."""
+    inner = folder / "scheduler"
+    places = [inner if inner.is_dir() else folder]
+    if folder.name.startswith("checkpoint-"):
+        places.append(folder.parent / "scheduler")
+    for place in places:
+        if (place / _SCHEDULER).is_file():
+            return place / _SCHEDULER
+    missing = (places[0] / _SCHEDULER).relative_to(folder)
+    raise CheckpointError(f"{folder} lacks {missing}; copy it from where the model came from")
 
 
 def _weights(folder: Path) -> Path:
+    names = {entry.name for entry in folder.iterdir()}
     for name in _WEIGHTS:
-        if (folder / name).is_file():
+        if name in names:
+            if name != _WEIGHTS[0]:
+                note(f"{folder} holds weights in half precision alone: takes {name}")
             return folder / name
-    names = sorted(entry.name for entry in folder.iterdir())
+    raise CheckpointError(_unusable(str(folder), names) or f"{folder} lacks {_WEIGHTS[0]}; copy it from its source")
+
+
+def _unusable(place: str, names: Iterable[str]) -> str | None:
+    """Return why the weights of a folder or snapshot cannot be read, None where it holds none."""
+    names = sorted(names)
     if any(name.endswith(".safetensors.index.json") for name in names):
-        raise CheckpointError(f"{folder} holds weights in several files; save them in one (max_shard_size='100GB')")
+        return f"{place} holds weights in several files; save them in one (max_shard_size='100GB')"
+    if "model.safetensors" in names:
+        return f"{place} is accelerate's checkpoint, which says nothing of its network; give what save_pretrained wrote"
     if any(name.endswith((".bin", ".pt", ".ckpt")) for name in names):
-        raise CheckpointError(
-            f"{folder} holds its weights as a pickle, which is not read; save them with safe_serialization=True"
-        )
-    raise CheckpointError(f"{folder} lacks {_WEIGHTS[0]}; copy it from where the model came from")
+        return f"{place} holds its weights as a pickle, which is not read; save them with safe_serialization=True"
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -82,14 +127,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a text has the form ``owner/model``."""
+    """Tell whether a text has the form ``owner/model`` or ``owner/model@revision``."""
     return _ID.fullmatch(name) is not None
 
 
 def resolve_hub(name: str) -> Path:
     """Return the folder of a model: a path as it is, or where the hub's cache keeps an id like ``owner/model``.
 
-    What the cache lacks is downloaded, JSON and safetensors only.
+    What the cache lacks is downloaded, JSON and safetensors only. ``owner/model@revision`` names a branch, tag or
+    commit.
 
     Raises:
         CheckpointError: neither a folder nor an id, or files are missing and cannot be downloaded; they are named.
@@ -99,22 +145,32 @@ def resolve_hub(name: str) -> Path:
         return path
     if not is_hub_id(name):
         raise CheckpointError(f"cannot read the model {name!r}: no such folder, nor a hub id such as owner/model")
-    from huggingface_hub import snapshot_download  # slow to import: only whoever names an id pays
+    from huggingface_hub import constants, list_repo_files, snapshot_download  # slow to import: only ids need it
 
-    reached = False
+    model, _, revision = name.partition("@")
+    options: dict[str, Any] = {"revision": revision} if revision else {}
     for only_local in (True, False):
+        if constants.HF_HUB_OFFLINE and not only_local:
+            continue
         try:
-            path = Path(snapshot_download(name, allow_patterns=_PATTERNS, local_files_only=only_local))
+            path = Path(snapshot_download(model, allow_patterns=_PATTERNS, local_files_only=only_local, **options))
         except Exception:  # by cause: errors of its own, of its network client, OSError, ValueError
             continue
-        reached = not only_local
         if not _missing(path):
             return path
-    cached = path.is_dir()
-    lacking = ", ".join(_missing(path if cached else Path(name)))
-    why = "it has no such files" if reached else "the hub cannot be reached, or does not know it"
-    place = f"put them into {path}" if cached else f"get them from https://huggingface.co/{name} and give their folder"
-    raise CheckpointError(f"model {name} lacks {lacking} ({why}); {place}")
+    is_cached = path.is_dir()
+    lacking = ", ".join(_missing(path if is_cached else Path(name)))
+    place = f"put them into {path}" if is_cached else f"get them from https://huggingface.co/{model}, give their folder"
+    if constants.HF_HUB_OFFLINE:
+        raise CheckpointError(f"model {name} lacks {lacking} (the hub was not asked: HF_HUB_OFFLINE is set); {place}")
+    try:
+        files = list_repo_files(model, **options)
+    except Exception:  # as above
+        why = "the hub cannot be reached, or does not know it"
+        raise CheckpointError(f"model {name} lacks {lacking} ({why}); {place}") from None
+    if reason := _unusable(f"model {name}", (file.rpartition("/")[2] for file in files)):
+        raise CheckpointError(reason)
+    raise CheckpointError(f"model {name} lacks {lacking} (it has no such files); {place}")
 
 
 def _missing(folder: Path) -> list[str]:

@@ -57,7 +57,10 @@ def read_description(path: Path) -> Description:
     with open_safetensors(path) as file:
         text = file.metadata() or {}
     if text.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of this suite; write one with python -m bench.models.train")
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this suite, and does not describe its network; of a diffusers model give"
+            " the folder with its config.json"
+        )
     try:
         network, training = (dict(json.loads(text[name])) for name in ("network", "training"))
         complete(network)  # refuses what is no network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import diffusers
 import huggingface_hub
@@ -14,6 +15,7 @@ from bench.diffusion.samplers import walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.solvers import DDIM, Ancestral
 from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
+from bench.models.checkpoints.formats import describe
 from bench.models.checkpoints.hub import resolve_hub
 from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.runtime.errors import CheckpointError
@@ -347,44 +349,120 @@ def test_what_is_neither_path_nor_id(name, monkeypatch):
 class Hub:
     """A stand-in for the hub: what its cache holds, and what it can be asked for (None: it cannot be reached)."""
 
-    def __init__(self, cached=None, online=None):
+    def __init__(self, monkeypatch, cached=None, online=None):
         self.cached, self.online, self.asked = cached, online, []
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self)
+        monkeypatch.setattr(huggingface_hub, "list_repo_files", self.files)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
-    def __call__(self, name, allow_patterns, local_files_only):
-        self.asked.append(local_files_only)
+    def __call__(self, name, allow_patterns, local_files_only, revision=None):
+        self.asked.append((local_files_only, revision))
         assert not any(pattern.endswith((".bin", ".py", "*")) for pattern in allow_patterns)
-        found = self.cached if local_files_only else self.online
-        if found is None:
+        folder = self.cached if local_files_only else self.online
+        if folder is None:
             raise OSError("first line\nsecond line")
-        return str(found)
+        return str(folder)
+
+    def files(self, name, revision=None):
+        if self.online is None:
+            raise OSError("first line\nsecond line")
+        return [file.name for file in self.online.rglob("*")]
 
 
-def test_an_id_is_looked_up_in_the_cache_first(flat, monkeypatch):
-    hub = Hub(cached=flat)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    assert resolve_hub("owner/model-1.0") == flat
-    assert hub.asked == [True]
+@pytest.mark.parametrize(("revision", "asked"), [("", None), ("@v1.0", "v1.0"), ("@refs/pr/1", "refs/pr/1")])
+def test_an_id_is_looked_up_in_the_cache_first(flat, monkeypatch, revision, asked):
+    hub = Hub(monkeypatch, cached=flat)
+    assert resolve_hub("owner/model-1.0" + revision) == flat
+    assert hub.asked == [(True, asked)]
 
 
 def test_what_the_cache_lacks_is_downloaded(tmp_path, flat, monkeypatch):
-    hub = Hub(cached=tmp_path, online=flat)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    hub = Hub(monkeypatch, cached=tmp_path, online=flat)
     assert resolve_hub("owner/model") == flat
-    assert hub.asked == [True, False]
+    assert hub.asked == [(True, None), (False, None)]
 
 
 def test_offline_says_which_files_are_missing_and_where_to_put_them(flat, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub())
+    Hub(monkeypatch)
     message = refusal(resolve_hub, "owner/model")
     assert all(name in message for name in ("config.json", WEIGHTS, "scheduler_config.json"))
     assert "https://huggingface.co/owner/model" in message
     (flat / WEIGHTS).unlink()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(cached=flat))
+    hub = Hub(monkeypatch, cached=flat)
     message = refusal(resolve_hub, "owner/model")
     assert f"lacks {WEIGHTS} (the hub cannot be reached" in message
     assert f"put them into {flat}" in message
+    hub.asked.clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "(the hub was not asked: HF_HUB_OFFLINE is set)" in refusal(resolve_hub, "owner/model")
+    assert hub.asked == [(True, None)]
+
+
+UNUSABLE = {
+    "shards": (f"{WEIGHTS}.index.json", "holds weights in several files"),
+    "pickle": ("diffusion_pytorch_model.bin", "holds its weights as a pickle"),
+    "accelerate": ("model.safetensors", "is accelerate's checkpoint"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_weights_that_cannot_be_read_are_refused_alike_in_a_folder_and_on_the_hub(flat, monkeypatch, kind):
+    name, message = UNUSABLE[kind]
+    (flat / WEIGHTS).rename(flat / name)
+    Hub(monkeypatch, online=flat)
+    assert message in refusal(describe_diffusers, flat)
+    assert message in refusal(resolve_hub, "owner/model")
 
 
 def test_a_repository_without_such_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(online=tmp_path))
+    Hub(monkeypatch, online=tmp_path)
     assert "it has no such files" in refusal(resolve_hub, "owner/model")
+
+
+@pytest.fixture
+def pipeline(flat):
+    """The same in folders, with a moving average beside the network, as a training of diffusers leaves it."""
+    for name in ("unet", "unet_ema"):
+        (flat / name).mkdir()
+        shutil.copy(flat / "config.json", flat / name)
+        save_file(
+            {key: value + (name == "unet_ema") for key, value in load_file(flat / WEIGHTS).items()},
+            flat / name / WEIGHTS,
+        )
+    (flat / "scheduler").mkdir()
+    (flat / "scheduler_config.json").rename(flat / "scheduler" / "scheduler_config.json")
+    for name in ("config.json", WEIGHTS):
+        (flat / name).unlink()
+    return flat
+
+
+@pytest.mark.parametrize(
+    ("inner", "taken"),
+    [
+        ("", "unet_ema"),
+        ("model_index.json", "unet_ema"),
+        ("scheduler/scheduler_config.json", "unet_ema"),
+        ("unet", "unet"),
+        (f"unet/{WEIGHTS}", "unet"),
+        ("unet/config.json", "unet"),
+        ("unet_ema", "unet_ema"),
+    ],
+)
+def test_every_path_into_a_model_means_it(pipeline, capsys, inner, taken):
+    description = describe(pipeline / inner)
+    assert (description.format, description.schedule) == ("diffusers", "linear")
+    assert description.content["parts"].weights == pipeline / taken / WEIGHTS
+    assert ("takes the moving average" in capsys.readouterr().err) == ("unet" not in inner)
+
+
+def test_half_precision_alone_is_taken_with_a_note(flat, capsys):
+    (flat / WEIGHTS).rename(flat / WEIGHTS.replace(".safetensors", ".fp16.safetensors"))
+    describe_diffusers(flat)
+    assert "in half precision alone" in capsys.readouterr().err
+
+
+def test_checkpoints_of_a_training_find_the_scheduler_beside_them(pipeline):
+    checkpoint = pipeline / "checkpoint-500"
+    checkpoint.mkdir()
+    (pipeline / "unet_ema").rename(checkpoint / "unet_ema")
+    assert describe(checkpoint).content["parts"].scheduler.parent == pipeline / "scheduler"
