@@ -69,7 +69,12 @@ class ExactSamplers(Extra):
 
     @property
     def name(self) -> str:
-        """Return the record's folder name."""
+        """Return what the progress bar calls it."""
+        return f"exact samplers of {self.folder_name}"
+
+    @property
+    def folder_name(self) -> str:
+        """Return the record's folder name: schedule, T, for EDM the network, sampler and steps."""
         about = self.cell.model.description
         network = f"-{self.cell.model.identity()['network']}" if about.is_edm else ""
         return f"{about.schedule}-{about.T}{network}-{self.cell.config.sampler}-{self.cell.steps}"
@@ -85,7 +90,7 @@ class ExactSamplers(Extra):
 
     def folders(self, root: Path) -> Sequence[RecordFolder]:
         """Return its one folder."""
-        return [RecordFolder(root / "exact" / self.name, "exact", self.description())]
+        return [RecordFolder(root / "exact" / self.folder_name, "exact", self.description())]
 
     def description(self) -> dict[str, object]:
         """Return everything that determines the numbers; names and values are those of a cell's description."""

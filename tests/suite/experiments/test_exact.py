@@ -121,7 +121,7 @@ def test_models_and_seeds_share_a_record(make_cell):
     cells = [
         make_cell(steps=steps, seed=seed, clip=clip) for steps in (2, 3) for seed in (0, 1) for clip in (True, False)
     ]
-    assert [record.name for record in plan_exact(cells)] == ["cosine-1000-ddpm-2", "cosine-1000-ddpm-3"]
+    assert [record.folder_name for record in plan_exact(cells)] == ["cosine-1000-ddpm-2", "cosine-1000-ddpm-3"]
     assert plan_exact([make_cell(measure=("normality",)), make_cell(measure=())]) == []
 
 
