@@ -133,6 +133,8 @@ def _strided(steps: int, T: int) -> NDArray[np.int64]:
 
 
 def _leading(steps: int, T: int) -> NDArray[np.int64]:
+    if steps == 1:  # as in _spread
+        return np.array([T - 1])
     return np.arange(steps, dtype=np.int64) * (T // steps)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,8 +119,11 @@ class Cell:
         """Return the update rule."""
         if self.config.sampler in EDM_SAMPLERS:
             rounded = self.model.preconditioning().rounded
-            churn = Churn(self.config.churn, self.steps, rounded=rounded) if self.config.churn else None
-            return Heun(churn) if self.config.sampler == "heun" else Euler(churn)
+            config, churn = self.config, None
+            if config.churn:
+                most = math.inf if config.s_max is None else config.s_max
+                churn = Churn(config.churn, self.steps, config.s_min, most, config.s_noise, rounded)
+            return Heun(churn) if config.sampler == "heun" else Euler(churn)
         return DDIM(self.config.eta) if self.config.variance is None else Ancestral(self.config.variance)
 
     def grid(self) -> tuple[Level, ...]:

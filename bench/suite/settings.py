@@ -15,10 +15,11 @@ from bench.runtime.errors import UserError
 
 MEASUREMENTS = ("steps", "normality", "chains", "response")
 IN_CELLS = ("steps", "normality")  # measurements made while a cell is sampled
+SPACINGS = ("plain", "ddim", "leading", "linspace", "trailing")
 SAMPLERS = ("ddpm", "ddim", "euler", "heun")
 EDM_SAMPLERS = ("euler", "heun")  # those of models on EDM levels
 # Later than version 0.1, which sampled with these values; a description without them means them.
-LATER_SETTINGS: Mapping[str, Any] = {"churn": 0.0, "precision": "fp32"}
+LATER_SETTINGS: Mapping[str, Any] = {"churn": 0.0, "precision": "fp32", "s_min": 0.0, "s_max": None, "s_noise": 1.0}
 RESERVED_SEEDS = 1_000_000  # seeds from here on belong to the tuning of constants; no reported number uses them
 
 
@@ -31,7 +32,8 @@ class SamplerConfig:
     """How samples are drawn, the part of a run that every cell shares.
 
     ``variance`` is the ancestral sampler's and None under others; ``eta`` is DDIM's and ``churn`` (S_churn) that of
-    ``euler`` and ``heun``, 0 under others. ``precision`` is that of the network calls, one of
+    ``euler`` and ``heun``, 0 under others; ``s_min``, ``s_max`` (None for infinity) and ``s_noise`` are its bounds and
+    the factor of its noise. ``precision`` is that of the network calls, one of
     :data:`bench.models.acceleration.PRECISIONS`.
     """
 
@@ -43,6 +45,9 @@ class SamplerConfig:
     quantize: str = "round"
     churn: float = 0.0
     precision: str = "fp32"
+    s_min: float = 0.0
+    s_max: float | None = None
+    s_noise: float = 1.0
 
     def description(self) -> dict[str, Any]:
         """Return the settings, JSON-like; what version 0.1 did not have is left out where it does nothing."""
@@ -50,8 +55,8 @@ class SamplerConfig:
         return {name: value for name, value in settings if name not in LATER_SETTINGS or value != LATER_SETTINGS[name]}
 
     def respacing(self, steps: int) -> str:
-        """Return guided-diffusion's name of this many steps."""
-        return f"ddim{steps}" if self.spacing == "ddim" else str(steps)
+        """Return the name of this many steps, as :func:`bench.diffusion.schedules.respace` reads it."""
+        return str(steps) if self.spacing == "plain" else f"{self.spacing}{steps}"
 
 
 def short_hash(value: Any) -> str:

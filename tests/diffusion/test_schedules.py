@@ -279,3 +279,4 @@ def test_spacings_of_another_name():
     """ddim is leading where a whole stride gives exactly N, and plain is linspace but for how halves are rounded."""
     assert np.array_equal(respace("leading50", 1000), respace("ddim50", 1000))
     assert np.array_equal(respace("linspace20", 1000), respace("20", 1000))
+    assert [respace(f"{name}1", 1000).tolist() for name in ("leading", "linspace", "trailing")] == [[999]] * 3

@@ -164,6 +164,25 @@ def test_churned_walk_of_gaussian_data_has_the_variance_of_its_recursion():
     assert last.x_next.var().item() == pytest.approx(wanted, rel=5 * math.sqrt(2 / n))
 
 
+def test_churned_heun_is_edms_sampler():
+    """Its algorithm 2 with S_churn 40, S_min .05, S_max 50 and S_noise 1.003, line by line; states reach 240."""
+    steps, path = 12, edm_levels(12)
+    solver = Heun(Churn(40.0, steps, 0.05, 50.0, 1.003))
+    x = START * path[0].sigma
+    for i, (level, after) in enumerate(pairwise(path)):
+        t, t_next = level.sigma, after.sigma
+        gamma = min(40 / steps, math.sqrt(2) - 1) if 0.05 <= t <= 50 else 0
+        t_hat = t + gamma * t
+        noise = DRAWS.normal(Purpose.ANCESTRAL, steps - 1 - i, x.shape[1:])
+        x_hat = x + math.sqrt(t_hat**2 - t**2) * 1.003 * noise if gamma else x
+        d = (x_hat - closed_form(x_hat, Level(0, 1.0, t_hat)).x0) / t_hat
+        x = x_hat + (t_next - t_hat) * d
+        if t_next:
+            d_next = (x - closed_form(x, after).x0) / t_next
+            x = x_hat + (t_next - t_hat) * (d + d_next) / 2
+    torch.testing.assert_close(run(solver, path, START * path[0].sigma)[-1].x_next, x, rtol=0, atol=1e-10)
+
+
 def test_guidance_is_refused():
     def guided(x, level, cond=None):
         return Prediction(x, x, guidance=x)
@@ -398,6 +417,19 @@ def test_multistep_walks_equal_those_of_diffusers(solver, flow):
         x = scheduler.step(pred.eps - pred.x0 if flow else pred.eps, t, x).prev_sample
     assert torch.equal(ours[-1].x_next, ours[-1].x0_used)
     assert isinstance(solver, UniPC) or (x - ours[-1].x_next).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddim_walks_equal_those_of_diffusers(spacing, clip):
+    """With use_clipped_model_output, as guided-diffusion does; to 1e-5, since its alpha_bar is float32."""
+    scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing, clip_sample=clip)
+    scheduler.set_timesteps(20)
+    path, x = levels("linear", 1000, f"{spacing}20"), START
+    for step, t in zip(walk(bounded, path, START, DDIM(), DRAWS, clip=clip), scheduler.timesteps, strict=True):
+        torch.testing.assert_close(step.x, x, rtol=0, atol=1e-5)
+        x = scheduler.step(bounded(x, step.level).eps, t, x, use_clipped_model_output=True).prev_sample
+    torch.testing.assert_close(step.x_next, x, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("solver", [DPMSolverPP2M(), UniPC()], ids=lambda solver: type(solver).__name__)

@@ -107,6 +107,15 @@ def test_churn_is_recorded_and_cells_of_one_folder_share_it(tiny_edm):
 def test_settings_without_churn_are_those_of_before():
     assert "churn" not in SamplerConfig().description()
     assert SamplerConfig(churn=1.5).description()["churn"] == 1.5
+    assert not {"s_min", "s_max", "s_noise"} & set(SamplerConfig().description())
+
+
+def test_the_bounds_of_churn_reach_the_solver(tiny_edm):
+    flags = ("--churn", "40", "--S-min", ".05", "--S-max", "50", "--S-noise", "1.003")
+    outcome, out = tiny_edm("--steps", "3", "--no-probes", *flags)
+    assert outcome.code == 0, outcome.err
+    cell = facts(out, "mine-heun-3-seed0")["cell"]
+    assert [cell[name] for name in ("churn", "s_min", "s_max", "s_noise")] == [40.0, 0.05, 50.0, 1.003]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +128,10 @@ def test_settings_without_churn_are_those_of_before():
         (("--spacing", "ddim"), ("--spacing has no effect with --sampler heun",)),
         (("--churn", "-1"), ("--churn must be a finite number of at least 0",)),
         (("--churn", "nan"), ("--churn must be a finite number",)),
+        (("--churn", "1", "--S-min", "-1"), ("--S-min must be a finite number of at least 0",)),
+        (("--churn", "1", "--S-min", "2", "--S-max", "1"), ("--S-max must be a finite number of at least --S-min, 2",)),
+        (("--churn", "1", "--S-noise", "0"), ("--S-noise must be positive",)),
+        (("--S-noise", "1.003"), ("have no effect without --churn",)),
         (("--measure", "chains"), ("--measure chains", "leave it out")),
         (("--measure", "response"), ("--measure response", "leave it out")),
     ],

@@ -25,6 +25,7 @@ def test_nearest_name():
 def test_respacing_names():
     assert SamplerConfig().respacing(20) == "20"
     assert SamplerConfig(spacing="ddim").respacing(20) == "ddim20"
+    assert SamplerConfig(spacing="trailing").respacing(20) == "trailing20"
 
 
 def test_short_hash_sees_every_part_and_no_order():

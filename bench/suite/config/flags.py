@@ -69,11 +69,18 @@ def _add_sampling(how: argparse._ArgumentGroup) -> None:
         "--sampler", help="ddpm (ancestral), ddim, or for EDM models heun or euler (default ddpm, heun for EDM models)"
     )
     how.add_argument(
-        "--spacing", default="plain", help="plain (ends included) or ddim (whole strides) (default %(default)s)"
+        "--spacing",
+        default="plain",
+        help="plain (ends included), ddim (whole strides), or leading, linspace, trailing (default %(default)s)",
     )
     how.add_argument("--eta", type=float, default=0.0, help="DDIM's noise, 0 to 1 (default %(default)s)")
     how.add_argument(
         "--churn", type=float, default=0.0, metavar="S", help="noise of heun and euler, EDM's S_churn (default 0)"
+    )
+    how.add_argument("--S-min", dest="s_min", type=float, default=0.0, help="least sigma that is churned (default 0)")
+    how.add_argument("--S-max", dest="s_max", type=float, help="largest sigma that is churned (default: any)")
+    how.add_argument(
+        "--S-noise", dest="s_noise", type=float, default=1.0, help="factor of the churn's noise (default %(default)s)"
     )
     how.add_argument(
         "--variance", help="learned, fixed-small or fixed-large (default: what the network was trained for)"

@@ -22,6 +22,7 @@ from bench.suite.settings import (
     MEASUREMENTS,
     RESERVED_SEEDS,
     SAMPLERS,
+    SPACINGS,
     ConfigError,
     SamplerConfig,
     nearest,
@@ -93,9 +94,12 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
         if value is not None:
             _choice(flag, value, tuple(choices))
     sampler = SamplerConfig(
-        spacing=_choice("--spacing", args.spacing, ("plain", "ddim")),
+        spacing=_choice("--spacing", args.spacing, SPACINGS),
         eta=args.eta,
         churn=args.churn,
+        s_min=args.s_min,
+        s_max=args.s_max,
+        s_noise=args.s_noise,
         quantize=_choice("--quantize", args.quantize, ("round", "floor")),
         precision=_choice("--precision", args.precision, PRECISIONS),
     )
@@ -155,6 +159,13 @@ def _check_numbers(args: argparse.Namespace, samples: int) -> None:
         raise ConfigError(f"--eta must lie between 0 and 1, not {args.eta}")
     if not 0 <= args.churn < math.inf:
         raise ConfigError(f"--churn must be a finite number of at least 0, not {args.churn}")
+    if not 0 <= args.s_min < math.inf:
+        raise ConfigError(f"--S-min must be a finite number of at least 0, not {args.s_min}")
+    if args.s_max is not None and not args.s_min <= args.s_max < math.inf:
+        raise ConfigError(f"--S-max must be a finite number of at least --S-min, {args.s_min:g}, not {args.s_max}")
+    positive("--S-noise", args.s_noise)
+    if not args.churn and (args.s_min or args.s_max is not None or args.s_noise != 1):
+        raise ConfigError("--S-min, --S-max and --S-noise have no effect without --churn")
 
 
 def _measurements(args: argparse.Namespace) -> tuple[str, ...]:

@@ -95,7 +95,8 @@ class ExactSamplers(Extra):
     def description(self) -> dict[str, object]:
         """Return everything that determines the numbers; names and values are those of a cell's description."""
         cell = self.cell.description()
-        names = ("schedule", "T", "sampler", "spacing", "eta", "variance", "churn", "steps", "data")
+        churn = ("churn", "s_min", "s_max", "s_noise")
+        names = ("schedule", "T", "sampler", "spacing", "eta", "variance", *churn, "steps", "data")
         network = {"network": cell["network"]} if self.cell.model.description.is_edm else {}
         return {"version": VERSION, **{name: cell[name] for name in names if name in cell}, **network}
 

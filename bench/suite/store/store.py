@@ -34,7 +34,9 @@ ARCHIVE = "records.zip"  # of a published run, which analysis.publish writes
 _SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
 _SCORED = ("features.npz", "kernel.npy", "influence.npz")
 _SHARED = ("version", "spacing", "clip", "quantize", "precision", "samples", "data")
-_SAMPLING = ("eta", "variance", "churn", "classifier", "classifier_scale")  # of cells with the same sampler
+_SAMPLING = (
+    "eta", "variance", "churn", "s_min", "s_max", "s_noise", "classifier", "classifier_scale",
+)  # fmt: skip
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 Arrays = Mapping[str, NDArray[Any]]
