@@ -43,43 +43,23 @@ def constants(tmp_path, monkeypatch):
 
 
 KNOTS = Constants((10, 1000), {"b": (1.02, 1.004), "span": (0.04, 0.01)})
+THREE = Constants((10, 100, 1000), {"b": (1.0, 1.1, 1.5)})
 
 
-def scaling(**by_sampler):
-    """Return epsilon scaling's (b, k) at a step count under ddpm."""
-    remedy = Remedy("epsilon-scaling", by_sampler)
-
-    def at(steps):
-        found = remedy.at("ddpm", steps)
-        return found["b"], found["k"]
-
-    return at
-
-
-def test_constants_at_their_knots():
-    assert scaling(ddpm=KNOTS)(10) == (1.02, pytest.approx(0.04 / 9))
-    assert scaling(ddpm=KNOTS)(1000) == (1.004, pytest.approx(0.01 / 999))
-
-
-def test_constants_are_linear_in_log_steps_with_the_span_held():
-    # 100 is the geometric mean of 10 and 1000: half-way in log steps.
-    b, k = scaling(ddpm=KNOTS)(100)
-    assert b == pytest.approx((1.02 + 1.004) / 2, rel=1e-12)
-    assert k * 99 == pytest.approx((0.04 + 0.01) / 2, rel=1e-12)
-
-
-@pytest.mark.parametrize(("steps", "b", "span"), [(2, 1.02, 0.04), (5000, 1.004, 0.01)])
-def test_constants_are_held_outside_their_knots(steps, b, span):
-    assert scaling(ddpm=KNOTS)(steps) == (b, pytest.approx(span / (steps - 1)))
-
-
-def test_one_step_has_no_slope():
-    assert scaling(ddpm=KNOTS)(1) == (1.02, 0.0)
-
-
-def test_a_slope_of_the_users_needs_no_span():
-    assert scaling(ddpm=KNOTS.overridden({"k": 0.0}))(10) == (1.02, 0.0)
-    assert scaling(ddpm=Constants(fixed={"b": 1.2, "k": 0.01}))(77) == (1.2, 0.01)
+@pytest.mark.parametrize(
+    ("constants", "steps", "b", "rise"),
+    [
+        (KNOTS, 10, 1.02, 0.04), (KNOTS, 1000, 1.004, 0.01), (KNOTS, 1, 1.02, 0.0),
+        (KNOTS, 100, (1.02 + 1.004) / 2, (0.04 + 0.01) / 2),  # the geometric mean of the knots is half-way in log steps
+        (KNOTS, 2, 1.02, 0.04), (KNOTS, 5000, 1.004, 0.01),  # outside the knots b and the span are held
+        (THREE, 100, 1.1, 0.0), (THREE, round(10**1.5), 1.05, 0.0), (THREE, round(10**2.5), 1.3, 0.0),
+        (KNOTS.overridden({"k": 0.0}), 10, 1.02, 0.0), (Constants(fixed={"b": 1.2, "k": 0.01}), 77, 1.2, 0.76),
+    ],
+)  # fmt: skip
+def test_constants_are_linear_in_log_steps_between_their_knots(constants, steps, b, rise):
+    row = Remedy("epsilon-scaling", {"ddpm": constants}).at("ddpm", steps)
+    assert row["b"] == pytest.approx(b, abs=1e-3 if constants is THREE else 1e-12)  # 10^1.5 is 31.6, not 32
+    assert row["k"] * (steps - 1) == pytest.approx(rise)
 
 
 def test_what_was_not_tuned_takes_the_users_constants():
@@ -89,13 +69,6 @@ def test_what_was_not_tuned_takes_the_users_constants():
     fixed = untuned.overridden({"b": 1.01})
     assert fixed.missing("ddpm") is None
     assert fixed.at("ddpm", 1) == fixed.at("heun", 500) == {"b": 1.01, "k": 0.0}
-
-
-def test_three_knots_use_the_right_segment():
-    known = scaling(ddpm=Constants((10, 100, 1000), {"b": (1.0, 1.1, 1.5)}))
-    assert known(100)[0] == pytest.approx(1.1)
-    assert known(round(10**1.5))[0] == pytest.approx(1.05, abs=1e-3)  # 32 instead of 31.6
-    assert known(round(10**2.5))[0] == pytest.approx(1.3, abs=1e-3)
 
 
 def test_the_embedded_family_is_known():
@@ -127,17 +100,11 @@ def test_unknown_dataset_names_the_nearest(from_toml):
         from_toml('[datasets.pictures]\npath = "x.npz"', dataset="picture")
 
 
-def test_scaled_models_share_their_base_weights(constants):
+def test_scaled_models_have_tuned_constants_and_their_base_weights(constants):
     constants("[digits.adm-es.ddpm]\nsteps = [10, 1000]\nb = [1.02, 1.004]\nspan = [0.0, 0.0]\n")
     known = load_registry((), "digits")
     assert known.model("adm-es").weights == known.model("adm").weights
     assert known.model("adm-es").scale_at("ddpm", 100) == (pytest.approx(1.012), 0.0)
-
-
-def test_what_was_not_tuned_is_off(constants):
-    constants("[digits.adm-es.ddpm]\nsteps = [10]\nb = [1.02]\nspan = [0.0]\n")
-    known = load_registry((), "digits")
-    assert known.model("adm-es").scale_at("ddpm", 50) == (1.02, 0.0)
     assert known.model("adm-es").remedies[0].missing("ddim") == "b"  # refused until the user gives --eps-scale
     assert known.model("adm-es-linear").remedies[0].missing("ddpm") == "b"
 
@@ -172,12 +139,6 @@ def test_embedded_and_released_weights_of_one_dataset_have_constants_of_their_ow
     assert known.model("adm-es", released).scale_at("ddpm", 10) == (1.1, 0.0)
 
 
-def test_theory_needs_a_gamma():
-    known, without = load_registry((), "digits"), WEIGHTS / "digits" / "adm.safetensors"
-    assert known.model("ddpm-y-es").scale_at("ddim", 20) == (pytest.approx(1.01**0.5), 0.0)
-    assert known.model("ddpm-y-es", without).remedies[0].missing("ddpm") == "b"
-
-
 @pytest.mark.parametrize("content", [None, b"no safetensors"])
 def test_an_unknown_name_with_a_bad_file_is_an_error_of_the_file(tmp_path, content):
     path = tmp_path / "w.safetensors"
@@ -198,26 +159,21 @@ def test_a_file_that_describes_itself_needs_no_entry():
 
 
 @pytest.mark.parametrize("key", ["T = 10", 'schedule = "linear"', "network = {}"])
-def test_a_based_model_takes_nothing_else(tmp_path, key):
-    path = tmp_path / "c.toml"
-    path.write_text(f'[models.mine]\nbase = "adm"\n{key}\n')
-    with pytest.raises(ConfigError, match="both 'base' and"):
-        load_registry((path,), "digits").model("mine")
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ('base = "adm"', "both 'base' and"),
+        (f'weights = "{WEIGHTS / "digits" / "adm.safetensors"}"', "describes itself"),
+    ],
+)
+def test_what_is_described_is_not_described_again(from_toml, source, message, key):
+    with pytest.raises(ConfigError, match=message):
+        from_toml(f"[models.mine]\n{source}\n{key}\n").model("mine")
 
 
-@pytest.mark.parametrize("key", ["T = 10", 'schedule = "linear"', "network = {}"])
-def test_a_file_that_describes_itself_is_not_described_again(tmp_path, key):
-    path = tmp_path / "c.toml"
-    path.write_text(f'[models.mine]\nweights = "{WEIGHTS / "digits" / "adm.safetensors"}"\n{key}\n')
-    with pytest.raises(ConfigError, match="describes itself"):
-        load_registry((path,), "digits").model("mine")
-
-
-def test_an_embedded_dataset_is_not_replaced(tmp_path):
-    path = tmp_path / "c.toml"
-    path.write_text('[datasets.digits]\npath = "x.npz"\n')
+def test_an_embedded_dataset_is_not_replaced(from_toml):
     with pytest.raises(ConfigError, match="name of an embedded dataset"):
-        load_registry((path,), "digits")
+        from_toml('[datasets.digits]\npath = "x.npz"\n')
 
 
 def test_the_tuned_constants_that_ship_can_be_read():
@@ -237,6 +193,8 @@ def test_ddpm_y_es_divides_by_the_root_that_theory_names(save_tiny, gamma):
     for sampler in ("ddpm", "ddim"):
         for steps in (1, 20, 1000):
             assert model.scale_at(sampler, steps) == (math.sqrt(1 + gamma**2), 0.0)
+    without = WEIGHTS / "digits" / "adm.safetensors"
+    assert load_registry((), "digits").model("ddpm-y-es", without).remedies[0].missing("ddpm") == "b"
 
 
 def test_name_with_a_path_takes_other_weights(tiny_weights):
@@ -245,27 +203,13 @@ def test_name_with_a_path_takes_other_weights(tiny_weights):
     assert tuple(model.description.network["channel_mult"]) == (1,)
 
 
-def test_overriding_b_keeps_the_span():
-    model = scaled_model().rescaled(1.5, None)
-    assert model.scale_at("ddpm", 10) == (1.5, pytest.approx(0.04 / 9))
-    assert model.scale_at("ddpm", 1000) == (1.5, pytest.approx(0.01 / 999))
-
-
-def test_overriding_k_holds_at_every_step_count():
-    model = scaled_model().rescaled(None, 0.003)
-    assert model.scale_at("ddpm", 10) == (1.02, 0.003)
-    assert model.scale_at("ddim", 1000) == (1.004, 0.003)
-    assert scaled_model().rescaled(1.5, 0.0).scale_at("ddpm", 77) == (1.5, 0.0)
-
-
-def test_overriding_leaves_models_without_scaling_alone():
-    model = load_registry((), "digits").model("adm")
-    assert model.rescaled(1.5, 0.1) == model
-
-
-def scaled_model():
-    model = load_registry((), "digits").model("adm-es")
-    return replace(model, remedies=(Remedy("epsilon-scaling", {"ddpm": KNOTS, "ddim": KNOTS}),))
+def test_the_users_constants_hold_at_every_step_count():
+    plain = load_registry((), "digits").model("adm")
+    assert plain.rescaled(1.5, 0.1) == plain
+    model = replace(plain, remedies=(Remedy("epsilon-scaling", {"ddpm": KNOTS, "ddim": KNOTS}),))
+    assert model.rescaled(1.5, None).scale_at("ddpm", 10) == (1.5, pytest.approx(0.04 / 9))  # the span stays
+    assert model.rescaled(None, 0.003).scale_at("ddim", 1000) == (1.004, 0.003)
+    assert model.rescaled(1.5, 0.0).scale_at("ddpm", 77) == (1.5, 0.0)
 
 
 def test_entry_with_weights(from_toml, tiny_weights):
@@ -275,22 +219,15 @@ def test_entry_with_weights(from_toml, tiny_weights):
     assert known.model("mine").scale_at("ddpm", 10) == (1.0, 0.0)
 
 
-def test_entry_with_a_base_and_scaling(from_toml):
-    model = from_toml(
-        '[models.mine]\nbase = "adm"\ncorrections = [{ kind = "epsilon-scaling", b = 1.02, k = 0.001 }]'
-    ).model("mine")
-    assert model.name == "mine"
-    assert model.weights == load_registry((), "digits").model("adm").weights
-    assert model.scale_at("ddpm", 30) == model.scale_at("ddim", 900) == (1.02, 0.001)
-
-
 def test_entry_based_on_another_entry(from_toml, tiny_weights):
     known = from_toml(
         f'[models.a]\nweights = "{tiny_weights}"\n[models.b]\nbase = "a"\n'
-        'corrections = [{ kind = "epsilon-scaling", b = 1.1 }]'
+        'corrections = [{ kind = "epsilon-scaling", b = 1.1, k = 0.001 }]'
     )
-    assert known.model("b").weights == tiny_weights
-    assert known.model("b").rescaled(1.3, None).scale_at("ddpm", 5) == (1.3, 0.0)
+    model = known.model("b")
+    assert (model.name, model.base, model.weights) == ("b", "a", tiny_weights)
+    assert model.scale_at("ddpm", 30) == model.scale_at("ddim", 900) == (1.1, 0.001)
+    assert model.rescaled(1.3, None).scale_at("ddpm", 5) == (1.3, 0.001)
 
 
 def test_entry_describes_a_foreign_checkpoint(from_toml, tmp_path):
