@@ -73,7 +73,7 @@ class GaussianFloors:
         arrays: Arrays = {}
         for name, values in self.bands.items():
             unknown = np.full_like(next(iter(values.values())), np.nan)
-            table = np.stack([values.get(i, unknown) for i in self.indices])
+            table = np.stack([values.get(i, unknown) for i in self.indices])  # [indices, bins + 4]
             arm, source = name.rsplit("/", 1)
             arrays |= {f"{arm}/spectrum_{source}": table[:, :-4], f"{arm}/haar_{source}": table[:, -4:]}
         return arrays
@@ -88,7 +88,7 @@ class GaussianFloors:
 
     def _forced(self, i: int) -> Iterator[Row]:
         level, level_next = self.levels[len(self.levels) - 2 - i :][:2]
-        before = self.law.forward(level)
+        before = self.law.forward(level)  # q(x_t)
         yield from self._step("gaussian-forced", i, before, self.law.step(before, level_next, self.solver))
 
     def _step(self, arm: str, i: int, state: GaussianState, reached: GaussianState) -> Iterator[Row]:
@@ -111,6 +111,7 @@ class GaussianFloors:
     def _state_rows(self, arm: str, i: int, state: GaussianState) -> Iterator[Row]:
         level, marginal = state.level, float(state.variance.mean())
         yield _row(arm, i, level, "var_marginal", marginal)
+        # The eigenvalues' mean is that of the pixels' variances.
         truth = level.alpha**2 * float(self.law.values.mean()) + level.sigma**2
         if truth > 0:
             yield _row(arm, i, level, "variance_ratio", marginal / truth)

@@ -117,6 +117,7 @@ class LinearGaussian:
 
     def error_energy(self, state: GaussianState) -> float:
         """Return E||x0_hat - x0||^2 of the exact denoiser on a state paired with x0."""
+        # x0_hat - x0 = g (x - alpha mean) - (x0 - mean)
         g, shift = self.gain(state.level), state.mean - state.level.alpha * self.mean
         return float((g**2 * (state.variance + shift**2) - 2 * g * state.cross + self.values).sum())
 
@@ -194,6 +195,7 @@ class LinearGaussian:
             return self._move(state, level_next, linear, offset, 0.0)
         if variance != "learned":
             return self._move(state, level_next, linear, offset, q.std(variance) ** 2)
+        # The noise of each pixel waits outside of the matrix until a further step needs it there.
         reached = self._move(state, level_next, linear, offset, 0.0)
         noise = self._learned_noise(level, q)
         if noise is None or self.squares is None:
@@ -204,14 +206,16 @@ class LinearGaussian:
         """Return the variance per pixel that the exact denoiser would learn, [D]."""
         if self.learned is None or self.squares is None:
             return None
-        v = learned_fraction(self.learned, int(level.t), self.squares @ self.posterior(level))
+        v = learned_fraction(
+            self.learned, int(level.t), self.squares @ self.posterior(level)
+        )  # of Var(x0 | x) per pixel
         return np.exp(v * np.log(q.large) + (1 - v) * np.log(q.small))
 
     def _ddim(self, state: GaussianState, level_next: Level, eta: float) -> GaussianState:
         level = state.level
         g, noise = self.gain(level), eta**2 * Posterior.between(level, level_next).small
         x0_weight, x_weight = ddim_map(level, level_next, noise)
-        offset = x0_weight * (1 - level.alpha * g) * self.mean
+        offset = x0_weight * (1 - level.alpha * g) * self.mean  # x0_hat = g x + (1 - alpha g) mean
         return self._move(state, level_next, x0_weight * g + x_weight, offset, noise)
 
     def _heun(self, state: GaussianState, level_next: Level, stages: int) -> GaussianState:
@@ -223,7 +227,7 @@ class LinearGaussian:
         distance = then.sigma / then.alpha - now.sigma / now.alpha
         slope, offset = self._eps_map(now)
         linear, shift = then.alpha * (1 / now.alpha + distance * slope), then.alpha * distance * offset
-        if stages == 2 and then.sigma > 0:
+        if stages == 2 and then.sigma > 0:  # the mean of the slopes at both ends
             slope_next, offset_next = self._eps_map(then)
             slope = (slope + slope_next * linear) / 2
             offset = (offset + slope_next * shift + offset_next) / 2
@@ -238,7 +242,7 @@ class LinearGaussian:
         variance, inner = linear**2 * state.variance + noise, state.inner
         if inner is not None and inner.ndim == 1:
             inner = variance
-        elif inner is not None:
+        elif inner is not None:  # (lin lin^T) * S + noise on the diagonal
             inner = inner * np.outer(linear, linear).astype(inner.dtype)
             inner[np.diag_indices_from(inner)] += noise
         return GaussianState(level, linear * state.mean + offset, variance, linear * state.cross, inner)

@@ -77,14 +77,14 @@ class WalkProbe:
         row = self.rows.get(step.i)
         if row is None:
             return
-        if step.stage == 0:
+        if step.stage == 0:  # of a Heun step the first call
             self._add_call(row, step)
-        if step.completes:
+        if step.completes:  # of a Heun step the corrected state
             self._add_state(row, step)
 
     def _add_scalars(self, step: Step) -> None:
         x0_used = step.x0_used  # [B, C, H, W]
-        centred = step.x_next - step.level_next.alpha * self.centre
+        centred = step.x_next - step.level_next.alpha * self.centre  # E x_next = alpha_next * mean for real data
         error = torch.zeros_like(x0_used[:, 0, 0, 0]) if step.x0 is None else _mean_square(x0_used - step.x0)
         columns = (  # [B] each, in the order of SCALARS
             step.prediction.eps.flatten(1).norm(dim=1),

@@ -1,25 +1,25 @@
-"""From a cell's merged records to its table of per-step quantities, one row a quantity and level.
+"""The table of per-step quantities of a cell, one row a quantity and level.
 
-Definitions, with sigma_p the data's per-pixel standard deviation and the level (alpha, sigma) a row stands at:
+With sigma_p the data's standard deviation at pixel p, and (alpha, sigma) the level of a row:
 
 * ``eps_norm``, ``eps_used_norm``, ``x0_norm``, ``clipped``, ``x0_rmse``: mean over images, std over images.
 * ``eps_rms``: root of the mean over images of ||eps||^2, the norm that has a closed form.
-* ``x0_bias``: mean over pixels of the mean error; ``x0_nu``: mean over pixels of the error's std (Ning et al. 2023,
-  nu_t); std over pixels.
-* ``var_marginal``: mean over pixels of Var(x); ``variance_ratio``: the same over mean(alpha^2 sigma_p^2 + sigma^2),
-  with std such that std / sqrt(n) is its standard error: that over images of each image's own share of the ratio.
+* ``x0_bias``: mean over pixels of the mean error. ``x0_nu``: mean over pixels of the error's std (Ning et al. 2023,
+  nu_t). Their std is over pixels.
+* ``var_marginal``: mean over pixels of Var(x). ``variance_ratio``: the same over mean(alpha^2 sigma_p^2 + sigma^2). Its
+  std is that over images of each image's share of the ratio, so that std / sqrt(n) is the standard error.
 * ``var_conditional``: mean over pixels of Var(x - alpha x0), on walks that know x0.
-* ``pred_std``: mean over pixels of the std of x - alpha x0; where the walk started from noise and so is independent
-  of x0, of sqrt(Var(x) + alpha^2 sigma_p^2). ``delta_t`` = (pred_std - sigma)^2 is the published measure
-  (Ning et al. 2024, ``x_t_distribution_consecutive_sampling``).
-* ``floor_std``: what pred_std is for an exact sampler that forgot x0, mean of sqrt(sigma^2 + 2 alpha^2 sigma_p^2);
-  ``delta_t_floor`` = (floor_std - sigma)^2; ``excess_std`` = pred_std - floor_std, signed. Paired walks of
-  class-conditional models have none of the three: the state shares x0's class, however much else it forgot.
+* ``pred_std``: mean over pixels of the std of x - alpha x0; on walks from noise, which are independent of x0, of
+  sqrt(Var(x) + alpha^2 sigma_p^2). ``delta_t`` = (pred_std - sigma)^2 is the published measure (Ning et al. 2024,
+  ``x_t_distribution_consecutive_sampling``).
+* ``floor_std``: pred_std of an exact sampler whose state is independent of x0, mean of sqrt(sigma^2 + 2 alpha^2
+  sigma_p^2). ``delta_t_floor`` = (floor_std - sigma)^2. ``excess_std`` = pred_std - floor_std, signed. Paired walks of
+  class-conditional models have none of the three, because the state shares the class of x0.
 
-Rows of the network call stand at the level it saw (solver index i, 0 the least noisy); rows of a state at the level
-it reached, i = -1 being the clean one. ``stage`` 1 marks the correcting call of a Heun step, whose i is the step's and
-whose level the one the step reached; every other row, the states' too, has stage 0. All standard deviations over images
-divide by n - 1.
+Rows of a network call stand at the level that the network saw (solver index i, 0 the least noisy). Rows of a state
+stand at the level that it reached, i = -1 being the clean one. ``stage`` 1 marks the correcting call of a Heun step:
+its i is that of the step, its level the one the step reached. All other rows have stage 0. Standard deviations over
+images divide by n - 1.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Row:
     t: float
     alpha: float
     sigma: float
-    n: int | None  # empty where the answer is exact
+    n: int | None  # None where the value is exact
     quantity: str
     value: float
     std: float = float("nan")
@@ -78,7 +78,7 @@ def delta_floor(level: Level, pixel_variance: NDArray[np.float64]) -> float:
     """Return floor_std: the published pred_std of an exact sampler whose state is independent of x0.
 
     Args:
-        level: where.
+        level: level of the state.
         pixel_variance: Var(x0) per pixel.
     """
     return float(np.sqrt(level.sigma**2 + 2 * level.alpha**2 * pixel_variance).mean())
@@ -96,25 +96,25 @@ def measured_rows(
     """Yield the rows of one arm.
 
     Args:
-        arm: ``free``, ``paired``, ``forced-train`` or ``forced-heldout``.
-        record: merged states of the arm's probes.
+        arm: ``free``, ``paired``, ``forced-train``, ``forced-heldout``, or an arm of an exact denoiser.
+        record: merged state of the arm's probe.
         indices: solver indices of the pixel rows.
-        levels: the walk's levels, noisiest first, ending in the clean one.
-        data: statistics of the images the model was trained on.
-        solver: the update rule, where its churn raises the levels that calls see.
-        forgets: whether the state of an exact sampler is independent of x0; where it shares x0's class it is not, and
-            the floor and the excess over it are left out.
+        levels: levels of the walk, noisiest first, ending in the clean one.
+        data: statistics of the training images.
+        solver: the update rule, whose churn raises the levels of the calls.
+        forgets: whether the state of an exact sampler is independent of x0; if not, the floor and the excess over it
+            are left out.
     """
     at = {len(levels) - 2 - position: level for position, level in enumerate(levels)}  # i -> level, -1 is clean
     knows_x0 = "residual/count" in record
-    seen = {i: solver.churned(level)[0] if solver and i >= 0 else level for i, level in at.items()}
-    yield from _scalar_rows(arm, record, at, seen, knows_x0)
+    call_levels = {i: solver.churned(level)[0] if solver and i >= 0 else level for i, level in at.items()}
+    yield from _scalar_rows(arm, record, at, call_levels, knows_x0)
     energy_spread = np.sqrt(Moments.variance(_moments(record, "scalars")))[:, SCALARS.index("energy")]
     corrections = record["scalars/count"][len(levels) - 1 :]
     for row, i in enumerate(indices):
         part = {key: value[row : row + 1] for key, value in record.items() if not key.startswith("scalars/")}
         if knows_x0:
-            yield from _error_rows(arm, part, i, seen[i])
+            yield from _error_rows(arm, part, i, call_levels[i])
         completing = i + len(levels) - 1 if i < len(corrections) and corrections[i] else i
         rows = _state_rows(arm, part, i - 1, at[i - 1], data, float(energy_spread[completing]))
         yield from rows if forgets else (row for row in rows if row.quantity not in _OVER_FLOOR)
@@ -125,13 +125,13 @@ def _moments(record: Arrays, name: str) -> dict[str, NDArray[np.float64]]:
 
 
 def _scalar_rows(
-    arm: str, record: Arrays, at: Mapping[int, Level], seen: Mapping[int, Level], knows_x0: bool
+    arm: str, record: Arrays, at: Mapping[int, Level], call_levels: Mapping[int, Level], knows_x0: bool
 ) -> Iterator[Row]:
     moments = _moments(record, "scalars")
     means, spreads = moments["mean"], np.sqrt(Moments.variance(moments))
     for row in np.flatnonzero(moments["count"]).tolist():
         stage, i = divmod(row, len(at) - 1)
-        level, n = at[i - 1] if stage else seen[i], moments["count"][row]
+        level, n = at[i - 1] if stage else call_levels[i], moments["count"][row]
         mean = dict(zip(SCALARS, means[row].tolist(), strict=True))
         spread = dict(zip(SCALARS, spreads[row].tolist(), strict=True))
         for name in ("eps_norm", "eps_used_norm", "x0_norm", "clipped"):
@@ -161,7 +161,7 @@ def _state_rows(
     state = _moments(part, "state")
     n, variance = state["count"][0], Moments.variance(state)[0]
     yield _row(arm, i, level, n, "var_marginal", variance.mean(), variance.std())
-    truth = _true_variance(level, data)
+    truth = _true_variance(level, data)  # mean over pixels of alpha^2 sigma_p^2 + sigma^2
     if truth > 0:
         yield _row(arm, i, level, n, "variance_ratio", variance.mean() / truth, energy_spread / truth)
     if "residual/count" in part:
@@ -169,6 +169,7 @@ def _state_rows(
         yield _row(arm, i, level, n, "var_conditional", residual.mean(), residual.std())
         pred = np.sqrt(residual)
     else:
+        # x is independent of x0: Var(x - alpha x0) = Var(x) + alpha^2 Var(x0).
         pred = np.sqrt(variance + level.alpha**2 * data.variance)
     pred_std = float(pred.mean())
     yield _row(arm, i, level, n, "pred_std", pred_std, float(pred.std()))
