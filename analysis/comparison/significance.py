@@ -8,7 +8,7 @@ for S seeds of N samples, and psi_j for M reference images,
     Var = (1 / S^2) sum_s (var phi_s + max(cov(phi_even, phi_odd)_s, 0)) / (2 N) + var_j(mean_s psi_sj) / M.
 
 Near a perfect sampler phi is noise alone: its two halves are then independent, the covariance is 0, and half the
-variance is left. Levels and power are simulated in ``benchmarks/distances/significance.py``.
+variance is left. Levels and power are simulated in ``benchmarks/significance.py``.
 """
 
 from __future__ import annotations

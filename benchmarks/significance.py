@@ -1,0 +1,121 @@
+"""Level and power of the paired tests by simulation: ``python -m benchmarks.significance``.
+
+Features are Gaussian with a falling spectrum. Two samplers share part of their noise. Three cases have no difference
+to find, so that a rejection is an error: both samplers draw from the law of the data (``perfect``), both from one other
+law (``same``), and from two laws that are equally far away (``different``). In a fourth case the second sampler is
+farther (``farther``), so that a rejection is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.comparison.significance import CRITICAL, compare, compare_kernels
+from analysis.records.arrays import CellTerms
+from bench.measure.quality.frechet import feature_moments, frechet_distance
+from bench.measure.quality.influence import frechet_terms, kernel_terms
+from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics
+
+Floats = NDArray[np.float64]
+CASES = ("perfect", "same", "different", "farther")
+_STRETCH, _SHIFT = 1.12, 0.08  # of an imperfect sampler, in half of its directions
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table.
+
+    Attributes:
+        case: one of :data:`CASES`.
+        features: d, even.
+        samples: N a seed and model, above 2 d.
+        seeds: number of seeds.
+        reference: M images.
+        correlation: of the two samplers' noise, 0 to 1.
+    """
+
+    case: str
+    features: int
+    samples: int
+    seeds: int
+    reference: int
+    correlation: float
+
+
+def z_values(setting: Setting, repeats: int, seed: int = 0) -> tuple[Floats, Floats]:
+    """Return z of the Frechet and of the kernel test, [repeats] each."""
+    rng = np.random.default_rng(seed)
+    z = np.array([_compare(setting, rng) for _ in range(repeats)])
+    return z[:, 0], z[:, 1]
+
+
+def rejection(z: Floats) -> float:
+    """Return the share of |z| beyond the two-sided 5 % point."""
+    return float((np.abs(z) > CRITICAL).mean())
+
+
+def _compare(setting: Setting, rng: np.random.Generator) -> tuple[float, float]:
+    spectrum = np.repeat(np.linspace(1, 0.1, setting.features // 2), 2)  # equal pairs, so that laws can be mirrored
+    images = (rng.standard_normal((setting.reference, setting.features)) * spectrum).astype(np.float32)
+    reference = ReferenceStatistics("", "", FeatureMoments(*feature_moments(images), len(images)), None, images, "")
+    first, second = {}, {}
+    for seed in range(setting.seeds):
+        noise, other = (rng.standard_normal((setting.samples, setting.features)) for _ in range(2))
+        mixed = setting.correlation * noise + np.sqrt(1 - setting.correlation**2) * other
+        first[seed] = _terms(_law(setting.case, 0, noise) * spectrum, reference)
+        second[seed] = _terms(_law(setting.case, 1, mixed) * spectrum, reference)
+    frechet = compare(first, second)
+    kernel = compare_kernels([(first[seed], second[seed]) for seed in first])
+    assert frechet is not None  # N is above 2 d
+    assert kernel is not None
+    return frechet.z, kernel.z
+
+
+def _law(case: str, model: int, noise: Floats) -> Floats:
+    """Return unit noise as a model of a case distorts it."""
+    if case == "perfect":
+        return noise
+    directions = np.zeros(noise.shape[1])
+    directions[model if case == "different" else 0 :: 2] = 1
+    strength = 1.5 if case == "farther" and model else 1.0
+    return noise * (1 + strength * (_STRETCH - 1) * directions) + strength * _SHIFT * directions
+
+
+def _terms(rows: Floats, reference: ReferenceStatistics) -> CellTerms:
+    features = rows.astype(np.float32)
+    moments = reference.moments
+    distance = frechet_distance(*feature_moments(features), moments.mean, moments.cov)
+    frechet, kernel = frechet_terms(features, reference), kernel_terms(features, reference.pooled)
+    assert frechet is not None  # N is above 2 d
+    return CellTerms(
+        distance, frechet.samples, frechet.reference, reference.n, kernel.by_sample(), kernel.within, kernel.reference
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table in Markdown; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.significance", description=main.__doc__)
+    parser.add_argument("--repeats", type=int, default=400, metavar="N", help="a line (default %(default)s)")
+    parser.add_argument("--features", type=int, nargs="+", default=[64], metavar="D")
+    parser.add_argument("--samples", type=int, nargs="+", default=[256, 1000], metavar="N")
+    parser.add_argument("--reference", type=int, nargs="+", default=[1442], metavar="M")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 5], metavar="S")
+    parser.add_argument("--correlation", type=float, nargs="+", default=[0.0, 0.9, 0.99], metavar="R")
+    args = parser.parse_args(argv)
+    print("| d | N | seeds | M | correlation | case | Frechet test | kernel test |\n" + "|---" * 8 + "|")
+    for d, n, seeds, m, r, case in product(
+        args.features, args.samples, args.seeds, args.reference, args.correlation, CASES
+    ):
+        frechet, kernel = (rejection(z) for z in z_values(Setting(case, d, n, seeds, m, r), args.repeats))
+        print(f"| {d} | {n} | {seeds} | {m} | {r} | {case} | {frechet:.3f} | {kernel:.3f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
