@@ -13,7 +13,7 @@ from bench.diffusion.corrections import EpsilonScaling
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
-from bench.diffusion.schedules import edm_levels, edm_position, flow_levels, levels
+from bench.diffusion.schedules import alpha_bars, edm_levels, edm_position, flow_levels, levels
 from bench.diffusion.solvers import (
     DDIM,
     VARIANCES,
@@ -422,14 +422,15 @@ def test_multistep_walks_equal_those_of_diffusers(solver, flow):
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("clip", [False, True])
 def test_ddim_walks_equal_those_of_diffusers(spacing, clip):
-    """With use_clipped_model_output, as guided-diffusion does; to 1e-5, since its alpha_bar is float32."""
+    """With use_clipped_model_output, as guided-diffusion does, and alpha_bar in float64, where it has float32."""
     scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing, clip_sample=clip)
     scheduler.set_timesteps(20)
+    scheduler.alphas_cumprod = torch.from_numpy(alpha_bars("linear", 1000))
     path, x = levels("linear", 1000, f"{spacing}20"), START
     for step, t in zip(walk(bounded, path, START, DDIM(), DRAWS, clip=clip), scheduler.timesteps, strict=True):
-        torch.testing.assert_close(step.x, x, rtol=0, atol=1e-5)
+        torch.testing.assert_close(step.x, x, rtol=0, atol=1e-10)
         x = scheduler.step(bounded(x, step.level).eps, t, x, use_clipped_model_output=True).prev_sample
-    torch.testing.assert_close(step.x_next, x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(step.x_next, x, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("solver", [DPMSolverPP2M(), UniPC()], ids=lambda solver: type(solver).__name__)
