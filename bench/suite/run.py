@@ -24,7 +24,7 @@ from bench.suite.experiments.response import plan_response
 from bench.suite.plan import plan_cells
 from bench.suite.registry.model import Model, check_fit
 from bench.suite.settings import ConfigError, short_hash
-from bench.suite.store.store import Store
+from bench.suite.store.store import Store, refuse_links
 
 
 class Run:
@@ -55,7 +55,7 @@ class Run:
         self.out = config.out
         _refuse_file(self.out)
         self.store = Store(self.out)
-        self.store.refuse_links()
+        refuse_links(self.out)
         if not config.fits:  # a fit makes no cells
             self.store.check(*self.cells)
         self.extras = self._plan_extras()

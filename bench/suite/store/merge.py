@@ -6,7 +6,6 @@ copied; cells whose units are then all there are completed as the command that m
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from bench.files.writing import drop_partials, partial_path, read_json, read_record, unchanged, write_atomic
 from bench.suite.settings import ConfigError
 from bench.suite.store.shards import is_intact
-from bench.suite.store.store import ARCHIVE, differing
+from bench.suite.store.store import differing, refuse_links
 
 _SHARD_FILES = ("arrays.npz", "SHA256SUMS")
 _EXTRAS = {"chains": "chain", "response": "response", "exact": "exact"}
@@ -32,7 +31,7 @@ def refuse_mixed(parts: Sequence[Path], out: Path) -> None:
         ConfigError: a part is no results folder, holds links, or does not go with another or with what is there.
     """
     for root in (*parts, out):
-        _refuse_links(root)
+        refuse_links(root)
     for part in parts:
         if read_json(part / "run.json") is None:
             raise ConfigError(f"{part} is not a results folder (it has no run.json); name folders that --out named")
@@ -65,14 +64,6 @@ def join_folders(parts: Sequence[Path], out: Path) -> list[str]:
 
 def _folders(room: Path, pattern: str = "[!.]*") -> list[Path]:
     return sorted(path for path in room.glob(pattern) if path.is_dir())
-
-
-def _refuse_links(root: Path) -> None:
-    """Refuse whatever is no file and no folder: what a link leads to is not the user's to copy or to write."""
-    for folder, folders, files in os.walk(root):
-        for path in sorted(Path(folder, name) for name in (*folders, *files)):
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise ConfigError(f"{path} is a link or no plain file, which results do not hold; delete it")
 
 
 def _cells(root: Path) -> Iterator[tuple[Path, dict[str, Any], object]]:
@@ -164,12 +155,7 @@ def _is_whole(folder: Path, name: str) -> bool:
 
 
 def _copy_file(source: Path, target: Path) -> None:
-    """Copy a file, atomically."""
-    write_atomic(target, lambda partial: _copy_bytes(source, partial))
-
-
-def _copy_bytes(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
+    write_atomic(target, lambda partial: shutil.copyfile(source, partial))
 
 
 def _replace(source: Path, target: Path, names: Sequence[str]) -> None:

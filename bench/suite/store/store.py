@@ -57,6 +57,21 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], same: bool) -> str
     return next((name for name in names if old.get(name) != new.get(name)), None)
 
 
+def refuse_links(root: Path) -> None:
+    """Refuse what is no file and no folder: a link may lead to files that are not the user's to copy or overwrite.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    # Not by glob, which fails where another process renames a folder at this moment.
+    for folder, folders, files in os.walk(root):
+        for path in sorted(Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+                raise ConfigError(
+                    f"{path} is a link or no plain file, which results do not hold; delete it or choose another --out"
+                )
+
+
 class Store:
     """A run's folder.
 
@@ -168,20 +183,6 @@ class Store:
                     f"{folder} was scored with other features or another reference; run it too, so that it is scored"
                     " anew, or choose another --out"
                 )
-
-    def refuse_links(self) -> None:
-        """Refuse links below the folder, through which files of others would be overwritten.
-
-        Raises:
-            ConfigError: naming the first.
-        """
-        # Not by glob, which fails where another process renames a folder at this moment.
-        for folder, folders, files in os.walk(self.root):
-            for path in sorted(Path(folder, name) for name in (*folders, *files)):
-                if path.is_symlink():
-                    raise ConfigError(
-                        f"{path} is a link, and nothing is written through it; delete it or choose another --out"
-                    )
 
     def begin(self, cell: Cell) -> None:
         """Claim the cell's folder for its configuration; damaged shards and those of other measurements are dropped."""
