@@ -14,7 +14,7 @@ from typing import Any
 from bench.files.writing import drop_partials, partial_path, read_json, read_record, unchanged, write_atomic
 from bench.suite.settings import ConfigError
 from bench.suite.store.shards import is_intact
-from bench.suite.store.store import differing, refuse_links
+from bench.suite.store.store import ARCHIVE, differing, refuse_links
 
 _SHARD_FILES = ("arrays.npz", "SHA256SUMS")
 _EXTRAS = {"chains": "chain", "response": "response", "exact": "exact"}
