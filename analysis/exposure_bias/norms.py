@@ -96,14 +96,16 @@ def draw_eps_norm(steps: pd.DataFrame, ratios: pd.DataFrame, folder: Path) -> li
                 if row.quantity == "norm":
                     _norms(row, axis, norms[norms["steps"] == count])
                 else:
-                    _ratios(row, axis, ratios[ratios["steps"] == count], {"ratio_train": "--", "ratio_heldout": ":"})
+                    _ratios(row, axis, ratios[ratios["steps"] == count], {"ratio_train": "-", "ratio_heldout": ":"})
         _finish(rows, counts, sampler, ratios, ("ratio_train", "ratio_heldout"))
-        forced = {
-            "teacher forced, training images": ("--", "black"),
-            "teacher forced, held out": (":", "black"),
-        }
+        styles = {f"free running ({sampler})": ("-", "black")}
+        if has_forced:
+            norms_too = rows[0].quantity == "norm"
+            styles = {"free running" if norms_too else "over training images": ("-", "black")}
+            styles |= {"teacher forced": ("--", "black")} if norms_too else {}
+            styles |= {"ratio to held-out images" if norms_too else "over held-out images": (":", "black")}
         exact = EXACT_KEY if any(name.startswith("exact_") for name in ratios) else {}
-        line_key(figure, rows, {f"free running ({sampler})": ("-", "black")} | (forced if has_forced else {}) | exact)
+        line_key(figure, rows, styles | exact)
         return save(figure, folder, "eps_norm")
 
 
@@ -187,9 +189,9 @@ def analyse(results: Results, out: Output) -> None:
     out.figure(
         _SECTION, draw_eps_norm(steps, ratios, out.figures), "Norm of the predicted noise",
         "Top: mean over images of ||eps_theta||, free running (solid) and on real noised training images (dashed)."
-        " Bottom (alone where models are many): the norm free running over that on real noised training images (dashed)"
+        " Bottom (alone where models are many): the norm free running over that on real noised training images (solid)"
         " or held-out ones (dotted);"
-        " above 1, the papers' sign of exposure bias. A gap between dashed and dotted is a network that treats"
+        " above 1, the papers' sign of exposure bias. A gap between solid and dotted is a network that treats"
         f" training images unlike others. Bands: two standard errors. {account}.",
     )  # fmt: skip
     scaled = scaled_models(results)

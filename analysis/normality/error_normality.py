@@ -97,10 +97,12 @@ def summary_table(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_normality(table: pd.DataFrame, power: pd.DataFrame, folder: Path) -> list[Path]:
-    """Rejected shares along t, published and corrected, excess kurtosis, and the test's power beside the first row."""
+    """Rejected shares along t, published and corrected, excess kurtosis, and of few models the test's power."""
     table, sampler, steps = most_steps(table)
     quantities = {**RATES, "excess_kurtosis": "excess kurtosis, mean over pixels"}
-    with line_panels(models_of(table), len(quantities) + 1, sharex=False, sharey=False) as (figure, rows):
+    models = models_of(table)
+    few = len(models) <= len(quantities) + 1  # one row, with room for the power
+    with line_panels(models, len(quantities) + few, sharex=False, sharey=False) as (figure, rows):
         figure.set_figheight(max(2.6, figure.get_figheight()))
         for row in rows:
             for axis, quantity in zip(row.axes, quantities, strict=False):
@@ -113,10 +115,10 @@ def draw_normality(table: pd.DataFrame, power: pd.DataFrame, folder: Path) -> li
                 if quantity in RATES:
                     axis.set_ylim(-0.03, 1.03)
             row.axes[0].set_ylabel("share of pixels")
-            row.axes[-1].set_visible(row is rows[0])
         for axis, title in zip(rows[0].axes, quantities.values(), strict=False):
             axis.set_title("\n".join(wrap(title, 20)))
-        _power(rows[0].axes[-1], power)
+        if few:
+            _power(rows[0].axes[-1], power)
         line_key(figure, rows, {"expected of normal errors": ("--", "0.5")})
         return save(figure, folder, "error_normality")
 

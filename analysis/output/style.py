@@ -26,6 +26,7 @@ from matplotlib.text import Text
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
 MARKERS = "osD^vPX*<>ph8dH"
 _MOST_LINES = 4  # models in one panel
+_LETTERS, _HANDLE = 19, 7  # of a legend: letters an inch, and those a handle takes
 _CLEAR = 1.6  # ratio of step counts whose labels do not touch
 ARM_LINES = {"free": "-", "forced-train": "--", "forced-heldout": ":", "paired": "-."}
 
@@ -106,8 +107,8 @@ def line_panels(
     The first model is the baseline: each row has it and at most three others, so that no two lines look alike.
     """
     baseline, *others = models
-    most = _MOST_LINES - 1
-    groups = [others[start : start + most] for start in range(0, max(len(others), 1), most)]
+    number = max(1, -(-len(others) // (_MOST_LINES - 1)))
+    groups = [others[k * len(others) // number : (k + 1) * len(others) // number] for k in range(number)]
     paints = [
         dict(zip([*group, baseline], [*_PALETTE[1 : len(group) + 1], _PALETTE[0]], strict=True)) for group in groups
     ]
@@ -185,6 +186,8 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)  # once for all formats
+        if any(axis.images for axis in figure.axes):
+            engine.execute(figure)  # the first pass does not know the shape of pictures
     figure.set_layout_engine(None)  # else each format would draw twice
     paths = [folder / f"{name}.{suffix}" for suffix in formats]
     for path in paths:
@@ -219,7 +222,8 @@ def key(figure: Figure, paint: dict[str, str], styles: dict[str, tuple[Any, str]
     handles += [Line2D([], [], color=colour, linestyle=style, label=name) for name, (style, colour) in styles.items()]
     if not handles:
         return
-    columns = 5 if figure.get_figwidth() > 4 else 2
+    width = max(len(str(handle.get_label())) for handle in handles) + _HANDLE
+    columns = max(1, int(_LETTERS * figure.get_figwidth() / width))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), columns), frameon=False)
 
 

@@ -1,158 +1,236 @@
-"""The verdict: three sentences generated from the numbers, on quality, on variance, and on norms of the noise.
+"""The verdict: findings on quality, on variance and on norms of the noise, and one sentence for each.
 
-Each names what was compared, with N and seeds, and claims what its own test shows and no more; what was not measured is
-said not to have been. All three speak of one sampler, the ancestral one where there are several, and take the first
-model of the run for the baseline.
+All three speak of one sampler, the ancestral one where there are several, and take the first model of the run for the
+baseline. What few steps alone do is told from what a network does by the exact denoisers on the same levels.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from analysis.comparison.significance import compare
+from analysis.comparison.pairs import pairs_table
 from analysis.exposure_bias.norms import norm_table
 from analysis.exposure_bias.variance import final_table, variance_table
 from analysis.quality.fid_vs_steps import quality_table
-from analysis.records.arrays import cell_terms
 from analysis.records.load import Results
 
 _BAND = 2  # standard errors
 _FORCED = {"heldout": "held-out images", "train": "training images"}  # the first that was measured is taken
 
 
+@dataclass(frozen=True)
+class Quality:
+    """Which comparisons with the baseline stand after the correction.
+
+    Attributes:
+        metric: the Frechet distance; None where none was scored.
+        baseline: the first model of the run.
+        models: how many were run.
+        compared: comparisons with the baseline, one a model and step count.
+        closer: step counts at which a model is closer to the data than the baseline, by model.
+        farther: those at which it is farther.
+        lowest: the lowest distance with its spread, its model and step count, as text; empty where none is known.
+        reason: why no distance is known.
+    """
+
+    metric: str | None
+    baseline: str = ""
+    models: int = 0
+    compared: int = 0
+    closer: dict[str, list[int]] = field(default_factory=dict)
+    farther: dict[str, list[int]] = field(default_factory=dict)
+    lowest: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A measured value at one step count, its standard error, and the range of exact denoisers; NaN where unknown."""
+
+    steps: int
+    value: float
+    error: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+
+    @property
+    def outside(self) -> int:
+        """Return 1 above and -1 below the range of exact denoisers by more than two standard errors, else 0."""
+        return int(self.value - self.high > _BAND * self.error) - int(self.low - self.value > _BAND * self.error)
+
+
+@dataclass(frozen=True)
+class Walks:
+    """A measure of sampling at each model and step count, against exact denoisers on the same levels.
+
+    Attributes:
+        levels: by model, ascending in steps; the baseline first.
+        images: how many images it was measured on, as text.
+        forced: what the norm is compared with, ``held-out images`` or ``training images``; empty for the variance.
+    """
+
+    levels: dict[str, list[Level]]
+    images: str
+    forced: str = ""
+
+    @property
+    def tested(self) -> list[Level]:
+        """Return what has both a standard error and an exact denoiser beside it."""
+        every = [level for levels in self.levels.values() for level in levels]
+        return [level for level in every if np.isfinite(level.error) and np.isfinite(level.low)]
+
+
 def verdict(results: Results) -> list[str]:
     """Return the three sentences as plain text."""
-    return [quality_sentence(results), variance_sentence(results), norm_sentence(results)]
+    return [
+        quality_sentence(quality(results), _basis(results)),
+        variance_sentence(variance(results), _scope(results)[0]),
+        norm_sentence(norms(results), _scope(results)[0]),
+    ]
 
 
-def quality_sentence(results: Results) -> str:
-    """Say which model has the lowest Frechet distance, and whether the paired test tells it from the baseline."""
-    quality, (sampler, models), basis = results.once(quality_table), _scope(results), _basis(results)
-    if quality is None:
+def quality(results: Results) -> Quality:
+    """Return what the paired tests and the table of distances say."""
+    table, (sampler, models) = results.once(quality_table), _scope(results)
+    if table is None:
+        return Quality(None)
+    rows = {str(row["model"]): row for _, row in table.table.iterrows() if row["sampler"] == sampler}
+    values = {(m, s): float(row[f"{s}"]) for m, row in rows.items() for s in table.steps if pd.notna(row[f"{s}"])}
+    lowest = ""
+    if values:
+        model, steps = min(values, key=lambda key: values[key])
+        lowest = f"{table.entry(rows[model], steps)}, {model} at {steps} steps"
+    pairs = results.once(pairs_table)
+    if len(pairs):
+        pairs = pairs[(pairs["sampler"] == sampler) & (pairs["other"] == models[0])]
+    closer, farther = (_steps_by_model(pairs, end) for end in ("win", "loss"))
+    reason = _reasons(results, table.metric)
+    return Quality(table.metric, models[0], len(models), len(pairs), closer, farther, lowest, reason)
+
+
+def _steps_by_model(pairs: pd.DataFrame, end: str) -> dict[str, list[int]]:
+    """Return the step counts at which the test ended so, by model."""
+    if not len(pairs):
+        return {}
+    groups = pairs[pairs["verdict"] == end].groupby("model", sort=False)["steps"]
+    return {str(model): sorted(map(int, steps)) for model, steps in groups}
+
+
+def quality_sentence(finding: Quality, basis: str) -> str:
+    """Say what stands after the correction, and what the lowest distance is."""
+    if finding.metric is None:
         return "Which model is best was not measured: no Frechet distance was computed."
-    rows = {str(row["model"]): row for _, row in quality.table.iterrows() if row["sampler"] == sampler}
-    values = {(m, s): float(row[f"{s}"]) for m, row in rows.items() for s in quality.steps if pd.notna(row[f"{s}"])}
-    if not values:
-        tested = _tested(results, models[1:])
-        return f"No {quality.metric} could be computed ({_reasons(results, quality.metric)}); {tested} ({basis})."
-    model, steps = min(values, key=lambda key: values[key])
-    lowest = f"{quality.entry(rows[model], steps)}, {model} at {steps} steps"
-    if len({m for m, _ in values}) == 1:
-        return f"Only {model} was scored, with nothing to compare: its lowest {quality.metric} is {lowest} ({basis})."
-    leaders, wins, contested = _leaders(values)
-    if not contested:
-        return f"No two models were scored at one step count: the lowest {quality.metric} is {lowest} ({basis})."
-    leads = "has the lowest" if len(leaders) == 1 else "share the lead, each with the lowest"
-    return (
-        f"{_listed(leaders)} {leads} {quality.metric} at"
-        f" {_share(wins, contested, 'step count')} (the lowest of all: {lowest}; {basis}); {_tested(results, leaders)}."
+    lowest = (
+        f"the lowest {finding.metric} is {finding.lowest}"
+        if finding.lowest
+        else f"no {finding.metric} could be computed ({finding.reason})"
     )
+    if finding.models == 1:
+        return f"Only {finding.baseline} was run, with nothing to compare: {lowest} ({basis})."
+    if not finding.compared:
+        return f"No model shares seeds and step counts with {finding.baseline} for a paired test: {lowest} ({basis})."
+    tests = f"the paired test with Holm's correction ({_count(finding.compared, 'comparison')} with {finding.baseline})"
+    ends = {"closer to the data than": finding.closer, "farther from them than": finding.farther}
+    standing = [f"{_places(places)} {end} {finding.baseline}" for end, places in ends.items() if places]
+    if not standing:
+        return f"No model is told from the baseline {finding.baseline} by {tests}; {lowest} ({basis})."
+    return f"{' and '.join(standing)}, by {tests}; {lowest} ({basis})."
 
 
-def _leaders(values: Mapping[tuple[str, int], float]) -> tuple[list[str], int, int]:
-    """Return the models lowest at most step counts, at how many, and how many had two models or more."""
-    wins: Counter[str] = Counter()
-    contested = 0
-    for steps in {s for _, s in values}:
-        here = {m: value for (m, s), value in values.items() if s == steps}
-        if len(here) > 1:
-            contested += 1
-            wins.update(m for m, value in here.items() if value == min(here.values()))
-    most = max(wins.values(), default=0)
-    return [m for m in dict.fromkeys(m for m, _ in values) if wins[m] == most], most, contested
+def _places(places: dict[str, list[int]]) -> str:
+    named = [f"{model} at {_listed([str(count) for count in counts])} steps" for model, counts in places.items()]
+    return f"{_listed(named)} {'is' if len(named) == 1 else 'are'}"
 
 
-def _tested(results: Results, leaders: Sequence[str]) -> str:
-    """Say what the paired kernel test finds of the leaders against the baseline, or of the baseline against all."""
-    _, (baseline, *others) = _scope(results)
-    first = [model for model in leaders if model != baseline] or [baseline]
-    second = others if first == [baseline] else [baseline]
-    found = Counter(_verdicts(results, [(one, other) for one in first for other in second]))
-    if not found:
-        return "the paired kernel test has no shared seeds to compare models on"
-    against = f"the baseline {baseline}" if second == [baseline] else _listed(second)
-    at, unit = ("at", "step count") if len(first) == len(second) == 1 else ("in", "comparison")
-    test = "the paired kernel test (shared seeds, |z| > 1.96, not corrected for the number of tests)"
-    told = found["win"] + found["loss"]
-    share = _share(told, found.total(), unit)
-    if not told:
-        return f"{test} cannot tell {_listed(first)} from {against} ({share})"
-    ends = f"closer to the data in {found['win']}, farther in {found['loss']}"
-    return f"{test} tells {_listed(first)} from {against} {at} {share}: {ends}"
-
-
-def _verdicts(results: Results, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
-    sampler, _ = _scope(results)
-    for terms in cell_terms(results).values():
-        for one, other in pairs:
-            comparison = compare(terms.get((one, sampler), {}), terms.get((other, sampler), {}))
-            if comparison is not None:
-                yield comparison.verdict
-
-
-def variance_sentence(results: Results) -> str:
-    """Say whether the variance at the end of sampling is that of an exact denoiser on the same levels."""
+def variance(results: Results) -> Walks | None:
+    """Return the variance of the finished samples over the truth; None where it was not recorded."""
     steps = _steps(results)
     table = variance_table(steps) if len(steps) else steps
     if not len(table):
-        return "Whether sampling drifts was not measured: the variance of free-running states was not recorded."
-    final = final_table(table)
-    model, quoted = _quoted(results, final)
-    shown = _listed([_banded(row) for _, row in quoted.iterrows()])
-    own = f"{model} ends with {shown} of the true variance"
-    basis = f"({_scope(results)[0]}, {_range(quoted['n'])} images, ± two standard errors)"
-    if final["few_steps"].isna().all():
-        return f"{own} {basis}; no exact denoiser was computed, so what few steps alone cause is unknown."
-    tested = final[np.isfinite(final["z"])]
-    if not len(tested):
-        return f"{own} {basis}; without standard errors nothing can be tested."
-    high, low = int((tested["z"] > _BAND).sum()), int((tested["z"] < -_BAND).sum())
-    return (
-        f"The variance of the finished samples differs by more than two standard errors from that of an exact denoiser"
-        f" (Gaussian data, same levels) in {_share(high + low, len(tested), 'pair')} of model and step count, higher"
-        f" in {high} and lower in {low}: {own} {basis}."
-    )
+        return None
+    final = final_table(table).rename(columns={"ratio": "value"})
+    return Walks(_levels(results, final), _range(final["n"]))
 
 
-def _banded(row: pd.Series) -> str:
-    """Return a variance ratio with its band and, where there is one, the exact denoiser's."""
-    band = f" ± {_BAND * row['error']:.3f}" if np.isfinite(row["error"]) else ""
-    exact = "" if pd.isna(row["few_steps"]) else f" (exact denoiser: {1 + row['few_steps']:.3f})"
-    return f"{row['ratio']:.3f}{band} at {row['steps']} steps{exact}"
-
-
-def norm_sentence(results: Results) -> str:
-    """Say whether the predicted noise of free-running states is as large as that of real noised images."""
+def norms(results: Results) -> Walks | None:
+    """Return the norm of the predicted noise, free running over real images, its median over levels; None without."""
     steps = _steps(results)
     table = norm_table(steps) if len(steps) else steps
     arm = next((arm for arm in _FORCED if len(table) and table[f"ratio_{arm}"].notna().any()), None)
     if arm is None:
-        return "The norm of the predicted noise, free running over teacher forced, was not measured."
-    table = table[table[f"ratio_{arm}"].notna()]
-    z = (table[f"ratio_{arm}"] - 1) / table[f"ratio_{arm}_error"]
-    z = z[np.isfinite(z)]
-    beyond = f"above 1 by more than two standard errors at {_share((z > _BAND).sum(), len(z), 'level')}"
-    beyond += f" and below at {(z < -_BAND).sum()} (by chance alone about 2 in 100 each)"
-    grouped = table.groupby(["model", "steps"], sort=False, observed=True)[f"ratio_{arm}"]
-    medians = grouped.median().rename("median").reset_index()
-    model, quoted = _quoted(results, medians)
-    own = _listed([f"{row['median']:.3f} at {row['steps']} steps" for _, row in quoted.iterrows()])
-    basis = f"{_scope(results)[0]}, {_range(table['free_n'])} free-running and {_range(table[f'forced_{arm}_n'])} real"
+        return None
+    exact = [name for name in table if str(name).startswith("exact_")]
+    table = table[table[f"ratio_{arm}"].notna()].rename(columns={f"ratio_{arm}": "value"})
+    medians = table.groupby(["model", "steps"], sort=False, observed=True)[["value", *exact]].median().reset_index()
+    images = f"{_range(table['free_n'])} free-running and {_range(table[f'forced_{arm}_n'])} real images"
+    return Walks(_levels(results, medians), images, _FORCED[arm])
+
+
+def _levels(results: Results, table: pd.DataFrame) -> dict[str, list[Level]]:
+    """Return a table's values by model, with the range over its ``exact_...`` columns."""
+    exact = table[[name for name in table if str(name).startswith("exact_")]].astype(float)
+    table = table.assign(low=exact.min(axis=1), high=exact.max(axis=1))
+    errors = table["error"] if "error" in table else pd.Series(np.nan, index=table.index)
+    levels: dict[str, list[Level]] = {}
+    for model in _scope(results)[1]:
+        rows = table[table["model"] == model].sort_values("steps")
+        if len(rows):
+            columns = rows.assign(error=errors)[["steps", "value", "error", "low", "high"]]
+            levels[model] = [
+                Level(int(count), *map(float, values)) for count, *values in columns.itertuples(index=False, name=None)
+            ]
+    return levels
+
+
+def variance_sentence(finding: Walks | None, sampler: str) -> str:
+    """Say whether the variance at the end of sampling is what exact denoisers leave on the same levels."""
+    if finding is None:
+        return "Whether sampling drifts was not measured: the variance of free-running states was not recorded."
+    model, text = _quoted(finding)
+    end = f"{model} ends with {text} of the true variance ({sampler}, {finding.images} images, ± two standard errors)"
+    if not finding.tested:
+        missing = "no exact denoiser" if all(np.isnan(level.low) for level in finding.levels[model]) else "no error"
+        return f"{end}; there is {missing} to tell what few steps alone cause."
+    high, low = (sum(level.outside == side for level in finding.tested) for side in (1, -1))
     return (
-        f"The norm of the predicted noise, free running over real noised {_FORCED[arm]}, is"
-        f" {beyond if len(z) else 'without standard errors and cannot be tested'}; its median over a walk is {own} for"
-        f" {model}{_extremes(medians) if len(medians) > len(quoted) else ''} ({basis} images)."
+        f"The variance of the finished samples lies outside the range of the exact denoisers on the same levels by more"
+        f" than two standard errors in {_share(high + low, len(finding.tested), 'pair')} of model and step count, above"
+        f" it in {high} and below in {low}: {end}."
     )
 
 
-def _extremes(medians: pd.DataFrame) -> str:
-    ends = [row for _, row in medians.sort_values("median").iloc[[0, -1]].iterrows()]
-    low, high = (f"{row['median']:.3f} ({row['model']}, {row['steps']} steps)" for row in ends)
-    return f" and over all runs from {low} to {high}"
+def norm_sentence(finding: Walks | None, sampler: str) -> str:
+    """Say how large the predicted noise of free-running states is, beside exact denoisers."""
+    if finding is None:
+        return "The norm of the predicted noise, free running over teacher forced, was not measured."
+    model, text = _quoted(finding)
+    known = any(np.isfinite(level.low) for level in finding.levels[model])
+    note = "" if known else "; no exact denoiser was computed, so what few steps alone cause is unknown"
+    return (
+        f"The norm of the predicted noise, free running over real noised {finding.forced}, has the median over a walk"
+        f" of {text} for {model} ({sampler}, {finding.images}){note}."
+    )
+
+
+def _quoted(finding: Walks) -> tuple[str, str]:
+    """Return the first model, and its values at the fewest and the most steps as text."""
+    model, levels = next(iter(finding.levels.items()))
+    return model, _listed([_level(level) for level in (levels[:1] if len(levels) == 1 else [levels[0], levels[-1]])])
+
+
+def _level(level: Level) -> str:
+    band = f" ± {_BAND * level.error:.3f}" if np.isfinite(level.error) else ""
+    if np.isnan(level.low):
+        exact = ""
+    elif level.high - level.low < 0.0005:
+        exact = f" (exact: {level.low:.3f})"
+    else:
+        exact = f" (exact: {level.low:.3f} to {level.high:.3f})"
+    return f"{level.value:.3f}{band} at {level.steps} steps{exact}"
 
 
 def _scope(results: Results) -> tuple[str, list[str]]:
@@ -170,24 +248,15 @@ def _steps(results: Results) -> pd.DataFrame:
 def _basis(results: Results) -> str:
     """Return sampler, N and seeds, and what they leave open."""
     sampler, _ = _scope(results)
-    cells = [record.cell for record in results.cells if record.cell["sampler"] == sampler]
-    seeds = Counter((cell["model"], cell["steps"]) for cell in cells).values()
-    fewer = f", {min(seeds)} to {max(seeds)} of them a model and step count" if min(seeds) != max(seeds) else ""
-    unknown = ", so the spread over seeds is unknown" if max(seeds) == 1 else ""
-    return f"{sampler}, {results.account(sampler)}{fewer}{unknown}"
+    seeds = {record.cell["seed"] for record in results.cells if record.cell["sampler"] == sampler}
+    unknown = ", so the spread over seeds is unknown" if len(seeds) == 1 else ""
+    return f"{sampler}, {results.account(sampler)}{unknown}"
 
 
 def _reasons(results: Results, metric: str) -> str:
     scores = results.metrics
     reasons = dict.fromkeys(str(reason) for reason in scores.loc[scores["metric"] == metric, "reason"] if reason)
     return "; ".join(reasons) or "no reason was recorded"
-
-
-def _quoted(results: Results, frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Return the first model of the run that a table holds, and its rows of fewest and most steps."""
-    model = next(model for model in _scope(results)[1] if (frame["model"] == model).any())
-    own = frame[frame["model"] == model].sort_values("steps")
-    return model, own.iloc[[0, -1] if len(own) > 1 else [0]]
 
 
 def _range(counts: pd.Series) -> str:

@@ -76,11 +76,7 @@ def test_excess_is_relative_on_edm_levels(folder):
 def test_the_baseline_lies_on_top_and_no_panel_has_more_than_four_models():
     models = [f"m{k}" for k in range(9)]
     with line_panels(models, 2, ["norm", "ratio"]) as (_, rows):
-        assert [list(row.paint) for row in rows] == [
-            ["m1", "m2", "m3", "m0"],
-            ["m4", "m5", "m6", "m0"],
-            ["m7", "m8", "m0"],
-        ]
+        assert [" ".join(row.paint) for row in rows] == ["m1 m2 m0", "m3 m4 m5 m0", "m6 m7 m8 m0"]
         assert {row.quantity for row in rows} == {"ratio"}  # small panels of one quantity
         assert len({row.paint["m0"] for row in rows}) == 1
         assert all(len(set(row.paint.values())) == len(row.paint) for row in rows)

@@ -81,6 +81,23 @@ def test_everything_stands_in_the_order_of_the_analyses(results, out):
     ]  # fmt: skip
 
 
+def test_leading_figures_come_first_and_the_rest_is_folded(results, out):
+    out.table("Appendix", "more", pd.DataFrame({"z": [1, 2]}), "More", "")
+    out.figure("Samples", [out.figures / "curve.png"], "Images", "")
+    found = page(results, out)
+    sections = [text for text in found.texts("h2") if text not in ("Verdict", "Main table")]
+    assert sections[:4] == ["Samples", "Norms", "Spectra", "Appendix"]
+    assert found.texts("summary") == ["Short", "Long", "More"]  # no figure of the first sections
+
+
+def test_columns_that_say_nothing_are_left_out(results, out):
+    frame = pd.DataFrame({"model": ["a", "b"], "n": [20, 20], "none": [None, None], "z": [1, 2]})
+    out.table("Norms", "constant", frame, "Constant", "Its caption.")
+    found = page(results, out)
+    assert found.texts("th")[-4:] == ["model", "z", "a", "b"]
+    assert "In every row: n 20." in found.texts("p")
+
+
 def test_the_verdict_is_that_of_the_numbers(results, out):
     found = page(results, out)
     assert found.texts("li")[:3] == verdict(results)
@@ -120,7 +137,7 @@ def test_a_figure_is_the_file_itself(results, out):
     prefix = "data:image/png;base64,"
     assert image["src"].startswith(prefix)
     assert base64.b64decode(image["src"].removeprefix(prefix)) == (out.figures / "curve.png").read_bytes()
-    assert (image["width"], image["height"], image["alt"]) == ("18", "12", "A curve")
+    assert (image["width"], image["height"], image["alt"]) == ("24", "16", "A curve")
     assert found.texts("figcaption") == ["Its caption, a < b. N = 20."]
 
 
@@ -204,7 +221,7 @@ def test_the_settings_are_folded_away(results, out, folder):
     (folder.root / "run.json").write_text(json.dumps({"configuration": {"steps": [5, 20]}, "command": command}))
     text = build_report(results, out)
     found = Page(text)
-    assert "steps[5, 20]" in found.texts("details")[0].replace("\n", "")
+    assert "steps[5, 20]" in found.texts("details")[-1].replace("\n", "")
     assert "run_bench.py --out first --models adm,mine=w.pt" in found.texts("td")
     assert "/mine" not in text
     assert "/suite" not in text
@@ -216,7 +233,7 @@ def test_a_damaged_record_of_the_run_breaks_nothing(results, out, folder, conten
         (folder.root / "run.json").write_text(content)
     found = page(results, out)
     assert "Not known: run.json is missing or damaged." in found.texts("p")
-    assert found.all("details") == []
+    assert "Full configuration and environment" not in found.texts("summary")
 
 
 def test_a_report_is_replaced_whole(results, out, monkeypatch):
