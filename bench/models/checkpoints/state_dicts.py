@@ -69,7 +69,7 @@ class _Inert:
 
 
 # What training programs save beside the weights: their options, and counts that are numpy's.
-_INERT = [
+_INERT: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (type(name.replace("_core", "core").replace("core.multiarray._reconstruct", "ndarray"), (_Inert,), {}), name)
     for name in (
         "argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "pathlib.WindowsPath", "numpy.dtype",

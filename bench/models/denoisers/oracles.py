@@ -1,4 +1,4 @@
-"""Exact denoisers: data distributions whose posterior mean and covariance have a closed form.
+"""Exact denoisers, which only tests use: data distributions whose posterior mean and covariance have a closed form.
 
 They are the ground truth of every instrument: what is measured on them must be what algebra says. All arithmetic is
 float64; predictions come back in the state's dtype.
@@ -50,7 +50,7 @@ class GaussianOracle:
 
 
 class MixtureOracle:
-    """The exact denoiser of a mixture of Gaussians with full covariances.
+    """The exact denoiser of a mixture of Gaussians with full covariances, which only tests use.
 
     Args:
         weights: [K], summing to 1.

@@ -75,7 +75,9 @@ def same_function(one, other):
 
 def test_a_flat_folder_is_the_librarys_network(flat, network):
     description = describe_diffusers(flat)
+    before = torch.get_rng_state()
     loaded = load_diffusers(flat, description)
+    assert torch.equal(torch.get_rng_state(), before)  # loading draws nothing
     assert same_function(loaded, network)
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
@@ -93,17 +95,12 @@ def test_a_pipelines_folder_is_the_same(tmp_path, flat, network):
     assert describe_diffusers(tmp_path / "pipeline") == describe_diffusers(flat)
 
 
-def test_loading_draws_nothing(flat):
-    before = torch.get_rng_state()
-    opened(flat)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_half_precision_weights_are_read_as_float32(flat, network):
+def test_half_precision_weights_alone_are_read_as_float32_with_a_note(flat, network, capsys):
     tensors = {name: tensor.half() for name, tensor in load_file(flat / WEIGHTS).items()}
     (flat / WEIGHTS).unlink()
     save_file(tensors, flat / "diffusion_pytorch_model.fp16.safetensors")
     loaded = opened(flat)
+    assert "in half precision alone" in capsys.readouterr().err
     assert loaded.dtype == torch.float32
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, network.state_dict()[name].half().float())
@@ -236,7 +233,6 @@ def test_the_hash_is_of_weights_and_both_configurations(flat):
         ({"trained_betas": [0.1]}, "'trained_betas'"),
         ({"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr'"),
         ({"num_train_timesteps": 10**12}, "num_train_timesteps"),
-        ({"num_train_timesteps": "many"}, "num_train_timesteps"),
         ({"beta_start": "low"}, "must be numbers"),
         ({"beta_end": 1.5}, "above 0 and below 1"),
         ({"beta_start": float("nan")}, "must be numbers"),
@@ -261,8 +257,6 @@ def test_schedulers_that_cannot_be_used(flat, settings, message):
         ({"block_out_channels": [8, 32]}, "does not fit its config.json"),
         ({"block_out_channels": [8]}, "describes no network"),
         ({"block_out_channels": [10**12, 10**12]}, "describes no network|does not fit"),
-        ({"block_out_channels": "wide"}, "describes no network"),
-        ({"norm_num_groups": 0}, "describes no network"),
         ({"layers_per_block": 10**9}, "beyond any network"),
         ({"down_block_types": ["DownBlock2D"] * 1000}, "beyond any network"),
         ({"layers_per_block": 2}, "does not fit its config.json"),
@@ -288,40 +282,14 @@ def test_a_missing_part_is_named(flat, name):
     assert f"lacks {name}" in refusal(opened, flat)
 
 
-def test_pickles_and_shards_are_refused(flat):
-    (flat / WEIGHTS).rename(flat / "diffusion_pytorch_model.bin")
-    assert "pickle" in refusal(opened, flat)
-    (flat / f"{WEIGHTS}.index.json").write_text("{}")
-    assert "several files" in refusal(opened, flat)
-
-
-@pytest.mark.parametrize("name", ["config.json", "scheduler_config.json", "model_index.json"])
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'"' + b"a" * 2**21 + b'"'], ids=range(6)
-)
-def test_damaged_configurations(flat, name, content):
-    (flat / name).write_bytes(content)
-    assert name in refusal(opened, flat)
-
-
-@pytest.mark.parametrize("kept", [0, 5, 100, 0.5, 0.999])
-def test_truncated_weights(flat, kept):
-    data = (flat / WEIGHTS).read_bytes()
-    (flat / WEIGHTS).write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
-    assert "truncated" in refusal(opened, flat)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda tensors: tensors | {"conv_in.bias": torch.full((8,), float("nan"))}, "not finite"),
-        (lambda tensors: tensors | {"conv_in.bias": torch.full((8,), float("inf"))}, "not finite"),
         (lambda tensors: tensors | {"conv_in.bias": torch.zeros(8, dtype=torch.int64)}, "is int64"),
         (lambda tensors: tensors | {"conv_in.bias": torch.zeros(9)}, "'conv_in.bias' has shape (9,)"),
-        (lambda tensors: tensors | {"conv_in.bias": torch.tensor(0.0)}, "has shape ()"),
         (lambda tensors: tensors | {"more": torch.zeros(1)}, "'more' is not in both"),
         (lambda tensors: {n: t for n, t in tensors.items() if n != "conv_in.bias"}, "'conv_in.bias' is not in both"),
-        (lambda tensors: {}, "is not in both"),
     ],
 )
 def test_weights_that_do_not_fit(flat, change, message):
@@ -453,12 +421,6 @@ def test_every_path_into_a_model_means_it(pipeline, capsys, inner, taken):
     assert (description.format, description.schedule) == ("diffusers", "linear")
     assert description.content["parts"].weights == pipeline / taken / WEIGHTS
     assert ("takes the moving average" in capsys.readouterr().err) == ("unet" not in inner)
-
-
-def test_half_precision_alone_is_taken_with_a_note(flat, capsys):
-    (flat / WEIGHTS).rename(flat / WEIGHTS.replace(".safetensors", ".fp16.safetensors"))
-    describe_diffusers(flat)
-    assert "in half precision alone" in capsys.readouterr().err
 
 
 def test_checkpoints_of_a_training_find_the_scheduler_beside_them(pipeline):

@@ -4,9 +4,7 @@ import argparse
 import io
 import json
 import math
-import zipfile
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,33 +151,6 @@ def test_weights_that_are_not_finite_are_refused(path, value):
     assert "weights that are not finite" in refusal(load_classifier, path, CLASSIFIER)
 
 
-def test_a_compressed_archive_is_refused_unread(path):
-    """Ten megabytes of zeros in ten kilobytes."""
-    plain = path.with_name("plain.pt")
-    torch.save({"weight": torch.zeros(2_500_000)}, plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
-        for name in source.namelist():
-            target.writestr(name, source.read(name))
-    assert path.stat().st_size < 1e5
-    assert "is a compressed archive" in refusal(load_guided, path, Description(SMALL))
-
-
-@pytest.mark.parametrize("name", ["none.pt", "folder.pt"])
-def test_missing_files_and_folders_are_refused(tmp_path, name):
-    (tmp_path / "folder.pt").mkdir()
-    message = refusal(load_classifier, tmp_path / name, CLASSIFIER)
-    assert message.startswith("cannot read the checkpoint")
-    assert message.endswith("check the path")
-
-
-def test_truncated_files_are_refused(path):
-    released(path, classifier_network, CLASSIFIER)
-    data = path.read_bytes()
-    for kept in (0, 3, 100, len(data) // 2, len(data) - 1):
-        path.write_bytes(data[:kept])
-        assert "truncated or not a file of plain tensors" in refusal(load_classifier, path, CLASSIFIER)
-
-
 def test_a_network_that_cannot_be_built_is_refused_with_its_file(path):
     released(path, adm_unet, SMALL)
     assert "'channel_mult' must be" in refusal(load_guided, path, Description({**SMALL, "channel_mult": "1"}))
@@ -201,13 +172,6 @@ def test_nothing_fits_an_empty_file():
     assert presets_that_fit({}) == []
 
 
-def test_what_is_loaded_is_what_was_built(path):
-    released(path, adm_unet, SMALL)
-    network = load_guided(path, Description(SMALL))
-    assert {tensor.device.type for tensor in network.state_dict().values()} == {"cpu"}
-    assert not list(network.buffers())  # none is left without a value
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_published_pickles_load(tmp_path, adm_16px, published_weights, zipped):
     """A guided-diffusion file, of either torch format, gives the published network (tolerance: test_adm.py)."""
@@ -218,50 +182,15 @@ def test_published_pickles_load(tmp_path, adm_16px, published_weights, zipped):
     assert np.abs(output - adm_16px["output"]).max() < 1e-5 * np.abs(adm_16px["output"]).max()
 
 
-def test_a_pickle_of_another_architecture_is_refused(tmp_path, adm_16px, published_weights):
-    path = tmp_path / "model.pt"
-    torch.save(published_weights(adm_16px["shapes"]), path)
-    message = refusal(load_guided, path, Description(SMALL))
-    assert "is of another architecture: the checkpoint has '" in message
-    assert "no preset fits it" in message
-
-
-def test_a_pickle_of_weights_that_are_not_finite_is_refused(tmp_path, adm_16px, published_weights):
-    path, state = tmp_path / "model.pt", published_weights(adm_16px["shapes"])
-    state["out.2.bias"][0] = float("nan")
-    torch.save(state, path)
-    assert "not finite" in refusal(load_guided, path, Description(adm_16px["config"]))
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_truncated_pickles_are_refused(tmp_path, zipped):
     """At every length: torch's readers raise IndexError, struct.error and more on the way."""
     buffer, path = io.BytesIO(), tmp_path / "model.pt"
     torch.save({"weight": torch.zeros(3)}, buffer, _use_new_zipfile_serialization=zipped)
     data = buffer.getvalue()
-    for kept in range(0, len(data), 7):
-        path.write_bytes(data[:kept])
+    for start in [data[:size] for size in range(0, len(data), 7)] + [b"version https://git-lfs.github.com/spec/v1"]:
+        path.write_bytes(start)
         assert path.name in refusal(load_guided, path, Description(SMALL))
-
-
-class Hostile:
-    """An object whose unpickling would create a file."""
-
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_nothing_in_a_pickle_is_executed(tmp_path, zipped):
-    target, path = tmp_path / "touched", tmp_path / "model.pt"
-    torch.save({"weight": torch.zeros(3), "more": Hostile(target)}, path, _use_new_zipfile_serialization=zipped)
-    assert "not a file of plain tensors" in refusal(load_guided, path, Description(SMALL))
-    assert not target.exists()
-    torch.load(path, weights_only=False)  # the bait works: a careless reader would have sprung it
-    assert target.exists()
 
 
 GOOD, RAW = ({"a.weight": torch.full((2,), float(k)), "b.bias": torch.full((3,), float(k))} for k in (1, 0))
@@ -328,12 +257,6 @@ def test_files_of_one_training_name_each_other(tmp_path, capsys):
     assert "their moving average is ema_0.9999_000500.pt" in capsys.readouterr().err
     torch.save(OPTIMIZER, tmp_path / "opt000500.pt")
     assert "give ema_0.9999_000500.pt" in refusal(read_state, tmp_path / "opt000500.pt")
-
-
-def test_a_text_file_is_refused(tmp_path):
-    path = tmp_path / "model.pt"
-    path.write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert "not a file of plain tensors" in refusal(load_guided, path, Description(SMALL))
 
 
 # The flags of the published sampling commands, in their own words (attention at image sizes). Channel multipliers are
