@@ -229,16 +229,6 @@ def test_a_tar_that_unpacks_to_far_more(tmp_path, refusal, monkeypatch):
     assert "unpacks to more than 1048576 bytes" in refusal(tmp_path / "c.tar.gz", "cifar10")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"rubbish", gzip.compress(b"no tar"), gzip.compress(bytes(10240))],
-    ids=["empty", "rubbish", "packed text", "packed zeros"],  # what gzip makes holds the time
-)
-def test_what_is_no_archive(tmp_path, refusal, content):
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(content)
-    assert "cifar-10-python.tar.gz" in refusal(tmp_path, "cifar10")
-
-
 def test_at_16_pixels_it_is_what_pillow_reduces(tmp_path, contents, packed, images):
     """From any of CIFAR-10's files, with its labels and its split."""
     archive = tmp_path / "cifar-10-python.tar.gz"

@@ -62,14 +62,6 @@ def test_nothing_is_computed_before_it_is_asked_for(stand_in):
     assert len(net.levels) == 1
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_each_state_feeds_the_next_step(stand_in, solver):
-    start = prior(LEVELS[0], DRAWS, SHAPE)
-    steps = list(walk(stand_in(True), LEVELS, start, solver, DRAWS))
-    assert torch.equal(steps[0].x, start)
-    assert all(torch.equal(a.x_next, b.x) for a, b in itertools.pairwise(steps))
-
-
 @pytest.mark.parametrize("clip", [False, True])
 def test_used_estimates_stay_consistent(stand_in, clip):
     """alpha x0 + sigma eps = x after clipping too.
@@ -103,14 +95,6 @@ def test_a_walk_from_level_i_is_the_full_walks_tail(stand_in, solver, i):
     assert all(torch.equal(a.x_next, b.x_next) for a, b in zip(part, tail, strict=True))
     assert all(step.x0 is REAL for step in part)
     assert all(step.x0 is None for step in full)
-
-
-def test_samples_do_not_know_their_batch(stand_in):
-    """Elementwise networks only, so even the arithmetic is the same: bitwise."""
-    whole = list(walk(stand_in(True), LEVELS, prior(LEVELS[0], DRAWS, SHAPE), Ancestral(), DRAWS))
-    alone = Draws(DRAWS.noise, DRAWS.samples[2:3])
-    single = list(walk(stand_in(True), LEVELS, prior(LEVELS[0], alone, SHAPE), Ancestral(), alone))
-    assert all(torch.equal(a.x_next[2:3], b.x_next) for a, b in zip(whole, single, strict=True))
 
 
 @pytest.mark.parametrize("indices", [None, {19, 7, 0}, [3]])

@@ -9,21 +9,7 @@ from bench.diffusion.corrections.variance_matching import FinalStd, VarianceNorm
 from bench.diffusion.corrections.wavelet import DifferentialCorrection, PixelCorrection, ReverseStdCorrection
 
 __all__ = [
-    "Correction",
-    "DifferentialCorrection",
-    "EpsilonScaling",
-    "FinalStd",
-    "FirstCallScaling",
-    "InOrder",
-    "InputPerturbation",
-    "PixelCorrection",
-    "ReverseStdCorrection",
-    "ShiftedTarget",
-    "TemporalRescaling",
-    "TimeShift",
-    "VarianceNormalisation",
-    "VelocityScaling",
-    "X0Scaling",
-    "X0StdMatching",
-    "x0_std",
-]
+    "Correction", "DifferentialCorrection", "EpsilonScaling", "FinalStd", "FirstCallScaling", "InOrder",
+    "InputPerturbation", "PixelCorrection", "ReverseStdCorrection", "ShiftedTarget", "TemporalRescaling", "TimeShift",
+    "VarianceNormalisation", "VelocityScaling", "X0Scaling", "X0StdMatching", "x0_std",
+]  # fmt: skip

@@ -51,16 +51,9 @@ def test_divisor_grows_from_the_least_noisy_level():
         assert eps.item() == pytest.approx(1 / (1.1 + 0.01 * i), rel=2e-7)
         # x0_hat stays consistent: alpha x0 + sigma eps = x, in sums of numbers of order 1.
         assert (level.alpha * x0 + level.sigma * eps).item() == pytest.approx(1.0, abs=3e-7)
-
-
-def test_a_shorter_paired_walk_keeps_the_divisors():
-    """Indices count from the least noisy level, so a walk from level i is scaled as the full walk's tail."""
-    one = torch.ones(1, 1, 1, 1)
-    tail = LEVELS[-8:]
-    whole, part = EpsilonScaling(LEVELS, 1.0, 0.01), EpsilonScaling(tail, 1.0, 0.01)
-    for level in tail[:-1]:
-        given = Prediction(one, one), one, Call(0, level, level, True)
-        assert torch.equal(whole.prediction(*given)[1], part.prediction(*given)[1])
+        if i < 7:  # so a walk from level 7 is scaled as the full walk's tail
+            tail = EpsilonScaling(LEVELS[-8:], b=1.1, k=0.01)
+            assert torch.equal(tail.prediction(Prediction(one, one), one, Call(0, level, level, True))[1], eps)
 
 
 @pytest.mark.parametrize(
@@ -129,41 +122,27 @@ def values(steps):
     return [step.x_next.item() for step in steps]
 
 
-def test_two_ddim_steps_with_x0_alone_scaled_by_hand():
-    # b = 1.25: eps / b = .4 in x0, .5 in the direction.
-    # Step 1, (.6, .8) to (.8, .6): x0 = (1 - .8 * .4) / .6 = 1.133333, x = .8 * 1.133333 + .6 * .5 = 1.206667.
-    # Step 2, to the clean level: x0 = (1.206667 - .6 * .4) / .8 = 1.208333, and no direction is left.
-    steps = by_hand(VP_BY_HAND, 1.0, DDIM(), X0Scaling(VP_BY_HAND, 1.25))
-    assert [step.eps_used.item() for step in steps] == [0.5, 0.5]
-    assert values(steps) == pytest.approx([1.206667, 1.208333], abs=1e-6)
-
-
-def test_two_ddim_steps_with_both_scaled_by_hand():
+BY_HAND = {
+    # b = 1.25: eps / b = .4 in x0, .5 in the direction. (.6, .8) to (.8, .6): x0 = (1 - .8 * .4) / .6 = 1.133333,
+    # x = .8 * 1.133333 + .6 * .5 = 1.206667. To the clean level: x0 = (1.206667 - .6 * .4) / .8, and no direction.
+    "x0 alone": (X0Scaling, (1.25,), DDIM(), [0.5, 0.5], [1.206667, 1.208333]),
     # As above, but x = .8 * 1.133333 + .6 * .4 = 1.146667, x0 = (1.146667 - .24) / .8 = 1.133333.
-    steps = by_hand(VP_BY_HAND, 1.0, DDIM(), EpsilonScaling(VP_BY_HAND, 1.25))
-    assert [step.eps_used.item() for step in steps] == [0.4, 0.4]
-    assert values(steps) == pytest.approx([1.146667, 1.133333], abs=1e-6)
+    "both": (EpsilonScaling, (1.25,), DDIM(), [0.4, 0.4], [1.146667, 1.133333]),
+    # 1 + .25 i: 1.25 at the first step (i = 1), 1 at the second, whose x0 = (1.206667 - .6 * .5) / .8.
+    "a slope": (X0Scaling, (1.0, 0.25), DDIM(), [0.5, 0.5], [1.206667, 1.133333]),
+    # From sigma 4 to 1 to 0. First call: eps = .4, x = 10 - 3 * .4. Correcting call: eps = .5, so that
+    # x = 10 - 3 (.4 + .5) / 2. The last step has one call: x = 8.65 - 1 * .4.
+    "first call alone": (FirstCallScaling, (1.25,), Heun(), [0.4, 0.5, 0.4], [8.8, 8.65, 8.25]),
+    "both calls": (EpsilonScaling, (1.25,), Heun(), [0.4, 0.4, 0.4], [8.8, 8.8, 8.4]),
+}
 
 
-def test_two_ddim_steps_with_a_slope_by_hand():
-    # b + k i = 1 + .25 i: 1.25 at the first step (i = 1), 1 at the second, whose x0 = (1.206667 - .6 * .5) / .8.
-    steps = by_hand(VP_BY_HAND, 1.0, DDIM(), X0Scaling(VP_BY_HAND, 1.0, 0.25))
-    assert values(steps) == pytest.approx([1.206667, 1.133333], abs=1e-6)
-
-
-def test_two_heun_steps_with_the_correcting_call_raw_by_hand():
-    # b = 1.25 from sigma 4 to 1 to 0. First call: eps = .4, x = 10 - 3 * .4 = 8.8. Correcting call: eps = .5, so
-    # x = 10 - 3 (.4 + .5) / 2 = 8.65. The last step has one call: x = 8.65 - 1 * .4 = 8.25.
-    steps = by_hand(EDM_BY_HAND, 10.0, Heun(), FirstCallScaling(EDM_BY_HAND, 1.25))
-    assert [step.eps_used.item() for step in steps] == [0.4, 0.5, 0.4]
-    assert values(steps) == pytest.approx([8.8, 8.65, 8.25])
-
-
-def test_two_heun_steps_with_both_calls_scaled_by_hand():
-    # x = 10 - 3 * .4 = 8.8 either way, then 8.8 - .4.
-    assert values(by_hand(EDM_BY_HAND, 10.0, Heun(), EpsilonScaling(EDM_BY_HAND, 1.25))) == pytest.approx(
-        [8.8, 8.8, 8.4]
-    )
+@pytest.mark.parametrize(("kind", "constants", "solver", "eps", "ends"), BY_HAND.values(), ids=BY_HAND)
+def test_two_steps_by_hand(kind, constants, solver, eps, ends):
+    path, x = (EDM_BY_HAND, 10.0) if isinstance(solver, Heun) else (VP_BY_HAND, 1.0)
+    steps = by_hand(path, x, solver, kind(path, *constants))
+    assert [step.eps_used.item() for step in steps] == eps
+    assert values(steps) == pytest.approx(ends, abs=1e-6)
 
 
 def walked(stand_in, path, solver, correction, clip):
@@ -173,36 +152,22 @@ def walked(stand_in, path, solver, correction, clip):
     return [step.x_next for step in steps]
 
 
-def same(ours, theirs):
-    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+VP, EDM = levels("cosine", 1000, 10), edm_levels(6)
+SAME = [  # ancestral steps take no direction, Euler's and Heun's no x0, and all but Heun's have one call
+    *(
+        (VP, solver, X0Scaling, EpsilonScaling, True)
+        for solver in (Ancestral(), Ancestral("fixed-small"), PosteriorMean())
+    ),
+    *((EDM, solver, X0Scaling, lambda *_: None, True) for solver in (Euler(), Heun())),
+    *((EDM, solver, FirstCallScaling, EpsilonScaling, True) for solver in (Euler(), DDIM())),
+    (EDM, Heun(), FirstCallScaling, EpsilonScaling, False),
+]
 
 
-@pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("solver", [Ancestral("learned"), Ancestral("fixed-small"), PosteriorMean()])
-def test_ancestral_steps_take_no_direction_so_that_both_are_one(stand_in, solver, clip):
-    path = levels("cosine", 1000, 10)
-    ours, theirs = (
-        walked(stand_in, path, solver, kind(path, 1.02, 1e-3), clip) for kind in (X0Scaling, EpsilonScaling)
-    )
-    assert same(ours, theirs)
-
-
-@pytest.mark.parametrize("solver", [Euler(), Heun()])
-def test_euler_and_heun_steps_take_no_x0_so_that_scaling_it_is_nothing(stand_in, solver):
-    path = edm_levels(6)
-    assert same(
-        walked(stand_in, path, solver, X0Scaling(path, 1.1), clip=False),
-        walked(stand_in, path, solver, None, clip=False),
-    )
-
-
-@pytest.mark.parametrize(("solver", "alike"), [(Euler(), True), (DDIM(), True), (Heun(), False)])
-def test_the_first_call_is_all_there_is_but_for_heun(stand_in, solver, alike):
-    path = edm_levels(6)
-    ours, theirs = (
-        walked(stand_in, path, solver, kind(path, 1.1), False) for kind in (FirstCallScaling, EpsilonScaling)
-    )
-    assert same(ours, theirs) is alike
+@pytest.mark.parametrize(("path", "solver", "kind", "other", "alike"), SAME)
+def test_where_the_variants_are_one(stand_in, path, solver, kind, other, alike):
+    pairs = zip(*(walked(stand_in, path, solver, made(path, 1.02, 1e-3), False) for made in (kind, other)), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs) is alike
 
 
 def test_two_steps_of_a_flow_with_the_velocity_scaled_by_hand():

@@ -100,27 +100,20 @@ class Trained:
         return Prediction(eps, (x - level.sigma * eps) / level.alpha)
 
 
-@pytest.mark.parametrize("solver", [Ancestral("fixed-small"), Ancestral("fixed-large"), DDIM(), DDIM(0.5)])
+WALKS = [
+    (levels("cosine", 1000, 10), VP, s) for s in (Ancestral("fixed-small"), Ancestral("fixed-large"), DDIM(), DDIM(0.5))
+]
+WALKS += [(edm_levels(8), EDM, solver) for solver in (Euler(), Heun())]
+
+
+@pytest.mark.parametrize(("path", "grid", "solver"), WALKS)
 @pytest.mark.parametrize("clip", [False, True])
-def test_its_walks_are_those_of_a_network_trained_with_perturbation(solver, clip):
-    """States are float64 and of order 1; x0_hat divides by alpha = 5e-5 at the noisiest level: 2e4 * 1e-16 * 10."""
-    path = levels("cosine", 1000, 10)
+def test_its_walks_are_those_of_a_network_trained_with_perturbation(path, grid, solver, clip):
+    """Float64: x0_hat divides by alpha = 5e-5 at VP's noisiest level, 2e4 * 1e-16 * 10; EDM's states reach 100."""
     mean, cov, x = images(1)[0], covariance(2), prior(path[0], DRAWS, SHAPE).double()
-    plain = GaussianOracle(torched(mean), torched(cov))
-    ours = list(walk(plain, path, x, solver, DRAWS, clip=clip, correction=InputPerturbation(VP, 0.3)))
-    theirs = list(walk(Trained(0.3, mean, cov), path, x, solver, DRAWS, clip=clip))
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.x_next, b.x_next, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("solver", [Euler(), Heun()])
-def test_edm_walks_are_those_of_a_network_trained_with_perturbation(solver):
-    """As above, from states of order 100."""
-    path, (mean, cov) = edm_levels(8), (images(1)[0], covariance(2))
-    x = prior(path[0], DRAWS, SHAPE).double()
-    plain = GaussianOracle(torched(mean), torched(cov))
-    ours = list(walk(plain, path, x, solver, DRAWS, clip=False, correction=InputPerturbation(EDM, 0.3)))
-    theirs = list(walk(Trained(0.3, mean, cov), path, x, solver, DRAWS, clip=False))
+    plain, correction = GaussianOracle(torched(mean), torched(cov)), InputPerturbation(grid, 0.3)
+    ours = walk(plain, path, x, solver, DRAWS, clip=clip, correction=correction)
+    theirs = walk(Trained(0.3, mean, cov), path, x, solver, DRAWS, clip=clip)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.x_next, b.x_next, rtol=0, atol=1e-9)
 

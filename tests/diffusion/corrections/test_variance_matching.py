@@ -240,18 +240,6 @@ def test_matching_a_batched_level_is_matching_its_images():
         torch.testing.assert_close(eps[k], wanted[1][0], rtol=0, atol=5e-6)
 
 
-def test_an_x0_of_one_value_stays_one():
-    level = COSINE[5]
-    x0, _ = X0StdMatching(REFERENCE).prediction(Prediction(ZERO, ZERO + 0.3), ZERO, Call(0, level, CLEAN, True))
-    torch.testing.assert_close(x0, ZERO + 0.3, rtol=0, atol=1e-7)
-
-
-def test_the_order_of_a_reference_does_not_matter():
-    x, call = start(COSINE), Call(0, COSINE[5], COSINE[6], True)
-    a, b = (X0StdMatching(r).prediction(network(x, COSINE[5]), x, call)[0] for r in (REFERENCE, REFERENCE[::-1]))
-    assert torch.equal(a, b)
-
-
 @pytest.mark.parametrize(("solver", "path"), PATHS)
 def test_final_std_changes_the_images_alone(solver, path):
     """32 float32 numbers near 1: spread and mean to 1e-6."""
@@ -263,19 +251,26 @@ def test_final_std_changes_the_images_alone(solver, path):
     torch.testing.assert_close(got.mean((1, 2, 3)), was.mean((1, 2, 3)), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("variance", "cutoff"), [(-1, 0), (math.nan, 0), (math.inf, 0), (0.25, -1), (0.25, math.nan)])
-def test_impossible_normalisations_are_refused(variance, cutoff):
-    with pytest.raises(ValueError, match="finite and at least 0"):
-        VarianceNormalisation(COSINE, data_variance=variance, cutoff=cutoff)
+def test_an_x0_of_one_value_stays_one_and_the_order_of_a_reference_does_not_matter():
+    level, x = COSINE[5], start(COSINE)
+    x0, _ = X0StdMatching(REFERENCE).prediction(Prediction(ZERO, ZERO + 0.3), ZERO, Call(0, level, CLEAN, True))
+    torch.testing.assert_close(x0, ZERO + 0.3, rtol=0, atol=1e-7)
+    call = Call(0, level, COSINE[6], True)
+    a, b = (X0StdMatching(r).prediction(network(x, level), x, call)[0] for r in (REFERENCE, REFERENCE[::-1]))
+    assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("reference", [[], [(1, 0.5), (1, 0.6)], [(1, -0.5)], [(1, math.nan)], [(math.nan, 0.5)]])
-def test_impossible_references_are_refused(reference):
-    with pytest.raises(ValueError, match="pairs of a t and a std"):
-        X0StdMatching(reference)
+IMPOSSIBLE = [
+    *(
+        (VarianceNormalisation, (COSINE, v, c))
+        for v, c in [(-1, 0), (math.nan, 0), (math.inf, 0), (1, -1), (1, math.nan)]
+    ),
+    *((X0StdMatching, ([*r],)) for r in [(), ((1, 0.5), (1, 0.6)), ((1, -0.5),), ((1, math.nan),), ((math.nan, 0.5),)]),
+    *((FinalStd, (std,)) for std in (-1, math.nan, math.inf)),
+]
 
 
-@pytest.mark.parametrize("std", [-1, math.nan, math.inf])
-def test_impossible_final_stds_are_refused(std):
-    with pytest.raises(ValueError, match="final std must be finite"):
-        FinalStd(std)
+@pytest.mark.parametrize(("kind", "arguments"), IMPOSSIBLE)
+def test_impossible_constants_are_refused(kind, arguments):
+    with pytest.raises(ValueError, match=r"finite and at least 0|pairs of a t and a std|final std must be finite"):
+        kind(*arguments)
