@@ -6,18 +6,24 @@ import argparse
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from analysis.comparison.significance import compare, p_value
+from analysis.records.arrays import CellTerms
 from bench.files.writing import write_json
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, Extractor, open_extractor
 from bench.measure.quality.committed import COMMITTED
+from bench.measure.quality.influence import influence_arrays
 from bench.measure.quality.references import ImageSet, Yardstick, open_reference, open_samples
-from bench.measure.quality.scores import SCORES_VERSION, Score, collect, score
+from bench.measure.quality.scores import SCORES_VERSION, Score, collect, frechet_score, score
+from bench.measure.quality.statistics import ReferenceStatistics
 from bench.measure.quality.statistics_files import write_statistics
 from bench.runtime.devices import DEVICES, find_device, full_float32
 from bench.runtime.errors import FeatureError, OneLineParser, UserError, one_line
@@ -39,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="REF",
         help=f"{images}, npz of statistics (mu, sigma[, mu_s, sigma_s][, arr_0]), digits, or cifar10",
     )
+    parser.add_argument(
+        "--against", type=Path, metavar="OTHER",
+        help=f"{images}, as many as SAMPLES: test which of the two is closer to the reference; images of the same place"
+        " may share their noise",
+    )  # fmt: skip
     parser.add_argument(
         "--features", choices=[name for name in EXTRACTORS if name != "none"],
         help="extractor of the features (default: that of digits, cifar10 or cifar10-16, else inception)",
@@ -76,30 +87,65 @@ def _score(args: argparse.Namespace) -> None:
     assert extractor is not None  # the parser offers no 'none'
     samples = open_samples(args.samples, extractor)
     reference = open_reference(args.reference, extractor, args.batch_size, args.quiet)
-    scores = scores_of(samples, reference, extractor, args.batch_size, args.quiet)
+    features = collect(extractor, samples.images, samples.name, args.batch_size, args.quiet)
+    scores = tuple(score(features, reference.statistics, extractor, reference.statistics.name))
     remarks = tuple(notes(samples, reference, extractor))
+    test = {}
+    if args.against is not None:
+        others = open_samples(args.against, extractor)
+        if len(others.images) != len(samples.images):
+            raise FeatureError(
+                f"{args.against} has {len(others.images)} images and {args.samples} {len(samples.images)}: distances"
+                " depend on N; give as many of both"
+            )
+        rows = collect(extractor, others.images, others.name, args.batch_size, args.quiet)
+        test = paired_test(features.pooled, rows.pooled, reference.statistics, extractor)
     if args.save_statistics is not None:
         pictures = reference.pictures
         write_statistics(reference.statistics, args.save_statistics, None if pictures is None else pictures.images)
     if args.out is not None:
-        write_json(args.out, record(samples, reference, extractor, scores, remarks))
-    print("\n".join([*as_table(scores), *(f"note: {line}" for line in remarks)]))
+        facts = record(samples, reference, extractor, scores, remarks)
+        write_json(args.out, facts | ({"against": str(args.against), "test": test} if test else {}))
+    print("\n".join([*as_table(scores), *_test_lines(test, args.against), *(f"note: {line}" for line in remarks)]))
 
 
-def scores_of(
-    samples: ImageSet, reference: Yardstick, extractor: Extractor, batch: int, quiet: bool
-) -> tuple[Score, ...]:
-    """Return every score of samples.
+def paired_test(
+    first: NDArray[np.float32], second: NDArray[np.float32], reference: ReferenceStatistics, extractor: Extractor
+) -> dict[str, Any]:
+    """Return the test of two sets of samples, whose images of one place may share their noise.
 
     Args:
-        samples: the images to score.
-        reference: what they are compared with.
-        extractor: source of the features.
-        batch: images a network call.
-        quiet: no progress bar.
+        first: features [N, d].
+        second: features [N, d].
+        reference: what both are compared with.
+        extractor: source of the features, which names the distance.
+
+    Returns:
+        distance, delta (first less second), error, z and p, ready for JSON.
+
+    Raises:
+        FeatureError: N / 2 does not exceed d, and the reference has no images to compare with.
     """
-    features = collect(extractor, samples.images, samples.name, batch, quiet)
-    return tuple(score(features, reference.statistics, extractor, reference.statistics.name))
+    cells = []
+    for features in (first, second):
+        arrays = influence_arrays(features, reference, extractor)
+        value = frechet_score("", features, reference.moments, "").value
+        names = ("frechet", "frechet_reference", "kernel", "within", "kernel_reference")
+        cells.append(CellTerms(value, reference_n=reference.n, **{name: arrays.get(name) for name in names}))
+    found = compare({0: cells[0]}, {0: cells[1]})
+    if found is None:
+        raise FeatureError(
+            f"a test needs more than {2 * first.shape[1]} samples, or a reference with images; drop --against"
+        )
+    name = extractor.metrics["frechet" if found.distance == "frechet" else "kid"]
+    numbers = {"delta": found.delta, "error": found.error, "z": found.z, "p": float(p_value(found.z))}
+    return {"distance": name, **numbers}
+
+
+def _test_lines(test: Mapping[str, Any], other: Path) -> Iterator[str]:
+    if test:
+        numbers = "{distance}: {delta:+.6g} ± {error:.2g}, z = {z:+.2f}, p = {p:.3g}".format(**test)
+        yield f"less that of {other}, paired by place: {numbers}"
 
 
 def notes(samples: ImageSet, reference: Yardstick, extractor: Extractor) -> Iterator[str]:

@@ -231,6 +231,32 @@ def test_scores_on_a_gpu_are_those_on_the_host(samples, capsys):
             assert float(found[1][name][0]) == pytest.approx(float(value), rel=1e-3, abs=1e-3)
 
 
+def test_two_sets_are_told_apart(samples, heldout, tmp_path, capsys):
+    """Held-out digits against the same with noise: the plain ones are closer, by both signs of the difference."""
+    noise = torch.randint(-60, 60, heldout.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (heldout.int() + noise).clamp(0, 255)
+    paths = []
+    for name, images in (("plain", heldout), ("noisy", noisy.to(torch.uint8))):
+        paths.append(tmp_path / f"{name}.npz")
+        np.savez(paths[-1], arr_0=images.movedim(1, 3).expand(-1, -1, -1, 3).numpy())
+    tests = []
+    for first, second in (paths, paths[::-1]):
+        out = tmp_path / f"{first.stem}.json"
+        flags = ["--reference", "digits", "--against", str(second), "--out", str(out), "--quiet"]
+        assert main([str(first), *flags]) == 0
+        tests.append(json.loads(out.read_text())["test"])
+        assert f"less that of {second}, paired by place: fd_digits: " in capsys.readouterr().out
+    assert tests[0]["z"] == -tests[1]["z"] < -5
+    assert tests[0]["p"] < 1e-6
+    scores = [json.loads((tmp_path / f"{path.stem}.json").read_text())["scores"] for path in paths]
+    distances = [next(row["value"] for row in rows if row["metric"] == "fd_digits") for rows in scores]
+    assert tests[0]["delta"] == pytest.approx(distances[0] - distances[1])
+    few = tmp_path / "few.npz"
+    np.savez(few, arr_0=np.zeros((3, 8, 8, 3), np.uint8))
+    assert main([str(paths[0]), "--reference", "digits", "--against", str(few), "--quiet"]) == 2
+    assert "give as many of both" in capsys.readouterr().err
+
+
 def test_statistics_are_no_samples(tmp_path, capsys):
     np.savez(tmp_path / "edm.npz", mu=np.zeros(64), sigma=np.eye(64))
     assert "holds statistics and no images" in refused(capsys, tmp_path / "edm.npz", "--reference", "digits", *DIGITS)
@@ -255,7 +281,7 @@ def test_an_interruption_says_so(samples, monkeypatch, capsys):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bench.measure.__main__.scores_of", interrupt)
+    monkeypatch.setattr("bench.measure.__main__.collect", interrupt)
     assert measure(samples, "--reference", "digits", *DIGITS) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
