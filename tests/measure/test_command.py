@@ -16,7 +16,8 @@ from bench.measure.quality.scores import FeatureSet, score
 from bench.measure.quality.statistics import summarise
 
 DIGITS = ("--features", "digits", "--quiet", "--device", "cpu")
-METRICS = [f"{name}_digits" for name in ("fd", "sfd", "kid", "precision", "recall", "is")]
+METRICS = [f"{name}_digits" for name in ("fd", "sfd")] + ["fd_digits_strat"]
+METRICS += [f"{name}_digits" for name in ("kid", "precision", "recall", "is")]
 
 
 @pytest.fixture(scope="module")
