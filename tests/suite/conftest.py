@@ -27,6 +27,14 @@ NETWORK = {
 Outcome = namedtuple("Outcome", "code out err")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def small_covariances():
+    """Leave out the Gaussian of 32x32 colour images, whose covariance takes half a minute to decompose."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.suite.cells.reference.LARGEST", 768)
+        yield
+
+
 @pytest.fixture(scope="session")
 def save_tiny(tmp_path_factory):
     """Return a function that writes a random network with chosen training facts and returns its path."""

@@ -7,9 +7,11 @@ training images differ, so a part of a gap is a network's only where all three a
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -26,12 +28,16 @@ _DOUBLE = 2**20  # values of all images: up to so many the arithmetic is float64
 class StandIn(ABC):
     """A law of the data with an exact denoiser.
 
-    Args:
-        learned: alpha_bar [T] of the training process that the learned variance refers to, None without one.
+    ``learned`` is the alpha_bar [T] of the training process that the learned variance refers to, None without one.
     """
 
-    def __init__(self, learned: NDArray[np.float64] | None) -> None:
-        self.learned = learned
+    learned: NDArray[np.float64] | None = None
+
+    def trained_on(self, alpha_bars: NDArray[np.float64] | None) -> Self:
+        """Return the same law with the alpha_bar [T] of another training process, or without one."""
+        law = copy.copy(self)
+        law.learned = alpha_bars
+        return law
 
     @abstractmethod
     def posterior(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
@@ -59,11 +65,9 @@ class FiniteSet(StandIn):
 
     Args:
         images: float [M, C, H, W] in [-1, 1], on the device of the walk.
-        learned: as for :class:`StandIn`.
     """
 
-    def __init__(self, images: Tensor, learned: NDArray[np.float64] | None) -> None:
-        super().__init__(learned)
+    def __init__(self, images: Tensor) -> None:
         self.images, self.rows = images, images.flatten(1).to(_dtype(images))  # rows [M, D]
         self.energy = self.rows.square().sum(1)  # ||x_j||^2
 
@@ -92,17 +96,14 @@ class ClassMixture(StandIn):
     Args:
         images: float [M, C, H, W] in [-1, 1], on the device of the walk.
         labels: int64 [M]; every class has at least two images.
-        learned: as for :class:`StandIn`.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, learned: NDArray[np.float64] | None) -> None:
-        super().__init__(learned)
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.shape, self.parts = images.shape[1:], list[_Component]()
         dtype = _dtype(images)
         for label in labels.unique().tolist():
             rows = images[(labels == label).to(images.device)].flatten(1).cpu().double()
-            values, vectors = torch.linalg.eigh(rows.T.cov())
-            parts = rows.mean(0), values.clamp(min=0), vectors
+            parts = rows.mean(0), *_principal(rows)
             mean, values, vectors = (part.to(dtype).to(images.device) for part in parts)
             self.parts.append(_Component(len(rows) / len(images), mean, values, vectors))
 
@@ -110,9 +111,13 @@ class ClassMixture(StandIn):
         """Return the moments of the mixture of the posteriors of its parts."""
         scores, means, variances = [], [], []
         for part in self.parts:
-            total = level.alpha**2 * part.values + level.sigma**2
-            rotated = (x.to(part.mean.dtype) - level.alpha * part.mean) @ part.vectors  # [B, D]
+            total = level.alpha**2 * part.values + level.sigma**2  # eigenvalues of Cov(x), [r]
+            centred = x.to(part.mean.dtype) - level.alpha * part.mean
+            rotated = centred @ part.vectors  # [B, r]
             scores.append(math.log(part.share) - (rotated.square() / total + total.log()).sum(1) / 2)
+            if (rest := len(part.mean) - len(total)) > 0:  # directions of no spread have noise alone
+                outside = centred.square().sum(1) - rotated.square().sum(1)
+                scores[-1] -= (outside / level.sigma**2 + rest * math.log(level.sigma**2)) / 2
             means.append(part.mean + (rotated * (level.alpha * part.values / total)) @ part.vectors.T)
             variances.append(part.vectors.square() @ (part.values * level.sigma**2 / total))
         weights = torch.stack(scores, dim=1).softmax(1)  # [B, parts]
@@ -126,19 +131,28 @@ class ClassMixture(StandIn):
         images = []
         for number in rng.choice(len(self.parts), count, p=[part.share for part in self.parts]).tolist():
             part = self.parts[number]
-            z = torch.from_numpy(rng.standard_normal(len(part.mean))).to(part.mean)
+            z = torch.from_numpy(rng.standard_normal(len(part.values))).to(part.mean)
             images.append(part.mean + part.vectors @ (part.values.sqrt() * z))
         return torch.stack(images).reshape(count, *self.shape).float()
 
 
 @dataclass(frozen=True)
 class _Component:
-    """A Gaussian of a mixture: its share, mean [D], and the eigenvalues [D] and eigenvectors of its covariance."""
+    """A Gaussian of a mixture: its share, mean [D], and r eigenvalues and eigenvectors [D, r]; the others are 0."""
 
     share: float
     mean: Tensor
     values: Tensor
     vectors: Tensor
+
+
+def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues [r] and eigenvectors [D, r] of the covariance of rows [N, D], r = min(N, D)."""
+    if len(rows) > rows.shape[1]:
+        values, vectors = torch.linalg.eigh(rows.T.cov())
+        return values.clamp(min=0), vectors
+    _, roots, vectors = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    return roots.square() / (len(rows) - 1), vectors.T
 
 
 def _dtype(images: Tensor) -> torch.dtype:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,11 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.instruments.floors import GaussianFloors, band_energies
+from bench.measure.instruments.gaussian import LARGEST
 from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.stand_ins import ClassMixture, FiniteSet, StandIn
 from bench.measure.instruments.step_table import Row, to_table
+from bench.suite.cells.reference import Reference
 from bench.suite.cells.workbench import Workbench
 from bench.suite.experiments.experiment import Extra, RecordFolder
 from bench.suite.plan import Cell
@@ -147,12 +149,11 @@ class ExactSamplers(Extra):
             return
         learned = alpha_bars(about.schedule, about.T) if self.cell.config.variance == "learned" else None
         walked = _FEW if large else min(max(_WORK // self.cell.steps, _FEW), _MANY)
-        images, labels = to_unit(data.part("train")).to(workbench.device), data.part_labels("train")
-        if len(labels.unique()) > 1 and int(labels.unique(return_counts=True)[1].min()) > 1:
-            self._add_walk(arms, "mixture", ClassMixture(images, labels, learned), walked, workbench)
-        else:
-            arms.notes["mixture"] = "the images have no classes of at least two images"
-        self._add_walk(arms, "empirical", FiniteSet(images, learned), walked, workbench)
+        laws = _stand_ins(workbench.reference, workbench.device)
+        if "mixture" not in laws:
+            arms.notes["mixture"] = "the images are too large, or have no classes of at least two images"
+        for name, law in laws.items():
+            self._add_walk(arms, name, law.trained_on(learned), walked, workbench)
 
     def _add_walk(self, arms: _Arms, name: str, law: StandIn, count: int, workbench: Workbench) -> None:
         """Add an exact denoiser, free running and teacher forced."""
@@ -174,6 +175,17 @@ class ExactSamplers(Extra):
             state = probe.state()
             arms.rows += WalkProbe.result(arm, state, self.indices, path, data, solver)
             arms.spectra |= {f"{arm}/{band}": state[f"{band}/mean"] for band in _BANDS}
+
+
+@lru_cache(maxsize=1)
+def _stand_ins(reference: Reference, device: torch.device) -> dict[str, StandIn]:
+    """Return the stand-ins for a reference's training images, computed once for all records."""
+    images, labels = to_unit(reference.data.part("train")).to(device), reference.data.part_labels("train")
+    counts = labels.unique(return_counts=True)[1]
+    laws: dict[str, StandIn] = {}
+    if len(counts) > 1 and int(counts.min()) > 1 and math.prod(reference.data.shape) <= LARGEST:
+        laws["mixture"] = ClassMixture(images, labels)
+    return {**laws, "empirical": FiniteSet(images)}
 
 
 def plan_exact(cells: Sequence[Cell]) -> list[ExactSamplers]:

@@ -27,6 +27,7 @@ def data():
 def kept(data, tmp_path, monkeypatch):
     """Keep the small dataset in the place of CIFAR-10."""
     monkeypatch.setattr(committed, "_FOLDER", tmp_path)
+    monkeypatch.setattr(committed, "_covariance", lambda data: {})  # half a minute at this size
     committed._committed.cache_clear()
     write_committed(data, open_extractor("cifar10"), tmp_path / "cifar10-statistics.npz")
     yield tmp_path / "cifar10-statistics.npz"
@@ -111,7 +112,8 @@ def test_what_ships_is_cifar10_re_encoded(name):
     assert (abs(found.pooled.mean(0) - found.moments.mean) < 5 * errors).all()
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(committed, "_covariance", lambda data: {})  # half a minute at this size
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     rng = np.random.default_rng(0)
     for side in ("train", "test"):

@@ -76,7 +76,7 @@ def test_single_steps_of_an_exact_denoiser_are_unbiased(compute, make_cell, smal
 def test_what_is_missing_says_why(compute, make_cell, small_data, monkeypatch):
     plain = replace(small_data, labels=torch.zeros_like(small_data.labels))
     table, *_ = compute(make_cell(), plain)
-    assert notes(table) == {"mixture": "the images have no classes of at least two images"}
+    assert notes(table) == {"mixture": "the images are too large, or have no classes of at least two images"}
     monkeypatch.setattr(exact, "_LARGE", 1)
     monkeypatch.setattr(exact, "_STEPS", 3)
     table, *_ = compute(make_cell(), small_data)
