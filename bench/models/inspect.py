@@ -127,15 +127,15 @@ class Inspector:
 
     def __init__(self, weights: Path, images: Tensor, labels: Tensor) -> None:
         self.weights, self.images, self.labels = weights, images, labels
-        self._networks: dict[str, Any] = {}
+        self._network: tuple[Any, Any] = (None, None)  # the last one, and what it was made of
 
     def trial(self, candidate: Candidate) -> Trial:
         """Show the images to the network as a candidate describes it."""
         about = candidate.description
-        key = str(sorted((k, v) for k, v in about.network.items() if k != "rescale_timesteps"))
-        if key not in self._networks:
-            self._networks[key] = open_network(self.weights, about)
-        denoiser = denoiser_of(self._networks[key], about, self.images.device)
+        arguments = {name: value for name, value in about.network.items() if name != "rescale_timesteps"}
+        if self._network[1] != arguments:
+            self._network = open_network(self.weights, about), arguments
+        denoiser = denoiser_of(self._network[0], about, self.images.device)
         preconditioning = None
         if about.prediction in PRECONDITIONINGS:
             preconditioning = make_preconditioning(about.prediction, about.network.get("preconditioning"))
@@ -191,9 +191,11 @@ def _entry(config: Path, name: str) -> tuple[Path, Mapping[str, Any]]:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{config} cannot be read as a config file of models ({reason(error)})") from None
     for key, entry in models.items():
-        weights = str(entry.get("weights", ""))
-        if name == key or (weights and Path(name).resolve() == Path(weights).resolve()):
-            return Path(weights), entry
+        weights = Path(str(entry.get("weights", "")))
+        if not weights.exists():
+            weights = config.parent / weights
+        if name == key or ("weights" in entry and Path(name).resolve() == weights.resolve()):
+            return weights, entry
     raise CheckpointError(f"{config} has no model {quoted(name)}, nor one of these weights; known: {', '.join(models)}")
 
 
