@@ -64,7 +64,10 @@ class Registry:
         member, _, rest = name.partition("@")
         number, dash, remedies = rest.partition("-")
         if member not in EMBEDDED or member in self.entries:
-            raise ConfigError(f"unknown model {name!r}; only the embedded family has trainings: {', '.join(EMBEDDED)}")
+            raise ConfigError(
+                f"unknown model {name!r}; only the embedded family has trainings ({', '.join(EMBEDDED)}), named before"
+                " a remedy, as in adm@2-es"
+            )
         numbers = trainings(self.dataset, member)
         if number not in map(str, numbers) and (check or not number.isdecimal()):
             names = ", ".join([member, *(f"{member}@{training}" for training in numbers)])

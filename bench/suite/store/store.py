@@ -89,11 +89,12 @@ class Store:
         return self.root / "cells" / cell.name
 
     def metrics(self, cell: Cell) -> dict[str, Any] | None:
-        """Return a complete cell's metrics, None while it is not complete.
+        """Return a complete cell's metrics, None while it is not complete."""
+        return self._metrics(self.folder(cell))
 
-        The file is read, and its checksum compared, once as long as it stays as it is.
-        """
-        path = self.folder(cell) / "metrics.json"
+    def _metrics(self, folder: Path) -> dict[str, Any] | None:
+        """Return the metrics in a folder; the file is read and checked once as long as it stays as it is."""
+        path = folder / "metrics.json"
         try:
             facts = path.stat()
         except OSError:
@@ -150,7 +151,7 @@ class Store:
             raise ConfigError(f"{self.root} is a small copy for publication; choose another --out")
         cells_by_name = {cell.name: cell for cell in cells}
         for folder in sorted(path for path in (self.root / "cells").glob("*") if path.is_dir()):
-            record = read_record(folder / "metrics.json") or read_record(folder / "cell.json") or {}
+            record = self._metrics(folder) or read_record(folder / "cell.json") or {}
             old = record.get("cell")
             if not isinstance(old, dict):
                 continue
@@ -174,7 +175,7 @@ class Store:
         """
         names = {cell.name for cell in cells}
         for folder in sorted((self.root / "cells").glob("*")):
-            key = (read_record(folder / "metrics.json") or {}).get("features")
+            key = (self._metrics(folder) or {}).get("features")
             if folder.name in names or not isinstance(key, str):
                 continue
             other = key.rsplit("-scores", 1)[0]
