@@ -48,6 +48,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_training_writes_its_log_as_scalars_too(tmp_path, monkeypatch):
     """The file holds float32: 1e-6 relative."""
     pytest.importorskip("tensorboard")

@@ -323,11 +323,6 @@ def test_epsilon_scaling_follows_a_shifted_level():
         torch.testing.assert_close(eps[k], wanted, rtol=1e-6, atol=0)  # a few float32 roundings
 
 
-def test_heun_and_the_released_code_do_not_go_together():
-    with pytest.raises(ValueError, match="no corrected steps; use ddpm, ddim or euler"):
-        run(network, EDM, start(EDM), Heun(), ShiftedTarget(EDM, EDM_GRID, window=0, cutoff=0))
-
-
 @pytest.mark.parametrize("kinds", [(TimeShift, ShiftedTarget), (ShiftedTarget, TimeShift), (TimeShift, TimeShift)])
 def test_two_shifts_do_not_go_together(kinds):
     both = InOrder([kind(COSINE, GRID, window=80, cutoff=0) for kind in kinds])
