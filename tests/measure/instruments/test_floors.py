@@ -102,7 +102,8 @@ def errors(setting, arm, i, before, reached):
         found[i - 1, "var_conditional"] = variance_error(cov, n)
     pred = root_error(cov, roots, n)
     found |= {(i - 1, "pred_std"): pred, (i - 1, "excess_std"): pred}
-    found[i - 1, "delta_t"] = 2 * abs(roots.mean() - reached.level.sigma) * pred + pred**2
+    # A square: where it is near 0, three errors of its root change it by 3 (2 |root| error + 3 error^2).
+    found[i - 1, "delta_t"] = 2 * abs(roots.mean() - reached.level.sigma) * pred + 3 * pred**2
     level = before.level
     total = level.alpha**2 * x0.cov + level.sigma**2 * np.eye(16)
     back = level.sigma * np.linalg.inv(total)
