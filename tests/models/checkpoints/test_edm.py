@@ -18,7 +18,9 @@ from edm_files import (
     write_edm_pickle,
 )
 
+from bench.models.checkpoints import edm
 from bench.models.checkpoints.edm import describe_edm, load_edm
+from bench.models.checkpoints.edm_pickle import read_objects
 from bench.models.networks.dhariwal import dhariwal_state
 from bench.runtime.errors import CheckpointError
 
@@ -88,6 +90,17 @@ def test_a_written_network_comes_back(tmp_path, architecture, options):
     reference = edm_reference.network(architecture, tensors, config, x, noise, one_hot)
     got = network(x, noise, labels).sample
     assert (got - reference).abs().max() < TOLERANCE * reference.abs().max()
+
+
+def test_a_file_is_parsed_once_to_be_described_and_loaded(tmp_path, monkeypatch):
+    path, parsed = tmp_path / "net.pkl", []
+    write_edm_pickle(path)
+    monkeypatch.setattr(edm, "read_objects", lambda path: parsed.append(path) or read_objects(path))
+    _, description = read(path)
+    assert parsed == [path]
+    assert description.content == {}  # loading has released it
+    load_edm(path, description)
+    assert parsed == [path, path]
 
 
 @pytest.mark.parametrize("architecture", ["SongUNet", "DhariwalUNet"])
