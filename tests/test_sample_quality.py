@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -18,7 +19,7 @@ from bench.measure.quality.committed import unseen
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints.native import load_network
 from bench.models.denoisers.parameterization import NetworkDenoiser
-from bench.models.train.recipes import NETWORKS, RECIPES
+from bench.models.train.recipes import NETWORKS, RECIPES, Recipe
 from bench.suite.registry.family import EMBEDDED, WEIGHTS
 from bench.suite.registry.registry import load_registry
 
@@ -70,17 +71,37 @@ def test_further_trainings_differ_by_their_seed_alone(name):
 def test_the_embedded_weights_are_small_and_complete():
     families = {folder.name: sorted(folder.glob("*.safetensors")) for folder in WEIGHTS.iterdir() if folder.is_dir()}
     names = {family: {path.stem for path in files} for family, files in families.items()}
-    assert names == {"digits": {*EMBEDDED, *TRAININGS}, "cifar10": {"adm", "adm-ip", "ddpm-y"}}
+    assert names == {
+        "digits": {*EMBEDDED, *TRAININGS},
+        "digits-affine": {"adm", "adm-ip"},
+        "cifar10": {"adm", "adm-ip", "ddpm-y"},
+    }
     sizes = {family: sum(path.stat().st_size for path in files) / 2**20 for family, files in families.items()}
     assert sizes["digits"] < 15
+    assert sizes["digits-affine"] < 2
     assert sizes["cifar10"] < 50
+
+
+def recorded(recipe: Recipe, training: Mapping[str, object]) -> dict[str, object]:
+    """Return a recipe as a training recorded it: fields that came later had their default, and are left out."""
+    fields, plain = asdict(recipe), asdict(Recipe(recipe.name))
+    assert all(fields[name] == plain[name] for name in fields.keys() - training.keys())
+    return {name: value for name, value in fields.items() if name in training}
+
+
+@pytest.mark.parametrize("name", ["adm", "adm-ip"])
+def test_the_models_of_digits_affine_are_those_of_their_recipes(name):
+    training = load_registry((), "digits-affine").model(name).description.training
+    images = {"data": "digits-affine-train (120000)", "data_hash": "30f46ba04bedf8ba"}
+    assert training == recorded(RECIPES[f"digits-affine/{name}"], training) | images
 
 
 @pytest.mark.parametrize("name", ["adm", "adm-ip", "ddpm-y"])
 def test_the_cifar10_family_is_that_of_its_recipes(name):
     model = load_registry((), "cifar10").model(name)
     images = {"data": "cifar10-jpeg-train (50000)", "data_hash": unseen("cifar10").committed.content}
-    assert model.description.training == asdict(RECIPES[f"cifar10/{name}"]) | images
+    training = model.description.training
+    assert training == recorded(RECIPES[f"cifar10/{name}"], training) | images
     assert model.description.network == {
         **NETWORKS["cifar10"],
         "channel_mult": [1, 2, 2, 2],
