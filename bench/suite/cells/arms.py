@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,14 @@ Arrays = dict[str, NDArray[Any]]
 
 class RunError(UserError):
     """A computation went wrong in a way the user must know of; the message names model, steps and seed."""
+
+
+class _RealImages(NamedTuple):
+    """Real images x0 [B, C, H, W], the numbers [B] of their noise, and their labels [B]."""
+
+    x0: Tensor
+    numbers: Tensor
+    cond: Tensor | None
 
 
 class Arms:
@@ -82,7 +90,6 @@ class Arms:
         errors = {part: ErrorProbe(plan.error_indices) for part in arms}
         for rows, valid in self.workbench.batches(unit.start, unit.stop, unit.stop):
             boundary = min(max(plan.train - int(rows[0]), 0), valid)  # training images in this batch
-            x0, numbers, cond = self._forced_images(rows)
             probes: list[Probe] = []
             if boundary:
                 probes += [Selected(probe, slice(0, boundary)) for probe in arms["train"]]
@@ -93,13 +100,13 @@ class Arms:
                 first = int(rows[0]) + boundary - plan.train
                 count = min(valid - boundary, max(plan.error_heldout - first, 0))
                 probes += [Selected(errors["heldout"], slice(boundary, boundary + count))] if count else []
-            self._force(x0, numbers, cond, plan.indices, probes, valid)
+            self._force(self._forced_images(rows), plan.indices, probes, valid)
         records = _records("forced-train", arms["train"]) | _records("forced-heldout", arms["heldout"])
         states = {f"errors/{part}": probe.state() for part, probe in errors.items()}
         return records | {name: state for name, state in states.items() if state is not None}
 
-    def _forced_images(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return images, noise numbers (training image k draws as 2k, held-out image k as 2k + 1) and labels."""
+    def _forced_images(self, rows: Tensor) -> _RealImages:
+        """Return training images, then held-out ones: training image k draws as 2k, held-out image k as 2k + 1."""
         plan, model, workbench = self._instruments(), self.cell.model, self.workbench
         rows = rows.clamp(max=plan.train + plan.heldout - 1)  # padding repeats the last image
         held = rows >= plan.train
@@ -110,7 +117,7 @@ class Arms:
             labels = workbench.labels(model, "heldout", index[held])
             if cond is not None and labels is not None:
                 cond[held] = labels
-        return x0, 2 * index + held.long(), cond
+        return _RealImages(x0, 2 * index + held.long(), cond)
 
     def _errors(self, unit: Unit) -> Arrays:
         """Visit the images that teacher forcing left out, at the error levels alone."""
@@ -123,7 +130,7 @@ class Arms:
             probe = ErrorProbe(plan.error_indices)
             for rows in torch.arange(numbers.start, numbers.stop, device=self.device).split(workbench.batch):
                 x0, cond = workbench.images(part, rows), workbench.labels(self.cell.model, part, rows)
-                self._force(x0, 2 * rows + offset, cond, plan.error_indices, [probe], len(rows))
+                self._force(_RealImages(x0, 2 * rows + offset, cond), plan.error_indices, [probe], len(rows))
             state = probe.state()
             assert state is not None  # the range is not empty
             arrays[f"errors/{part}"] = state
@@ -147,27 +154,13 @@ class Arms:
             self.denoiser, self.levels, x, self.solver, draws, clip=clip, correction=correction, x0=x0, cond=cond
         )
 
-    def _force(
-        self,
-        x0: Tensor,
-        numbers: Tensor,
-        cond: Tensor | None,
-        indices: Sequence[int],
-        probes: Sequence[Probe],
-        images: int,
-    ) -> None:
+    def _force(self, batch: _RealImages, indices: Sequence[int], probes: Sequence[Probe], images: int) -> None:
         """Take a step from x_t ~ q(x_t | x_0) at each of the solver indices."""
+        draws, clip = Draws(self.noise, batch.numbers), self.cell.config.clip
         steps = teacher_forced(
-            self.denoiser,
-            self.levels,
-            x0,
-            self.solver,
-            Draws(self.noise, numbers),
-            clip=self.cell.config.clip,
-            correction=self.correction,
-            cond=cond,
-            indices=set(indices),
-        )
+            self.denoiser, self.levels, batch.x0, self.solver, draws,
+            clip=clip, correction=self.correction, cond=batch.cond, indices=set(indices),
+        )  # fmt: skip
         self._observe(steps, probes, images)
 
     def _observe(self, steps: Iterator[Step], probes: Sequence[Probe], images: int) -> tuple[Tensor, int]:
