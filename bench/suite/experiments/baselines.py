@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bench.data import to_unit
+from bench.data import Dataset, to_unit
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
@@ -91,21 +92,20 @@ class ChainBaselines(Extra):
 
     def _real(self, workbench: Workbench) -> Iterator[ChainRow]:
         extractor, reference = workbench.reference.extractor, workbench.reference
-        where = (_MODEL, "real", None, None, self.seed)
+        row = partial(self._row, "real", reference=reference.name, n=self.n)
         if extractor is None:
-            yield ChainRow(*where, self.n, "frechet", None, None, reference.name, "the run has no features")
+            yield row("frechet", None, note="the run has no features")
             return
-        metric, all_train = extractor.metrics["frechet"], reference.features().moments
+        metric, moments = extractor.metrics["frechet"], reference.features().moments
         images = reference.data.part("train")[: self.n]
-        sources = frechet_score(metric, extractor.extract(images)[0], all_train, reference.name)
-        note = sources.reason or "the source images themselves"
-        yield ChainRow(*where, self.n, metric, sources.value, None, reference.name, note)
+        sources = frechet_score(metric, extractor.extract(images)[0], moments, reference.name)
+        yield row(metric, sources.value, note=sources.reason or "the source images themselves")
         others, which = self._others(workbench)
         if others is None:
-            yield ChainRow(*where, self.n, metric, None, None, reference.name, which)
+            yield row(metric, None, note=which)
             return
-        score = frechet_score(metric, extractor.extract(others)[0], all_train, reference.name)
-        yield ChainRow(*where, self.n, metric, score.value, None, reference.name, score.reason or which)
+        score = frechet_score(metric, extractor.extract(others)[0], moments, reference.name)
+        yield row(metric, score.value, note=score.reason or which)
 
     def _others(self, workbench: Workbench) -> tuple[Tensor | None, str]:
         """Return n real images that are no sources, uint8, and what they are; or None and why not."""
@@ -120,15 +120,14 @@ class ChainBaselines(Extra):
         return levels(self.schedule, self.T, str(self.T))[-(length + 1) :]
 
     def _row(
-        self,
-        method: str,
-        length: int,
-        n: int | None,
-        error: tuple[str, float | None, float | None],
-        note: str,
-        name: str,
-    ) -> ChainRow:
-        return ChainRow(_MODEL, method, length, length - 1, self.seed, n, *error, f"source images ({name}-train)", note)
+        self, method: str, quantity: str, value: float | None, *,
+        reference: str, note: str, length: int | None = None, n: int | None = None, std: float | None = None,
+    ) -> ChainRow:  # fmt: skip
+        t = None if length is None else length - 1
+        return ChainRow(
+            model=_MODEL, method=method, start=length, t=t, seed=self.seed, n=n,
+            quantity=quantity, value=value, std=std, reference=reference, note=note,
+        )  # fmt: skip
 
     def _empirical(self, workbench: Workbench) -> Iterator[ChainRow]:
         """Yield the exact sampler of the training images, from the very states that the chains start at."""
@@ -139,11 +138,12 @@ class ChainBaselines(Extra):
         starts = [self._levels(length)[0] for length in self.lengths]
         note = "x_0' ~ q(x_0 | x_t) over the training images, expected"
         for length, errors in zip(self.lengths, empirical_errors(images[: self.n], noise, images, starts), strict=True):
-            for error in error_summary(errors):
-                yield self._row("exact-empirical", length, self.n, error, note, data.name)
+            row = partial(self._row, "exact-empirical", length=length, n=self.n, reference=_sources(data), note=note)
+            for quantity, value, std in error_summary(errors):
+                yield row(quantity, value, std=std)
 
     def _gaussian(self, workbench: Workbench) -> Iterator[ChainRow]:
-        oracle, name = workbench.reference.gaussian(self.schedule, self.T), workbench.reference.data.name
+        oracle, reference = workbench.reference.gaussian(self.schedule, self.T), _sources(workbench.data)
         if oracle is None:
             return
         note = "Gaussian data of the same mean and covariance, not clamped"
@@ -153,4 +153,8 @@ class ChainBaselines(Extra):
             errors |= {f"exact-gaussian-{way}": gaussian_chain_errors(oracle, path, way) for way in ("mean", "ddim")}
             for method, values in errors.items():
                 for quantity, value in zip(("l1", "rmse"), values, strict=True):
-                    yield self._row(method, length, None, (quantity, value, None), note, name)
+                    yield self._row(method, quantity, value, length=length, reference=reference, note=note)
+
+
+def _sources(data: Dataset) -> str:
+    return f"source images ({data.name}-train)"

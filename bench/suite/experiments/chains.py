@@ -121,8 +121,11 @@ class Chain(Extra):
 
     def _row(self, quantity: str, value: float | None, std: float | None, reference: str, note: str) -> ChainRow:
         cell = self.cell
-        where = (cell.model.name, self.method, self.length, self.length - 1, cell.seed, cell.samples)
-        return ChainRow(*where, quantity, value, std, reference, note)
+        return ChainRow(
+            model=cell.model.name, method=self.method, start=self.length, t=self.length - 1,
+            seed=cell.seed, n=cell.samples,
+            quantity=quantity, value=value, std=std, reference=reference, note=note,
+        )  # fmt: skip
 
     def _errors(self, x: Tensor, x0: Tensor, workbench: Workbench) -> Iterator[ChainRow]:
         reference = f"source images ({workbench.reference.data.name}-train)"
