@@ -28,7 +28,7 @@ def band_energies(shape: Sequence[int]) -> Energy:
     Args:
         shape: (C, H, W), H and W at least 2.
     """
-    bins = RadialBins(*shape[1:])
+    bins = RadialBins(shape[1], shape[2])
 
     def energy(images: NDArray[np.float64]) -> NDArray[np.float64]:
         pixels = torch.from_numpy(images).reshape(-1, *shape)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,14 +166,15 @@ class LinearGaussian:
             return state
         if state.inner is None or self.vectors is None or not follow:
             return replace(state, inner=None, noise=None)
-        roots = (np.sqrt(state.noise)[:, None] * self.vectors).astype(self._precision())
+        roots = self._rounded(np.sqrt(state.noise)[:, None] * self.vectors)
         inner = roots.T @ roots  # V^T diag(noise) V
         inner += np.diag(state.inner) if state.inner.ndim == 1 else state.inner
         return replace(state, inner=inner, noise=None)
 
-    def _precision(self) -> type[np.float64] | type[np.float32]:
-        """Return the dtype of full matrices: beyond 768 values single precision, with a relative error of 1e-6."""
-        return np.float64 if len(self.mean) <= _ALWAYS else np.float32
+    def _rounded(self, matrix: Matrix) -> Matrix:
+        """Return a full matrix in its precision: beyond 768 values float32, with a relative error of 1e-6."""
+        dtype: Any = np.float64 if len(self.mean) <= _ALWAYS else np.float32
+        return matrix.astype(dtype)
 
     @staticmethod
     def churned(state: GaussianState, solver: Solver) -> GaussianState:
