@@ -1,4 +1,4 @@
-"""What every reader of datasets hands back, and the one loop that turns single pictures into it."""
+"""The result of every reader of datasets, and the one loop that stacks single pictures."""
 
 from __future__ import annotations
 

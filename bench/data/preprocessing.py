@@ -27,7 +27,7 @@ _LARGEST = 4096  # side length
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to each picture before anything else sees it; by default nothing.
+    """How each picture is resized and cropped before anything else; by default not at all.
 
     Attributes:
         resize: side length of the square result in pixels; None keeps the size.

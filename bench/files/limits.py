@@ -1,4 +1,4 @@
-"""What a dataset may cost before it is refused: files of strangers can declare or unfold to any size."""
+"""Limits of datasets: files of strangers can declare any size, or unfold to it."""
 
 from __future__ import annotations
 

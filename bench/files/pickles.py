@@ -79,7 +79,7 @@ class _Bounded:
         self._file, self.tell, self.readline = file, file.tell, file.readline
 
     def read(self, size: int) -> bytes:
-        """Read at most so many bytes, and at most what is left."""
+        """Read at most ``size`` bytes, and at most the rest of the file."""
         return self._file.read(min(size, self.end - self.tell()))
 
 
@@ -106,7 +106,7 @@ def _refuse_absurd(file: IO[bytes]) -> None:
 
 
 class _Stack:
-    """The unpickler's stack and memo with a number in the place of each object.
+    """The unpickler's stack and memo, with a number for each object.
 
     It is 0 for a name that was looked up; for a tuple, and for what a call may have made of one, the count of entries
     with those of tuples inside it; 1 for all else.
@@ -117,7 +117,7 @@ class _Stack:
         self._memo: dict[int, int] = {}
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Do what an opcode does."""
+        """Apply an opcode."""
         name = opcode.name
         if "PUT" in name or name == "MEMOIZE":
             self._memo[len(self._memo) if name == "MEMOIZE" else int(argument)] = self._top()
@@ -140,7 +140,7 @@ class _Stack:
         return top
 
     def _pop(self, opcode: pickletools.OpcodeInfo) -> list[int]:
-        """Take off what an opcode uses, deepest first."""
+        """Pop the operands of an opcode, deepest first."""
         before, popped = opcode.stack_before, list[int]()
         if pickletools.markobject in before:
             while (value := self._values.pop()) is not None:

@@ -62,7 +62,7 @@ class _LevelChoice(Correction):
         return batched(t, alpha, sigma)
 
     def _table(self, choices: tuple[Level, ...], x: Tensor) -> Tensor:
-        """Return [K, 3] of t, alpha, sigma; kept, since a copy to the device would make every step wait for it."""
+        """Return [K, 3] of t, alpha, sigma, cached: a copy to the device would make every step wait for it."""
         key = (choices, x.dtype, x.device)
         if key not in self._tables:
             rows = [(level.t, level.alpha, level.sigma) for level in choices]

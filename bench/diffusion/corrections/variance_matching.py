@@ -24,7 +24,7 @@ def x0_std(pred: Prediction) -> Tensor:
 
 
 def _gain(x: Tensor, std: Any) -> Tensor:
-    """Return what images [B, C, H, W] are multiplied by to have a spread; [B, 1, 1, 1]."""
+    """Return the factor that gives images [B, C, H, W] a spread; [B, 1, 1, 1]."""
     return std / x.std(_ALL, keepdim=True).clamp(min=_LEAST)
 
 
@@ -60,7 +60,7 @@ class VarianceNormalisation(Correction):
         self._least, self._data_variance = min(normalised, default=math.inf), data_variance
 
     def after(self, x_next: Tensor, pred: Prediction, call: Call) -> Tensor:
-        """Return what a whole step made, scaled."""
+        """Return the state of a whole step, scaled."""
         level = call.level_next
         if not call.completes or level.is_clean:
             return x_next

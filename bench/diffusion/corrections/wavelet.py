@@ -116,7 +116,7 @@ class PixelCorrection(Correction):
 
 
 def _low_band(images: Tensor) -> Tensor:
-    """Return what the LL band alone transforms back to, [B, C, H, W]: each 2 x 2 block's mean."""
+    """Return the image of the LL band alone, [B, C, H, W]: the mean of each 2 x 2 block."""
     height, width = images.shape[-2:]
     if height % 2 or width % 2:
         raise ValueError(
