@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 from bench.__main__ import console, main
 
 __all__ = ["main"]
 
 if __name__ == "__main__":
-    sys.exit(console())
+    console()

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from typing import NoReturn
 
-from bench.runtime.signals import Signals, end_at_once, exit_code, say_interrupted
+from bench.runtime.signals import Signals, end_at_once, exit_code, exit_with, say_interrupted
 
 # The module of each command; the arguments after its name go to the module's ``main``.
 COMMANDS: Mapping[str, str] = {
@@ -47,11 +48,11 @@ def run_and_analyse(arguments: Sequence[str]) -> int:
         return exit_code(stop)
 
 
-def console() -> int:
-    """Run as a program of its own: a signal ends it at once while it imports."""
+def console() -> NoReturn:
+    """Run as a program: a signal ends it at once while it imports."""
     end_at_once()
-    return main()
+    exit_with(main)
 
 
 if __name__ == "__main__":
-    sys.exit(console())
+    console()

@@ -27,6 +27,7 @@ from bench.measure.quality.statistics import ReferenceStatistics
 from bench.measure.quality.statistics_files import write_statistics
 from bench.runtime.devices import DEVICES, find_device, full_float32
 from bench.runtime.errors import FeatureError, OneLineParser, UserError, one_line
+from bench.runtime.signals import exit_with
 
 _INTERRUPTED = 130
 _PACKAGES = ("exposure-bias-bench", "torch", "torch-fidelity", "clean-fid", "numpy", "pillow")
@@ -217,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
     except (MemoryError, torch.OutOfMemoryError):
         print("error: out of memory; use a smaller --batch-size", file=sys.stderr)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         place, reason = one_line(error.filename or args.samples), one_line(error.strerror or error)
         print(f"error: {place}: {reason}", file=sys.stderr)
@@ -229,4 +232,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    exit_with(main)

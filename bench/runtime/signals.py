@@ -9,12 +9,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 _LISTENED = (signal.SIGINT, signal.SIGTERM)
+_UNREAD = 141  # the exit code of a program that SIGPIPE ended, 128 + 13
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,6 +46,23 @@ def end_at_once() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     say_interrupted()
     os._exit(128 + number)
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """Run a command as a program and exit with its code; where nobody reads its output any more, without a word."""
+    try:
+        try:
+            code: Any = main()
+        except SystemExit as stop:  # of a parser, whose text may not be written yet
+            code = stop.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())  # Python writes what is left at its end
+        code = _UNREAD
+    sys.exit(code)
 
 
 class Signals:

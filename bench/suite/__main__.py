@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.runtime.errors import OneLineParser, UserError, one_line
-from bench.runtime.signals import Signals, end_at_once, exit_code, say_interrupted
+from bench.runtime.signals import Signals, end_at_once, exit_code, exit_with, say_interrupted
 
 if __name__ == "__main__":
     end_at_once()  # the imports below take seconds
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Signals():
             return _merge(args)
+    except BrokenPipeError:
+        raise
     except (UserError, OSError, MemoryError) as error:
         print(f"error: {error_line(error, args.out)}", file=sys.stderr)
         return 2
@@ -137,4 +139,4 @@ def _parsed(arguments: object) -> argparse.Namespace | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

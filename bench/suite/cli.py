@@ -52,12 +52,10 @@ def run(argv: Sequence[str] | None = None) -> tuple[int, Path | None]:
                 return 0, None
             with closing(join(args.shard)) as team:
                 return _run(args, arguments, team)
+        except BrokenPipeError:
+            raise
         except (UserError, OSError, MemoryError, RuntimeError) as error:
-            if (
-                isinstance(error, RuntimeError)
-                and not isinstance(error, (UserError, PeerError))
-                and not _is_out_of_memory(error)
-            ):
+            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
                 raise
             if speaks() or not isinstance(error, AgreedError | PeerError):
                 print(f"error: {error_line(error, args.out)}", file=sys.stderr)
@@ -118,7 +116,11 @@ def prepare(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> R
 
     with team.together():
         registry = load_registry(args.config, args.dataset)
-        return Run(resolve(make_request(args, arguments, registry.datasets), registry))
+        config = resolve(make_request(args, arguments, registry.datasets), registry)
+        if config.request.progress and team.leads and not args.dry_run:
+            cells = len(config.models) * len(config.request.steps) * len(config.seeds)
+            print(f"{cells} cells of {config.data.name}; loading {len(config.models)} models", file=sys.stderr)
+        return Run(config)
     raise AssertionError("together() leaves with the error")
 
 

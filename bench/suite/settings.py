@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ SAMPLERS = ("ddpm", "ddim", "euler", "heun")
 EDM_SAMPLERS = ("euler", "heun")  # those of models on EDM levels
 # Later than version 0.1, which sampled with these values; a description without them means them.
 LATER_SETTINGS: Mapping[str, Any] = {"churn": 0.0, "precision": "fp32", "s_min": 0.0, "s_max": None, "s_noise": 1.0}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(@[0-9]+[A-Za-z0-9._-]*)?")
 RESERVED_SEEDS = 1_000_000  # seeds from here on belong to the tuning of constants; no reported number uses them
 
 
@@ -75,6 +77,22 @@ def nearest(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
     return ConfigError(f"unknown {kind} {name!r}; {hint}")
+
+
+def check_name(name: str, place: str) -> None:
+    """Refuse a name that cannot be a folder's, since results are filed under it.
+
+    Args:
+        name: of a model or dataset; ``@`` with a number, as in ``adm@2-es``, is another training.
+        place: where the name stands, for the message.
+
+    Raises:
+        ConfigError: it has other signs than letters, digits, ``.``, ``_`` and ``-``.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} in {place} is no name; use letters, digits, '.', '_', '-' (and @2, ... for another training)"
+        )
 
 
 def positive(flag: str, value: float) -> None:

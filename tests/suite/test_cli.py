@@ -1,9 +1,11 @@
 """The command from its flags to its files, on the embedded baseline and on a tiny random network."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,12 +19,12 @@ from bench.suite import run as whole_run
 from bench.suite.cells import reference, runner
 from bench.suite.config.flags import make_parser
 from bench.suite.config.resolve import device_of
-from bench.suite.processes import progress as watch
 from bench.suite.registry import constants
 from bench.suite.registry.family import EMBEDDED
 from bench.suite.registry.remedies import SUFFIXES
 from bench.suite.settings import ConfigError
 
+ROOT = Path(__file__).parents[2]
 ADM = ("--models", "adm", "--features", "digits", "--quiet")
 SHORT = (*ADM, "--steps", "2,3", "--samples", "16")
 CELL_FILES = {
@@ -327,18 +329,6 @@ def test_a_damaged_account_is_written_anew(tmp_path, command, text):
     assert json.loads((out / "run.json").read_text())["end"] is not None
 
 
-def test_the_progress_of_a_resumed_run_starts_where_it_stopped(tmp_path, command, monkeypatch):
-    monkeypatch.setattr(plan, "SHARD", 8)
-    out, bars, real = tmp_path / "out", [], watch.tqdm
-    args = (*ADM, "--steps", "3", "--samples", "16", "--batch-size", "8", "--no-probes", "--out", out)
-    with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "denoiser_of", Interrupting(4))  # in the second unit of three calls
-        assert command(*args).code == 130
-    monkeypatch.setattr(watch, "tqdm", lambda **kwargs: bars.append(kwargs) or real(**kwargs))
-    assert command(*args).code == 0
-    assert [(bar["initial"], bar["total"]) for bar in bars] == [(8 * 3, 16 * 3)]
-
-
 def test_a_longer_run_keeps_the_cells_it_has(finished, tmp_path, command, monkeypatch):
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
@@ -587,6 +577,18 @@ def test_a_run_starts_without_what_only_scores_need():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     slow = {"torch_fidelity", "torchvision", "torch._dynamo", "cleanfid", "sklearn", "matplotlib"}
     assert not slow & set(found.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run_bench.py --list-models", "run_bench.py --help", "-m analysis --help", "-m bench.measure --help",
+     "-m bench.models.train --help"],
+)  # fmt: skip
+def test_a_pipe_that_is_closed_ends_a_command_without_a_word(command):
+    line = f"{shlex.quote(sys.executable)} -u {command} 2>&1 | head -1"
+    found = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert len(found.stdout.splitlines()) == 1
+    assert found.stderr == ""
 
 
 def test_every_flag_has_a_help_text():

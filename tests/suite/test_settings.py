@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.suite.settings import ConfigError, SamplerConfig, nearest, positive, short_hash
+from bench.suite.settings import ConfigError, SamplerConfig, check_name, nearest, positive, short_hash
 
 
 @pytest.mark.parametrize("value", [0, -1, -0.5, float("nan"), float("inf")])
@@ -38,3 +38,16 @@ def test_short_hash_sees_every_part_and_no_order():
 def test_short_hash_of_a_dataclass_follows_its_fields():
     assert short_hash(SamplerConfig()) == short_hash(SamplerConfig())
     assert short_hash(SamplerConfig()) != short_hash(replace(SamplerConfig(), eta=0.1))
+
+
+@pytest.mark.parametrize("name", ["adm", "adm-ip_2.5", "3d", "adm@2", "adm@12-ts-es"])
+def test_names(name):
+    check_name(name, "--models")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil", "x/y", "<b>x</b>", ".hidden", "-flag", "a b", "adm@", "adm@x", "a@1@2", "\u00e4", ""]
+)
+def test_what_is_no_name(name):
+    with pytest.raises(ConfigError, match=r"in --models is no name; use letters, digits"):
+        check_name(name, "--models")

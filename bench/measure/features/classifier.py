@@ -16,11 +16,11 @@ from types import MappingProxyType
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import trange
 
 from bench.data import DataError, Dataset, load, to_unit
 from bench.files.writing import write_atomic
 from bench.runtime.errors import OneLineParser
+from bench.runtime.progress import progress_bar
 
 _FOLDER = Path(__file__).parents[1] / "weights"
 _SPATIAL_CHANNELS = 7  # of the map, as the published evaluator takes 7 channels of Inception's 17x17 map
@@ -208,7 +208,7 @@ def train_classifier(recipe: Recipe, data: Dataset, epochs: int, seed: int, quie
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     images, labels = data.part("train"), data.part_labels("train")
-    for _ in trange(epochs, desc="classifier", disable=quiet):
+    for _ in progress_bar(range(epochs), shown=not quiet, desc="classifier"):
         for rows in torch.randperm(len(images), generator=generator).split(recipe.batch):
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.half):
                 logits = network(_augmented(images[rows], recipe, generator))

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from bench.measure.features.extractors import Extractor
 from bench.measure.quality.frechet import feature_moments
+from bench.runtime.progress import progress_bar
 
 Rows = NDArray[np.float32]
 RETAINED = 10_000
@@ -159,4 +159,4 @@ def summarise(
 def progress(extractor: Extractor, images: Tensor, name: str, batch: int, quiet: bool) -> Iterable[tuple[Rows, Rows]]:
     """Return the batches of :meth:`Extractor.stream` behind a progress bar on stderr."""
     batches = -(-len(images) // batch)
-    return tqdm(extractor.stream(images, batch), desc=name, total=batches, unit="batch", disable=quiet)
+    return progress_bar(extractor.stream(images, batch), shown=not quiet, desc=name, total=batches, unit="batch")

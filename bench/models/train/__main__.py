@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.runtime.distributed import AgreedError, PeerError
 from bench.runtime.errors import UserError, reason
-from bench.runtime.signals import Interrupted, Signals, end_at_once, say_interrupted
+from bench.runtime.signals import Interrupted, Signals, end_at_once, exit_with, say_interrupted
 
 if __name__ == "__main__":
     end_at_once()  # the imports below take seconds
@@ -173,6 +173,8 @@ def _command(argv: Sequence[str] | None, replicas: Replicas, signals: Signals) -
             recipe, out, args.device, args.quiet, replicas=replicas, signals=signals, tensorboard=args.tensorboard,
             data_dir=args.data_dir, compiled=args.compile == "on", keep_every=args.keep_every,
         )  # fmt: skip
+    except BrokenPipeError:
+        raise
     except (UserError, OSError) as error:
         if replicas.leads:
             print(f"error: {one_line(error)}", file=sys.stderr)
@@ -183,4 +185,4 @@ def _command(argv: Sequence[str] | None, replicas: Replicas, signals: Signals) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -6,11 +6,10 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from bench.files.writing import write_bytes
 from bench.models.train.recipes import Recipe
 from bench.runtime.errors import CheckpointError
+from bench.runtime.progress import progress_bar
 from bench.runtime.tensorboard import open_writer
 
 LOG_EVERY = 50  # iterations
@@ -58,7 +57,7 @@ class TrainingLog:
         _rewind(path, iteration)
         first = iteration * recipe.batch + 1  # scalars from here on are of an interrupted training
         self._writer = None if tensorboard is None else open_writer(tensorboard, first)
-        self._bar = tqdm(total=recipe.iterations, initial=iteration, desc=recipe.name, disable=quiet)
+        self._bar = progress_bar(shown=not quiet, total=recipe.iterations, initial=iteration, desc=recipe.name)
 
     def __enter__(self) -> TrainingLog:
         return self
@@ -82,7 +81,7 @@ class TrainingLog:
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, window.images)
         self._bar.update(window.iteration - self._bar.n)
-        self._bar.set_postfix(mse=f"{window.losses[0]:.4f}")
+        self._bar.set_postfix_str(f"mse={window.losses[0]:.4f}", refresh=False)
 
 
 def _rewind(path: Path, iteration: int) -> None:

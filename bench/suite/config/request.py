@@ -25,6 +25,7 @@ from bench.suite.settings import (
     SPACINGS,
     ConfigError,
     SamplerConfig,
+    check_name,
     nearest,
     positive,
 )
@@ -232,6 +233,7 @@ def parse_models(text: str) -> tuple[tuple[str, Path | None], ...]:
         name, given, path = item.partition("=")
         if not name or (given and not path):
             raise ConfigError(f"--models: {item!r} is not NAME or NAME=PATH")
+        check_name(name, "--models")
         pairs.append((name, Path(path) if path else None))
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -12,12 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from bench.runtime.progress import progress_bar
 from bench.suite.processes.ranks import Team
 
 _EXCHANGE_EVERY = 1.0  # seconds between two exchanges with the other ranks
-_LINE_EVERY = 60.0  # seconds between two lines where there is no terminal
 
 
 def log_path(root: Path, team: Team) -> Path:
@@ -26,15 +23,8 @@ def log_path(root: Path, team: Team) -> Path:
     return root / f"log{share}{'' if team.leads else f'-rank-{team.rank}'}.jsonl"
 
 
-def on_terminal() -> bool:
-    """Tell whether stderr is a terminal, where a line can be written over."""
-    return sys.stderr.isatty()
-
-
 class Progress:
     """Counts network calls, images and cells over all ranks.
-
-    On a terminal it shows a bar, elsewhere (a file, a pipe) a line a minute.
 
     Args:
         team: the processes at work.
@@ -46,23 +36,18 @@ class Progress:
 
     def __init__(self, team: Team, calls: tuple[int, int], cells: tuple[int, int], log: Path, shown: bool) -> None:
         self.team, self.cells, self.total, self._log = team, cells, calls[0], log
-        shown = shown and team.leads
-        self._bar = tqdm(
-            total=calls[0], initial=calls[1], unit="call", unit_scale=True, dynamic_ncols=True,
-            disable=not (shown and on_terminal()),
-        )  # fmt: skip
-        self._writes_lines = shown and not on_terminal()
+        self._bar = progress_bar(
+            shown=shown and team.leads, total=calls[0], initial=calls[1], unit="call", unit_scale=True
+        )
         self._began = self._exchanged = time.monotonic()
-        self._written = -_LINE_EVERY
         self._pending, self._before = {"calls": 0, "images": 0, "cells": 0}, calls[1]
         self._lock = threading.Lock()  # work may be finished beside the next walk
         self._log.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(self._log)
-        self._show(self._pending)
 
     def begin(self, work: str) -> None:
         """Show what this process works on."""
-        self._bar.set_description(work)
+        self._bar.set_description(work, refresh=False)
 
     def calls(self, count: int) -> None:
         """Count network calls just made; now and then the ranks exchange their counts."""
@@ -91,7 +76,6 @@ class Progress:
 
     def close(self) -> None:
         """Show the last count."""
-        self._written = -_LINE_EVERY
         self.exchange()
         self._bar.close()
 
@@ -105,16 +89,10 @@ class Progress:
                 self._show(totals)
 
     def _show(self, totals: Mapping[str, int]) -> None:
-        seconds, calls = self._exchanged - self._began, self._before + totals["calls"]
-        speed = f"{totals['images'] / max(seconds, 1e-9):.3g} images/s"
-        cells = f"cells {self.cells[1] + totals['cells']}/{self.cells[0]}"
-        self._bar.set_postfix_str(f"{cells}, {speed}", refresh=False)
-        self._bar.update(calls - self._bar.n)
-        if self._writes_lines and self._exchanged - self._began - self._written >= _LINE_EVERY:
-            self._written = seconds
-            share = calls / self.total if self.total else 1.0
-            left = tqdm.format_interval(seconds * (self.total - calls) / totals["calls"]) if totals["calls"] else "?"
-            print(f"{share:4.0%} of {self.total:,} network calls, {cells}, {speed}, {left} left", file=sys.stderr)
+        seconds = max(self._exchanged - self._began, 1e-9)
+        cells, speed = f"cells {self.cells[1] + totals['cells']}/{self.cells[0]}", totals["images"] / seconds
+        self._bar.set_postfix_str(f"{cells}, {speed:.3g} images/s", refresh=False)
+        self._bar.update(self._before + totals["calls"] - self._bar.n)
 
 
 def _drop_torn_line(log: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 from bench.runtime.errors import reason
 from bench.suite.registry.constants import Constants
 from bench.suite.registry.remedies import VARIANTS, Remedy
-from bench.suite.settings import SAMPLERS, ConfigError, nearest
+from bench.suite.settings import SAMPLERS, ConfigError, check_name, nearest
 
 _MOST_BYTES = 2**18
 _LARGEST = 1e12  # no constant is near it, and squares of it are still finite
@@ -71,7 +70,7 @@ def read_config_file(path: Path) -> tuple[Tables, Tables]:
     for section, keys in (("models", _MODEL_KEYS), ("datasets", _DATASET_KEYS)):
         _check_table(section, document.get(section, {}))
         for name, entry in document.get(section, {}).items():
-            _check_name(section, name)
+            check_name(name, f"[{section}] of the config file")
             _check_table(f"{section}.{name}", entry)
             _check_keys(f"key of {section}.{name}", entry, keys)
             _check_types(f"{section}.{name}", entry, keys)
@@ -105,12 +104,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _check_table(name: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise ConfigError(f"[{name}] in the config file must be a table")
-
-
-def _check_name(section: str, name: str) -> None:
-    """Refuse names that cannot be a folder's, since results are filed under them."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"{name!r} in [{section}] of the config file is no name; use letters, digits, '.', '_', '-'")
 
 
 def _check_types(name: str, table: Mapping[str, Any], kinds: Mapping[str, str]) -> None:

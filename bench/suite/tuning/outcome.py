@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from bench.files.writing import write_atomic
+from bench.runtime.progress import progress_bar
 from bench.suite.registry.model import Model
 from bench.suite.registry.remedies import split_kind
 from bench.suite.registry.tune import BY_STEPS, Tune, with_constant
@@ -66,7 +66,7 @@ def fit_constants(run: Run, tune: Tune, quiet: bool) -> Path:
     cells = {(cell.model.name, cell.steps): cell for cell in run.cells}
     fitted_counts = counts if tune.constant in BY_STEPS else counts[:1]
     fits: dict[str, list[FittedConstant]] = {}
-    with tqdm(unit="call", unit_scale=True, disable=quiet) as bar:
+    with progress_bar(shown=not quiet, unit="call", unit_scale=True) as bar:
 
         def progress(calls: int) -> None:
             bar.update(calls)

@@ -18,6 +18,7 @@ def test_models_with_and_without_paths():
         ("=x.pt", "not NAME or NAME=PATH"),
         ("adm=", "not NAME or NAME=PATH"),
         ("adm,adm", "adm twice"),
+        ("../../evil=w.pt", "'../../evil' in --models is no name"),
         ("adm,adm=x.pt", "a model twice"),
     ],
 )
