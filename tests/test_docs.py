@@ -67,5 +67,10 @@ def test_runs_have_flags_that_exist():
             pytest.fail(where)
 
 
+def test_the_index_names_every_page():
+    index = (ROOT / "docs/README.md").read_text()
+    assert all(f"]({page.name})" in index for page in (ROOT / "docs").glob("*.md") if page.name != "README.md")
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200

@@ -98,8 +98,10 @@ def cells(folder, monkeypatch):
 def test_there_is_a_block_of_commands_for_every_row():
     assert len(COMMANDS) == 22
     assert len(BLOCKS) == len(rows())
-    published = set(DATASETS) - {"digits", "digits-affine", "cifar10-16"}
-    assert {arguments(command).dataset for command in COMMANDS} == published == set(PRESETS)
+    named = {arguments(command).dataset for command in COMMANDS}
+    assert named == set(PARTS)
+    assert named <= set(PRESETS)
+    assert named <= set(DATASETS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
