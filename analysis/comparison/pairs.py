@@ -16,7 +16,6 @@ from analysis.records.arrays import cell_terms
 from analysis.records.load import Results, coverage_name
 
 _SECTION = "Comparison"
-_DARK = 2.5  # z from which a square is too dark for black figures
 _LIMIT = 4.0  # of the colour scale
 
 
@@ -77,6 +76,8 @@ def coverage_table(results: Results) -> pd.DataFrame:
 
 def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
     """A triangle of z a step count: blue where the row's model is closer to the data than the column's."""
+    from seaborn import heatmap  # a second to import: only whoever draws this pays
+
     table, sampler = first_sampler(table)
     others, models = (list(dict.fromkeys(table[side])) for side in ("other", "model"))
     counts = step_counts(table)
@@ -86,19 +87,16 @@ def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
             rows = table[table["steps"] == steps]
             grid = rows.pivot(index="model", columns="other", values="z").reindex(index=models, columns=others)
             decided = rows.pivot(index="model", columns="other", values="p_holm").reindex_like(grid) < LEVEL
-            image = axis.imshow(grid, cmap="RdBu_r", vmin=-_LIMIT, vmax=_LIMIT, aspect="auto")
-            for row, column in np.argwhere(grid.notna().to_numpy()):
-                z = float(grid.iloc[row, column])
-                axis.text(
-                    column, row, f"{z:.1f}", ha="center", va="center", fontsize=5,
-                    color="white" if abs(z) > _DARK else "black",
-                    weight="bold" if decided.iloc[row, column] else "normal",
-                )  # fmt: skip
-            axis.set_xticks(range(len(others)), others, rotation=90)
-            axis.set_yticks(range(len(models)), models)
-            axis.set_title(f"{steps} steps")
+            heatmap(
+                grid, ax=axis, cmap="RdBu_r", vmin=-_LIMIT, vmax=_LIMIT, annot=True, fmt=".1f", cbar=False,
+                annot_kws={"fontsize": 5}, xticklabels=True, yticklabels=True,
+            )  # fmt: skip
+            squares = decided.to_numpy()[grid.notna().to_numpy()]  # in the order of the texts: row by row
+            for text, stands in zip(axis.texts, squares, strict=True):
+                text.set_fontweight("bold" if stands else "normal")
+            axis.set(title=f"{steps} steps", xlabel="", ylabel="")
             axis.grid(False)
-        figure.colorbar(image, ax=axes[0], label="z (row - column)", extend="both")
+        figure.colorbar(axes[0, 0].collections[0], ax=axes[0], label="z (row - column)", extend="both")
         figure.suptitle(f"Paired test, {sampler}; bold: stands after Holm's correction", fontsize=8)
         return save(figure, folder, "win_tie_loss")
 
