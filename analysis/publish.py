@@ -103,8 +103,8 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
         files["moments.npz"] = _npz(_few_moments(moments))
     if pictured:
         files |= _pictures(record)
-    kept = {name: value for name, value in record.facts.items() if name not in _CHECKSUMS}  # of what is not copied
-    facts = {**kept, "files": {name: len(content) for name, content in files.items()}, "published": True}
+    described = {name: value for name, value in record.facts.items() if name not in _CHECKSUMS}  # of what is not copied
+    facts = {**described, "files": {name: len(content) for name, content in files.items()}, "published": True}
     return files | {"metrics.json": (json.dumps(facts, indent=1) + "\n").encode()}
 
 
@@ -128,9 +128,9 @@ def _pictures(record: CellRecord) -> dict[str, bytes]:
 def _few_steps(steps: pd.DataFrame) -> pd.DataFrame:
     """Keep levels spread evenly, those at which states were recorded."""
     recorded = sorted(steps.loc[steps["quantity"] == "var_marginal", "i"].unique())
-    kept = set(shown(recorded, _STEP_LEVELS))
-    kept |= {i + 1 for i in kept}  # a state at i - 1 was reached by the call at i
-    return steps[steps["i"].isin(kept)].drop(columns=["model", "sampler", "steps", "seed"])
+    levels = set(shown(recorded, _STEP_LEVELS))
+    levels |= {i + 1 for i in levels}  # a state at i - 1 was reached by the call at i
+    return steps[steps["i"].isin(levels)].drop(columns=["model", "sampler", "steps", "seed"])
 
 
 def _few_moments(moments: Mapping[str, NDArray[Any]]) -> Arrays:

@@ -30,17 +30,17 @@ def find_remedies(results: Results) -> list[Remedy]:
     cells: dict[str, list[Mapping[str, Any]]] = {}
     for record in results.cells:
         cells.setdefault(str(record.cell["model"]), []).append(record.cell)
-    weights = {model: own[0].get("weights") for model, own in cells.items()}
-    plain = [model for model, own in cells.items() if not any(_corrects(cell) for cell in own)]
-    found = []
+    weights = {model: records[0].get("weights") for model, records in cells.items()}
+    plain = [model for model, records in cells.items() if not any(_corrects(cell) for cell in records)]
+    remedies = []
     for model in cells:
         if "@" in model:  # a value that --tune tried, on noise that no comparison may use
             continue
         baseline = _baseline(model, plain, weights)
         if baseline is not None:
             same = weights[model] is not None and weights[model] == weights[baseline]
-            found.append(Remedy(model, baseline, "sampling" if same else "training"))
-    return found
+            remedies.append(Remedy(model, baseline, "sampling" if same else "training"))
+    return remedies
 
 
 def _baseline(model: str, plain: Sequence[str], weights: Mapping[str, Any]) -> str | None:

@@ -50,11 +50,11 @@ def draw_mitigations(table: pd.DataFrame, metric: str, folder: Path) -> list[Pat
     with panels(len(samplers), columns, gridspec_kw={"height_ratios": heights}) as (figure, axes):
         figure.set_size_inches(7.0 if columns > 1 else _NARROW, 0.4 + sum(heights))
         for row, sampler in zip(axes, samplers, strict=True):
-            own = table[(table["sampler"] == sampler) & table["steps"].isin(counts[sampler])]
-            low, high = _limits(own)
+            chosen = table[(table["sampler"] == sampler) & table["steps"].isin(counts[sampler])]
+            low, high = _limits(chosen)
             for axis, steps in zip(row, counts[sampler], strict=False):
                 _scale(axis, low, high, columns > 3)
-                _draw(axis, own[own["steps"] == steps], names[sampler])
+                _draw(axis, chosen[chosen["steps"] == steps], names[sampler])
                 axis.set_title(f"{steps} steps")
                 if axis is not row[0]:
                     axis.tick_params(labelleft=False)
@@ -66,8 +66,8 @@ def draw_mitigations(table: pd.DataFrame, metric: str, folder: Path) -> list[Pat
         return save(figure, folder, "mitigations")
 
 
-def _counts(own: pd.DataFrame) -> list[int]:
-    return shown(sorted(int(steps) for steps in own["steps"].unique()), _PANELS)
+def _counts(table: pd.DataFrame) -> list[int]:
+    return shown(sorted(int(steps) for steps in table["steps"].unique()), _PANELS)
 
 
 def _rows(table: pd.DataFrame) -> dict[str, str]:
@@ -81,19 +81,19 @@ def _rows(table: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _limits(own: pd.DataFrame) -> tuple[float, float]:
+def _limits(table: pd.DataFrame) -> tuple[float, float]:
     """Return limits about 1 that hold all points but those far off the others, and intervals not much wider."""
-    points = np.abs(np.log(own["ratio"].to_numpy(dtype=float)))
-    ends = np.abs(np.log(own[["ratio_low", "ratio_high"]].to_numpy(dtype=float)))
+    points = np.abs(np.log(table["ratio"].to_numpy(dtype=float)))
+    ends = np.abs(np.log(table[["ratio_low", "ratio_high"]].to_numpy(dtype=float)))
     reach = min(float(points.max()), _FAR * float(np.quantile(points, 0.8)))
     wide = float(np.nanquantile(ends, 0.95)) if np.isfinite(ends).any() else 0.0
     half = max(1.08 * reach, 1.05 * min(wide, _FAR * reach), _LEAST)
     return math.exp(-half), math.exp(half)
 
 
-def _draw(axis: Axes, here: pd.DataFrame, names: dict[str, str]) -> None:
+def _draw(axis: Axes, table: pd.DataFrame, names: dict[str, str]) -> None:
     places = {model: position for position, model in enumerate(names)}
-    for row in here.to_dict("records"):
+    for row in table.to_dict("records"):
         y, colour = places[row["model"]], _PAINT[row["verdict"]]
         style: dict[str, Any] = {"color": colour, "markersize": 4.5, "zorder": 3, "clip_on": False}
         style["markerfacecolor"] = colour if row["holm"] == "yes" else "white"

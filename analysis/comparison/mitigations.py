@@ -68,8 +68,8 @@ class _Records:
 
     def compared(self, model: str, other: str, place: Place) -> Comparison | None:
         """Return the paired test of two models, None where they share no seeds."""
-        here, seeds = self.terms.get(place[1], {}), self.shared(model, other, place)
-        first, second = (here.get((name, place[0]), {}) for name in (model, other))
+        by_row, seeds = self.terms.get(place[1], {}), self.shared(model, other, place)
+        first, second = (by_row.get((name, place[0]), {}) for name in (model, other))
         return compare(
             {seed: first[seed] for seed in seeds if seed in first},
             {seed: second[seed] for seed in seeds if seed in second},
@@ -114,12 +114,12 @@ def _measures(steps: pd.DataFrame) -> Measures:
     gap = wide["variance_ratio", "free"] - wide["variance_ratio", "gaussian"]
     heldout = bool(wide["eps_norm", "forced-heldout"].notna().any())
     ratio = wide["eps_norm", "free"] / wide["eps_norm", "forced-heldout" if heldout else "forced-train"]
-    found: dict[str, pd.Series] = {
+    measures: dict[str, pd.Series] = {
         _END: gap[gap.index.get_level_values("i") < 0],
         "variance_network": gap.abs(),
         "eps_gap_heldout_signed" if heldout else "eps_gap_signed": ratio[ratio > 0].map(math.log),
     }
-    return {name: values.groupby(level=_CELL).mean().dropna().to_dict() for name, values in found.items()}
+    return {name: values.groupby(level=_CELL).mean().dropna().to_dict() for name, values in measures.items()}
 
 
 def mitigations_table(results: Results) -> pd.DataFrame:
@@ -128,17 +128,17 @@ def mitigations_table(results: Results) -> pd.DataFrame:
     Columns are those of ``tables/mitigations.csv``, named in docs/analysis.md. Empty without any remedy that shares
     seeds with its baseline.
     """
-    found = find_remedies(results)
-    if not found:
+    remedies = find_remedies(results)
+    if not remedies:
         return pd.DataFrame()
     records, rows = _read(results), []
     for place in dict.fromkeys(place for _, place in records.cells):
-        compared = [remedy for remedy in found if records.shared(remedy.model, remedy.baseline, place)]
-        known = {remedy.model for remedy in compared}
-        baselines = [name for name in dict.fromkeys(r.baseline for r in compared) if name not in known]
-        here = [_against(records, remedy, place) for remedy in compared]
-        here += [_alone(records, name, place) for name in baselines]
-        rows += _ranked(records, here, place)
+        compared = [remedy for remedy in remedies if records.shared(remedy.model, remedy.baseline, place)]
+        treated = {remedy.model for remedy in compared}
+        baselines = [name for name in dict.fromkeys(r.baseline for r in compared) if name not in treated]
+        place_rows = [_against(records, remedy, place) for remedy in compared]
+        place_rows += [_alone(records, name, place) for name in baselines]
+        rows += _ranked(records, place_rows, place)
     if not rows:
         return pd.DataFrame()
     table = pd.DataFrame(rows).assign(metric=main_metric(results.metrics))
@@ -156,27 +156,27 @@ def mitigations_table(results: Results) -> pd.DataFrame:
 def _against(records: _Records, remedy: Remedy, place: Place) -> dict[str, Any]:
     """Return a remedy's row, without its rank."""
     seeds = records.shared(remedy.model, remedy.baseline, place)
-    own, other = (records.cells[name, place] for name in (remedy.model, remedy.baseline))
+    cells, other = (records.cells[name, place] for name in (remedy.model, remedy.baseline))
     named = {"model": remedy.model, "kind": remedy.kind, "baseline": remedy.baseline}
     return {
-        **_begin(place, named, own[seeds[0]]),
+        **_begin(place, named, cells[seeds[0]]),
         **_quality(records.values(remedy.model, place, seeds), records.values(remedy.baseline, place, seeds)),
         **_tested(records.compared(remedy.model, remedy.baseline, place)),
-        **_cost([(own[seed].facts, other[seed].facts) for seed in seeds]),
+        **_cost([(cells[seed].facts, other[seed].facts) for seed in seeds]),
         **_bias(records.measures, place, seeds, remedy.model, remedy.baseline),
     }
 
 
 def _alone(records: _Records, model: str, place: Place) -> dict[str, Any]:
     """Return a baseline's row: its own numbers, nothing compared."""
-    own = records.cells[model, place]
-    values = records.values(model, place, sorted(own))
+    cells = records.cells[model, place]
+    values = records.values(model, place, sorted(cells))
     return {
-        **_begin(place, {"model": model, "kind": "baseline", "baseline": ""}, next(iter(own.values()))),
+        **_begin(place, {"model": model, "kind": "baseline", "baseline": ""}, next(iter(cells.values()))),
         **_quality(values, np.full(len(values), math.nan)),
         **_tested(None),
-        **_cost([(own[seed].facts, {}) for seed in own]),
-        **_bias(records.measures, place, sorted(own), model, None),
+        **_cost([(cells[seed].facts, {}) for seed in cells]),
+        **_bias(records.measures, place, sorted(cells), model, None),
     }
 
 
@@ -191,17 +191,17 @@ def _quality(values: NDArray[np.float64], others: NDArray[np.float64]) -> dict[s
     """
     alone = bool(np.isnan(others).all())
     both = ~np.isnan(values) & (alone | ~np.isnan(others))
-    own, other = values[both], others[both]
-    mean, base = (float(array.mean()) if len(array) else math.nan for array in (own, other))
+    treated, other = values[both], others[both]
+    mean, base = (float(array.mean()) if len(array) else math.nan for array in (treated, other))
     ratio = mean / base if base > 0 else math.nan
     wide = math.inf
-    if len(own) > 2 and ratio > 0:
-        error = (own - ratio * other).std(ddof=1) / math.sqrt(len(own)) / mean
-        wide = float(stdtrit(len(own) - 1, 0.975) * error)
+    if len(treated) > 2 and ratio > 0:
+        error = (treated - ratio * other).std(ddof=1) / math.sqrt(len(treated)) / mean
+        wide = float(stdtrit(len(treated) - 1, 0.975) * error)
     bounds = (ratio * math.exp(-wide), ratio * math.exp(min(wide, 700.0))) if math.isfinite(wide) else (math.nan,) * 2
     return {
         "seeds": len(values),
-        **{"value": mean, "sd": _spread(own), "baseline_value": base, "baseline_sd": _spread(other)},
+        **{"value": mean, "sd": _spread(treated), "baseline_value": base, "baseline_sd": _spread(other)},
         **{"ratio": ratio, "ratio_low": bounds[0], "ratio_high": bounds[1]},
     }
 
@@ -210,28 +210,28 @@ def _spread(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
-def _tested(found: Comparison | None) -> dict[str, Any]:
-    if found is None:
+def _tested(comparison: Comparison | None) -> dict[str, Any]:
+    if comparison is None:
         empty = dict.fromkeys(("delta", "error", "z", "p"), math.nan)
         return {**empty, "verdict": ""}
     numbers = {
-        "delta": found.delta,
-        "error": found.error,
-        "z": found.z,
-        "p": float(p_value(found.z)),
+        "delta": comparison.delta,
+        "error": comparison.error,
+        "z": comparison.z,
+        "p": float(p_value(comparison.z)),
     }
-    return {**numbers, "verdict": found.verdict}
+    return {**numbers, "verdict": comparison.verdict}
 
 
 def _cost(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
     """Return network calls an image and, over the baseline's: those, the time a call takes, and the time."""
-    own, other = pairs[0]
+    first, other = pairs[0]
     ratios = {
-        "calls_ratio": own["nfe"] / other["nfe"] if other else math.nan,
+        "calls_ratio": first["nfe"] / other["nfe"] if other else math.nan,
         "call_time_ratio": _median([_call_time(a) / _call_time(b) for a, b in pairs]),
         "time_ratio": _median([_positive(a, "seconds") / _positive(b, "seconds") for a, b in pairs]),
     }
-    return {"nfe": own["nfe"], **ratios}
+    return {"nfe": first["nfe"], **ratios}
 
 
 def _call_time(facts: Mapping[str, Any]) -> float:
@@ -241,32 +241,32 @@ def _call_time(facts: Mapping[str, Any]) -> float:
 def _positive(facts: Mapping[str, Any], name: str) -> float:
     """Return a positive number of ``metrics.json``, NaN where there is none."""
     value = facts.get(name)
-    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-    return float(value) if known and value is not None else math.nan
+    is_positive = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return float(value) if is_positive and value is not None else math.nan
 
 
 def _median(values: Sequence[float]) -> float:
-    known = [value for value in values if value == value]
-    return float(np.median(known)) if known else math.nan
+    numbers = [value for value in values if value == value]
+    return float(np.median(numbers)) if numbers else math.nan
 
 
 def _bias(measures: Measures, place: Place, seeds: Sequence[int], model: str, baseline: str | None) -> dict[str, float]:
     """Return each measure of exposure bias before and after, with its standard error over seeds."""
-    found: dict[str, float] = {}
+    bias: dict[str, float] = {}
     for name, by_cell in measures.items():
         for suffix, who in {"before": baseline, "after": model}.items():
             keys = [(place[0], who, place[1], seed) for seed in seeds]
             values = np.array([by_cell[key] for key in keys if key in by_cell])
-            found[f"{name}_{suffix}"] = float(values.mean()) if len(values) else math.nan
-            found[f"{name}_{suffix}_error"] = _spread(values) / math.sqrt(max(len(values), 1))
-    return found
+            bias[f"{name}_{suffix}"] = float(values.mean()) if len(values) else math.nan
+            bias[f"{name}_{suffix}_error"] = _spread(values) / math.sqrt(max(len(values), 1))
+    return bias
 
 
 def _ranked(records: _Records, rows: Sequence[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
     """Add the interval of ranks among all rows of one sampler and step count."""
     names = [str(row["model"]) for row in rows]
     tests = {pair: records.compared(*pair, place) for pair in combinations(names, 2)}
-    ranks = rank_intervals(names, {pair: found.z for pair, found in tests.items() if found is not None})
+    ranks = rank_intervals(names, {pair: comparison.z for pair, comparison in tests.items() if comparison is not None})
     after = {name: {f"rank_{end}": int(ranks.loc[name, end]) for end in ("low", "high")} for name in ranks.index}
     unknown = {"rank_low": None, "rank_high": None}
     return [row | after.get(name, unknown) for name, row in zip(names, rows, strict=True)]

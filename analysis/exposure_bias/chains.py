@@ -92,10 +92,10 @@ def draw_pictures(results: Results, records: pd.DataFrame, folder: Path) -> list
     places = results.folder("chains")
     for method in _METHODS:
         for start in starts:
-            found = read_pictures(places, f"{model}-{method}-{start}-seed{seed}", results.problem)
-            if found is not None:
-                rows.setdefault("original", found["original"][:_PICTURES])
-                rows[f"{method}, L = {start}"] = found["reconstruction"][:_PICTURES]
+            pictures = read_pictures(places, f"{model}-{method}-{start}-seed{seed}", results.problem)
+            if pictures is not None:
+                rows.setdefault("original", pictures["original"][:_PICTURES])
+                rows[f"{method}, L = {start}"] = pictures["reconstruction"][:_PICTURES]
     if not rows:
         return []
     with panels(1, 1) as (figure, axes):

@@ -130,8 +130,8 @@ def correlation_table(table: pd.DataFrame) -> pd.DataFrame:
             "rho_models": _within(cells, name, ["sampler", "steps", "seed"]),
         }
         rows.append({"measure": name, **correlations, "definition": definition})
-    found = pd.DataFrame(rows).dropna(subset="rho")
-    return found.sort_values("rho", key=lambda rho: -rho.abs(), ignore_index=True)
+    table_of_measures = pd.DataFrame(rows).dropna(subset="rho")
+    return table_of_measures.sort_values("rho", key=lambda rho: -rho.abs(), ignore_index=True)
 
 
 def draw_diagnostics(table: pd.DataFrame, correlations: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
@@ -144,9 +144,11 @@ def draw_diagnostics(table: pd.DataFrame, correlations: pd.DataFrame, metric: st
     shades = dict(zip(counts, matplotlib.colormaps["viridis"](np.linspace(0.9, 0, len(counts))), strict=True))
     with panels(-(-len(chosen) // columns), columns, sharey=True) as (figure, axes):
         for axis, (_, row) in zip(axes.flat, chosen.iterrows(), strict=False):
-            for (model, steps), own in table.groupby(["model", "steps"], sort=False):
+            for (model, steps), points in table.groupby(["model", "steps"], sort=False):
                 shade, mark = shades[int(str(steps))], marks[str(model)]
-                axis.scatter(own[row["measure"]], own["fd"], s=14, color=shade, marker=mark, linewidths=0, alpha=0.8)
+                axis.scatter(
+                    points[row["measure"]], points["fd"], s=14, color=shade, marker=mark, linewidths=0, alpha=0.8
+                )
             axis.set_xlabel(row["measure"])
             rho = [
                 "-" if pd.isna(row[column]) else f"{row[column]:.2f}" for column in ("rho", "rho_within", "rho_models")

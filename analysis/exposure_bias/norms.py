@@ -69,8 +69,8 @@ def _exact_ratios(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _arm(norms: pd.DataFrame, arm: str, name: str) -> pd.DataFrame:
-    own = norms[norms["arm"] == arm][[*_KEYS, "n", "value", "error"]]
-    return own.rename(columns={"value": name, "error": f"{name}_error", "n": f"{name}_n"})
+    rows = norms[norms["arm"] == arm][[*_KEYS, "n", "value", "error"]]
+    return rows.rename(columns={"value": name, "error": f"{name}_error", "n": f"{name}_n"})
 
 
 def scaled_models(results: Results) -> list[str]:

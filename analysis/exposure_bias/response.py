@@ -42,9 +42,9 @@ def invert(t: Floats, norm: Floats, value: float) -> tuple[float, float]:
     if not len(crossing):
         return float("nan"), float("nan")
     slope = (norm[1:] - norm[:-1])[crossing] / (t[1:] - t[:-1])[crossing]
-    found = t[crossing] - below[crossing] / slope
-    nearest = int(np.argmin(np.abs(found)))
-    return float(found[nearest]), float(slope[nearest])
+    places = t[crossing] - below[crossing] / slope
+    nearest = int(np.argmin(np.abs(places)))
+    return float(places[nearest]), float(slope[nearest])
 
 
 def effective_table(response: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
@@ -61,25 +61,27 @@ def effective_table(response: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
         if not (t == 0).any():
             continue
         at = curve[curve["t"] == s].iloc[0]
-        own = free[(free["model"] == model) & (free["steps"] == count) & (free["t"] == s)]
+        measured = free[(free["model"] == model) & (free["steps"] == count) & (free["t"] == s)]
         real_error = at["norm_std"] / np.sqrt(at["n"])
-        for sampler, value, error, images in own[["sampler", "value", "error", "n"]].itertuples(index=False, name=None):
+        for sampler, value, error, images in measured[["sampler", "value", "error", "n"]].itertuples(
+            index=False, name=None
+        ):
             shift, slope = invert(t, norm, value)
-            found = {"sampler": sampler, "model": model, "steps": count, "t": s, "n": images, "shift": shift}
-            rows.append(found | {"error": abs(np.hypot(error, real_error) / slope), "slope": slope})
+            row = {"sampler": sampler, "model": model, "steps": count, "t": s, "n": images, "shift": shift}
+            rows.append(row | {"error": abs(np.hypot(error, real_error) / slope), "slope": slope})
     return pd.DataFrame(rows)
 
 
 def draw_response(response: pd.DataFrame, folder: Path) -> list[Path]:
     """The norm against the level of the state, a curve a conditioning level, for the first model at the most steps."""
     model, count = models_of(response)[0], int(response["steps"].max())
-    here = response[(response["model"] == model) & (response["steps"] == count)]
-    levels = shown(sorted(int(s) for s in here["s"].unique()), _SHOWN)
+    curves = response[(response["model"] == model) & (response["steps"] == count)]
+    levels = shown(sorted(int(s) for s in curves["s"].unique()), _SHOWN)
     paint = colours([f"s = {s}" for s in levels])
     with panels(1, 1) as (figure, axes):
         axis = axes[0, 0]
         for s, colour in zip(levels, paint.values(), strict=True):
-            curve = here[here["s"] == s].sort_values("t")
+            curve = curves[curves["s"] == s].sort_values("t")
             band(axis, curve.assign(value=curve["norm"], error=curve["norm_std"] / np.sqrt(curve["n"])), colour, "-")
             at = curve[curve["t"] == s]
             axis.plot(at["t"], at["norm"], "o", color=colour, markersize=4)

@@ -112,11 +112,11 @@ def pixel_spread(results: Results) -> dict[Walk, dict[float, Floats]]:
 
     Each seed's variance is unbiased, so their mean is, whether or not seeds share images.
     """
-    found: dict[Walk, dict[float, list[Floats]]] = {}
+    by_walk: dict[Walk, dict[float, list[Floats]]] = {}
     arrays = moments(results)
     for walk, levels in results.each(lambda record: _cell_variance(record, arrays.get(record.folder.name, {}))):
         for t, variance in levels.items():
-            seeds = found.setdefault(walk, {}).setdefault(t, [])
+            seeds = by_walk.setdefault(walk, {}).setdefault(t, [])
             if seeds and seeds[0].shape != variance.shape:
                 named = "{} ({}, {} steps)".format(*walk)
                 results.problem(
@@ -124,7 +124,9 @@ def pixel_spread(results: Results) -> dict[Walk, dict[float, Floats]]:
                 )
                 continue
             seeds.append(variance)
-    return {walk: {t: np.sqrt(np.mean(seeds, axis=0)) for t, seeds in levels.items()} for walk, levels in found.items()}
+    return {
+        walk: {t: np.sqrt(np.mean(seeds, axis=0)) for t, seeds in levels.items()} for walk, levels in by_walk.items()
+    }
 
 
 def nu_table(steps: pd.DataFrame, spread: dict[Walk, dict[float, Floats]]) -> pd.DataFrame:
@@ -243,12 +245,13 @@ def _analyse_spread(results: Results, out: Output) -> None:
         f" {results.account(sampler)}."
     )
     chosen = (gammas["arm"] == "forced-train") & (gammas["sampler"] == sampler) & (gammas["steps"] == count)
-    told = ", ".join(f"{row.model} {row.gamma:.3f}" for row in gammas[chosen].itertuples())
+    strengths = ", ".join(f"{row.model} {row.gamma:.3f}" for row in gammas[chosen].itertuples())
     out.figure(
         _SECTION, draw_nu(table, out.figures), "Size of the error along t",
         f"{what}Top: nu_t; bottom: over that of {first}. Shaded: from the least to the greatest pixel of {first} on"
         " training images; the papers' model N(0, nu_t^2 I) has no such range. The papers' strength of input"
-        f" perturbation, gamma = mean over t of nu_t on training images, halved: {told or 'not measured'}. {account}",
+        " perturbation, gamma = mean over t of nu_t on training images, halved:"
+        f" {strengths or 'not measured'}. {account}",
     )  # fmt: skip
     if (first, sampler, count) in spread:
         out.figure(

@@ -44,18 +44,18 @@ def kept_by_model(results: Results) -> tuple[dict[str, Levels], str, int]:
     _, sampler, steps = most_steps(cells)
 
     def read(record: CellRecord) -> tuple[str, Levels] | None:
-        wanted = (record.cell["sampler"], record.cell["steps"]) == (sampler, steps)
-        kept = single_errors(record) if wanted else None
-        if kept is None:
+        is_chosen = (record.cell["sampler"], record.cell["steps"]) == (sampler, steps)
+        single = single_errors(record) if is_chosen else None
+        if single is None:
             return None
-        chosen = shown(range(len(kept.t)))
-        return record.cell["model"], {float(kept.t[row]): [kept.errors[row]] for row in chosen}
+        chosen = shown(range(len(single.t)))
+        return record.cell["model"], {float(single.t[row]): [single.errors[row]] for row in chosen}
 
-    found: dict[str, Levels] = {}
+    by_model: dict[str, Levels] = {}
     for model, levels in results.each(read):
         for t, errors in levels.items():
-            found.setdefault(model, {}).setdefault(t, []).extend(errors)
-    return found, sampler, steps
+            by_model.setdefault(model, {}).setdefault(t, []).extend(errors)
+    return by_model, sampler, steps
 
 
 def _standardised(errors: Floats) -> Floats:
@@ -85,23 +85,23 @@ def _quantile_errors(seeds: list[Floats], p: Floats) -> Floats:
     return np.sqrt((groups - 1) * left_out.var(0))
 
 
-def quantile_table(kept: Mapping[str, Levels]) -> pd.DataFrame:
+def quantile_table(errors_by_model: Mapping[str, Levels]) -> pd.DataFrame:
     """Return quantiles of the standardised errors beside those of normal errors, a row a model, t and probability.
 
     ``se`` is given for the first model alone; n counts images a seed, ``values`` the pooled images x pixels x seeds.
     """
     tables = []
-    for position, (model, levels) in enumerate(kept.items()):
+    for position, (model, levels) in enumerate(errors_by_model.items()):
         for t, seeds in sorted(levels.items()):
             n, values = min(map(len, seeds)), sum(_standardised(errors).size for errors in seeds)
             if not values:
                 continue
             scores = _SCORES[np.abs(_SCORES) <= -ndtri(min(_BEYOND / values, 0.5))]
             p = ndtr(scores)
-            found = {"p": p, "normal": _tau(p, n), "error": _quantiles(seeds, p)}
-            found["se"] = _quantile_errors(seeds, p) if position == 0 else np.full(len(p), np.nan)
+            columns = {"p": p, "normal": _tau(p, n), "error": _quantiles(seeds, p)}
+            columns["se"] = _quantile_errors(seeds, p) if position == 0 else np.full(len(p), np.nan)
             of = {"model": model, "t": t, "n": n, "seeds": len(seeds), "values": values}
-            tables.append(pd.DataFrame(of | found))
+            tables.append(pd.DataFrame(of | columns))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -165,9 +165,9 @@ def draw_histogram(table: pd.DataFrame, paint: dict[str, str], sampler: str, fol
     with panels(len(kinds), len(times)) as (figure, axes):
         for row, what in enumerate(kinds):
             for axis, t in zip(axes[row], times, strict=True):
-                here = table[(table["what"] == what) & (table["t"] == t)]
-                axis.stairs(here["density"], [*here["left"], *here["right"][-1:]], color=colour, fill=True, alpha=0.4)
-                axis.plot((here["left"] + here["right"]) / 2, here["normal"], color="black", linewidth=0.9)
+                bins = table[(table["what"] == what) & (table["t"] == t)]
+                axis.stairs(bins["density"], [*bins["left"], *bins["right"][-1:]], color=colour, fill=True, alpha=0.4)
+                axis.plot((bins["left"] + bins["right"]) / 2, bins["normal"], color="black", linewidth=0.9)
             axes[row, 0].set_ylabel(f"density\n{what}")
         for axis, t in zip(axes[0], times, strict=True):
             axis.set_title(level_name(t, sampler))
@@ -177,17 +177,17 @@ def draw_histogram(table: pd.DataFrame, paint: dict[str, str], sampler: str, fol
 
 def analyse(results: Results, out: Output) -> None:
     """Write and draw the shape of the error."""
-    kept, sampler, steps = kept_by_model(results)
-    if not kept:
+    errors_by_model, sampler, steps = kept_by_model(results)
+    if not errors_by_model:
         return
-    first, quantiles = next(iter(kept)), quantile_table(kept)
+    first, quantiles = next(iter(errors_by_model)), quantile_table(errors_by_model)
     if len(quantiles):
         drawn = draw_quantiles(quantiles, sampler, out.figures)
         words = used_x0(results), _account(quantiles, sampler, steps)
         _enter_quantiles(quantiles, drawn, first, words, out)
-    histogram = histogram_table(kept[first])
+    histogram = histogram_table(errors_by_model[first])
     if len(histogram):
-        paint = {first: colours(list(kept))[first]}
+        paint = {first: colours(list(errors_by_model))[first]}
         drawn = draw_histogram(histogram, paint, sampler, out.figures)
         _enter_histogram(histogram, drawn, first, _account(quantiles, sampler, steps), out)
 

@@ -61,8 +61,8 @@ def thinned(table: pd.DataFrame, most: int = 20) -> pd.DataFrame:
     if not len(table):
         return table
     walks = [name for name in ("sampler", "model", "steps", "arm") if name in table]
-    kept = [
+    parts = [
         walk[walk["i"].isin(shown(sorted(walk["i"].unique()), most))]
         for _, walk in table.groupby(walks, sort=False, observed=True)
     ]
-    return pd.concat(kept, ignore_index=True)
+    return pd.concat(parts, ignore_index=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
+from PIL import Image
 
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
@@ -191,8 +193,22 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png
     figure.set_layout_engine(None)  # else each format would draw twice
     paths = [folder / f"{name}.{suffix}" for suffix in formats]
     for path in paths:
-        figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+        if path.suffix == ".png":
+            _save_png(figure, path)
+        else:
+            figure.savefig(path, metadata={"CreationDate": None})
     return paths
+
+
+def _save_png(figure: Figure, path: Path) -> None:
+    """Write a PNG, with a palette of 256 colours where it holds no pictures: a third of the size, alike to the eye."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 0})
+    with Image.open(buffer) as image:
+        colour = image.convert("RGB")
+    if not any(axis.images for axis in figure.axes):
+        colour = colour.quantize(256, dither=Image.Dither.NONE)
+    colour.save(path)
 
 
 def _spell_names(figure: Figure) -> None:

@@ -100,21 +100,21 @@ def overlay(results: Results, metric: str) -> pd.DataFrame:
         fits = [any(comparable(one, _protocol(row)) for one in ours) for _, row in table.iterrows()]
         chosen.append(table.loc[fits, ["model", "sampler", "steps", "value", "source"]])
     # The papers repeat a few numbers from table to table, some under another name (DDPM is ADM).
-    found = pd.concat(chosen, ignore_index=True).replace({"model": {"DDPM": "ADM", "DDPM-IP": "ADM-IP"}})
-    return found[found["steps"].isin(counts)].drop_duplicates(["model", "steps", "value"], ignore_index=True)
+    rows = pd.concat(chosen, ignore_index=True).replace({"model": {"DDPM": "ADM", "DDPM-IP": "ADM-IP"}})
+    return rows[rows["steps"].isin(counts)].drop_duplicates(["model", "steps", "value"], ignore_index=True)
 
 
 def _labelled(results: Results) -> dict[str, bool]:
     """Tell of each model whose samples are there whether it drew them by class, which their file's index shows."""
-    found = {}
+    labelled = {}
     for record in results.cells:
         try:
             names = record.array_names("samples.npz")
         except ResultsError:  # whoever draws the samples will say so
             continue
         if names is not None:
-            found[str(record.cell["model"])] = "arr_1" in names
-    return found
+            labelled[str(record.cell["model"])] = "arr_1" in names
+    return labelled
 
 
 def _ours(cell: Mapping[str, object], score: Mapping[str, object], conditional: bool | None) -> Protocol:

@@ -34,16 +34,16 @@ def acceleration_table(results: Results) -> pd.DataFrame:
     scores = metrics[(metrics["metric"] == main_metric(metrics)) & metrics["value"].notna()].astype({"value": float})
     terms = cell_terms(results)
     rows = []
-    for sampler, here in scores.groupby("sampler", sort=False):
-        means = _complete(here)
+    for sampler, group in scores.groupby("sampler", sort=False):
+        means = _complete(group)
         models = [str(model) for model in means.index.unique("model")]
         baseline = baseline_of(models)
         best = means[baseline]
         target, goal = float(best.min()), int(best.idxmin())
         for model in models:
-            own = means[model].sort_index()
+            by_steps = means[model].sort_index()
             rows_compared = (model, str(sampler)), (baseline, str(sampler))
-            reached = _by_mean(own, target) | _by_test(own, terms, *rows_compared, goal)
+            reached = _by_mean(by_steps, target) | _by_test(by_steps, terms, *rows_compared, goal)
             speeds = {name: goal / reached[f"steps_{name}"] for name in ("mean", "test")}
             row = {"sampler": sampler, "model": model, "baseline": baseline, "target": target, "target_steps": goal}
             rows.append(row | reached | {f"speed_up_{name}": value for name, value in speeds.items()})
@@ -57,20 +57,20 @@ def _complete(scores: pd.DataFrame) -> pd.Series:
     return groups.loc[groups["size"] == groups["size"].max(), "mean"]
 
 
-def _by_mean(own: pd.Series, target: float) -> dict[str, float]:
+def _by_mean(by_steps: pd.Series, target: float) -> dict[str, float]:
     """Return the fewest steps whose mean is no larger than the target, and that mean."""
-    there = own[own <= target]
+    reaching = by_steps[by_steps <= target]
     return {
-        "steps_mean": float(there.index[0]) if len(there) else float("nan"),
-        "fd_mean": float(there.iloc[0]) if len(there) else float("nan"),
+        "steps_mean": float(reaching.index[0]) if len(reaching) else float("nan"),
+        "fd_mean": float(reaching.iloc[0]) if len(reaching) else float("nan"),
     }
 
 
 def _by_test(
-    own: pd.Series, terms: Mapping[int, Mapping[Row, Terms]], model: Row, baseline: Row, goal: int
+    by_steps: pd.Series, terms: Mapping[int, Mapping[Row, Terms]], model: Row, baseline: Row, goal: int
 ) -> dict[str, float]:
     """Return the fewest steps whose samples the paired test does not call worse than the baseline's best, FD and z."""
-    for steps, value in own.items():
+    for steps, value in by_steps.items():
         first, second = terms.get(int(str(steps)), {}).get(model), terms.get(goal, {}).get(baseline)
         comparison: Comparison | None = compare(first, second) if first and second else None
         if comparison is not None and comparison.verdict != "loss":

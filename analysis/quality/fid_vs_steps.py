@@ -56,8 +56,8 @@ class QualityTable:
     def spread_name(self) -> str:
         """Return what stands behind the ±: the standard error where every entry has one, else the std over seeds."""
         scored = [count for count in self.steps if self.table[f"{count}"].notna().any()]
-        known = all(self.table.loc[self.table[f"{s}"].notna(), f"{s}_error"].notna().all() for s in scored)
-        return "standard error" if known and scored else "std over seeds"
+        complete = all(self.table.loc[self.table[f"{s}"].notna(), f"{s}_error"].notna().all() for s in scored)
+        return "standard error" if complete and scored else "std over seeds"
 
     def spread(self, row: pd.Series, steps: int) -> float:
         """Return what stands behind the ± of an entry, NaN for nothing."""
@@ -135,11 +135,13 @@ def quality_table(results: Results) -> QualityTable | None:
     for row in scores[["model", "sampler"]].drop_duplicates().itertuples(index=False, name=None):
         rows[row] = {"model": row[0], "sampler": row[1], "metric": metric}
     for count in steps:
-        here = scores[scores["steps"] == count].groupby(["model", "sampler"])["value"].agg(["mean", "std", "count"])
-        means = {_row(key): float(value) for key, value in here["mean"].items() if value == value}
+        statistics = (
+            scores[scores["steps"] == count].groupby(["model", "sampler"])["value"].agg(["mean", "std", "count"])
+        )
+        means = {_row(key): float(value) for key, value in statistics["mean"].items() if value == value}
         for row, entry in rows.items():
             entry[f"{count}"] = means.get(row, float("nan"))
-            entry[f"{count}_sd"] = here["std"].get(row)
+            entry[f"{count}_sd"] = statistics["std"].get(row)
             error = distance_error(terms.get(count, {}).get(row, {}))
             entry[f"{count}_error"] = float("nan") if error is None else error
             entry[f"{count}_best"] = row in means and (row, count) in compared - beaten
@@ -173,12 +175,12 @@ def errors_of(results: Results) -> pd.Series:
 
 def _exact(metrics: pd.DataFrame, metric: str) -> tuple[float, float] | None:
     """Return what an exact sampler would have at this N, mean and std; None where it was not scored or N varies."""
-    found = []
+    numbers = []
     for name in (f"{metric}_exact", f"{metric}_exact_sd"):
         values = metrics.loc[metrics["metric"] == name, "value"].astype(float).dropna().unique()
         if len(values) == 1:
-            found.append(float(values[0]))
-    return (found[0], found[1]) if len(found) == 2 else None
+            numbers.append(float(values[0]))
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
 
 
 def _caption(metric: str, scores: pd.DataFrame, rows: int, spread_name: str) -> str:

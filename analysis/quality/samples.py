@@ -15,21 +15,21 @@ from analysis.records.load import CellRecord, Results, ResultsError
 
 def draw_samples(results: Results, folder: Path, count: int = 16) -> list[Path]:
     """The first samples of each model, first seed, most shared steps: a row a model, a column a starting noise."""
-    found = results.each(_samples)
-    if not found:
+    records = results.each(_samples)
+    if not records:
         return []
-    samplers = {cell["sampler"] for cell, _ in found}
+    samplers = {cell["sampler"] for cell, _ in records}
     sampler = "ddpm" if "ddpm" in samplers else min(samplers)
-    seed = min(cell["seed"] for cell, _ in found if cell["sampler"] == sampler)
+    seed = min(cell["seed"] for cell, _ in records if cell["sampler"] == sampler)
     by_model: dict[str, dict[int, NDArray[np.uint8]]] = {}
-    for cell, images in found:
+    for cell, images in records:
         if cell["seed"] == seed and cell["sampler"] == sampler:
             by_model.setdefault(cell["model"], {})[cell["steps"]] = images
-    shared = set.intersection(*(set(kept) for kept in by_model.values()))
+    shared = set.intersection(*(set(by_steps) for by_steps in by_model.values()))
     if not shared:
         return []
     steps = max(shared)
-    rows = {model: kept[steps] for model, kept in by_model.items()}
+    rows = {model: by_steps[steps] for model, by_steps in by_model.items()}
     with panels(len(rows), 1) as (figure, axes):
         figure.set_size_inches(7.0, 0.4 + 0.5 * len(rows))
         for axis, (model, images) in zip(axes[:, 0], rows.items(), strict=True):

@@ -30,8 +30,8 @@ def score_table(metrics: pd.DataFrame) -> pd.DataFrame:
 def _columns(table: pd.DataFrame) -> dict[str, str]:
     """Return the metrics that precision and recall go by in this folder, e.g. ``precision_digits``."""
     names = [str(name) for name in table["metric"].unique()]
-    found = {kind: coverage_name(names, kind) for kind in _COVERAGE}
-    return {kind: name for kind, name in found.items() if name is not None}
+    columns = {kind: coverage_name(names, kind) for kind in _COVERAGE}
+    return {kind: name for kind, name in columns.items() if name is not None}
 
 
 def draw_coverage(table: pd.DataFrame, folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ _MOST = 10**12  # images
 
 def read_losses(results: Results) -> dict[str, pd.DataFrame]:
     """Return each recipe's log; what is no log becomes a problem."""
-    found = {}
+    logs = {}
     for path in sorted(_logs(results), key=lambda place: str(place.stem)):
         try:
             table = read_table(path)
@@ -38,10 +38,10 @@ def read_losses(results: Results) -> dict[str, pd.DataFrame]:
             numbers = table[list(_COLUMNS)].apply(pd.to_numeric, errors="coerce")
             if not len(numbers) or not np.isfinite(numbers.to_numpy()).all():
                 raise ValueError("it holds something that is not a finite number")
-            found[str(path.stem)] = numbers
+            logs[str(path.stem)] = numbers
         except (OSError, ValueError) as error:
             results.problem(f"{path} is damaged and left out ({str(error).strip()}); copy the training's log again")
-    return found
+    return logs
 
 
 def _logs(results: Results) -> list[Any]:
@@ -50,10 +50,10 @@ def _logs(results: Results) -> list[Any]:
 
 def _seen(record: CellRecord) -> tuple[str, int] | None:
     """Return the recipe and the images seen of a cell's weights, None where the record does not say."""
-    told = record.facts.get("training")
-    if not isinstance(told, dict):
+    training = record.facts.get("training")
+    if not isinstance(training, dict):
         return None
-    recipe, images = told.get("recipe"), told.get("images")
+    recipe, images = training.get("recipe"), training.get("images")
     if isinstance(recipe, str) and isinstance(images, int) and 0 < images < _MOST:
         return recipe, images
     return None
@@ -73,12 +73,13 @@ def lengths_table(results: Results) -> pd.DataFrame:
     metrics = results.metrics
     scores = metrics[metrics["metric"] == main_metric(metrics)].astype({"value": float})
     treated = {record.cell["model"] for record in results.cells if not _is_plain(record)}
-    seen = {record.cell["model"]: found for record in results.cells if (found := _seen(record)) is not None}
-    scores = scores[scores["model"].isin(set(seen) - treated) & scores["value"].notna()]
+    lengths_seen = {record.cell["model"]: length for record in results.cells if (length := _seen(record)) is not None}
+    scores = scores[scores["model"].isin(set(lengths_seen) - treated) & scores["value"].notna()]
     if not len(scores):
         return pd.DataFrame()
     scores = scores.assign(
-        recipe=[seen[model][0] for model in scores["model"]], images=[seen[model][1] for model in scores["model"]]
+        recipe=[lengths_seen[model][0] for model in scores["model"]],
+        images=[lengths_seen[model][1] for model in scores["model"]],
     )
     groups = scores.groupby(["recipe", "sampler", "steps", "images", "model"], sort=True)["value"]
     table = groups.agg(value="mean", std="std", seeds="size").reset_index()

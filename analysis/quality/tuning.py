@@ -68,18 +68,18 @@ def _read_chosen(results: Results, path: Place | None, curves: pd.DataFrame) -> 
             results.problem(f"tuning/{_CHOSEN} is missing, so that no value is marked; run --tune again to finish it")
         return nothing
     try:
-        found = _checked(path, [*_CURVE, "value"])
-        if found.duplicated(_CURVE).any():
+        table = _checked(path, [*_CURVE, "value"])
+        if table.duplicated(_CURVE).any():
             raise ValueError("it has the same row twice")
     except (OSError, ValueError) as error:
         results.problem(f"{path} is damaged and left out ({error}); delete it and run --tune again")
         return nothing
-    known = set(curves[_CURVE].itertuples(index=False, name=None))
-    kept = [key in known for key in found[_CURVE].itertuples(index=False, name=None)]
-    for row in found[~np.array(kept)].to_dict("records"):
+    measured = set(curves[_CURVE].itertuples(index=False, name=None))
+    has_curve = [key in measured for key in table[_CURVE].itertuples(index=False, name=None)]
+    for row in table[~np.array(has_curve)].to_dict("records"):
         name = "-".join(str(row[part]) for part in _CURVE)
         results.problem(f"{path} names {name}, of which there is no sound curve; run --tune again")
-    return found[kept]
+    return table[has_curve]
 
 
 def _checked(path: Place, columns: list[str]) -> pd.DataFrame:
@@ -116,21 +116,23 @@ def tuning_table(curves: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     the lowest mean over the seeds both have, with its standard error (empty for one seed); ``chosen`` the value chosen.
     """
     order = ["model", "sampler", "parameter", "metric", "steps"]
-    known = curves[curves["distance"].notna()].sort_values(order, kind="stable")
+    measured = curves[curves["distance"].notna()].sort_values(order, kind="stable")
     picked = dict(zip(chosen[_CURVE].itertuples(index=False, name=None), chosen["value"], strict=True))
     rows: list[dict[str, Any]] = []
-    for key, own in known.groupby([*_CURVE, "metric"], sort=False):
+    for key, curve in measured.groupby([*_CURVE, "metric"], sort=False):
         assert isinstance(key, tuple)
         place = dict(zip([*_CURVE, "metric"], key, strict=True))
-        wide = own.pivot(index="seed", columns="value", values="distance")
+        wide = curve.pivot(index="seed", columns="value", values="distance")
         best = wide.mean().idxmin()
         for value in wide.columns:
-            seen, apart = wide[value].dropna(), (wide[value] - wide[best]).dropna()
+            distances, apart = wide[value].dropna(), (wide[value] - wide[best]).dropna()
             error = apart.std() / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
             rows.append(
                 {
-                    **place, "value": value, "seeds": len(seen), "n": own.loc[own["value"] == value, "n"].iloc[0],
-                    "distance": seen.mean(), "sd": seen.std(), "difference": apart.mean(), "difference_error": error,
+                    **place, "value": value, "seeds": len(distances),
+                    "n": curve.loc[curve["value"] == value, "n"].iloc[0],
+                    "distance": distances.mean(), "sd": distances.std(),
+                    "difference": apart.mean(), "difference_error": error,
                     "best": "yes" if value == best else "no", "chosen": picked.get(key[:4], math.nan),
                 }
             )  # fmt: skip
@@ -139,29 +141,34 @@ def tuning_table(curves: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
 
 def draw_tuning(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Distance over a constant's values, a panel a curve; band: two standard errors of the difference from the best."""
-    curves = [own for _, own in table.groupby([*_CURVE, "metric"], sort=False)]
+    curves = [curve for _, curve in table.groupby([*_CURVE, "metric"], sort=False)]
     columns = min(len(curves), next((number for number in (3, 4, 2) if len(curves) % number == 0), 3))
     with panels(-(-len(curves) // columns), columns) as (figure, axes):
         figure.set_figheight(0.7 + 1.9 * len(axes))
-        for position, (axis, own) in enumerate(zip(axes.flat, curves, strict=False)):
-            _draw(axis, own)
+        for position, (axis, curve) in enumerate(zip(axes.flat, curves, strict=False)):
+            _draw(axis, curve)
             if position % columns == 0 or table["metric"].nunique() > 1:
-                axis.set_ylabel(own["metric"].iloc[0])
+                axis.set_ylabel(curve["metric"].iloc[0])
         for axis in axes.flat[len(curves) :]:
             axis.set_visible(False)
         _key(figure, table)
         return save(figure, folder, "tuning")
 
 
-def _draw(axis: Axes, own: pd.DataFrame) -> None:
-    first = own.iloc[0]
-    error = 2 * own["difference_error"]
-    axis.plot(own["value"], own["distance"], color=_CURVE_COLOUR, marker="o", markersize=2.5)
+def _draw(axis: Axes, curve: pd.DataFrame) -> None:
+    first = curve.iloc[0]
+    error = 2 * curve["difference_error"]
+    axis.plot(curve["value"], curve["distance"], color=_CURVE_COLOUR, marker="o", markersize=2.5)
     if error.notna().any():
         axis.fill_between(
-            own["value"], own["distance"] - error, own["distance"] + error, color=_CURVE_COLOUR, alpha=0.18, linewidth=0
+            curve["value"],
+            curve["distance"] - error,
+            curve["distance"] + error,
+            color=_CURVE_COLOUR,
+            alpha=0.18,
+            linewidth=0,
         )
-    best = own[own["best"] == "yes"]
+    best = curve[curve["best"] == "yes"]
     axis.plot(best["value"], best["distance"], color=_CURVE_COLOUR, marker="o", markerfacecolor="white", markersize=5)
     title = f"{first['model']}\n{first['sampler']}, {first['steps']} steps"
     if not math.isnan(first["chosen"]):

@@ -103,8 +103,8 @@ def cell_terms(results: Results) -> dict[int, dict[Row, dict[int, CellTerms]]]:
 
 def _cell_terms(results: Results) -> dict[int, dict[Row, dict[int, CellTerms]]]:
     terms: dict[int, dict[Row, dict[int, CellTerms]]] = {}
-    for cell, own in results.each(_terms):
-        terms.setdefault(cell["steps"], {}).setdefault((cell["model"], cell["sampler"]), {})[cell["seed"]] = own
+    for cell, one in results.each(_terms):
+        terms.setdefault(cell["steps"], {}).setdefault((cell["model"], cell["sampler"]), {})[cell["seed"]] = one
     return terms
 
 

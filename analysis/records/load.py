@@ -146,7 +146,7 @@ class Results:
 
     def each(self, read: Callable[[CellRecord], T | None]) -> list[T]:
         """Return what ``read`` makes of every cell that has it; a damaged cell is left out and becomes a problem."""
-        found = []
+        values = []
         for record in self.cells:
             try:
                 value = read(record)
@@ -154,8 +154,8 @@ class Results:
                 self.problem(str(error))
                 continue
             if value is not None:
-                found.append(value)
-        return found
+                values.append(value)
+        return values
 
     def problem(self, line: str) -> None:
         """Note what is wrong, once, on one line."""
@@ -257,14 +257,14 @@ def _read_cell(folder: Place) -> CellRecord:
 
 def _alike(cells: list[CellRecord], problems: list[str]) -> list[CellRecord]:
     """Keep the cells that share the settings of most; they alone may stand in one table."""
-    shared, kept = settings([record.cell for record in cells]), []
+    shared, alike = settings([record.cell for record in cells]), []
     for record in cells:
         other = [name for name, value in shared.items() if record.cell.get(name) != value]
         if other:
             problems.append(f"{record.folder} is left out: its {other[0]} is not that of the other cells")
         else:
-            kept.append(record)
-    return kept
+            alike.append(record)
+    return alike
 
 
 def _model_order(root: Path) -> dict[str, int]:

@@ -25,8 +25,8 @@ def read_configuration(root: Path) -> dict[str, list[tuple[str, str]]]:
     words, configuration = record.pop("command", None), record.pop("configuration", None)
     command = shlex.join(str(word) for word in words) if isinstance(words, list) else None
     parts = {"Configuration": configuration, "Environment": {"command": command, **record}}
-    found = {heading: list(_flat("", content)) for heading, content in parts.items()}
-    return {heading: rows for heading, rows in found.items() if rows}
+    sections = {heading: list(_flat("", content)) for heading, content in parts.items()}
+    return {heading: rows for heading, rows in sections.items() if rows}
 
 
 def without_paths(text: str) -> str:

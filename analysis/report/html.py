@@ -192,9 +192,9 @@ def _tabled(item: TableEntry, caption: str) -> str:
     columns = {str(name): [entry(value) for value in frame[name]] for name in frame.columns}
     constant = {name: cells[0] for name, cells in columns.items() if len(frame) > 1 and len(set(cells)) == 1}
     columns = {name: cells for name, cells in columns.items() if name not in constant and set(cells) != {"-"}}
-    known = ", ".join(f"{name} {value}" for name, value in constant.items() if value not in ("-", ""))
-    if known:
-        text += f'\n<p class="caption">In every row: {escape(known)}.</p>'
+    repeated = ", ".join(f"{name} {value}" for name, value in constant.items() if value not in ("-", ""))
+    if repeated:
+        text += f'\n<p class="caption">In every row: {escape(repeated)}.</p>'
     rows = list(zip(*columns.values(), strict=True))
     kinds = [_kind(cells) for cells in columns.values()]
     table = _table(item.title, list(columns), [[escape(cell) for cell in row] for row in rows], kinds)
@@ -212,11 +212,11 @@ def _kind(column: Sequence[str]) -> str:
 
 def _configuration(root: Path) -> str:
     """Return the run's settings, folded; a word on their absence where ``run.json`` cannot be read."""
-    found = read_configuration(root)
-    if not found:
+    sections = read_configuration(root)
+    if not sections:
         return "<p>Not known: <code>run.json</code> is missing or damaged.</p>"
     parts = []
-    for heading, rows in found.items():
+    for heading, rows in sections.items():
         lines = "\n".join(
             f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows
         )

@@ -208,8 +208,8 @@ def norm_sentence(finding: Walks | None, sampler: str) -> str:
     if finding is None:
         return "The norm of the predicted noise, free running over teacher forced, was not measured."
     model, text = _quoted(finding)
-    known = any(np.isfinite(level.low) for level in finding.levels[model])
-    note = "" if known else "; no exact denoiser was computed, so what few steps alone cause is unknown"
+    has_exact = any(np.isfinite(level.low) for level in finding.levels[model])
+    note = "" if has_exact else "; no exact denoiser was computed, so what few steps alone cause is unknown"
     return (
         f"The norm of the predicted noise, free running over real noised {finding.forced}, has the median over a walk"
         f" of {text} for {model} ({sampler}, {finding.images}){note}."

@@ -54,10 +54,10 @@ def draw_heat(table: pd.DataFrame, quantity: str, folder: Path, name: str) -> li
     columns, limit = min(4, len(models)), _limit(table[f"{quantity}_log_ratio"])
     with panels(-(-len(models) // columns), columns, sharex=True, sharey=True) as (figure, axes):
         for axis, model in zip(axes.flat, models, strict=False):
-            here = table[table["model"] == model]
-            sure = here[f"{quantity}_log_ratio"].abs() > 2 * here[f"{quantity}_log_ratio_se"]
-            seen = here.assign(value=here[f"{quantity}_log_ratio"].where(sure))
-            grid = seen.pivot_table(index="frequency", columns="t", values="value", dropna=False)
+            cells = table[table["model"] == model]
+            sure = cells[f"{quantity}_log_ratio"].abs() > 2 * cells[f"{quantity}_log_ratio_se"]
+            significant = cells.assign(value=cells[f"{quantity}_log_ratio"].where(sure))
+            grid = significant.pivot_table(index="frequency", columns="t", values="value", dropna=False)
             image = axis.pcolormesh(
                 grid.columns, grid.index, grid.to_numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, shading="nearest"
             )
