@@ -71,7 +71,7 @@ def draw_heat(table: pd.DataFrame, quantity: str, folder: Path, name: str) -> li
             axis.set_axis_off()
         figure.supxlabel(f"{level_symbol(sampler)} (levels of {steps} steps)", fontsize=8)
         figure.supylabel("radial frequency", fontsize=8)
-        figure.colorbar(image, ax=axes, label=_LABELS[quantity], extend="both")
+        figure.colorbar(image, ax=axes, label=_LABELS[quantity], extend="both", aspect=20 * len(axes))
         noisy_left(axes[0, 0], sampler)
         return save(figure, folder, name)
 
