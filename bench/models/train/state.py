@@ -180,8 +180,9 @@ def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _lasting(fields: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Return what a resumed training must share with the one that was saved."""
-    return {name: value for name, value in fields.items() if name != "iterations" or not recipe.open_ended}
+    """Return what a resumed training must share with the one that was saved; later fields had their default."""
+    complete = asdict(Recipe("")) | dict(fields)
+    return {name: value for name, value in complete.items() if name != "iterations" or not recipe.open_ended}
 
 
 def _are_losses(window: Any) -> bool:
