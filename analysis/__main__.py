@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from analysis.publish import publish
 from analysis.records.load import ResultsError
 from analysis.regenerate import regenerate
+from analysis.report.terminal import terminal_summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = args.publish or args.results
     try:
         lost = publish(args.results, root).problems if args.publish else []
+        if not args.quiet:
+            print("drawing tables and figures", file=sys.stderr)
         results = regenerate(root)
     except ResultsError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -36,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems = [*lost, *results.problems]
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
-    table = root / "tables" / "fid_vs_steps.md"
     if not args.quiet:
-        print((table.read_text() if table.exists() else "") + f"\ntables, figures and report.html in {root}")
+        summary = terminal_summary(results, shutil.get_terminal_size().columns)
+        print(f"{summary}\n\ntables, figures and report.html in {root}" if summary else f"tables and figures in {root}")
     return 1 if problems else 0
 
 

@@ -20,10 +20,17 @@ from bench.suite.settings import ConfigError
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: a line for each cell or measurement that was given up, and how many cells are not complete."""
+    """How a run ended.
+
+    Attributes:
+        failures: a line for each cell or measurement that was given up.
+        incomplete: how many cells are not complete.
+        had_work: whether there was anything to compute.
+    """
 
     failures: tuple[str, ...] = ()
     incomplete: int = 0
+    had_work: bool = True
 
 
 def execute(run: Run, team: Team) -> Outcome:
@@ -40,7 +47,7 @@ def execute(run: Run, team: Team) -> Outcome:
     if not team.gather(["work"] if team.leads and not _is_complete(run, reference) else []):
         if team.leads and team.share is None:
             _tidy(run)
-        return Outcome()
+        return Outcome(had_work=False)
     run.compiled = settle_compiling(run, reference, team)
     with ExitStack() as stack:
         claims = Claims(run.out)

@@ -1,0 +1,62 @@
+"""The end of a run on a terminal: the table of distances in aligned columns, and the reason of every dash."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.quality.fid_vs_steps import QualityTable, quality_table
+from analysis.records.load import Results
+
+_GAP = "  "
+
+
+def terminal_summary(results: Results, width: int) -> str:
+    """Return what a run prints when it is complete.
+
+    Args:
+        results: of the run.
+        width: of the terminal, in characters; columns that do not fit beside each other follow below.
+    """
+    quality = results.once(quality_table)
+    if quality is None:
+        return ""
+    rows = [[str(row["model"]), str(row["sampler"]), *_entries(quality, row)] for _, row in quality.table.iterrows()]
+    rows += quality.nfe_rows()
+    header = ["model", "sampler", *(f"{steps} steps" for steps in quality.steps)]
+    caption = quality.caption.replace("Bold:", "*:")
+    paragraphs = [textwrap.fill(caption, width), *_blocks([header, *rows], width), *_reasons(results, quality, width)]
+    return "\n\n".join(paragraphs)
+
+
+def _entries(quality: QualityTable, row: pd.Series) -> list[str]:
+    return [f"{quality.entry(row, steps)}{'*' if row[f'{steps}_best'] else ' '}" for steps in quality.steps]
+
+
+def _blocks(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return aligned tables, each with the first two columns and as many of the others as fit."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    left = sum(widths[:2]) + len(_GAP)
+    blocks: list[list[int]] = []
+    room = 0
+    for column in range(2, len(widths)):
+        room -= widths[column] + len(_GAP)
+        if room < 0:
+            blocks.append([])
+            room = max(width - left, 0) - widths[column] - len(_GAP)
+        blocks[-1].append(column)
+    return ["\n".join(_line(row, widths, columns) for row in rows) for columns in blocks]
+
+
+def _line(row: Sequence[str], widths: Sequence[int], columns: Sequence[int]) -> str:
+    cells = [row[column].ljust(widths[column]) for column in (0, 1)]
+    return _GAP.join([*cells, *(row[column].rjust(widths[column]) for column in columns)]).rstrip()
+
+
+def _reasons(results: Results, quality: QualityTable, width: int) -> list[str]:
+    """Return why entries are dashes, each reason once."""
+    scores = results.metrics[results.metrics["metric"] == quality.metric]
+    reasons = scores.loc[scores["value"].isna(), "reason"].dropna().unique()
+    return [textwrap.fill(f"-: {reason}", width, subsequent_indent="   ") for reason in reasons if reason]
