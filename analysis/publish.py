@@ -121,7 +121,7 @@ def _pictures(record: CellRecord) -> dict[str, bytes]:
         files["errors.npz"] = _npz({**few, "errors": few["errors"].astype(np.float16)})
         tests = tested_levels(record)
         if tests is not None:
-            files[TESTS] = tests.to_csv(index=False).encode()  # all digits, since they are averaged
+            files[TESTS] = tests.to_csv(index=False, float_format="%.12g").encode()  # since they are averaged
     return files
 
 
@@ -144,5 +144,5 @@ def _few_moments(moments: Mapping[str, NDArray[Any]]) -> Arrays:
 def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Return an npz file that is not compressed, for the archive is."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()

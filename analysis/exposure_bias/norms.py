@@ -104,7 +104,7 @@ def draw_eps_norm(steps: pd.DataFrame, ratios: pd.DataFrame, folder: Path) -> li
             styles = {"free running" if norms_too else "over training images": ("-", "black")}
             styles |= {"teacher forced": ("--", "black")} if norms_too else {}
             styles |= {"ratio to held-out images" if norms_too else "over held-out images": (":", "black")}
-        exact = EXACT_KEY if any(name.startswith("exact_") for name in ratios) else {}
+        exact = EXACT_KEY if any(str(name).startswith("exact_") for name in ratios) else {}
         line_key(figure, rows, styles | exact)
         return save(figure, folder, "eps_norm")
 

@@ -47,7 +47,7 @@ def tested_levels(record: CellRecord) -> pd.DataFrame | None:
     path = record.folder / TESTS
     if path.exists():
         try:
-            table = read_table(path, float_precision="round_trip")[_TESTED]
+            table = read_table(path)[_TESTED]
             return table.astype(float).astype(dict.fromkeys(("i", *_COUNTS), int))
         except (OSError, ValueError, KeyError) as error:
             raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None

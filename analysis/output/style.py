@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
@@ -29,6 +30,7 @@ _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 MARKERS = "osD^vPX*<>ph8dH"
 _MOST_LINES = 4  # models in one panel
 _LETTERS, _HANDLE = 19, 7  # of a legend: letters an inch, and those a handle takes
+_TICKS_A_SIDE = 4  # intervals between them, at most
 _CLEAR = 1.6  # ratio of step counts whose labels do not touch
 ARM_LINES = {"free": "-", "forced-train": "--", "forced-heldout": ":", "paired": "-."}
 
@@ -77,6 +79,9 @@ def panels(rows: int, columns: int, **settings: Any) -> Iterator[tuple[Figure, A
     with plt.rc_context(_SETTINGS):
         size = (3.4 if columns == 1 else 7.0, 0.5 + (1.9 if rows < 3 else 1.35) * rows)
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **settings)
+        for axis in axes.flat:
+            for side in (axis.xaxis, axis.yaxis):
+                side.set_major_locator(MaxNLocator(_TICKS_A_SIDE, steps=[1, 2, 2.5, 5, 10]))
         try:
             yield figure, axes
         finally:
@@ -124,7 +129,7 @@ def line_panels(
 
 def line_key(figure: Figure, rows: Sequence[LineRow], styles: dict[str, tuple[Any, str]]) -> None:
     """Explain models and line styles above the panels; models beside their row where rows differ in them."""
-    paints = [dict(reversed(row.paint.items())) for row in rows]
+    paints = [{model: row.paint[model] for model in reversed(list(row.paint))} for row in rows]
     if all(paint == paints[0] for paint in paints):
         key(figure, paints[0], styles)
         return
