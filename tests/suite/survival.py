@@ -294,7 +294,7 @@ def files_of(folder):
         name = str(path.relative_to(folder))
         if name.startswith(".locks") or name in ("run.json", "log.jsonl"):
             continue
-        found[name] = path.read_bytes() if path.name != "metrics.json" else _facts(path)
+        found[name] = path.read_bytes() if path.suffix != ".json" else _facts(path)
     return found
 
 
@@ -305,7 +305,7 @@ def partials_in(folder):
 
 def _facts(path):
     facts = json.loads(path.read_text())
-    assert facts.pop("seconds") >= 0
+    assert facts.pop("seconds", 0.0) >= 0
     facts.pop("checksum", None)
     return facts
 

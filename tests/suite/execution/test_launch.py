@@ -265,7 +265,7 @@ def test_what_is_left_by_a_process_that_died_when_all_was_done_goes(tmp_path, un
 @pytest.mark.parametrize("name", ["record.csv", "pictures.npz", "chain.json"])
 def test_a_flipped_byte_of_another_measurement_is_told(tmp_path, name):
     record = RecordFolder(tmp_path, "chain", {"n": 3})
-    record.write(pd.DataFrame({"a": [1.5]}), {"x": np.zeros(3)}, {"features": "none", "seconds": 1.0})
+    record.write(pd.DataFrame({"a": [1.5]}), {"pictures": {"x": np.zeros(3)}}, {"features": "none", "seconds": 1.0})
     assert record.complete_facts("none") is not None
     flip(tmp_path / name)
     assert record.complete_facts() is None
