@@ -47,14 +47,16 @@ def draw_delta(steps: pd.DataFrame, folder: Path) -> list[Path]:
                     line = measured[(measured["steps"] == count) & (measured["model"] == model)]
                     axis.plot(line["t"], line["value"], color=row.paint[model], linewidth=row.width(model))
                 axis.plot(exact["t"], exact["value"], color="black", linestyle="--")
-                axis.set_yscale("log")
-                axis.minorticks_off()
             row.axes[0].set_ylabel(r"published $\delta_t$")
         for axis, count in zip(rows[0].axes, counts, strict=True):
             axis.set_title(f"{count} steps")
         for axis in rows[-1].axes:
             axis.set_xlabel(level_symbol(sampler))
         noisy_left(rows[0].axes[0], sampler)
+        rows[0].axes[0].set_yscale("log")  # which all panels share
+        for row in rows:
+            for axis in row.axes:
+                axis.minorticks_off()
         drawn = np.append(floor["value"], measured["value"])
         low = np.quantile(drawn[drawn > 0], 0.02) if (drawn > 0).any() else 1.0  # without zeros that curves cross
         rows[0].axes[0].set_ylim(bottom=max(1e-7, 0.3 * low))

@@ -60,9 +60,13 @@ def thinned(table: pd.DataFrame, most: int = 20) -> pd.DataFrame:
     """Keep at most twenty levels of each walk, spread evenly: what a table for people and for git can hold."""
     if not len(table):
         return table
-    walks = [name for name in ("sampler", "model", "steps", "arm") if name in table]
-    parts = [
-        walk[walk["i"].isin(shown(sorted(walk["i"].unique()), most))]
-        for _, walk in table.groupby(walks, sort=False, observed=True)
-    ]
-    return pd.concat(parts, ignore_index=True)
+    names = [name for name in ("sampler", "model", "steps", "arm") if name in table]
+    walk = table.groupby(names, sort=False, observed=True).ngroup()
+    levels = pd.DataFrame({"walk": walk, "i": table["i"]}).drop_duplicates().sort_values(["walk", "i"])
+    by_walk = levels.groupby("walk")["i"]
+    rank, size = by_walk.cumcount(), by_walk.transform("size")
+    places = {count: set(shown(range(count), most)) for count in size.unique()}
+    levels = levels[[position in places[count] for position, count in zip(rank, size, strict=True)]]
+    chosen = pd.MultiIndex.from_arrays([walk, table["i"]]).isin(pd.MultiIndex.from_frame(levels))
+    order = np.argsort(walk[chosen].to_numpy(), kind="stable")  # walk after walk
+    return table[chosen].iloc[order].reset_index(drop=True)
