@@ -53,7 +53,7 @@ def effective_table(response: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
     ``error`` is that of the shift: the standard error of the difference of the two mean norms (sampled, and real at s)
     over the slope of the curve. The curve's own points share their images, so their common error is that at s.
     """
-    free = over_seeds(steps, "eps_norm", ["free"])
+    free = dict(iter(over_seeds(steps, "eps_norm", ["free"]).groupby(["model", "steps", "t"])))
     rows = []
     for (model, count, s), curve in response.groupby(["model", "steps", "s"], sort=False):
         curve = curve.sort_values("t")
@@ -61,7 +61,9 @@ def effective_table(response: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
         if not (t == 0).any():
             continue
         at = curve[curve["t"] == s].iloc[0]
-        measured = free[(free["model"] == model) & (free["steps"] == count) & (free["t"] == s)]
+        measured = free.get((model, count, s))
+        if measured is None:
+            continue
         real_error = at["norm_std"] / np.sqrt(at["n"])
         for sampler, value, error, images in measured[["sampler", "value", "error", "n"]].itertuples(
             index=False, name=None

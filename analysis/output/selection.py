@@ -25,7 +25,7 @@ def most_steps(table: pd.DataFrame) -> tuple[pd.DataFrame, str, int]:
 
 def models_of(table: pd.DataFrame) -> list[str]:
     """Return the models in the order of the run."""
-    return [str(model) for model in dict.fromkeys(table["model"])]
+    return [str(model) for model in table["model"].unique()]
 
 
 def shown(values: Sequence[int], most: int = _PANELS) -> list[int]:

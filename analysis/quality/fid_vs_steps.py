@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ class QualityTable:
             return "-"
         return f"{value:.3f}" if pd.isna(spread) else f"{value:.3f} ± {spread:.3f}"
 
-    @property
+    @cached_property
     def spread_name(self) -> str:
         """Return what stands behind the ±: the standard error where every entry has one, else the std over seeds."""
         scored = [count for count in self.steps if self.table[f"{count}"].notna().any()]
