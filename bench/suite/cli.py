@@ -117,9 +117,9 @@ def prepare(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> R
     with team.together():
         registry = load_registry(args.config, args.dataset)
         config = resolve(make_request(args, arguments, registry.datasets), registry)
-        if config.request.progress and team.leads and not args.dry_run:
+        if config.request.progress and team.leads and not args.dry_run and sys.stderr.isatty():
             cells = len(config.models) * len(config.request.steps) * len(config.seeds)
-            print(f"{cells} cells of {config.data.name}; loading {len(config.models)} models", file=sys.stderr)
+            print(f"{config.data.name}: {cells} cells; loading the models", file=sys.stderr)
         return Run(config)
     raise AssertionError("together() leaves with the error")
 

@@ -38,6 +38,7 @@ def results(finished, room):
 def undrawn(monkeypatch):
     """Drawing takes seconds and reads nothing."""
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda self, path, **_: path.write_bytes(b""))
+    monkeypatch.setattr("analysis.output.style._save_png", lambda figure, path: path.write_bytes(b""))
 
 
 def relisted(cell, name):

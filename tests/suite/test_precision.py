@@ -12,6 +12,7 @@ from analysis.records.load import load_results
 from bench.suite.experiments.chains import plan_chains
 from bench.suite.experiments.response import plan_response
 from bench.suite.plan import Cell
+from bench.suite.settings import ConfigError
 
 ADM = ("--models", "adm", "--features", "none", "--no-probes", "--quiet", "--steps", "5", "--samples", "16")
 
@@ -107,7 +108,7 @@ def test_precision_is_part_of_every_key(make_cell, plan, tmp_path):
         assert b.description == {**a.description, "precision": "bf16"}
         a.path.mkdir(parents=True)
         a.facts.write_text(json.dumps({"key": a.key, a.kind: a.description}))
-        with pytest.raises(ValueError, match="another precision \\('fp32', now 'bf16'\\)"):
+        with pytest.raises(ConfigError, match="another precision \\('fp32', now 'bf16'\\)"):
             b.check()
 
 
