@@ -238,11 +238,9 @@ def test_scores_made_anew_need_no_compiler(tiny, tmp_path, no_compiler):
 class Second(Team):
     """A rank that does not lead, beside one that says these lines."""
 
-    rank, size = 1, 2
-
     def __init__(self, *first):
         super().__init__()
-        self.first = list(first)
+        self.rank, self.size, self.first = 1, 2, list(first)
 
     def gather(self, lines):
         return [*([self.first.pop(0)] if self.first else []), *lines]
