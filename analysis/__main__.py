@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = args.publish or args.results
     try:
         lost = publish(args.results, root).problems if args.publish else []
-        if not args.quiet:
+        if not args.quiet and sys.stderr.isatty():  # a mistake is one line in a file
             print("drawing tables and figures", file=sys.stderr)
         results = regenerate(root)
     except ResultsError as error:
