@@ -20,7 +20,7 @@ _EDM_RHO = 7.0
 _EDM_LOW, _EDM_HIGH = 0.002, 80.0  # sigma
 _EDM_T = 1000  # a scale for plots beside models of 1000 training steps; no network sees it
 _FLOW = re.compile(r"flow(?:\(([^(),]+)\))?")
-_FLOW_T = 1000  # t = 1000 sigma
+FLOW_T = 1000  # t = 1000 sigma
 _MOST_SHIFT = 100.0
 _LONGEST = 100_000  # far above any training; it comes from files
 _LEAST_LINEAR = 21  # the last beta, 20 / T, stays below 1
@@ -241,9 +241,9 @@ def flow_levels(name: str, steps: int) -> tuple[Level, ...]:
     shift = flow_shift(name)
     even = [1 - i / steps for i in range(steps)]
     sigmas = [shift * u / (1 + (shift - 1) * u) for u in even]
-    return (*(Level(_FLOW_T * sigma, 1 - sigma, sigma) for sigma in sigmas), CLEAN)
+    return (*(Level(FLOW_T * sigma, 1 - sigma, sigma) for sigma in sigmas), CLEAN)
 
 
 def flow_grid() -> tuple[Level, ...]:
     """Return a thousand even levels of a flow, noisiest first, which stand for all that a network knows."""
-    return flow_levels("flow", _FLOW_T)[:-1]
+    return flow_levels("flow", FLOW_T)[:-1]
