@@ -123,21 +123,6 @@ def test_ancestral_guidance_converges_to_the_reweighted_data(variance):
     assert 2.5 < errors[0] / errors[1] < 6.5
 
 
-def test_the_scale_is_the_power_of_the_probability():
-    """s log p = log p^s: twice a linear score is the score of the data reweighted twice."""
-    oracle = data()
-    once, twice = (reweighted(oracle, s * LINEAR, NONE) for s in (1, 2))
-
-    class Doubled(Guided):
-        def __call__(self, x, level, cond=None):
-            pred = super().__call__(x, level)
-            return replace(pred, guidance=2 * pred.guidance)
-
-    torch.testing.assert_close(
-        end(Doubled(oracle, once), 20, DDIM(), Stored()), end(twice, 20, DDIM(), Stored()), **EXACT
-    )
-
-
 LEVELS = (Level(700, 0.5, 0.75**0.5), Level(300, 0.8, 0.6), Level(-1, 1.0, 0.0))
 
 

@@ -65,16 +65,6 @@ def test_global_random_state_is_neither_read_nor_moved():
     assert torch.equal(first, Noise(0).normal(torch.arange(4), Purpose.START, 0, SHAPE))
 
 
-def test_normals_have_normal_moments():
-    """Sample moments of n unit normals have standard errors sqrt(1/n), sqrt(2/n), sqrt(15/n), sqrt(96/n).
-
-    (Variances of z, z^2, z^3, z^4 are 1, 2, 15, 96.) Four standard errors; n = 120000.
-    """
-    z = Noise(0).normal(torch.arange(COUNT), Purpose.START, 0, SHAPE).double().flatten()
-    for power, (mean, variance) in enumerate([(0, 1), (1, 2), (0, 15), (3, 96)], start=1):
-        assert abs(z.pow(power).mean() - mean) < 4 * math.sqrt(variance / N)
-
-
 def test_normals_follow_the_normal_distribution():
     """Kolmogorov's statistic sqrt(n) D exceeds 1.95 with probability 2 exp(-2 * 1.95^2) = .001."""
     z = Noise(1).normal(torch.arange(COUNT), Purpose.START, 0, SHAPE).double().flatten().sort().values

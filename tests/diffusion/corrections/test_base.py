@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -34,7 +35,7 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import edm_levels, flow_grid, flow_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, Euler, FlowSDE, Heun, UniPC
-from bench.diffusion.types import CLEAN, Call, Level, Prediction
+from bench.diffusion.types import CLEAN, Call, Level, Prediction, batched
 
 STEPS, SHAPE = 5, (1, 4, 4)
 FRAMES = {
@@ -123,7 +124,7 @@ CASES: Mapping[type[Correction], Case] = {
         refuses={"heun": "no corrected steps"},
     ),
     VarianceNormalisation: Case(
-        lambda path, _: VarianceNormalisation(path, data_variance=0.25, cutoff=0),
+        lambda path, _: VarianceNormalisation(path, data_variance=0.25, cutoff=250),
         (lambda path, _: VarianceNormalisation(path, data_variance=0.25, cutoff=1000),),
     ),
     X0StdMatching: Case(lambda *_: X0StdMatching([(0, 0.5), (999, 0.3)])),
@@ -290,6 +291,54 @@ def test_no_hook_asks_for_a_number_from_the_device(kind, frame, solver):
         x0, eps = correction.prediction(pred, x, call)
         x_next = correction.after(x0, replace(pred, x0=x0, eps=eps), call)
         assert {tensor.device.type for tensor in (x, x0, eps, x_next)} == {"meta"}
+
+
+@everywhere("ddim 0")
+def test_levels_of_one_an_image_are_host_levels_image_by_image(kind, frame, solver):
+    """As a time shift leaves them. Float64; t and the logarithms of sigma / alpha lose a few roundings: 1e-9."""
+    correction, (path, grid) = at_work(kind, frame), FRAMES[frame]
+    chosen = [(grid[at], grid[at + 60]) for at in (150, 500, 900)]
+    x = torch.randn(3, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def outcome(x, level, after):
+        pred = correction.ask(network, x, level)
+        x0, eps = correction.prediction(pred, x, Call(0, level, after, True))
+        moved = correction.after(x + 1, replace(pred, x0=x0, eps=eps), Call(0, path[1], after, True))
+        return torch.stack([x0, eps, moved], 1)
+
+    columns = torch.tensor([[(c.t, c.alpha, c.sigma) for c in pair] for pair in chosen], dtype=torch.float64)
+    together = outcome(x, *(batched(*column.T.reshape(3, 3, 1, 1, 1)) for column in columns.unbind(1)))
+    alone = torch.cat([outcome(x[k : k + 1], *pair) for k, pair in enumerate(chosen)])
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+
+
+NAN, INF, VP = math.nan, math.inf, FRAMES["vp"]
+IMPOSSIBLE = [
+    (lambda c: InputPerturbation(VP[1], c), [(-0.1,), (1e200,), (INF,), (NAN,)], "gamma must lie between 0 and"),
+    (lambda *c: TemporalRescaling(*c), [(0, 1), (-1, 1), (NAN, 1), (0.9, 0), (0.9, INF)], "must lie between"),
+    *(
+        (partial(lambda kind, *c: kind(*VP, window=c[0], cutoff=c[1]), kind),
+         [(-1, 0), (NAN, 0), (INF, 0), (2, -1), (2, NAN)], "finite numbers of at least 0")
+        for kind in (TimeShift, ShiftedTarget)
+    ),
+    (lambda v, c: VarianceNormalisation(VP[0], data_variance=v, cutoff=c),
+     [(-1, 0), (NAN, 0), (INF, 0), (1, -1), (1, NAN)], "finite and at least 0"),
+    (lambda *r: X0StdMatching([*r]),
+     [(), ((1, 0.5), (1, 0.6)), ((1, -0.5),), ((1, NAN),), ((NAN, 0.5),)], "pairs of a t and a std"),
+    (FinalStd, [(-1,), (NAN,), (INF,)], "final std must be finite"),
+    *(
+        (partial(kind, VP[0]), [(INF,), (NAN,), *([(0.1, NAN)] if kind is DifferentialCorrection else [])],
+         "must be finite")
+        for kind in (DifferentialCorrection, ReverseStdCorrection, PixelCorrection)
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "constants", "message"), IMPOSSIBLE)
+def test_impossible_constants_are_refused(make, constants, message):
+    for values in constants:
+        with pytest.raises(ValueError, match=message):
+            make(*values)
 
 
 @pytest.mark.parametrize(

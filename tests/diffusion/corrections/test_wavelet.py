@@ -12,13 +12,12 @@ import torch
 from bench.diffusion.corrections import DifferentialCorrection, PixelCorrection, ReverseStdCorrection
 from bench.diffusion.noise import Noise
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.samplers import Draws, prior, walk
+from bench.diffusion.samplers import Draws, walk
 from bench.diffusion.schedules import edm_levels, levels
-from bench.diffusion.solvers import DDIM, Ancestral, Churn, Euler, Heun
-from bench.diffusion.types import CLEAN, Call, Level, Prediction, batched
+from bench.diffusion.solvers import DDIM, Churn, Euler, Heun
+from bench.diffusion.types import CLEAN, Call, Level, Prediction
 from bench.models.denoisers.oracles import GaussianOracle
 
-DRAWS = Draws(Noise(0), torch.arange(2))
 VP = levels("cosine", 1000, 10)
 
 
@@ -99,18 +98,6 @@ def test_a_heun_step_by_hand():
     assert states[2] == pytest.approx([0.5, 0, 0, 0])
 
 
-def test_both_bands_by_hand_where_both_weigh():
-    # From sigma 2, half of sigma_max, to 1: weights .5 and .5, so lambda_l = .05 and lambda_h = .1.
-    # x = (6, 2, 2, 2), x0 = (1, 0, 0, 0) at the second call: x_next = x0 + (x - x0) / 2 = (3.5, 1, 1, 1).
-    # x_next - x0 = (2.5, 1, 1, 1): mean 1.375, rest (1.125, -.375, -.375, -.375).
-    # x = (3.5 + .06875 + .1125, 1 + .06875 - .0375, ...) = (3.68125, 1.03125, ...).
-    path = (Level(3, 1.0, 4.0), Level(2, 1.0, 2.0), Level(1, 1.0, 1.0), CLEAN)
-    denoiser = Halves()
-    denoiser.calls = 1
-    states = walked(path[1:], [6, 2, 2, 2], Euler(), DifferentialCorrection(path, 0.1, 0.2), denoiser)
-    assert states[0] == pytest.approx([3.68125, 1.03125, 1.03125, 1.03125])
-
-
 def test_the_papers_coefficient_by_hand():
     # DDIM over (alpha, sigma^2) = (sqrt .2, .8) -> (sqrt .5, .5) -> clean; low = .1, high = .2.
     # beta_tilde = (1 - .2 / .5) (.5 / .8) = .375, w = sqrt(.375) = .612372; lambda_l = .061237, lambda_h = .077526.
@@ -129,16 +116,6 @@ def test_pixels_by_hand():
     states = walked(EDM_BY_HAND, [10, 2, 2, 2], Euler(), PixelCorrection(EDM_BY_HAND, 0.1))
     assert states[0] == pytest.approx([4.2, 0.55, 0.55, 0.55])
     assert states[1] == pytest.approx([1, 0, 0, 0])
-
-
-def test_equal_coefficients_in_all_bands_are_the_pixel_correction():
-    """Half of sigma_max: low = high = 2 c is c in every band. Float64 numbers of order 10 added in another order."""
-    path = (Level(3, 1.0, 4.0), Level(2, 1.0, 2.0), Level(1, 1.0, 1.0), CLEAN)
-    x, x0 = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    call = Call(0, path[1], path[2], True)
-    pixels = PixelCorrection(path, 0.05).after(x, Prediction(x, x0), call)
-    bands = DifferentialCorrection(path, 0.1, 0.1).after(x, Prediction(x, x0), call)
-    torch.testing.assert_close(pixels, bands, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(("first", "second"), [(10.0, 2.0), (2.0, 0.5), (0.5, 0.4)])
@@ -160,27 +137,6 @@ def test_the_right_coefficient_makes_an_euler_step_exact_on_gaussian_data(first,
     assert states[0.0][0] < math.sqrt(after)
 
 
-@pytest.mark.parametrize("sigma", [0.1, 1.0, 10.0])
-def test_the_right_coefficient_vanishes_with_the_step(sigma):
-    """From sigma to (1 - h) sigma it is v h^2 / (2 (v + sigma^2)), times 1 + 2 h at most, to higher orders."""
-    variance, h = 0.25, 1e-3
-    root = math.sqrt((variance + sigma**2) * (variance + (1 - h) ** 2 * sigma**2))
-    right = (root - variance - (1 - h) * sigma**2) / ((1 - h) * sigma**2)
-    assert right == pytest.approx(variance * h**2 / 2 / (variance + sigma**2), rel=2.1 * h)
-
-
-@pytest.mark.parametrize(
-    ("path", "solver"),
-    [(VP, DDIM()), (VP, Ancestral("fixed-small")), (edm_levels(5), Euler()), (edm_levels(5), Heun())],
-)
-def test_the_step_to_the_clean_level_does_not_move(path, solver):
-    """It ends in x0_hat: the difference is one of roundings, 1e-7 in float32."""
-    x = prior(path[0], DRAWS, (1, 4, 4))
-    oracle = GaussianOracle(torch.zeros(1, 4, 4), 0.25 * torch.eye(16))
-    *_, last = walk(oracle, path, x, solver, DRAWS, clip=False, correction=DifferentialCorrection(path, 0.1, 0.1))
-    torch.testing.assert_close(last.x_next, last.x0_used, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("make", "path", "weight"),
     [
@@ -198,18 +154,6 @@ def test_weights_are_those_of_the_level_a_step_starts_from(make, path, weight):
             assert moved.flatten().tolist() == pytest.approx([weight(level, after)] * 4, rel=1e-12, abs=1e-15)
 
 
-def test_levels_of_one_an_image():
-    """Targets between two levels of the walk: each image's own weight, here float64 by the same interpolation."""
-    correction = DifferentialCorrection(VP, 0.3, 0.2)
-    x, x0 = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    t = torch.tensor([500.5, 120.0], dtype=torch.float64).view(2, 1, 1, 1)
-    together = correction.after(x, Prediction(x, x0), Call(0, VP[3], batched(t, t, t), True))
-    for i in range(2):
-        target = Level(t[i].item(), 0.5, 0.5)
-        alone = correction.after(x[i : i + 1], Prediction(x[i : i + 1], x0[i : i + 1]), Call(0, VP[3], target, True))
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-14)
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 5, 4), (1, 1, 4, 5)])
 def test_odd_images_are_refused_but_by_pixels(shape):
     x = torch.ones(shape)
@@ -217,18 +161,6 @@ def test_odd_images_are_refused_but_by_pixels(shape):
     with pytest.raises(ValueError, match=r"need images of even size, not . x .; PixelCorrection takes any"):
         DifferentialCorrection(VP, 0.1).after(*given)
     assert PixelCorrection(VP, 0.1).after(*given).shape == shape
-
-
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_coefficients_must_be_finite(value):
-    for make in (
-        lambda: DifferentialCorrection(VP, value),
-        lambda: DifferentialCorrection(VP, 0.1, value),
-        lambda: ReverseStdCorrection(VP, value),
-        lambda: PixelCorrection(VP, value),
-    ):
-        with pytest.raises(ValueError, match="must be finite"):
-            make()
 
 
 def test_the_papers_coefficient_has_no_meaning_on_edm_levels():
