@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     RESPONSE = 9
     LABEL = 10
     TRAIN_ROLLOUT = 11
+    TRAIN_LABEL = 12
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -34,19 +34,22 @@ class Batches:
     """Endless shuffled batches: epoch e is a permutation drawn from (seed, e) alone.
 
     ``batch`` counts the images of a whole batch, of which :meth:`at` returns ``part``, all of it where that is None.
+    ``labels`` are the images' classes, int64 [N].
     """
 
-    def __init__(self, images: Tensor, batch: int, seed: int, part: Part | None = None) -> None:
-        self.images, self.batch, self.seed = images, batch, seed
+    def __init__(
+        self, images: Tensor, batch: int, seed: int, part: Part | None = None, labels: Tensor | None = None
+    ) -> None:
+        self.images, self.batch, self.seed, self.labels = images, batch, seed, labels
         self.part = part or Part(0, batch, batch)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
-    def at(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """Return (images float32 [len(part), C, H, W], their running numbers int64 [len(part)]) of an iteration."""
+    def at(self, iteration: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return an iteration's images float32 [len(part), C, H, W], running numbers and labels, int64 [len(part)]."""
         first = iteration * self.batch  # running numbers count the images shown since the start
         numbers = torch.arange(first + self.part.start, first + self.part.stop)
         chosen = [self._lookup(int(number)) for number in numbers]
-        return self.images[chosen], numbers
+        return self.images[chosen], numbers, None if self.labels is None else self.labels[chosen]
 
     def _lookup(self, number: int) -> int:
         epoch, position = divmod(number, len(self.images))  # batches go on across the ends of epochs

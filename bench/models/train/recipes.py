@@ -74,6 +74,9 @@ class Recipe:
     decay: str = "linear"  # of the rate after the warm-up: to a hundredth, or constant, so that a training can go on
     dropout: float = 0.0  # in the residual blocks
     index_sampling: str = "uniform"  # how training indices are drawn, or loss-second-moment
+    # Share of labels replaced by the null class, one more than the data's (Ho & Salimans 2022, algorithm 1); None for a
+    # network without labels.
+    label_dropout: float | None = None
 
     @property
     def open_ended(self) -> bool:
@@ -93,6 +96,7 @@ _ALL = (
     replace(_ADM, name="adm-mdss", scheduled_sampling=0.5),
     replace(_ADM, name="adm-dream", dream_power=1.0),
     replace(_ADM, name="edm", objective="edm", schedule="edm"),
+    replace(_ADM, name="adm-cond", label_dropout=0.1),
 )
 _CONTROLS = (
     replace(_ADM, name="adm-dropout", dropout=0.1),  # is input perturbation more than a regulariser?

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import MappingProxyType
@@ -26,6 +27,7 @@ from bench.models.interface import Description
 from bench.models.train.batches import Batches, LossSecondMoment, Part, learning_rate
 from bench.models.train.log import LOG_EVERY, TrainingLog, Window
 from bench.models.train.objectives import (
+    Network,
     Process,
     edm_loss,
     gamma_at,
@@ -81,26 +83,27 @@ class Trainer(TrainingState):
         """
         part = self.replicas.part(self.recipe.batch)
         x = torch.zeros(len(part), *images.shape[1:], device=self.device)
+        labels = None if self.recipe.label_dropout is None else x.new_zeros(len(part), dtype=torch.int64)
         self._learning = torch.compile(self.network, dynamic=False)
         with _named_flag(), compiler_errors():
-            self.learn(x, torch.zeros(len(part), device=self.device)).sum().backward()
+            self.learn(x, torch.zeros(len(part), device=self.device), labels).sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def predict(self, x: Tensor, t: Tensor) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Call the network; [B, C, H, W] to [B, 2C, H, W], or to [B, C, H, W] where it learns no variance."""
-        return self._called(self.network, x, t)
+        return self._called(self.network, x, t, labels)
 
-    def learn(self, x: Tensor, t: Tensor) -> Tensor:
+    def learn(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Call the network as :meth:`predict` does, where the answer's gradient is asked for once."""
-        return self._called(self._learning, x, t)
+        return self._called(self._learning, x, t, labels)
 
-    def _called(self, network: Any, x: Tensor, t: Tensor) -> Tensor:
+    def _called(self, network: Any, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            output: Tensor = network(x, t).sample
+            output: Tensor = network(x, t, labels).sample
         return output.float()
 
-    def step(self, x0: Tensor, numbers: Tensor) -> Losses:
-        """Take one optimiser step on real images x0 in [-1, 1] with their running numbers.
+    def step(self, x0: Tensor, numbers: Tensor, labels: Tensor | None = None) -> Losses:
+        """Take one optimiser step on real images x0 in [-1, 1] with their running numbers and, if any, classes.
 
         They are this replica's part of a batch of ``recipe.batch``; alone, a batch of any size.
         """
@@ -109,28 +112,40 @@ class Trainer(TrainingState):
         torch.manual_seed(recipe.seed + self.iteration + (self.replicas.rank << 32))
         noise = self.noise.normal(numbers, Purpose.TRAIN_NOISE, 0, shape)
         part = self.replicas.part(len(x0) if self.replicas.size == 1 else recipe.batch)
+        labels = self._with_null(labels, numbers)
         if self.process is None:
-            losses = self._edm(x0, numbers, noise, part)
+            losses = self._edm(x0, numbers, noise, part, labels)
         else:
-            losses = self._ddpm(self.process, x0, numbers, noise, part)
+            losses = self._ddpm(self.process, x0, numbers, noise, part, labels)
         # L_hybrid = L_simple + L_vlb, plus lambda_GP times the penalty.
         self._descend(losses.mse + losses.bound + recipe.gradient_penalty * losses.penalty)
         return losses
 
-    def _edm(self, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part) -> Losses:
+    def _with_null(self, labels: Tensor | None, numbers: Tensor) -> Tensor | None:
+        """Return the labels with the recipe's share replaced by the null class, None for a network without labels."""
+        if self.recipe.label_dropout is None or labels is None:
+            return None
+        null = self.network.config.num_class_embeds - 1
+        words = uniform_words(self.recipe.seed, numbers, Purpose.TRAIN_LABEL, 0, 1)[:, 0, 0]
+        return torch.where(words < self.recipe.label_dropout * 2**32, null, labels)
+
+    def _edm(self, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part, labels: Tensor | None) -> Losses:
         level_noise = self.noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten()  # [B]
         nothing = torch.zeros((), device=self.device)
-        return Losses(edm_loss(self.learn, x0, level_noise, noise).sum() / part.total, nothing, nothing)
+        network = partial(self.learn, labels=labels)
+        return Losses(edm_loss(network, x0, level_noise, noise).sum() / part.total, nothing, nothing)
 
-    def _ddpm(self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part) -> Losses:
+    def _ddpm(
+        self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part, labels: Tensor | None
+    ) -> Losses:
         recipe, shape = self.recipe, x0.shape[1:]
         t, weights = self._indices(numbers)  # [B], from 0
         # Of the whole batch, and of this part, how many inputs scheduled sampling replaces.
         share = replaced_share(recipe.scheduled_sampling, self.iteration, recipe.iterations)
         replaced = round(part.total * share)
         first = part.of_first(replaced)
-        y, target = self._pair(process, x0, t, numbers, noise, first)
-        mse, bound = hybrid_loss(process, self.learn(y, t), y, target, x0, t)  # [B] each
+        y, target = self._pair(process, x0, t, numbers, noise, first, labels)
+        mse, bound = hybrid_loss(process, self.learn(y, t, labels), y, target, x0, t)  # [B] each
         if self.index_sampler is not None:
             self._remember(self.index_sampler, t, (mse + bound).detach(), part)
             mse, bound = weights * mse, weights * bound
@@ -140,11 +155,16 @@ class Trainer(TrainingState):
             few = slice(0, part.of_first(penalised))
             if few.stop:
                 probe = self.noise.normal(numbers[few], Purpose.TRAIN_PROBE, 0, shape)
-                penalty = gradient_penalty(self.predict, y[few], t[few], probe).sum() / penalised
+                network = self._labelled(labels, few)
+                penalty = gradient_penalty(network, y[few], t[few], probe).sum() / penalised
         # The bound's posterior is that of x_t given x0, which the network's own states are not drawn from.
         if part.total > replaced:
             bound_loss = bound[first:].sum() / (part.total - replaced)
         return Losses(mse.sum() / part.total, bound_loss, penalty)
+
+    def _labelled(self, labels: Tensor | None, rows: slice) -> Network:
+        """Return the network as a function of (x, t) for some of a batch's rows."""
+        return partial(self.predict, labels=None if labels is None else labels[rows])
 
     def _indices(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Return the training indices of images by their running numbers, int64 [B], and their losses' weights [B]."""
@@ -161,7 +181,14 @@ class Trainer(TrainingState):
         sampler.add(both[0].long(), both[1])
 
     def _pair(
-        self, process: Process, x0: Tensor, t: Tensor, numbers: Tensor, noise: Tensor, replaced: int
+        self,
+        process: Process,
+        x0: Tensor,
+        t: Tensor,
+        numbers: Tensor,
+        noise: Tensor,
+        replaced: int,
+        labels: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return (network input, target) [B, C, H, W], the first ``replaced`` of them by scheduled sampling."""
         recipe, shape = self.recipe, x0.shape[1:]
@@ -169,12 +196,12 @@ class Trainer(TrainingState):
         gamma = gamma_at(recipe.gamma_schedule, recipe.gamma, t, recipe.T)
         y, target = make_pair(recipe.objective, process, x0, t, noise, xi, gamma)
         if self.rollout is not None and replaced:
-            draws = Draws(self.noise, numbers[:replaced])
-            y_made, target_made = self.rollout.pair(self.predict, x0[:replaced], t[:replaced], noise[:replaced], draws)
+            draws, network = Draws(self.noise, numbers[:replaced]), self._labelled(labels, slice(replaced))
+            y_made, target_made = self.rollout.pair(network, x0[:replaced], t[:replaced], noise[:replaced], draws)
             y, target = torch.cat([y_made, y[replaced:]]), torch.cat([target_made, target[replaced:]])
         if recipe.dream_power is not None:
             with torch.no_grad():  # DREAM's estimate of the network's own error
-                eps = self.predict(y, t)[:, : y.shape[1]]
+                eps = self.predict(y, t, labels)[:, : y.shape[1]]
             y, target = rectified(process, eps, y, target, t, recipe.dream_power)
         return y, target
 
@@ -185,6 +212,7 @@ def train(
     device: torch.device,
     quiet: bool = False,
     images: Tensor | None = None,
+    labels: Tensor | None = None,
     *,
     replicas: Replicas = ALONE,
     signals: Signals | None = None,
@@ -204,6 +232,7 @@ def train(
         device: of this replica.
         quiet: whether to show no progress bar.
         images: float32 in [-1, 1], instead of the dataset's training part.
+        labels: their classes, int64 [N] from 0, which a recipe with ``label_dropout`` needs.
         replicas: the processes that train together; each calls this function with the same recipe and images.
         signals: asked between iterations.
         tensorboard: folder of the same numbers as scalars, with learning rate and images per second.
@@ -223,15 +252,15 @@ def train(
         replicas.check(recipe.batch, device)
         if replicas.leads:
             out.mkdir(parents=True, exist_ok=True)
-        x0, data = _training_images(recipe, data_dir) if images is None else (images, {})
-        description = _description(recipe, x0.shape[1], data)
+        x0, labels, data = (images, labels, {}) if images is not None else _training_images(recipe, data_dir)
+        description = _description(recipe, x0.shape[1], data, labels)
         trainer = Trainer(recipe, dict(description.network), device, replicas)
         trainer.data = data.get("data_hash", "")
         if compiled:
             trainer.compile(x0)
     if replicas.of_leader(resume.exists):
         trainer.resume(resume)
-    batches = Batches(x0, recipe.batch, recipe.seed, replicas.part(recipe.batch))
+    batches = Batches(x0, recipe.batch, recipe.seed, replicas.part(recipe.batch), labels)
     with replicas.together():
         path = out / "loss.csv"
         log = TrainingLog(path, recipe, trainer.iteration, quiet, tensorboard) if replicas.leads else None
@@ -262,15 +291,20 @@ def _named_flag() -> Iterator[None]:
         raise CompileError(f"{error}; use --compile off") from None
 
 
-def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, dict[str, str]]:
-    """Return the dataset's training images in [-1, 1], and what checkpoints say of them."""
+def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, Tensor | None, dict[str, str]]:
+    """Return the dataset's training images in [-1, 1], their labels, and what checkpoints say of them."""
     data = load(recipe.dataset, data_dir)
-    return to_unit(data.part("train")), {"data": data.training_name, "data_hash": data.content_hash()}
+    about = {"data": data.training_name, "data_hash": data.content_hash()}
+    return to_unit(data.part("train")), data.part_labels("train"), about
 
 
-def _description(recipe: Recipe, channels: int, data: Mapping[str, str] = MappingProxyType({})) -> Description:
+def _description(
+    recipe: Recipe, channels: int, data: Mapping[str, str] = MappingProxyType({}), labels: Tensor | None = None
+) -> Description:
     is_edm = recipe.objective == "edm"
     sizes = {"in_channels": channels, "out_channels": channels if is_edm else 2 * channels}
+    if recipe.label_dropout is not None and labels is not None:
+        sizes["num_classes"] = int(labels.max()) + 2  # the data's classes, and the null class
     network = {**NETWORKS[recipe.network], **sizes, "dropout": recipe.dropout}
     return Description(network, recipe.schedule, recipe.T, {**asdict(recipe), **data}, "edm" if is_edm else "eps")
 
@@ -279,8 +313,9 @@ def _windows(trainer: Trainer, batches: Batches, signals: Signals) -> Iterator[W
     """Train to the end, or to the iteration at which a replica received a signal; yield a window at a time."""
     recipe, start, started = trainer.recipe, trainer.iteration, perf_counter()
     while trainer.iteration < recipe.iterations and not trainer.replicas.largest(signals.received):
-        x0, numbers = batches.at(trainer.iteration)
-        losses = trainer.step(x0.to(trainer.device), numbers.to(trainer.device))
+        x0, numbers, labels = batches.at(trainer.iteration)
+        labels = labels if labels is None else labels.to(trainer.device)
+        losses = trainer.step(x0.to(trainer.device), numbers.to(trainer.device), labels)
         trainer.window.append(torch.stack([losses.mse, losses.bound, losses.penalty]).detach())
         if trainer.iteration % LOG_EVERY == 0 or trainer.iteration == recipe.iterations:
             means = tuple(trainer.close_window())  # waits for the device

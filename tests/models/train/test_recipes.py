@@ -21,6 +21,7 @@ STUDIED = {
     "adm-mdss": {"scheduled_sampling"},
     "adm-dream": {"dream_power"},
     "edm": {"objective", "schedule"},
+    "adm-cond": {"label_dropout"},
     "adm-dropout": {"dropout"},
     "adm-lsm": {"index_sampling"},
 }

@@ -36,7 +36,7 @@ def weights(recipe, images, iterations=4):
     """The state after some iterations, and how many images the network was asked about at each."""
     trainer, batches = Trainer(recipe, NETWORK, CPU), Batches(images, recipe.batch, recipe.seed)
     asked = []
-    called, trainer._called = trainer._called, lambda net, x, t: asked[-1].append(len(x)) or called(net, x, t)
+    called, trainer._called = trainer._called, lambda net, x, *how: asked[-1].append(len(x)) or called(net, x, *how)
     for iteration in range(iterations):
         asked.append([])
         trainer.step(*batches.at(iteration))
@@ -86,7 +86,7 @@ def test_scheduled_sampling_replaces_the_front_of_a_batch(images, monkeypatch):
         trainer.step(*batches.at(iteration))
     before = Trainer(recipe, NETWORK, CPU)  # as it was when the last batch was made
     before.step(*batches.at(0))
-    x0, numbers = batches.at(1)
+    x0, numbers, _ = batches.at(1)
     noise = Noise(0)
     t = noise.integers(numbers, Purpose.TRAIN_INDEX, 0, 1000)
     drawn = noise.normal(numbers, Purpose.TRAIN_NOISE, 0, (1, 8, 8))

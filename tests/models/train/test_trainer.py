@@ -167,7 +167,7 @@ def test_the_log_holds_window_means(tmp_path, images, monkeypatch):
     """Means of float32 losses, written as the nearest decimal: 1e-6 relative."""
     seen, step = [], Trainer.step
 
-    def spy(self, x0, numbers):
+    def spy(self, x0, numbers, labels):
         losses = step(self, x0, numbers)
         seen.append([losses.mse.item(), losses.bound.item(), losses.penalty.item()])
         return losses
@@ -274,6 +274,38 @@ def test_the_average_warms_up(images):
         assert not average.requires_grad
 
 
+def test_a_tenth_of_the_labels_is_dropped_and_the_others_are_the_images_own(images):
+    """Of 4000 labels 400 are the null class, within five standard deviations: 5 sqrt(4000 .1 .9) = 95."""
+    labels = torch.arange(10) % 3
+    trainer = Trainer(short("adm-cond"), NETWORK | {"num_classes": 4}, CPU)
+    numbers = torch.arange(4000)
+    given = trainer._with_null(labels[numbers % 10], numbers)
+    dropped = given == 3
+    assert abs(int(dropped.sum()) - 400) < 95
+    assert torch.equal(given[~dropped], labels[numbers % 10][~dropped])
+    x0, numbers, chosen = Batches(images, 7, 0, labels=labels).at(2)
+    assert [int(label) for label in chosen] == [int(labels[(images == image).flatten(1).all(1)]) for image in x0]
+    assert trainer._with_null(None, numbers) is None
+
+
+def test_a_conditional_training_reaches_the_embedding_of_each_label_it_sees(images, tmp_path):
+    """The file has a class more than the data; labels of None train a network without any."""
+    recipe, labels = short("adm-cond", 2), torch.arange(10) % 3
+    path = train(recipe, tmp_path, CPU, True, images, labels)
+    description = read_description(path)
+    assert (description.classes, description.training["label_dropout"]) == (4, 0.1)
+    assert "num_classes" not in read_description(train(short("adm", 2), tmp_path / "plain", CPU, True, images)).network
+    one = Trainer(recipe, dict(description.network), CPU)
+    before = one.network.class_embedding.weight.detach().clone()
+    one.step(images[:2], torch.arange(2), torch.tensor([0, 2]))
+    moved = (one.network.class_embedding.weight != before).any(1) & (one.network.class_embedding.weight.grad != 0).any(
+        1
+    )
+    assert set(moved.nonzero().flatten().tolist()) == set(
+        one._with_null(torch.tensor([0, 2]), torch.arange(2)).tolist()
+    )
+
+
 @pytest.mark.parametrize(("size", "batch"), [(10, 4), (7, 7), (3, 5), (12, 1)])
 def test_every_epoch_shows_each_image_once(size, batch):
     marked = torch.arange(float(size)).reshape(-1, 1, 1, 1)
@@ -289,7 +321,7 @@ def test_batches_are_a_function_of_the_iteration_alone(images):
     straight, jumping = Batches(images, 4, 0), Batches(images, 4, 0)
     expected = [straight.at(k) for k in range(8)]
     for k in (7, 0, 3, 2):
-        x0, numbers = jumping.at(k)
+        x0, numbers, _ = jumping.at(k)
         assert torch.equal(x0, expected[k][0])
         assert numbers.tolist() == list(range(4 * k, 4 * k + 4))
     assert not torch.equal(Batches(images, 10, 1).at(0)[0], Batches(images, 10, 0).at(0)[0])
@@ -381,9 +413,9 @@ def test_only_the_call_that_learns_is_compiled(images, monkeypatch, name):
     seen = []
 
     def compiled(network, **how):
-        def call(x, t):
+        def call(x, t, labels):
             seen.append((len(x), torch.is_grad_enabled()))
-            return network(x, t)
+            return network(x, t, labels)
 
         return call
 
@@ -444,7 +476,7 @@ def test_the_flags_reach_the_training(tmp_path, monkeypatch, capsys):
 
 def test_a_compiler_that_fails_is_one_line(tmp_path, monkeypatch, capsys):
     def broken(network, **how):
-        def call(x, t):
+        def call(x, t, labels):
             raise RuntimeError("no C++ compiler\nand many lines more")
 
         return call
