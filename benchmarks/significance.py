@@ -107,10 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference", type=int, nargs="+", default=[1442], metavar="M")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 5], metavar="S")
     parser.add_argument("--correlation", type=float, nargs="+", default=[0.0, 0.9, 0.99], metavar="R")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="(default: all four)")
     args = parser.parse_args(argv)
     print("| d | N | seeds | M | correlation | case | Frechet test | kernel test |\n" + "|---" * 8 + "|")
     for d, n, seeds, m, r, case in product(
-        args.features, args.samples, args.seeds, args.reference, args.correlation, CASES
+        args.features, args.samples, args.seeds, args.reference, args.correlation, args.cases
     ):
         frechet, kernel = (rejection(z) for z in z_values(Setting(case, d, n, seeds, m, r), args.repeats))
         print(f"| {d} | {n} | {seeds} | {m} | {r} | {case} | {frechet:.3f} | {kernel:.3f} |", flush=True)

@@ -7,16 +7,35 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
-from analysis.comparison.significance import DETECTABLE, LEVEL, compare, compare_kernels, holm, p_value, paired_t
+from analysis.comparison.significance import (
+    CRITICAL,
+    DETECTABLE,
+    LEVEL,
+    compare,
+    compare_classes,
+    compare_kernels,
+    compare_shares,
+    compare_stratified,
+    holm,
+    p_value,
+    paired_t,
+)
 from analysis.output.entries import Output
-from analysis.output.selection import first_sampler, models_of, step_counts
+from analysis.output.selection import first_sampler, models_of
 from analysis.output.style import panels, save
 from analysis.records.arrays import cell_terms
 from analysis.records.load import Results, coverage_name
 
 _SECTION = "Comparison"
-_LIMIT = 4.0  # of the colour scale
+_ACROSS = 4  # triangles in a row
+_CLASSES = (
+    " strat_: the distance at the reference's class shares; classes_: whether two models show equal class proportions"
+    " on shared noise (Stuart-Maxwell); differs: which of the three tests stand, each corrected over its column."
+)
+_NONE = float("nan")
+_OF_CLASSES = ["strat_delta", "strat_z", "classes_chi2", "classes_p"]
 
 
 def pairs_table(results: Results) -> pd.DataFrame:
@@ -28,6 +47,9 @@ def pairs_table(results: Results) -> pd.DataFrame:
         p_holm: p after Holm's correction over all rows. It gives the ``verdict``, win, loss or tie of model.
         detectable: the difference that this test would see with a chance of 80 % at p < .05, uncorrected.
         kernel_z: z of the squared kernel distance.
+        strat_delta, strat_z, strat_p_holm: the same test of the distance at the reference's class shares.
+        classes_chi2, classes_p_holm: the test of equal class proportions on shared noise.
+        differs: which of ``plain``, ``stratified`` and ``classes`` differ, each corrected over its column.
     """
     rows = []
     for steps, terms in sorted(cell_terms(results).items()):
@@ -38,13 +60,18 @@ def pairs_table(results: Results) -> pd.DataFrame:
                 continue
             shared = sorted(first.keys() & second.keys())
             kernel = compare_kernels([(first[seed], second[seed]) for seed in shared])
+            stratified, classes = compare_stratified(first, second), compare_classes(first, second)
             rows.append(
                 {
                     "steps": steps, "sampler": sampler, "model": model, "other": other,
                     "distance": comparison.distance, "delta": comparison.delta, "error": comparison.error,
                     "z": comparison.z, "p": float(p_value(comparison.z)),
                     "detectable": DETECTABLE * comparison.error,
-                    "kernel_z": float("nan") if kernel is None else kernel.z, "seeds": comparison.seeds,
+                    "kernel_z": _NONE if kernel is None else kernel.z, "seeds": comparison.seeds,
+                    "strat_delta": _NONE if stratified is None else stratified.delta,
+                    "strat_z": _NONE if stratified is None else stratified.z,
+                    "classes_chi2": _NONE if classes is None else classes.statistic,
+                    "classes_p": _NONE if classes is None else classes.p,
                 }
             )  # fmt: skip
     if not rows:
@@ -52,7 +79,60 @@ def pairs_table(results: Results) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table.insert(list(table).index("p") + 1, "p_holm", holm(table["p"]))
     ends = np.where(table["delta"] < 0, "win", "loss")
-    return table.assign(verdict=np.where(table["p_holm"] < LEVEL, ends, "tie"))
+    table = table.assign(verdict=np.where(table["p_holm"] < LEVEL, ends, "tie"))
+    return _with_classes(table) if table["classes_p"].notna().any() else table.drop(columns=_OF_CLASSES)
+
+
+def _with_classes(table: pd.DataFrame) -> pd.DataFrame:
+    """Add what differs between two models: the distance, the distance at equal class shares, the class shares."""
+    table = table.assign(strat_p_holm=holm(p_value(table["strat_z"])), classes_p_holm=holm(table["classes_p"]))
+    tests = {"plain": "p_holm", "stratified": "strat_p_holm", "classes": "classes_p_holm"}
+    rows = (table[list(tests.values())] < LEVEL).to_numpy()
+    return table.assign(differs=[", ".join(np.array(list(tests))[row]) or "none" for row in rows])
+
+
+def classes_table(results: Results) -> pd.DataFrame:
+    """Return the test of each model's class proportions against the data's, one row a model and step count.
+
+    Columns:
+        n: samples of all seeds, whose classes an embedded classifier sees; the reference is a sample, too.
+        chi2, freedom, p: of the test of homogeneity; ``p_holm`` is corrected over all rows.
+        most, least: the class with the largest and the smallest share over the data's, and that ratio.
+    """
+    rows = []
+    for steps, terms in sorted(cell_terms(results).items()):
+        for (model, sampler), cells in terms.items():
+            classes = [cell.classes for cell in cells.values() if cell.classes is not None]
+            reference = next((c.reference_classes for c in cells.values() if c.reference_classes is not None), None)
+            if not classes or reference is None:
+                continue
+            width = max(len(reference), *(int(seen.max()) + 1 for seen in classes))
+            counts = np.bincount(np.concatenate(classes).astype(int), minlength=width).astype(float)
+            theirs = np.pad(reference, (0, width - len(reference)))
+            test = compare_shares(counts, theirs)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                over = (counts / counts.sum()) / (theirs / theirs.sum())
+            row = {"steps": steps, "sampler": sampler, "model": model, "n": int(counts.sum())}
+            row |= {"chi2": test.statistic, "freedom": test.freedom, "p": test.p}
+            ends = {"most": np.nanargmax(over), "least": np.nanargmin(over)}
+            rows.append(row | {name: f"{at} ({over[at]:.2f})" for name, at in ends.items()})
+    table = pd.DataFrame(rows)
+    if len(table):
+        table.insert(list(table).index("p") + 1, "p_holm", holm(table["p"]))
+    return table
+
+
+def classes_sentence(pairs: pd.DataFrame, classes: pd.DataFrame) -> str:
+    """Say which of the three differs: the distance, the distance at equal class shares, the class proportions."""
+    uneven = int((classes["p_holm"] < LEVEL).sum())
+    text = f"The classes of {uneven} of {len(classes)} models and step counts are not in the data's proportions"
+    if "differs" not in pairs:
+        return f"{text}."
+    counts = pairs["differs"].value_counts()
+    named = ", ".join(f"{number} in {what}" for what, number in counts.items() if what != "none")
+    return (
+        f"{text}. Of {len(pairs)} pairs of models {named or 'none'} differ{'' if named else 's'} in any of the three."
+    )
 
 
 def coverage_table(results: Results) -> pd.DataFrame:
@@ -76,29 +156,39 @@ def coverage_table(results: Results) -> pd.DataFrame:
 
 def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
     """A triangle of z a step count: blue where the row's model is closer to the data than the column's."""
-    from seaborn import heatmap  # a second to import: only whoever draws this pays
-
     table, sampler = first_sampler(table)
-    others, models = (list(dict.fromkeys(table[side])) for side in ("other", "model"))
-    counts = step_counts(table)
-    with panels(1, len(counts), sharey=True) as (figure, axes):
-        figure.set_size_inches(7.0, 1.2 + 0.28 * len(models))
-        for axis, steps in zip(axes[0], counts, strict=True):
-            rows = table[table["steps"] == steps]
-            grid = rows.pivot(index="model", columns="other", values="z").reindex(index=models, columns=others)
-            decided = rows.pivot(index="model", columns="other", values="p_holm").reindex_like(grid) < LEVEL
-            heatmap(
-                grid, ax=axis, cmap="RdBu_r", vmin=-_LIMIT, vmax=_LIMIT, annot=True, fmt=".1f", cbar=False,
-                annot_kws={"fontsize": 5}, xticklabels=True, yticklabels=True,
-            )  # fmt: skip
-            squares = decided.to_numpy()[grid.notna().to_numpy()]  # in the order of the texts: row by row
-            for text, stands in zip(axis.texts, squares, strict=True):
-                text.set_fontweight("bold" if stands else "normal")
-            axis.set(title=f"{steps} steps", xlabel="", ylabel="")
-            axis.grid(False)
-        figure.colorbar(axes[0, 0].collections[0], ax=axes[0], label="z (row - column)", extend="both")
+    counts = sorted(int(count) for count in table["steps"].unique())
+    columns, models = min(_ACROSS, len(counts)), table["model"].nunique()
+    rows = -(-len(counts) // columns)
+    limit = max(CRITICAL, float(table["z"].abs().max()))
+    with panels(rows, columns, sharex=True, sharey=True) as (figure, axes):
+        figure.set_size_inches(7.0, 1.2 + (0.3 + 0.26 * models) * rows)
+        for axis, steps in zip(axes.flat, counts, strict=False):
+            _draw_triangle(axis, table, steps, limit)
+        for axis in axes.flat[len(counts) :]:
+            axis.set_axis_off()
+        figure.colorbar(axes[0, 0].collections[0], ax=axes, label="z (row - column)", aspect=20 * rows)
         figure.suptitle(f"Paired test, {sampler}; bold: stands after Holm's correction", fontsize=8)
         return save(figure, folder, "win_tie_loss")
+
+
+def _draw_triangle(axis: Axes, table: pd.DataFrame, steps: int, limit: float) -> None:
+    """Draw z of all pairs at one step count, those that stand after the correction in bold."""
+    from seaborn import heatmap  # a second to import: only whoever draws this pays
+
+    others, models = (list(dict.fromkeys(table[side])) for side in ("other", "model"))
+    rows = table[table["steps"] == steps]
+    grid = rows.pivot(index="model", columns="other", values="z").reindex(index=models, columns=others)
+    decided = rows.pivot(index="model", columns="other", values="p_holm").reindex_like(grid) < LEVEL
+    heatmap(
+        grid, ax=axis, cmap="RdBu_r", vmin=-limit, vmax=limit, annot=True, fmt=".1f", cbar=False,
+        annot_kws={"fontsize": 5}, xticklabels=True, yticklabels=True,
+    )  # fmt: skip
+    squares = decided.to_numpy()[grid.notna().to_numpy()]  # in the order of the texts: row by row
+    for text, stands in zip(axis.texts, squares, strict=True):
+        text.set_fontweight("bold" if stands else "normal")
+    axis.set(title=f"{steps} steps", xlabel="", ylabel="")
+    axis.grid(False)
 
 
 def _listed(table: pd.DataFrame) -> str:
@@ -109,12 +199,20 @@ def _listed(table: pd.DataFrame) -> str:
 def analyse(results: Results, out: Output) -> None:
     """Write and draw every pairwise comparison."""
     table, coverage, account = results.once(pairs_table), coverage_table(results), results.account()
+    classes = classes_table(results)
+    if len(classes):
+        out.table(
+            _SECTION, "classes", classes, "Class proportions",
+            "Chi-squared test of each model's class proportions, as the embedded classifier sees them, against the"
+            " data's, which are a sample, too; most, least: the classes with the largest and the smallest share over"
+            f" the data's; p_holm: corrected over all rows. {classes_sentence(table, classes)} {account}.",
+        )  # fmt: skip
     if len(table):
         caption = (
             f"Difference of distances ({_listed(table)}) on shared seeds, model less other, in standard errors"
             f" (z). p_holm is corrected for the {len(table)} comparisons of the table: a win or loss has p_holm < .05."
             f" detectable: the difference seen with a chance of 80 % before correction; a tie says no more than that."
-            f" {account}."
+            f"{_CLASSES if 'differs' in table else ''} {account}."
         )
         out.table(_SECTION, "pairs", table, "Every pair of models", caption)
         out.figure(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, stdtr, stdtrit
+from scipy.special import chdtrc, ndtr, stdtr, stdtrit
 
 from analysis.records.arrays import CellTerms, Floats, Terms
 
@@ -39,7 +39,7 @@ class Comparison:
         error: its standard error.
         seeds: number of seeds that both were run with.
         distance: ``frechet``, or ``kernel`` (squared) where a cell has no influence functions of the former: N / 2 does
-            not exceed the number of features, or the cell was scored before they were recorded.
+            not exceed the number of features, or the cell was scored before they were recorded; or ``stratified``.
     """
 
     delta: float
@@ -129,6 +129,74 @@ def compare_kernels(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison 
         w = np.mean(references, axis=0)
         variance += 4 * w.var(ddof=1) / len(w)
     return Comparison(float(np.mean(deltas)), math.sqrt(variance), len(pairs), "kernel")
+
+
+def compare_stratified(first: Terms, second: Terms) -> Comparison | None:
+    """Compare Frechet distances at the reference's class shares, over shared seeds; None where a cell has none.
+
+    With u the terms of S seeds, Var = (1 / S^2) sum_s var(u_A - u_B)_s / N.
+    """
+    deltas, variances = [], []
+    for seed in sorted(first.keys() & second.keys()):
+        a, b = first[seed], second[seed]
+        if a.stratified is None or b.stratified is None or len(a.stratified) != len(b.stratified):
+            return None
+        if a.stratified_distance is None or b.stratified_distance is None:
+            return None
+        deltas.append(a.stratified_distance - b.stratified_distance)
+        variances.append((a.stratified - b.stratified).var(ddof=1) / len(a.stratified))
+    if not deltas:
+        return None
+    return Comparison(float(np.mean(deltas)), math.sqrt(sum(variances)) / len(deltas), len(deltas), "stratified")
+
+
+@dataclass(frozen=True)
+class ChiSquared:
+    """A chi-squared test: its statistic, degrees of freedom, and p."""
+
+    statistic: float
+    freedom: int
+
+    @property
+    def p(self) -> float:
+        """Return the chance of a larger statistic."""
+        return float(chdtrc(self.freedom, self.statistic)) if self.freedom else 1.0
+
+
+def compare_shares(counts: Floats, reference: Floats) -> ChiSquared:
+    """Test whether samples have the reference's class proportions (Pearson's test of homogeneity).
+
+    Both are samples: with n_k and m_k images of class k, N and M in all, and p_k = (n_k + m_k) / (N + M),
+    chi2 = sum_k (n_k - N p_k)^2 / (N p_k) + (m_k - M p_k)^2 / (M p_k), of K - 1 degrees of freedom.
+
+    Args:
+        counts: n, [K].
+        reference: m, [K].
+    """
+    table = np.stack([counts, reference])[:, (counts + reference) > 0]
+    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    return ChiSquared(float(((table - expected) ** 2 / expected).sum()), table.shape[1] - 1)
+
+
+def compare_classes(first: Terms, second: Terms) -> ChiSquared | None:
+    """Test whether two models on shared noise have the same class proportions (Stuart 1955, Maxwell 1970).
+
+    With M_kl the number of places where the first model shows class k and the second class l, d the differences of the
+    margins and V = diag(row + column margins) - M - M', chi2 = d' V^-1 d over all classes but one. Places of equal
+    classes say nothing. None where a cell has no classes.
+    """
+    pairs = [(first[seed].classes, second[seed].classes) for seed in first.keys() & second.keys()]
+    places = [(a, b) for a, b in pairs if a is not None and b is not None and len(a) == len(b)]
+    if not places or len(places) < len(pairs):
+        return None
+    a, b = (np.concatenate(side).astype(int) for side in zip(*places, strict=True))
+    joint = np.zeros((max(a.max(), b.max()) + 1,) * 2)
+    np.add.at(joint, (a, b), 1)
+    difference = joint.sum(axis=1) - joint.sum(axis=0)
+    cov = np.diag(joint.sum(axis=1) + joint.sum(axis=0)) - joint - joint.T
+    # The rows of V sum to 0: its inverse within the classes that differ anywhere is the pseudo-inverse.
+    rank = int(np.linalg.matrix_rank(cov))
+    return ChiSquared(float(difference @ np.linalg.pinv(cov, hermitian=True) @ difference), rank)
 
 
 def _of_samples(halves: Sequence[Floats]) -> float:

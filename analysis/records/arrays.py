@@ -76,6 +76,10 @@ class CellTerms:
         kernel: [N, 2], each sample's mean kernel with the other samples and with the reference.
         within: [N, 2], the former over even and over odd partners.
         kernel_reference: [M], each kept reference image's mean kernel with the samples.
+        stratified_distance: Frechet distance at the reference's class shares, as tabled.
+        stratified: the terms [N] of its error.
+        classes: [N], the class that an embedded classifier sees in each sample.
+        reference_classes: [K], the numbers of reference images by class.
     """
 
     distance: float | None
@@ -85,6 +89,10 @@ class CellTerms:
     kernel: Floats | None = None
     within: Floats | None = None
     kernel_reference: Floats | None = None
+    stratified_distance: float | None = None
+    stratified: Floats | None = None
+    classes: Floats | None = None
+    reference_classes: Floats | None = None
 
     @property
     def samples(self) -> int:
@@ -114,16 +122,20 @@ def _terms(record: CellRecord) -> tuple[dict[str, Any], CellTerms] | None:
     if kernel is None and "frechet" not in arrays:
         return None
     scores = {score["metric"]: score["value"] for score in record.facts["scores"]}
-    name = "influence.npz"
+    name, metric = "influence.npz", frechet_name(scores)
     n = arrays.get("reference_n")
     terms = CellTerms(
-        scores.get(frechet_name(scores)),
+        scores.get(metric),
         frechet=_columns(record, name, arrays.get("frechet"), 2),
         frechet_reference=_columns(record, name, arrays.get("frechet_reference"), 0),
         reference_n=None if n is None else int(n),
         kernel=kernel,
         within=_columns(record, name, arrays.get("within"), 2),
         kernel_reference=_columns(record, name, arrays.get("kernel_reference"), 0),
+        stratified_distance=scores.get(f"{metric}_strat"),
+        **{
+            part: _columns(record, name, arrays.get(part), 0) for part in ("stratified", "classes", "reference_classes")
+        },
     )
     return record.cell, terms
 

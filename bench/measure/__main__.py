@@ -11,19 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from analysis.comparison.significance import compare, p_value
-from analysis.records.arrays import CellTerms
 from bench.files.writing import write_json
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, Extractor, open_extractor
 from bench.measure.quality.committed import COMMITTED
-from bench.measure.quality.influence import influence_arrays
+from bench.measure.quality.paired import paired_test
 from bench.measure.quality.references import ImageSet, Yardstick, open_reference, open_samples
-from bench.measure.quality.scores import SCORES_VERSION, Score, collect, frechet_score, score
-from bench.measure.quality.statistics import ReferenceStatistics
+from bench.measure.quality.scores import SCORES_VERSION, Score, collect, score
 from bench.measure.quality.statistics_files import write_statistics
 from bench.runtime.devices import DEVICES, find_device, full_float32
 from bench.runtime.errors import FeatureError, OneLineParser, UserError, one_line
@@ -108,39 +103,6 @@ def _score(args: argparse.Namespace) -> None:
         facts = record(samples, reference, extractor, scores, remarks)
         write_json(args.out, facts | ({"against": str(args.against), "test": test} if test else {}))
     print("\n".join([*as_table(scores), *_test_lines(test, args.against), *(f"note: {line}" for line in remarks)]))
-
-
-def paired_test(
-    first: NDArray[np.float32], second: NDArray[np.float32], reference: ReferenceStatistics, extractor: Extractor
-) -> dict[str, Any]:
-    """Return the test of two sets of samples, whose images of one place may share their noise.
-
-    Args:
-        first: features [N, d].
-        second: features [N, d].
-        reference: what both are compared with.
-        extractor: source of the features, which names the distance.
-
-    Returns:
-        distance, delta (first less second), error, z and p, ready for JSON.
-
-    Raises:
-        FeatureError: N / 2 does not exceed d, and the reference has no images to compare with.
-    """
-    cells = []
-    for features in (first, second):
-        arrays = influence_arrays(features, reference, extractor)
-        value = frechet_score("", features, reference.moments, "").value
-        names = ("frechet", "frechet_reference", "kernel", "within", "kernel_reference")
-        cells.append(CellTerms(value, reference_n=reference.n, **{name: arrays.get(name) for name in names}))
-    found = compare({0: cells[0]}, {0: cells[1]})
-    if found is None:
-        raise FeatureError(
-            f"a test needs more than {2 * first.shape[1]} samples, or a reference with images; drop --against"
-        )
-    name = extractor.metrics["frechet" if found.distance == "frechet" else "kid"]
-    numbers = {"delta": found.delta, "error": found.error, "z": found.z, "p": float(p_value(found.z))}
-    return {"distance": name, **numbers}
 
 
 def _test_lines(test: Mapping[str, Any], other: Path) -> Iterator[str]:

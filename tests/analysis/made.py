@@ -34,6 +34,7 @@ def make_cell(root, model, seed=0, sampler="ddpm", steps=4, **arrays):
             np.save(folder / "kernel.npy", content)
         else:
             np.savez(folder / f"{name}.npz", **content)
+    return folder
 
 
 def band_arrays(kind, arms, data, alpha=(1.0,), sigma=(0.0,), t=None):

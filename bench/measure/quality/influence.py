@@ -183,10 +183,10 @@ def kernel_terms(features: Rows, reference: Rows) -> KernelTerms:
     within, cross, theirs = np.empty((n, 2)), np.empty(n), np.zeros(len(r))
     for start in range(0, n, _BLOCK):
         rows = slice(start, start + _BLOCK)
-        k = _cubed(a[rows] @ a.T * scale + 1)
+        k = _kernel(a[rows] * scale, a)
         k[np.arange(len(k)), np.arange(start, start + len(k))] = 0  # no sample is its own partner
         within[rows, 0], within[rows, 1] = k[:, even].sum(axis=1), k[:, ~even].sum(axis=1)
-        k = _cubed(a[rows] @ r.T * scale + 1)
+        k = _kernel(a[rows] * scale, r)
         cross[rows] = k.mean(axis=1)
         theirs += k.sum(axis=0)
     return KernelTerms(within / np.maximum(_partners(n), 1), cross, theirs / n)
@@ -198,8 +198,12 @@ def _partners(n: int) -> NDArray[np.int64]:
     return np.stack([even.sum() - even, (~even).sum() - ~even], axis=1)
 
 
-def _cubed(values: Floats) -> Floats:
-    return values * values * values  # several times faster than ** 3
+def _kernel(a: Floats, b: Floats) -> Floats:
+    """Return (a.b + 1)^3 for all rows of a [n, d] and b [m, d]."""
+    k: Floats = a @ b.T
+    k += 1
+    k *= k * k  # several times faster than ** 3
+    return k
 
 
 def influence_arrays(features: Rows, reference: ReferenceStatistics, extractor: Extractor) -> dict[str, NDArray[Any]]:

@@ -5,7 +5,14 @@ import pytest
 from made import drawn_texts, make_cell, score
 
 from analysis.comparison import pairs
-from analysis.comparison.pairs import analyse, coverage_table, draw_pairs, pairs_table
+from analysis.comparison.pairs import (
+    analyse,
+    classes_sentence,
+    classes_table,
+    coverage_table,
+    draw_pairs,
+    pairs_table,
+)
 from analysis.output.entries import Output
 from analysis.records.load import load_results
 
@@ -77,3 +84,27 @@ def test_table_and_figure_are_written(folder, terms):
     analyse(load_results(folder.root), out)
     assert [entry.name for entry in out.entries] == ["pairs", "win_tie_loss"]
     assert (folder.root / "tables" / "pairs.tex").exists()
+
+
+def test_the_text_says_which_of_the_three_differs(tmp_path):
+    rng = np.random.default_rng(0)
+    even, reference = np.arange(300) % 3, np.array([100, 100, 100])
+    uneven = np.where(rng.random(300) < 0.5, 0, even)
+    for model, seen in (("adm", even), ("adm-ip", uneven)):
+        influence = {"frechet": rng.normal(size=(300, 2)), "classes": seen, "reference_classes": reference,
+                     "stratified": rng.normal(size=300)}  # fmt: skip
+        cell = make_cell(tmp_path, model, kernel=1 + rng.random((300, 2)), influence=influence)
+        facts = json.loads((cell / "metrics.json").read_text())
+        facts["scores"] = [score("fd_toy", 1.0, 300), score("fd_toy_strat", 0.5, 300)]
+        (cell / "metrics.json").write_text(json.dumps(facts))
+    results = load_results(tmp_path)
+    pairs, shares = pairs_table(results), classes_table(results)
+    [pair] = pairs.to_dict("records")
+    assert (pair["delta"], pair["strat_delta"], pair["differs"]) == (0, 0, "classes")
+    by_model = shares.set_index("model")
+    assert by_model.loc["adm", "chi2"] == 0
+    assert by_model.loc["adm-ip", "p_holm"] < 1e-6
+    assert by_model.loc["adm-ip", "most"].startswith("0 (")
+    text = classes_sentence(pairs, shares)
+    assert "1 of 2 models" in text
+    assert "1 in classes differ" in text

@@ -9,6 +9,9 @@ from analysis.comparison.significance import (
     CRITICAL,
     Comparison,
     compare,
+    compare_classes,
+    compare_shares,
+    compare_stratified,
     distance_error,
     holm,
     p_value,
@@ -149,6 +152,50 @@ def test_a_reference_that_is_no_sample_adds_nothing():
 def test_cells_of_other_records_are_compared_by_kernels(terms):
     a = CellTerms(1.0, kernel=terms(1.0), frechet=np.ones((len(terms(1.0)), 2)))
     assert compare({0: a}, {0: old(terms(0.5, seed=1))}).distance == "kernel"
+
+
+def test_stratified_distances_by_hand():
+    u = np.random.default_rng(0).normal(size=(2, 40))
+    a, b = (
+        CellTerms(None, stratified_distance=value, stratified=row) for value, row in zip((2.0, 1.5), u, strict=True)
+    )
+    found = compare_stratified({0: a, 3: a}, {0: b, 3: b})
+    assert (found.delta, found.seeds, found.distance) == (0.5, 2, "stratified")
+    assert found.error == pytest.approx(math.sqrt((u[0] - u[1]).var(ddof=1) / 40 / 2))
+    assert compare_stratified({0: a}, {0: CellTerms(1.0)}) is None
+    assert compare_stratified({0: a}, {1: b}) is None
+
+
+def test_class_shares_against_the_data_are_pearsons_test():
+    counts = np.array([[10.0, 20.0, 30.0, 0.0], [15.0, 15.0, 40.0, 0.0]])
+    found, wanted = compare_shares(*counts), stats.chi2_contingency(counts[:, :3], correction=False)
+    assert (found.statistic, found.p) == pytest.approx(wanted[:2])
+    assert found.freedom == 2
+
+
+def classes(*values):
+    return CellTerms(None, classes=np.array(values))
+
+
+def test_class_shares_of_two_classes_are_mcnemars_test():
+    # Of 10 places 5 change from 0 to 1 and 1 changes back: chi2 = (5 - 1)^2 / (5 + 1).
+    found = compare_classes({0: classes(*[0] * 7, 1, 1, 1)}, {0: classes(*[1] * 5, 0, 0, 0, 1, 1)})
+    assert found.statistic == pytest.approx(16 / 6)
+    assert found.freedom == 1
+    same = compare_classes({0: classes(0, 1, 2)}, {0: classes(0, 1, 2)})
+    assert (same.statistic, same.freedom, same.p) == (0, 0, 1)
+    assert compare_classes({0: classes(0, 1)}, {0: CellTerms(1.0)}) is None
+
+
+def test_class_tests_hold_their_level():
+    # 1000 p values: a share of .05 is known to .007, three of which are .02.
+    rng, p = np.random.default_rng(0), []
+    for _ in range(1000):
+        first = rng.integers(0, 5, 300)
+        second = np.where(rng.random(300) < 0.3, rng.integers(0, 5, 300), first)
+        shares = (np.bincount(row, minlength=5).astype(float) for row in (first, rng.integers(0, 5, 900)))
+        p.append([compare_classes({0: classes(*first)}, {0: classes(*second)}).p, compare_shares(*shares).p])
+    assert (np.array(p) < 0.05).mean(axis=0) == pytest.approx([0.05, 0.05], abs=0.02)
 
 
 @pytest.mark.parametrize(

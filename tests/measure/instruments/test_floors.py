@@ -15,6 +15,7 @@ from bench.measure.instruments.floors import GaussianFloors, band_energies
 from bench.measure.instruments.probes import WalkProbe, spread_indices
 from bench.measure.instruments.spectra import RadialBins, haar_energy
 from bench.measure.instruments.step_table import PixelStatistics
+from bench.measure.quality.committed import unseen
 
 SHAPE = (1, 4, 4)
 MODES = ["fixed-small", "fixed-large", "learned", "exact", "ddim", "ddim-eta", "euler", "heun", "churned"]
@@ -205,3 +206,17 @@ def test_energies_of_bands_are_those_of_the_instruments():
     found = band_energies((2, 4, 6))(images.flatten(1).numpy())
     wanted = torch.cat([RadialBins(4, 6).density(images), haar_energy(images)], dim=1)
     np.testing.assert_array_equal(found, wanted.numpy())
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [("fixed-small", (-0.55, -0.35, -0.18, -0.10)), ("fixed-large", (16.2, 9.8, 4.7, 2.5))],
+)
+def test_norms_of_cifar10_are_those_computed_elsewhere(mode, wanted):
+    """The average over levels is the geometric mean, without the least noisy level, which has the clean one's step."""
+    law = unseen("cifar10").committed.gaussian
+    for steps, percent in zip((10, 20, 50, 100), wanted, strict=True):
+        floors = GaussianFloors(law, levels("cosine", 1000, steps), range(1, steps), Ancestral(mode))
+        eps = {(row.arm, row.i): row.value for row in floors.rows if row.quantity == "eps_rms"}
+        ratios = [eps["gaussian", i] / eps["gaussian-forced", i] for i in range(1, steps)]
+        assert 100 * (math.exp(np.log(ratios).mean()) - 1) == pytest.approx(percent, abs=0.05)

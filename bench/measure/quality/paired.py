@@ -1,0 +1,69 @@
+"""The paired test of two sets of samples, and the terms that it needs of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.comparison.significance import compare, p_value
+from analysis.records.arrays import CellTerms
+from bench.measure.features.extractors import Extractor
+from bench.measure.quality.influence import influence_arrays, stratified_terms
+from bench.measure.quality.scores import frechet_score
+from bench.measure.quality.statistics import ReferenceStatistics
+from bench.runtime.errors import FeatureError
+
+Rows = NDArray[np.float32]
+_TERMS = (
+    "frechet", "frechet_reference", "kernel", "within", "kernel_reference", "stratified", "classes",
+    "reference_classes",
+)  # fmt: skip
+
+
+def cell_terms(features: Rows, reference: ReferenceStatistics, extractor: Extractor) -> CellTerms:
+    """Return what the tests need of samples, as a cell's records hold it.
+
+    Args:
+        features: of the samples, [N, d].
+        reference: what they are compared with.
+        extractor: source of both.
+    """
+    arrays = influence_arrays(features, reference, extractor)
+    stratified = None
+    if "stratified" in arrays:
+        counts = arrays["reference_classes"]
+        stratified = stratified_terms(features, arrays["classes"], counts / counts.sum(), reference.moments)
+    return CellTerms(
+        frechet_score("", features, reference.moments, "").value,
+        reference_n=reference.n,
+        stratified_distance=None if stratified is None else stratified.distance,
+        **{name: arrays.get(name) for name in _TERMS},
+    )
+
+
+def paired_test(first: Rows, second: Rows, reference: ReferenceStatistics, extractor: Extractor) -> dict[str, Any]:
+    """Return the test of two sets of samples, whose images of one place may share their noise.
+
+    Args:
+        first: features [N, d].
+        second: features [N, d].
+        reference: what both are compared with.
+        extractor: source of the features, which names the distance.
+
+    Returns:
+        distance, delta (first less second), error, z and p, ready for JSON.
+
+    Raises:
+        FeatureError: N / 2 does not exceed d, and the reference has no images to compare with.
+    """
+    a, b = (cell_terms(features, reference, extractor) for features in (first, second))
+    test = compare({0: a}, {0: b})
+    if test is None:
+        raise FeatureError(
+            f"a test needs more than {2 * first.shape[1]} samples, or a reference with images; drop --against"
+        )
+    name = extractor.metrics["frechet" if test.distance == "frechet" else "kid"]
+    numbers = {"delta": test.delta, "error": test.error, "z": test.z, "p": float(p_value(test.z))}
+    return {"distance": name, **numbers}
