@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.comparison import mitigations, pairs
+from analysis.comparison import mitigations, pairs, trainings
 from analysis.exposure_bias import chains, diagnostics, norms, response, variance, x0_error
 from analysis.exposure_bias import delta_t as delta
 from analysis.normality import error_normality as normality
@@ -23,6 +23,7 @@ ANALYSES = (
     scores,
     samples,
     pairs,
+    trainings,
     mitigations,
     tuning,
     acceleration,

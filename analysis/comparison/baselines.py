@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.comparison.trainings import training_of
 from analysis.records.load import Results
 
 _SHORT = 4  # entries of a constant that is a list; longer ones are counted
@@ -47,7 +48,9 @@ def _baseline(model: str, plain: Sequence[str], weights: Mapping[str, Any]) -> s
     same = [name for name in plain if weights[name] is not None and weights[name] == weights[model]]
     if same and min(same, key=len) != model:  # of several, as with a neutral constant, the others are its remedies
         return min(same, key=len)
-    begin = [name for name in plain if model.startswith(f"{name}-")]
+    recipe, number = training_of(model)
+    plain_trainings = {name: training_of(name) for name in plain}
+    begin = [name for name, (r, n) in plain_trainings.items() if n == number and recipe.startswith(f"{r}-")]
     return min(begin, key=len, default=None)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison.pairs import pairs_table
+from analysis.comparison.trainings import ONE, trainings_sentence, trainings_table
 from analysis.exposure_bias.norms import norm_table
 from analysis.exposure_bias.variance import final_table, variance_table
 from analysis.quality.fid_vs_steps import quality_table
@@ -35,6 +36,7 @@ class Quality:
         farther: those at which it is farther.
         lowest: the lowest distance with its spread, its model and step count, as text; empty where none is known.
         reason: why no distance is known.
+        trainings: what several trainings of recipes say; else, where weights differ, that each is one training.
     """
 
     metric: str | None
@@ -45,6 +47,7 @@ class Quality:
     farther: dict[str, list[int]] = field(default_factory=dict)
     lowest: str = ""
     reason: str = ""
+    trainings: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,18 @@ def quality(results: Results) -> Quality:
         pairs = pairs[(pairs["sampler"] == sampler) & (pairs["other"] == models[0])]
     closer, farther = (_steps_by_model(pairs, end) for end in ("win", "loss"))
     reason = _reasons(results, table.metric)
-    return Quality(table.metric, models[0], len(models), len(pairs), closer, farther, lowest, reason)
+    trainings = _trainings(results, models[0], {*closer, *farther})
+    return Quality(table.metric, models[0], len(models), len(pairs), closer, farther, lowest, reason, trainings)
+
+
+def _trainings(results: Results, baseline: str, models: set[str]) -> str:
+    """Return what several trainings say, or that models of other weights than the baseline's are one training each."""
+    table = results.once(trainings_table)
+    if len(table):
+        return f" {trainings_sentence(table)}"
+    weights = {str(record.cell["model"]): record.cell.get("weights") for record in results.cells}
+    others = any(weights[model] is None or weights[model] != weights[baseline] for model in models)
+    return f" What is said of other weights holds {ONE}, not of a recipe." if others else ""
 
 
 def _steps_by_model(pairs: pd.DataFrame, end: str) -> dict[str, list[int]]:
@@ -137,8 +151,10 @@ def quality_sentence(finding: Quality, basis: str) -> str:
     ends = {"closer to the data than": finding.closer, "farther from them than": finding.farther}
     standing = [f"{_places(places)} {end} {finding.baseline}" for end, places in ends.items() if places]
     if not standing:
-        return f"No model is told from the baseline {finding.baseline} by {tests}; {lowest} ({basis})."
-    return f"{' and '.join(standing)}, by {tests}; {lowest} ({basis})."
+        return (
+            f"No model is told from the baseline {finding.baseline} by {tests}; {lowest} ({basis}).{finding.trainings}"
+        )
+    return f"{' and '.join(standing)}, by {tests}; {lowest} ({basis}).{finding.trainings}"
 
 
 def _places(places: dict[str, list[int]]) -> str:

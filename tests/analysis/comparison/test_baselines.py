@@ -35,6 +35,7 @@ TS = {"eps_scale": 1.0, "eps_slope": 0.0, "remedies": [{"kind": "time-shift", "w
             [("adm-ip", "adm", "training"), ("adm-ip-t", "adm", "training")],
         ),
         ({"adm": "a", "ddpm_y": "b", "admire": "c"}, []),
+        ({"adm": "a", "adm_t2": "b", "adm_ip_t2": "c"}, [("adm-ip-t2", "adm-t2", "training")]),
         ({"adm_es": ("a", ES)}, []),
         ({"adm": None, "adm_ip": None, "ddpm": None}, [("adm-ip", "adm", "training")]),  # weights not recorded
     ],
