@@ -30,7 +30,7 @@ BAD_ARGUMENTS = [
     ("--recipe cifar10/adm-pi", "unknown recipe 'cifar10/adm-pi'; did you mean 'cifar10/adm-ip'?"),
     ("--seed -1", "must be a whole number from 0"),
     ("--recipe amd-ip", "unknown recipe 'amd-ip'; did you mean 'adm-ip'?"),
-    ("--recipe nonsense", "unknown recipe 'nonsense'; known: adm, adm-dream,"),
+    ("--recipe nonsense", "unknown recipe 'nonsense'; known: adm, adm-cond, adm-dream,"),
     ("--nonsense", "unrecognized arguments: --nonsense"),
 ]
 
