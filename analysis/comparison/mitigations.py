@@ -29,7 +29,7 @@ from analysis.records.load import CellRecord, Results, main_metric
 _SECTION = "Mitigations"
 _SETTINGS = (
     "spacing", "eta", "variance", "churn", "s_min", "s_max", "s_noise", "clip", "quantize", "precision",
-    "samples", "data", "classifier", "classifier_scale",
+    "class_labels", "guidance", "guidance_interval", "samples", "data", "classifier", "classifier_scale",
 )  # fmt: skip
 _CELL = ["sampler", "model", "steps", "seed"]
 _END = "variance_end_gap"

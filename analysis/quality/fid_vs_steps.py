@@ -35,7 +35,7 @@ class QualityTable:
             for one), ``<steps>_error`` (standard error of the mean, empty where no influence functions were recorded)
             and ``<steps>_best`` (no model of the same sampler is closer by the paired tests after Holm's correction).
         steps: the step counts, ascending.
-        nfe: network calls a sample by (sampler, step count).
+        nfe: network calls a sample by (sampler, step count), from the fewest to the most of the models.
         exact: mean and standard deviation of the distance of as many images drawn from the data, where it was scored.
     """
 
@@ -43,7 +43,7 @@ class QualityTable:
     caption: str
     table: pd.DataFrame
     steps: Sequence[int]
-    nfe: Mapping[tuple[str, int], int]
+    nfe: Mapping[tuple[str, int], str]
     exact: tuple[float, float] | None = None
 
     def entry(self, row: pd.Series, steps: int) -> str:
@@ -67,7 +67,7 @@ class QualityTable:
     def nfe_rows(self) -> list[list[str]]:
         """Return label, sampler and network calls by step count: one row where all samplers agree, else one each."""
         by_sampler = {
-            sampler: tuple(str(self.nfe.get((sampler, steps), "-")) for steps in self.steps)
+            sampler: tuple(self.nfe.get((sampler, steps), "-") for steps in self.steps)
             for sampler in dict.fromkeys(sampler for sampler, _ in self.nfe)
         }
         if len(set(by_sampler.values())) == 1:
@@ -146,9 +146,10 @@ def quality_table(results: Results) -> QualityTable | None:
             error = distance_error(terms.get(count, {}).get(row, {}))
             entry[f"{count}_error"] = float("nan") if error is None else error
             entry[f"{count}_best"] = row in means and (row, count) in compared - beaten
+    calls = scores.groupby(["sampler", "steps"])["nfe"].agg(["min", "max"])
     nfe = {
-        (str(sampler), int(count)): int(calls)
-        for sampler, count, calls in scores[["sampler", "steps", "nfe"]].itertuples(index=False, name=None)
+        (str(sampler), int(count)): f"{least}" if least == most else f"{least} to {most}"
+        for (sampler, count), (least, most) in zip(calls.index, calls.to_numpy().tolist(), strict=True)
     }
     exact = _exact(metrics, metric)
     quality = QualityTable(metric, "", pd.DataFrame(rows.values()), steps, nfe, exact)

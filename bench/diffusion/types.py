@@ -58,6 +58,8 @@ class Prediction:
             alone know it.
         guidance: a score that the solver adds, s grad_x log p(y | x) of a classifier of strength s; eps and x0 do not
             include it.
+        plain: under classifier-free guidance, which eps and x0 include, what the model says of its condition alone.
+        calls: network calls that it took.
     """
 
     eps: Tensor
@@ -65,6 +67,8 @@ class Prediction:
     variance_fraction: Tensor | None = None
     x0_cov: Tensor | None = None
     guidance: Tensor | None = None
+    plain: Prediction | None = None
+    calls: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,14 +42,18 @@ class _Enough(Exception):
 
 
 class _Stopwatch:
-    """Takes the time of each network call, as the progress of a walk; ``marks`` has the times when calls were done."""
+    """Takes the time of each prediction, as the progress of a walk.
+
+    ``marks`` has the times when predictions were done, ``calls`` the network calls of the last one, an image each.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.marks = device, list[float]()
+        self.device, self.marks, self.calls = device, list[float](), 1
 
-    def __call__(self, images: int) -> None:
+    def __call__(self, calls: int) -> None:
         _synchronize(self.device)
         self.marks.append(time.perf_counter())
+        self.calls = calls
         # The first call warms up. Three more are enough where calls are slow, and hold both of Heun's.
         if len(self.marks) >= 4 and (
             len(self.marks) > _TIMED_CALLS or self.marks[-1] - self.marks[0] >= _TIMED_SECONDS
@@ -57,8 +61,8 @@ class _Stopwatch:
             raise _Enough
 
     def seconds(self) -> float:
-        """Return the median time between two calls; a pair of them is taken together, since Heun's differ."""
-        return statistics.median((b - a) / 2 for a, b in zip(self.marks, self.marks[2:], strict=False))
+        """Return the median time of a call, an image; a pair of predictions is taken together, since Heun's differ."""
+        return statistics.median((b - a) / 2 for a, b in zip(self.marks, self.marks[2:], strict=False)) / self.calls
 
 
 def _synchronize(device: torch.device) -> None:
@@ -82,7 +86,7 @@ def seconds_a_call(run: Run, cell: Cell, reference: Reference) -> float:
             arms.compute(unit)
     except _Enough:
         pass
-    return watch.seconds() / min(batch, cell.samples)
+    return watch.seconds()
 
 
 def duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from bench.data import Dataset
 from bench.diffusion.corrections import Correction, InOrder
@@ -187,9 +188,18 @@ class Cell:
         visited: Sequence[int] = range(self.steps)
         if look is not None and unit.arm not in ("free", "paired"):
             visited = look.indices if unit.arm == "forced" else look.error_indices
-        # A step with a correction asks twice, but for the last one, into the clean level.
-        corrections = sum(i > 0 for i in visited) if self.solver().stages == 2 else 0
-        return (unit.stop - unit.start) * (len(visited) + corrections)
+        return (unit.stop - unit.start) * sum(self._calls[i] for i in visited)
+
+    @cached_property
+    def _calls(self) -> list[int]:
+        """Return the network calls of each solver step by its index."""
+        path, solver, calls = self.levels()[::-1], self.solver(), list[int]()  # path[i + 1] is the level of step i
+        for level_next, level in pairwise(path):
+            count = self.model.network_calls(solver.churned(level)[0])
+            # A step with a correction asks twice, but for the last one, into the clean level.
+            corrects = solver.stages == 2 and not level_next.is_clean
+            calls.append(count + (self.model.network_calls(level_next) if corrects else 0))
+        return calls
 
     def cost(self) -> tuple[int, int]:
         """Return the network calls of (the samples, the instruments)."""

@@ -12,7 +12,7 @@ from bench.measure.quality.references import open_statistics
 from bench.models.acceleration import Accelerated
 from bench.models.checkpoints.formats import denoiser_of, open_network
 from bench.models.checkpoints.guided_diffusion import load_classifier
-from bench.models.denoisers.guidance import GuidedDenoiser
+from bench.models.denoisers.guidance import ClassifierFreeDenoiser, GuidedDenoiser
 from bench.runtime.devices import full_float32, keep_freed_memory
 from bench.suite.cells.reference import Reference
 from bench.suite.cells.workbench import Workbench
@@ -100,9 +100,11 @@ class Run:
         return Workbench(self.denoiser, reference, self.config.device, self.config.request.batch, progress)
 
     def denoiser(self, model: Model) -> Denoiser:
-        """Return a model's network on the run's device, behind its classifier, without its corrections."""
+        """Return a model's network on the run's device, under its guidance, without its corrections."""
         device = self.config.device
         denoiser = denoiser_of(self.networks[model.name], model.description, device)
+        if model.classifier_free is not None and model.classifier_free.scale != 1:
+            return ClassifierFreeDenoiser(denoiser, model.classifier_free)
         if model.guidance is None or self._classifier is None:
             return denoiser
         return GuidedDenoiser(denoiser, self._classifier.to(device), model.guidance.scale)

@@ -20,7 +20,9 @@ SPACINGS = ("plain", "ddim", "leading", "linspace", "trailing")
 SAMPLERS = ("ddpm", "ddim", "euler", "heun")
 EDM_SAMPLERS = ("euler", "heun")  # those of models on EDM levels
 # Later than version 0.1, which sampled with these values; a description without them means them.
-LATER_SETTINGS: Mapping[str, Any] = {"churn": 0.0, "precision": "fp32", "s_min": 0.0, "s_max": None, "s_noise": 1.0}
+LATER_SETTINGS: Mapping[str, Any] = {
+    "churn": 0.0, "precision": "fp32", "s_min": 0.0, "s_max": None, "s_noise": 1.0, "class_labels": "random",
+}  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(@[0-9]+[A-Za-z0-9._-]*)?")
 RESERVED_SEEDS = 1_000_000  # seeds from here on belong to the tuning of constants; no reported number uses them
 
@@ -36,7 +38,8 @@ class SamplerConfig:
     ``variance`` is the ancestral sampler's and None under others; ``eta`` is DDIM's and ``churn`` (S_churn) that of
     ``euler`` and ``heun``, 0 under others; ``s_min``, ``s_max`` (None for infinity) and ``s_noise`` are its bounds and
     the factor of its noise. ``precision`` is that of the network calls, one of
-    :data:`bench.models.acceleration.PRECISIONS`.
+    :data:`bench.models.acceleration.PRECISIONS`. ``class_labels`` of samples are ``random``, or ``balanced``: sample k
+    has label k modulo their number.
     """
 
     sampler: str = "ddpm"
@@ -50,6 +53,7 @@ class SamplerConfig:
     s_min: float = 0.0
     s_max: float | None = None
     s_noise: float = 1.0
+    class_labels: str = "random"
 
     def description(self) -> dict[str, Any]:
         """Return the settings, JSON-like; what version 0.1 did not have is left out where it does nothing."""

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -134,3 +135,95 @@ def test_a_classifier_guides_only_models_with_labels(command, tmp_path, tiny_wei
     outcome = command(*args, "--classifier-scale", "2")
     assert outcome.code == 2
     assert "--classifier-scale has no effect without --classifier" in outcome.err
+
+
+@pytest.fixture
+def guidable(save_tiny, tmp_path):
+    """Return a function that writes entries of a network of eleven labels and returns the flags of a run of it."""
+    weights = save_tiny(
+        name="guidable", num_classes=11, edit=lambda unet: torch.nn.init.normal_(unet.class_embedding.weight)
+    )
+
+    def flags(*models, **entries):
+        lines = [f'[models.cond]\nweights = "{weights}"']
+        lines += [f'[models.{name}]\nbase = "cond"\n{keys}' for name, keys in entries.items()]
+        (tmp_path / "guided.toml").write_text("\n".join(lines) + "\n")
+        return (
+            "--config", tmp_path / "guided.toml", "--models", ",".join(models or ("cond", *entries)), "--steps", "4",
+            "--samples", "20", "--features", "none", "--quiet", "--out", tmp_path / "out",
+        )  # fmt: skip
+
+    return flags
+
+
+def facts_of(root, name):
+    return json.loads((root / "out" / "cells" / f"{name}-ddpm-4-seed0" / "metrics.json").read_text())
+
+
+def test_guidance_is_counted_recorded_and_part_of_the_key(guidable, command, tmp_path):
+    """Guided at the three noisiest of four steps alone: 7 calls; the others as planned, 2 and 1 a step."""
+    entries = {"twice": "guidance = 2", "within": "guidance = 2\nguidance_interval = [0.1, inf]"}
+    outcome = command(*guidable(**entries), "--labels", "balanced")
+    assert outcome.code == 0, outcome.err
+    facts = {name: facts_of(tmp_path, name) for name in ("cond", *entries)}
+    assert [facts[name]["nfe"] for name in facts] == [4, 8, 7]
+    assert facts["twice"]["network_calls"] == 2 * facts["cond"]["network_calls"]
+    assert facts["cond"]["cell"]["null_class"] == 10
+    assert facts["within"]["cell"]["guidance_interval"] == [0.1, None]
+    folder = tmp_path / "out" / "cells" / "within-ddpm-4-seed0"
+    steps = pd.read_csv(folder / "steps.csv")
+    rows = steps[(steps["arm"] == "free") & (steps["quantity"] == "guidance_norm")]
+    assert sorted(rows["i"]) == [1, 2, 3]
+    assert (rows["value"] > 0).all()
+    assert "plain_x0_rmse" in set(steps.loc[steps["arm"] == "forced-train", "quantity"])
+    with np.load(folder / "samples.npz") as file:
+        assert file["arr_1"].tolist() == [*range(10)] * 2
+    assert "guidance_norm" not in set(pd.read_csv(tmp_path / "out/cells/cond-ddpm-4-seed0/steps.csv")["quantity"])
+
+
+def test_the_flag_replaces_the_entrys_scale_and_one_is_the_plain_model(guidable, command, tmp_path):
+    assert command(*guidable("cond", "twice", twice="guidance = 2"), "--guidance", "1").code == 0
+    samples = [np.load(tmp_path / f"out/cells/{name}-ddpm-4-seed0/samples.npz")["arr_0"] for name in ("cond", "twice")]
+    assert np.array_equal(*samples)
+    assert facts_of(tmp_path, "twice")["nfe"] == 4
+
+
+@pytest.mark.parametrize(
+    ("entry", "flags", "message"),
+    [
+        ("null_class = 11", "", "null class 11 of model 'other' must be a label outside the data's (10 to 10)"),
+        ("null_class = 3", "", "null class 3 of model 'other' must be a label outside the data's (10 to 10)"),
+        ("guidance = -1", "", "'guidance' of model 'other' must be a finite number of at least 0"),
+        ("guidance = nan", "", "'guidance' of model 'other' must be a finite number of at least 0"),
+        ("guidance_interval = [2, 1]", "", "'guidance_interval' of model 'other' must be [low, high]"),
+        ("guidance_interval = [1]", "", "'guidance_interval' of model 'other' must be [low, high]"),
+        ("guidance_interval = [1, 2]", "", "the guidance interval of model 'other' has no effect at scale 1"),
+        ("", "--guidance nan", "--guidance must be a finite number of at least 0, not nan"),
+        ("", "--guidance 2 --guidance-interval 3:1", "--guidance-interval must be LOW:HIGH"),
+        ("", "--guidance 2 --classifier a.pt", "--guidance and --classifier guide in two ways"),
+        ("", "--labels even", "unknown --labels 'even'"),
+    ],
+)
+def test_guidance_that_cannot_be_is_one_line(guidable, command, entry, flags, message):
+    outcome = command(*guidable(other=entry), *flags.split())
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert message in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--guidance 2", "model 'tiny' takes no class labels and cannot be guided; leave out --guidance"),
+        ("--labels balanced", "--labels has no effect on models without class labels"),
+    ],
+)
+def test_an_unconditional_model_is_not_guided(toml, command, tmp_path, flags, message):
+    outcome = command("--config", toml, "--models", "tiny", "--out", tmp_path / "out", *flags.split())
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert message in outcome.err
+
+
+def test_a_network_without_a_null_class_is_not_guided(weights, command, tmp_path):
+    outcome = command("--models", f"mine={weights}", "--guidance", "2", "--out", tmp_path / "out")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "model 'mine' has no null class to be guided from: the data have 10 classes, it takes 10" in outcome.err

@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.diffusion.types import Prediction, Probe, Step
 from bench.measure.instruments.moments import Moments
 from bench.measure.instruments.spectra import RadialBins, haar_energy
-from bench.measure.instruments.step_table import SCALARS, measured_rows
+from bench.measure.instruments.step_table import GUIDED_SCALARS, SCALARS, measured_rows
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -43,6 +43,9 @@ class WalkProbe:
     * ``energy``: mean over pixels of (x_next - alpha_next * centre)^2.
     * ``x0_mse``: mean squared error of x0_hat on walks that know x0, 0 elsewhere.
 
+    Under classifier-free guidance also (``guided``, columns :data:`GUIDED_SCALARS`) the same of the plain prediction,
+    and the norm of what guidance adds to eps.
+
     Moments per pixel, at chosen steps: ``state`` of x_next, ``eps`` of the raw prediction; on walks that know x0 also
     ``residual`` of x_next - alpha_next * x0, and ``error`` of x0_hat - x0. Moments of radial spectra and of Haar
     energies at the same steps: ``spectrum_state``, ``haar_state`` of x_next, ``spectrum_x0``, ``haar_x0`` of x0_hat as
@@ -54,16 +57,23 @@ class WalkProbe:
         centre: the data's mean image, float [C, H, W], on the walk's device.
         paired: whether the walk knows x0.
         stages: largest number of network calls a step makes; row ``i + steps * stage`` of the scalars is a call's.
+        guided: whether the walk is under classifier-free guidance.
+        clip: whether the walk clips x0_hat, so that the plain one is clipped, too.
     """
 
-    def __init__(self, steps: int, indices: Sequence[int], centre: Tensor, paired: bool, stages: int = 1) -> None:
-        self.steps, self.centre = steps, centre
+    def __init__(
+        self, steps: int, indices: Sequence[int], centre: Tensor, paired: bool, stages: int = 1, *,
+        guided: bool = False, clip: bool = False,
+    ) -> None:  # fmt: skip
+        self.steps, self.centre, self.clip = steps, centre, clip
         self.rows = {index: row for row, index in enumerate(indices)}
         device, shape = centre.device, centre.shape
         self.bins = RadialBins(shape[1], shape[2], device)
         widths = {"spectrum": self.bins.count, "haar": 4}
         pixels = ("state", "eps", "residual", "error") if paired else ("state", "eps")
         self.moments = {"scalars": Moments(steps * stages, (len(SCALARS),), device)}
+        if guided:
+            self.moments["guided"] = Moments(steps * stages, (len(GUIDED_SCALARS),), device)
         self.moments |= {name: Moments(len(self.rows), shape, device) for name in pixels}
         self.moments |= {
             f"{kind}_{source}": Moments(len(self.rows), (width,), device)
@@ -74,6 +84,8 @@ class WalkProbe:
     def update(self, step: Step) -> None:
         """Add the images of one step."""
         self._add_scalars(step)
+        if step.prediction.plain is not None:
+            self._add_guided(step, step.prediction.plain)
         row = self.rows.get(step.i)
         if row is None:
             return
@@ -95,6 +107,16 @@ class WalkProbe:
             error,
         )
         self.moments["scalars"].add(step.i + self.steps * step.stage, torch.stack(columns, dim=1))
+
+    def _add_guided(self, step: Step, plain: Prediction) -> None:
+        x0 = plain.x0.clamp(-1.0, 1.0) if self.clip else plain.x0
+        columns = (  # [B] each, in the order of GUIDED_SCALARS
+            plain.eps.flatten(1).norm(dim=1),
+            x0.flatten(1).norm(dim=1),
+            (step.prediction.eps - plain.eps).flatten(1).norm(dim=1),
+            torch.zeros_like(x0[:, 0, 0, 0]) if step.x0 is None else _mean_square(x0 - step.x0),
+        )
+        self.moments["guided"].add(step.i + self.steps * step.stage, torch.stack(columns, dim=1))
 
     def _add_call(self, row: int, step: Step) -> None:
         self.moments["eps"].add(row, step.prediction.eps)
@@ -175,22 +197,29 @@ class Selected:
 
     def update(self, step: Step) -> None:
         """Pass the selected rows on, as views without a copy."""
-        rows, pred = self.rows, step.prediction
-        fraction = None if pred.variance_fraction is None else pred.variance_fraction[rows]
-        guidance = None if pred.guidance is None else pred.guidance[rows]
-        cov = pred.x0_cov
-        if cov is not None and cov.ndim == 3:  # [B, D, D]; an [D, D] one serves the whole batch
-            cov = cov[rows]
+        rows = self.rows
         self.probe.update(
             replace(
                 step,
                 x=step.x[rows],
                 x_next=step.x_next[rows],
-                prediction=Prediction(pred.eps[rows], pred.x0[rows], fraction, cov, guidance),
+                prediction=self._of_rows(step.prediction),
                 x0_used=step.x0_used[rows],
                 eps_used=step.eps_used[rows],
                 x0=None if step.x0 is None else step.x0[rows],
             )
+        )
+
+    def _of_rows(self, pred: Prediction) -> Prediction:
+        rows, cov = self.rows, pred.x0_cov
+        return replace(
+            pred,
+            eps=pred.eps[rows],
+            x0=pred.x0[rows],
+            variance_fraction=None if pred.variance_fraction is None else pred.variance_fraction[rows],
+            x0_cov=cov[rows] if cov is not None and cov.ndim == 3 else cov,  # an [D, D] one serves the whole batch
+            guidance=None if pred.guidance is None else pred.guidance[rows],
+            plain=None if pred.plain is None else self._of_rows(pred.plain),
         )
 
 

@@ -3,6 +3,9 @@
 With sigma_p the data's standard deviation at pixel p, and (alpha, sigma) the level of a row:
 
 * ``eps_norm``, ``eps_used_norm``, ``x0_norm``, ``clipped``, ``x0_rmse``: mean over images, std over images.
+* ``plain_eps_norm``, ``plain_x0_norm``, ``plain_x0_rmse``: the same of the model without guidance, at the guided
+  walk's states; ``guidance_norm``: ||eps - plain eps||. Where classifier-free guidance acts, whose rows ``eps_norm``
+  and so on are the guided prediction's.
 * ``eps_rms``: root of the mean over images of ||eps||^2, the norm that has a closed form.
 * ``x0_bias``: mean over pixels of the mean error. ``x0_nu``: mean over pixels of the error's std (Ning et al. 2023,
   nu_t). Their std is over pixels.
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,6 +42,8 @@ from bench.measure.instruments.moments import Moments
 Arrays = Mapping[str, NDArray[np.float64]]
 # Numbers per image and step, in the order of the columns of a record's scalars.
 SCALARS = ("eps_norm", "eps_used_norm", "x0_norm", "clipped", "energy", "x0_mse")
+# The same of a walk under classifier-free guidance.
+GUIDED_SCALARS = ("plain_eps_norm", "plain_x0_norm", "guidance_norm", "plain_x0_mse")
 _OVER_FLOOR = ("floor_std", "delta_t_floor", "excess_std")
 
 
@@ -109,6 +115,8 @@ def measured_rows(
     knows_x0 = "residual/count" in record
     call_levels = {i: solver.churned(level)[0] if solver and i >= 0 else level for i, level in at.items()}
     yield from _scalar_rows(arm, record, at, call_levels, knows_x0)
+    if "guided/count" in record:
+        yield from _guided_rows(arm, record, at, call_levels, knows_x0)
     energy_spread = np.sqrt(Moments.variance(_moments(record, "scalars")))[:, SCALARS.index("energy")]
     corrections = record["scalars/count"][len(levels) - 1 :]
     for row, i in enumerate(indices):
@@ -127,20 +135,55 @@ def _moments(record: Arrays, name: str) -> dict[str, NDArray[np.float64]]:
 def _scalar_rows(
     arm: str, record: Arrays, at: Mapping[int, Level], call_levels: Mapping[int, Level], knows_x0: bool
 ) -> Iterator[Row]:
-    moments = _moments(record, "scalars")
+    for row, call in _calls(record, "scalars", SCALARS, at, call_levels):
+        i, stage, level, n, mean, spread = call
+        for name in ("eps_norm", "eps_used_norm", "x0_norm", "clipped"):
+            yield _row(arm, i, level, n, name, mean[name], spread[name], stage)
+        rms = record["scalars/second"][row, SCALARS.index("eps_norm")] ** 0.5
+        yield _row(arm, i, level, n, "eps_rms", rms, stage=stage)
+        if knows_x0:
+            yield _root_row(arm, call, "x0_rmse", "x0_mse")
+
+
+def _guided_rows(
+    arm: str, record: Arrays, at: Mapping[int, Level], call_levels: Mapping[int, Level], knows_x0: bool
+) -> Iterator[Row]:
+    for _, call in _calls(record, "guided", GUIDED_SCALARS, at, call_levels):
+        for name in ("plain_eps_norm", "plain_x0_norm", "guidance_norm"):
+            yield _row(arm, call.i, call.level, call.n, name, call.mean[name], call.spread[name], call.stage)
+        if knows_x0:
+            yield _root_row(arm, call, "plain_x0_rmse", "plain_x0_mse")
+
+
+class _NetworkCall(NamedTuple):
+    """Where a call stands, of how many images, and the means and spreads of its numbers."""
+
+    i: int
+    stage: int
+    level: Level
+    n: float
+    mean: dict[str, float]
+    spread: dict[str, float]
+
+
+def _calls(
+    record: Arrays, kind: str, names: Sequence[str], at: Mapping[int, Level], call_levels: Mapping[int, Level]
+) -> Iterator[tuple[int, _NetworkCall]]:
+    """Yield each recorded call with its row."""
+    moments = _moments(record, kind)
     means, spreads = moments["mean"], np.sqrt(Moments.variance(moments))
     for row in np.flatnonzero(moments["count"]).tolist():
         stage, i = divmod(row, len(at) - 1)
-        level, n = at[i - 1] if stage else call_levels[i], moments["count"][row]
-        mean = dict(zip(SCALARS, means[row].tolist(), strict=True))
-        spread = dict(zip(SCALARS, spreads[row].tolist(), strict=True))
-        for name in ("eps_norm", "eps_used_norm", "x0_norm", "clipped"):
-            yield _row(arm, i, level, n, name, mean[name], spread[name], stage)
-        yield _row(arm, i, level, n, "eps_rms", moments["second"][row, SCALARS.index("eps_norm")] ** 0.5, stage=stage)
-        if knows_x0:
-            rmse = mean["x0_mse"] ** 0.5
-            # Spread of a root by the delta method: d sqrt(m) = dm / (2 sqrt(m)).
-            yield _row(arm, i, level, n, "x0_rmse", rmse, spread["x0_mse"] / (2 * rmse) if rmse else 0.0, stage)
+        mean, spread = (dict(zip(names, values[row].tolist(), strict=True)) for values in (means, spreads))
+        level = at[i - 1] if stage else call_levels[i]
+        yield row, _NetworkCall(i, stage, level, moments["count"][row], mean, spread)
+
+
+def _root_row(arm: str, call: _NetworkCall, quantity: str, square: str) -> Row:
+    """Return the row of a root mean square, its spread by the delta method: d sqrt(m) = dm / (2 sqrt(m))."""
+    root = call.mean[square] ** 0.5
+    spread = call.spread[square] / (2 * root) if root else 0.0
+    return _row(arm, call.i, call.level, call.n, quantity, root, spread, call.stage)
 
 
 def _true_variance(level: Level, data: PixelStatistics) -> float:

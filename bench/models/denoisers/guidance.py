@@ -1,16 +1,79 @@
-"""Classifier guidance (Dhariwal & Nichol 2021, section 4): a noisy classifier beside a denoiser."""
+"""Guidance: by a noisy classifier beside a denoiser, and classifier-free, by the denoiser without its condition.
+
+Classifier guidance: Dhariwal & Nichol 2021, section 4. Classifier-free guidance: Ho & Salimans 2022.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bench.diffusion.types import Denoiser, Level, Prediction
 from bench.models.denoisers.parameterization import per_image
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """The settings of classifier-free guidance.
+
+    Attributes:
+        scale: W of ``null + W (plain - null)``: 1 is the conditional model, 0 the unconditional one (Ho & Salimans
+            count w = W - 1).
+        null: the label that stands for no condition, from 0.
+        low: guidance acts where low < sigma / alpha <= high (Kynkaanniemi et al. 2024); elsewhere the model is plain.
+        high: see ``low``.
+    """
+
+    scale: float
+    null: int
+    low: float = 0.0
+    high: float = math.inf
+
+    def calls(self, level: Level) -> int:
+        """Return the network calls of a prediction at a level: 2 where guidance acts, else 1."""
+        acts = self.low * level.alpha < level.sigma and (
+            math.isinf(self.high) or level.sigma <= self.high * level.alpha
+        )
+        return 2 if acts and self.scale != 1 else 1
+
+
+class ClassifierFreeDenoiser:
+    """A conditional denoiser under classifier-free guidance; at scale 1 it is the plain one, bit for bit.
+
+    Eps and x0 are those of ``null + W (plain - null)``, which mean the same for every prediction a network may make:
+    each is linear in its output. A learned variance is the conditional model's. The interval is that of the walk's
+    level: where images have levels of their own, guidance acts on all of them.
+
+    Args:
+        denoiser: the model.
+        guidance: scale, null label and interval.
+    """
+
+    def __init__(self, denoiser: Denoiser, guidance: ClassifierFree) -> None:
+        self.denoiser, self.guidance = denoiser, guidance
+
+    def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
+        """Predict for x [B, C, H, W], guided to the labels ``cond``, int64 [B].
+
+        Returns:
+            The guided prediction, with ``plain`` and the calls it took; the plain one where guidance does not act.
+
+        Raises:
+            ValueError: no labels.
+        """
+        if cond is None:
+            raise ValueError("classifier-free guidance needs the labels to guide to, one per image")
+        plain, guidance = self.denoiser(x, level, cond), self.guidance
+        calls = 2 if isinstance(level.sigma, Tensor) and guidance.scale != 1 else guidance.calls(level)
+        if calls == 1:
+            return plain
+        null = self.denoiser(x, level, torch.full_like(cond, guidance.null))
+        eps, x0 = (a + guidance.scale * (b - a) for a, b in ((null.eps, plain.eps), (null.x0, plain.x0)))
+        return replace(plain, eps=eps, x0=x0, plain=plain, calls=calls)
 
 
 class GuidedDenoiser:

@@ -16,7 +16,7 @@ from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.types import Probe, Step
 from bench.measure.instruments.probes import ErrorProbe, FiniteWatch, Selected, WalkProbe
 from bench.runtime.errors import UserError
-from bench.suite.cells.workbench import Workbench, drawn_labels
+from bench.suite.cells.workbench import Workbench, sample_labels
 from bench.suite.plan import Cell, Instruments, Unit
 
 Arrays = dict[str, NDArray[Any]]
@@ -175,15 +175,15 @@ class Arms:
             for values in (step.prediction.eps, step.prediction.variance_fraction, step.prediction.guidance):
                 if values is not None:
                     self.finite.update(step, values[:images])
-            last, calls = step.x_next, calls + 1
-            self.workbench.progress(images)
+            last, calls = step.x_next, calls + step.prediction.calls
+            self.workbench.progress(images * step.prediction.calls)
         if calls:
             self.finite.update(step, last[:images])
         return last, calls
 
     def labels(self, samples: Tensor) -> Tensor | None:
-        """Draw a class label for each sample, int64 [B], None for an unconditional model."""
-        return drawn_labels(self.cell.model, self.noise, samples)
+        """Return a class label for each sample, int64 [B], None for an unconditional model."""
+        return sample_labels(self.cell, self.noise, samples)
 
     def _pixels(self, x0: Tensor) -> Tensor:
         """Return images as uint8 [B, H, W, C] on the host; from CUDA the copy is still under way."""
@@ -197,7 +197,13 @@ class Arms:
         if self.instruments is None or not self.instruments.indices:
             return []
         centre = self.workbench.reference.centre.float().to(self.device)
-        return [WalkProbe(self.cell.steps, self.instruments.indices, centre, paired, self.solver.stages)]
+        free = self.cell.model.classifier_free
+        return [
+            WalkProbe(
+                self.cell.steps, self.instruments.indices, centre, paired, self.solver.stages,
+                guided=free is not None and free.scale != 1, clip=self.cell.config.clip,
+            )
+        ]  # fmt: skip
 
     def _instruments(self) -> Instruments:
         assert self.instruments is not None  # units of the instruments exist only where something is measured

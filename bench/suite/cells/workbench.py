@@ -12,6 +12,7 @@ from bench.data import Dataset, to_unit
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.types import Denoiser
 from bench.suite.cells.reference import Reference
+from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
 
 
@@ -59,10 +60,12 @@ class Workbench:
         return self.data.pick_labels(part, rows).to(self.device)
 
 
-def drawn_labels(model: Model, noise: Noise, samples: Tensor) -> Tensor | None:
-    """Draw a class label for each sample, int64 [B], None for an unconditional model.
+def sample_labels(cell: Cell, noise: Noise, samples: Tensor) -> Tensor | None:
+    """Return a class label for each sample, int64 [B], None for an unconditional model.
 
-    A label comes from the sample's own stream, so models of one seed share it.
+    A random label comes from the sample's own stream, so models of one seed share it; balanced ones take turns.
     """
-    classes = model.description.classes
-    return noise.integers(samples, Purpose.LABEL, 0, classes) if classes else None
+    labels = cell.model.labels
+    if not labels or cell.config.class_labels == "balanced":
+        return samples % labels if labels else None
+    return noise.integers(samples, Purpose.LABEL, 0, labels)

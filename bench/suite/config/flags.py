@@ -94,6 +94,20 @@ def _add_sampling(how: argparse._ArgumentGroup) -> None:
         "--quantize", default="round", help="round, or floor as the papers' scripts do (default %(default)s)"
     )
     how.add_argument(
+        "--guidance",
+        type=float,
+        metavar="W",
+        help="classifier-free guidance of class-conditional models, 1 for none (default: that of their entry)",
+    )
+    how.add_argument(
+        "--guidance-interval",
+        metavar="LOW:HIGH",
+        help="guide where LOW < sigma / alpha <= HIGH alone (default: at every level)",
+    )
+    how.add_argument(
+        "--labels", default="random", help="class labels of samples: random or balanced (default %(default)s)"
+    )
+    how.add_argument(
         "--classifier", type=Path, metavar="FILE.pt", help="guide class-conditional models by a classifier"
     )
     how.add_argument(

@@ -54,6 +54,8 @@ class Request:
     inception_weights: Path | None
     classifier: Path | None
     classifier_scale: float | None
+    guidance: float | None
+    guidance_interval: tuple[float, float] | None
     eps_scale: float | None
     eps_slope: float | None
     reference: Path | None
@@ -101,6 +103,7 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
         s_min=args.s_min,
         s_max=args.s_max,
         s_noise=args.s_noise,
+        class_labels=_choice("--labels", args.labels, ("random", "balanced")),
         quantize=_choice("--quantize", args.quantize, ("round", "floor")),
         precision=_choice("--precision", args.precision, PRECISIONS),
     )
@@ -122,6 +125,8 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
         inception_weights=args.inception_weights,
         classifier=args.classifier,
         classifier_scale=args.classifier_scale,
+        guidance=args.guidance,
+        guidance_interval=None if args.guidance_interval is None else parse_interval(args.guidance_interval),
         eps_scale=args.eps_scale,
         eps_slope=args.eps_slope,
         reference=args.reference,
@@ -156,6 +161,10 @@ def _check_numbers(args: argparse.Namespace, samples: int) -> None:
         positive("--classifier-scale", args.classifier_scale)
         if args.classifier is None:
             raise ConfigError("--classifier-scale has no effect without --classifier; name the classifier's weights")
+    if args.guidance is not None and not 0 <= args.guidance < math.inf:
+        raise ConfigError(f"--guidance must be a finite number of at least 0, not {args.guidance}")
+    if args.guidance is not None and args.classifier is not None:
+        raise ConfigError("--guidance and --classifier guide in two ways; leave one out")
     if not 0 <= args.eta <= 1:
         raise ConfigError(f"--eta must lie between 0 and 1, not {args.eta}")
     if not 0 <= args.churn < math.inf:
@@ -239,6 +248,17 @@ def parse_models(text: str) -> tuple[tuple[str, Path | None], ...]:
     if len(set(names)) < len(names):
         raise ConfigError("--models names a model twice; give each weights file a name of its own with --config")
     return tuple(pairs)
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """Read ``LOW:HIGH``, two levels sigma / alpha of at least 0, HIGH perhaps ``inf``."""
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not 0 <= low < high:
+        raise ConfigError(f"--guidance-interval must be LOW:HIGH with 0 <= LOW < HIGH, e.g. 0.2:5, not {text!r}")
+    return low, high
 
 
 def parse_steps(text: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from bench.measure.quality.committed import COMMITTED, Unseen
 from bench.models.acceleration import precision_refusal
 from bench.runtime.devices import find_device
 from bench.suite.config.request import Request
+from bench.suite.registry.guidance import settle_guidance
 from bench.suite.registry.model import Model
 from bench.suite.registry.registry import Registry
 from bench.suite.registry.tune import OF_IMAGES
@@ -132,6 +133,11 @@ def resolve(request: Request, registry: Registry) -> Configuration:
     _refuse_precision(request.sampler.precision, device)
     named = resolve_models(request, registry)
     data = registry.load_dataset(request.data_dir, request.preprocessing)
+    flags = {"guidance": request.guidance, "guidance_interval": request.guidance_interval}
+    flags = {name: value for name, value in flags.items() if value is not None}
+    named = tuple(settle_guidance(model, data.classes, flags) for model in named)
+    if request.sampler.class_labels != "random" and not any(model.labels for model in named):
+        raise ConfigError("--labels has no effect on models without class labels; leave it out")
     request, left_out = _without_images(request) if isinstance(data, Unseen) else (request, ())
     sampler, tune = resolve_sampler(request, named), request.tune
     if tune is None or not tune.values:

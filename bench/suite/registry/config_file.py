@@ -19,9 +19,10 @@ _MOST_DOTS = 100  # in a line: tomllib takes time and memory by the square of a 
 Tables = Mapping[str, Mapping[str, Any]]
 
 _WHOLE, _TEXT, _TABLE, _SWITCH = "a whole number", "a text", "a table", "true or false"
-_TABLES = "a list of tables"
+_TABLES, _NUMBER, _PAIR = "a list of tables", "a number", "a list of two numbers"
 _TYPES: Mapping[str, tuple[type, ...]] = {
     _WHOLE: (int,), _TEXT: (str,), _TABLE: (dict,), _SWITCH: (bool,), _TABLES: (list,),
+    _NUMBER: (int, float), _PAIR: (list,),
 }  # fmt: skip
 _MODEL_KEYS = {
     "weights": _TEXT, "base": _TEXT, "preset": _TEXT,
@@ -29,6 +30,7 @@ _MODEL_KEYS = {
     "network": _TABLE, "schedule": _TEXT, "T": _WHOLE,
     "adapter": _TEXT, "prediction": _TEXT, "in_channels": _WHOLE, "image_size": _WHOLE, "num_classes": _WHOLE,
     "learn_sigma": _SWITCH, "rescale_timesteps": _SWITCH,
+    "guidance": _NUMBER, "guidance_interval": _PAIR, "null_class": _WHOLE,
 }  # fmt: skip
 _DATASET_KEYS = {"path": _TEXT, "heldout_every": _WHOLE, "resize": _WHOLE, "crop": _TEXT, "resize_filter": _TEXT}
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bench.data import Dataset
+from bench.diffusion.types import Level
 from bench.models.checkpoints.formats import checkpoint_hash
 from bench.models.checkpoints.guided_diffusion import PRESETS
 from bench.models.checkpoints.state_dicts import file_hash
+from bench.models.denoisers.guidance import ClassifierFree
 from bench.models.denoisers.preconditioning import Preconditioning, make_preconditioning
 from bench.models.interface import Description
 from bench.suite.registry.remedies import KINDS, Remedy, split_kind
@@ -40,7 +43,12 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Model:
-    """A named model: weights and their description, remedies in the order they act, perhaps a classifier."""
+    """A named model: weights and their description, remedies in the order they act, perhaps guidance.
+
+    ``guidance_keys`` are those of its entry; :func:`bench.suite.registry.guidance.settle_guidance` makes of them
+    ``classifier_free``, None for a model without a null class, and ``label_count``, how many labels samples are drawn
+    from.
+    """
 
     name: str
     weights: Path
@@ -49,6 +57,18 @@ class Model:
     base: str = ""  # the name of the plain model that the remedies were added to; empty where it has none
     given: Path | None = None  # weights of the command line, in place of its own
     guidance: Guidance | None = None
+    guidance_keys: Mapping[str, Any] = field(default_factory=dict)
+    classifier_free: ClassifierFree | None = None
+    label_count: int | None = None
+
+    @property
+    def labels(self) -> int | None:
+        """Return how many class labels samples are drawn from, None for an unconditional model."""
+        return self.label_count or self.description.classes
+
+    def network_calls(self, level: Level) -> int:
+        """Return the network calls of one prediction at a level."""
+        return self.classifier_free.calls(level) if self.classifier_free else 1
 
     @property
     def learns_variance(self) -> bool:
@@ -71,6 +91,11 @@ class Model:
         """Return what determines the function besides weights, network and schedule; empty for plain eps models."""
         prediction = self.description.prediction
         additions: dict[str, Any] = {} if prediction == "eps" else {"prediction": prediction}
+        if free := self.classifier_free:
+            additions["null_class"] = free.null
+            if free.scale != 1:
+                high = None if math.isinf(free.high) else free.high
+                additions |= {"guidance": free.scale, "guidance_interval": [free.low, high]}
         return additions | (self.guidance.description() if self.guidance else {})
 
     def identity(self) -> dict[str, Any]:
@@ -175,9 +200,9 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
             f"{needs_even[0]} of model {model.name!r} needs images of even size, dataset {data.name!r} has"
             f" {height}x{width}; use its variant pixel, or see --resize"
         )
-    if about.classes and measured and data.classes != about.classes:
+    if about.classes and measured and data.classes != model.labels:
         raise ConfigError(
-            f"model {model.name!r} takes {about.classes} class labels, dataset {data.name!r} has {data.classes}"
+            f"model {model.name!r} takes {model.labels} class labels, dataset {data.name!r} has {data.classes}"
             " classes; give its images in one folder a class, or use --no-probes"
         )
 

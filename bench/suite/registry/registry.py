@@ -20,6 +20,7 @@ from bench.runtime.errors import CheckpointError
 from bench.suite.registry.config_file import read_config_files, read_remedies
 from bench.suite.registry.constants import constants_of
 from bench.suite.registry.family import EMBEDDED, member_of, trainings, weights_file
+from bench.suite.registry.guidance import GUIDANCE_KEYS, read_guidance
 from bench.suite.registry.model import Guidance, Model
 from bench.suite.registry.remedies import SUFFIXES, Remedy
 from bench.suite.settings import ConfigError, nearest
@@ -146,7 +147,7 @@ class Registry:
 
     def _configured(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         if "base" in entry:
-            ignored = [key for key in entry if key not in ("base", "weights", "corrections")]
+            ignored = [key for key in entry if key not in ("base", "weights", "corrections", *GUIDANCE_KEYS)]
             if ignored:
                 raise ConfigError(f"model {name!r} has both 'base' and {ignored[0]!r} in the config file; keep one")
             self._refuse_circle(name)
@@ -160,6 +161,7 @@ class Registry:
             if not str(entry.get("weights", "")) and path is None:
                 raise ConfigError(f"model {name!r} needs 'weights', 'adapter' or 'base' in the config file")
             model = Model(name, weights, self._describe(weights, entry))
+        model = replace(model, guidance_keys={**model.guidance_keys, **read_guidance(name, entry)})
         remedies = read_remedies(name, entry.get("corrections", ()))
         treated = _with(model, model, *remedies)
         # A network whose own entry treats it has no name of its own.

@@ -16,7 +16,7 @@ from bench.diffusion.corrections.variance_matching import x0_std
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.measure.features.extractors import Extractor
-from bench.suite.cells.workbench import Workbench, drawn_labels
+from bench.suite.cells.workbench import Workbench, sample_labels
 from bench.suite.plan import Cell
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
 from bench.suite.tuning.divisor import fit as fit_divisor
@@ -140,7 +140,7 @@ class _Samples:
     def _walk(self, cell: Cell, rows: Tensor) -> Tensor:
         levels, draws = cell.levels(), Draws(self.noise, rows)
         x = prior(levels[0], draws, self.workbench.data.shape)
-        cond = drawn_labels(cell.model, self.noise, rows)
+        cond = sample_labels(cell, self.noise, rows)
         for step in walk(
             self.denoiser, levels, x, cell.solver(), draws,
             clip=cell.config.clip, correction=cell.correction(), cond=cond,

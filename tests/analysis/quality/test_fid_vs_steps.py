@@ -25,7 +25,7 @@ def test_values_by_model_and_steps(folder):
     folder.cell("ip", 10, value=0.5)
     quality = table_of(folder)
     assert (quality.metric, list(quality.steps)) == ("fd_toy", [10, 20])
-    assert dict(quality.nfe) == {("ddpm", 10): 10, ("ddpm", 20): 20}
+    assert dict(quality.nfe) == {("ddpm", 10): "10", ("ddpm", 20): "20"}
     table = quality.table.set_index("model")
     assert (table.loc["adm", "10"], table.loc["adm", "20"], table.loc["ip", "10"]) == (1.5, 1.25, 0.5)
     assert math.isnan(table.loc["ip", "20"])

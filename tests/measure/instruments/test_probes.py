@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from bench.diffusion.types import Level, Prediction, Step
 from bench.measure.instruments.probes import ErrorProbe, Selected, WalkProbe, spread_indices
 from bench.measure.instruments.spectra import RadialBins
-from bench.measure.instruments.step_table import SCALARS
+from bench.measure.instruments.step_table import GUIDED_SCALARS, SCALARS
 
 SHAPE = (2, 4, 4)
 LEVEL, LEVEL_NEXT = Level(700, 0.4, 0.9), Level(300, 0.8, 0.6)
@@ -53,6 +54,28 @@ def test_scalar_probe_equals_direct_computation(name, paired):
     assert state["scalars/count"].tolist() == [0, 6, 0]
     np.testing.assert_allclose(state["scalars/mean"][1, column], wanted.mean(), **SINGLE)
     np.testing.assert_allclose(state["scalars/second"][1, column], wanted.square().mean(), **SINGLE)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_a_guided_walk_records_the_plain_prediction_beside_it(clip):
+    """One of two steps was guided; ``Selected`` passes the plain rows on."""
+    step, plain = make_step(), make_step(seed=1)
+    guided = replace(step, prediction=replace(step.prediction, plain=plain.prediction, calls=2))
+    probe = WalkProbe(3, [], CENTRE, paired=True, guided=True, clip=clip)
+    for one in (make_step(i=2), guided):
+        Selected(probe, slice(1, 4)).update(one)
+    state, x0 = probe.state(), plain.prediction.x0[1:4]
+    x0 = x0.clamp(-1, 1) if clip else x0
+    expected = {
+        "plain_eps_norm": norms(plain.prediction.eps[1:4]),
+        "plain_x0_norm": norms(x0),
+        "guidance_norm": norms(step.prediction.eps[1:4] - plain.prediction.eps[1:4]),
+        "plain_x0_mse": (x0 - step.x0[1:4]).double().square().mean((1, 2, 3)),
+    }
+    assert tuple(expected) == GUIDED_SCALARS
+    assert state["guided/count"].tolist() == [0, 3, 0]
+    np.testing.assert_allclose(state["guided/mean"][1], [column.mean() for column in expected.values()], **SINGLE)
+    assert "guided/count" not in WalkProbe(3, [], CENTRE, paired=True).state()
 
 
 def test_scalar_probe_streams():

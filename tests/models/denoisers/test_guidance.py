@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,8 +10,8 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.solvers import DDIM, Ancestral
-from bench.diffusion.types import Level, batched
-from bench.models.denoisers.guidance import GuidedDenoiser
+from bench.diffusion.types import Level, Prediction, batched
+from bench.models.denoisers.guidance import ClassifierFree, ClassifierFreeDenoiser, GuidedDenoiser
 from bench.models.denoisers.oracles import GaussianOracle
 from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.networks.adm import adm_unet
@@ -171,3 +172,84 @@ def test_levels_of_one_an_image_are_asked_one_by_one():
         alone = GuidedDenoiser(data(), Quadratic(), 1.5)(x[k : k + 1], level, labels[k : k + 1])
         for name in ("eps", "x0", "guidance"):
             torch.testing.assert_close(getattr(pred, name)[k : k + 1], getattr(alone, name), rtol=1e-5, atol=5e-6)
+
+
+class Conditional:
+    """Gaussian data of three classes that differ in their mean, and the mean of all as the null class, 3."""
+
+    means = torch.tensor([-0.5, 0.1, 0.7, 0.1])
+    cov = torch.diag(torch.tensor([0.3, 0.2, 0.1, 0.4]))
+
+    def of(self, mean):
+        return GaussianOracle(mean.double().expand(SHAPE), self.cov)
+
+    def __call__(self, x, level, cond=None):
+        rows = [self.of(self.means[y])(x[k : k + 1], level) for k, y in enumerate(cond)]
+        return Prediction(torch.cat([row.eps for row in rows]), torch.cat([row.x0 for row in rows]))
+
+
+LABELS = torch.tensor([0, 2])
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
+def test_guided_gaussians_are_gaussians_about_another_mean(scale):
+    """Classes of one covariance: null + W (plain - null) is the exact denoiser about null mean + W (mean - null mean).
+
+    Along 8 steps in float64, whose first divides x0_hat by an alpha of 5e-5: 8 * 2e-16 / 5e-5 = 3e-11.
+    """
+    model, path, draws = Conditional(), levels("cosine", 1000, 8), Draws(Noise(0), torch.arange(2))
+    guided = ClassifierFreeDenoiser(model, ClassifierFree(scale, 3))
+    x = torch.randn(2, *SHAPE, dtype=torch.float64, generator=rng())
+    *_, last = walk(guided, path, x, DDIM(), draws, clip=False, cond=LABELS)
+    assert last.prediction.calls == 2
+    for k, label in enumerate(LABELS):
+        moved = model.of(model.means[3] + scale * (model.means[label] - model.means[3]))
+        *_, alone = walk(moved, path, x[k : k + 1], DDIM(), draws, clip=False)
+        torch.testing.assert_close(last.x_next[k : k + 1], alone.x_next, rtol=0, atol=1e-9)
+
+
+def test_scale_one_asks_once_and_is_the_plain_model():
+    x = torch.randn(2, *SHAPE, generator=rng())
+    asked = ClassifierFreeDenoiser(Conditional(), ClassifierFree(1.0, 3))(x, LEVEL, LABELS)
+    plain = Conditional()(x, LEVEL, LABELS)
+    assert torch.equal(asked.eps, plain.eps)
+    assert torch.equal(asked.x0, plain.x0)
+    assert (asked.calls, asked.plain) == (1, None)
+
+
+def test_guidance_keeps_the_plain_prediction_and_its_variance():
+    """eps and x0 fit the state, x = alpha x0 + sigma eps, in float32."""
+    x = torch.randn(2, *SHAPE, generator=rng())
+    fraction = torch.rand(2, *SHAPE, generator=rng())
+
+    def learned(state, level, cond):
+        return dataclasses.replace(Conditional()(state, level, cond), variance_fraction=fraction * (1 + cond.sum()))
+
+    pred = ClassifierFreeDenoiser(learned, ClassifierFree(4.0, 3))(x, LEVEL, LABELS)
+    plain = learned(x, LEVEL, LABELS)
+    assert torch.equal(pred.plain.eps, plain.eps)
+    assert torch.equal(pred.variance_fraction, plain.variance_fraction)
+    torch.testing.assert_close(LEVEL.alpha * pred.x0 + LEVEL.sigma * pred.eps, x, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "alpha", "sigma", "calls"),
+    [
+        (0.0, math.inf, 0.6, 0.8, 2), (0.0, math.inf, 0.0, 1.0, 2),  # where no signal is left, too
+        (0.5, 2.0, 0.6, 0.8, 2), (0.5, 1.2, 0.6, 0.8, 1), (1.4, 2.0, 0.6, 0.8, 1),
+        (1.0, 2.0, 1.0, 2.0, 2), (1.0, 2.0, 1.0, 1.0, 1), (0.5, 2.0, 0.0, 1.0, 1),
+    ],
+)  # fmt: skip
+def test_the_interval_is_of_the_noise_over_the_signal(low, high, alpha, sigma, calls):
+    """The upper end belongs to it, the lower does not."""
+    level, guidance = Level(500, alpha, sigma), ClassifierFree(2.0, 3, low, high)
+    assert guidance.calls(level) == calls
+    if alpha:
+        pred = ClassifierFreeDenoiser(Conditional(), guidance)(torch.zeros(2, *SHAPE), level, LABELS)
+        assert pred.calls == calls
+        assert (pred.plain is None) == (calls == 1)
+
+
+def test_classifier_free_guidance_needs_labels():
+    with pytest.raises(ValueError, match="labels"):
+        ClassifierFreeDenoiser(Conditional(), ClassifierFree(2.0, 3))(torch.zeros(2, *SHAPE), LEVEL)
