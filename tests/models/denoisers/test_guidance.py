@@ -177,7 +177,7 @@ def test_levels_of_one_an_image_are_asked_one_by_one():
 class Conditional:
     """Gaussian data of three classes that differ in their mean, and the mean of all as the null class, 3."""
 
-    means = torch.tensor([-0.5, 0.1, 0.7, 0.1])
+    means = torch.tensor([-0.5, 0.1, 0.7, 0.1], dtype=torch.float64)
     cov = torch.diag(torch.tensor([0.3, 0.2, 0.1, 0.4]))
 
     def of(self, mean):
