@@ -15,6 +15,8 @@ from analysis.output.style import (
     ARM_LINES,
     EXACT,
     EXACT_KEY,
+    RECORDED,
+    RECORDED_KEY,
     LineRow,
     exact_band,
     level_symbol,
@@ -24,7 +26,8 @@ from analysis.output.style import (
     reference,
     save,
 )
-from analysis.output.text import clips
+from analysis.output.text import clips, recorded_words
+from analysis.records.arrays import recorded_ratios
 from analysis.records.load import Results
 
 _SECTION = "Norms"
@@ -37,13 +40,14 @@ _RATIOS = {
 }
 
 
-def norm_table(steps: pd.DataFrame) -> pd.DataFrame:
+def norm_table(steps: pd.DataFrame, recorded: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return ||eps_theta|| free and teacher forced at every level, and their ratios with standard errors.
 
     ``ratio_train`` and ``ratio_heldout``: the raw norm free running over that on real noised images of either part;
     ``ratio_after``: the norm the update uses, after scaling and the clipping of x0_hat, over the raw one on training
     images. Errors by the delta method from the two means, which are independent. ``exact_...``: the ratio that exact
-    denoisers of stand-ins for the data show on the same levels.
+    denoisers of stand-ins for the data show on the same levels. ``recorded``: that of Gaussian data with the network's
+    own variance, of :func:`analysis.records.arrays.recorded_ratios`.
     """
     norms = {name: over_seeds(steps, name, ["free", *_FORCED]) for name in ("eps_norm", "eps_used_norm")}
     table = _arm(norms["eps_norm"], "free", "free")
@@ -56,6 +60,9 @@ def norm_table(steps: pd.DataFrame) -> pd.DataFrame:
         relative = np.hypot(table[f"{over}_error"] / table[over], table[f"{under}_error"] / table[under])
         table[f"ratio_{name}"], table[f"ratio_{name}_error"] = ratio, ratio * relative
     table = table.merge(_exact_ratios(steps), on=_KEYS[:-1], how="left")
+    if recorded is not None and len(recorded):
+        own = recorded[[*_KEYS[:-1], "eps_ratio"]].rename(columns={"eps_ratio": "recorded"})
+        table = table.merge(own, on=_KEYS[:-1], how="left")
     return table[table["forced_train"].notna() | table["forced_heldout"].notna()]  # not every step is teacher forced
 
 
@@ -98,14 +105,15 @@ def draw_eps_norm(steps: pd.DataFrame, ratios: pd.DataFrame, folder: Path) -> li
                 else:
                     _ratios(row, axis, ratios[ratios["steps"] == count], {"ratio_train": "-", "ratio_heldout": ":"})
         _finish(rows, counts, sampler, ratios, ("ratio_train", "ratio_heldout"))
-        styles = {f"free running ({sampler})": ("-", "black")}
+        colour = list(rows[0].paint.values())[-1]  # of the baseline: black is for exact denoisers
+        styles = {f"free running ({sampler})": ("-", colour)}
         if has_forced:
             norms_too = rows[0].quantity == "norm"
-            styles = {"free running" if norms_too else "over training images": ("-", "black")}
-            styles |= {"teacher forced": ("--", "black")} if norms_too else {}
-            styles |= {"ratio to held-out images" if norms_too else "over held-out images": (":", "black")}
+            styles = {"free running" if norms_too else "over training images": ("-", colour)}
+            styles |= {"teacher forced": ("--", colour)} if norms_too else {}
+            styles |= {"ratio to held-out images" if norms_too else "over held-out images": (":", colour)}
         exact = EXACT_KEY if any(str(name).startswith("exact_") for name in ratios) else {}
-        line_key(figure, rows, styles | exact)
+        line_key(figure, rows, styles | exact | (RECORDED_KEY if "recorded" in ratios else {}))
         return save(figure, folder, "eps_norm")
 
 
@@ -121,6 +129,8 @@ def _ratios(row: LineRow, axis: Axes, ratios: pd.DataFrame, styles: Mapping[str,
         lines = ratios[ratios["model"] == model]
         for name, style in styles.items():
             row.band(axis, model, lines.assign(value=lines[name], error=lines[f"{name}_error"]), style)
+        if "recorded" in lines:
+            axis.plot(lines["t"], lines["recorded"], color=row.paint[model], **RECORDED)
     exact_band(axis, ratios)
     reference(axis, 1)
 
@@ -173,7 +183,8 @@ def analyse(results: Results, out: Output) -> None:
     steps = results.steps
     if not len(steps):
         return
-    account, ratios = results.account(), norm_table(steps)
+    recorded = results.once(recorded_ratios)
+    account, ratios = results.account(), norm_table(steps, recorded)
     if not len(ratios):
         out.figure(
             _SECTION, draw_eps_norm(steps, ratios, out.figures), "Norm of the predicted noise",
@@ -182,17 +193,18 @@ def analyse(results: Results, out: Output) -> None:
         )  # fmt: skip
         return
     caption = (
-        "Mean over images of ||eps_theta||_2 free running and on real noised images, and their ratio; 1 means that"
-        " sampling looks to the network like training. Held-out images are free of memorisation. " + account + "."
+        "Mean over images of ||eps_theta||_2 free running and on real noised images, and their ratio. exact_...:"
+        " the ratio that exact denoisers show on the same levels, which is not 1 either; what lies above them is the"
+        " network's. Held-out images are free of memorisation. " + account + "."
     )
     out.table(_SECTION, "eps_norm", thinned(ratios), "Norms of the predicted noise", caption)
     out.figure(
         _SECTION, draw_eps_norm(steps, ratios, out.figures), "Norm of the predicted noise",
         "Top: mean over images of ||eps_theta||, free running (solid) and on real noised training images (dashed)."
         " Bottom (alone where models are many): the norm free running over that on real noised training images (solid)"
-        " or held-out ones (dotted);"
-        " above 1, the papers' sign of exposure bias. A gap between solid and dotted is a network that treats"
-        f" training images unlike others. Bands: two standard errors. {account}.",
+        " or held-out ones (dotted); above 1, the papers' sign of exposure bias, which exact denoisers (grey) show too."
+        " A gap between solid and dotted is a network that treats training images unlike others."
+        f" Bands: two standard errors.{recorded_words(recorded)} {account}.",
     )  # fmt: skip
     scaled = scaled_models(results)
     if scaled:

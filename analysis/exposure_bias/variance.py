@@ -17,6 +17,8 @@ from analysis.output.selection import first_sampler, models_of, over_seeds, step
 from analysis.output.style import (
     EXACT,
     EXACT_KEY,
+    RECORDED,
+    RECORDED_KEY,
     LineRow,
     exact_band,
     is_edm,
@@ -27,7 +29,8 @@ from analysis.output.style import (
     reference,
     save,
 )
-from analysis.output.text import other_causes
+from analysis.output.text import other_causes, recorded_words
+from analysis.records.arrays import recorded_ratios
 from analysis.records.load import Results
 
 _SECTION = "Variance"
@@ -35,12 +38,13 @@ _KEYS = ["sampler", "model", "steps"]
 _ARMS = ["free", *EXACT]
 
 
-def variance_table(steps: pd.DataFrame) -> pd.DataFrame:
+def variance_table(steps: pd.DataFrame, recorded: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return the split at every level: measured ratio, its standard error, and the two parts.
 
     ``few_steps`` is the exact denoiser's ratio minus 1, ``network`` the measured ratio minus the exact denoiser's,
     ``z`` that part in standard errors over images. Where no exact answer was computed both are empty. ``exact_...``:
-    the ratio of exact denoisers of the stand-ins for the data that were walked.
+    the ratio of exact denoisers of the stand-ins for the data that were walked. ``recorded``: that of Gaussian data
+    with the network's own variance, of :func:`analysis.records.arrays.recorded_ratios`.
     """
     table = over_seeds(steps, "variance_ratio", _ARMS)
     free = table[table["arm"] == "free"].rename(columns={"value": "ratio"})
@@ -51,7 +55,11 @@ def variance_table(steps: pd.DataFrame) -> pd.DataFrame:
     joined["few_steps"] = floor - 1
     joined["network"] = joined["ratio"] - floor
     joined["z"] = joined["network"] / joined["error"]
-    return joined[[*_KEYS, "i", "t", "n", "ratio", "error", "few_steps", "network", "z", *exact.columns]]
+    columns = [*_KEYS, "i", "t", "n", "ratio", "error", "few_steps", "network", "z", *exact.columns]
+    if recorded is None or not len(recorded):
+        return joined[columns]
+    own = recorded.assign(i=recorded["i"] - 1, recorded=recorded["variance_ratio"])  # a state stands one level on
+    return joined.merge(own[[*_KEYS, "i", "recorded"]], on=[*_KEYS, "i"], how="left")[[*columns, "recorded"]]
 
 
 def final_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -60,11 +68,12 @@ def final_table(table: pd.DataFrame) -> pd.DataFrame:
     return final.sort_values(["sampler", "steps"], kind="stable", ignore_index=True)
 
 
-def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
+def draw_variance_gap(steps: pd.DataFrame, folder: Path, recorded: pd.DataFrame | None = None) -> list[Path]:
     """Marginal variance over the truth and (of few models) the published pred_std over its floor, along t."""
     steps, sampler = first_sampler(steps)
     counts = step_counts(steps)
     tables = {"ratio": over_seeds(steps, "variance_ratio", _ARMS), "excess": _excess(steps, sampler)}
+    own = variance_table(steps, recorded)
     with line_panels(models_of(steps), len(counts), list(tables), main="ratio") as (figure, rows):
         for row in rows:
             for axis, count in zip(row.axes, counts, strict=True):
@@ -72,12 +81,16 @@ def draw_variance_gap(steps: pd.DataFrame, folder: Path) -> list[Path]:
                 exact_band(axis, _exact(table))
                 for model in row.paint:
                     row.band(axis, model, table[(table["model"] == model) & (table["arm"] == "free")])
+                    if row.quantity == "ratio" and "recorded" in own:
+                        line = own[(own["model"] == model) & (own["steps"] == count)]
+                        axis.plot(line["t"], line["recorded"], color=row.paint[model], **RECORDED)
                 reference(axis, 1 if row.quantity == "ratio" else 0)
         _label(rows, counts, sampler)
         excess = "(pred_std - floor)\n/ floor" if is_edm(sampler) else "excess std over\nexact-sampler floor"
         for row in rows:
             row.axes[0].set_ylabel("marginal variance,\nsampled / true" if row.quantity == "ratio" else excess)
-        line_key(figure, rows, EXACT_KEY if steps["arm"].isin(EXACT).any() else {})
+        styles = EXACT_KEY if steps["arm"].isin(EXACT).any() else {}
+        line_key(figure, rows, styles | (RECORDED_KEY if "recorded" in own else {}))
         return save(figure, folder, "variance_gap")
 
 
@@ -149,15 +162,16 @@ def analyse(results: Results, out: Output) -> None:
     steps = results.steps
     if not len(steps):
         return
-    table, account = variance_table(steps), results.account()
+    recorded = results.once(recorded_ratios)
+    table, account = variance_table(steps, recorded), results.account()
     share = ", over that floor" if is_edm(first_sampler(steps)[1]) else ""
     if not len(table):
         return
     out.figure(
-        _SECTION, draw_variance_gap(steps, out.figures), "Variance along sampling",
+        _SECTION, draw_variance_gap(steps, out.figures, recorded), "Variance along sampling",
         "Top: mean over pixels of Var(x_t) over its true value, mean of alpha^2 Var(x_0) + sigma^2. Bottom (where"
         f" models are few): pred_std, the published measure, minus the floor that a perfect sampler shows{share}."
-        f" Bands: two standard errors over images. {_exact_words(steps, results)} {account}.",
+        f" Bands: two standard errors over images. {_exact_words(steps, results)}{recorded_words(recorded)} {account}.",
     )  # fmt: skip
     caption = (
         "ratio: mean over pixels of Var(x) over its true value; few_steps: what an exact denoiser on the same levels"

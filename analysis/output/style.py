@@ -36,6 +36,9 @@ ARM_LINES = {"free": "-", "forced-train": "--", "forced-heldout": ":", "paired":
 
 # Stand-ins for the data's law, whose exact denoisers are walked on the same levels.
 EXACT = ("gaussian", "mixture", "empirical")
+# Gaussian data with the network's own variance, in the model's colour.
+RECORDED: dict[str, Any] = {"linestyle": (0, (6, 1.5, 1, 1.5, 1, 1.5)), "linewidth": 0.9}
+RECORDED_KEY = {"Gaussian data, network's variance": (RECORDED["linestyle"], "0.35")}
 EXACT_KEY = {"exact denoisers (dashed: Gaussian data)": ("--", "black")}
 
 # EDM levels: records name one by a ``t`` from 0 at sigma .002 to 999 at sigma 80, linear in sigma^(1/7) (Karras et al.
@@ -127,7 +130,7 @@ def line_panels(
         yield figure, [LineRow(list(row), *place) for row, place in zip(axes, places, strict=True)]
 
 
-def line_key(figure: Figure, rows: Sequence[LineRow], styles: dict[str, tuple[Any, str]]) -> None:
+def line_key(figure: Figure, rows: Sequence[LineRow], styles: Mapping[str, tuple[Any, str]]) -> None:
     """Explain models and line styles above the panels; models beside their row where rows differ in them."""
     paints = [{model: row.paint[model] for model in reversed(list(row.paint))} for row in rows]
     if all(paint == paints[0] for paint in paints):
@@ -237,7 +240,7 @@ def band(axis: Axes, table: pd.DataFrame, colour: str, style: str, width: float 
         axis.fill_between(table["t"], low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def key(figure: Figure, paint: dict[str, str], styles: dict[str, tuple[Any, str]]) -> None:
+def key(figure: Figure, paint: dict[str, str], styles: Mapping[str, tuple[Any, str]]) -> None:
     """Explain colours (models) and line styles (label to style and colour) above the panels."""
     handles = [Line2D([], [], color=colour, label=name) for name, colour in paint.items()]
     handles += [Line2D([], [], color=colour, linestyle=style, label=name) for name, (style, colour) in styles.items()]

@@ -63,3 +63,13 @@ def other_causes(results: Results) -> str:
     causes += ["clipping"] if clips(results) else []
     causes += ["the classifier's guidance"] if any("classifier" in record.cell for record in results.cells) else []
     return ", ".join(causes) + " and data that are not Gaussian"
+
+
+def recorded_words(recorded: pd.DataFrame) -> str:
+    """Say what the second line of an exact denoiser is, where there is one."""
+    if not len(recorded):
+        return ""
+    return (
+        " Dash-dotted, thin: an exact denoiser of Gaussian data with the variance that each network predicted on real"
+        " images."
+    )

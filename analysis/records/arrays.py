@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.records.load import CellRecord, Results, ResultsError, frechet_name
@@ -16,6 +17,7 @@ _FEWEST = 4  # images: below that neither a kurtosis nor a test says anything
 LEVEL_ARRAYS = ("i", "t", "alpha_next", "sigma_next")
 MOMENT_ARRAYS = (
     "free/spectrum_", "free/haar_", "forced-train/spectrum_x0", "forced-train/haar_x0", "forced-train/error/",
+    "recorded/",
 )  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -167,3 +169,26 @@ def _moments(results: Results) -> dict[str, Arrays]:
         return None if arrays is None else (record.folder.name, arrays)
 
     return dict(results.each(read))
+
+
+def recorded_ratios(results: Results) -> pd.DataFrame:
+    """Return the floors that a network's own variance gives, mean over seeds; empty where none was recorded.
+
+    Gaussian data, their exact mean of x0, and the variance that the network was seen to predict on real images.
+
+    Columns:
+        sampler, model, steps, i: a network call.
+        eps_ratio: of the norm of eps, free running over real noised data.
+        variance_ratio: of the state reached from there.
+    """
+    read, tables = moments(results), []
+    for record in results.cells:
+        arrays = read.get(record.folder.name, {})
+        columns = {name: arrays.get(f"recorded/{name}") for name in ("eps_ratio", "variance_ratio")}
+        if "i" in arrays and all(column is not None for column in columns.values()):
+            tables.append(pd.DataFrame({**record.key(), "i": arrays["i"], **columns}))
+    keys = ["sampler", "model", "steps", "i"]
+    if not tables:
+        return pd.DataFrame(columns=[*keys, "eps_ratio", "variance_ratio"])
+    joined = pd.concat(tables, ignore_index=True)
+    return joined.groupby(keys, sort=False)[["eps_ratio", "variance_ratio"]].mean().reset_index()

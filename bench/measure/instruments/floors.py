@@ -8,6 +8,7 @@ Nothing is clipped or scaled. Arm ``gaussian`` starts from noise, ``gaussian-pai
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -35,6 +36,21 @@ def band_energies(shape: Sequence[int]) -> Energy:
         return torch.cat([bins.density(pixels), haar_energy(pixels)], dim=1).double().numpy()
 
     return energy
+
+
+def walk_ratios(law: LinearGaussian, levels: Sequence[Level], solver: Solver) -> Arrays:
+    """Return the sums over pixels of a free-running walk over those of real noised data, in O(D^2) a step.
+
+    ``eps_ratio`` [steps]: root of E||eps||^2 at solver index i; ``variance_ratio`` [steps]: Var(x) of the state reached
+    from there. Both by i, the least noisy first.
+    """
+    ratios, state = [], law.prior(levels[0])
+    for level, level_next in pairwise(levels):
+        eps = (law.eps_energy(state) / law.eps_energy(law.forward(level))) ** 0.5
+        state = law.step(state, level_next, solver, follow=False)
+        ratios.append((eps, state.variance.mean() / law.forward(level_next).variance.mean()))
+    by_index = np.array(ratios[::-1])
+    return {"eps_ratio": by_index[:, 0], "variance_ratio": by_index[:, 1]}
 
 
 class GaussianFloors:

@@ -17,6 +17,7 @@ A gap that this recursion shows is caused by the step count and the variance mod
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,6 +72,7 @@ class LinearGaussian:
 
     def _set(self, values: Matrix, mean: Matrix, vectors: Matrix | None, learned: Matrix | None) -> None:
         self.values, self.mean, self.learned = values.clip(min=0), mean, learned
+        self._recorded: tuple[Matrix, Matrix] | None = None
         self.vectors = vectors
         self.squares = None if vectors is None else vectors**2  # V * V
         self._energies: dict[Energy, Matrix] = {}
@@ -86,6 +88,17 @@ class LinearGaussian:
         """Return the same law with the alpha_bar [T] of another training process; nothing is decomposed again."""
         law = copy.copy(self)
         law.learned = alpha_bars
+        return law
+
+    def recorded(self, t: Matrix, fractions: Matrix) -> LinearGaussian:
+        """Return the same law whose learned variance is one that a network was seen to predict.
+
+        Args:
+            t: training indices [levels], ascending; between them fractions are linear in t, beyond them constant.
+            fractions: mean of v per pixel, [levels, D], which weighs log ``large`` against log ``small``.
+        """
+        law = copy.copy(self)
+        law._recorded = t, fractions
         return law
 
     def follows(self, steps: int) -> bool:
@@ -205,12 +218,18 @@ class LinearGaussian:
         return replace(reached, variance=reached.variance + self.squares.T @ noise, noise=noise)
 
     def _learned_noise(self, level: Level, q: Posterior) -> Matrix | None:
-        """Return the variance per pixel that the exact denoiser would learn, [D]."""
-        if self.learned is None or self.squares is None:
+        """Return the variance per pixel that the exact denoiser would learn, or that a network was seen to, [D]."""
+        if self.squares is None or (self.learned is None and self._recorded is None):
             return None
-        v = learned_fraction(
-            self.learned, int(level.t), self.squares @ self.posterior(level)
-        )  # of Var(x0 | x) per pixel
+        if self._recorded is not None:
+            t, fractions = self._recorded
+            place = float(np.interp(level.t, t, np.arange(len(t))))
+            low, high = math.floor(place), math.ceil(place)
+            v = fractions[low] + (place - low) * (fractions[high] - fractions[low])
+        else:
+            assert self.learned is not None  # asked above
+            variance = self.squares @ self.posterior(level)  # Var(x0 | x) per pixel
+            v = learned_fraction(self.learned, int(level.t), variance)
         return np.exp(v * np.log(q.large) + (1 - v) * np.log(q.small))
 
     def _ddim(self, state: GaussianState, level_next: Level, eta: float) -> GaussianState:

@@ -49,7 +49,7 @@ class WalkProbe:
     Moments per pixel, at chosen steps: ``state`` of x_next, ``eps`` of the raw prediction; on walks that know x0 also
     ``residual`` of x_next - alpha_next * x0, and ``error`` of x0_hat - x0. Moments of radial spectra and of Haar
     energies at the same steps: ``spectrum_state``, ``haar_state`` of x_next, ``spectrum_x0``, ``haar_x0`` of x0_hat as
-    used.
+    used. Where it is asked for, also ``fraction``, v of a learned variance.
 
     Args:
         steps: solver steps.
@@ -59,11 +59,12 @@ class WalkProbe:
         stages: largest number of network calls a step makes; row ``i + steps * stage`` of the scalars is a call's.
         guided: whether the walk is under classifier-free guidance.
         clip: whether the walk clips x0_hat, so that the plain one is clipped, too.
+        fraction: whether to record the learned variance's fraction v, per pixel.
     """
 
     def __init__(
         self, steps: int, indices: Sequence[int], centre: Tensor, paired: bool, stages: int = 1, *,
-        guided: bool = False, clip: bool = False,
+        guided: bool = False, clip: bool = False, fraction: bool = False,
     ) -> None:  # fmt: skip
         self.steps, self.centre, self.clip = steps, centre, clip
         self.rows = {index: row for row, index in enumerate(indices)}
@@ -71,6 +72,7 @@ class WalkProbe:
         self.bins = RadialBins(shape[1], shape[2], device)
         widths = {"spectrum": self.bins.count, "haar": 4}
         pixels = ("state", "eps", "residual", "error") if paired else ("state", "eps")
+        pixels += ("fraction",) if fraction else ()
         self.moments = {"scalars": Moments(steps * stages, (len(SCALARS),), device)}
         if guided:
             self.moments["guided"] = Moments(steps * stages, (len(GUIDED_SCALARS),), device)
@@ -120,6 +122,8 @@ class WalkProbe:
 
     def _add_call(self, row: int, step: Step) -> None:
         self.moments["eps"].add(row, step.prediction.eps)
+        if "fraction" in self.moments and step.prediction.variance_fraction is not None:
+            self.moments["fraction"].add(row, (step.prediction.variance_fraction + 1) / 2)
         if step.x0 is not None:
             self.moments["error"].add(row, step.x0_used - step.x0)
         self._add_bands("x0", row, step.x0_used)
@@ -144,7 +148,7 @@ class WalkProbe:
     def merge(first: Mapping[str, NDArray[np.float64]], second: Mapping[str, NDArray[np.float64]]) -> Arrays:
         """Return the state of two shards together; the order of merging is part of the result."""
         merged: Arrays = {}
-        for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in first):
+        for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in first if key in second):
             states = [{key: part[f"{name}/{key}"] for key in ("count", "mean", "second")} for part in (first, second)]
             merged |= {f"{name}/{key}": value for key, value in Moments.merge(states).items()}
         return merged

@@ -86,7 +86,8 @@ class Arms:
     def _forced(self, unit: Unit) -> Arrays:
         """Take single steps from noised real images: training images first, then held-out ones."""
         plan = self._instruments()
-        arms = {part: self._probes(paired=True) for part in ("train", "heldout")}
+        # The network's own variance on training images, for a floor of its own.
+        arms = {part: self._probes(paired=True, fraction=part == "train") for part in ("train", "heldout")}
         errors = {part: ErrorProbe(plan.error_indices) for part in arms}
         for rows, valid in self.workbench.batches(unit.start, unit.stop, unit.stop):
             boundary = min(max(plan.train - int(rows[0]), 0), valid)  # training images in this batch
@@ -193,7 +194,7 @@ class Arms:
         host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
         return host.copy_(pixels, non_blocking=True)
 
-    def _probes(self, paired: bool) -> list[WalkProbe]:
+    def _probes(self, paired: bool, fraction: bool = False) -> list[WalkProbe]:
         if self.instruments is None or not self.instruments.indices:
             return []
         centre = self.workbench.reference.centre.float().to(self.device)
@@ -202,6 +203,7 @@ class Arms:
             WalkProbe(
                 self.cell.steps, self.instruments.indices, centre, paired, self.solver.stages,
                 guided=free is not None and free.scale != 1, clip=self.cell.config.clip,
+                fraction=fraction and self.cell.config.variance == "learned",
             )
         ]  # fmt: skip
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench.measure.instruments.floors import walk_ratios
 from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.step_table import Row, to_table
 from bench.suite.cells.reference import Reference
@@ -47,7 +48,9 @@ class Records:
         """Return ``<arm>/<quantity>/count|mean|second``, the levels of the rows, and the data's own moments.
 
         ``i``, ``t``: solver indices and training indices the network saw; ``alpha_next``, ``sigma_next``: the level
-        each row's state reached; ``data/mean|variance|spectrum|haar``: the training images'.
+        each row's state reached; ``data/mean|variance|spectrum|haar``: the training images'. With a learned variance
+        also ``forced-train/fraction``, half precision, and ``recorded/eps_ratio|variance_ratio``, the floors that it
+        gives, see :meth:`_recorded`.
         """
         levels, indices, solver = self.cell.levels(), self.instruments.indices, self.cell.solver()
         called = [solver.churned(levels[len(levels) - 2 - i])[0] for i in indices]
@@ -62,8 +65,36 @@ class Records:
             "data/variance": data.variance,
             "data/spectrum": self.reference.spectrum,
             "data/haar": self.reference.haar,
-            **{f"{arm}/{name}": value for arm, record in self._measured() for name, value in record.items()},
+            **{
+                f"{arm}/{name}": value
+                for arm, record in self._measured()
+                for name, value in record.items()
+                if not name.startswith("fraction/")
+            },
+            **self._recorded(),
         }
+
+    def _recorded(self) -> Arrays:
+        """Return the network's mean v per pixel, and what an exact denoiser of Gaussian data does with it.
+
+        Ratios are of sums over pixels, free running over real noised data, one a row. They are absent where the data's
+        covariance is not at hand.
+        """
+        record, cell = self._arms.get("forced-train", {}), self.cell
+        if "fraction/mean" not in record or not record["fraction/count"].all():
+            return {}
+        fraction, path = record["fraction/mean"].astype(np.float16), cell.levels()
+        arrays: Arrays = {"forced-train/fraction": fraction}
+        law = self.reference.gaussian(cell.model.description.schedule, cell.model.description.T)
+        if law is None or law.vectors is None:
+            return arrays
+        indices = list(self.instruments.indices)  # ascending, and so is t
+        t = np.array([path[len(path) - 2 - i].t for i in indices], dtype=float)
+        v = fraction.reshape(len(t), -1).astype(np.float64)
+        first = min(1, len(t) - 1)  # the step at i = 0 adds no noise, and v means nothing there
+        law = law.recorded(t[first:], v[first:])
+        ratios = walk_ratios(law, path, cell.solver())
+        return arrays | {f"recorded/{name}": values[indices] for name, values in ratios.items()}
 
     def _measured(self) -> Iterator[tuple[str, Arrays]]:
         return ((arm, record) for arm, record in self._arms.items() if record["scalars/count"].any())

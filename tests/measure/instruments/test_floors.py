@@ -11,7 +11,8 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.schedules import edm_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, Churn, Euler, Heun
-from bench.measure.instruments.floors import GaussianFloors, band_energies
+from bench.measure.instruments.floors import GaussianFloors, band_energies, walk_ratios
+from bench.measure.instruments.gaussian import learned_fraction
 from bench.measure.instruments.probes import WalkProbe, spread_indices
 from bench.measure.instruments.spectra import RadialBins, haar_energy
 from bench.measure.instruments.step_table import PixelStatistics
@@ -220,3 +221,26 @@ def test_norms_of_cifar10_are_those_computed_elsewhere(mode, wanted):
         eps = {(row.arm, row.i): row.value for row in floors.rows if row.quantity == "eps_rms"}
         ratios = [eps["gaussian", i] / eps["gaussian-forced", i] for i in range(1, steps)]
         assert 100 * (math.exp(np.log(ratios).mean()) - 1) == pytest.approx(percent, abs=0.05)
+
+
+@pytest.mark.parametrize(("levels_recorded", "tolerance"), [(100, 1e-12), (50, 0.01)])
+def test_the_variance_that_an_exact_network_would_predict_gives_the_exact_floor(gaussian, levels_recorded, tolerance):
+    """Between recorded levels v is linear in t, which it nearly is."""
+    law, path, solver = gaussian.linear(), levels("cosine", 1000, 100), Ancestral("learned")
+    called = [path[99 - i] for i in spread_indices(100, levels_recorded)[1:]]  # at i = 0 v means nothing
+    v = [learned_fraction(law.learned, level.t, law.squares @ law.posterior(level)) for level in called]
+    own = law.recorded(np.array([level.t for level in called], dtype=float), np.array(v))
+    found, wanted = walk_ratios(own, path, solver), walk_ratios(law, path, solver)
+    for name in ("eps_ratio", "variance_ratio"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=tolerance)
+
+
+def test_ratios_of_walks_are_those_of_the_floors(gaussian):
+    law, path, solver = gaussian.linear(), levels("cosine", 1000, 30), Ancestral("learned")
+    wanted = walk_ratios(law, path, solver)
+    floors = GaussianFloors(law, path, range(30), solver)
+    rows = {(row.arm, row.quantity, row.i): row.value for row in floors.rows}
+    for i in range(30):
+        eps = rows["gaussian", "eps_rms", i] / rows["gaussian-forced", "eps_rms", i]
+        assert wanted["eps_ratio"][i] == pytest.approx(eps)
+        assert wanted["variance_ratio"][i] == pytest.approx(rows["gaussian", "variance_ratio", i - 1])

@@ -71,3 +71,20 @@ def test_errors_put_training_images_first_whatever_the_shards_order(records):
 
 def test_arms_are_those_of_the_contract():
     assert ARMS == ("free", "forced-train", "forced-heldout", "paired")
+
+
+def test_the_networks_variance_gives_a_floor_of_its_own(make_cell, small_data):
+    cell = make_cell(steps=3)
+    records = Records(cell, cell.instruments(), Reference(small_data, None))
+    probe = WalkProbe(3, [0, 1, 2], torch.zeros(1, 4, 4), paired=True, fraction=True)
+    for row in range(3):
+        probe.moments["fraction"].add(row, torch.full((2, 1, 4, 4), 0.5))
+    state = probe.state() | {"scalars/count": np.full(3, 2.0)}
+    records.add({f"forced-train/{name}": value for name, value in state.items()})
+    found = records.moments()
+    assert found["forced-train/fraction"].dtype == np.float16
+    assert (found["forced-train/fraction"] == 0.5).all()
+    assert found["recorded/eps_ratio"].shape == found["recorded/variance_ratio"].shape == (3,)
+    assert not any(name.startswith("forced-train/fraction/") for name in found)
+    records.add(empty_arm("forced-train", 2))  # a shard of an earlier version
+    assert "recorded/eps_ratio" not in records.moments()
