@@ -93,7 +93,7 @@ def _weight(joined: pd.DataFrame, eta: float) -> pd.Series:
     along_eps = 1 - joined["sampler"].map({"ddim": eta}).fillna(0.0) ** 2 * (1 - explained)
     weight = alpha - joined["alpha_seen"] * sigma / joined["sigma_seen"] * along_eps**0.5
     weight = weight.mask(joined["sampler"] == "ddpm", alpha * (1 - explained))
-    return weight.mask(joined["sampler"] == "heun")
+    return weight.mask(joined["sampler"].str.startswith("heun"))
 
 
 def draw_single_step(table: pd.DataFrame, folder: Path) -> list[Path]:

@@ -252,8 +252,8 @@ def key(figure: Figure, paint: dict[str, str], styles: Mapping[str, tuple[Any, s
 
 
 def is_edm(sampler: str) -> bool:
-    """Tell whether a sampler walks on EDM levels."""
-    return sampler in _EDM_SAMPLERS
+    """Tell whether a sampler, as records name it, walks on EDM levels."""
+    return sampler in _EDM_SAMPLERS or sampler.endswith("(edm)")
 
 
 def sigma_at(t: float) -> float:

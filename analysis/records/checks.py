@@ -21,6 +21,16 @@ _MOST = 10**12  # of anything counted
 _LARGEST = 1e100  # of anything measured; squares of it are still finite
 
 
+_USUAL_FRAMES = {"euler": "edm", "heun": "edm", "sde": "flow"}  # of samplers; of the others variance preserving
+
+
+def walk_name(cell: Mapping[str, Any]) -> str:
+    """Return a cell's sampler, with the frame of its levels where the name alone means another: ``heun (flow)``."""
+    sampler, schedule = str(cell["sampler"]), str(cell.get("schedule"))
+    frame = "edm" if schedule == "edm" else "flow" if schedule.startswith("flow") else ""
+    return sampler if frame == _USUAL_FRAMES.get(sampler, "") else f"{sampler} ({frame})"
+
+
 def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
     """Check ``metrics.json`` of a cell against itself and against the files it lists.
 

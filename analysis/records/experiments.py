@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.records.checks import check_files, check_key, check_steps
+from analysis.records.checks import check_files, check_key, check_steps, walk_name
 from analysis.records.files import Place, read_json, read_npz, read_table
 
 T = TypeVar("T")
@@ -46,6 +46,7 @@ def read_exact(places: Iterable[Any], problem: Callable[[str], None]) -> list[tu
         if len(table):
             check_steps(table, settings["steps"])
         del settings["version"]
+        settings["sampler"] = walk_name(settings)  # as cells are called
         return settings, table[table["stage"] == 0]
 
     return _each(places, "exact", problem, read)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.records.checks import check_facts, check_steps, settings
+from analysis.records.checks import check_facts, check_steps, settings, walk_name
 from analysis.records.experiments import read_exact
 from analysis.records.files import (
     ARCHIVE,
@@ -252,7 +252,7 @@ def _read_cell(folder: Place) -> CellRecord:
     """Read and check a cell's ``metrics.json``; any error says that the cell is damaged."""
     facts = read_json(folder / "metrics.json")
     check_facts(folder, facts)
-    return CellRecord(folder, dict(facts["cell"]), facts)
+    return CellRecord(folder, {**facts["cell"], "sampler": walk_name(facts["cell"])}, facts)
 
 
 def _alike(cells: list[CellRecord], problems: list[str]) -> list[CellRecord]:

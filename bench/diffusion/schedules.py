@@ -55,8 +55,8 @@ def betas(name: str, T: int) -> NDArray[np.float64]:
     if ends := _BETWEEN.fullmatch(name):
         return _between(ends[1], ends[2], ends[3], T)
     raise ValueError(
-        f"unknown noise schedule {name!r}; choose cosine or linear, or give the ends of one as in"
-        " linear(0.0001,0.02) or scaled_linear(0.00085,0.012)"
+        f"unknown noise schedule {name!r}; choose cosine, linear or flow, or give the ends of one as in"
+        " linear(0.0001,0.02) or scaled_linear(0.00085,0.012), or a flow's shift as in flow(3)"
     )
 
 

@@ -76,9 +76,16 @@ def candidates(description: Description) -> Iterator[Candidate]:
     yield Candidate("images in [0, 1]", description, in_unit=True)
     if description.is_edm:
         return
+    if description.is_flow:
+        for prediction in {"flow", "x0"} - {description.prediction}:
+            yield Candidate(f"prediction {prediction}", replace(description, prediction=prediction))
+        for T in {1, 1000} - {description.T}:
+            yield Candidate(f"T = {T}", replace(description, T=T))
+        return
     network = dict(description.network)
+    yield Candidate("a flow", replace(description, schedule="flow", prediction="flow"))
     for prediction in CONVERSIONS:
-        if prediction != description.prediction:
+        if prediction not in ("flow", description.prediction):
             yield Candidate(f"prediction {prediction}", replace(description, prediction=prediction))
     for schedule in ("cosine", "linear", "scaled_linear(0.00085,0.012)"):
         if schedule != description.schedule:

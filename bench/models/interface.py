@@ -24,11 +24,12 @@ class Description:
     Attributes:
         network: the network's arguments, JSON-like, under guided-diffusion's names (``in_channels``, ``image_size``,
             ``num_classes``, ...) where they mean the same.
-        schedule: a name of :func:`bench.diffusion.schedules.betas`, or ``edm``: levels by sigma, alpha = 1.
-        T: training length.
+        schedule: a name of :func:`bench.diffusion.schedules.betas`; ``edm``: levels by sigma, alpha = 1; or ``flow``,
+            ``flow(SHIFT)``: alpha = 1 - sigma.
+        T: training length. A flow is told T sigma: sigma from 0 to 1 by a T of 1.
         training: the recipe that made it, if the file names one.
-        prediction: what the network predicts: ``eps``, ``v``, ``x0``, or the name of its preconditioning
-            (:mod:`bench.models.denoisers.preconditioning`).
+        prediction: what the network predicts: ``eps``, ``v``, ``x0``, ``flow`` (the velocity noise - x0), or the name
+            of its preconditioning (:mod:`bench.models.denoisers.preconditioning`).
         format: how the file is read, a key of :data:`bench.models.checkpoints.formats.FORMATS`.
         content: what describing the file has read already and loading it needs; no part of the description's value.
     """
@@ -68,16 +69,33 @@ class Description:
 
     @property
     def time_factor(self) -> float:
-        """Return what the network is asked at over the training index: 1000 / T with ``rescale_timesteps``, else 1."""
+        """Return what the network is asked at over the level's t.
+
+        That is 1000 / T with ``rescale_timesteps``, T / 1000 for a flow, whose levels have t = 1000 sigma, else 1.
+        """
+        if self.is_flow:
+            return self.T / 1000
         return 1000 / self.T if self.network.get("rescale_timesteps") else 1.0
 
     @property
     def learns_variance(self) -> bool:
-        """Tell whether the network predicts a variance beside eps. On EDM levels no sampler reads it."""
+        """Tell whether the network predicts a variance beside eps. Only ancestral steps read one."""
         doubled = self.network.get("out_channels") == 2 * self.channels
-        return not self.is_edm and (bool(self.network.get("learn_sigma")) or doubled)
+        return self.frame == "vp" and (bool(self.network.get("learn_sigma")) or doubled)
 
     @property
     def is_edm(self) -> bool:
         """Tell whether the model walks on EDM levels."""
         return self.schedule == "edm"
+
+    @property
+    def is_flow(self) -> bool:
+        """Tell whether the model is a flow."""
+        return self.schedule.startswith("flow")
+
+    @property
+    def frame(self) -> str:
+        """Return the frame of the model's levels: ``vp`` (variance preserving), ``edm`` or ``flow``."""
+        if self.is_edm:
+            return "edm"
+        return "flow" if self.is_flow else "vp"

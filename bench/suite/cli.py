@@ -126,6 +126,10 @@ def prepare(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> R
 
 def _run(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> tuple[int, Path | None]:
     run = prepare(args, arguments, team)
+    from bench.suite.plan import start_warning
+
+    if team.leads and (warning := start_warning(run.cells)):
+        print(f"warning: {warning}", file=sys.stderr)
     from bench.suite.cost import dry_run, settle_compiling
     from bench.suite.execution.launch import execute
     from bench.suite.tuning.outcome import fit_constants, refuse_grid

@@ -225,7 +225,7 @@ def _example(run: Run, model: Model) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return what a network is called with, in batches of the size that nearly all samples are drawn in."""
     request, device = run.config.request, run.config.device
     count = request.batch if run.config.fits else min(request.batch, request.samples)
-    t = torch.full((count,), 1.0 if model.description.is_edm else 1, device=device)
+    t = torch.full((count,), 1 if model.description.frame == "vp" else 1.0, device=device)
     labels = torch.zeros(count, dtype=torch.long, device=device) if model.description.classes else None
     return torch.zeros(count, *run.config.data.shape, device=device), t, labels
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 from bench.data import Dataset
 from bench.diffusion.corrections import Correction, InOrder
-from bench.diffusion.schedules import edm_grid, edm_levels, levels
-from bench.diffusion.solvers import DDIM, Ancestral, Churn, Euler, Heun, Solver
+from bench.diffusion.schedules import edm_grid, edm_levels, flow_grid, flow_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Churn, DPMSolverPP2M, Euler, FlowSDE, Heun, Solver, UniPC
 from bench.diffusion.types import Level
 from bench.measure.instruments.probes import spread_indices
 from bench.runtime.errors import UserError
 from bench.suite.registry.model import Model
 from bench.suite.registry.remedies import Walk
-from bench.suite.settings import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
+from bench.suite.settings import MULTISTEP_SAMPLERS, ConfigError, SamplerConfig, samplers_of, short_hash
 
 RECORD_VERSION = 2  # raise when the meaning of a record changes: older cells are then recomputed
 SHARD = 128  # images in a unit of work, unless a batch is larger: the most an interruption can cost
@@ -26,6 +26,7 @@ _ERROR_LEVELS = 20
 _ERROR_IMAGES = 100
 _FEWEST = 64  # teacher-forced images, where that many samples are drawn
 _SHARE = 0.15  # of the samples' network calls, for teacher forcing
+_LEAST_SIGNAL = 1e-3  # the alpha of a start below which an unclipped x0_hat is mostly the network's error
 _REMEMBERS = 1e-3  # a start level with at least this alpha / sigma keeps a trace of x0
 
 
@@ -114,22 +115,33 @@ class Cell:
         if model.is_edm:
             known = self.model.preconditioning()
             return edm_levels(self.steps, known.sigma_min, known.sigma_max, known.rounded)
+        if model.is_flow:
+            return flow_levels(model.schedule, self.steps)
         return levels(model.schedule, model.T, self.config.respacing(self.steps))
 
     def solver(self) -> Solver:
         """Return the update rule."""
-        if self.config.sampler in EDM_SAMPLERS:
-            rounded = self.model.preconditioning().rounded
-            config, churn = self.config, None
-            if config.churn:
-                most = math.inf if config.s_max is None else config.s_max
-                churn = Churn(config.churn, self.steps, config.s_min, most, config.s_noise, rounded)
-            return Heun(churn) if config.sampler == "heun" else Euler(churn)
-        return DDIM(self.config.eta) if self.config.variance is None else Ancestral(self.config.variance)
+        config, churn = self.config, None
+        if config.churn:
+            most, rounded = math.inf if config.s_max is None else config.s_max, self.model.preconditioning().rounded
+            churn = Churn(config.churn, self.steps, config.s_min, most, config.s_noise, rounded)
+        straight = self.model.description.is_flow
+        make: dict[str, Callable[[], Solver]] = {
+            "ddpm": lambda: Ancestral(str(config.variance)),
+            "ddim": lambda: DDIM(config.eta),
+            "euler": lambda: Euler(churn, straight),
+            "heun": lambda: Heun(churn, straight),
+            "sde": FlowSDE,
+            "dpmpp-2m": DPMSolverPP2M,
+            "unipc": UniPC,
+        }
+        return make[config.sampler]()
 
     def grid(self) -> tuple[Level, ...]:
         """Return every level the network knows, noisiest first; of a continuum, a thousand."""
         model = self.model.description
+        if model.is_flow:
+            return flow_grid()
         if not model.is_edm:
             return levels(model.schedule, model.T, model.T)[:-1]
         known = self.model.preconditioning()
@@ -144,7 +156,15 @@ class Cell:
         if not self.model.remedies:
             return None
         walk = Walk(self.levels(), self.grid(), self.config.clip)
-        made = [remedy.correction(walk, self.config.sampler, self.steps) for remedy in self.model.remedies]
+        sampler = self.config.sampler
+        made = [remedy.correction(walk, sampler, self.steps) for remedy in self.model.remedies]
+        for remedy, correction in zip(self.model.remedies, made, strict=True):
+            if correction.moves and sampler in MULTISTEP_SAMPLERS:
+                others = [name for name in samplers_of(self.model.description.frame) if name not in MULTISTEP_SAMPLERS]
+                raise ValueError(
+                    f"{remedy.kind} moves states, and --sampler {sampler} goes on from its own; use"
+                    f" {' or '.join(others)}"
+                )
         return made[0] if len(made) == 1 else InOrder(made)
 
     def instruments(self) -> Instruments | None:
@@ -221,6 +241,28 @@ def _ranges(arm: str, count: int, size: int) -> Iterator[Unit]:
 def _extra(look: Instruments) -> int:
     """Return how many images must be visited for their errors alone."""
     return max(0, look.error_train - look.train) + max(0, look.error_heldout - look.heldout)
+
+
+def start_warning(cells: Sequence[Cell]) -> str | None:
+    """Return one line about the first cell whose first step divides by next to no signal, None where none does.
+
+    From a predicted noise, x0_hat = (x - sigma eps) / alpha: without clipping it holds the network's error 1 / alpha
+    times, and so does the whole walk.
+    """
+    for cell in cells:
+        alpha = cell.levels()[0].alpha
+        if cell.config.clip or cell.model.description.prediction != "eps" or alpha >= _LEAST_SIGNAL:
+            continue
+        try:
+            strided = replace(cell, config=replace(cell.config, spacing="ddim")).levels()[0].alpha
+        except ValueError:  # no whole stride
+            strided = 0.0
+        return (
+            f"model {cell.model.name!r} at {cell.steps} steps starts at alpha = {alpha:.1g}: unclipped, the errors of"
+            f" its first x0_hat are multiplied by {1 / alpha:,.0f}; use --clip"
+            + (" or --spacing ddim" if strided >= _LEAST_SIGNAL else "")
+        )
+    return None
 
 
 def plan_cells(

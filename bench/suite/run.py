@@ -65,7 +65,7 @@ class Run:
 
     def _plan_extras(self) -> list[Extra]:
         measure = self.config.request.measure
-        unfit = [m.name for m in self.config.models if m.description.is_edm or m.description.classes]
+        unfit = [m.name for m in self.config.models if m.description.frame != "vp" or m.description.classes]
         for name in ("chains", "response"):
             if name in measure and unfit:
                 raise ConfigError(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,30 @@ from bench.runtime.errors import UserError
 MEASUREMENTS = ("steps", "normality", "chains", "response")
 IN_CELLS = ("steps", "normality")  # measurements made while a cell is sampled
 SPACINGS = ("plain", "ddim", "leading", "linspace", "trailing")
-SAMPLERS = ("ddpm", "ddim", "euler", "heun")
-EDM_SAMPLERS = ("euler", "heun")  # those of models on EDM levels
+FRAME_NAMES = {"vp": "variance-preserving levels", "edm": "EDM levels", "flow": "the levels of a flow"}
+_ALL_FRAMES = tuple(FRAME_NAMES)
+SAMPLER_FRAMES: Mapping[str, Sequence[str]] = {  # a sampler, and the frames of the models that it samples
+    "ddpm": ("vp",),
+    "ddim": ("vp",),
+    "euler": ("edm", "flow"),
+    "heun": ("edm", "flow"),
+    "sde": ("flow",),
+    "dpmpp-2m": _ALL_FRAMES,
+    "unipc": _ALL_FRAMES,
+}
+SAMPLERS = tuple(SAMPLER_FRAMES)
+MULTISTEP_SAMPLERS = ("dpmpp-2m", "unipc")
 # Later than version 0.1, which sampled with these values; a description without them means them.
 LATER_SETTINGS: Mapping[str, Any] = {
     "churn": 0.0, "precision": "fp32", "s_min": 0.0, "s_max": None, "s_noise": 1.0, "class_labels": "random",
 }  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(@[0-9]+[A-Za-z0-9._-]*)?")
 RESERVED_SEEDS = 1_000_000  # seeds from here on belong to the tuning of constants; no reported number uses them
+
+
+def samplers_of(frame: str) -> tuple[str, ...]:
+    """Return the samplers of models on a frame's levels: ``vp``, ``edm`` or ``flow``."""
+    return tuple(name for name, frames in SAMPLER_FRAMES.items() if frame in frames)
 
 
 class ConfigError(UserError):

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data import to_unit
-from bench.suite.settings import EDM_SAMPLERS
 from bench.suite.tuning.divisor import FEWEST, Fitted, fit
 from benchmarks.scaling.rules import CANDIDATES, Meter
 from benchmarks.scaling.walks import Setting, Walks, Yardstick
@@ -186,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print one line a setting and rule, and append it to a CSV file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=main.__doc__)
     parser.add_argument("--models", default="adm-ip,ddpm-y,adm-gp,adm-wd", help="default %(default)s")
-    parser.add_argument("--samplers", default="ddpm", help=f"ddpm, ddim or, of edm, {' and '.join(EDM_SAMPLERS)}")
+    parser.add_argument("--samplers", default="ddpm", help="ddpm, ddim or, of edm, euler and heun")
     parser.add_argument("--variance", default="fixed-small,learned", help="of ddpm (default %(default)s)")
     parser.add_argument("--steps", default="10,20,50", help="default %(default)s")
     parser.add_argument("--rules", default=",".join(["fit", *CANDIDATES]), help="default %(default)s")

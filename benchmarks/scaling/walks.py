@@ -27,7 +27,7 @@ from bench.models.checkpoints.formats import denoiser_of, open_network
 from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.interface import Description
 from bench.suite.registry.registry import load_registry
-from bench.suite.settings import EDM_SAMPLERS
+from bench.suite.settings import SAMPLER_FRAMES
 
 Rows = NDArray[np.float32]
 _BATCH = 256
@@ -159,7 +159,7 @@ class Walks:
         draws = Draws(Noise(self.seed), torch.arange(start, stop))
         x, norms = prior(self.path[0], draws, self.yardstick.data.shape), []
         correction = EpsilonScaling(self.path, b)
-        clip = self.setting.sampler not in EDM_SAMPLERS
+        clip = "vp" in SAMPLER_FRAMES[self.setting.sampler]
         for step in walk(self.denoiser, self.path, x, self.solver, draws, clip=clip, correction=correction):
             if step.stage == 0:
                 norms.append(step.prediction.eps.flatten(1).norm(dim=1).float())

@@ -95,17 +95,17 @@ class GaussianFloors:
         return arrays
 
     def _walk(self, arm: str, start: GaussianState) -> Iterator[Row]:
-        state = start
+        state, solver = start, self.solver.begin()
         for position, level_next in enumerate(self.levels[1:]):
             i, before = len(self.levels) - 2 - position, self.law.folded(state, self.follow)
-            state = self.law.step(before, level_next, self.solver, self.follow)
+            state = self.law.step(before, level_next, solver, self.follow)
             if i in self.indices:
                 yield from self._step(arm, i, before, state)
 
     def _forced(self, i: int) -> Iterator[Row]:
         level, level_next = self.levels[len(self.levels) - 2 - i :][:2]
         before = self.law.forward(level)  # q(x_t)
-        yield from self._step("gaussian-forced", i, before, self.law.step(before, level_next, self.solver))
+        yield from self._step("gaussian-forced", i, before, self.law.step(before, level_next, self.solver.begin()))
 
     def _step(self, arm: str, i: int, state: GaussianState, reached: GaussianState) -> Iterator[Row]:
         """Yield the rows of one step: of the call at index i, and of the state it reached at i - 1."""

@@ -23,11 +23,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.solvers import DDIM, Ancestral, Euler, PosteriorMean, Solver
-from bench.diffusion.types import Level
+from bench.diffusion.solvers import DDIM, Ancestral, Euler, FlowSDE, PosteriorMean, Solver
+from bench.diffusion.types import Level, Prediction
 
 Matrix = NDArray[np.float64]
 Energy = Callable[[Matrix], Matrix]  # energies [n, bands] of images [n, D]
@@ -47,6 +49,8 @@ class GaussianState:
         inner: Cov(V^T x) without ``noise``: its diagonal [D] where it has no other entries, else [D, D]; None where the
             other entries were not followed.
         noise: variance per pixel [D] of the noise of the last step, None where ``inner`` holds it.
+        rows: what a multistep solver made and goes on from, float64 [3, D], None where none did: see
+            :meth:`LinearGaussian.step`.
     """
 
     level: Level
@@ -55,6 +59,7 @@ class GaussianState:
     cross: Matrix
     inner: Matrix | None
     noise: Matrix | None = None
+    rows: Tensor | None = None
 
 
 class LinearGaussian:
@@ -143,10 +148,13 @@ class LinearGaussian:
     def step(self, state: GaussianState, level_next: Level, solver: Solver, follow: bool = True) -> GaussianState:
         """Take one step of a solver.
 
+        Multistep solvers are linear in the state and the earlier x0_hat, so that they walk the mean, the standard
+        deviations and the covariances with x0 as they walk states: three rows, of which the mean alone has an offset.
+
         Args:
             state: where the step starts; :meth:`churned` states are churned again.
             level_next: where it goes.
-            solver: the update rule.
+            solver: the update rule; a multistep solver that has begun goes on from its earlier steps.
             follow: whether to follow the full matrix where the noise differs between pixels.
 
         Raises:
@@ -160,15 +168,19 @@ class LinearGaussian:
                 return self._ancestral(state, level_next, "none")
             case DDIM(eta=eta):
                 return self._ddim(state, level_next, eta)
-            case Euler(stages=stages):
-                return self._heun(state, level_next, stages)
+            case Euler(stages=stages, straight=straight):
+                return self._heun(state, level_next, stages, straight)
+            case FlowSDE():
+                return self._sde(state, level_next)
+            case _ if solver.multistep:
+                return self._multistep(state, level_next, solver)
         raise TypeError(f"no closed form of {type(solver).__name__} is known")
 
     def walk(
         self, start: GaussianState, levels: Sequence[Level], solver: Solver, follow: bool = True
     ) -> Iterator[GaussianState]:
         """Yield the state after each step of a free-running walk; arguments as in :meth:`step`."""
-        state = start
+        state, solver = start, solver.begin()
         for level_next in levels[1:]:
             state = self.step(state, level_next, solver, follow)
             yield state
@@ -239,21 +251,52 @@ class LinearGaussian:
         offset = x0_weight * (1 - level.alpha * g) * self.mean  # x0_hat = g x + (1 - alpha g) mean
         return self._move(state, level_next, x0_weight * g + x_weight, offset, noise)
 
-    def _heun(self, state: GaussianState, level_next: Level, stages: int) -> GaussianState:
+    def _heun(self, state: GaussianState, level_next: Level, stages: int, straight: bool) -> GaussianState:
         """Take one Euler step (1 stage), corrected (2 stages) unless it ends in the clean level.
 
-        In x / alpha over sigma / alpha the step is x + d eps(x), then x + d (eps(x) + eps(x')) / 2.
+        In x / alpha over sigma / alpha the step is x + d eps(x), then x + d (eps(x) + eps(x')) / 2. On a straight path
+        it is the same in x over sigma, with the velocity eps - x0.
         """
         now, then = state.level, level_next
-        distance = then.sigma / then.alpha - now.sigma / now.alpha
-        slope, offset = self._eps_map(now)
-        linear, shift = then.alpha * (1 / now.alpha + distance * slope), then.alpha * distance * offset
+        slopes = self._velocity_map if straight else self._eps_map
+        start, end = (1.0, 1.0) if straight else (now.alpha, then.alpha)
+        distance = then.sigma / end - now.sigma / start
+        slope, offset = slopes(now)
+        linear, shift = end * (1 / start + distance * slope), end * distance * offset
         if stages == 2 and then.sigma > 0:  # the mean of the slopes at both ends
-            slope_next, offset_next = self._eps_map(then)
+            slope_next, offset_next = slopes(then)
             slope = (slope + slope_next * linear) / 2
             offset = (offset + slope_next * shift + offset_next) / 2
-            linear, shift = then.alpha * (1 / now.alpha + distance * slope), then.alpha * distance * offset
+            linear, shift = end * (1 / start + distance * slope), end * distance * offset
         return self._move(state, then, linear, shift, 0.0)
+
+    def _velocity_map(self, level: Level) -> tuple[Matrix, Matrix]:
+        """Return (a, b), [D] each, of V^T (eps_hat - x0_hat) = a V^T x + b."""
+        (slope, offset), g = self._eps_map(level), self.gain(level)
+        return slope - g, offset - (1 - level.alpha * g) * self.mean
+
+    def _sde(self, state: GaussianState, level_next: Level) -> GaussianState:
+        """Take one step of :class:`FlowSDE`: x - d (3 eps / 2 - x0) and noise of variance sigma d; the last is x0."""
+        level, g = state.level, self.gain(state.level)
+        if level_next.sigma == 0:
+            return self._move(state, level_next, g, (1 - level.alpha * g) * self.mean, 0.0)
+        step = level.sigma - level_next.sigma
+        (slope, offset), (eps_slope, eps_offset) = self._velocity_map(level), self._eps_map(level)
+        drift, shift = slope + eps_slope / 2, offset + eps_offset / 2
+        return self._move(state, level_next, 1 - step * drift, -step * shift, level.sigma * step)
+
+    def _multistep(self, state: GaussianState, level_next: Level, solver: Solver) -> GaussianState:
+        """Take one step of a solver that remembers, see :meth:`step`."""
+        level, g = state.level, torch.from_numpy(self.gain(state.level))
+        x = state.rows  # the very tensor that the solver made
+        if x is None:
+            x = torch.from_numpy(np.stack([state.mean, np.sqrt(state.variance), state.cross]))
+        x0 = g * x
+        x0[0] += (1 - level.alpha * g) * torch.from_numpy(self.mean)
+        pred = Prediction((x - level.alpha * x0) / level.sigma, x0)
+        rows = solver.update(x, pred, level, level_next, torch.zeros(()))
+        mean, std, cross = rows.numpy()
+        return GaussianState(level_next, mean, std**2, cross, std**2, rows=rows)
 
     @staticmethod
     def _move(

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.diffusion.schedules import alpha_bars
 from bench.models.checkpoints.state_dicts import file_hash
-from bench.models.denoisers.parameterization import CONVERSIONS
+from bench.models.denoisers.parameterization import check_process
 from bench.models.interface import Description, Output
 from bench.runtime.errors import CheckpointError, reason
 
@@ -165,14 +164,12 @@ def describe_adapter(entry: Mapping[str, Any], base: Path) -> Description:
     file, _ = _split(spec)
     schedule, prediction = str(entry.get("schedule", "cosine")), str(entry.get("prediction", "eps"))
     T: Any = entry.get("T", 1000)
-    if prediction not in CONVERSIONS:
-        raise CheckpointError(f"adapter {spec}: unknown prediction {prediction!r}; choose {', '.join(CONVERSIONS)}")
     for key in ("T", "in_channels", "image_size", "num_classes"):
         _check_positive(spec, key, entry.get(key))
     if not isinstance(entry.get("learn_sigma", False), bool):
         raise CheckpointError(f"adapter {spec}: 'learn_sigma' must be true or false")
     try:
-        alpha_bars(schedule, T)
+        check_process(schedule, T, prediction)
     except ValueError as error:
         raise CheckpointError(f"adapter {spec}: {error}") from None
     weights = entry.get("weights")

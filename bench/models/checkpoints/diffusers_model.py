@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.diffusion.schedules import alpha_bars
+from bench.diffusion.schedules import alpha_bars, flow_shift
 from bench.models.checkpoints.hub import Parts, read_json
 from bench.models.checkpoints.state_dicts import file_hash, read_tensors
 from bench.models.interface import Description
@@ -27,6 +27,11 @@ _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 # What a scheduler of these classes means by leaving a setting out.
 _DEFAULTS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 _DEFAULTED = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
+_FLOW = "FlowMatchEulerDiscreteScheduler"
+_OTHER_FLOWS = (  # settings of a flow's scheduler that mean other levels than its shift gives
+    "use_dynamic_shifting", "shift_terminal", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas",
+    "use_beta_sigmas",
+)  # fmt: skip
 _LONGEST_TRAINING = 100_000
 _MOST_LAYERS = 64  # per block, and of blocks: files of strangers shall not make us build for ever
 # Attention layers of files from before diffusers 0.16, google/ddpm-cifar10-32 among them.
@@ -47,22 +52,47 @@ def training_process(path: Path) -> tuple[str, int, str]:
     """
     config = read_json(path)
     name = config.get("_class_name", "DDPMScheduler")
+    if name == _FLOW:
+        return _flow(path, config)
     if name in _DEFAULTED:
         config = _DEFAULTS | config
     kind = config.get("beta_schedule")
     if kind is None:
-        raise CheckpointError(f"{path}: {quoted(name)} has no betas; only variance-preserving schedules can be used")
-    for key in ("trained_betas", "rescale_betas_zero_snr"):
-        if config.get(key):
-            raise CheckpointError(f"{path} sets {key!r}, which cannot be used; choose a model without it")
-    T = config.get("num_train_timesteps")
-    if not isinstance(T, int) or not 1 <= T <= _LONGEST_TRAINING:
-        raise CheckpointError(f"{path}: num_train_timesteps must be a whole number up to {_LONGEST_TRAINING}")
+        raise CheckpointError(
+            f"{path}: {quoted(name)} has no betas; only variance-preserving schedules and {_FLOW} can be used"
+        )
+    _refuse_settings(path, config, ("trained_betas", "rescale_betas_zero_snr"))
+    T = _training_length(path, config)
     schedule = _schedule(path, kind, config.get("beta_start"), config.get("beta_end"), T)
     output = config.get("prediction_type") or ("sample" if config.get("predict_epsilon") is False else "epsilon")
     if output not in _PREDICTIONS:
         raise CheckpointError(f"{path}: unknown prediction_type {quoted(output)}; known: {', '.join(_PREDICTIONS)}")
     return schedule, T, _PREDICTIONS[output]
+
+
+def _refuse_settings(path: Path, config: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        if config.get(key):
+            raise CheckpointError(f"{path} sets {key!r}, which cannot be used; choose a model without it")
+
+
+def _training_length(path: Path, config: Mapping[str, Any]) -> int:
+    T = config.get("num_train_timesteps")
+    if not isinstance(T, int) or not 1 <= T <= _LONGEST_TRAINING:
+        raise CheckpointError(f"{path}: num_train_timesteps must be a whole number up to {_LONGEST_TRAINING}")
+    return T
+
+
+def _flow(path: Path, config: Mapping[str, Any]) -> tuple[str, int, str]:
+    """Return what :func:`training_process` does, of a flow."""
+    _refuse_settings(path, config, _OTHER_FLOWS)
+    shift = config.get("shift", 1.0)
+    name = "flow" if shift == 1 else f"flow({shift!r})"
+    try:
+        flow_shift(name)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return name, _training_length(path, {"num_train_timesteps": 1000, **config}), "flow"
 
 
 def _schedule(path: Path, kind: Any, start: Any, end: Any, T: int) -> str:

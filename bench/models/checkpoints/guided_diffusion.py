@@ -11,9 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from bench.diffusion.schedules import alpha_bars
 from bench.models.checkpoints.state_dicts import all_finite, not_finite, read_state
-from bench.models.denoisers.parameterization import CONVERSIONS
+from bench.models.denoisers.parameterization import check_process
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, check_fit, load_guided_diffusion, without_weights
 from bench.models.networks.adm_keys import published_shapes
@@ -136,7 +135,7 @@ def describe_entry(entry: Mapping[str, Any], default: str | None = None) -> Desc
 
     Args:
         entry: ``preset``, or ``network`` with ``schedule`` (cosine), ``T`` (1000) and ``rescale_timesteps``; and
-            ``prediction`` (eps), ``x0`` for a network trained with ``predict_xstart``.
+            ``prediction`` (eps), ``x0`` for a network trained with ``predict_xstart``, ``flow`` for a velocity.
         default: the preset of an entry that has neither.
 
     Raises:
@@ -144,25 +143,28 @@ def describe_entry(entry: Mapping[str, Any], default: str | None = None) -> Desc
     """
     preset = entry.get("preset", None if "network" in entry else default)
     prediction = str(entry.get("prediction", "eps"))
-    if prediction not in CONVERSIONS:
-        raise CheckpointError(f"unknown prediction {quoted(prediction)}; choose {', '.join(CONVERSIONS)}")
     if preset is not None:
         if preset not in PRESETS:
             raise CheckpointError(f"unknown preset {quoted(preset)}; choose {', '.join(PRESETS)}")
         if extra := [key for key in ("network", "schedule", "T", "rescale_timesteps") if key in entry]:
             raise CheckpointError(f"preset {preset!r} brings its own {extra[0]!r}; drop that, or 'preset'")
-        return replace(PRESETS[preset].description(), prediction=prediction)
+        return _checked(replace(PRESETS[preset].description(), prediction=prediction))
     if "network" not in entry:
         raise CheckpointError("it does not describe itself; give its entry 'preset' or 'network'")
     network, schedule, T = dict(entry["network"]), str(entry.get("schedule", "cosine")), int(entry.get("T", 1000))
     if entry.get("rescale_timesteps"):
         network["rescale_timesteps"] = True
     complete(network)
+    return _checked(Description(network, schedule, T, prediction=prediction))
+
+
+def _checked(description: Description) -> Description:
+    """Return a description whose schedule, T and prediction go together, refuse others."""
     try:
-        alpha_bars(schedule, T)
+        check_process(description.schedule, description.T, description.prediction)
     except ValueError as error:
         raise CheckpointError(error) from None
-    return Description(network, schedule, T, prediction=prediction)
+    return description
 
 
 def load_guided(path: Path, description: Description) -> Any:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from bench.diffusion.schedules import alpha_bars
 from bench.files.writing import write_bytes
 from bench.models.checkpoints.state_dicts import open_safetensors, read_tensors, require_file
-from bench.models.denoisers.parameterization import CONVERSIONS
+from bench.models.denoisers.parameterization import check_process
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, without_weights
@@ -68,9 +67,7 @@ def read_description(path: Path) -> Description:
             raise ValueError("gamma is not finite")
         prediction = text.get("prediction", "eps")
         if text["schedule"] != "edm":
-            if prediction not in CONVERSIONS:
-                raise ValueError(f"no prediction is called {prediction!r}")
-            alpha_bars(text["schedule"], int(text["T"]))  # refuses a schedule no walk could follow
+            check_process(text["schedule"], int(text["T"]), prediction)
         elif prediction not in PRECONDITIONINGS:
             raise ValueError(f"no preconditioning is called {prediction!r}")
         return Description(network, text["schedule"], int(text["T"]), training, prediction, "native")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.diffusion.schedules import alpha_bars, flow_shift
 from bench.diffusion.types import Level, Prediction
 
 
@@ -19,18 +20,44 @@ def _from_v(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     return level.sigma * x + level.alpha * output, level.alpha * x - level.sigma * output
 
 
+def _from_flow(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    return x + level.alpha * output, x - level.sigma * output
+
+
 def _from_x0(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     return (x - level.alpha * output) / level.sigma, output
 
 
 # By what a network predicts: its output to (eps, x0), of x = alpha x0 + sigma eps. ``v`` is alpha eps - sigma x0
-# (Salimans & Ho 2022, appendix D), which determines both only where alpha^2 + sigma^2 = 1. diffusers calls the three
-# epsilon, v_prediction and sample.
+# (Salimans & Ho 2022, appendix D), which determines both only where alpha^2 + sigma^2 = 1. ``flow`` is the velocity
+# eps - x0, which does where alpha + sigma = 1. diffusers calls the four epsilon, v_prediction, sample and
+# flow_prediction.
 CONVERSIONS: Mapping[str, Callable[[Tensor, Tensor, Level], tuple[Tensor, Tensor]]] = {
     "eps": _from_eps,
     "v": _from_v,
     "x0": _from_x0,
+    "flow": _from_flow,
 }
+
+
+def check_process(schedule: str, T: int, prediction: str) -> None:
+    """Refuse a training process that no walk could follow.
+
+    Raises:
+        ValueError: an unknown prediction or schedule, or two that do not go together.
+    """
+    if prediction not in CONVERSIONS:
+        raise ValueError(f"unknown prediction {prediction!r}; choose {', '.join(CONVERSIONS)}")
+    if not schedule.startswith("flow"):
+        alpha_bars(schedule, T)
+        if prediction == "flow":
+            raise ValueError(f"prediction 'flow' needs the schedule flow or flow(SHIFT), not {schedule!r}")
+        return
+    flow_shift(schedule)
+    if prediction not in ("flow", "x0"):
+        raise ValueError(f"the schedule {schedule} takes the prediction flow or x0, not {prediction!r}")
+    if T < 1:
+        raise ValueError(f"a flow's T, what the network is told at pure noise, must be at least 1, not {T}")
 
 
 def per_image(number: Any, x: Tensor) -> Tensor:
@@ -63,8 +90,9 @@ class NetworkDenoiser:
 
     Args:
         network: called as ``network(x, t, class_labels).sample`` with t [B]; C or 2C output channels.
-        prediction: what the output is, a name of :data:`CONVERSIONS`. ``v`` needs variance-preserving levels.
-        time_factor: the network is asked at this multiple of the training index.
+        prediction: what the output is, a name of :data:`CONVERSIONS`. ``v`` needs variance-preserving levels, ``flow``
+            those of a flow.
+        time_factor: the network is asked at this multiple of the level's t.
 
     Raises:
         ValueError: no such prediction.
@@ -76,6 +104,9 @@ class NetworkDenoiser:
         self.network, self.prediction, self.time_factor = network, prediction, time_factor
 
     def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
-        """Predict eps and x0 of x [B, C, H, W] at a level of the training index ``level.t`` (from 0)."""
+        """Predict eps and x0 of x [B, C, H, W] in its own dtype; the network gets float32.
+
+        ``level.t`` is the training index (from 0), of a flow 1000 sigma.
+        """
         t = per_image(level.t if self.time_factor == 1 else level.t * self.time_factor, x)
-        return as_prediction(self.prediction, self.network(x, t, cond).sample, x, level)
+        return as_prediction(self.prediction, self.network(x.float(), t, cond).sample.to(x.dtype), x, level)

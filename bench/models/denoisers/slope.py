@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.diffusion.schedules import alpha_bars, edm_position
+from bench.diffusion.schedules import FLOW_T, alpha_bars, edm_position
 from bench.diffusion.types import Denoiser, Level
 from bench.models.denoisers.preconditioning import Preconditioning
 
@@ -74,6 +74,9 @@ def slope_levels(schedule: str, T: int, preconditioning: Preconditioning | None 
             sigmas = sigmas.clip(preconditioning.sigma_min, preconditioning.sigma_max)
             sigmas = np.array([preconditioning.rounded(sigma) for sigma in sigmas])
         return tuple(Level(edm_position(sigma), 1.0, float(sigma)) for sigma in np.unique(sigmas) if sigma > 0)
+    if schedule.startswith("flow"):
+        sigmas = np.tan(angles) / (1 + np.tan(angles))  # sigma / (1 - sigma) = tan(angle)
+        return tuple(Level(FLOW_T * float(sigma), 1 - float(sigma), float(sigma)) for sigma in sigmas)
     bars = alpha_bars(schedule, T)
     trained = np.arccos(np.sqrt(bars))  # the angle of each index
     indices = {int(np.abs(trained - angle).argmin()) for angle in angles}

@@ -35,7 +35,7 @@ _CHANGEABLE = (
     "iterations", "gamma", "gamma_schedule", "gradient_penalty", "weight_decay", "dream_power", "scheduled_sampling",
     "rollout_stride", "seed",
 )  # fmt: skip
-_NOT_OF_EDM = ["gamma", "gamma_schedule", "gradient_penalty", "dream_power", "scheduled_sampling"]
+_OF_INDICES = ["gamma", "gamma_schedule", "gradient_penalty", "dream_power", "scheduled_sampling"]
 
 
 def _recipe(text: str) -> str:
@@ -138,8 +138,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _idle(args: argparse.Namespace) -> list[str]:
     """Return the flags that mean nothing to the recipe as the others change it."""
     recipe = RECIPES[args.recipe]
-    if recipe.objective == "edm":
-        return [*_NOT_OF_EDM, "rollout_stride"]
+    if recipe.is_continuous:
+        return [*_OF_INDICES, "rollout_stride"]
     share = recipe.scheduled_sampling if args.scheduled_sampling is None else args.scheduled_sampling
     return [] if share else ["rollout_stride"]
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.diffusion.schedules import alpha_bars, betas
+from bench.diffusion.schedules import FLOW_T, alpha_bars, betas
 
 Gamma = float | Tensor
 Pair = tuple[Tensor, Tensor]
@@ -164,6 +164,17 @@ def edm_loss(network: Network, x0: Tensor, level_noise: Tensor, noise: Tensor, s
     # (x0 - c_skip y) / c_out with c_skip = sigma_data^2 / total and c_out = sigma sigma_data / sqrt(total).
     target = (x0 - sigma_data**2 / total * y) * total.sqrt() / (sigma * sigma_data)
     return (output - target).square().flatten(1).mean(1)
+
+
+def flow_loss(network: Network, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """Return the squared error of a velocity, [B] (rectified flow, Liu et al. 2023, eq. 1).
+
+    The input is (1 - t) x0 + t noise at t [B] in (0, 1), the target its derivative noise - x0. The network is asked
+    at 1000 t, the scale of training indices.
+    """
+    u = t.reshape(-1, 1, 1, 1)
+    output = network((1 - u) * x0 + u * noise, FLOW_T * t)
+    return (output - (noise - x0)).square().flatten(1).mean(1)
 
 
 def _log_bin_probability(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

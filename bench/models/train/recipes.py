@@ -1,7 +1,8 @@
 """Training recipes of the embedded family: one frozen description per checkpoint.
 
-All recipes of a dataset share network, seed, data order and noise; they differ only in the thing studied. ``edm``
-predicts no variance, so its network has half as many outputs, and draws noise levels where the others draw indices.
+All recipes of a dataset share network, seed, data order and noise; they differ only in the thing studied. ``edm`` and
+``flow`` predict no variance, so their networks have half as many outputs, and draw noise levels where the others draw
+indices.
 """
 
 from __future__ import annotations
@@ -45,13 +46,15 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "cifar10-16": _CIFAR10_16_NETWORK,
 }
 
+CONTINUOUS = ("edm", "flow")  # objectives of noise levels, without a learned variance
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that determines a checkpoint."""
 
     name: str
-    objective: str = "ddpm"  # of bench.models.train.objectives, or edm
+    objective: str = "ddpm"  # of bench.models.train.objectives, or one of CONTINUOUS
     gamma: float = 0.0  # strength of input perturbation
     gamma_schedule: str = "constant"  # how gamma depends on the index
     gradient_penalty: float = 0.0  # lambda_GP, on an eighth of each batch
@@ -79,6 +82,11 @@ class Recipe:
     label_dropout: float | None = None
 
     @property
+    def is_continuous(self) -> bool:
+        """Tell whether noise levels are drawn, not indices, and no variance is learned."""
+        return self.objective in CONTINUOUS
+
+    @property
     def open_ended(self) -> bool:
         """Tell whether no iteration depends on how many there are, so that a finished training can go on."""
         return self.decay == "constant" and not self.scheduled_sampling
@@ -97,6 +105,7 @@ _ALL = (
     replace(_ADM, name="adm-dream", dream_power=1.0),
     replace(_ADM, name="edm", objective="edm", schedule="edm"),
     replace(_ADM, name="adm-cond", label_dropout=0.1),
+    replace(_ADM, name="flow", objective="flow", schedule="flow"),
 )
 _CONTROLS = (
     replace(_ADM, name="adm-dropout", dropout=0.1),  # is input perturbation more than a regulariser?

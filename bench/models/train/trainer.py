@@ -30,6 +30,7 @@ from bench.models.train.objectives import (
     Network,
     Process,
     edm_loss,
+    flow_loss,
     gamma_at,
     gradient_penalty,
     hybrid_loss,
@@ -65,7 +66,7 @@ class Trainer(TrainingState):
         self, recipe: Recipe, network: dict[str, Any], device: torch.device, replicas: Replicas = ALONE
     ) -> None:
         super().__init__(recipe, network, device, replicas)
-        self.process = None if recipe.objective == "edm" else Process.make(recipe.schedule, recipe.T, device)
+        self.process = None if recipe.is_continuous else Process.make(recipe.schedule, recipe.T, device)
         self.noise = Noise(recipe.seed)
         self._learning: Any = self.network
         self.rollout: Rollout | None = None
@@ -114,7 +115,7 @@ class Trainer(TrainingState):
         part = self.replicas.part(len(x0) if self.replicas.size == 1 else recipe.batch)
         labels = self._with_null(labels, numbers)
         if self.process is None:
-            losses = self._edm(x0, numbers, noise, part, labels)
+            losses = self._continuous(x0, numbers, noise, part, labels)
         else:
             losses = self._ddpm(self.process, x0, numbers, noise, part, labels)
         # L_hybrid = L_simple + L_vlb, plus lambda_GP times the penalty.
@@ -129,11 +130,15 @@ class Trainer(TrainingState):
         words = uniform_words(self.recipe.seed, numbers, Purpose.TRAIN_LABEL, 0, 1)[:, 0, 0]
         return torch.where(words < self.recipe.label_dropout * 2**32, null, labels)
 
-    def _edm(self, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part, labels: Tensor | None) -> Losses:
-        level_noise = self.noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten()  # [B]
-        nothing = torch.zeros((), device=self.device)
+    def _continuous(self, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part, labels: Tensor | None) -> Losses:
         network = partial(self.learn, labels=labels)
-        return Losses(edm_loss(network, x0, level_noise, noise).sum() / part.total, nothing, nothing)
+        if self.recipe.objective == "edm":
+            level_noise = self.noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten()  # [B]
+            loss = edm_loss(network, x0, level_noise, noise)
+        else:
+            loss = flow_loss(network, x0, self._uniform(numbers).float(), noise)
+        nothing = torch.zeros((), device=self.device)
+        return Losses(loss.sum() / part.total, nothing, nothing)
 
     def _ddpm(
         self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part, labels: Tensor | None
@@ -170,8 +175,12 @@ class Trainer(TrainingState):
         """Return the training indices of images by their running numbers, int64 [B], and their losses' weights [B]."""
         if self.index_sampler is None:
             return self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, self.recipe.T), torch.ones(())
-        words = uniform_words(self.recipe.seed, numbers, Purpose.TRAIN_INDEX, 0, 1)[:, 0, 0]  # of the same draws
-        return self.index_sampler.draw(words.double() * 2.0**-32)
+        return self.index_sampler.draw(self._uniform(numbers))
+
+    def _uniform(self, numbers: Tensor) -> Tensor:
+        """Return a number in [0, 1) for each image, float64 [B], of the draws that make indices."""
+        words = uniform_words(self.recipe.seed, numbers, Purpose.TRAIN_INDEX, 0, 1)[:, 0, 0]
+        return words.double() * 2.0**-32
 
     def _remember(self, sampler: LossSecondMoment, t: Tensor, losses: Tensor, part: Part) -> None:
         """Add the losses of the whole batch, so that all replicas have one history."""
@@ -301,12 +310,12 @@ def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, Ten
 def _description(
     recipe: Recipe, channels: int, data: Mapping[str, str] = MappingProxyType({}), labels: Tensor | None = None
 ) -> Description:
-    is_edm = recipe.objective == "edm"
-    sizes = {"in_channels": channels, "out_channels": channels if is_edm else 2 * channels}
+    sizes = {"in_channels": channels, "out_channels": channels if recipe.is_continuous else 2 * channels}
+    prediction = recipe.objective if recipe.is_continuous else "eps"
     if recipe.label_dropout is not None and labels is not None:
         sizes["num_classes"] = int(labels.max()) + 2  # the data's classes, and the null class
     network = {**NETWORKS[recipe.network], **sizes, "dropout": recipe.dropout}
-    return Description(network, recipe.schedule, recipe.T, {**asdict(recipe), **data}, "edm" if is_edm else "eps")
+    return Description(network, recipe.schedule, recipe.T, {**asdict(recipe), **data}, prediction)
 
 
 def _windows(trainer: Trainer, batches: Batches, signals: Signals) -> Iterator[Window]:

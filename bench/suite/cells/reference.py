@@ -142,7 +142,8 @@ class Reference:
         """Return the Gaussian with the data's mean and covariance; None where images are too large or not at hand."""
         if self._law is None:
             return None
-        return self._law.trained_on(None if schedule == "edm" else alpha_bars(schedule, T))
+        is_discrete = schedule != "edm" and not schedule.startswith("flow")
+        return self._law.trained_on(alpha_bars(schedule, T) if is_discrete else None)
 
     @cached_property
     def _law(self) -> LinearGaussian | None:

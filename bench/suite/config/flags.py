@@ -66,7 +66,9 @@ def _add_grid(grid: argparse._ArgumentGroup) -> None:
 
 def _add_sampling(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
-        "--sampler", help="ddpm (ancestral), ddim, or for EDM models heun or euler (default ddpm, heun for EDM models)"
+        "--sampler",
+        help="ddpm (ancestral), ddim; for EDM models and flows heun or euler; for flows sde; for all dpmpp-2m or unipc"
+        " (default ddpm, heun for EDM models and flows)",
     )
     how.add_argument(
         "--spacing",
@@ -88,7 +90,7 @@ def _add_sampling(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--clip",
         action=argparse.BooleanOptionalAction,
-        help="clamp x0_hat to [-1, 1] (default on, off for heun and euler)",
+        help="clamp x0_hat to [-1, 1] (default on, off for EDM models and flows)",
     )
     how.add_argument(
         "--quantize", default="round", help="round, or floor as the papers' scripts do (default %(default)s)"

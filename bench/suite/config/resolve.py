@@ -19,7 +19,7 @@ from bench.suite.registry.guidance import settle_guidance
 from bench.suite.registry.model import Model
 from bench.suite.registry.registry import Registry
 from bench.suite.registry.tune import OF_IMAGES
-from bench.suite.settings import EDM_SAMPLERS, ConfigError, SamplerConfig, short_hash
+from bench.suite.settings import FRAME_NAMES, ConfigError, SamplerConfig, samplers_of, short_hash
 
 _NEED_IMAGES = {
     "normality": "normality (single-step errors on real images)",
@@ -27,6 +27,10 @@ _NEED_IMAGES = {
     "response": "response (of real noised images)",
 }
 _NEIGHBOURS = "nn_ratio (neighbours among real images)"
+_REFUSED = {  # what a frame has no sampler for, and why
+    ("flow", "ddpm"): ", which are no chain of steps whose posterior ancestral sampling could draw from",
+    ("flow", "ddim"): ", where DDIM's step is Euler's",
+}
 _FORCED = "the teacher-forced and paired arms of steps (x0_hat errors, variance gaps to real noised images)"
 
 
@@ -197,40 +201,45 @@ def resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConfi
     Raises:
         ConfigError: naming the flag or model that does not fit.
     """
-    edm = [model.name for model in models if model.description.is_edm]
-    name = request.sampler_name or ("heun" if edm else "ddpm")
-    others = [model.name for model in models if model.name not in edm]
-    if edm and others:
-        raise ConfigError(f"{edm[0]!r} walks on EDM levels and {others[0]!r} does not; run them apart")
-    if name in EDM_SAMPLERS and others:
-        raise ConfigError(f"--sampler {name} is for EDM models, not for {others[0]!r}; use ddpm or ddim")
-    if name not in EDM_SAMPLERS and edm:
-        raise ConfigError(f"model {edm[0]!r} walks on EDM levels; use --sampler heun or euler")
-    sampler = replace(
-        request.sampler, sampler=name, clip=name not in EDM_SAMPLERS if request.clip is None else request.clip
-    )
-    _refuse_idle_flags(request, sampler)
+    # Of models that cannot run together the first one off the variance-preserving levels is named.
+    first = next((model for model in models if model.description.frame != "vp"), models[0])
+    frame = first.description.frame
+    for model in models:
+        if model.description.frame != frame:
+            raise ConfigError(
+                f"{first.name!r} walks on {FRAME_NAMES[frame]} and {model.name!r} does not; run them apart"
+            )
+    name = request.sampler_name or ("ddpm" if frame == "vp" else "heun")
+    if name not in samplers_of(frame):
+        why = _REFUSED.get((frame, name), "")
+        *others, last = samplers_of(frame)
+        raise ConfigError(
+            f"model {first.name!r} walks on {FRAME_NAMES[frame]}{why}; use --sampler {', '.join(others)} or {last}"
+        )
+    sampler = replace(request.sampler, sampler=name, clip=frame == "vp" if request.clip is None else request.clip)
+    _refuse_idle_flags(request, sampler, frame)
     for model in models:
         model.refuse(name)
     return replace(sampler, variance=_variance(request, models) if name == "ddpm" else None)
 
 
-def _refuse_idle_flags(request: Request, sampler: SamplerConfig) -> None:
-    """Refuse flags that would have no effect under a sampler."""
+def _refuse_idle_flags(request: Request, sampler: SamplerConfig, frame: str) -> None:
+    """Refuse flags that would have no effect under a sampler in a frame."""
     name = sampler.sampler
     idle = {
         "--variance": name != "ddpm" and request.variance is not None,
         "--eta": name != "ddim" and sampler.eta != 0,
-        "--churn": name not in EDM_SAMPLERS and sampler.churn != 0,
-        "--spacing": name in EDM_SAMPLERS and sampler.spacing != "plain",
-        "--classifier": name in EDM_SAMPLERS and request.classifier is not None,
+        "--churn": (frame != "edm" or name not in ("euler", "heun")) and sampler.churn != 0,
+        "--spacing": frame != "vp" and sampler.spacing != "plain",
+        "--classifier": name not in ("ddpm", "ddim") and request.classifier is not None,
     }
     homes = {"--variance": "ddpm", "--eta": "ddim", "--churn": "heun", "--spacing": "ddpm", "--classifier": "ddpm"}
     for flag, is_idle in idle.items():
         if is_idle:
-            # Another sampler is a remedy only where the run's models can take it.
-            same_family = (homes[flag] in EDM_SAMPLERS) == (name in EDM_SAMPLERS)
-            remedy = f"use --sampler {homes[flag]}" if same_family else "leave it out"
+            # Another sampler is a remedy only where the run's models can take it, with this flag.
+            home = homes[flag]
+            helps = home in samplers_of(frame) and (flag != "--churn" or frame == "edm")
+            remedy = f"use --sampler {home}" if helps else "leave it out"
             raise ConfigError(f"{flag} has no effect with --sampler {name}; {remedy}")
 
 

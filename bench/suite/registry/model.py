@@ -18,7 +18,7 @@ from bench.models.denoisers.guidance import ClassifierFree
 from bench.models.denoisers.preconditioning import Preconditioning, make_preconditioning
 from bench.models.interface import Description
 from bench.suite.registry.remedies import KINDS, Remedy, split_kind
-from bench.suite.settings import EDM_SAMPLERS, ConfigError, short_hash
+from bench.suite.settings import FRAME_NAMES, ConfigError, samplers_of, short_hash
 
 # By format: where the network's arguments list its levels, and how many there are where they do not.
 _LEVELS = {"native": ("channel_mult", 4), "guided": ("channel_mult", 4), "diffusers": ("block_out_channels", 4)}
@@ -138,10 +138,15 @@ class Model:
         for remedy in self.remedies:
             kind = KINDS[remedy.kind]
             if sampler not in kind.samplers:
-                others = [name for name in kind.samplers if (name in EDM_SAMPLERS) == self.description.is_edm]
+                others = [name for name in kind.samplers if name in samplers_of(self.description.frame)]
                 raise ConfigError(
                     f"{remedy.kind} of model {self.name!r} does not work with --sampler {sampler}{purpose}:"
                     f" {kind.reason}; " + (f"use {' or '.join(others)}" if others else "leave the remedy out")
+                )
+            if self.description.frame not in kind.frames:
+                frames = " and ".join(FRAME_NAMES[frame] for frame in kind.frames)
+                raise ConfigError(
+                    f"{remedy.kind} of model {self.name!r} is for {frames}: {kind.reason}; leave the remedy out"
                 )
             missing = remedy.missing(sampler)
             if missing == "b":

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from bench.diffusion.types import Level
 
 Numbers = Mapping[str, Any]
-_VP_SAMPLERS = ("ddpm", "ddim")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class Kind:
         defaults: its constants; None marks one that must be given.
         build: makes the correction of a walk with these constants. Its first argument is the module of corrections,
             which is imported late because it imports torch.
-        samplers: those it works with.
+        samplers: those it works with; multistep ones refuse whatever moves states by themselves.
+        frames: of the levels that it works on.
         reason: why it does not work with the others.
         even: whether images must have even height and width.
     """
@@ -55,6 +55,7 @@ class Kind:
     build: Callable[[Any, Walk, Numbers], Correction]
     samplers: tuple[str, ...] = SAMPLERS
     reason: str = ""
+    frames: tuple[str, ...] = ("vp", "edm", "flow")
     even: bool = False
 
 
@@ -68,8 +69,15 @@ KINDS: Mapping[str, Kind] = {
         "in x0_hat alone, as LDM-ES does",
         {"b": None, "k": 0.0},
         lambda make, walk, c: make.X0Scaling(walk.levels, c["b"], c["k"]),
-        _VP_SAMPLERS,
-        "Euler and Heun steps move along eps and take no x0_hat",
+        ("ddpm", "ddim", "dpmpp-2m", "unipc"),
+        "Euler and Heun steps move along one derivative, and take no x0_hat apart from eps",
+    ),
+    "epsilon-scaling-velocity": Kind(
+        "x - x0_hat divided, in a flow the velocity (ComfyUI)",
+        {"b": None, "k": 0.0},
+        lambda make, walk, c: make.VelocityScaling(walk.levels, c["b"], c["k"]),
+        reason="x - x0_hat is neither the noise nor the velocity there",
+        frames=("edm", "flow"),
     ),
     "epsilon-scaling-first": Kind(
         "not in Heun's correcting calls, as EDM-ES' ablation sampler does",
@@ -85,7 +93,7 @@ KINDS: Mapping[str, Kind] = {
         "each step to the level that the state's variance fits, as TS-DPM's code does",
         {"window": 2.0, "cutoff": 300.0},
         lambda make, walk, c: make.ShiftedTarget(walk.levels, walk.grid, window=c["window"], cutoff=c["cutoff"]),
-        ("ddpm", "ddim", "euler"),
+        tuple(name for name in SAMPLERS if name != "heun"),
         "a corrected step asks at the level it goes to, and the released code has no such step",
     ),
     "input-perturbation": Kind(
@@ -125,8 +133,8 @@ KINDS: Mapping[str, Kind] = {
         "with the weights of the paper's equation 20",
         {"low": 0.052, "high": 0.01},
         lambda make, walk, c: make.ReverseStdCorrection(walk.levels, low=c["low"], high=c["high"]),
-        _VP_SAMPLERS,
-        "that equation is for variance-preserving levels",
+        reason="that equation is for variance-preserving levels",
+        frames=("vp",),
         even=True,
     ),
     "dcw-pixel": Kind(
@@ -142,7 +150,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "epsilon-scaling": ("x0", "first"),
+    "epsilon-scaling": ("x0", "velocity", "first"),
     "time-shift": ("code",),
     "input-perturbation": ("y",),
     "variance-normalisation": ("x0", "final"),

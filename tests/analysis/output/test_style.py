@@ -19,9 +19,10 @@ from analysis.output.style import (
     sigma_at,
     step_axis,
 )  # fmt: skip
+from analysis.records.checks import walk_name
 from analysis.records.load import load_results
 from bench.diffusion.schedules import edm_position
-from bench.suite.settings import EDM_SAMPLERS, SAMPLERS
+from bench.suite.settings import SAMPLER_FRAMES
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.01, 0.5, 1.0, 10.0, 80.0])
@@ -31,7 +32,12 @@ def test_sigma_is_the_suites(sigma):
 
 
 def test_the_samplers_are_those_of_the_suite():
-    assert {sampler for sampler in SAMPLERS if is_edm(sampler)} == set(EDM_SAMPLERS)
+    """A walk is on EDM levels where its frame is, whatever its sampler."""
+    schedules = {"vp": "cosine", "edm": "edm", "flow": "flow(3)"}
+    for sampler, frames in SAMPLER_FRAMES.items():
+        names = [walk_name({"sampler": sampler, "schedule": schedules[frame]}) for frame in frames]
+        assert [is_edm(name) for name in names] == [frame == "edm" for frame in frames]
+        assert len(set(names)) == len(frames)
 
 
 def test_names():

@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from bench.diffusion.noise import Noise
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.schedules import alpha_bars, edm_levels, levels
-from bench.diffusion.solvers import DDIM, Ancestral, Churn, Euler, Heun
+from bench.diffusion.samplers import Draws, walk
+from bench.diffusion.schedules import alpha_bars, edm_levels, flow_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Churn, DPMSolverPP2M, Euler, FlowSDE, Heun, UniPC
 from bench.diffusion.types import CLEAN, Level
 from bench.measure.instruments.gaussian import LinearGaussian, ddim_map, learned_fraction
 
@@ -103,6 +106,39 @@ def test_equals_plain_matrices(gaussian, mode, start):
         residual = np.diag(cov - alpha * (cross + cross.T) + alpha**2 * plain.cov)
         np.testing.assert_allclose(law.residual_variance(reached), residual, atol=1e-9 * scale)
         state = reached
+
+
+PATHS = {"vp": levels("cosine", 1000, "ddim5"), "edm": edm_levels(STEPS), "flow": flow_levels("flow(2)", STEPS)}
+ON_PATHS = [(solver, frame) for solver in (DPMSolverPP2M(), UniPC()) for frame in PATHS]
+ON_PATHS += [(solver(straight=True), "flow") for solver in (Euler, Heun)] + [(FlowSDE(), "flow")]
+
+
+class Silence(Draws):
+    def normal(self, purpose, step, shape):
+        return torch.zeros(len(self.samples), *shape)
+
+
+@pytest.mark.parametrize(("solver", "frame"), ON_PATHS, ids=lambda value: str(getattr(value, "stages", value)))
+def test_equals_walks_of_the_oracle(gaussian, solver, frame):
+    """Without its noise a walk is affine: that of 0 and of the unit vectors shows its matrix A and its offset."""
+    law, path, size = gaussian.linear(), PATHS[frame], len(gaussian.mean)
+    start = torch.cat([torch.zeros(1, size), torch.eye(size)]).double().reshape(-1, 1, 4, 4)
+    walked = walk(gaussian.oracle(), path, start, solver, Silence(Noise(0), torch.arange(size + 1)), clip=False)
+    states = [step.x_next.flatten(1).numpy() for step in walked if step.completes]
+    noise, before = np.zeros((size, size)), np.eye(size)  # of the SDE
+    for state, rows, level, after in zip(
+        law.walk(law.forward(path[0]), path, solver), states, path, path[1:], strict=False
+    ):
+        offset, matrix = rows[0], (rows[1:] - rows[0]).T
+        if isinstance(solver, FlowSDE):
+            step = matrix @ np.linalg.pinv(before)
+            added = 0.0 if after.is_clean else level.sigma * (level.sigma - after.sigma)
+            noise, before = step @ noise @ step.T + added * np.eye(size), matrix
+        first = gaussian.in_pixels(law.forward(path[0]))
+        here = gaussian.in_pixels(state)
+        np.testing.assert_allclose(here.mean, matrix @ first.mean + offset, atol=1e-7)
+        np.testing.assert_allclose(here.cov, matrix @ first.cov @ matrix.T + noise, atol=1e-7)
+        np.testing.assert_allclose(here.cross, matrix @ first.cross, atol=1e-7)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from bench.diffusion.types import Level
 from bench.models.checkpoints.adapter import adapter_file, describe_adapter, hash_adapter, load_adapter, read_adapter
+from bench.models.checkpoints.formats import denoiser_of
 from bench.runtime.errors import CheckpointError
 
 PLAIN = """
@@ -88,6 +90,17 @@ def test_the_defaults_of_an_entry(tmp_path):
     assert (description.schedule, description.T, description.prediction) == ("cosine", 1000, "eps")
     assert (description.format, description.channels, description.classes) == ("python", 3, None)
     assert not description.learns_variance
+
+
+@pytest.mark.parametrize(("T", "told"), [(1000, 250.0), (1, 0.25)])
+def test_a_flow_is_told_its_time_in_thousandths_or_from_0_to_1(tmp_path, T, told):
+    code = "def load():\n    return lambda x, t, labels: x * 0 + t.reshape(-1, 1, 1, 1)\n"
+    entry = ENTRY | {"prediction": "flow", "schedule": "flow(2)", "T": T}
+    folder = written(tmp_path, code)
+    description = describe_adapter(entry, folder)
+    denoiser = denoiser_of(opened(entry, folder), description, torch.device("cpu"))
+    pred = denoiser(torch.zeros(2, 3, 4, 4), Level(250.0, 0.75, 0.25))
+    assert (pred.eps - pred.x0).flatten().tolist() == pytest.approx([told] * 96)
 
 
 def test_an_entry_is_described_without_being_run(tmp_path):
@@ -237,6 +250,8 @@ def test_what_names_no_file_and_function(tmp_path, spec):
         ({"adapter": "absent.py:load"}, "absent.py: no such file"),
         ({"prediction": "score"}, "unknown prediction 'score'"),
         ({"schedule": "sigmoid"}, "unknown noise schedule 'sigmoid'"),
+        ({"schedule": "flow"}, "takes the prediction flow or x0"),
+        ({"prediction": "flow"}, "needs the schedule flow"),
         ({"schedule": "linear", "T": 20}, "T of at least 21"),
         ({"T": 0}, "'T' must be"),
         ({"T": True}, "'T' must be"),

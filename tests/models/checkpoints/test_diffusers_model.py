@@ -7,13 +7,14 @@ import shutil
 
 import diffusers
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from bench.diffusion.samplers import walk
-from bench.diffusion.schedules import levels
-from bench.diffusion.solvers import DDIM, Ancestral
+from bench.diffusion.schedules import flow_levels, levels
+from bench.diffusion.solvers import DDIM, Ancestral, Euler
 from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
 from bench.models.checkpoints.formats import describe
 from bench.models.checkpoints.hub import resolve_hub
@@ -211,6 +212,44 @@ def test_settings_that_were_left_out_are_the_librarys(flat):
     assert (description.schedule, description.T, description.prediction) == ("linear", 1000, "eps")
     edit(flat / "scheduler_config.json", predict_epsilon=False)  # what old files said instead of a prediction type
     assert describe_diffusers(flat).prediction == "x0"
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flow_repeats_the_librarys_steps(tmp_path, shift):
+    """Even steps before the shift, as Flux's pipeline gives them; its sigmas are float32 (6e-8 of 1), states up to 10.
+
+    Ten Euler steps of a network whose slopes are about 1: below 1e-5.
+    """
+    unet().save_pretrained(tmp_path)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.save_pretrained(tmp_path)
+    description = describe_diffusers(tmp_path)
+    assert (description.schedule, description.T, description.prediction) == (
+        "flow" if shift == 1 else "flow(3.0)", 1000, "flow",
+    )  # fmt: skip
+    network = load_diffusers(tmp_path, description)
+    path = flow_levels(description.schedule, 10)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 10, 10))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    denoiser = NetworkDenoiser(network, description.prediction, description.time_factor)
+    theirs = x
+    for step in walk(denoiser, path, x, Euler(straight=True), Given(torch.zeros(10, 2, 3, 8, 8)), clip=False):
+        t = scheduler.timesteps[9 - step.i]
+        assert float(t) == pytest.approx(step.level.t, rel=1e-6)
+        with torch.no_grad():
+            theirs = scheduler.step(network(theirs, t).sample, t, theirs).prev_sample
+        torch.testing.assert_close(step.x_next.float(), theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"use_dynamic_shifting": True}, "'use_dynamic_shifting'"), ({"invert_sigmas": True}, "'invert_sigmas'"),
+     ({"shift": 0}, "the shift of flow(0)"), ({"shift": "x"}, "the shift of flow"),
+     ({"num_train_timesteps": 0}, "num_train")],
+)  # fmt: skip
+def test_flows_that_cannot_be_used(flat, settings, message):
+    edit(flat / "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler", **settings)
+    assert message in refusal(describe_diffusers, flat)
 
 
 def test_the_hash_is_of_weights_and_both_configurations(flat):

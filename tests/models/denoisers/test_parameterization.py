@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.diffusion.types import Level, batched
-from bench.models.denoisers.parameterization import NetworkDenoiser
+from bench.models.denoisers.parameterization import NetworkDenoiser, check_process
 from bench.models.networks.adm import adm_unet
 from bench.models.train.recipes import DIGITS_NETWORK
 
@@ -30,6 +30,42 @@ def test_every_prediction_gives_eps_and_x0(prediction, learned):
     torch.testing.assert_close(pred.x0, x0, rtol=0, atol=4e-6)
     assert torch.equal(pred.variance_fraction, fraction) if learned else pred.variance_fraction is None
     assert pred.x0_cov is None
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.75, 0.001])
+def test_a_velocity_gives_eps_and_x0(sigma):
+    """x0 = x - t v and eps = x + (1 - t) v of v = eps - x0, without a division: also where there is no signal."""
+    x0, eps = torch.randn(2, 5, 3, 2, 2).double()
+    x = (1 - sigma) * x0 + sigma * eps
+    asked = []
+
+    def network(state, t, cond):
+        asked.append((state.dtype, t.tolist()))
+        return SimpleNamespace(sample=eps - x0)
+
+    pred = NetworkDenoiser(network, "flow", 0.001)(x, Level(1000 * sigma, 1 - sigma, sigma))
+    torch.testing.assert_close(pred.eps, eps, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pred.x0, x0, rtol=0, atol=1e-12)
+    assert asked == [(torch.float32, [pytest.approx(sigma)] * 5)]
+
+
+@pytest.mark.parametrize(
+    ("process", "message"),
+    [
+        (("cosine", 1000, "score"), "unknown prediction 'score'; choose eps, v, x0, flow"),
+        (("cosine", 1000, "flow"), "prediction 'flow' needs the schedule flow or"),
+        (("flow", 1000, "eps"), "takes the prediction flow or x0, not 'eps'"),
+        (("flow(0)", 1000, "flow"), "the shift of flow"),
+        (("flow(x)", 1000, "flow"), "the shift of flow"),
+        (("flow3", 1000, "flow"), "is no flow"),
+        (("flow", 0, "flow"), "must be at least 1"),
+        (("sigmoid", 1000, "eps"), "unknown noise schedule 'sigmoid'"),
+    ],
+)
+def test_processes_that_no_walk_could_follow(process, message):
+    with pytest.raises(ValueError, match=message):
+        check_process(*process)
+    check_process("flow(3)", 1, "flow")
 
 
 def test_an_unknown_prediction_is_refused():

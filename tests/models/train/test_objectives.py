@@ -16,6 +16,7 @@ from bench.models.train.objectives import (
     OBJECTIVES,
     Process,
     edm_loss,
+    flow_loss,
     gamma_at,
     gradient_penalty,
     hybrid_loss,
@@ -462,3 +463,19 @@ def test_edm_loss_of_the_exact_denoiser_of_gaussian_data():
     loss = edm_loss(lambda x, c_noise: torch.zeros_like(x), 0.5 * x0, torch.randn(n, generator=g), noise)
     # The mean of 16 n squares of unit normals has standard error sqrt(2 / (16 n)) = .0025; five of them.
     assert loss.mean().item() == pytest.approx(1, abs=0.0125)
+
+
+def test_flow_loss_of_the_exact_denoiser_of_gaussian_data():
+    """x0 ~ N(0, v): the velocity given x has variance v / ((1 - t)^2 v + t^2); the network is asked at 1000 t."""
+    v, n, g = 0.25, 20_000, torch.Generator().manual_seed(2)
+    x0, noise = (torch.randn(n, 1, 4, 4, generator=g) for _ in range(2))
+    t = torch.full((n,), 0.3)
+    size = 0.7**2 * v + 0.3**2
+
+    def exact(x, time):
+        assert time.tolist() == pytest.approx([300.0] * n)
+        return (0.3 - 0.7 * v) / size * x
+
+    loss = flow_loss(exact, v**0.5 * x0, t, noise)
+    # The mean of 16 n squares has a relative standard error of sqrt(2 / (16 n)) = .0025; five of them.
+    assert loss.mean().item() == pytest.approx(v / size, rel=0.0125)

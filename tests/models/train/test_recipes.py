@@ -7,7 +7,7 @@ import pytest
 from bench.diffusion.schedules import betas
 from bench.models.networks.adm import adm_unet
 from bench.models.train.objectives import GAMMA_SCHEDULES, OBJECTIVES
-from bench.models.train.recipes import NETWORKS, RECIPES
+from bench.models.train.recipes import CONTINUOUS, NETWORKS, RECIPES
 
 # What each recipe may change of the plain one: the thing it studies, and nothing else.
 STUDIED = {
@@ -21,6 +21,7 @@ STUDIED = {
     "adm-mdss": {"scheduled_sampling"},
     "adm-dream": {"dream_power"},
     "edm": {"objective", "schedule"},
+    "flow": {"objective", "schedule"},
     "adm-cond": {"label_dropout"},
     "adm-dropout": {"dropout"},
     "adm-lsm": {"index_sampling"},
@@ -36,7 +37,7 @@ FAMILIES = {
     "cifar10-wide": ON_CIFAR10,
     "cifar10-16": (*ON_CIFAR10, *CONTROLS),
 }
-INDEXED = [name for name in ON_DIGITS if name != "edm"]  # trained on indices of a schedule
+INDEXED = [name for name in ON_DIGITS if name not in CONTINUOUS]  # trained on indices of a schedule
 
 
 def test_every_recipe_is_described():

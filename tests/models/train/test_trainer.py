@@ -12,8 +12,8 @@ from bench.diffusion.noise import Noise, Purpose
 from bench.models.checkpoints.native import load_network, read_description
 from bench.models.train import trainer as training
 from bench.models.train.__main__ import main
-from bench.models.train.objectives import edm_loss, gradient_penalty, make_pair
-from bench.models.train.recipes import DIGITS_NETWORK, NETWORKS, RECIPES
+from bench.models.train.objectives import edm_loss, flow_loss, gradient_penalty, make_pair
+from bench.models.train.recipes import CONTINUOUS, DIGITS_NETWORK, NETWORKS, RECIPES
 from bench.models.train.trainer import Batches, Trainer, learning_rate, train
 from bench.runtime.errors import CheckpointError
 
@@ -71,7 +71,8 @@ def interrupted(monkeypatch):
     return run
 
 
-VARIANTS = [(name, {}) for name in ("adm", "adm-ip", "adm-ip-t", "adm-gp", "adm-wd", "adm-mdss", "adm-dream", "edm")]
+NAMES = ("adm", "adm-ip", "adm-ip-t", "adm-gp", "adm-wd", "adm-mdss", "adm-dream", "edm", "flow")
+VARIANTS = [(name, {}) for name in NAMES]
 
 
 @pytest.mark.parametrize(("name", "changes"), [*VARIANTS, ("adm", {"dropout": 0.5})])
@@ -86,7 +87,8 @@ def test_a_resumed_training_equals_an_undisturbed_one_bit_for_bit(tmp_path, imag
     assert (torn / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()
     description = read_description(resumed)
     assert description.network["dropout"] == changes.get("dropout", 0.0)
-    assert description.is_edm == (name == "edm") == (not description.learns_variance)
+    assert description.frame == {"edm": "edm", "flow": "flow"}.get(name, "vp")
+    assert description.learns_variance == (name not in CONTINUOUS)
 
 
 def test_a_finished_training_is_left_as_it_is(tmp_path, images):
@@ -205,7 +207,7 @@ def test_all_recipes_see_the_same_data_noise_and_first_weights(images, monkeypat
 
     monkeypatch.setattr(training, "make_pair", spy)
     first = {}
-    for current in (name for name in RECIPES if name != "edm"):  # which draws levels, and has fewer outputs
+    for current in (name for name in RECIPES if name not in CONTINUOUS):  # which draw levels, and have fewer outputs
         recipe = short(current)
         trainer, batches = Trainer(recipe, NETWORK, CPU), Batches(images, recipe.batch, recipe.seed)
         first[current] = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
@@ -244,6 +246,18 @@ def test_edm_draws_levels_where_others_draw_indices(images, monkeypatch):
     ((x0, level, drawn),) = seen
     assert torch.equal(x0, Batches(images, 4, 3).at(5)[0])
     assert torch.equal(level, noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten())
+    assert torch.equal(drawn, noise.normal(numbers, Purpose.TRAIN_NOISE, 0, (1, 8, 8)))
+    assert losses.mse > 0
+    assert losses.bound == losses.penalty == 0
+
+
+def test_a_flow_draws_the_times_whose_thousandths_are_the_indices_of_others(images, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "flow_loss", lambda *args: seen.append(args[1:]) or flow_loss(*args))
+    losses = Trainer(short("flow", seed=3), EDM_NETWORK, CPU).step(*Batches(images, 4, 3).at(5))
+    noise, numbers = Noise(3), torch.arange(20, 24)
+    ((_, t, drawn),) = seen
+    assert torch.equal((1000 * t).long(), noise.integers(numbers, Purpose.TRAIN_INDEX, 0, 1000))
     assert torch.equal(drawn, noise.normal(numbers, Purpose.TRAIN_NOISE, 0, (1, 8, 8)))
     assert losses.mse > 0
     assert losses.bound == losses.penalty == 0

@@ -4,16 +4,17 @@ from pathlib import Path
 import pytest
 
 from bench.diffusion.corrections import InOrder
-from bench.diffusion.schedules import edm_grid, edm_levels, levels
+from bench.diffusion.schedules import edm_grid, edm_levels, flow_grid, flow_levels, levels
 from bench.suite.registry.registry import load_registry
 from bench.suite.registry.remedies import KINDS, SUFFIXES, VARIANTS, Remedy, Walk, split_kind
-from bench.suite.settings import EDM_SAMPLERS, SAMPLERS, ConfigError
+from bench.suite.settings import SAMPLER_FRAMES, SAMPLERS, ConfigError
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 GIVEN = {"b": 1.01, "data_variance": 0.5, "std": 0.7, "reference": [[0, 0.5], [999, 0.1]]}  # those without a default
 PATHS = {
-    "ddpm": (levels("cosine", 1000, 10), levels("cosine", 1000, 1000)[:-1]),
-    "heun": (edm_levels(7), edm_grid()),
+    "vp": (levels("cosine", 1000, 10), levels("cosine", 1000, 1000)[:-1]),
+    "edm": (edm_levels(7), edm_grid()),
+    "flow": (flow_levels("flow", 7), flow_grid()),
 }
 
 
@@ -22,20 +23,16 @@ def known():
     return load_registry((), "digits")
 
 
-def path(sampler):
-    return Walk(*PATHS["heun" if sampler in EDM_SAMPLERS else "ddpm"], clip=sampler not in EDM_SAMPLERS)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("sampler", "frame"), [(name, frame) for name in SAMPLERS for frame in SAMPLER_FRAMES[name]])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_built_from_its_defaults_or_says_why_not(kind, sampler):
+def test_every_kind_is_built_from_its_defaults_or_says_why_not(kind, sampler, frame):
     needs = {name: GIVEN[name] for name, value in KINDS[kind].defaults.items() if value is None}
     remedy = Remedy(kind).overridden(needs)
     assert remedy.missing(sampler) is None
-    if sampler not in KINDS[kind].samplers:
+    if sampler not in KINDS[kind].samplers or frame not in KINDS[kind].frames:
         assert KINDS[kind].reason
         return
-    made = remedy.correction(path(sampler), sampler, 7)
+    made = remedy.correction(Walk(*PATHS[frame], clip=frame == "vp"), sampler, 7)
     assert {"before", "ask", "prediction", "after"} <= set(dir(made))
 
 
@@ -69,7 +66,8 @@ def test_the_example_has_every_variant():
     known = load_registry((EXAMPLES / "variants.toml",), "digits")
     kinds = {remedy.kind for name in known.entries for remedy in known.model(name).remedies}
     assert kinds == {name for name in KINDS if split_kind(name)[1]} | {"variance-normalisation"}
-    for name in known.entries.keys() - {"adm-es-x0", "edm-es-first"}:  # whose b is found by the user
+    scaled = {"adm-es-x0", "edm-es-velocity", "edm-es-first"}  # whose b is found by the user
+    for name in known.entries.keys() - scaled:
         known.model(name).refuse("ddpm")
 
 
@@ -95,7 +93,7 @@ def test_models_of_the_config_file_take_suffixes_and_come_first(tmp_path, tiny_w
     [
         ("adm-ts", "kind = 'time-shift'", "ddpm", "takes one time shift"),
         ("adm-ts", "kind = 'time-shift', variant = 'code'", "ddpm", "takes one time shift"),
-        ("edm", "kind = 'epsilon-scaling', variant = 'x0'", "heun", "--sampler heun: Euler and Heun steps move along"),
+        ("edm", "kind = 'epsilon-scaling', variant = 'x0'", "heun", "--sampler heun: Euler and Heun steps"),
         ("edm", "kind = 'time-shift', variant = 'code'", "heun", "the released code has no such step; use euler"),
         ("adm", "kind = 'variance-normalisation', variant = 'x0'", "ddpm", "find it with --tune reference=fit"),
         ("adm", "kind = 'epsilon-scaling'", "ddpm", "no ddpm scaling constants were tuned"),
@@ -164,7 +162,7 @@ def test_corrections_of_an_entry_act_in_their_order(tmp_path, make_cell):
     assert model.remedies[0].at("ddim", 10) == {"low": 0.02, "high": 0.0}
     assert model.remedies[1].at("ddpm", 20)["k"] == pytest.approx(0.94)  # half-way in log steps
     assert math.isclose(model.remedies[1].at("ddpm", 10)["s"], 1.0)
-    made = InOrder([remedy.correction(path("ddpm"), "ddpm", 10) for remedy in model.remedies])
+    made = InOrder([remedy.correction(Walk(*PATHS["vp"], clip=True), "ddpm", 10) for remedy in model.remedies])
     assert [type(each).__name__ for each in made.corrections] == ["DifferentialCorrection", "TemporalRescaling"]
 
 
