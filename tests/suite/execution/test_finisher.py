@@ -3,7 +3,6 @@
 import threading
 import time
 
-import numpy as np
 import pytest
 
 from bench.suite import plan
@@ -57,15 +56,6 @@ def test_an_error_is_the_callers(beside, error):
     assert done == ["again"]
 
 
-@BOTH
-def test_waiting_for_nothing_is_nothing(beside):
-    finisher, done = Finisher(beside), []
-    finisher.wait()
-    finisher.submit(lambda: done.append("after"))
-    finisher.wait()
-    assert done == ["after"]
-
-
 def test_a_cell_finished_beside_is_the_same(tmp_path, command, monkeypatch):
     monkeypatch.setattr(plan, "SHARD", 8)
     args = ("--models", "adm", "--steps", "2,3", "--samples", "24", "--batch-size", "8", "--quiet", "--compile", "off")
@@ -98,14 +88,3 @@ def test_a_full_disk_met_beside_is_one_line(tmp_path, command, monkeypatch):
     assert (found.code, found.out) == (2, "")
     assert found.err.startswith(f"error: {tmp_path / 'out'}: No space left on device")
     assert len(found.err.splitlines()) == 1
-
-
-def test_features_are_the_same_in_any_thread(tmp_path, command, monkeypatch):
-    monkeypatch.setattr(Configuration, "overlaps", True)
-    args = ("--models", "adm", "--steps", "2", "--samples", "16", "--quiet", "--no-probes", "--compile", "off")
-    made = []
-    for name in ("one", "two"):
-        assert command(*args, "--out", tmp_path / name).code == 0
-        with np.load(tmp_path / name / "cells" / "adm-ddpm-2-seed0" / "features.npz") as file:
-            made.append(file["pooled"])
-    np.testing.assert_array_equal(*made)

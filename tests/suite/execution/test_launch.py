@@ -170,18 +170,6 @@ def tables(folder):
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_change_to_files_changes_nothing(tmp_path, undisturbed):
-    """Every tenth change of a run, then some change of what is left of it after that kill."""
-    for first in range(1, 400, 10):
-        out = tmp_path / str(first)
-        where = killed_run(SMALL, out, tmp_path, [("file", first, 0), ("file", first % 37 + 1, 0)])
-        assert_same_results(out, undisturbed())
-        if not where:
-            return
-    raise AssertionError("a run has fewer changes than that")
-
-
-@pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_costs_them_nothing(tmp_path, undisturbed):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     line = [*launcher, ROOT / "tests/suite/survival.py", *LONGER, "--out", tmp_path / "run"]
@@ -245,11 +233,6 @@ def test_a_flipped_byte_of_scores_has_them_made_anew_without_sampling(tmp_path, 
     assert (entered["sampling"], entered["merging"], entered["scoring"]) == (0, 0, 2)
 
 
-def test_a_complete_run_is_not_computed_again(tmp_path, undisturbed, completed):
-    shutil.copytree(undisturbed(), tmp_path / "run")
-    assert not completed()
-
-
 def test_what_is_left_by_a_process_that_died_when_all_was_done_goes(tmp_path, undisturbed, unmerged, completed):
     out = tmp_path / "run"
     shutil.copytree(undisturbed(), out)
@@ -302,42 +285,6 @@ def test_a_folder_that_becomes_read_only_is_one_line(tmp_path, completed, change
     patch = partial(fail_from, change, out, errno.EROFS)
     refused(done([*SMALL, "--out", out], tmp_path, SHARDS, patch), out, "Read-only file system; make it writable, then")
     completed()
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """Return a function that mounts a disk of so many bytes, which needs rights; read-only if it is there already."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(options):
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True).returncode:
-            pytest.skip("mounting is not allowed here")
-        return place
-
-    yield mount
-    subprocess.run(["umount", place], capture_output=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [16, 60, 150, 250, 400])
-def test_a_disk_that_is_full(disk, tmp_path, completed, size):
-    place = disk(f"size={size}k")
-    out = place / "run"
-    refused(done([*SMALL, "--out", out], tmp_path, SHARDS), out, "No space left on device; free some space, then")
-    assert not partials_in(out)
-    disk("remount,size=64m")
-    completed(out)
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_read_only(disk, tmp_path, completed):
-    out = disk("size=64m") / "run"
-    refused(done([*SMALL, "--out", out], tmp_path, SHARDS, partial(fail_from, 50, out)), "free some space")
-    disk("remount,ro")
-    refused(done([*SMALL, "--out", out], tmp_path, SHARDS), out, "choose another --out")
-    disk("remount,rw")
-    completed(out)
 
 
 # Others on the same folder, and what a run needs

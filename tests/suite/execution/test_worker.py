@@ -17,9 +17,6 @@ from suite_ranks import launch
 
 import run_bench
 from bench.diffusion.types import Prediction
-from bench.measure.instruments.moments import Moments
-from bench.measure.instruments.probes import WalkProbe
-from bench.measure.quality.statistics import FeatureMoments, MomentStream, merged
 from bench.suite import plan
 from bench.suite.cells.arms import Arms
 from bench.suite.cells.runner import CellRunner
@@ -290,50 +287,3 @@ def test_the_order_in_which_units_are_done_does_not_matter(make_cell, make_workb
         assert other.keys() == made[0].keys()
         for name in other.keys() - {"metrics.json"}:
             assert other[name] == made[0][name], name
-
-
-def states(rng, images):
-    moments = Moments(3, (2, 2))
-    for row in range(3):
-        moments.add(row, torch.from_numpy(rng.normal(size=(images, 2, 2))))
-    return {f"state/{name}": value for name, value in moments.state().items()}
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_merging_records_is_associative_and_has_a_neutral_element(seed):
-    rng = np.random.default_rng(seed)
-    a, b, c = (states(rng, int(images)) for images in rng.integers(1, 200, 3))
-    left, right = WalkProbe.merge(WalkProbe.merge(a, b), c), WalkProbe.merge(a, WalkProbe.merge(b, c))
-    with_nothing = WalkProbe.merge(a, states(rng, 0))
-    for name in left:
-        # Each merge multiplies, adds and divides numbers of order 1, in float64: some 10 roundings of 1e-16.
-        np.testing.assert_allclose(left[name], right[name], rtol=1e-14, atol=2e-15, err_msg=name)
-        np.testing.assert_allclose(with_nothing[name], a[name], rtol=1e-15, atol=1e-16, err_msg=name)
-    np.testing.assert_array_equal(left["state/count"], right["state/count"])
-
-
-@pytest.mark.parametrize("cuts", [[], [1], [1, 2, 3], [500], [1999, 2000, 4500], list(range(7, 5000, 7))])
-def test_feature_moments_do_not_depend_on_how_rows_are_cut(cuts):
-    rows = np.random.default_rng(0).normal(3.0, 1.0, (5000, 4)).astype(np.float32)
-    stream = MomentStream()
-    for part in np.split(rows, cuts):
-        stream.add(part)
-    found, wide = stream.result(), rows.astype(np.float64)
-    # Sums of 5000 numbers of order 10 round to 1e-16 each, relative to a total that they share: far below 1e-12.
-    np.testing.assert_allclose(found.mean, wide.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(found.cov, np.cov(wide.T), rtol=1e-11, atol=1e-12)
-    assert found.n == 5000
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_merging_feature_moments_is_associative(seed):
-    rng = np.random.default_rng(seed)
-    a, b, c = (
-        FeatureMoments(rows.mean(0), np.cov(rows.T), len(rows))
-        for rows in (rng.normal(5.0, 2.0, (int(n), 3)) for n in rng.integers(2, 300, 3))
-    )
-    left, right = merged(merged(a, b), c), merged(a, merged(b, c))
-    assert left.n == right.n
-    # Some 20 roundings of numbers up to 25, the square of a mean.
-    np.testing.assert_allclose(left.mean, right.mean, rtol=1e-13)
-    np.testing.assert_allclose(left.cov, right.cov, rtol=1e-12, atol=1e-12)
