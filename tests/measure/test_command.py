@@ -12,8 +12,6 @@ from bench.data import load
 from bench.measure.__main__ import main
 from bench.measure.features.extractors import open_extractor
 from bench.measure.quality.frechet import feature_moments, frechet_distance
-from bench.measure.quality.scores import FeatureSet, score
-from bench.measure.quality.statistics import summarise
 
 DIGITS = ("--features", "digits", "--quiet", "--device", "cpu")
 METRICS = [f"{name}_digits" for name in ("fd", "sfd")] + ["fd_digits_strat"]
@@ -76,18 +74,6 @@ def test_what_is_too_few_is_empty_with_the_reason(tmp_path, heldout, capsys):
     value, _, reference = table(capsys)["fd_digits"]
     assert value == "-"
     assert reference == "digits-train (1442) [a covariance of 64 features needs 65 images, not 64]"
-
-
-def test_the_scores_are_the_suites(samples, heldout, tmp_path, capsys):
-    measure(samples, "--reference", "digits", "--out", tmp_path / "scores.json", *DIGITS)
-    extractor = open_extractor("digits")
-    reference = summarise(extractor, load("digits").part("train"), "digits-train (1442)")
-    wanted = score(FeatureSet(*extractor.extract(heldout)), reference, extractor, reference.name)
-    found = json.loads((tmp_path / "scores.json").read_text())["scores"]
-    for one, other in zip(found, wanted, strict=True):
-        assert (one["metric"], one["n"], one["reason"]) == (other.metric, other.n, other.reason)
-        # float32 features of other batches: 1e-6 of values of order 1.
-        assert one["value"] == pytest.approx(other.value, abs=1e-4)
 
 
 def test_the_record_says_what_the_scores_depend_on(samples, tmp_path, capsys):

@@ -1,8 +1,4 @@
-"""Files in the format of EDM's released networks, small and with random weights, made without EDM's code.
-
-The listing of names and shapes is written from the published tables (Karras et al. 2022, appendix F) and shares nothing
-with the networks under test.
-"""
+"""Files in the format of EDM's released networks, small and with random weights, made without EDM's code."""
 
 from __future__ import annotations
 
@@ -14,6 +10,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+from bench.models.networks.dhariwal import DhariwalUNet, dhariwal_shapes
+from bench.models.networks.shapes import shapes_of
+from bench.models.networks.song import SongUNet
 
 SONG = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
 DHARIWAL = {"model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
@@ -32,101 +32,11 @@ def small_config(architecture, image_size=8, channels=1, out_channels=None, labe
     return {**sizes, "label_dim": label_dim, **defaults, **others}
 
 
-class Listing:
-    """Names and shapes of a released network, collected in ``shapes`` (weight and bias) and ``bare`` (as they are)."""
-
-    def __init__(self, architecture, config):
-        self.song = architecture == "SongUNet"
-        self.config = {"augment_dim": 0, "channel_mult_emb": 4, "encoder_type": "standard", "decoder_type": "standard"}
-        self.config |= {"resample_filter": [1, 1], **config}
-        self.hidden = self.config["model_channels"] * self.config["channel_mult_emb"]
-        taps = len(self.config["resample_filter"])
-        self.filter = (1, 1, taps, taps)
-        self.shapes, self.bare = {}, {}
-
-    def block(self, name, into, out, attended=False, resampled=False):
-        self.shapes[f"{name}.norm0"] = (into,)
-        self.shapes[f"{name}.conv0"] = (out, into, 3, 3)
-        self.shapes[f"{name}.affine"] = (out if self.song else 2 * out, self.hidden)
-        self.shapes[f"{name}.norm1"] = (out,)
-        self.shapes[f"{name}.conv1"] = (out, out, 3, 3)
-        if into != out or (resampled and self.song):
-            self.shapes[f"{name}.skip"] = (out, into, 1, 1)
-        if resampled:
-            self.bare[f"{name}.conv0.resample_filter"] = self.bare[f"{name}.skip.resample_filter"] = self.filter
-        if attended and (self.song or out >= 64):
-            self.shapes[f"{name}.norm2"] = (out,)
-            self.shapes[f"{name}.qkv"] = (3 * out, out, 1, 1)
-            self.shapes[f"{name}.proj"] = (out, out, 1, 1)
-
-    def maps(self):
-        config = self.config
-        width = config["model_channels"] * config.get("channel_mult_noise", 1)
-        self.shapes |= {"map_layer0": (self.hidden, width), "map_layer1": (self.hidden, self.hidden)}
-        if config.get("embedding_type") == "fourier":
-            self.bare["map_noise.freqs"] = (width // 2,)
-        if config["label_dim"] and self.song:
-            self.shapes["map_label"] = (width, config["label_dim"])
-        elif config["label_dim"]:
-            self.bare["map_label.weight"] = (self.hidden, config["label_dim"])
-        if config["augment_dim"]:
-            self.bare["map_augment.weight"] = (width, config["augment_dim"])
-
-    def down(self, sizes, widths):
-        """List the way down; return the widths of the states that are kept."""
-        config = self.config
-        carried, now = config["in_channels"], config["model_channels"] if self.song else widths[0]
-        self.shapes[f"enc.{sizes[0]}x{sizes[0]}_conv"] = (now, carried, 3, 3)
-        kept = [now]
-        for size, out in zip(sizes, widths, strict=True):
-            at = f"enc.{size}x{size}"
-            if size != sizes[0]:
-                self.block(f"{at}_down", now, now, resampled=True)
-                kept.append(now)
-                if config["encoder_type"] == "skip":
-                    self.bare[f"{at}_aux_down.resample_filter"] = self.filter
-                    self.shapes[f"{at}_aux_skip"] = (now, carried, 1, 1)
-                if config["encoder_type"] == "residual":
-                    self.bare[f"{at}_aux_residual.resample_filter"] = self.filter
-                    self.shapes[f"{at}_aux_residual"] = (now, carried, 3, 3)
-                    carried = now
-            for i in range(config["num_blocks"]):
-                self.block(f"{at}_block{i}", now, out, size in config["attn_resolutions"])
-                now = out
-                kept.append(now)
-        return kept
-
-    def up(self, sizes, widths, kept):
-        config, now = self.config, kept[-1]
-        for size, out in zip(reversed(sizes), reversed(widths), strict=True):
-            at = f"dec.{size}x{size}"
-            if size == sizes[-1]:
-                self.block(f"{at}_in0", now, now, attended=True)
-                self.block(f"{at}_in1", now, now)
-            else:
-                self.block(f"{at}_up", now, now, resampled=True)
-            for i in range(config["num_blocks"] + 1):
-                may_attend = not self.song or i == config["num_blocks"]
-                self.block(f"{at}_block{i}", now + kept.pop(), out, size in config["attn_resolutions"] and may_attend)
-                now = out
-            if config["decoder_type"] == "skip" and size != sizes[-1]:
-                self.bare[f"{at}_aux_up.resample_filter"] = self.filter
-            if self.song and (config["decoder_type"] == "skip" or size == sizes[0]):
-                self.shapes |= {f"{at}_aux_norm": (now,), f"{at}_aux_conv": (config["out_channels"], now, 3, 3)}
-        if not self.song:
-            self.shapes |= {"out_norm": (now,), "out_conv": (config["out_channels"], now, 3, 3)}
-
-
 def shapes_of_file(architecture, config):
-    """List name and shape of every tensor of a released network."""
-    listing = Listing(architecture, config)
-    sizes = [config["img_resolution"] // 2**level for level in range(len(config["channel_mult"]))]
-    widths = [config["model_channels"] * multiple for multiple in config["channel_mult"]]
-    listing.maps()
-    listing.up(sizes, widths, listing.down(sizes, widths))
-    weights = {f"{name}.weight": shape for name, shape in listing.shapes.items()}
-    biases = {f"{name}.bias": shape[:1] for name, shape in listing.shapes.items()}
-    return weights | biases | listing.bare
+    """Return name and shape of every tensor of a file; ``edm_reference`` asks for each by its published name."""
+    with torch.device("meta"):
+        network = (SongUNet if architecture == "SongUNet" else DhariwalUNet)(config)
+    return shapes_of(network.state_dict()) if architecture == "SongUNet" else dhariwal_shapes(network)
 
 
 def random_tensors(architecture, config, seed=0):

@@ -10,6 +10,18 @@ import math
 import torch
 
 
+class Reading(dict):
+    """Tensors of a file, of which those that were read are remembered."""
+
+    def __init__(self, tensors):
+        super().__init__(tensors)
+        self.read = set()
+
+    def __getitem__(self, name):
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
 def conv(w, name, x):
     """Convolve by gathering every pixel's neighbourhood."""
     weight = w[f"{name}.weight"]
@@ -20,7 +32,8 @@ def conv(w, name, x):
 
 
 def linear(w, name, x):
-    return torch.einsum("oi,bi->bo", w[f"{name}.weight"], x) + w.get(f"{name}.bias", 0.0)
+    out = torch.einsum("oi,bi->bo", w[f"{name}.weight"], x)
+    return out + w[f"{name}.bias"] if f"{name}.bias" in w else out
 
 
 def norm(w, name, x, eps):
@@ -33,6 +46,12 @@ def norm(w, name, x, eps):
 
 def silu(x):
     return x / (1 + torch.exp(-x))
+
+
+def filtered(w, names, taps):
+    """Assert that a file stores the fixed filter, sum 1, under each of these names."""
+    one = torch.tensor(taps, dtype=torch.float32) / sum(taps)
+    assert all(torch.allclose(w[f"{name}.resample_filter"][0, 0], torch.outer(one, one)) for name in names)
 
 
 def down(x, taps):
@@ -70,6 +89,8 @@ def block(w, name, x, emb, *, resample=None, song, taps):
     """One residual block of either network; a file's names tell what it has."""
     eps, scale = (1e-6, math.sqrt(0.5)) if song else (1e-5, 1.0)
     change = {None: lambda y, taps: y, "down": down, "up": up}[resample]
+    if resample:
+        filtered(w, [f"{name}.conv0", f"{name}.skip"], taps)
     hidden = conv(w, f"{name}.conv0", change(silu(norm(w, f"{name}.norm0", x, eps)), taps))
     affine = linear(w, f"{name}.affine", emb)[:, :, None, None]
     if song:
@@ -92,7 +113,7 @@ def waves(noise, frequencies, cosine_first):
 
 def network(architecture, w, config, x, noise, label):
     """Run either network: tensors ``w`` by their names in a file, label [B, classes] or None."""
-    song = architecture == "SongUNet"
+    song, w = architecture == "SongUNet", Reading(w)
     emb = (song_embedding if song else dhariwal_embedding)(w, config, noise, label)
     taps = config.get("resample_filter", [1, 1])
     kind, drawn = config.get("encoder_type", "standard"), config.get("decoder_type", "standard")
@@ -105,9 +126,11 @@ def network(architecture, w, config, x, noise, label):
         else:
             x = block(w, f"{at}_down", x, emb, resample="down", song=song, taps=taps)
             if kind == "skip":
+                filtered(w, [f"{at}_aux_down"], taps)
                 carried = down(carried, taps)
                 x = x + conv(w, f"{at}_aux_skip", carried)
             if kind == "residual":
+                filtered(w, [f"{at}_aux_residual"], taps)
                 carried = x = (x + wide_then_down(w, f"{at}_aux_residual", carried, taps)) / math.sqrt(2)
         kept.append(x)
         for i in range(config["num_blocks"]):
@@ -124,10 +147,14 @@ def network(architecture, w, config, x, noise, label):
         for i in range(config["num_blocks"] + 1):
             x = block(w, f"{at}_block{i}", torch.cat([x, kept.pop()], 1), emb, song=song, taps=taps)
         if drawn == "skip" and size != sizes[-1]:
+            filtered(w, [f"{at}_aux_up"], taps)
             image = up(image, taps)
         if song and (drawn == "skip" or size == sizes[0]):
             image = image + conv(w, f"{at}_aux_conv", silu(norm(w, f"{at}_aux_norm", x, 1e-6)))
-    return image if song else conv(w, "out_conv", silu(norm(w, "out_norm", x, 1e-5)))
+    out = image if song else conv(w, "out_conv", silu(norm(w, "out_norm", x, 1e-5)))
+    unread = {name for name in set(w) - w.read if not name.startswith("map_augment")}  # labels of training alone
+    assert all(name.startswith("map_label") for name in unread) if label is None else not unread
+    return out
 
 
 def wide_then_down(w, name, x, taps):

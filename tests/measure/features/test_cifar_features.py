@@ -13,8 +13,11 @@ from bench.runtime.errors import FeatureError
 CIFAR = CLASSIFIERS["cifar10"]
 
 
-SIZES = {"cifar10": 32, "cifar10-16": 16}
-both = pytest.mark.parametrize("name", SIZES)
+SIZES = {"cifar10": 32, "cifar10-16": 16, "digits": 8}
+# Classifier: channels of its images, pooled width, pixels a side of the early layer.
+LAYERS = {"cifar10": (3, 128, 8), "cifar10-16": (3, 128, 8), "digits": (1, 64, 4)}
+every = pytest.mark.parametrize("name", SIZES)
+both = pytest.mark.parametrize("name", ["cifar10", "cifar10-16"])
 
 
 def images(count, seed=0, size=32):
@@ -37,17 +40,18 @@ def test_the_embedded_weights_are_small(name):
     assert 300_000 < sum(p.numel() for p in network.parameters()) < 600_000
 
 
-@both
+@every
 def test_layers(name):
-    extractor, pictures = open_extractor(name), images(5, size=SIZES[name])
+    channels, width, side = LAYERS[name]
+    extractor, pictures = open_extractor(name), images(5, size=SIZES[name])[:, :channels]
     pooled, spatial = extractor.extract(pictures)
     network = load_classifier(name)
     early = network.early(network.to_input(pictures))[:, :7]
-    assert pooled.shape == (5, 128)
-    assert spatial.shape == (5, 8 * 8 * 7)
+    assert (pooled.shape, spatial.shape) == ((5, width), (5, side * side * 7))
     assert (pooled.shape[1], spatial.shape[1]) == extractor.widths
-    # Height, width, channel: entry (h, w, c) stands at (8 h + w) * 7 + c.
-    assert spatial[1, (8 * 4 + 6) * 7 + 2] == pytest.approx(early[1, 2, 4, 6].item(), rel=1e-5)
+    assert spatial.min() >= 0  # after rectification
+    # Height, width, channel: entry (h, w, c) stands at (side h + w) * 7 + c.
+    assert spatial[1, (side * 2 + 3) * 7 + 2] == pytest.approx(early[1, 2, 2, 3].item(), rel=1e-5)
     # The scores' logits are the classifier's; float32 sums of 128 products of order 1.
     torch.testing.assert_close(extractor.logits(torch.from_numpy(pooled)), network(pictures), rtol=1e-4, atol=1e-4)
 
@@ -66,7 +70,7 @@ def test_images_of_another_size_are_refused(name, size):
         open_extractor(name).extract(images(2, size=size))
 
 
-@both
+@every
 def test_grey_images_are_three_equal_channels(name):
     extractor, grey = open_extractor(name), images(4, size=SIZES[name])[:, :1]
     for one, other in zip(extractor.extract(grey), extractor.extract(grey.expand(-1, 3, -1, -1)), strict=True):

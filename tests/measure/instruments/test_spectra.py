@@ -47,12 +47,6 @@ def test_a_sinusoid_lands_in_its_bin(u, v):
     assert others.abs().max() < 1e-10 * 64**2  # float32 transform: eps^2 of the total power
 
 
-def test_a_constant_lands_in_bin_zero():
-    density = RadialBins(6, 6).density(torch.full((1, 1, 6, 6), 0.5))[0]
-    assert density[0] == pytest.approx(0.25 * 36)  # |F(0)|^2 = (sum / sqrt(HW))^2
-    assert density[1:].abs().max() < 1e-10
-
-
 def test_total_power_is_conserved():
     image = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     density = RadialBins(8, 8).density(image)[0]

@@ -38,27 +38,6 @@ def test_the_share_rises_linearly_from_nothing():
     assert replaced_share(0.5, 0, 1) == 0
 
 
-@pytest.mark.parametrize("stride", [1, 7, 400])
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_steps_are_those_of_the_training_process(schedule, stride):
-    """Stored as float32: 6e-8 relative, and of logarithms as much of |log| < 20."""
-    bars, rollout = alpha_bars(schedule, T), Rollout.make(schedule, T, 2, stride)
-    for t in (0, 1, 500, T - 1 - stride, T - 2):
-        s = min(t + stride, T - 1)
-        here, below = (Level(k, math.sqrt(bars[k]), math.sqrt(1 - bars[k])) for k in (s, t))
-        q = Posterior.between(here, below)
-        expected = {
-            "alpha": below.alpha,
-            "sigma": below.sigma,
-            "c1": q.c1,
-            "c2": q.c2,
-            "log_small": math.log(q.small),
-            "log_large": math.log(q.large),
-        }
-        for name, value in expected.items():
-            assert getattr(rollout, name)[t].item() == pytest.approx(value, rel=1e-7)
-
-
 def test_two_steps_by_hand():
     """One pixel x0 = .5 on three indices with beta = (.1, .3, .5), so abar = (.9, .63, .315); no noise in the start.
 
