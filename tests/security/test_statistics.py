@@ -44,36 +44,12 @@ def test_another_format(room, sound, refuses, content):
 
 
 GOOD = {"mu": np.zeros(64), "sigma": np.eye(64)}
-BAD = {
-    "other features": {"mu": np.zeros(3), "sigma": np.eye(3)},
-    "nan": {"mu": np.full(64, np.nan)},
-    "text": {"mu": np.array(["x"] * 64)},
-    "many lines": {"extractor": np.array("a\nb\x1b[2J" * 1000)},
-    "no images": {"n": np.array(0)},
-    "less than none": {"n": np.array(-5)},
-}
-
-
-@pytest.mark.parametrize("how", BAD)
-def test_statistics_that_cannot_be(room, refuses, how):
-    np.savez(room / "in" / "statistics.npz", **(GOOD | BAD[how]))
-    assert refuses(room / "in" / "statistics.npz").startswith("error: ")
 
 
 @pytest.mark.parametrize("name", ["mu", "sigma", "n", "extractor"])
 def test_objects(room, hostile, refuses, name):
     np.savez(room / "in" / "statistics.npz", **(GOOD | {name: np.array(hostile, dtype=object)}))
     assert "object" in refuses(room / "in" / "statistics.npz")
-
-
-def test_a_bomb(room, refuses):
-    with zipfile.ZipFile(room / "in" / "statistics.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in GOOD:
-            with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**27,)})
-                for _ in range(64):
-                    file.write(bytes(2**20))
-    assert refuses(room / "in" / "statistics.npz").startswith("error: ")
 
 
 def test_a_hostile_cache_costs_time_alone(room, sound, hostile, marker):

@@ -78,16 +78,6 @@ def test_a_guided_walk_records_the_plain_prediction_beside_it(clip):
     assert "guided/count" not in WalkProbe(3, [], CENTRE, paired=True).state()
 
 
-def test_scalar_probe_streams():
-    steps = [make_step(seed=seed) for seed in range(3)]
-    probe = WalkProbe(2, [], CENTRE, paired=False)
-    for step in steps:
-        probe.update(step)
-    wanted = torch.cat([expected_scalars(step)["energy"] for step in steps]).mean()
-    assert probe.state()["scalars/count"][1] == 18
-    np.testing.assert_allclose(probe.state()["scalars/mean"][1, SCALARS.index("energy")], wanted, **SINGLE)
-
-
 def test_an_element_exactly_at_the_limit_counts_as_clipped():
     step = make_step(images=1)
     step.x0_used.zero_()[0, 0, 0, :2] = torch.tensor([1.0, -1.0])

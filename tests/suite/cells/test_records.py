@@ -3,24 +3,9 @@ import pytest
 import torch
 
 from bench.data import to_unit
-from bench.measure.instruments.moments import Moments
 from bench.measure.instruments.probes import WalkProbe
 from bench.suite.cells.records import ARMS, Records
 from bench.suite.cells.reference import Reference
-
-
-def moments_of(count, value):
-    moments = Moments(1, (2,))
-    moments.add(0, torch.full((count, 2), float(value)))
-    return {f"a/b/{name}": array for name, array in moments.state().items()}
-
-
-def test_records_merge_by_name():
-    merged = WalkProbe.merge(moments_of(1, 1), moments_of(2, 5))
-    assert set(merged) == {"a/b/count", "a/b/mean", "a/b/second"}
-    assert merged["a/b/count"] == 3
-    np.testing.assert_allclose(merged["a/b/mean"], (1 + 2 * 5) / 3)
-    np.testing.assert_allclose(merged["a/b/second"], (1 + 2 * 25) / 3)
 
 
 @pytest.fixture
@@ -67,10 +52,6 @@ def test_errors_put_training_images_first_whatever_the_shards_order(records):
     assert joined["errors"][0, :, 0, 0, 0].tolist() == [1, 1, 2, 2, 9]
     assert joined["part"].tolist() == ["train"] * 4 + ["heldout"]
     assert joined["t"].tolist() == [0, 500, 999]
-
-
-def test_arms_are_those_of_the_contract():
-    assert ARMS == ("free", "forced-train", "forced-heldout", "paired")
 
 
 def test_the_networks_variance_gives_a_floor_of_its_own(make_cell, small_data):

@@ -64,24 +64,10 @@ def test_network_calls_are_those_of_the_plan(make_cell, run_cell, shrink, spacin
         assert cell.instruments().paired == 12
 
 
-def test_without_probes_calls_are_samples_times_steps(make_cell, run_cell, shrink):
-    cell, denoiser = make_cell(measure=()), shrink()
-    store = run_cell(cell, denoiser, batch=256)
-    assert denoiser.rows == 12 * 4
-    assert {path.name for path in store.folder(cell).iterdir()} == {"samples.npz", "metrics.json"}
-
-
 def test_progress_ignores_padding(make_cell, run_cell, shrink):
     cell, denoiser, counted = make_cell(), shrink(), []
     run_cell(cell, denoiser, batch=5, counted=counted)
     assert sum(counted) == sum(cell.cost()) < denoiser.rows
-
-
-def test_probes_change_no_image(make_cell, run_cell, shrink):
-    with_probes, without = make_cell(), make_cell(measure=())
-    first = run_cell(with_probes, shrink(), folder="with")
-    second = run_cell(without, shrink(), folder="without")
-    np.testing.assert_array_equal(first.samples(with_probes), second.samples(without))
 
 
 @pytest.mark.parametrize("batch", [1, 5, 12, 100])
@@ -93,17 +79,6 @@ def test_the_internal_batch_changes_nothing_of_an_elementwise_model(make_cell, r
     one, other = arrays(first, cell, "moments.npz"), arrays(second, cell, "moments.npz")
     for name in one:  # sums in another order
         np.testing.assert_allclose(one[name], other[name], rtol=1e-6, atol=1e-9, err_msg=name)
-
-
-def test_shards_change_no_image(make_cell, run_cell, shrink, monkeypatch):
-    cell = make_cell()
-    whole = run_cell(cell, shrink(), folder="whole")
-    monkeypatch.setattr(plan, "SHARD", 4)
-    assert len([unit for unit in cell.units(4) if unit.arm == "free"]) == 3
-    cut = run_cell(cell, shrink(), folder="cut")
-    np.testing.assert_array_equal(whole.samples(cell), cut.samples(cell))
-    one, other = pd.read_csv(whole.folder(cell) / "steps.csv"), pd.read_csv(cut.folder(cell) / "steps.csv")
-    pd.testing.assert_frame_equal(one, other, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("fail_at", [0, 5, 11, 14, 19])
@@ -139,14 +114,6 @@ def test_seconds_are_those_of_every_attempt(make_cell, run_cell, shrink, monkeyp
     run_cell(cell, shrink())
     assert 2000 < store.metrics(cell)["seconds"] < 2100
     assert store.metrics(cell)["network_calls"] == 12 * 4
-
-
-def test_an_interrupted_cell_is_not_complete(make_cell, run_cell, shrink, small_data, tmp_path):
-    cell = make_cell()
-    with pytest.raises(KeyboardInterrupt):
-        run_cell(cell, shrink(2))
-    assert not Store(tmp_path / "out").is_sampled(cell)
-    assert not (Store(tmp_path / "out").folder(cell) / "samples.npz").exists()
 
 
 def test_samples_are_guided_diffusions_format(make_cell, run_cell, shrink):
