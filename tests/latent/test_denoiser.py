@@ -9,9 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.diffusion.samplers import walk
-from bench.diffusion.schedules import levels
-from bench.diffusion.solvers import DDIM
 from bench.diffusion.types import Level, batched
 from bench.latent.denoiser import ConditionalDenoiser, Conditioning, load_latent
 from bench.latent.loss import latent_loss
@@ -69,14 +66,6 @@ def test_each_sample_is_given_its_own_embeddings(unet, prediction):
     torch.testing.assert_close(said, output, rtol=0, atol=4e-6 if prediction == "v" else 0)
     torch.testing.assert_close(LEVEL.alpha * pred.x0 + LEVEL.sigma * pred.eps, X, rtol=0, atol=4e-6)
     assert pred.variance_fraction is None
-
-
-def test_shared_embeddings_serve_every_sample(unet):
-    """Expanded or repeated, the embeddings are the same numbers, but kernels may differ: 1e-6 of numbers near 1."""
-    with torch.no_grad():
-        shared = ConditionalDenoiser(unet, "eps", EMBEDDINGS[:1])(X, LEVEL).eps
-        chosen = ConditionalDenoiser(unet, "eps", EMBEDDINGS)(X, LEVEL, torch.zeros(4, dtype=torch.long)).eps
-    torch.testing.assert_close(shared, chosen, rtol=0, atol=2e-6)
 
 
 def test_added_conditions_are_chosen_alike(unet_xl):
@@ -201,19 +190,6 @@ def test_a_perturbation_is_drawn_where_none_is_given(unet, process):
     assert not torch.equal(drawn, latent_loss(*arguments))
 
 
-def test_steps_of_training_lower_the_loss(process):
-    network = small().train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(5):
-        loss = latent_loss(network, X, EMBEDDINGS[COND], NOISE, T, process, input_perturbation_gamma=0.1, xi=XI).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-
-
 def test_training_takes_added_conditions(unet_xl, process):
     added = {"text_embeds": ADDED["text_embeds"][COND], "time_ids": ADDED["time_ids"]}
     loss = latent_loss(unet_xl, X, EMBEDDINGS[COND], NOISE, T, process, added=added)
@@ -242,29 +218,6 @@ def test_a_folder_is_loaded(folder, unet):
     assert (model.schedule, model.T, model.prediction) == (SCHEDULE, 1000, "v")
     assert torch.equal(model.unet(X, T, EMBEDDINGS[COND]).sample, unet(X, T, EMBEDDINGS[COND]).sample)
     assert load_latent(folder, torch.float16).unet.dtype == torch.float16
-
-
-def test_a_walk_repeats_the_librarys(folder, unet):
-    """DDIM without clipping from the same start, by the library's scheduler; float32 alpha_bar as for pixels: 2e-5."""
-    model = load_latent(folder)
-    scheduler = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, set_alpha_to_one=True)
-    scheduler.set_timesteps(10)
-    scheduler.timesteps -= scheduler.config.steps_offset
-    theirs, denoiser = X, ConditionalDenoiser(model.unet, model.prediction, EMBEDDINGS)
-    for step in walk(
-        denoiser, levels(model.schedule, model.T, "ddim10"), X, DDIM(), draws=NoDraws(), clip=False, cond=COND
-    ):
-        t = int(step.level.t)
-        theirs = scheduler.step(unet(theirs, t, EMBEDDINGS[COND]).sample, t, theirs).prev_sample
-        torch.testing.assert_close(step.x_next, theirs, rtol=0, atol=2e-5)
-    assert torch.equal(scheduler.timesteps[-1:], torch.tensor([0]))
-
-
-class NoDraws:
-    """A deterministic walk needs no noise."""
-
-    def normal(self, purpose, step, shape):
-        return torch.zeros(4, *shape)
 
 
 def test_what_is_no_conditional_model_is_refused(folder):

@@ -76,12 +76,6 @@ def test_bfloat16_is_near_and_comes_back_as_float32(unet, asked):
     assert 0 < error < 0.03
 
 
-def test_weights_stay_float32(unet, asked):
-    with torch.no_grad():
-        Accelerated(unet, "bf16")(*asked)
-    assert {parameter.dtype for parameter in unet.parameters()} == {torch.float32}
-
-
 @pytest.mark.parametrize(
     ("precision", "within"),
     [("fp32", (False, False, "highest")), ("tf32", (False, True, "high")), ("bf16", (True, False, "highest"))],
@@ -133,16 +127,6 @@ def test_only_batches_of_the_size_are_compiled(unet, asked, traced):
     assert traced() == 1
 
 
-def test_walks_with_and_without_gradients_share_the_code(unet, asked, traced):
-    network = Accelerated(unet)
-    network.compile(*asked)
-    with torch.enable_grad():
-        network(*asked)
-    with torch.no_grad():
-        network(*asked)
-    assert traced() == 1
-
-
 def test_networks_of_one_architecture_compile_once(asked, traced):
     networks = [Accelerated(make_unet(seed)) for seed in range(3)]
     for network in networks:
@@ -152,14 +136,6 @@ def test_networks_of_one_architecture_compile_once(asked, traced):
         outputs = [network(*asked).sample for network in networks]
         assert all(torch.equal(made, n.network(*asked).sample) for made, n in zip(outputs, networks, strict=True))
     assert not torch.equal(outputs[0], outputs[1])
-
-
-def test_precision_and_compiling_work_together(unet, asked, traced):
-    network, eager = Accelerated(unet, "bf16"), Accelerated(unet, "bf16")
-    network.compile(*asked)
-    with torch.no_grad():
-        assert torch.equal(network(*asked).sample, eager(*asked).sample)
-    assert network(*asked).sample.dtype == torch.float32
 
 
 class Scaled(nn.Module):
@@ -215,13 +191,6 @@ def test_a_failing_compiler_leaves_the_network_as_it_was(unet, asked, monkeypatc
     assert not network.is_compiled
     with torch.no_grad():
         assert torch.equal(network(*asked).sample, unet(*asked).sample)
-
-
-def test_compiling_can_be_taken_back(unet, asked, traced):
-    network = Accelerated(unet)
-    network.compile(*asked)
-    network.stop_compiled()
-    assert not network.is_compiled
 
 
 def test_adapters(asked, traced):

@@ -102,11 +102,6 @@ def test_real_images_bring_their_own_labels(run, monkeypatch):
     assert all(cond is not None for cond in spy.seen)
 
 
-def test_measuring_changes_no_image(run):
-    plain, measured = run("--no-probes"), run(folder="measured")
-    assert (images_of(plain) == images_of(measured)).all()
-
-
 def test_chains_and_response_are_refused(weights, command, tmp_path):
     for measure in ("chains", "response"):
         outcome = command(

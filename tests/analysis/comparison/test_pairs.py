@@ -40,11 +40,6 @@ def test_the_figure_takes_the_ancestral_sampler(tmp_path, monkeypatch, counts):
     assert any("Paired test, ddpm" in text for text in drawn[0])
 
 
-def test_a_folder_without_kernel_terms_has_no_pairs(tmp_path):
-    make_cell(tmp_path, "adm")
-    assert pairs_table(load_results(tmp_path)).empty
-
-
 def with_precision(folder, seeds):
     rng = np.random.default_rng(0)
     for model, level in (("adm", 0.8), ("ip", 0.9)):

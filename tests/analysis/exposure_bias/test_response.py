@@ -84,10 +84,3 @@ def test_the_analysis_reads_records_and_writes_its_table(folder, make_record):
     assert {entry.name for entry in out.entries} == {"response", "effective_timestep"}
     written = pd.read_csv(folder.root / "tables" / "effective_timestep.csv")
     assert set(written["t"]) <= set(levels)
-
-
-def test_no_records_no_output(folder):
-    folder.cell()
-    out = Output(folder.root)
-    analyse(load_results(folder.root), out)
-    assert out.entries == []

@@ -108,14 +108,6 @@ def test_figures(tmp_path, monkeypatch, arms):
     assert "1/sqrt(2(n - 1)) = 4 %" in out.entries[2].caption
 
 
-def test_figures_are_files(tmp_path):
-    add(tmp_path, "adm")
-    analyse(load_results(tmp_path), Output(tmp_path))
-    for name in ("error_nu", "error_std_map"):
-        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert (tmp_path / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-
-
 def test_without_moments_there_is_no_map_and_no_range(tmp_path, monkeypatch):
     drawn_texts(monkeypatch, x0_error)
     add(tmp_path, "adm")
@@ -143,13 +135,6 @@ def test_damaged_records_are_left_out_and_named(tmp_path, name, wrong):
     (problem,) = results.problems
     assert "adm-ddpm-4-seed1" in problem
     assert "moments.npz" in problem
-
-
-def test_a_folder_without_records_gives_nothing(tmp_path):
-    make_cell(tmp_path, "adm")
-    out = Output(tmp_path)
-    analyse(load_results(tmp_path), out)
-    assert not out.entries
 
 
 def test_seeds_of_other_shapes_are_named(tmp_path):

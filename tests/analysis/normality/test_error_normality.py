@@ -8,7 +8,7 @@ import scipy.stats
 from made import drawn_texts, make_cell
 
 from analysis.normality import error_normality as normality
-from analysis.normality.error_normality import analyse, draw_normality, normality_table, per_cell, summary_table
+from analysis.normality.error_normality import analyse, normality_table, per_cell, summary_table
 from analysis.normality.shapiro import benjamini_hochberg, level_statistics, power_table, shapiro_wilk
 from analysis.output.entries import Output
 from analysis.records.load import load_results
@@ -161,14 +161,6 @@ def test_the_figure_shows_the_ancestral_sampler_the_most_steps_and_eight_models(
         "normality_summary", "normality", "normality_power", "error_normality"
     ]  # fmt: skip
     assert "n = 120 training and held-out images a seed" in out.entries[-1].caption
-
-
-def test_the_figure_is_two_files(tmp_path):
-    make_cell(tmp_path, "adm", errors=errors_of(normal(0), 20))
-    table = normality_table(per_cell(load_results(tmp_path)))
-    png, pdf = draw_normality(table, power_table(20), tmp_path)
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert pdf.read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize(

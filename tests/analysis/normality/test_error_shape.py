@@ -155,18 +155,3 @@ def test_figures(tmp_path, monkeypatch, levels):
     assert {"t = 0", "model-0"} <= set(drawn[1])
     assert "model-1" not in drawn[1]
     assert all("n = 20 training and held-out images" in entry.caption for entry in out.entries)
-
-
-def test_figures_are_files(tmp_path):
-    make_cell(tmp_path, "adm", errors=record(np.random.default_rng(0), 2))
-    analyse(load_results(tmp_path), Output(tmp_path))
-    for name in ("error_quantiles", "error_histogram"):
-        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert (tmp_path / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-
-
-def test_a_folder_without_errors_gives_nothing(tmp_path):
-    make_cell(tmp_path, "adm")
-    out = Output(tmp_path)
-    analyse(load_results(tmp_path), out)
-    assert not out.entries

@@ -101,10 +101,3 @@ def test_figures_and_tables(folder, trained):
     last = pd.read_csv(folder.root / "tables" / "training_loss.csv")
     assert last[["recipe", "images", "mse"]].to_numpy().tolist() == [["adm", 3200, 0.25]]
     assert all((folder.root / "figures" / f"training_{name}.png").exists() for name in ("loss", "length"))
-
-
-def test_a_folder_without_either_has_nothing(folder):
-    folder.cell(probes=False)
-    out = Output(folder.root)
-    analyse(load_results(folder.root), out)
-    assert out.entries == []

@@ -10,7 +10,7 @@ from made import band_arrays, drawn_texts, make_cell
 from analysis.output.entries import Output
 from analysis.records.load import load_results
 from analysis.spectra import haar
-from analysis.spectra.haar import analyse, draw_haar, haar_table
+from analysis.spectra.haar import analyse, haar_table
 from bench.measure.instruments.spectra import haar_energy
 
 SIZE, IMAGES = 8, 400
@@ -81,18 +81,3 @@ def test_the_figure_has_a_panel_a_band_and_every_model(tmp_path, monkeypatch):
     assert {*BANDS, *models, "t (levels of 4 steps)"} <= set(drawn[0])
     assert [entry.name for entry in out.entries] == ["haar", "haar_ratio"]
     assert "N = 50 samples a seed, 1 seed (0)" in out.entries[1].caption
-
-
-def test_the_figure_is_two_files(tmp_path):
-    state = {"free/state": 1 + np.random.default_rng(0).random((1, 20, 4))}
-    make_cell(tmp_path, "adm", moments=band_arrays("haar", state, np.ones(4)))
-    png, pdf = draw_haar(haar_table(load_results(tmp_path)), tmp_path)
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert pdf.read_bytes().startswith(b"%PDF")
-
-
-def test_a_folder_without_records_gives_nothing(tmp_path):
-    make_cell(tmp_path, "adm")
-    out = Output(tmp_path)
-    analyse(load_results(tmp_path), out)
-    assert not out.entries

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from made import band_arrays, drawn_texts, make_cell
-from PIL import Image
 
 from analysis.output.entries import Output
 from analysis.records.load import load_results
 from analysis.spectra import radial as spectra
-from analysis.spectra.radial import analyse, draw_curves, draw_heat, draw_samples, spectrum_table
+from analysis.spectra.radial import analyse, draw_heat, spectrum_table
 from bench.measure.instruments.spectra import RadialBins
 
 SIZE, IMAGES = 8, 400
@@ -147,16 +146,6 @@ def test_figures_show_eight_models(tmp_path, monkeypatch):
     assert all(set(models) <= set(said) for said in drawn)
 
 
-def test_figures_are_files(tmp_path):
-    make_cell(tmp_path, "adm", moments=spectra_of(1 + np.random.default_rng(0).random((4, 20, 3))))
-    table = spectrum_table(load_results(tmp_path))
-    paths = [draw_samples(table, tmp_path), draw_curves(table, tmp_path), draw_heat(table, "state", tmp_path, "heat")]
-    for png, pdf in paths:
-        assert pdf.read_bytes().startswith(b"%PDF")
-        with Image.open(png) as image:
-            assert min(image.size) > 200
-
-
 @pytest.mark.parametrize("levels", [1, 2])
 def test_figures_of_very_few_steps(tmp_path, monkeypatch, levels):
     rng = np.random.default_rng(0)
@@ -200,10 +189,3 @@ def test_the_table_keeps_twelve_levels_of_a_walk_the_last_among_them(tmp_path, m
     table = out.entries[0].frame
     assert len(table) == 12 * 3
     assert {0, 49} <= set(table["i"])
-
-
-def test_a_folder_without_records_gives_nothing(tmp_path):
-    make_cell(tmp_path, "adm")
-    out = Output(tmp_path)
-    analyse(load_results(tmp_path), out)
-    assert not out.entries

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.data import Dataset, load, to_unit
+from bench.data import Dataset, load
 from bench.measure.__main__ import main as measure
 from bench.measure.features.extractors import open_extractor
 from bench.measure.instruments.moments import PixelMoments
@@ -51,16 +51,6 @@ def test_pixels_are_kept_too(data, kept):
     assert pixels.n == made.n == 120
     for name in ("mean", "variance", "spectrum", "haar"):
         assert torch.equal(getattr(pixels, name), getattr(made, name))
-
-
-def test_pixel_moments_are_those_of_all_images_at_once(data, monkeypatch):
-    from bench.measure.instruments import moments as pixel_moments
-
-    monkeypatch.setattr(pixel_moments, "_BLOCK", 50)
-    found, pixels = PixelMoments.of_training(data), to_unit(data.part("train")).double()
-    # float64 sums of 120 numbers of order 1, in another order.
-    torch.testing.assert_close(found.mean, pixels.mean(0), rtol=0, atol=1e-13)
-    torch.testing.assert_close(found.variance, pixels.var(0), rtol=0, atol=1e-13)
 
 
 def test_other_images_or_features_have_none(data, kept):
