@@ -35,8 +35,8 @@ _LEAST = 0.05  # that it reaches, natural logarithm
 def draw_mitigations(table: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
     """Frechet distance over the baseline's, a row of panels a sampler, a column a step count; bars: 95 % interval.
 
-    Colour says what the paired kernel test finds, a filled mark that it stands after Holm's correction, and the shape
-    whether the remedy needs training. Nothing is drawn where no ratio is known.
+    Colour says what the paired test of that distance finds, a filled mark that it stands after Holm's correction, and
+    the shape whether the remedy needs training. Nothing is drawn where no ratio is known.
     """
     table = table[table["ratio"].notna() & (table["ratio"] > 0)]
     if not len(table):

@@ -138,7 +138,8 @@ def classes_sentence(pairs: pd.DataFrame, classes: pd.DataFrame) -> str:
 def coverage_table(results: Results) -> pd.DataFrame:
     """Return the paired t-test over seeds of precision and recall, one row a pair of models at one step count.
 
-    ``difference`` is ``model`` less ``other``; ``p_holm`` is corrected over all rows of the table.
+    ``difference`` is ``model`` less ``other``; ``p_holm`` is corrected over all rows of the table, and gives the
+    ``verdict`` of the model, for which more is better.
     """
     metrics = results.metrics
     names = [coverage_name(metrics["metric"].unique(), kind) for kind in ("precision", "recall")]
@@ -151,7 +152,12 @@ def coverage_table(results: Results) -> pd.DataFrame:
             place = {"metric": metric, "sampler": sampler, "steps": int(str(steps)), "model": model, "other": other}
             rows.append(place | paired_t(shared[model].to_numpy(), shared[other].to_numpy()))
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm(table["p"])) if len(table) else table
+    if not len(table):
+        return table
+    table = table.assign(p_holm=holm(table["p"]))
+    ends = np.where(table["difference"] > 0, "win", "loss")
+    decided = np.where(table["p_holm"] < LEVEL, ends, "tie")
+    return table.assign(verdict=np.where(table["p"].notna(), decided, ""))
 
 
 def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -223,5 +229,6 @@ def analyse(results: Results, out: Output) -> None:
         out.table(
             _SECTION, "pairs_coverage", coverage, "Precision and recall of every pair",
             "Paired t-test over seeds of precision and recall, model less other; low and high: the 95 % interval;"
-            f" p_holm: after Holm's correction over all rows. {account}.",
+            " p_holm: after Holm's correction over all rows, which gives the verdict; detectable: the difference seen"
+            f" with a chance of 80 % before it. {account}.",
         )  # fmt: skip

@@ -272,10 +272,11 @@ def paired_t(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[st
     """Return the paired t-test of values by seed: the mean difference with its 95 % interval, t, p, and the seeds.
 
     With mean m and standard deviation s of n differences, t = m / (s / sqrt(n)) has Student's distribution with n - 1
-    degrees of freedom. ``reason`` says why there is no test.
+    degrees of freedom. ``detectable`` is the difference seen with a chance of 80 %. ``reason`` says why there is no
+    test.
     """
     n = len(first)
-    row: dict[str, object] = dict.fromkeys(("difference", "low", "high", "t", "p"), float("nan"))
+    row: dict[str, object] = dict.fromkeys(("difference", "low", "high", "t", "p", "detectable"), float("nan"))
     row |= {"seeds": n, "reason": ""}
     if n < FEWEST_SEEDS:
         return row | {"reason": f"{FEWEST_SEEDS} shared seeds are needed, not {n}"}
@@ -284,7 +285,8 @@ def paired_t(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[st
     if np.ptp(differences) == 0:
         return row | {"difference": mean, "reason": "the difference is the same under every seed"}
     error = float(differences.std(ddof=1)) / np.sqrt(n)
-    half = float(stdtrit(n - 1, 0.975)) * error
+    half, power = (float(stdtrit(n - 1, q)) * error for q in (0.975, 0.8))
     t = mean / error
     values = {"difference": mean, "low": mean - half, "high": mean + half, "t": t, "p": 2 * stdtr(n - 1, -abs(t))}
+    values["detectable"] = half + power
     return row | {name: float(value) for name, value in values.items()}

@@ -1,8 +1,9 @@
-"""How many steps a model needs for the baseline's best quality (the papers' table 4), with the test's say beside it.
+"""How many steps a model needs for the baseline's best quality (the papers' table 4), with an interval.
 
 The target is the baseline's lowest Frechet distance over its step counts. A model reaches it by its mean where its mean
-over seeds is no larger; it is not told from it where the paired kernel test on shared seeds, against the baseline's
-samples at the target's step count, is no loss. Pairing step counts is sound: both walks start from the same noise.
+over seeds is no larger. The interval is that of the difference between the two distances on shared seeds: a step count
+may reach the target where the interval holds 0 or less, and surely does where all of it is 0 or less. Pairing step
+counts is sound: both walks start from the same noise.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from analysis.comparison.significance import Comparison, compare
+from analysis.comparison.significance import CRITICAL, compare
 from analysis.output.entries import Output
 from analysis.records.arrays import Row, Terms, cell_terms
 from analysis.records.load import Results, main_metric
 
 _SECTION = "Acceleration"
 _BASELINE = "adm"
+_SPEEDS = {"mean": "mean", "low": "certain", "high": "possible"}  # of a speed-up: of which steps
 
 
 def baseline_of(models: list[str]) -> str:
@@ -26,9 +28,11 @@ def baseline_of(models: list[str]) -> str:
 
 
 def acceleration_table(results: Results) -> pd.DataFrame:
-    """Return one row a sampler and model: the baseline's best, and the fewest steps that reach it by mean and by test.
+    """Return one row a sampler and model: the baseline's best, and the fewest steps that reach it.
 
-    A ``speed_up`` is the target's step count over the model's; what is never reached stays empty.
+    ``steps_mean`` reach it by their mean; ``steps_possible`` may reach it, ``delta`` with its 95 % interval is the
+    difference there; ``steps_certain`` surely do. A ``speed_up`` is the target's step count over the model's,
+    ``speed_up_low`` of the certain and ``speed_up_high`` of the possible; what is never reached stays empty.
     """
     metrics = results.metrics
     scores = metrics[(metrics["metric"] == main_metric(metrics)) & metrics["value"].notna()].astype({"value": float})
@@ -43,11 +47,11 @@ def acceleration_table(results: Results) -> pd.DataFrame:
         for model in models:
             by_steps = means[model].sort_index()
             rows_compared = (model, str(sampler)), (baseline, str(sampler))
-            reached = _by_mean(by_steps, target) | _by_test(by_steps, terms, *rows_compared, goal)
-            speeds = {name: goal / reached[f"steps_{name}"] for name in ("mean", "test")}
+            reached = _by_mean(by_steps, target) | _by_interval(by_steps, terms, *rows_compared, goal)
+            speeds = {name: goal / reached[f"steps_{of}"] for name, of in _SPEEDS.items()}
             row = {"sampler": sampler, "model": model, "baseline": baseline, "target": target, "target_steps": goal}
             rows.append(row | reached | {f"speed_up_{name}": value for name, value in speeds.items()})
-    whole = {"steps_mean": "Int64", "steps_test": "Int64"}
+    whole = {f"steps_{of}": "Int64" for of in _SPEEDS.values()}
     return pd.DataFrame(rows).astype(whole) if rows else pd.DataFrame()
 
 
@@ -66,16 +70,23 @@ def _by_mean(by_steps: pd.Series, target: float) -> dict[str, float]:
     }
 
 
-def _by_test(
+def _by_interval(
     by_steps: pd.Series, terms: Mapping[int, Mapping[Row, Terms]], model: Row, baseline: Row, goal: int
 ) -> dict[str, float]:
-    """Return the fewest steps whose samples the paired test does not call worse than the baseline's best, FD and z."""
-    for steps, value in by_steps.items():
-        first, second = terms.get(int(str(steps)), {}).get(model), terms.get(goal, {}).get(baseline)
-        comparison: Comparison | None = compare(first, second) if first and second else None
-        if comparison is not None and comparison.verdict != "loss":
-            return {"steps_test": float(str(steps)), "fd_test": float(value), "z_test": comparison.z}
-    return {"steps_test": float("nan"), "fd_test": float("nan"), "z_test": float("nan")}
+    """Return the fewest steps whose difference to the baseline's best may be 0 or less, and those that surely are."""
+    reached = dict.fromkeys(("steps_possible", "delta", "delta_low", "delta_high", "steps_certain"), float("nan"))
+    for steps in by_steps.index:
+        first, second = terms.get(int(steps), {}).get(model), terms.get(goal, {}).get(baseline)
+        comparison = compare(first, second) if first and second else None
+        if comparison is None:
+            continue
+        half = CRITICAL * comparison.error
+        low, high = comparison.delta - half, comparison.delta + half
+        if low <= 0 and reached["steps_possible"] != reached["steps_possible"]:  # NaN: the first
+            reached |= {"steps_possible": float(steps), "delta": comparison.delta, "delta_low": low, "delta_high": high}
+        if high <= 0:
+            return reached | {"steps_certain": float(steps)}
+    return reached
 
 
 def analyse(results: Results, out: Output) -> None:
@@ -85,10 +96,11 @@ def analyse(results: Results, out: Output) -> None:
         return
     caption = (
         f"The target is the baseline's lowest {main_metric(results.metrics)} over its step counts with all seeds."
-        " steps_mean: the fewest steps at which the model's mean over seeds is no larger; steps_test: the fewest at"
-        " which the paired kernel test on shared seeds does not find it farther from the data than the baseline at"
-        " the target's steps (z < 1.96), which few samples make easier. Speed-up: target steps over the model's; the"
-        " baseline's own row shows how much of it needs no other model. Empty: not reached. Training images are left"
-        f" out: the records hold no checkpoints of earlier training. {results.account()}."
+        " steps_mean: the fewest steps at which the model's mean over seeds is no larger; steps_possible: the fewest at"
+        " which the 95 % interval of the paired difference to the baseline at the target's steps (delta) holds 0 or"
+        " less; steps_certain: the fewest at which all of it is 0 or less. Speed-up: target steps over the model's, low"
+        " and high by the interval; the baseline's own row shows how much of it needs no other model. Empty: not"
+        f" reached. Training images are left out: the records hold no checkpoints of earlier training."
+        f" {results.account()}."
     )
     out.table(_SECTION, "acceleration", table, "Steps to the baseline's best", caption)

@@ -62,6 +62,8 @@ def test_precision_is_tested_over_seeds(folder):
     assert table["difference"].tolist() == pytest.approx([0.1, 0.1], abs=0.001)
     assert (table["p_holm"] >= table["p"]).all()
     assert (table["p_holm"] < 0.001).all()
+    assert set(table["verdict"]) == {"win"}
+    assert (table["detectable"] < 0.01).all()
 
 
 @pytest.mark.parametrize(("seeds", "names"), [(4, set()), (5, {"pairs_coverage"})])

@@ -36,11 +36,12 @@ def test_steps_by_mean(grid):
     assert pd.isna(table.loc["gp", ["steps_mean", "fd_mean", "speed_up_mean"]]).all()
 
 
-def test_without_kernel_terms_the_test_says_nothing(grid):
-    assert table_of(grid)[["steps_test", "z_test", "speed_up_test"]].isna().all().all()
+def test_without_terms_there_is_no_interval(grid):
+    columns = ["steps_possible", "steps_certain", "delta", "speed_up_low", "speed_up_high"]
+    assert table_of(grid)[columns].isna().all().all()
 
 
-def test_steps_by_test(folder, terms):
+def test_steps_by_the_interval(folder, terms):
     # Squared kernel distances; the spread of 200 terms of std .1 makes an error of about 2 * .2 / sqrt(200) = .03.
     levels = {("adm", 10): 2.0, ("adm", 20): 1.01, ("adm", 100): 1.0, ("ip", 10): 0.5, ("gp", 10): 5.0}
     for seed, ((model, steps), level) in enumerate(levels.items()):
@@ -48,17 +49,21 @@ def test_steps_by_test(folder, terms):
         folder.cell(model, steps, 0, distance, terms=terms(level, seed=seed), probes=False)
     table = table_of(folder)
     assert table["steps_mean"].isna().to_dict() == {"adm": False, "ip": True, "gp": True}
-    assert (table.loc["adm", "steps_test"], table.loc["adm", "speed_up_test"]) == (20, 5)
-    assert abs(table.loc["adm", "z_test"]) < 1.96
-    assert (table.loc["ip", "steps_test"], table.loc["ip", "fd_test"]) == (10, 2.0)
-    assert table.loc["ip", "z_test"] < -1.96
-    assert pd.isna(table.loc["gp", "steps_test"])
+    adm, ip, gp = (table.loc[name] for name in ("adm", "ip", "gp"))
+    # 20 steps are not told from 100, which are themselves the target.
+    assert (adm["steps_possible"], adm["steps_certain"]) == (20, 100)
+    assert (adm["speed_up_low"], adm["speed_up_high"]) == (1, 5)
+    assert adm["delta_low"] < 0 < adm["delta_high"]
+    assert adm["delta"] == pytest.approx((adm["delta_low"] + adm["delta_high"]) / 2)
+    assert (ip["steps_possible"], ip["steps_certain"], ip["speed_up_low"]) == (10, 10, 10)
+    assert ip["delta_high"] < 0
+    assert pd.isna(gp[["steps_possible", "steps_certain"]]).all()
 
 
-def test_the_test_needs_shared_seeds(folder, terms):
+def test_the_interval_needs_shared_seeds(folder, terms):
     folder.cell("adm", 10, 0, 1.0, terms=terms(1.0), probes=False)
     folder.cell("ip", 10, 1, 1.0, terms=terms(1.0), probes=False)
-    assert pd.isna(table_of(folder).loc["ip", "steps_test"])
+    assert pd.isna(table_of(folder).loc["ip", "steps_possible"])
 
 
 def test_samplers_have_targets_of_their_own(grid):
