@@ -61,12 +61,6 @@ def test_hostile_settings(refuses, how):
     assert refuses(FILES[how]).startswith("error: ")
 
 
-@pytest.mark.parametrize("path", ["none.toml", "in", "/dev/zero"])
-def test_no_file_of_settings(room, refused, bench_args, path):
-    said = refused("run_bench", "--config", room / path, "--models", "x", *bench_args)
-    assert str(room / path) in said
-
-
 ADAPTER_ENTRIES = {
     "missing": 'adapter = "none.py:load"',
     "no function": 'adapter = "mine.py"',

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import random
-import shutil
-import zipfile
 
 import numpy as np
 import pytest
@@ -62,41 +59,3 @@ def test_a_hostile_cache_costs_time_alone(room, sound, hostile, marker):
     again = cached_statistics(extractor, images, "mine", "content")
     np.testing.assert_array_equal(again.moments.cov, made.moments.cov)
     assert not marker.exists()
-
-
-INCEPTION = {
-    "empty": lambda command: b"",
-    "random": lambda command: random.Random(0).randbytes(3000),
-    "command": lambda command: pickle.dumps({"a": command}),
-}
-
-
-@pytest.mark.parametrize("how", INCEPTION)
-def test_inceptions_weights_that_are_none(room, sound, hostile, refused, how):
-    path = room / "in" / "inception.pth"
-    path.write_bytes(INCEPTION[how](hostile))
-    for given in (path, room / "in", room / "in" / "none.pth"):
-        line = refused("measure", sound / "images.npz", "--reference", "digits", "--inception-weights", given)
-        assert line.startswith("error: ")
-
-
-def test_inceptions_weights_of_another_kind(room, sound, hostile, refused):
-    path = room / "in" / "inception.pth"
-    arguments = ("measure", sound / "images.npz", "--reference", "digits", "--inception-weights", path)
-    for content in ({"a": hostile}, [torch.zeros(3)], {"a": torch.zeros(3, dtype=torch.int32)}, {"a": torch.zeros(3)}):
-        torch.save(content, path)
-        assert refused(*arguments).startswith("error: ")
-    plain = shutil.move(path, room / "in" / "plain.pth")
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
-        for name in source.namelist():
-            target.writestr(name, source.read(name))
-    assert refused(*arguments).startswith("error: ")
-
-
-def test_a_damaged_file_in_the_standard_place(room, sound, refused):
-    place = room / "cache" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
-    place.parent.mkdir(parents=True)
-    place.write_bytes(b"something else")
-    assert "is damaged: its sha256" in refused(
-        "measure", sound / "images.npz", "--reference", "digits", "--features", "inception"
-    )

@@ -357,9 +357,9 @@ def test_ways_to_sample(tmp_path, toml, command, flags):
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])
-def test_very_few_samples(tmp_path, samples):
+def test_very_few_samples(tmp_path, command, samples):
     out = tmp_path / "out"
-    assert run_bench.main([*ADM, "--steps", "1", "--samples", str(samples), "--out", str(out)]) == 0
+    assert command(*ADM, "--steps", "1", "--samples", samples, "--out", out).code == 0
     (cell,) = (out / "cells").iterdir()
     scores = {score["metric"]: score["value"] for score in json.loads((cell / "metrics.json").read_text())["scores"]}
     assert scores["fd_digits"] is None

@@ -84,7 +84,7 @@ def assert_same_training(found, expected, recipe):
         assert row == pytest.approx(other, rel=1e-5)
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_train_what_one_trains(tmp_path, images, alone, size):
     digests = launch(size, train_all, TOGETHER, tmp_path, images)
     assert len(digests[0]) == len(TOGETHER)
@@ -182,6 +182,7 @@ def test_a_damaged_file_is_one_line_of_the_first_process(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path, capsys):
     """The real one, on the digits; float32 means as above."""
     words = ["--recipe", "adm", "--iterations", "2", "--quiet", "--out"]

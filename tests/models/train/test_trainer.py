@@ -71,11 +71,10 @@ def interrupted(monkeypatch):
     return run
 
 
-NAMES = ("adm", "adm-ip", "adm-ip-t", "adm-gp", "adm-wd", "adm-mdss", "adm-dream", "edm", "flow")
-VARIANTS = [(name, {}) for name in NAMES]
+VARIANTS = [(name, {}) for name in ("adm-ip-t", "adm-gp", "adm-mdss", "adm-dream", "edm", "flow")]
 
 
-@pytest.mark.parametrize(("name", "changes"), [*VARIANTS, ("adm", {"dropout": 0.5})])
+@pytest.mark.parametrize(("name", "changes"), [*VARIANTS, ("adm-wd", {"dropout": 0.5})])
 def test_a_resumed_training_equals_an_undisturbed_one_bit_for_bit(tmp_path, images, interrupted, name, changes):
     recipe, torn, whole = short(name, **changes), tmp_path / "torn", tmp_path / "whole"
     interrupted(recipe, torn, CPU, True, images)
@@ -207,7 +206,9 @@ def test_all_recipes_see_the_same_data_noise_and_first_weights(images, monkeypat
 
     monkeypatch.setattr(training, "make_pair", spy)
     first = {}
-    for current in (name for name in RECIPES if name not in CONTINUOUS):  # which draw levels, and have fewer outputs
+    for current in (
+        name for name in RECIPES if name not in CONTINUOUS and "/" not in name
+    ):  # which draw levels, and have fewer outputs
         recipe = short(current)
         trainer, batches = Trainer(recipe, NETWORK, CPU), Batches(images, recipe.batch, recipe.seed)
         first[current] = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
@@ -444,8 +445,8 @@ def test_only_the_call_that_learns_is_compiled(images, monkeypatch, name):
     assert same(eager.network.state_dict(), trainer.network.state_dict())
 
 
-@pytest.mark.parametrize("name", ["adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm"])
-def test_every_recipe_of_cifar10_takes_a_step_on_colour_images(name):
+@pytest.mark.parametrize("name", ["adm-ip", "adm-gp", "edm"])
+def test_recipes_of_cifar10_take_a_step_on_colour_images(name):
     """In bf16, with attention at two sizes; the gradient penalty needs second derivatives of all of it."""
     recipe = dataclasses.replace(RECIPES[f"cifar10/{name}"], batch=2)
     network = dict(NETWORKS["cifar10"]) | ({"out_channels": 3} if name == "edm" else {})

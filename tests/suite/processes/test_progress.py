@@ -31,6 +31,15 @@ def line_of(err):
     return err.replace("\n", "\r").rstrip("\r").split("\r")[-1]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """What a run says, the folder it leaves, and the times between which it ran."""
+    out, began = tmp_path_factory.mktemp("progress") / "out", datetime.now(UTC) - timedelta(milliseconds=1)
+    code, _, said = suite_command(*RUN, "--out", str(out))
+    assert code == 0
+    return out, said, began, datetime.now(UTC)
+
+
 # --- the progress line --------------------------------------------------------------------------------------------
 
 
@@ -44,11 +53,9 @@ def assert_complete(line):
     assert float(re.search(r"([\d.e+]+) images/s", line)[1]) > 0
 
 
-def test_the_line_shows_calls_cells_speed_and_the_time_left(tmp_path, command):
-    found = command(*RUN, "--out", tmp_path / "out")
-    assert found.code == 0
-    states = found.err.splitlines()
-    assert "0%|" not in found.err  # a file, here, where a bar cannot be written over
+def test_the_line_shows_calls_cells_speed_and_the_time_left(finished):
+    states = finished[1].splitlines()
+    assert "0%|" not in finished[1]  # a file, here, where a bar cannot be written over
     assert f"0/{CALLS}" in states[0]
     assert_complete(states[-1])
 
@@ -62,7 +69,7 @@ def test_the_line_counts_what_all_ranks_do(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "shown"),
-    [((), True), (("--quiet",), False), (("--no-progress",), False), (("--quiet", "--progress"), True)],
+    [(("--quiet",), False), (("--no-progress",), False), (("--quiet", "--progress"), True)],
 )
 def test_the_line_can_be_switched(tmp_path, command, flags, shown):
     found = command(*RUN, "--steps", "2", "--no-probes", *flags, "--out", tmp_path / "out")
@@ -103,16 +110,15 @@ def test_a_run_that_goes_on_starts_from_what_was_done(tmp_path, command, monkeyp
 # --- the log --------------------------------------------------------------------------------------------------------
 
 
-def test_the_log_tells_what_happened_in_order(tmp_path, command):
-    began = datetime.now(UTC) - timedelta(milliseconds=1)
-    assert command(*RUN, "--quiet", "--out", tmp_path / "out").code == 0
-    found = events(tmp_path / "out" / "log.jsonl")
+def test_the_log_tells_what_happened_in_order(finished):
+    out, _, began, ended = finished
+    found = events(out / "log.jsonl")
     kinds = [event["event"] for event in found]
     assert kinds == ["start", *["unit"] * 3, "cell", *["unit"] * 3, "cell", "end"]
     times = [datetime.fromisoformat(event["time"]) for event in found]
     assert times == sorted(times)
     assert began <= times[0]
-    assert times[-1] <= datetime.now(UTC)
+    assert times[-1] <= ended
     assert {event["rank"] for event in found} == {0}
     assert (found[0]["calls"], found[0]["cells"], found[0]["processes"]) == (CALLS, 2, 1)
     assert [event["cell"] for event in found if event["event"] == "cell"] == CELLS
@@ -121,16 +127,15 @@ def test_the_log_tells_what_happened_in_order(tmp_path, command):
         assert [event["images"] for event in units] == [24, 24, 76]
         assert all(event["seconds"] >= 0 for event in units)
         assert units[0]["unit"] == "shard-free-00000000-00000024"
-        written = json.loads((tmp_path / "out" / "cells" / cell / "metrics.json").read_text())["scores"]
+        written = json.loads((out / "cells" / cell / "metrics.json").read_text())["scores"]
         (done,) = (event for event in found if event["event"] == "cell" and event["cell"] == cell)
         assert done["scores"] == {score["metric"]: score["value"] for score in written if score["value"] is not None}
     assert found[-1]["failures"] == 0
 
 
-def test_a_complete_run_adds_nothing(tmp_path, command):
-    for _ in range(2):
-        assert command(*RUN, "--quiet", "--out", tmp_path / "out").code == 0
-    assert len(events(tmp_path / "out" / "log.jsonl")) == 10
+def test_a_complete_run_adds_nothing(finished, command):
+    assert command(*RUN, "--quiet", "--out", finished[0]).code == 0
+    assert len(events(finished[0] / "log.jsonl")) == 10
 
 
 def test_an_interruption_is_logged_and_what_follows_is_appended(tmp_path, command, monkeypatch):
