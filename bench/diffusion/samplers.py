@@ -147,10 +147,11 @@ class _Stepper:
         noise = partial(self.draws.normal, self.purpose, i, x.shape[1:])  # the same at every call
         level, added_variance = self.solver.churned(level)
         if added_variance:
-            x = x + added_variance**0.5 * noise()
+            x = x + added_variance**0.5 * self.correction.noise(noise())
         corrects = self.solver.stages == 2 and not level_next.is_clean
         start, call, raw, used = self._ask(x, Call(0, level, level_next, completes=not corrects))
-        z = noise() if self.solver.is_random(call.level_next) else torch.zeros((), device=x.device)
+        is_random = self.solver.is_random(call.level_next)
+        z = self.correction.noise(noise()) if is_random else torch.zeros((), device=x.device)
         x_next = self.solver.update(start, used, call.level, call.level_next, z)
         x_next = self.correction.after(x_next, used, call)
         yield Step(i, 0, level, level_next, x, x_next, raw, used.x0, used.eps, x0, not corrects)

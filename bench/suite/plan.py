@@ -156,9 +156,14 @@ class Cell:
         if not self.model.remedies:
             return None
         walk = Walk(self.levels(), self.grid(), self.config.clip)
-        sampler = self.config.sampler
+        sampler, solver = self.config.sampler, self.solver()
+        draws = any(solver.is_random(after) or solver.churned(level)[1] for level, after in pairwise(walk.levels))
         made = [remedy.correction(walk, sampler, self.steps) for remedy in self.model.remedies]
         for remedy, correction in zip(self.model.remedies, made, strict=True):
+            if correction.scales_noise and not draws:
+                flag = {"ddim": "give --eta", "euler": "give --churn", "heun": "give --churn"}
+                advice = flag.get(sampler, "") if not self.model.description.is_flow else "use --sampler sde"
+                raise ValueError(f"{remedy.kind} scales noise, and this walk draws none; {advice}")
             if correction.moves and sampler in MULTISTEP_SAMPLERS:
                 others = [name for name in samplers_of(self.model.description.frame) if name not in MULTISTEP_SAMPLERS]
                 raise ValueError(

@@ -3,6 +3,8 @@
 from bench.diffusion.corrections.base import Correction, InOrder
 from bench.diffusion.corrections.epsilon_scaling import EpsilonScaling, FirstCallScaling, VelocityScaling, X0Scaling
 from bench.diffusion.corrections.input_perturbation import InputPerturbation
+from bench.diffusion.corrections.noise_scaling import NoiseScaling
+from bench.diffusion.corrections.sigma_lying import SigmaLying
 from bench.diffusion.corrections.temporal_rescaling import TemporalRescaling
 from bench.diffusion.corrections.time_shift import ShiftedTarget, TimeShift
 from bench.diffusion.corrections.variance_matching import FinalStd, VarianceNormalisation, X0StdMatching, x0_std
@@ -10,6 +12,7 @@ from bench.diffusion.corrections.wavelet import DifferentialCorrection, PixelCor
 
 __all__ = [
     "Correction", "DifferentialCorrection", "EpsilonScaling", "FinalStd", "FirstCallScaling", "InOrder",
-    "InputPerturbation", "PixelCorrection", "ReverseStdCorrection", "ShiftedTarget", "TemporalRescaling", "TimeShift",
-    "VarianceNormalisation", "VelocityScaling", "X0Scaling", "X0StdMatching", "x0_std",
+    "InputPerturbation", "NoiseScaling", "PixelCorrection", "ReverseStdCorrection", "ShiftedTarget", "SigmaLying",
+    "TemporalRescaling", "TimeShift", "VarianceNormalisation", "VelocityScaling", "X0Scaling", "X0StdMatching",
+    "x0_std",
 ]  # fmt: skip

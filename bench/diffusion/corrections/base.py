@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,9 +23,15 @@ class Correction:
     Attributes:
         moves: whether ``before`` or ``after`` changes the state, its level or the target between two steps, which
             solvers that remember earlier steps refuse.
+        scales_noise: whether ``noise`` changes anything, which a walk without noise has no use for.
+        neutral: the constants that switch it off, by their names in the constructor; None where none do.
+        typical: constants at work, for those without a default.
     """
 
     moves = False
+    scales_noise = False
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    typical: ClassVar[Mapping[str, Any]] = {}
 
     def before(self, x: Tensor, call: Call) -> tuple[Tensor, Call]:
         """Change the state, the level it is taken to be at, or the target of the step."""
@@ -37,6 +44,10 @@ class Correction:
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Return the (x0, eps) that the update uses, before clipping."""
         return pred.x0, pred.eps
+
+    def noise(self, z: Tensor) -> Tensor:
+        """Change unit noise [B, C, H, W], that of churn before a step and that of the update."""
+        return z
 
     def after(self, x_next: Tensor, pred: Prediction, call: Call) -> Tensor:
         """Change the new state; ``pred`` holds the x0 and eps that the update used."""
@@ -53,6 +64,7 @@ class InOrder(Correction):
     def __init__(self, corrections: Sequence[Correction]) -> None:
         self.corrections = tuple(corrections)
         self.moves = any(correction.moves for correction in corrections)
+        self.scales_noise = any(correction.scales_noise for correction in corrections)
 
     def before(self, x: Tensor, call: Call) -> tuple[Tensor, Call]:
         """Change state and call, one after another."""
@@ -72,6 +84,12 @@ class InOrder(Correction):
             x0, eps = correction.prediction(pred, x, call)
             pred = replace(pred, x0=x0, eps=eps)
         return pred.x0, pred.eps
+
+    def noise(self, z: Tensor) -> Tensor:
+        """Change the noise, one after another."""
+        for correction in self.corrections:
+            z = correction.noise(z)
+        return z
 
     def after(self, x_next: Tensor, pred: Prediction, call: Call) -> Tensor:
         """Change the new state, one after another."""
@@ -97,6 +115,63 @@ def with_noise(pred: Prediction, x: Tensor, level: Level, eps: Tensor) -> tuple[
     if alpha == 0:
         return pred.x0, pred.eps
     return (x - level.sigma * eps) / alpha, eps
+
+
+_UNIT = 1e-6  # how far from 1 a family's size may round
+# What is 1 at every level of a family.
+_SIZES: Mapping[str, Callable[[Level], float]] = {
+    "edm": lambda level: level.alpha,
+    "vp": lambda level: level.alpha**2 + level.sigma**2,
+    "flow": lambda level: level.alpha + level.sigma,
+}
+
+
+def is_blind(level: Level) -> bool:
+    """Tell whether a state holds no signal, as where a flow starts."""
+    alpha: Any = level.alpha
+    return not isinstance(alpha, Tensor) and alpha == 0
+
+
+class Grid:
+    """The levels that a network knows, and where others lie among them.
+
+    Args:
+        levels: noisiest first, without the clean one.
+
+    Raises:
+        ValueError: a clean level, or levels of no known family.
+    """
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        families = [name for name, size in _SIZES.items() if all(abs(size(level) - 1) < _UNIT for level in levels)]
+        if not levels or any(level.is_clean for level in levels) or not families:
+            raise ValueError(
+                "the grid must hold noisy levels, variance preserving (alpha^2 + sigma^2 = 1), EDM's (alpha = 1) or a"
+                " flow's (alpha + sigma = 1)"
+            )
+        self.family, ascending = families[0], list(reversed(levels))
+        self._t = ByLevel([self._position(level) for level in ascending], [level.t for level in ascending])
+
+    def _position(self, level: Level) -> Any:
+        """Return where a level lies: at its sigma in a flow, where t is linear in it, else at log(sigma / alpha)."""
+        if self.family == "flow":
+            return level.sigma
+        ratio: Any = level.sigma / level.alpha
+        return ratio.log() if isinstance(ratio, Tensor) else math.log(ratio)
+
+    def t_of(self, level: Level) -> Any:
+        """Return the t of a level's alpha and sigma, interpolated; beyond the grid that of its end."""
+        return self._t(self._position(level))
+
+    def scaled(self, level: Level, s: float) -> tuple[Any, Level]:
+        """Return c, and the family's level of c alpha and c s sigma: that of c x where x has s times the noise."""
+        sigma = s * level.sigma
+        c: Any = 1.0  # EDM's frame: the signal keeps its size
+        if self.family == "vp":  # back to unit variance: alpha_bar' = c^2 alpha_bar
+            c = ((level.alpha**2 + level.sigma**2) / (level.alpha**2 + sigma**2)) ** 0.5
+        elif self.family == "flow":  # back to alpha + sigma = 1
+            c = 1 / (level.alpha + sigma)
+        return c, replace(level, alpha=c * level.alpha, sigma=c * sigma)
 
 
 class ByLevel:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -29,6 +30,9 @@ class EpsilonScaling(Correction):
     Raises:
         ValueError: a divisor of the walk is not positive and finite.
     """
+
+    neutral: ClassVar[Mapping[str, Any]] = {"b": 1.0, "k": 0.0}
+    typical: ClassVar[Mapping[str, Any]] = {"b": 1.02}
 
     def __init__(self, levels: Sequence[Level], b: float, k: float = 0.0) -> None:
         # By index, least noisy first: lambda_t = k t + b of the paper.

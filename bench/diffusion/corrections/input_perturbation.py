@@ -11,23 +11,16 @@ c s sigma), it is what the network's own optimum answers: f(y, t) = eps*(c y, t'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from bench.diffusion.corrections.base import ByLevel, Correction
+from bench.diffusion.corrections.base import Correction, Grid, is_blind
 from bench.diffusion.types import Level, Network, Prediction
 
 _MOST = 1e6
-_UNIT = 1e-6  # how far from 1 a family's size may round
-# What is 1 at every level of a family.
-_SIZES: Mapping[str, Callable[[Level], float]] = {
-    "edm": lambda level: level.alpha,
-    "vp": lambda level: level.alpha**2 + level.sigma**2,
-    "flow": lambda level: level.alpha + level.sigma,
-}
 
 
 class InputPerturbation(Correction):
@@ -59,38 +52,22 @@ class InputPerturbation(Correction):
         ValueError: gamma is negative or not finite, or the grid is of no known family.
     """
 
+    neutral: ClassVar[Mapping[str, Any]] = {"gamma": 0.0}
+    typical: ClassVar[Mapping[str, Any]] = {"gamma": 0.1}
+
     def __init__(self, grid: Sequence[Level], gamma: float, scale: bool = True) -> None:
         if not 0 <= gamma <= _MOST:
             raise ValueError(f"gamma must lie between 0 and {_MOST:g}, not {gamma}")
-        self.s, self.scale = math.sqrt(1 + gamma**2), scale
-        families = [name for name, size in _SIZES.items() if all(abs(size(level) - 1) < _UNIT for level in grid)]
-        if not grid or any(level.is_clean for level in grid) or not families:
-            raise ValueError(
-                "the grid must hold noisy levels, variance preserving (alpha^2 + sigma^2 = 1), EDM's (alpha = 1) or a"
-                " flow's (alpha + sigma = 1)"
-            )
-        self._family, ascending = families[0], list(reversed(grid))
-        self._t = ByLevel([self._position(level) for level in ascending], [level.t for level in ascending])
-
-    def _position(self, level: Level) -> Any:
-        """Return where a level lies in the grid: sigma in a flow, where t is linear in it, else log(sigma / alpha)."""
-        return level.sigma if self._family == "flow" else _log(level.sigma / level.alpha)
+        self.s, self.scale, self._grid = math.sqrt(1 + gamma**2), scale, Grid(grid)
 
     def noisier(self, level: Level) -> tuple[float, Level]:
         """Return c, and the level of c y: t' and its factors c alpha and c s sigma (tensors, if one an image)."""
-        sigma = self.s * level.sigma
-        c = 1.0  # EDM's frame: the signal keeps its size
-        if self._family == "vp":  # back to unit variance: alpha_bar' = c^2 alpha_bar
-            c = ((level.alpha**2 + level.sigma**2) / (level.alpha**2 + sigma**2)) ** 0.5
-        elif self._family == "flow":  # back to alpha + sigma = 1
-            c = 1 / (level.alpha + sigma)
-        noisier = replace(level, alpha=c * level.alpha, sigma=c * sigma)
-        position = noisier.sigma if self._family == "flow" else _log(sigma / level.alpha)
-        return c, replace(noisier, t=self._t(position))
+        c, noisier = self._grid.scaled(level, self.s)
+        return c, replace(noisier, t=self._grid.t_of(noisier))
 
     def ask(self, network: Network, x: Tensor, level: Level) -> Prediction:
         """Ask about c x at the noisier level; the prediction is of x at ``level``."""
-        if self.s == 1 or _is_blind(level):  # off: not even a rounding error
+        if self.s == 1 or is_blind(level):  # off: not even a rounding error
             return network(x, level)
         c, noisier = self.noisier(level)
         pred = network(c * x, noisier)
@@ -98,13 +75,3 @@ class InputPerturbation(Correction):
         guidance = None if pred.guidance is None else c * pred.guidance  # grad_x log p(y | c x) = c grad log p
         x0 = (x - level.sigma * eps) / level.alpha
         return replace(pred, eps=eps, x0=x0, x0_cov=None, guidance=guidance)
-
-
-def _is_blind(level: Level) -> bool:
-    """Tell whether a state holds no signal, as where a flow starts; nothing can be perturbed there."""
-    alpha: Any = level.alpha
-    return not isinstance(alpha, Tensor) and alpha == 0
-
-
-def _log(ratio: Any) -> Any:
-    return ratio.log() if isinstance(ratio, Tensor) else math.log(ratio)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from bench.diffusion.corrections.base import Correction, with_noise
@@ -27,6 +30,8 @@ class TemporalRescaling(Correction):
     Raises:
         ValueError: k or s is not between 1e-6 and 1e6.
     """
+
+    neutral: ClassVar[Mapping[str, Any]] = {"k": 1.0}
 
     def __init__(self, k: float = 0.95, s: float = 1.0) -> None:
         for name, value in {"k": k, "s": s}.items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ class _LevelChoice(Correction):
     """What both forms share: where the walk goes, which levels lie near one, and which of them fits an image."""
 
     moves = True
+    neutral: ClassVar[Mapping[str, Any]] = {"window": 0.0}
+    typical: ClassVar[Mapping[str, Any]] = {"window": 150.0, "cutoff": 300.0}
 
     def __init__(self, levels: Sequence[Level], grid: Sequence[Level], window: float, cutoff: float) -> None:
         if not (0 <= window < math.inf and 0 <= cutoff < math.inf):

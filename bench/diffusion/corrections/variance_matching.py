@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class VarianceNormalisation(Correction):
     """
 
     moves = True
+    typical: ClassVar[Mapping[str, Any]] = {"cutoff": 0.0}
 
     def __init__(self, levels: Sequence[Level], data_variance: float, cutoff: float) -> None:
         if not (0 <= data_variance < math.inf and 0 <= cutoff < math.inf):

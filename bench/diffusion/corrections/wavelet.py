@@ -14,8 +14,9 @@ of small steps. The step to the clean level, which published code corrects too, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +48,8 @@ class DifferentialCorrection(Correction):
     """
 
     moves = True
+    neutral: ClassVar[Mapping[str, Any]] = {"low": 0.0, "high": 0.0}
+    typical: ClassVar[Mapping[str, Any]] = {"low": 0.05}
 
     def __init__(self, levels: Sequence[Level], low: float, high: float = 0.0) -> None:
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -104,6 +107,8 @@ class PixelCorrection(Correction):
     """
 
     moves = True
+    neutral: ClassVar[Mapping[str, Any]] = {"c": 0.0}
+    typical: ClassVar[Mapping[str, Any]] = {"c": 0.02}
 
     def __init__(self, levels: Sequence[Level], c: float) -> None:
         if not math.isfinite(c):

@@ -142,6 +142,18 @@ KINDS: Mapping[str, Kind] = {
         {"c": 0.005},
         lambda make, walk, c: make.PixelCorrection(walk.levels, c=c["c"]),
     ),
+    "noise-scaling": Kind(
+        "the noise of random steps and of churn, a little stronger (EDM's S_noise)",
+        {"s": 1.003},
+        lambda make, walk, c: make.NoiseScaling(s=c["s"]),
+        ("ddpm", "ddim", "euler", "heun", "sde"),
+        "its steps draw no noise",
+    ),
+    "sigma-lying": Kind(
+        "the network told sigma (1 - d) (ComfyUI)",
+        {"d": 0.05},
+        lambda make, walk, c: make.SigmaLying(walk.grid, d=c["d"]),
+    ),
     "tsr": Kind(
         "temporal score rescaling: eps scaled by the signal-to-noise ratio (arXiv 2510.01184)",
         {"k": 0.95, "s": 1.0},
@@ -155,6 +167,8 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "input-perturbation": ("y",),
     "variance-normalisation": ("x0", "final"),
     "dcw": ("reverse", "pixel"),
+    "noise-scaling": (),
+    "sigma-lying": (),
     "tsr": (),
 }
 
@@ -166,6 +180,8 @@ SUFFIXES: Mapping[str, str] = {
     "ts": "time-shift",
     "ip-emu": "input-perturbation",
     "dcw": "dcw",
+    "noise": "noise-scaling",
+    "lie": "sigma-lying",
     "tsr": "tsr",
 }
 
