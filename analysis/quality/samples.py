@@ -46,6 +46,8 @@ def _samples(record: CellRecord) -> tuple[dict[str, Any], NDArray[np.uint8]] | N
     if arrays is None:
         return None
     images = arrays.get("arr_0", np.empty(0))
+    if images.dtype == np.float32:  # latents, which nobody can see
+        return None
     if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size or images.dtype != np.uint8:
         raise ResultsError(f"{record.folder / 'samples.npz'} does not hold uint8 images; delete the cell and run again")
     return record.cell, images

@@ -133,7 +133,9 @@ def _bytes(values: Tensor) -> memoryview:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Map uint8 [0, 255] to float32 [-1, 1]."""
+    """Map uint8 [0, 255] to float32 [-1, 1]; float32 latents stay as they are."""
+    if images.is_floating_point():
+        return images
     return images.to(torch.float32) / 127.5 - 1.0
 
 
@@ -148,7 +150,7 @@ def quantize(x: Tensor, mode: str = "round") -> Tensor:
 
 def coloured(images: Pixels) -> Pixels:
     """Return images [N, H, W, 1 or 3] as [N, H, W, 3], guided-diffusion's format: grey as three equal channels."""
-    return np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]
+    return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
 
 
 def reduced(images: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:

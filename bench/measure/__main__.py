@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         " may share their noise",
     )  # fmt: skip
     parser.add_argument(
-        "--features", choices=[name for name in EXTRACTORS if name != "none"],
+        "--features", choices=[name for name in EXTRACTORS if name not in ("latents", "none")],
         help="extractor of the features (default: that of digits, cifar10 or cifar10-16, else inception)",
     )  # fmt: skip
     parser.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
+from bench.data import Dataset
 from bench.diffusion.types import Denoiser
+from bench.latent.autoencoder import Decoder
+from bench.latent.material import LatentData
+from bench.latent.networks import load_conditional
 from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.quality.references import open_statistics
 from bench.models.acceleration import Accelerated
@@ -49,6 +55,8 @@ class Run:
         self.compiled: bool | None = None
         guidance = config.models[0].guidance  # of all models or of none
         self._classifier = load_classifier(guidance.classifier, guidance.network) if guidance else None
+        latent = config.models[0].latent  # of all models or of none
+        self._decoder = Decoder(latent.vae, config.device) if latent and latent.vae else None
         self.cells = plan_cells(
             config.models, config.sampler, request.steps, config.seeds, request.samples, request.in_cells(), config.data
         )
@@ -85,19 +93,27 @@ class Run:
         request = self.config.request
         extractor = open_extractor(request.features, request.inception_weights, self.config.device)
         if extractor is not None:
-            extractor.check(self.config.data.shape)
+            extractor.check(self._pictures.shape)
         return extractor
 
     def reference(self) -> Reference:
         """Return what the run's samples are compared with."""
         data, extractor, path = self.config.data, self.open_features(), self.config.request.reference
-        if path is None or extractor is None:
-            return Reference(data, extractor)
-        return Reference(data, extractor, open_statistics(path, extractor))
+        imported = None if path is None or extractor is None else open_statistics(path, extractor)
+        return Reference(data, extractor, imported, self._pictures)
+
+    @cached_property
+    def _pictures(self) -> Dataset:
+        """Return the images that samples are compared with: the run's own, or its latents decoded."""
+        data = self.config.data
+        return self._decoder.decoded(data) if self._decoder is not None and isinstance(data, LatentData) else data
 
     def workbench(self, reference: Reference, progress: Callable[[int], None]) -> Workbench:
         """Return what every walk of the run stands on."""
-        return Workbench(self.denoiser, reference, self.config.device, self.config.request.batch, progress)
+        bench = Workbench(self.denoiser, reference, self.config.device, self.config.request.batch, progress)
+        if isinstance(self.config.data, LatentData):
+            return replace(bench, render=self._decoder or (lambda latents, mode: latents.float()))
+        return bench
 
     def denoiser(self, model: Model) -> Denoiser:
         """Return a model's network on the run's device, under its guidance, without its corrections."""
@@ -118,7 +134,7 @@ def _load_networks(config: Configuration) -> dict[str, Accelerated]:
         check_fit(model, config.data, config.shows_images)
         key = (model.weights_hash(), short_hash(dict(model.description.network)))
         if key not in opened:
-            network = open_network(model.weights, model.description)
+            network = (load_conditional if model.latent else open_network)(model.weights, model.description)
             opened[key] = Accelerated(network, config.sampler.precision)
         networks[model.name] = opened[key]
     return networks

@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.runtime.errors import UserError
 
+DEFAULT_DATASET = "digits"
 MEASUREMENTS = ("steps", "normality", "chains", "response")
 IN_CELLS = ("steps", "normality")  # measurements made while a cell is sampled
 SPACINGS = ("plain", "ddim", "leading", "linspace", "trailing")

@@ -2,8 +2,8 @@
 
 ``digits``, ``cifar10`` and ``cifar10-16`` are the embedded classifiers; ``inception`` is torch-fidelity's Inception
 with the guided-diffusion evaluator's spatial layer beside it, ``clean-fid`` the same network behind clean-fid's
-resizing. Only the published Inception weights make a distance a FID. torch-fidelity takes seconds to import, and is
-imported where Inception is opened.
+resizing. ``latents`` are moments of latents themselves. Only the published Inception weights make a distance a FID.
+torch-fidelity takes seconds to import, and is imported where Inception is opened.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from bench.files.writing import sha256_of
 from bench.measure.features.classifier import CLASSIFIERS, load_classifier
+from bench.measure.features.latents import LatentFeatures
 from bench.runtime.errors import FeatureError
 
 Rows = NDArray[np.float32]
 INCEPTION_EXTRACTORS = ("inception", "clean-fid")
-EXTRACTORS = ("digits", "cifar10", "cifar10-16", *INCEPTION_EXTRACTORS, "none")
+EXTRACTORS = ("digits", "cifar10", "cifar10-16", *INCEPTION_EXTRACTORS, "latents", "none")
 
 
 class ClassifierFeatures(nn.Module):
@@ -136,6 +137,9 @@ def open_extractor(
         return None
     if name in _EMBEDDED:
         return _open_embedded(name, device)
+    if name == "latents":
+        metrics = _metric_names("", "_latent_moments")
+        return Extractor(name, LatentFeatures(), metrics, "1", note="moments of the latents themselves, no FID")
     if name in INCEPTION_EXTRACTORS:
         return _open_inception(name, inception_weights, device)
     raise FeatureError(f"unknown features {name!r}; choose {', '.join(EXTRACTORS)}")

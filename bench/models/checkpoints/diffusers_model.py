@@ -129,7 +129,9 @@ def describe_diffusers(path: Path) -> Description:
     latent = [name for name in _LATENT if name in parts.index]
     if latent or config.get("_class_name") == "UNet2DConditionModel":
         what = f"works on the latents of its {latent[0]!r}" if latent else "is conditioned on embeddings"
-        raise CheckpointError(f"{path} {what}, but an unconditional pixel model is needed here; see docs/latent.md")
+        raise CheckpointError(
+            f"{path} {what}, but an unconditional pixel model is needed here; give its entry 'latents' (docs/latent.md)"
+        )
     if config.get("_class_name") != "UNet2DModel":
         raise CheckpointError(f"{parts.config} is of a {quoted(config.get('_class_name'))}; only UNet2DModel is known")
     schedule, T, prediction = training_process(parts.scheduler)
@@ -217,14 +219,16 @@ def build_unet(kind: type[Any], config: Mapping[str, Any], parts: Parts, dtype: 
             raise CheckpointError(f"{parts.config} sets {quoted(key)}, unknown to this diffusers; upgrade it")
         if ("layers" in key or key.endswith("block_types")) and not _is_small(value):
             raise CheckpointError(f"{parts.config}: {quoted(key)} is beyond any network, {quoted(value)}")
+    known = {key: value for key, value in config.items() if key in arguments}
     try:
-        unet = without_weights(lambda: kind(**{key: value for key, value in config.items() if key in arguments}))
+        unet = without_weights(lambda: kind(**known))
     except Exception as error:  # on settings that do not fit together the library raises almost any kind
         raise CheckpointError(f"{parts.config} describes no network ({reason(error)})") from None
     misfit = f"{parts.weights} does not fit its config.json"
     unet.load_state_dict(dict(read_tensors(parts.weights, unet.state_dict(), dtype, misfit, _renamed)), assign=True)
     if any(buffer.is_meta for buffer in unet.buffers()):  # computed on construction, so not in the file
-        raise CheckpointError(f"{parts.config} uses blocks with constants of their own, which cannot be loaded")
+        loaded, unet = unet.state_dict(), kind(**known)
+        unet.load_state_dict(loaded, assign=True)
     return unet.eval().requires_grad_(False)
 
 

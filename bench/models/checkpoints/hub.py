@@ -15,7 +15,7 @@ from bench.runtime.errors import CheckpointError
 _CONFIG, _SCHEDULER, _INDEX = "config.json", "scheduler_config.json", "model_index.json"
 _STEM = "diffusion_pytorch_model"
 _WEIGHTS = (f"{_STEM}.safetensors", f"{_STEM}.fp16.safetensors")
-_NETWORKS = ("unet_ema", "unet")  # folders of a network, the moving average first
+_NETWORKS = ("unet_ema", "unet", "transformer")  # folders of a network, the moving average first
 _LARGEST_JSON = 2**20
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 # All that is ever downloaded: of a pipeline or of a flat model, and nothing that could be executed.
@@ -41,6 +41,17 @@ class Parts:
     weights: Path
     scheduler: Path
     index: Mapping[str, Any]  # model_index.json, empty where there is none
+
+    @classmethod
+    def alone(cls, folder: Path) -> Parts:
+        """Find the parts of a network without a scheduler of its own, which stands for it.
+
+        Raises:
+            CheckpointError: no such folder, or a part is missing.
+        """
+        if not (folder / _CONFIG).is_file():
+            raise CheckpointError(f"{folder} is no folder with a {_CONFIG}; check the path")
+        return cls(folder / _CONFIG, _weights(folder), folder / _CONFIG, {})
 
     @classmethod
     def of(cls, path: Path) -> Parts:

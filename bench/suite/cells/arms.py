@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.data import quantize
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, paired, prior, teacher_forced, walk
 from bench.diffusion.types import Probe, Step
@@ -187,8 +186,8 @@ class Arms:
         return sample_labels(self.cell, self.noise, samples)
 
     def _pixels(self, x0: Tensor) -> Tensor:
-        """Return images as uint8 [B, H, W, C] on the host; from CUDA the copy is still under way."""
-        pixels = quantize(x0, self.cell.config.quantize).movedim(1, -1).contiguous()
+        """Return images uint8 (latents float32) [B, H, W, C] on the host; from CUDA the copy is still under way."""
+        pixels = self.workbench.render(x0, self.cell.config.quantize).movedim(1, -1).contiguous()
         if pixels.device.type != "cuda":
             return pixels.cpu()
         host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)

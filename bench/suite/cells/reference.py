@@ -23,6 +23,7 @@ from bench.measure.quality.statistics_files import cached_statistics, with_featu
 
 _DRAWS = 500  # of exact samples: the mean is known to a twentieth of the spread
 _FEW_DRAWS = 10  # where a distance takes seconds, that is of Inception's 2048 features
+_WIDE = 1024
 _QUANTILES = {"low": 0.025, "high": 0.975}
 _ENDINGS = ("exact", "exact_sd", "exact_low", "exact_high")
 _DRAW_SEED = 0
@@ -38,10 +39,17 @@ class Reference:
         extractor: gives the features; None where nothing is scored.
         imported: features' statistics from a file, in place of the training part's; images to compare one by one,
             where the file brings none, are the training part's still.
+        pictures: the images that samples are scored against, where they are not ``data``: decoded latents.
     """
 
-    def __init__(self, data: Dataset, extractor: Extractor | None, imported: Yardstick | None = None) -> None:
-        self.data, self.extractor = data, extractor
+    def __init__(
+        self,
+        data: Dataset,
+        extractor: Extractor | None,
+        imported: Yardstick | None = None,
+        pictures: Dataset | None = None,
+    ) -> None:
+        self.data, self.extractor, self.pictures = data, extractor, pictures or data
         self._imported = imported
         self._features: ReferenceStatistics | None = None
         self._exact_scores: dict[int, list[Score]] = {}
@@ -53,7 +61,7 @@ class Reference:
     @property
     def name(self) -> str:
         """Return what tables call the reference."""
-        return self._imported.statistics.name if self._imported is not None else self.data.training_name
+        return self._imported.statistics.name if self._imported is not None else self.pictures.training_name
 
     def features_key(self) -> str:
         """Return what a Frechet distance depends on besides samples and data: extractor and imported statistics."""
@@ -72,21 +80,21 @@ class Reference:
         """
         if self._features is None:
             assert self.extractor is not None  # scoring asks only where there is an extractor
-            images, content = self.data.part("train"), self.data.content_hash()
+            images, content = self.pictures.part("train"), self.pictures.content_hash()
             if self._imported is None:
                 committed = self.committed_statistics()
                 self._features = committed or cached_statistics(self.extractor, images, self.name, content)
             else:
                 statistics = self._imported.completed(self.extractor)
                 if not len(statistics.pooled) and len(images):
-                    statistics = with_features(statistics, self.extractor, images, self.data.training_name, content)
+                    statistics = with_features(statistics, self.extractor, images, self.pictures.training_name, content)
                 self._features = statistics
         return self._features
 
     def committed_statistics(self) -> ReferenceStatistics | None:
         """Return the statistics that the package keeps of these images' features, None where it keeps none."""
         assert self.extractor is not None  # as for features
-        data = self.data
+        data = self.pictures
         committed = data.committed if isinstance(data, Unseen) else None
         if committed:
             return committed_statistics(self.extractor, committed.content, committed.pixels.n)
@@ -128,9 +136,9 @@ class Reference:
             reason = "the statistics are imported: draws of the training images would be compared with other images"
             return [Score(name, None, n, self.name, reason)]
         assert self.extractor is not None  # as for features
-        draws = _DRAWS if self.extractor.embedded else _FEW_DRAWS
         features, rng = self.features(), np.random.default_rng(_DRAW_SEED)
         pooled = features.pooled
+        draws = _DRAWS if pooled.shape[1] < _WIDE else _FEW_DRAWS
         rows, images = len(pooled), features.n or 0
         if rows < images and n > rows // _FEW:
             reason = f"{n} draws need the features of all {images} training images, of which {rows} are kept"

@@ -162,7 +162,7 @@ def score_cell(
 def _scores(
     cell: Cell, reference: Reference, store: Store, samples: Tensor, features: FeatureSet | None
 ) -> Iterator[Score]:
-    data = reference.data
+    data = reference.pictures
     grey = samples[:, : data.shape[0]]
     yield neighbour_ratio(grey, data.part("train"), data.part("heldout"))
     extractor = reference.extractor

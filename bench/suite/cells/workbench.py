@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.data import Dataset, to_unit
+from bench.data import Dataset, quantize, to_unit
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.types import Denoiser
 from bench.suite.cells.reference import Reference
@@ -26,6 +26,7 @@ class Workbench:
         device: where networks compute.
         batch: internal batch size.
         progress: called with the number of network calls just made (a call is one image at one level).
+        render: makes of finished states [B, C, H, W] what is stored and scored: uint8 images, or float32 latents.
     """
 
     denoiser: Callable[[Model], Denoiser]
@@ -33,6 +34,7 @@ class Workbench:
     device: torch.device
     batch: int
     progress: Callable[[int], None]
+    render: Callable[[Tensor, str], Tensor] = quantize
 
     @property
     def data(self) -> Dataset:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bench.runtime.errors import OneLineParser
+from bench.suite.settings import DEFAULT_DATASET
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -39,7 +40,7 @@ def _add_grid(grid: argparse._ArgumentGroup) -> None:
     )
     grid.add_argument(
         "--dataset",
-        default="digits",
+        default=DEFAULT_DATASET,
         metavar="NAME",
         help="digits, cifar10, ... (docs/data.md lists them), or one of the config file's (default %(default)s)",
     )

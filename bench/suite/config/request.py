@@ -51,6 +51,7 @@ class Request:
     device: str
     measure: tuple[str, ...]
     features: str
+    features_asked: bool
     inception_weights: Path | None
     classifier: Path | None
     classifier_scale: float | None
@@ -122,6 +123,7 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
         device=_choice("--device", args.device, DEVICES),
         measure=_measurements(args),
         features=_features(args, entries),
+        features_asked=args.features is not None,
         inception_weights=args.inception_weights,
         classifier=args.classifier,
         classifier_scale=args.classifier_scale,

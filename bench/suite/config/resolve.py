@@ -11,6 +11,7 @@ import torch
 
 from bench.data import Dataset
 from bench.files.writing import sha256_of
+from bench.latent.material import read_latents
 from bench.measure.quality.committed import COMMITTED, Unseen
 from bench.models.acceleration import precision_refusal
 from bench.runtime.devices import find_device
@@ -19,7 +20,7 @@ from bench.suite.registry.guidance import settle_guidance
 from bench.suite.registry.model import Model
 from bench.suite.registry.registry import Registry
 from bench.suite.registry.tune import OF_IMAGES
-from bench.suite.settings import FRAME_NAMES, ConfigError, SamplerConfig, samplers_of, short_hash
+from bench.suite.settings import DEFAULT_DATASET, FRAME_NAMES, ConfigError, SamplerConfig, samplers_of, short_hash
 
 _NEED_IMAGES = {
     "normality": "normality (single-step errors on real images)",
@@ -136,7 +137,7 @@ def resolve(request: Request, registry: Registry) -> Configuration:
     device = device_of(request.device)
     _refuse_precision(request.sampler.precision, device)
     named = resolve_models(request, registry)
-    data = registry.load_dataset(request.data_dir, request.preprocessing)
+    request, data = _data(request, registry, named)
     flags = {"guidance": request.guidance, "guidance_interval": request.guidance_interval}
     flags = {name: value for name, value in flags.items() if value is not None}
     named = tuple(settle_guidance(model, data.classes, flags) for model in named)
@@ -148,6 +149,32 @@ def resolve(request: Request, registry: Registry) -> Configuration:
         return Configuration(request, device, named, named, request.seeds, data, sampler, left_out)
     models = tune.variants(named, sampler.sampler, request.steps)
     return Configuration(request, device, named, models, tune.seeds(request.seeds), data, sampler, left_out)
+
+
+def _data(request: Request, registry: Registry, models: tuple[Model, ...]) -> tuple[Request, Dataset]:
+    """Return the run's images, or the latents of latent models with the request as they need it.
+
+    Raises:
+        ConfigError: latent and pixel models together, latents of two files, or flags that are for images.
+    """
+    files = {model.latent for model in models}
+    if files == {None}:
+        if request.features == "latents":
+            raise ConfigError("--features latents is for latent models; leave it out")
+        return request, registry.load_dataset(request.data_dir, request.preprocessing)
+    first, *others = files
+    if first is None or others:
+        raise ConfigError("models of one run share their latents and autoencoder; run the others apart")
+    given = {"--data-dir": request.data_dir, "--resize and --crop": request.preprocessing}
+    given |= {"--dataset": registry.dataset != DEFAULT_DATASET, "--clip": request.clip}
+    for flag, value in given.items():
+        if value:
+            raise ConfigError(f"{flag} has no effect on latent models, whose data are their latents; leave it out")
+    features = request.features if request.features_asked else ("latents" if first.vae is None else "inception")
+    if (features == "latents") != (first.vae is None) and features != "none":
+        advice = "give their entry 'vae', or leave it out" if first.vae is None else "leave it out, or drop 'vae'"
+        raise ConfigError(f"--features {features} does not read what these latent models give; {advice}")
+    return replace(request, features=features, clip=False), read_latents(first.latents)
 
 
 def device_of(name: str) -> torch.device:

@@ -30,6 +30,7 @@ _MODEL_KEYS = {
     "network": _TABLE, "schedule": _TEXT, "T": _WHOLE,
     "adapter": _TEXT, "prediction": _TEXT, "in_channels": _WHOLE, "image_size": _WHOLE, "num_classes": _WHOLE,
     "learn_sigma": _SWITCH, "rescale_timesteps": _SWITCH,
+    "latents": _TEXT, "embeddings": _TEXT, "vae": _TEXT,
     "guidance": _NUMBER, "guidance_interval": _PAIR, "null_class": _WHOLE,
 }  # fmt: skip
 _DATASET_KEYS = {"path": _TEXT, "heldout_every": _WHOLE, "resize": _WHOLE, "crop": _TEXT, "resize_filter": _TEXT}

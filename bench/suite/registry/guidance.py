@@ -46,6 +46,8 @@ def settle_guidance(model: Model, data_classes: int, flags: Mapping[str, Any]) -
         ConfigError: no labels, no null class, or one that is no label of its own.
     """
     classes, keys = model.description.classes, {**model.guidance_keys, **flags}
+    if model.latent is not None:
+        model = replace(model, label_count=data_classes)
     if not classes:
         if keys:
             key = next(iter(keys))
@@ -58,6 +60,8 @@ def settle_guidance(model: Model, data_classes: int, flags: Mapping[str, Any]) -
         raise ConfigError(f"the guidance interval of model {model.name!r} has no effect at scale 1; give --guidance")
     if null is None:
         if scale != 1:
+            if model.latent is not None:
+                raise ConfigError(f"model {model.name!r} has no 'negative_embeddings' to be guided from; add them")
             raise ConfigError(
                 f"model {model.name!r} has no null class to be guided from: the data have {data_classes} classes, it"
                 f" takes {classes}; give its entry 'null_class', or leave the guidance out"
@@ -69,4 +73,5 @@ def settle_guidance(model: Model, data_classes: int, flags: Mapping[str, Any]) -
         raise ConfigError(f"null class {null} of model {model.name!r} must be a label outside the data's ({allowed})")
     low, high = map(float, interval or (0.0, math.inf))
     guidance = ClassifierFree(scale, null, low, high)
-    return replace(model, classifier_free=guidance, label_count=data_classes if data_classes > 1 else null)
+    count = model.label_count or (data_classes if data_classes > 1 else null)
+    return replace(model, classifier_free=guidance, label_count=count)

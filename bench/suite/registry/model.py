@@ -11,6 +11,8 @@ from typing import Any
 
 from bench.data import Dataset
 from bench.diffusion.types import Level
+from bench.latent.autoencoder import hash_decoder
+from bench.latent.networks import hash_conditional
 from bench.models.checkpoints.formats import checkpoint_hash
 from bench.models.checkpoints.guided_diffusion import PRESETS
 from bench.models.checkpoints.state_dicts import file_hash
@@ -21,7 +23,10 @@ from bench.suite.registry.remedies import KINDS, Remedy, split_kind
 from bench.suite.settings import FRAME_NAMES, ConfigError, samplers_of, short_hash
 
 # By format: where the network's arguments list its levels, and how many there are where they do not.
-_LEVELS = {"native": ("channel_mult", 4), "guided": ("channel_mult", 4), "diffusers": ("block_out_channels", 4)}
+_LEVELS = {
+    "native": ("channel_mult", 4), "guided": ("channel_mult", 4), "diffusers": ("block_out_channels", 4),
+    "conditional": ("block_out_channels", 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,19 @@ class Guidance:
 
 
 @dataclass(frozen=True)
+class LatentFiles:
+    """The files of a latent model's entry: its real latents, and the autoencoder that decodes, None for none."""
+
+    latents: Path
+    vae: Path | None = None
+
+    @cached_property
+    def vae_hash(self) -> str | None:
+        """Return the sha256 of the autoencoder."""
+        return self.vae and hash_decoder(self.vae)
+
+
+@dataclass(frozen=True)
 class Model:
     """A named model: weights and their description, remedies in the order they act, perhaps guidance.
 
@@ -57,6 +75,7 @@ class Model:
     base: str = ""  # the name of the plain model that the remedies were added to; empty where it has none
     given: Path | None = None  # weights of the command line, in place of its own
     guidance: Guidance | None = None
+    latent: LatentFiles | None = None
     guidance_keys: Mapping[str, Any] = field(default_factory=dict)
     classifier_free: ClassifierFree | None = None
     label_count: int | None = None
@@ -77,7 +96,8 @@ class Model:
 
     @cached_property
     def _weights_hash(self) -> str:
-        return checkpoint_hash(self.weights, self.description)
+        hashed = hash_conditional if self.latent else checkpoint_hash
+        return hashed(self.weights, self.description)
 
     def weights_hash(self) -> str:
         """Return the sha256 of the weights, read once."""
@@ -91,6 +111,8 @@ class Model:
         """Return what determines the function besides weights, network and schedule; empty for plain eps models."""
         prediction = self.description.prediction
         additions: dict[str, Any] = {} if prediction == "eps" else {"prediction": prediction}
+        if self.latent is not None and self.latent.vae is not None:
+            additions["vae"] = self.latent.vae_hash
         if free := self.classifier_free:
             additions["null_class"] = free.null
             if free.scale != 1:
@@ -184,6 +206,9 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
     """
     channels, height, width = data.shape
     about = model.description
+    if model.latent is not None:
+        _check_latents(model, data)
+        return
     if about.channels != channels:
         raise ConfigError(f"model {model.name!r} takes {about.channels} channels, dataset {data.name!r} has {channels}")
     size = about.network.get("image_size")
@@ -209,6 +234,27 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
         raise ConfigError(
             f"model {model.name!r} takes {model.labels} class labels, dataset {data.name!r} has {data.classes}"
             " classes; give its images in one folder a class, or use --no-probes"
+        )
+
+
+def _check_latents(model: Model, data: Dataset) -> None:
+    """Refuse latents of another shape than the network's, or conditions that it has no embeddings of."""
+    assert model.latent is not None  # its caller asked
+    about, path, (channels, *size) = model.description, model.latent.latents, data.shape
+    if about.channels != channels:
+        raise ConfigError(f"model {model.name!r} takes latents of {about.channels} channels, {path} has {channels}")
+    fixed, factor = about.network.get("image_size"), 2 ** (_levels(about.network, about.format) - 1)
+    if about.network["kind"] != "UNet2DConditionModel" and fixed and size != [fixed, fixed]:
+        raise ConfigError(
+            f"model {model.name!r} takes latents of {fixed}x{fixed}, {path} has {size[0]}x{size[1]}; encode images of"
+            " the size that it was trained on"
+        )
+    if any(length % factor for length in size):
+        raise ConfigError(f"model {model.name!r} halves latents {factor}-fold; {path} has {size[0]}x{size[1]}")
+    rows = (about.classes or 0) - (model.classifier_free is not None)
+    if data.classes > rows:
+        raise ConfigError(
+            f"'cond' of {path} names condition {data.classes - 1}, but model {model.name!r} has {rows}, counted from 0"
         )
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import DATASETS, EMBEDDED_DATASETS, Dataset, Preprocessing, load, load_path
+from bench.latent.autoencoder import check_decoder
+from bench.latent.networks import describe_conditional
 from bench.measure.quality.committed import COMMITTED, unseen
 from bench.models.checkpoints.adapter import describe_adapter
 from bench.models.checkpoints.formats import describe, located
@@ -21,10 +23,11 @@ from bench.suite.registry.config_file import read_config_files, read_remedies
 from bench.suite.registry.constants import constants_of
 from bench.suite.registry.family import EMBEDDED, member_of, trainings, weights_file
 from bench.suite.registry.guidance import GUIDANCE_KEYS, read_guidance
-from bench.suite.registry.model import Guidance, Model
+from bench.suite.registry.model import Guidance, LatentFiles, Model
 from bench.suite.registry.remedies import SUFFIXES, Remedy
 from bench.suite.settings import ConfigError, nearest
 
+_LATENT = {"latents", "embeddings", "vae"}
 _OF_ADAPTERS = ("in_channels", "image_size", "num_classes", "learn_sigma")
 _OF_PLAIN_FILES = ("network", "schedule", "T", "preset", "prediction", "rescale_timesteps")
 
@@ -156,6 +159,8 @@ class Registry:
             model = replace(base, name=name, base=base.base if base.remedies else base.base or base.name)
         elif "adapter" in entry:
             model = self._adapted(name, entry, path)
+        elif _LATENT & entry.keys():
+            model = self._latent(name, entry, path)
         else:
             weights = path or located(Path(str(entry.get("weights", ""))))
             if not str(entry.get("weights", "")) and path is None:
@@ -166,6 +171,23 @@ class Registry:
         treated = _with(model, model, *remedies)
         # A network whose own entry treats it has no name of its own.
         return replace(treated, base="") if remedies and "base" not in entry else treated
+
+    @staticmethod
+    def _latent(name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
+        """Return a conditional latent model in diffusers format."""
+        for key in ("latents", "weights"):
+            if key not in entry and not (key == "weights" and path):
+                raise ConfigError(f"model {name!r} needs {key!r} in the config file, as latent models do")
+        if idle := [key for key in (*_OF_ADAPTERS, *_OF_PLAIN_FILES) if key in entry]:
+            raise ConfigError(f"latent model {name!r} describes itself; drop {idle[0]!r} from its entry")
+        weights = path or located(Path(str(entry["weights"])))
+        embeddings, vae = (Path(str(entry[key])) if key in entry else None for key in ("embeddings", "vae"))
+        description, null = describe_conditional(weights, embeddings)
+        if vae is not None:
+            check_decoder(vae, description.channels)
+        keys = {} if null is None else {"null_class": null}
+        files = LatentFiles(Path(str(entry["latents"])), vae)
+        return Model(name, weights, description, latent=files, guidance_keys=keys)
 
     def _adapted(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         for key in ("network", "preset"):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.data import Dataset, quantize, to_unit
+from bench.data import Dataset, to_unit
 from bench.diffusion.corrections.variance_matching import x0_std
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
@@ -135,7 +135,7 @@ class _Samples:
         cell = replace(self.cell, model=self.cell.model.rescaled(b, None))
         numbers = torch.arange(start, stop, device=self.workbench.device)
         x = torch.cat([self._walk(cell, rows) for rows in numbers.split(self.workbench.batch)])
-        return x.float().cpu().numpy(), self.extractor.extract(quantize(x, cell.config.quantize).cpu())[0]
+        return x.float().cpu().numpy(), self.extractor.extract(self.workbench.render(x, cell.config.quantize).cpu())[0]
 
     def _walk(self, cell: Cell, rows: Tensor) -> Tensor:
         levels, draws = cell.levels(), Draws(self.noise, rows)

@@ -1,0 +1,113 @@
+"""Latents and embeddings, made beforehand by a model's own encoders: the npz files of docs/latent.md."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.data import DataError, Dataset
+from bench.files.npz import CheckedNpz, Shape
+from bench.latent.denoiser import Conditioning
+from bench.runtime.distributed import speaks
+from bench.runtime.errors import CheckpointError
+
+_MOST = 2**34  # numbers in an array
+_USUAL_STD = (0.5, 2.0)  # of latents that were scaled as their autoencoder says
+
+
+class LatentData(Dataset):
+    """Latents as a dataset: ``images`` are float32 [N, C, h, w], and ``labels`` the rows of their embeddings."""
+
+    @property
+    def classes(self) -> int:
+        """Return how many conditions the latents have, those that none of them has included."""
+        return int(self.labels.max()) + 1
+
+
+def read_latents(path: Path) -> LatentData:
+    """Read ``latents``, float [N, C, h, w], and, if they are there, ``cond``, whole numbers [N].
+
+    Raises:
+        FeatureError: missing or damaged.
+        DataError: fewer than two latents, or conditions that do not go with them.
+    """
+    with CheckedNpz(path) as file:
+        _require(file, "latents")
+        latents = torch.from_numpy(file.read("latents", lambda s: len(s) == 4 and _some(s), "[N, C, h, w]")).float()
+        count = len(latents)
+        cond = torch.zeros(count, dtype=torch.int64)
+        if "cond" in file.names:
+            cond = torch.from_numpy(file.read("cond", lambda s: s == (count,), f"[{count}]", "iu").astype("int64"))
+    if count < 2 or min(latents.shape[2:]) < 2:
+        raise DataError(f"{path} needs at least two latents of at least 2x2, not {list(latents.shape)}")
+    if int(cond.min()) < 0:
+        raise DataError(f"{path}: 'cond' must count the rows of the embeddings from 0, not from {int(cond.min())}")
+    _warn(path, float(latents.double().std()))
+    # Latents of one file have the same statistics under any name, so all files are called alike.
+    return LatentData("latents", latents, cond, torch.zeros(count, dtype=torch.bool))
+
+
+def _warn(path: Path, std: float) -> None:
+    if speaks() and not _USUAL_STD[0] < std < _USUAL_STD[1]:
+        print(
+            f"warning: the latents of {path} have standard deviation {std:.3g}, far from 1; were they multiplied by the"
+            " scaling factor of their autoencoder?",
+            file=sys.stderr,
+        )
+
+
+def read_embeddings(path: Path) -> tuple[Conditioning, bool]:
+    """Return the conditions [M, ...] of a file, and whether a last row stands for none.
+
+    Raises:
+        FeatureError: missing or damaged.
+        CheckpointError: arrays that do not go together.
+    """
+    with CheckedNpz(path) as file:
+        _require(file, "embeddings")
+        table = {"embeddings": _floats(file, "embeddings", 3)}
+        table |= {name: _floats(file, name, 2) for name in ("text_embeds", "time_ids") if name in file.names}
+        has_null = "negative_embeddings" in file.names
+        if has_null:
+            for name in ("embeddings", "text_embeds"):
+                if name in table:
+                    _require(file, f"negative_{name}")
+                    table[name] = _with_null(
+                        path, name, table[name], _floats(file, f"negative_{name}", table[name].ndim)
+                    )
+    ids = table.get("time_ids")
+    if ids is not None and len(ids) == len(table["embeddings"]) - has_null > 1:
+        table["time_ids"] = torch.cat([ids, ids[:1]]) if has_null else ids
+    try:
+        return Conditioning(table.pop("embeddings"), table or None), has_null
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; see docs/latent.md") from None
+
+
+def _with_null(path: Path, name: str, rows: Tensor, null: Tensor) -> Tensor:
+    """Return rows followed by the one that stands for no condition."""
+    if rows.shape[1:] != null.shape[1:] or not len(null) or not bool((null == null[:1]).all()):
+        raise CheckpointError(
+            f"{path}: 'negative_{name}' must be one row like those of {name!r}, {list(rows.shape[1:])}, or copies of it"
+        )
+    return torch.cat([rows, null[:1]])
+
+
+def _require(file: CheckedNpz, name: str) -> None:
+    if name not in file.names:
+        raise DataError(f"{file.path} has no array {name!r}; see docs/latent.md")
+
+
+def _floats(file: CheckedNpz, name: str, dims: int) -> Tensor:
+    words = "[" + ", ".join("MLD"[:dims]) + "]"
+    return torch.from_numpy(file.read(name, lambda s: len(s) == dims and _some(s), words)).float()
+
+
+def _some(shape: Shape) -> bool:
+    size = 1
+    for length in shape:
+        size *= length
+    return 0 < size <= _MOST
