@@ -39,7 +39,6 @@ _CALLS: Mapping[str, _Call] = {
     "DiTTransformer2DModel": _Call("hidden_states", _LABELS),
     "PixArtTransformer2DModel": _Call("hidden_states", "encoder_hidden_states", "caption_channels"),
     "SanaTransformer2DModel": _Call("hidden_states", "encoder_hidden_states", "caption_channels"),
-    "AuraFlowTransformer2DModel": _Call("hidden_states", "encoder_hidden_states", "joint_attention_dim"),
 }
 
 
@@ -127,6 +126,10 @@ def _kind(parts: Parts, config: Mapping[str, Any]) -> str:
         )
     if kind == "PixArtTransformer2DModel" and config.get("use_additional_conditions", config.get("sample_size") == 128):
         raise CheckpointError(f"{parts.config} takes a resolution beside its embeddings, which cannot be given")
+    if config.get("timestep_scale", 1) != 1:
+        raise CheckpointError(
+            f"{parts.config} sets timestep_scale {config['timestep_scale']!r:.20}; only 1 can be used"
+        )
     return kind
 
 

@@ -38,14 +38,6 @@ NETWORKS = {
             "cross_attention_dim": 16, "caption_channels": 12, "patch_size": 1,
         },
     ),
-    "auraflow": (
-        diffusers.AuraFlowTransformer2DModel,
-        {
-            "sample_size": 8, "in_channels": 4, "out_channels": 4, "num_mmdit_layers": 1, "num_single_dit_layers": 1,
-            "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 16,
-            "pos_embed_max_size": 16,
-        },
-    ),
 }  # fmt: skip
 
 
@@ -139,6 +131,7 @@ def test_the_hash_is_of_weights_settings_and_embeddings(save):
         ("unet", {"addition_embed_type": "text_time"}, True, "takes text_embeds and time_ids beside"),
         ("unet", {}, False, "is conditioned on embeddings; give its entry 'embeddings'"),
         ("dit", {}, True, "is conditioned on class labels; leave 'embeddings' out"),
+        ("sana", {"timestep_scale": 0.001}, True, "sets timestep_scale 0.001; only 1 can be used"),
         ("pixart", {"use_additional_conditions": True}, True, "takes a resolution beside its embeddings"),
     ],
 )

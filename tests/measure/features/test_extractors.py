@@ -92,7 +92,8 @@ def test_none_opens_nothing():
 
 def test_unknown_features_are_refused():
     with pytest.raises(
-        FeatureError, match="unknown features 'vgg'; choose digits, cifar10, cifar10-16, inception, clean-fid, none"
+        FeatureError,
+        match="unknown features 'vgg'; choose digits, cifar10, cifar10-16, inception, clean-fid, latents, none",
     ):
         open_extractor("vgg")
 
