@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import multiprocessing
 import os
 import signal
 import socket
 
 import torch
+from processes_of_tests import captured, run_ranks
 
 from bench.data import DataError
 from bench.files import writing
@@ -21,7 +20,6 @@ from bench.runtime.signals import Signals
 
 CPU = torch.device("cpu")
 SLOW = ["diffusers.models.unets.unet_2d"]  # what is imported where it is needed: once is enough
-PATIENCE = 60  # seconds: far more than anything here takes, so that what hangs fails
 
 
 class StopAt(Signals):
@@ -43,61 +41,25 @@ class StopAt(Signals):
 
 def launch(size, target, *args):
     """Call ``target(replicas, *args)`` in ``size`` processes; return what each returned, or raised, as text."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.models.train.trainer", *SLOW])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pipes = [context.Pipe(duplex=False) for _ in range(size)]
-    ranks = [
-        context.Process(target=_rank, args=(k, size, port, pipes[k][1], target, args), daemon=True) for k in range(size)
-    ]
-    for rank in ranks:
-        rank.start()
-    for _, there in pipes:
-        there.close()
-    try:
-        return [_heard(here, rank) for (here, _), rank in zip(pipes, ranks, strict=True)]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    return run_ranks(size, {"MASTER_PORT": str(port)}, ["bench.models.train.trainer", *SLOW], _joined, target, args)
 
 
-def _heard(pipe, rank):
-    """Return what a process sent, or its exit code where it ended without a word."""
-    if not pipe.poll(PATIENCE):
-        return "hangs"
-    try:
-        return pipe.recv()
-    except EOFError:
-        rank.join(PATIENCE)
-        return rank.exitcode
-
-
-def _rank(rank, size, port, pipe, target, args):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": str(size), "TORCHELASTIC_RUN_ID": "test"}
+def _joined(target, args):
     if target in (command, interrupted):
-        pipe.send(target(*args))
-        return
+        return target(*args)
     with joined() as replicas:
         try:
-            result = target(replicas, *args)
+            return target(replicas, *args)
         except (Exception, KeyboardInterrupt) as error:
-            result = f"{type(error).__name__}: {error}"
-        pipe.send(result)
+            return f"{type(error).__name__}: {error}"
 
 
 def command(argv):
     """Run the command line; return its exit code and what it printed."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main(argv)
-        except SystemExit as stop:
-            code = stop.code
-    return code, out.getvalue(), err.getvalue()
+    return captured(main, argv)
 
 
 def interrupted(argv, number, by, at=3):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import multiprocessing
 import os
 import signal
 import sys
 import time
 
-import torch
+from processes_of_tests import PATIENCE, captured, run_ranks
 from torch.distributed import TCPStore
 
 from bench.runtime.distributed import AgreedError, PeerError
@@ -22,7 +21,6 @@ from bench.suite.settings import ConfigError
 # What is imported where it is needed: once is enough.
 _SLOW = ["diffusers.models.unets.unet_2d", "bench.suite.cli"]
 COUNT = 50  # units to share
-_PATIENCE = 60  # seconds: far more than anything here takes, so that what hangs fails
 
 
 def launch(size, target, *args):
@@ -37,52 +35,14 @@ def new_store():
 
 def launch_again(store, attempt, size, target, *args):
     """Do as ``launch`` on a store that outlives the processes, for an attempt counted from 0."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["suite_ranks", *_SLOW])
-    pipes = [context.Pipe(duplex=False) for _ in range(size)]
-    ranks = [
-        context.Process(target=_rank, args=(rank, size, store.port, attempt, pipes[rank][1], target, args), daemon=True)
-        for rank in range(size)
-    ]
-    for rank in ranks:
-        rank.start()
-    for _, there in pipes:
-        there.close()
-    try:
-        return [_heard(here, rank) for (here, _), rank in zip(pipes, ranks, strict=True)]
-    finally:
-        for rank in ranks:
-            rank.kill()
-
-
-def _heard(pipe, rank):
-    """Return what a process sent, or its exit code where it ended without a word."""
-    if not pipe.poll(_PATIENCE):
-        return "hangs"
-    try:
-        return pipe.recv()
-    except EOFError:
-        rank.join(_PATIENCE)
-        return rank.exitcode
-
-
-def _rank(rank, size, port, attempt, pipe, target, args):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(attempt)}
-    pipe.send(target(*args))
+    environment = {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    environment["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
+    return run_ranks(size, environment, ["suite_ranks", *_SLOW], target, *args)
 
 
 def command(*argv):
     """Run the command line; return its exit code and what it printed."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code, _ = cli.run(list(argv))
-        except SystemExit as stop:
-            code = stop.code
-    return code, out.getvalue(), err.getvalue()
+    return captured(lambda words: cli.run(words)[0], list(argv))
 
 
 def on_its_own():
@@ -145,7 +105,7 @@ def started(target, *args):
     process.start()
     there.close()
     try:
-        yield process, lambda: here.recv() if here.poll(_PATIENCE) else "hangs"
+        yield process, lambda: here.recv() if here.poll(PATIENCE) else "hangs"
     finally:
         process.kill()
 
@@ -154,7 +114,7 @@ def hold_folder(say, root):
     """Hold a results folder until killed."""
     with Claims(root).folder():
         say("held")
-        time.sleep(_PATIENCE)
+        time.sleep(PATIENCE)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from suite_ranks import command as suite_command
 
 from analysis.regenerate import regenerate
 from bench.data import load
@@ -34,11 +35,12 @@ def statistics(images, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def kept(statistics, monkeypatch):
-    monkeypatch.setattr(committed, "_FOLDER", statistics)
-    committed._committed.cache_clear()
-    yield
+@pytest.fixture(autouse=True, scope="module")
+def kept(statistics):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(committed, "_FOLDER", statistics)
+        committed._committed.cache_clear()
+        yield
     committed._committed.cache_clear()
 
 
@@ -47,14 +49,25 @@ def network(save_tiny):
     return save_tiny(name="colour", image_size=32, in_channels=3, out_channels=6)
 
 
+GRID = ("--dataset", "cifar10", "--steps", "2", "--samples", "130")
+
+
 @pytest.fixture
 def run(command, network, tmp_path):
     def call(*flags, name="out"):
         out = tmp_path / name
-        grid = ("--models", f"tiny={network}", "--dataset", "cifar10", "--steps", "2", "--samples", "130")
-        return command(*grid, *flags, "--out", out), out
+        return command("--models", f"tiny={network}", *GRID, *flags, "--out", out), out
 
     return call
+
+
+@pytest.fixture(scope="module")
+def without(kept, network, tmp_path_factory):
+    """What a run without the images says, and its folder."""
+    out = tmp_path_factory.mktemp("without") / "out"
+    code, _, said = suite_command("--models", f"tiny={network}", *GRID, "--out", str(out))
+    assert code == 0, said
+    return said, out
 
 
 def facts(out):
@@ -66,9 +79,8 @@ def scores(out):
     return {score["metric"]: (score["value"], score["reason"]) for score in facts(out)["scores"]}
 
 
-def test_it_samples_scores_and_measures_what_needs_no_images(run):
-    outcome, out = run()
-    assert outcome.code == 0, outcome.err
+def test_it_samples_scores_and_measures_what_needs_no_images(without):
+    _, out = without
     found = scores(out)
     assert all(found[name][0] is not None for name in ("fd_cifar10", "kid_cifar10", "fd_cifar10_exact"))
     assert found["nn_ratio"] == (None, "the training images are not at hand")
@@ -78,9 +90,9 @@ def test_it_samples_scores_and_measures_what_needs_no_images(run):
     assert facts(out)["cell"]["measure"] == ["steps"]
 
 
-def test_it_says_what_it_left_out(run):
-    outcome, out = run()
-    (line,) = [line for line in outcome.err.splitlines() if line.startswith("note: ")]
+def test_it_says_what_it_left_out(without, run):
+    said, out = without
+    (line,) = [line for line in said.splitlines() if line.startswith("note: ")]
     assert "compared with the kept statistics of cifar10-all (200)" in line
     named = json.loads((out / "run.json").read_text())["left_out"]
     assert len(named) == 3
@@ -90,26 +102,26 @@ def test_it_says_what_it_left_out(run):
     assert all(f"left out  {text}" in said for text in named)
 
 
-def test_scores_are_those_of_a_run_with_the_images(run, images):
-    without, with_images = run("--quiet")[1], run("--quiet", "--data-dir", images, "--features", "cifar10", name="w")[1]
-    ours, theirs = scores(without), scores(with_images)
+def test_scores_are_those_of_a_run_with_the_images(without, run, images):
+    _, with_images = run("--quiet", "--data-dir", images, "--features", "cifar10")
+    ours, theirs = scores(without[1]), scores(with_images)
     assert {name: ours[name] for name in ours if name != "nn_ratio"} == {
         name: theirs[name] for name in theirs if name != "nn_ratio"
     }
     assert theirs["nn_ratio"][1] == "the dataset has no held-out part"
-    arms = [set(pd.read_csv(next(out.glob("cells/*/steps.csv")))["arm"]) for out in (without, with_images)]
+    arms = [set(pd.read_csv(next(out.glob("cells/*/steps.csv")))["arm"]) for out in (without[1], with_images)]
     assert arms == [{"free"}, {"free", "forced-train"}]
 
 
-def test_the_two_do_not_mix_in_one_folder(run, images):
-    assert run("--quiet")[0].code == 0
-    outcome, _ = run("--quiet", "--data-dir", images, "--features", "cifar10")
+def test_the_two_do_not_mix_in_one_folder(without, command, network, images):
+    more = ("--quiet", "--data-dir", images, "--features", "cifar10", "--out", without[1])
+    outcome = command("--models", f"tiny={network}", *GRID, *more)
     assert outcome.code == 2
     assert outcome.err.count("\n") == 1
 
 
-def test_tables_figures_and_report_can_be_made_of_it(run):
-    out = run("--quiet")[1]
+def test_tables_figures_and_report_can_be_made_of_it(without):
+    _, out = without
     assert regenerate(out).problems == []
     report = (out / "report.html").read_text()
     assert "left_out" in report
