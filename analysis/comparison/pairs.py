@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.comparison.significance import (
-    CRITICAL,
     DETECTABLE,
     LEVEL,
     compare,
@@ -30,6 +29,7 @@ from analysis.records.load import Results, coverage_name
 
 _SECTION = "Comparison"
 _ACROSS = 4  # triangles in a row
+_LIMIT = 4.0  # of the colour scale, at least
 _CLASSES = (
     " strat_: the distance at the reference's class shares; classes_: whether two models show equal class proportions"
     " on shared noise (Stuart-Maxwell); differs: which of the three tests stand, each corrected over its column."
@@ -166,11 +166,13 @@ def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
     counts = sorted(int(count) for count in table["steps"].unique())
     columns, models = min(_ACROSS, len(counts)), table["model"].nunique()
     rows = -(-len(counts) // columns)
-    limit = max(CRITICAL, float(table["z"].abs().max()))
+    limit = max(_LIMIT, float(table["z"].abs().max()))
     with panels(rows, columns, sharex=True, sharey=True) as (figure, axes):
         figure.set_size_inches(7.0, 1.2 + (0.3 + 0.26 * models) * rows)
-        for axis, steps in zip(axes.flat, counts, strict=False):
+        for position, (axis, steps) in enumerate(zip(axes.flat, counts, strict=False)):
             _draw_triangle(axis, table, steps, limit)
+            axis.tick_params("y", rotation=0, labelleft=position % columns == 0)
+            axis.tick_params("x", rotation=90, labelbottom=position + columns >= len(counts))  # nothing stands below
         for axis in axes.flat[len(counts) :]:
             axis.set_axis_off()
         figure.colorbar(axes[0, 0].collections[0], ax=axes, label="z (row - column)", aspect=20 * rows)

@@ -93,15 +93,19 @@ def panels(rows: int, columns: int, **settings: Any) -> Iterator[tuple[Figure, A
 
 @dataclass(frozen=True)
 class LineRow:
-    """A row of panels: the quantity it shows, and its models with their colours, the baseline last and so on top."""
+    """A row of panels: the quantity it shows, and its models with their colours, the baseline last and so on top.
+
+    Each line is thinner than those below it, so that of lines that coincide all are visible.
+    """
 
     axes: list[Axes]
     quantity: str
     paint: Mapping[str, str]
 
     def width(self, model: str) -> float:
-        """Return the line width of a model, greater for the baseline."""
-        return 1.9 if model == list(self.paint)[-1] else 1.1
+        """Return the line width of a model: the baseline, drawn last, has the thinnest line."""
+        below = len(self.paint) - 1 - list(self.paint).index(model)
+        return 1.1 + 0.5 * below
 
     def band(self, axis: Axes, model: str, table: pd.DataFrame, style: str = "-") -> None:
         """Draw a model's value along t with its band of two standard errors."""

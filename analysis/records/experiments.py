@@ -52,6 +52,19 @@ def read_exact(places: Iterable[Any], problem: Callable[[str], None]) -> list[tu
     return _each(places, "exact", problem, read)
 
 
+def read_exact_spectra(
+    places: Iterable[Any], problem: Callable[[str], None]
+) -> list[tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]]:
+    """Return the settings of each exact sampler, named as in a cell, and its mean band energies ``<arm>/<band>``."""
+
+    def read(path: Place) -> tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]:
+        settings = dict(_facts(path, "exact"))
+        del settings["version"]
+        return settings, read_npz(path / "spectra.npz")
+
+    return _each(places, "exact", problem, read)
+
+
 def _each(places: Iterable[Any], kind: str, problem: Callable[[str], None], read: Callable[[Place], T]) -> list[T]:
     """Return what is read of every record; one that cannot be read is a problem."""
     records = []

@@ -20,14 +20,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from analysis.output.style import LineRow, reference
+from analysis.output.style import EXACT, EXACT_KEY, LineRow, exact_band, reference
 from analysis.records.arrays import Arrays, moments
+from analysis.records.experiments import read_exact_spectra
 from analysis.records.load import CellRecord, Results, ResultsError
 
 _KEYS = ["model", "sampler", "steps", "i", "t", "band"]
+_PLACE = [name for name in _KEYS if name != "t"]
 _ARMS = {"state": "free/{}_state", "x0_hat": "free/{}_x0", "forced": "forced-train/{}_x0"}
 
 BAND_NOTE = (
+    "Dashed and grey: exact denoisers of Gaussian data and of other stand-ins for the data, where they were walked. "
     "Shaded: two standard errors of the first model; those of the others are alike. All models share noise and images,"
     " so differences between them are surer than the band. "
 )
@@ -44,6 +47,8 @@ def band_table(results: Results, kind: str) -> pd.DataFrame:
     power of x0_hat free running / teacher forced). With s = sqrt((second - mean^2) / (N - 1)), a mean power's standard
     error over N images, that of the first is s / mean, that of the second the root of the sum of two such squares.
     ``n`` counts samples over all seeds, ``n_forced`` the teacher-forced images, the same at every seed.
+    ``state_exact_<law>``, ``x0_hat_exact_<law>``: the log ratios of exact denoisers on the same levels, the latter free
+    running over teacher forced as well.
 
     Args:
         results: the results folder.
@@ -63,7 +68,32 @@ def band_table(results: Results, kind: str) -> pd.DataFrame:
     table["x0_hat"] = pooled["x0_hat_mean"]
     table["x0_hat_log_ratio"] = _log_ratio(pooled["x0_hat_mean"], pooled["forced_mean"])
     table["x0_hat_log_ratio_se"] = np.hypot(scale["x0_hat"], scale["forced"])
-    return table
+    exact = _exact(results, kind)
+    if exact.empty:
+        return table
+    table = table.assign(truth=pooled["truth"]).merge(exact, on=_PLACE, how="left")
+    for law in EXACT:
+        if f"{law}_state" in table:
+            table[f"state_exact_{law}"] = _log_ratio(table[f"{law}_state"], table["truth"])
+            table[f"x0_hat_exact_{law}"] = _log_ratio(table[f"{law}_x0"], table[f"{law}-forced_x0"])
+    return table[[name for name in table if name not in exact.columns.difference(_PLACE) and name != "truth"]]
+
+
+def _exact(results: Results, kind: str) -> pd.DataFrame:
+    """Return the band energies of the exact denoisers on each model's levels, a column ``<arm>_<source>``."""
+    exact, tables = read_exact_spectra(results.folder("exact"), results.problem), []
+    first = {(r.cell["model"], r.cell["sampler"], r.cell["steps"]): r.cell for r in reversed(results.cells)}
+    for (model, sampler, steps), cell in first.items():
+        for settings, arrays in exact:
+            if any(cell.get(name) != value for name, value in settings.items()):
+                continue
+            names = [name for name in arrays if name.split("/")[-1].startswith(f"{kind}_")]
+            columns = {name.replace(f"/{kind}", ""): arrays[name].ravel() for name in names}
+            bands = arrays[names[0]].shape[1] if names else 0
+            i, band = np.repeat(arrays["i"], bands), np.tile(np.arange(bands), len(arrays["i"]))
+            place = {"model": model, "sampler": sampler, "steps": steps, "i": i, "band": band}
+            tables.append(pd.DataFrame(place | columns))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _cell(record: CellRecord, arrays: Arrays, kind: str) -> pd.DataFrame | None:
@@ -158,4 +188,13 @@ def ratio_lines(row: LineRow, axis: Axes, table: pd.DataFrame, quantity: str, al
         error = line[f"{quantity}_log_ratio_se"] if model == baseline else np.nan
         value = line[f"{quantity}_log_ratio"]
         row.band(axis, model, pd.DataFrame({"t": line[along], "value": value, "error": error}))
+    exact = table.drop_duplicates(along)
+    laws = {f"exact_{law}": exact[f"{quantity}_exact_{law}"] for law in EXACT if f"{quantity}_exact_{law}" in exact}
+    if laws:
+        exact_band(axis, pd.DataFrame({"t": exact[along], **laws}))
     reference(axis, 0)
+
+
+def exact_key(table: pd.DataFrame) -> Mapping[str, tuple[Any, str]]:
+    """Return the entry of a legend for the exact denoisers, where there are any."""
+    return EXACT_KEY if any("_exact_" in str(name) for name in table) else {}

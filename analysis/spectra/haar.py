@@ -14,7 +14,7 @@ from analysis.output.entries import Output
 from analysis.output.selection import models_of, most_steps, thinned
 from analysis.output.style import level_symbol, line_key, line_panels, noisy_left, save
 from analysis.records.load import Results
-from analysis.spectra.band_power import BAND_NOTE, CSV_LEVELS, band_table, measured, ratio_lines
+from analysis.spectra.band_power import BAND_NOTE, CSV_LEVELS, band_table, exact_key, measured, ratio_lines
 
 _SECTION = "Spectra"
 _BANDS = ("LL", "LH", "HL", "HH")
@@ -40,7 +40,7 @@ def draw_haar(table: pd.DataFrame, folder: Path) -> list[Path]:
             axis.set_title(name)
         noisy_left(rows[0].axes[0], sampler)
         figure.supxlabel(f"{level_symbol(sampler)} (levels of {steps} steps)", fontsize=8)
-        line_key(figure, rows, {})
+        line_key(figure, rows, exact_key(table))
         return save(figure, folder, "haar_ratio")
 
 

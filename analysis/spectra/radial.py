@@ -23,7 +23,7 @@ from analysis.output.style import (
     save,
 )
 from analysis.records.load import Results
-from analysis.spectra.band_power import BAND_NOTE, CSV_LEVELS, band_table, measured, ratio_lines
+from analysis.spectra.band_power import BAND_NOTE, CSV_LEVELS, band_table, exact_key, measured, ratio_lines
 
 _SECTION = "Spectra"
 _LEAST_LIMIT = 0.1  # of the colour scale
@@ -99,7 +99,7 @@ def draw_samples(table: pd.DataFrame, folder: Path) -> list[Path]:
             axis.set_title(f"{count} steps")
         rows[0].axes[1].autoscale(axis="y")  # over all that share it now
         figure.supxlabel("radial frequency", fontsize=8)
-        line_key(figure, rows, {"data": ("--", "black")})
+        line_key(figure, rows, {"data": (":", "black"), **exact_key(table)})
         return save(figure, folder, "sample_spectrum")
 
 
@@ -109,7 +109,7 @@ def _powers(row: LineRow, axis: Axes, done: pd.DataFrame) -> None:
         line = done[done["model"] == model].sort_values("frequency")
         axis.plot(line["frequency"], line["state"], color=row.paint[model], linewidth=row.width(model))
     data = line["state"] / np.exp(line["state_log_ratio"])
-    axis.plot(line["frequency"], data, color="black", linestyle="--")
+    axis.plot(line["frequency"], data, color="black", linestyle=":")
     axis.set_yscale("log")
     axis.minorticks_off()
     axis.set_ylabel("power")
@@ -127,7 +127,7 @@ def draw_curves(table: pd.DataFrame, folder: Path) -> list[Path]:
         for axis, t in zip(rows[0].axes, times, strict=True):
             axis.set_title(f"step at {level_name(t, sampler)}" + (", the last" if t == times[-1] else ""))
         figure.supxlabel(f"radial frequency ({steps} steps)", fontsize=8)
-        line_key(figure, rows, {})
+        line_key(figure, rows, exact_key(table))
         return save(figure, folder, "spectrum_curves")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made import band_arrays, drawn_texts, make_cell
@@ -189,3 +190,21 @@ def test_the_table_keeps_twelve_levels_of_a_walk_the_last_among_them(tmp_path, m
     table = out.entries[0].frame
     assert len(table) == 12 * 3
     assert {0, 49} <= set(table["i"])
+
+
+def test_exact_denoisers_stand_beside_the_models(tmp_path, make_record):
+    made = band_arrays("spectrum", {"free/state": power(white(0))}, np.ones(RINGS))
+    make_cell(tmp_path, "adm", moments=made)
+    energies = {"gaussian/spectrum_state": 2.0, "gaussian/spectrum_x0": 3.0, "gaussian-forced/spectrum_x0": 6.0}
+    folder = tmp_path / "exact" / "cosine"
+    folder.mkdir(parents=True)
+    arrays = {name: np.full((1, RINGS), value) for name, value in energies.items()}
+    np.savez(folder / "spectra.npz", i=np.array([0]), **arrays)
+    rows = pd.DataFrame(columns=["arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std", "note"])
+    make_record(folder, "exact", rows, sampler="ddpm", steps=4)
+    table = spectrum_table(load_results(tmp_path))
+    assert table["state_exact_gaussian"].to_numpy() == pytest.approx(np.log(2))  # the truth is 1
+    assert table["x0_hat_exact_gaussian"].to_numpy() == pytest.approx(np.log(0.5))
+    assert not any(name.startswith("gaussian") or name == "truth" for name in table)
+    make_record(folder, "exact", rows, sampler="ddim", steps=4)  # of other walks
+    assert "state_exact_gaussian" not in spectrum_table(load_results(tmp_path))
