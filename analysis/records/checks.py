@@ -26,7 +26,9 @@ _USUAL_FRAMES = {"euler": "edm", "heun": "edm", "sde": "flow"}  # of samplers; o
 
 def walk_name(cell: Mapping[str, Any]) -> str:
     """Return a cell's sampler, with the frame of its levels where the name alone means another: ``heun (flow)``."""
-    sampler, schedule = str(cell["sampler"]), str(cell.get("schedule"))
+    if "schedule" not in cell:
+        return str(cell["sampler"])
+    sampler, schedule = str(cell["sampler"]), str(cell["schedule"])
     frame = "edm" if schedule == "edm" else "flow" if schedule.startswith("flow") else ""
     return sampler if frame == _USUAL_FRAMES.get(sampler, "") else f"{sampler} ({frame})"
 

@@ -40,13 +40,11 @@ def read_exact(places: Iterable[Any], problem: Callable[[str], None]) -> list[tu
     """
 
     def read(path: Place) -> tuple[Mapping[str, Any], pd.DataFrame]:
-        settings = dict(_facts(path, "exact"))
+        settings = _exact_settings(path)
         table = read_table(path / "record.csv", dtype={"note": str})
         table = table[table["quantity"].notna()].drop(columns="note")
         if len(table):
             check_steps(table, settings["steps"])
-        del settings["version"]
-        settings["sampler"] = walk_name(settings)  # as cells are called
         return settings, table[table["stage"] == 0]
 
     return _each(places, "exact", problem, read)
@@ -58,11 +56,14 @@ def read_exact_spectra(
     """Return the settings of each exact sampler, named as in a cell, and its mean band energies ``<arm>/<band>``."""
 
     def read(path: Place) -> tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]:
-        settings = dict(_facts(path, "exact"))
-        del settings["version"]
-        return settings, read_npz(path / "spectra.npz")
+        return _exact_settings(path), read_npz(path / "spectra.npz")
 
     return _each(places, "exact", problem, read)
+
+
+def _exact_settings(path: Place) -> dict[str, Any]:
+    settings = {name: value for name, value in _facts(path, "exact").items() if name != "version"}
+    return settings | {"sampler": walk_name(settings)}  # as cells are called
 
 
 def _each(places: Iterable[Any], kind: str, problem: Callable[[str], None], read: Callable[[Place], T]) -> list[T]:
