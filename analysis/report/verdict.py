@@ -88,12 +88,22 @@ class Walks:
 
 
 def verdict(results: Results) -> list[str]:
-    """Return the three sentences as plain text."""
-    return [
+    """Return the three sentences as plain text, and where models are guided what they do not say."""
+    sentences = [
         quality_sentence(quality(results), _basis(results)),
         variance_sentence(variance(results), _scope(results)[0]),
         norm_sentence(norms(results), _scope(results)[0]),
     ]
+    guided = list(dict.fromkeys(str(record.cell["model"]) for record in results.cells if "guidance" in record.cell))
+    return [*sentences, guided_sentence(guided)] if guided else sentences
+
+
+def guided_sentence(models: Sequence[str]) -> str:
+    """Return what a distance from the data does not mean for models under classifier-free guidance."""
+    return (
+        f"Guidance draws from another law than the data's: distances, variances and norms of {_listed(models)} away"
+        " from the data's or an exact denoiser's are no exposure bias by themselves; compare models of one scale."
+    )
 
 
 def quality(results: Results) -> Quality:

@@ -170,7 +170,11 @@ def test_guidance_is_counted_recorded_and_part_of_the_key(guidable, command, tmp
     rows = steps[(steps["arm"] == "free") & (steps["quantity"] == "guidance_norm")]
     assert sorted(rows["i"]) == [1, 2, 3]
     assert (rows["value"] > 0).all()
-    assert "plain_x0_rmse" in set(steps.loc[steps["arm"] == "forced-train", "quantity"])
+    plain = pd.read_csv(tmp_path / "out/cells/cond-ddpm-4-seed0/steps.csv").set_index(["arm", "quantity", "i"])["value"]
+    for row in steps[
+        (steps["arm"] == "forced-train") & steps["quantity"].isin(["plain_eps_norm", "plain_x0_rmse"])
+    ].itertuples():
+        assert row.value == pytest.approx(plain["forced-train", row.quantity.removeprefix("plain_"), row.i], rel=1e-6)
     with np.load(folder / "samples.npz") as file:
         assert file["arr_1"].tolist() == [*range(10)] * 2
     assert "guidance_norm" not in set(pd.read_csv(tmp_path / "out/cells/cond-ddpm-4-seed0/steps.csv")["quantity"])

@@ -1,5 +1,7 @@
 """Every number of the verdict's findings, on records made by hand, and a sentence a case."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from analysis.report.verdict import (
     Level,
     Quality,
     Walks,
+    guided_sentence,
     norm_sentence,
     norms,
     quality,
@@ -17,6 +20,7 @@ from analysis.report.verdict import (
     variance_sentence,
     verdict,
 )
+from bench.suite.settings import short_hash
 
 BASIS = "ddpm, N = 20"
 
@@ -34,6 +38,21 @@ def record(cell, *groups):
 
 def of(find, folder):
     return find(load_results(folder.root))
+
+
+def test_guided_models_are_told_that_their_law_is_another(folder):
+    folder.cell("plain")
+    assert len(of(verdict, folder)) == 3
+    cell = folder.cell("guided")
+    facts = json.loads((cell / "metrics.json").read_text())
+    about = facts["cell"] | {"guidance": 3.0}
+    changed = facts | {"cell": about, "key": short_hash(about), "nfe": 20}
+    (cell / "metrics.json").write_text(json.dumps(changed))
+    *_, sentence = of(verdict, folder)
+    assert sentence == guided_sentence(["guided"])
+    assert "of guided away from the data's" in sentence
+    (cell / "metrics.json").write_text(json.dumps(changed | {"nfe": 21}))
+    assert "nfe is 21 at 10 steps" in load_results(folder.root).problems[0]
 
 
 # --- quality
