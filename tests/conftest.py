@@ -1,7 +1,5 @@
 """Shared settings and fixtures of all tests."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

@@ -1,7 +1,5 @@
 """What the documents name is there: links, paths, modules, and the flags of their commands."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from importlib.util import find_spec

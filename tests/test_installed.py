@@ -1,7 +1,5 @@
 """The wheel in a fresh environment: what it holds, and its command from an empty folder."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The commands of docs/reproduce.md parse, cost what is printed, and stand beside the published values."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

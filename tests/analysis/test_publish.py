@@ -1,7 +1,5 @@
 """The small copy: smaller, readable, says what it is, and gives the same main table."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

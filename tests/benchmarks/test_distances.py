@@ -1,7 +1,5 @@
 """Both sides of the comparison of distances compute the same number."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks import distances

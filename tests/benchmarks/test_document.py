@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from benchmarks.comparison import HEADER, line, ratios, read_csv, write_csv
 from benchmarks.document import DOCUMENT, PUBLISHED, filled, measured
 

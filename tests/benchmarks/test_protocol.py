@@ -1,7 +1,5 @@
 """What the papers' protocol costs: counted, and printed in the document as counted."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention

@@ -1,7 +1,5 @@
 """The paired tests reject as often as they say where there is no difference, and find one that is there."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.significance import Setting, main, rejection, z_values

@@ -4,8 +4,6 @@ Data x0 ~ N(m, S) reweighted by p(y | x0) proportional to exp(w x0 - x0 A x0 / 2
 the exact score of p(y | x_t) is the difference of the two Gaussians' scores.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Pickles that would run something, take all memory or never end: refused before a single object is made."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

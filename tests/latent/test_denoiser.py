@@ -1,7 +1,5 @@
 """A small U-Net of Stable Diffusion XL's kind: as a denoiser, in a training step, and from a folder."""
 
-from __future__ import annotations
-
 import json
 
 import diffusers

@@ -1,7 +1,5 @@
 """Measurements of latents: the rows of an exact sampler, and bookkeeping of samples and conditions."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

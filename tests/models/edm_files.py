@@ -1,7 +1,5 @@
 """Files in the format of EDM's released networks, small and with random weights, made without EDM's code."""
 
-from __future__ import annotations
-
 import math
 import pickle
 import sys

@@ -3,8 +3,6 @@
 Written from the published description (Karras et al. 2022, appendix F), without the classes under test.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

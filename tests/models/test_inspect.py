@@ -1,7 +1,5 @@
 """Descriptions that do not fit, of the embedded digits' network as a guided-diffusion file."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

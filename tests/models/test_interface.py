@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 from edm_files import write_edm_pickle
 

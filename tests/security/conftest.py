@@ -1,7 +1,5 @@
 """Files of strangers through the real commands: one line, code 2, nothing run and nothing written."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Images through ``run_bench.py`` and ``python -m bench.measure``: archives, npz files and CIFAR-10's batches."""
 
-from __future__ import annotations
-
 import json
 import random
 import zipfile

@@ -1,7 +1,5 @@
 """Models in diffusers' format through ``run_bench.py``: folders, settings and hub ids."""
 
-from __future__ import annotations
-
 import random
 
 import huggingface_hub

@@ -1,7 +1,5 @@
 """The true standard error of the commands, with whatever the libraries would say there."""
 
-from __future__ import annotations
-
 import pickle
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Results folders of strangers: drawn by ``python -m analysis``, gone on with by ``run_bench.py``."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

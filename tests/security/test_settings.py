@@ -1,7 +1,5 @@
 """The file of ``--config`` and what it names: settings, adapters, and a classifier."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import random

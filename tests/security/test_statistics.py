@@ -1,7 +1,5 @@
 """Reference statistics, their cache and Inception's weights, through ``bench.measure`` and ``run_bench.py``."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What ``python -m bench.models.train`` finds in its folder when it goes on."""
 
-from __future__ import annotations
-
 import pickle
 import random
 from dataclasses import asdict, replace

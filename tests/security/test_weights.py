@@ -1,7 +1,5 @@
 """Checkpoints of every format through ``run_bench.py``."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

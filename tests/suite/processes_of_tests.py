@@ -1,7 +1,5 @@
 """Processes as torchrun starts them, for tests; what runs in them must be importable."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import multiprocessing

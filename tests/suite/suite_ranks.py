@@ -1,7 +1,5 @@
 """Processes that run the suite together, for tests: what runs in them must be importable."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

@@ -3,8 +3,6 @@
 What runs in them must be importable. A :class:`Job` tells its phases as it enters and leaves them.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import json

@@ -1,7 +1,5 @@
 """Chain records made by hand: averages, baselines, figures and pictures."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The effective timestep, on curves whose inverse is known, and chains, on records made by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

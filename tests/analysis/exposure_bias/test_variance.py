@@ -1,7 +1,5 @@
 """The variance gap, delta_t and the norms of an exact denoiser: what is left when few steps are taken out is 0."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

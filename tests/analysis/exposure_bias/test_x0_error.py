@@ -1,7 +1,5 @@
 """nu_t, its map and gamma, on errors whose spread is known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """The tests of normality, on errors whose distribution is known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import scipy.stats

@@ -1,7 +1,5 @@
 """Quantiles and histograms, of errors whose distribution is known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from made import drawn_texts, make_cell

@@ -1,7 +1,5 @@
 """EDM levels are named by sigma, others by the training index."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

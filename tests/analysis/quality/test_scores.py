@@ -1,7 +1,5 @@
 """The table of every score, precision and recall, and the error of x0_hat."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Exact samplers stand beside the cells on whose levels they walked."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 

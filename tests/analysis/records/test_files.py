@@ -1,7 +1,5 @@
 """Readers of records: what they give, and how they say what is wrong."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Haar sub-band energies, on images whose energies are known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Radial spectra, on images whose spectrum is known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

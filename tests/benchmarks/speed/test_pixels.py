@@ -1,7 +1,5 @@
 """Both sides of the comparisons of pixels compute the same numbers."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,7 +1,5 @@
 """Both sides of a comparison compute the same: one noise, one network, the same images."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The emulator against the optimum of the input-perturbed loss, which is known where the data are Gaussian."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

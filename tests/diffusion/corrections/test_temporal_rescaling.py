@@ -1,7 +1,5 @@
 """Temporal score rescaling by hand, and on the data for which it is exact."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

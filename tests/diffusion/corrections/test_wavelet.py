@@ -1,7 +1,5 @@
 """Differential correction by hand, against an explicit Haar transform, and on exact Gaussian data."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Influence functions against finite differences, closed forms and KID's own estimate."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from torch_fidelity.metric_kid import kernel_mmd

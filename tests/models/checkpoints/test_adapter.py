@@ -1,7 +1,5 @@
 """Python files as a user might write them, right and wrong."""
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -1,7 +1,5 @@
 """Folders as the library itself writes them, its own scheduler steps, and folders that nobody should believe."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import edm_reference
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """SIGINT and SIGTERM, in one process and in several."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

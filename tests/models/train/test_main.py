@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from bench.models.train.__main__ import main, parse_arguments

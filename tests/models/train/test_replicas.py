@@ -1,7 +1,5 @@
 """Several processes train the model that one trains."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import subprocess

@@ -1,7 +1,5 @@
 """What a training does with the remedies that need the network's own predictions or a gamma of the index."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """Images that a model was not made for are told before its weights are read."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
