@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Each row reads from left to right: a name may import those left of it, and those of a set do not import one another.
-BENCH = ("runtime", "files", "data", "diffusion", {"models", "measure"}, "latent", "suite", "injected", "__main__")
+BENCH = ("runtime", "files", "data", "diffusion", {"models", "measure"}, "latent", "suite", {"injected", "hooks"}, "__main__")
 ROWS = {
     "bench": BENCH,
     "bench.diffusion": ({"types", "noise"}, {"posterior", "schedules"}, {"solvers", "corrections"}, "samplers"),
@@ -19,6 +19,7 @@ ROWS = {
         "settings", {"registry", "processes"}, "config", "plan", "store", "cells", "experiments", "run", "account",
         {"cost", "tuning"}, "execution", "cli", "__main__",
     ),
+    "bench.hooks": ("frames", {"loops", "real"}, {"capture", "results", "own"}, "record"),
     "analysis": (
         "records", "output", {"comparison", "published", "exposure_bias", "normality", "spectra"}, "quality", "report",
         "regenerate", "publish", "__main__",

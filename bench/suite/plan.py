@@ -14,6 +14,7 @@ from bench.diffusion.schedules import edm_grid, edm_levels, flow_grid, flow_leve
 from bench.diffusion.solvers import DDIM, Ancestral, Churn, DPMSolverPP2M, Euler, FlowSDE, Heun, Solver, UniPC
 from bench.diffusion.types import Level
 from bench.measure.instruments.probes import spread_indices
+from bench.measure.instruments.step_table import call_levels
 from bench.runtime.errors import UserError
 from bench.suite.registry.model import Model
 from bench.suite.registry.remedies import Walk
@@ -136,6 +137,15 @@ class Cell:
             "unipc": UniPC,
         }
         return make[config.sampler]()
+
+    def calls(self) -> dict[tuple[int, int], Level]:
+        """Return the level of each network call by (solver index, stage)."""
+        return call_levels(self.levels(), self.solver())
+
+    @property
+    def remembers_class(self) -> bool:
+        """Tell whether a paired walk shares the class of its x0."""
+        return bool(self.model.description.classes)
 
     def grid(self) -> tuple[Level, ...]:
         """Return every level the network knows, noisiest first; of a continuum, a thousand."""

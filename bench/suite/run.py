@@ -61,7 +61,7 @@ class Run:
             config.models, config.sampler, request.steps, config.seeds, request.samples, request.in_cells(), config.data
         )
         self.out = config.out
-        _refuse_file(self.out)
+        refuse_file(self.out)
         self.store = Store(self.out)
         refuse_links(self.out)
         if not config.fits:  # a fit makes no cells
@@ -140,7 +140,7 @@ def _load_networks(config: Configuration) -> dict[str, Accelerated]:
     return networks
 
 
-def _refuse_file(out: Path) -> None:
+def refuse_file(out: Path) -> None:
     """Refuse a results folder that cannot be made, before anything is computed."""
     there = next(path for path in (out, *out.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):

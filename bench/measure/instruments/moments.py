@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -84,8 +84,8 @@ class PixelMoments:
 
     @classmethod
     def of(cls, images: Tensor) -> PixelMoments:
-        """Measure uint8 images [N, C, H, W]."""
-        pixels = to_unit(images).double()
+        """Measure images [N, C, H, W], uint8 or floats in [-1, 1], or latents."""
+        pixels = (images if images.is_floating_point() else to_unit(images)).double()
         spectrum = RadialBins(*images.shape[2:]).density(pixels.float()).double().mean(0)
         variance = pixels.var(0, correction=min(1, len(pixels) - 1))  # 0 for one image, which adds no scatter
         return cls(len(pixels), pixels.mean(0), variance, spectrum, haar_energy(pixels).mean(0))
@@ -94,7 +94,12 @@ class PixelMoments:
     def of_training(cls, data: Dataset) -> PixelMoments:
         """Measure the training part in blocks, so that memory does not grow with its size."""
         blocks = torch.arange(data.count("train")).split(_BLOCK)
-        return reduce(cls.merged, (cls.of(data.pick("train", rows)) for rows in blocks))
+        return cls.of_blocks(data.pick("train", rows) for rows in blocks)
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[Tensor]) -> PixelMoments:
+        """Measure images block by block."""
+        return reduce(cls.merged, map(cls.of, blocks))
 
     def merged(self, other: PixelMoments) -> PixelMoments:
         """Return the moments of both sets together (Chan, Golub & LeVeque 1983)."""

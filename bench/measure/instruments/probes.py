@@ -60,16 +60,17 @@ class WalkProbe:
         guided: whether the walk is under classifier-free guidance.
         clip: whether the walk clips x0_hat, so that the plain one is clipped, too.
         fraction: whether to record the learned variance's fraction v, per pixel.
+        bins: rings of the images' size, which several probes may share.
     """
 
     def __init__(
         self, steps: int, indices: Sequence[int], centre: Tensor, paired: bool, stages: int = 1, *,
-        guided: bool = False, clip: bool = False, fraction: bool = False,
+        guided: bool = False, clip: bool = False, fraction: bool = False, bins: RadialBins | None = None,
     ) -> None:  # fmt: skip
         self.steps, self.centre, self.clip = steps, centre, clip
         self.rows = {index: row for row, index in enumerate(indices)}
         device, shape = centre.device, centre.shape
-        self.bins = RadialBins(shape[1], shape[2], device)
+        self.bins = bins or RadialBins(shape[1], shape[2], device)
         widths = {"spectrum": self.bins.count, "haar": 4}
         pixels = ("state", "eps", "residual", "error") if paired else ("state", "eps")
         pixels += ("fraction",) if fraction else ()

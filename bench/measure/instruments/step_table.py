@@ -21,7 +21,8 @@ With sigma_p the data's standard deviation at pixel p, and (alpha, sigma) the le
 
 Rows of a network call stand at the level that the network saw (solver index i, 0 the least noisy). Rows of a state
 stand at the level that it reached, i = -1 being the clean one. ``stage`` 1 marks the correcting call of a Heun step:
-its i is that of the step, its level the one the step reached. All other rows have stage 0. Standard deviations over
+its i is that of the step, its level the one the step reached. Recorded loops may have more stages, each at a level of
+its own. All other rows have stage 0. Standard deviations over
 images divide by n - 1.
 """
 
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -90,6 +92,16 @@ def delta_floor(level: Level, pixel_variance: NDArray[np.float64]) -> float:
     return float(np.sqrt(level.sigma**2 + 2 * level.alpha**2 * pixel_variance).mean())
 
 
+def call_levels(levels: Sequence[Level], solver: Solver | None = None) -> dict[tuple[int, int], Level]:
+    """Return the level of each network call of a walk by (i, stage); the solver's churn raises those of stage 0."""
+    calls = {}
+    for position, (level, level_next) in enumerate(pairwise(levels)):
+        i = len(levels) - 2 - position
+        calls[i, 0] = solver.churned(level)[0] if solver else level
+        calls[i, 1] = level_next
+    return calls
+
+
 def measured_rows(
     arm: str,
     record: Arrays,
@@ -98,6 +110,7 @@ def measured_rows(
     data: PixelStatistics,
     solver: Solver | None = None,
     forgets: bool = True,
+    calls: Mapping[tuple[int, int], Level] | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of one arm.
 
@@ -110,20 +123,21 @@ def measured_rows(
         solver: the update rule, whose churn raises the levels of the calls.
         forgets: whether the state of an exact sampler is independent of x0; if not, the floor and the excess over it
             are left out.
+        calls: the level of each network call by (i, stage); None takes those of the suite's own solvers.
     """
     at = {len(levels) - 2 - position: level for position, level in enumerate(levels)}  # i -> level, -1 is clean
     knows_x0 = "residual/count" in record
-    call_levels = {i: solver.churned(level)[0] if solver and i >= 0 else level for i, level in at.items()}
-    yield from _scalar_rows(arm, record, at, call_levels, knows_x0)
+    calls = call_levels(levels, solver) if calls is None else calls
+    yield from _scalar_rows(arm, record, calls, knows_x0)
     if "guided/count" in record:
-        yield from _guided_rows(arm, record, at, call_levels, knows_x0)
+        yield from _guided_rows(arm, record, calls, knows_x0)
     energy_spread = np.sqrt(Moments.variance(_moments(record, "scalars")))[:, SCALARS.index("energy")]
-    corrections = record["scalars/count"][len(levels) - 1 :]
+    made = record["scalars/count"].reshape(-1, len(levels) - 1) > 0  # [stages, steps]
     for row, i in enumerate(indices):
         part = {key: value[row : row + 1] for key, value in record.items() if not key.startswith("scalars/")}
         if knows_x0:
-            yield from _error_rows(arm, part, i, call_levels[i])
-        completing = i + len(levels) - 1 if i < len(corrections) and corrections[i] else i
+            yield from _error_rows(arm, part, i, calls[i, 0])
+        completing = i + (len(levels) - 1) * int(np.flatnonzero(made[:, i]).max(initial=0))
         rows = _state_rows(arm, part, i - 1, at[i - 1], data, float(energy_spread[completing]))
         yield from rows if forgets else (row for row in rows if row.quantity not in _OVER_FLOOR)
 
@@ -133,9 +147,9 @@ def _moments(record: Arrays, name: str) -> dict[str, NDArray[np.float64]]:
 
 
 def _scalar_rows(
-    arm: str, record: Arrays, at: Mapping[int, Level], call_levels: Mapping[int, Level], knows_x0: bool
+    arm: str, record: Arrays, calls: Mapping[tuple[int, int], Level], knows_x0: bool
 ) -> Iterator[Row]:
-    for row, call in _calls(record, "scalars", SCALARS, at, call_levels):
+    for row, call in _calls(record, "scalars", SCALARS, calls):
         i, stage, level, n, mean, spread = call
         for name in ("eps_norm", "eps_used_norm", "x0_norm", "clipped"):
             yield _row(arm, i, level, n, name, mean[name], spread[name], stage)
@@ -146,9 +160,9 @@ def _scalar_rows(
 
 
 def _guided_rows(
-    arm: str, record: Arrays, at: Mapping[int, Level], call_levels: Mapping[int, Level], knows_x0: bool
+    arm: str, record: Arrays, calls: Mapping[tuple[int, int], Level], knows_x0: bool
 ) -> Iterator[Row]:
-    for _, call in _calls(record, "guided", GUIDED_SCALARS, at, call_levels):
+    for _, call in _calls(record, "guided", GUIDED_SCALARS, calls):
         for name in ("plain_eps_norm", "plain_x0_norm", "guidance_norm"):
             yield _row(arm, call.i, call.level, call.n, name, call.mean[name], call.spread[name], call.stage)
         if knows_x0:
@@ -167,16 +181,16 @@ class _NetworkCall(NamedTuple):
 
 
 def _calls(
-    record: Arrays, kind: str, names: Sequence[str], at: Mapping[int, Level], call_levels: Mapping[int, Level]
+    record: Arrays, kind: str, names: Sequence[str], calls: Mapping[tuple[int, int], Level]
 ) -> Iterator[tuple[int, _NetworkCall]]:
     """Yield each recorded call with its row."""
     moments = _moments(record, kind)
     means, spreads = moments["mean"], np.sqrt(Moments.variance(moments))
+    steps = 1 + max(i for i, _ in calls)
     for row in np.flatnonzero(moments["count"]).tolist():
-        stage, i = divmod(row, len(at) - 1)
+        stage, i = divmod(row, steps)
         mean, spread = (dict(zip(names, values[row].tolist(), strict=True)) for values in (means, spreads))
-        level = at[i - 1] if stage else call_levels[i]
-        yield row, _NetworkCall(i, stage, level, moments["count"][row], mean, spread)
+        yield row, _NetworkCall(i, stage, calls[i, stage], moments["count"][row], mean, spread)
 
 
 def _root_row(arm: str, call: _NetworkCall, quantity: str, square: str) -> Row:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench.diffusion.types import Level
 from bench.measure.instruments.floors import walk_ratios
 from bench.measure.instruments.probes import WalkProbe
-from bench.measure.instruments.step_table import Row, to_table
+from bench.measure.instruments.step_table import PixelStatistics, Row, to_table
 from bench.suite.cells.reference import Reference
 from bench.suite.plan import Cell, Instruments
 
@@ -20,8 +21,38 @@ ARMS = ("free", "forced-train", "forced-heldout", "paired")
 _PARTS = ("train", "heldout")
 
 
+class Walked(Protocol):
+    """What was recorded: a cell, or a loop that somebody else ran."""
+
+    @property
+    def remembers_class(self) -> bool:
+        """Tell whether a paired walk shares the class of its x0."""
+
+    def levels(self) -> Sequence[Level]:
+        """Return the levels, noisiest first, the last one that which the walk ends at."""
+
+    def calls(self) -> Mapping[tuple[int, int], Level]:
+        """Return the level of each network call by (i, stage)."""
+
+
+class DataStatistics(Protocol):
+    """What records need of the data: a :class:`bench.suite.cells.reference.Reference` has it."""
+
+    @property
+    def statistics(self) -> PixelStatistics:
+        """Return mean and variance per pixel."""
+
+    @property
+    def spectrum(self) -> NDArray[np.float64]:
+        """Return the mean radial spectrum."""
+
+    @property
+    def haar(self) -> NDArray[np.float64]:
+        """Return the mean Haar energies."""
+
+
 class Records:
-    """The merged records of a cell.
+    """The merged records of a cell or recorded loop.
 
     Args:
         cell: whose.
@@ -29,7 +60,7 @@ class Records:
         reference: the data's statistics.
     """
 
-    def __init__(self, cell: Cell, instruments: Instruments, reference: Reference) -> None:
+    def __init__(self, cell: Walked, instruments: Instruments, reference: DataStatistics) -> None:
         self.cell, self.instruments, self.reference = cell, instruments, reference
         self._arms: dict[str, Arrays] = {}
         self._errors: dict[str, list[NDArray[Any]]] = {part: [] for part in _PARTS}
@@ -52,8 +83,8 @@ class Records:
         also ``forced-train/fraction``, half precision, and ``recorded/eps_ratio|variance_ratio``, the floors that it
         gives, see :meth:`_recorded`.
         """
-        levels, indices, solver = self.cell.levels(), self.instruments.indices, self.cell.solver()
-        called = [solver.churned(levels[len(levels) - 2 - i])[0] for i in indices]
+        levels, indices, calls = self.cell.levels(), self.instruments.indices, self.cell.calls()
+        called = [calls[i, 0] for i in indices]
         reached = [levels[len(levels) - 1 - i] for i in indices]
         data = self.reference.statistics
         return {
@@ -80,12 +111,14 @@ class Records:
         Ratios are of sums over pixels, free running over real noised data, one a row. They are absent where the data's
         covariance is not at hand.
         """
-        record, cell = self._arms.get("forced-train", {}), self.cell
+        record, cell, reference = self._arms.get("forced-train", {}), self.cell, self.reference
+        if not isinstance(cell, Cell) or not isinstance(reference, Reference):  # a recorded loop
+            return {}
         if "fraction/mean" not in record or not record["fraction/count"].all():
             return {}
         fraction, path = record["fraction/mean"].astype(np.float16), cell.levels()
         arrays: Arrays = {"forced-train/fraction": fraction}
-        law = self.reference.gaussian(cell.model.description.schedule, cell.model.description.T)
+        law = reference.gaussian(cell.model.description.schedule, cell.model.description.T)
         if law is None or law.vectors is None:
             return arrays
         indices = list(self.instruments.indices)  # ascending, and so is t
@@ -101,21 +134,21 @@ class Records:
 
     def errors(self) -> Arrays:
         """Return the errors [levels, images, C, H, W], training images first, with their indices and parts."""
-        levels, solver = self.cell.levels(), self.cell.solver()
+        calls = self.cell.calls()
         joined = [array for part in _PARTS for array in self._errors[part]]
         parts = [part for part in _PARTS for array in self._errors[part] for _ in range(array.shape[1])]
         return {
             "errors": np.concatenate(joined, axis=1),
             "i": np.array(self.instruments.error_indices),
-            "t": np.array([solver.churned(levels[len(levels) - 2 - i])[0].t for i in self.instruments.error_indices]),
+            "t": np.array([calls[i, 0].t for i in self.instruments.error_indices]),
             "part": np.array(parts),
         }
 
     def table(self) -> pd.DataFrame:
         """Return the per-step table of the measured arms."""
-        levels, rows = self.cell.levels(), list[Row]()
+        levels, calls, rows = self.cell.levels(), self.cell.calls(), list[Row]()
         for arm, record in self._measured():
-            forgets = arm != "paired" or not self.cell.model.description.classes
+            forgets = arm != "paired" or not self.cell.remembers_class
             data = self.reference.statistics
-            rows += WalkProbe.result(arm, record, self.instruments.indices, levels, data, self.cell.solver(), forgets)
+            rows += WalkProbe.result(arm, record, self.instruments.indices, levels, data, None, forgets, calls)
         return to_table(rows)

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,20 @@ _SAMPLING = (
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+class Described(Protocol):
+    """What the store files: a cell, or a loop that somebody else ran."""
+
+    @property
+    def name(self) -> str:
+        """Return the folder's name."""
+
+    def description(self) -> dict[str, Any]:
+        """Return everything that determines the numbers."""
+
+    def key(self) -> str:
+        """Return the cache key."""
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], same: bool) -> str | None:
@@ -84,11 +98,11 @@ class Store:
         self._sums: dict[tuple[Path, int, int], str] = {}
         self._records: dict[Path, tuple[tuple[int, int, int], dict[str, Any] | None]] = {}
 
-    def folder(self, cell: Cell) -> Path:
+    def folder(self, cell: Described) -> Path:
         """Return a cell's folder."""
         return self.root / "cells" / cell.name
 
-    def metrics(self, cell: Cell) -> dict[str, Any] | None:
+    def metrics(self, cell: Described) -> dict[str, Any] | None:
         """Return a complete cell's metrics, None while it is not complete."""
         return self._metrics(self.folder(cell))
 
@@ -104,7 +118,7 @@ class Store:
             self._records[path] = stamp, read_record(path)
         return self._records[path][1]
 
-    def _write_metrics(self, cell: Cell, metrics: Mapping[str, Any]) -> None:
+    def _write_metrics(self, cell: Described, metrics: Mapping[str, Any]) -> None:
         path = self.folder(cell) / "metrics.json"
         write_record(path, metrics)
         self._records.pop(path, None)  # its time of change may be that of the file before
@@ -130,7 +144,7 @@ class Store:
         metrics = self.metrics(cell) or {}
         return metrics.get("features") == features and self._intact(cell, metrics, _SCORED)
 
-    def _intact(self, cell: Cell, metrics: Mapping[str, Any], names: Sequence[str]) -> bool:
+    def _intact(self, cell: Described, metrics: Mapping[str, Any], names: Sequence[str]) -> bool:
         """Tell whether these files of a complete cell are still as they were written."""
         sizes, sums = metrics.get("files"), metrics.get("sha256")
         if not isinstance(sizes, dict) or not isinstance(sums, dict):
@@ -138,7 +152,7 @@ class Store:
         folder, written = self.folder(cell), {name: sizes[name] for name in names if name in sizes}
         return unchanged(folder, written) and all(sums.get(name) == self._sha256(folder / name) for name in written)
 
-    def check(self, *cells: Cell) -> None:
+    def check(self, *cells: Described) -> None:
         """Refuse a folder whose cells were made under other settings than these cells.
 
         Cells of one folder go into one table, so they must agree in everything but model, sampler, steps and seed; a
@@ -185,7 +199,7 @@ class Store:
                     " anew, or choose another --out"
                 )
 
-    def begin(self, cell: Cell) -> None:
+    def begin(self, cell: Described) -> None:
         """Claim the cell's folder for its configuration; damaged shards and those of other measurements are dropped."""
         for shard in self.folder(cell).glob("shard-*"):
             try:
@@ -195,15 +209,15 @@ class Store:
         if not self.is_open(cell):
             write_record(self.folder(cell) / "cell.json", {"key": cell.key(), "cell": cell.description()})
 
-    def is_open(self, cell: Cell) -> bool:
+    def is_open(self, cell: Described) -> bool:
         """Tell whether a cell was begun, with these measurements, and not completed since."""
         return (read_record(self.folder(cell) / "cell.json") or {}).get("key") == cell.key()
 
-    def is_closed(self, cell: Cell) -> bool:
+    def is_closed(self, cell: Described) -> bool:
         """Tell whether no work on a cell is under way."""
         return not (self.folder(cell) / "cell.json").exists() and not any(self.folder(cell).glob("shard-*"))
 
-    def close(self, cell: Cell) -> None:
+    def close(self, cell: Described) -> None:
         """Drop the shards of a cell; nobody computes its units until it is begun again."""
         # First the mark of work in progress: whoever sees a shard missing must see that there is nothing to do.
         (self.folder(cell) / "cell.json").unlink(missing_ok=True)
@@ -226,17 +240,17 @@ class Store:
         """
         return self._read_shard(self.folder(cell) / unit.name, cell)
 
-    def _read_shard(self, shard: Path, cell: Cell) -> dict[str, NDArray[Any]]:
+    def _read_shard(self, shard: Path, cell: Described) -> dict[str, NDArray[Any]]:
         arrays = read_shard(shard)
         if str(arrays.pop("key", "none")) != cell.key():
             raise DamagedShard(f"{shard} is of another configuration")
         return arrays
 
-    def put_arrays(self, cell: Cell, name: str, arrays: Arrays) -> None:
+    def put_arrays(self, cell: Described, name: str, arrays: Arrays) -> None:
         """Write an npz of the cell."""
         write_arrays(self.folder(cell) / name, arrays)
 
-    def put_array(self, cell: Cell, name: str, array: NDArray[Any]) -> None:
+    def put_array(self, cell: Described, name: str, array: NDArray[Any]) -> None:
         """Write an npy of the cell."""
         write_array(self.folder(cell) / name, array)
 
@@ -254,7 +268,7 @@ class Store:
             raise ConfigError(f"{path} is missing or damaged; delete {path.parent} and run again") from None
         return samples
 
-    def finish(self, cell: Cell, metrics: Mapping[str, Any]) -> None:
+    def finish(self, cell: Described, metrics: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, which completes the cell, and drop its shards."""
         folder = self.folder(cell)
         paths = [folder / name for name in _SAMPLED + _SCORED if (folder / name).exists()]

@@ -1,0 +1,317 @@
+"""The capture of a diffusers pipeline: its scheduler and network are listened to, and nothing of theirs is changed.
+
+``scheduler.step`` and ``scheduler.set_timesteps`` are replaced on the instance while the block runs, and the network
+gets a forward hook. Both call what was there and hand on its result; a mistake of ours is noted, never raised in the
+user's loop.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.diffusion.types import Step
+from bench.hooks.frames import Frame, HookError, check_scheduler, frame_of
+from bench.hooks.loops import Loop
+from bench.hooks.real import rows_of
+from bench.runtime.errors import reason
+
+_NETWORKS = ("unet", "transformer")
+_PATCHED = ("step", "set_timesteps")
+_RECORDED: set[int] = set()  # ids of the schedulers and networks that are recorded now
+_NEAR = 1e-3  # of timesteps
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """A call of the network: its arguments by name, and what it returned."""
+
+    arguments: dict[str, Any]
+    output: Tensor
+
+    @property
+    def state_name(self) -> str:
+        """Return the name of the first argument, which is the state."""
+        return next(iter(self.arguments))
+
+    @property
+    def batch(self) -> int:
+        """Return the images of the call."""
+        return len(self.arguments[self.state_name])
+
+
+class Capture:
+    """Turns a pipeline's own loop into typed steps.
+
+    Args:
+        pipe: a diffusers pipeline.
+        take: is given each step with the timestep's position; ``begin`` before it, at the first step of a walk.
+
+    Raises:
+        HookError: no pipeline, a scheduler of another kind, or one that is recorded already.
+    """
+
+    def __init__(self, pipe: Any, begin: Callable[[Loop, Tensor], None], take: Callable[[Step], None]) -> None:
+        network = next((getattr(pipe, name) for name in _NETWORKS if getattr(pipe, name, None) is not None), None)
+        scheduler: Any = getattr(pipe, "scheduler", None)
+        if not isinstance(network, nn.Module) or not hasattr(scheduler, "step"):
+            raise HookError(
+                f"{type(pipe).__name__} is no pipeline with a scheduler and a unet or transformer; leave it out and"
+                " call log.step(...) or pass log.callback in a loop of your own"
+            )
+        check_scheduler(scheduler)
+        if {id(scheduler), id(network)} & _RECORDED:
+            raise HookError("this pipeline is being recorded already; end the outer block first")
+        self.pipe, self.network, self.scheduler = pipe, network, scheduler
+        self.begin, self.take = begin, take
+        self.loop: Loop | None = None
+        self.first_call: NetworkCall | None = None
+        self.problem: str | None = None
+        self.samples = self.images = 0  # of all walks, and of one
+        self.weights: list[Tensor] = []  # of guidance, at each call of the first walk
+        self.dtype, self.channels = torch.float32, 0
+        self._calls: deque[NetworkCall] = deque(maxlen=2)
+        self._position = 0  # of the next call
+        self._doubled = False
+        self._untouched: Any = None  # the scheduler before the first step
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Listen while the block runs; whatever ends it, everything is as it was before."""
+        recorded = {id(self.scheduler), id(self.network)}
+        methods = {name: getattr(self.scheduler, name) for name in _PATCHED}
+        own = {name: self.scheduler.__dict__[name] for name in _PATCHED if name in self.scheduler.__dict__}
+        stop = _listen(self.network, self._hear)
+        _RECORDED.update(recorded)
+        try:
+            self.scheduler.step = functools.wraps(methods["step"])(functools.partial(self._step, methods["step"]))
+            self.scheduler.set_timesteps = functools.wraps(methods["set_timesteps"])(
+                functools.partial(self._set_timesteps, methods["set_timesteps"])
+            )
+            yield
+        finally:
+            for name in _PATCHED:
+                del self.scheduler.__dict__[name]
+            self.scheduler.__dict__.update(own)
+            stop()
+            _RECORDED.difference_update(recorded)
+
+    def check(self) -> Loop:
+        """Return the loop that was recorded.
+
+        Raises:
+            HookError: none was, or it was not one whole loop.
+        """
+        name = type(self.scheduler).__name__
+        if self.problem is None and self.pipe.scheduler is not self.scheduler:
+            self.problem = "the pipeline got another scheduler in the block; give each scheduler a block of its own"
+        if self.problem is None and self.loop is None:
+            self.problem = (
+                f"the pipeline never called step of its {name} in the block: run it there, or call log.step(...) in a"
+                " loop of your own"
+            )
+        if self.problem is None and self._position:
+            self._stopped()
+        if self.problem is not None or self.loop is None:
+            raise HookError(self.problem)
+        return self.loop
+
+    def _stopped(self) -> None:
+        assert self.loop is not None  # a walk is under way
+        count = len(self.loop.frame.calls)
+        self.problem = f"a loop ended after {self._position} of its {count} calls; record whole loops"
+
+    def _hear(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """Note a call of the network."""
+        with self._noted():
+            result = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+            forward = getattr(self.network, "_orig_mod", self.network).forward
+            names = inspect.signature(forward).bind(*args, **kwargs).arguments
+            self._calls.append(NetworkCall(dict(names), result))
+
+    def _set_timesteps(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        if self._position and self.problem is None:
+            self._stopped()
+        self._calls.clear()
+        return result
+
+    def _step(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with self._noted():
+            if not self._position:
+                self._untouched = copy.copy(self.scheduler)
+                for name in _PATCHED:
+                    del self._untouched.__dict__[name]
+                self._untouched = copy.deepcopy(self._untouched)
+        result = method(*args, **kwargs)
+        with self._noted():
+            bound = dict(inspect.signature(method).bind(*args, **kwargs).arguments)
+            output, t, x = (bound.pop(name) for name in ("model_output", "timestep", "sample"))
+            for name in ("generator", "return_dict", "variance_noise"):
+                bound.pop(name, None)
+            x_next = result[0] if isinstance(result, tuple) else result.prev_sample
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                self._observe(output, t, x, x_next, bound)
+        return result
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Do something unless there is a problem; an error becomes the problem."""
+        if self.problem is not None:
+            yield
+            return
+        try:
+            yield
+        except Exception as error:  # whatever it is, the user's loop goes on
+            self.problem = str(error) if isinstance(error, HookError) else f"recording failed: {reason(error)}"
+
+    def _observe(self, output: Tensor, t: Any, x: Tensor, x_next: Tensor, arguments: dict[str, Any]) -> None:
+        if self.problem is not None:
+            return
+        if not self._position:
+            self._begin_walk(output, t, x, arguments)
+        assert self.loop is not None  # it has begun
+        images = len(x) // 2 if self._doubled else len(x)
+        if images != self.images:
+            raise HookError("the number of images changed within a loop; record one loop at a time")
+        k, frame = self._position, self.loop.frame
+        output, plain = output[:images], self._plain(output, images)
+        self.take(self.loop.step(k, frame.indices[k], x[:images], x_next[:images], output, plain))
+        self._calls.clear()
+        self._position = (k + 1) % len(frame.calls)
+        self.samples += images if not self._position else 0
+
+    def _begin_walk(self, output: Tensor, t: Any, x: Tensor, arguments: dict[str, Any]) -> None:
+        """Find the loop's place among the timesteps; later walks must be at the same levels."""
+        if x.ndim != 4:
+            raise HookError(f"the loop's states are {tuple(x.shape)}; states [B, C, H, W] can be recorded")
+        frame, offset = _from_first(frame_of(self._untouched), float(t))
+        call = self._calls[-1] if self._calls else None
+        halves = x.chunk(2)
+        self._doubled = (
+            call is not None and call.batch == len(x) and len(x) % 2 == 0 and bool(torch.equal(halves[0], halves[-1]))
+        )  # DiT's pipeline steps both halves of a guided batch
+        self.images = len(x) // 2 if self._doubled else len(x)
+        if self.loop is None:
+            self.loop = Loop(self._untouched, frame, offset, arguments)
+            self.first_call, self.dtype, self.channels = call, x.dtype, output.shape[1]
+            self.begin(self.loop, x[: self.images])
+        elif frame != self.loop.frame:
+            raise HookError("two loops in the block have different levels; record each in a block of its own")
+
+    def _plain(self, output: Tensor, images: int) -> Tensor | None:
+        """Return the network's answer with its condition and without guidance, None where ``output`` is that.
+
+        A guided output is u + w (c - u) with w > 1. Of the two answers c is the one with the larger weight.
+        """
+        outputs = [call.output for call in self._calls]
+        if len(outputs) == 1 and len(outputs[0]) == 2 * images:
+            outputs = list(outputs[0].chunk(2))
+        if len(outputs) != 2 or any(len(answer) != images for answer in outputs):
+            single = outputs[0] if len(outputs) == 1 and len(outputs[0]) == images else None
+            return None if single is None or single.shape != output.shape else single
+        first, second = (answer[:, : output.shape[1]].float() for answer in outputs)
+        difference = second - first
+        size = difference.square().sum()
+        weight = ((output.float() - first) * difference).sum() / size.clamp(min=torch.finfo(size.dtype).tiny)
+        if not self.samples:
+            self.weights.append(torch.maximum(weight, 1 - weight))
+        return torch.where(weight > 0.5, second, first)
+
+    def ask(self, conditions: Mapping[str, Any], rows: slice) -> Callable[[Tensor, Tensor, Any, int], Tensor]:
+        """Return the pipeline's network, asked without guidance and with the conditions of some real images.
+
+        Raises:
+            HookError: the loop never called it, asked it at other times, or conditions are missing.
+        """
+        call = self.first_call
+        if call is None or self.loop is None:
+            raise HookError("the loop never called the pipeline's own network; leave real= out to record its states")
+        given = rows_of(conditions, rows, call.arguments[call.state_name].device)
+        template = _filled(call.arguments, given, call.batch, skipped=(call.state_name, "timestep"))
+        asked = call.arguments.get("timestep")
+        if not isinstance(asked, Tensor | float | int) or abs(_number(asked) - self.loop.frame.times[0]) > _NEAR:
+            raise HookError("the network is asked at another time than its scheduler's; leave real= out")
+
+        def network(x: Tensor, scaled: Tensor, t: Any, k: int) -> Tensor:
+            state = scaled.to(call.arguments[call.state_name].dtype)
+            arguments = {**template, call.state_name: state, "timestep": _alike(asked, t, len(x), x.device)}
+            result = self.network(**arguments)
+            answer: Tensor = result[0] if isinstance(result, tuple) else result.sample
+            return answer[:, : self.channels]
+
+        return network
+
+
+def _number(value: Any) -> float:
+    return float(value.flatten()[0]) if isinstance(value, Tensor) else float(value)
+
+
+def _alike(template: Any, t: Any, images: int, device: torch.device) -> Any:
+    """Return a timestep in the form that the pipeline gave it in: a number, a scalar tensor or one for each image."""
+    if not isinstance(template, Tensor):
+        return t
+    time = torch.as_tensor(t, device=device).to(template.dtype)
+    return time if template.ndim == 0 else time.expand(images)
+
+
+def _filled(
+    arguments: Mapping[str, Any], given: Mapping[str, Any], batch: int, skipped: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return a call's arguments with the conditions that are given in their place.
+
+    Raises:
+        HookError: an argument of the batch has no condition.
+    """
+    filled: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in skipped:
+            continue
+        if isinstance(value, Mapping):
+            filled[name] = _filled(value, given.get(name, {}), batch)
+        elif name in given:
+            like = value.dtype if isinstance(value, Tensor) else given[name].dtype
+            filled[name] = given[name].to(like)
+        elif isinstance(value, Tensor) and value.ndim and len(value) == batch:
+            raise HookError(f"the network needs {name!r} for real data; give real=(latents, {{{name!r}: ...}})")
+        else:
+            filled[name] = value
+    return {**filled, **{name: value for name, value in given.items() if name not in filled}}
+
+
+def _from_first(frame: Frame, t: float) -> tuple[Frame, int]:
+    """Return the part of a frame that begins at a timestep, and how many calls are left out before it."""
+    offset = next((k for k, time in enumerate(frame.times) if abs(time - t) < _NEAR), None)
+    if offset is None or frame.calls[offset].stage:
+        raise HookError(
+            f"the loop begins at timestep {t:g}, which is none of its scheduler's; call set_timesteps first"
+        )
+    return replace(frame, calls=frame.calls[offset:], times=frame.times[offset:]), offset
+
+
+def _listen(network: nn.Module, hear: Callable[..., None]) -> Callable[[], None]:
+    """Have every call of a network heard; return what ends that.
+
+    A network compiled in place runs its hooks within the compiled code, so its compiled call is wrapped instead.
+    """
+    compiled = network.__dict__.get("_compiled_call_impl")
+    if compiled is None:
+        handle = network.register_forward_hook(lambda _, args, kwargs, out: hear(args, kwargs, out), with_kwargs=True)
+        return handle.remove
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        output = compiled(*args, **kwargs)
+        hear(args, kwargs, output)
+        return output
+
+    network._compiled_call_impl = call
+    return lambda: setattr(network, "_compiled_call_impl", compiled)

@@ -1,0 +1,163 @@
+"""Loops of one's own and k-diffusion samplers: steps that their owner tells, checked, as typed steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.types import Level, Step
+from bench.hooks.frames import KINDS, HookError, converted
+from bench.hooks.loops import Tape
+from bench.runtime.errors import reason
+
+END = Level(-1, 1.0, 0.0)  # where the last step of a walk goes
+
+Network = Callable[[Tensor, Level], Tensor]  # a state and its level to an output of the loop's kind
+
+
+@dataclass
+class _Pending:
+    """A step whose next level the next one will tell; ``x_next`` is None where the next one tells that too."""
+
+    level: Level
+    x: Tensor
+    x_next: Tensor | None
+    output: Tensor
+
+
+class OwnLoop:
+    """The steps of a loop of one's own.
+
+    Args:
+        begin: called with the first state and its level; returns the tape of the free arm.
+
+    Attributes:
+        levels: of the steps, noisiest first.
+        kind: of the outputs.
+        samples: images of whole walks.
+        refused: whether a step was refused; its error was told then.
+    """
+
+    def __init__(self, begin: Callable[[Tensor, Level], Tape]) -> None:
+        self.levels: list[Level] = []
+        self.kind, self.samples, self.refused = "eps", 0, False
+        self._begin = begin
+        self._tape: Tape | None = None
+        self._number = 0  # of the next step of the walk
+        self._pending: _Pending | None = None
+
+    def add(self, level: Level, x: Tensor, output: Tensor, x_next: Tensor | None, kind: str) -> None:
+        """Finish the step before, whose next level is known now, and keep this one.
+
+        Raises:
+            HookError: shapes that differ, an impossible level or kind, or walks of different levels.
+        """
+        try:
+            _check(level, kind, {"x": x, "prediction": output, **({} if x_next is None else {"x_next": x_next})})
+            if self._tape is not None and kind != self.kind:
+                raise HookError(f"kind is {kind!r}, in the steps before it was {self.kind!r}")
+            self._add(level, x, output, x_next, kind)
+        except HookError:
+            self.refused = True
+            raise
+
+    @torch.no_grad()
+    def _add(self, level: Level, x: Tensor, output: Tensor, x_next: Tensor | None, kind: str) -> None:
+        if self._tape is None:
+            self._tape, self.kind = self._begin(x, level), kind
+        before = self._pending
+        if before is not None:
+            if level.sigma * before.level.alpha > before.level.sigma * level.alpha:  # noisier: a further walk
+                self.end()
+            elif x.shape != before.x.shape:
+                raise HookError(f"x is {tuple(x.shape)}, in the step before it was {tuple(before.x.shape)}")
+            else:
+                self._take(level, x.float())
+        # Copies, since loops may work in place.
+        state = None if x_next is None else x_next.detach().float().clone()
+        self._pending = _Pending(level, x.detach().float().clone(), state, output.detach().float().clone())
+
+    def callback(self, info: Mapping[str, Any]) -> None:
+        """Add a step of a k-diffusion sampler, see :meth:`bench.hooks.record.Log.callback`."""
+        try:
+            sigma = float(info["sigma_hat"] if "sigma_hat" in info else info["sigma"])
+            x, denoised = info["x"], info["denoised"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise HookError(f"a k-diffusion callback gets x, sigma and denoised; {reason(error)} is wrong") from None
+        self.add(Level(sigma, 1.0, sigma), x, denoised, None, "x0")
+
+    def _take(self, level_next: Level, x_next: Tensor) -> None:
+        """Record the step that waited for its next level."""
+        step, number = self._pending, self._number
+        assert step is not None  # its callers asked
+        assert self._tape is not None  # as above
+        if not self.samples:
+            self.levels.append(step.level)
+        elif number >= len(self.levels) or self.levels[number] != step.level:
+            raise HookError(f"step {number + 1} has another level than in the walk before; record each loop in a block")
+        said = converted(self.kind, step.output, step.x, step.level)
+        reached = x_next if step.x_next is None else step.x_next
+        self._tape.update(Step(number, 0, step.level, level_next, step.x, reached, said, said.x0, said.eps, None))
+        self._number, self._pending = number + 1, None
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """End a walk in clean data.
+
+        Raises:
+            HookError: it has other levels than the walk before.
+        """
+        step = self._pending
+        if step is None:
+            return
+        self._take(END, converted(self.kind, step.output, step.x, step.level).x0)
+        if self._number != len(self.levels):
+            raise HookError(f"a walk has {self._number} steps, the first had {len(self.levels)}; record whole loops")
+        self.samples, self._number = self.samples + len(step.x), 0
+
+    @torch.no_grad()
+    def force(self, network: Network, tape: Tape, x0: Tensor, numbers: Tensor, seed: int) -> None:
+        """Ask a network about real noised data [B, C, H, W] at the loop's levels, and record that.
+
+        The step after each answer is DDIM's, alpha x0_hat + sigma eps_hat at the next level: the loop's is not known.
+
+        Raises:
+            HookError: the network returned something of another shape.
+        """
+        noise, count = Noise(seed), len(self.levels)
+        for number, (level, level_next) in enumerate(zip(self.levels, (*self.levels[1:], END), strict=True)):
+            z = noise.normal(numbers, Purpose.FORCED, count - 1 - number, x0.shape[1:])
+            x = level.alpha * x0 + level.sigma * z
+            output = network(x, level)
+            if not isinstance(output, Tensor) or output.shape != x.shape:
+                raise HookError("network= must return a tensor of its state's shape")
+            said = converted(self.kind, output.float(), x, level)
+            x_next = level_next.alpha * said.x0 + level_next.sigma * said.eps
+            tape.update(Step(number, 0, level, level_next, x, x_next, said, said.x0, said.eps, x0))
+
+
+def _check(level: Level, kind: str, tensors: Mapping[str, Any]) -> None:
+    """Refuse what cannot be a step.
+
+    Raises:
+        HookError: naming what is wrong.
+    """
+    if kind not in KINDS:
+        raise HookError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    if not (0 <= level.alpha < math.inf and 0 < level.sigma < math.inf and math.isfinite(level.t)):
+        raise HookError(f"a level needs alpha >= 0 and sigma > 0, not {level.alpha:g} and {level.sigma:g}")
+    if kind == "eps" and not level.alpha:
+        raise HookError("an eps prediction says nothing of the data where alpha is 0")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.ndim != 4 or not tensor.is_floating_point():
+            raise HookError(f"{name} must be a float tensor [B, C, H, W]")
+        if tensor.shape != tensors["x"].shape:
+            raise HookError(f"{name} is {tuple(tensor.shape)}, x is {tuple(tensors['x'].shape)}; they must agree")
+        if name == "x_next" and tensor.data_ptr() == tensors["x"].data_ptr():
+            raise HookError("x and x_next are one tensor; give x as it was before the step: x.clone()")

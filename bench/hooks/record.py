@@ -1,0 +1,304 @@
+"""``record``: a diffusers pipeline, a k-diffusion sampler or a loop of one's own, measured where it runs."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bench.diffusion.types import Level, Step
+from bench.hooks.capture import Capture
+from bench.hooks.frames import HookError
+from bench.hooks.loops import Loop, Tape, force, start_scale
+from bench.hooks.own import END, Network, OwnLoop
+from bench.hooks.real import RealData
+from bench.hooks.results import LoopCell, plain_settings, write_cell, write_exact
+from bench.measure.instruments.step_table import PixelStatistics
+from bench.runtime.errors import reason
+from bench.suite.cells.records import Records
+from bench.suite.plan import Instruments, recorded_indices
+from bench.suite.run import refuse_file
+from bench.suite.settings import check_name
+
+_FINGERPRINT = 4  # numbers of the first image's noise that tell it from other noise
+_NAME = re.compile("(Discrete)?Scheduler$")
+_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+@contextmanager
+def record(
+    pipe: Any = None,
+    *,
+    real: Any = None,
+    out: str | Path | None = None,
+    forced: int = 256,
+    seed: int = 0,
+    name: str | None = None,
+    network: Network | None = None,
+) -> Iterator[Log]:
+    """Record the sampling loops that run in the block; nothing of their results changes, bit for bit.
+
+    Args:
+        pipe: a diffusers pipeline with a ``scheduler`` and a ``unet`` or ``transformer``; None for a loop of one's own,
+            which calls :meth:`Log.step`, or gives :attr:`Log.callback` to a k-diffusion sampler.
+        real: images [N, C, H, W], uint8 or floats as the network takes them; for latent or conditional networks a pair
+            of latents and a mapping from names of the network's arguments to tensors of N rows. Without it the free arm
+            alone is recorded.
+        out: a results folder, which ``python -m analysis`` draws. Several loops may share it.
+        forced: how many real images the network is asked about, after the loop.
+        seed: names the noise of the loop; loops of one folder and seed must begin with the same.
+        name: what tables call the loop; by default the scheduler's name.
+        network: of a loop of one's own, for the teacher-forced arm: takes a state [B, C, H, W] and its :class:`Level`.
+
+    Yields:
+        The log; its table is complete after the block.
+
+    Raises:
+        HookError: before the block for what cannot be recorded, after it for loops that were not whole. An error of the
+            user's loop is handed on, and nothing is written.
+    """
+    log = Log(real, out, forced, seed, name, network)
+    if pipe is None:
+        yield log
+        log.finish()
+        return
+    capture = Capture(pipe, log.begin, log.take)
+    with capture.installed():
+        yield log
+    log.finish(capture)
+
+
+class Log:
+    """What was recorded.
+
+    Attributes:
+        notes: one line for each thing that was left out, and why.
+        guidance: mean weight w of u + w (c - u), None without guidance.
+        samples: images that the loops made.
+    """
+
+    def __init__(
+        self, real: Any, out: str | Path | None, forced: int, seed: int, name: str | None, network: Network | None
+    ) -> None:
+        if name is not None:
+            check_name(name, "name=")
+        if isinstance(forced, bool) or forced < 2 or isinstance(seed, bool) or seed < 0:
+            raise HookError(f"forced must be at least 2 and seed at least 0, not {forced} and {seed}")
+        self.out = None if out is None else Path(out)
+        if self.out is not None:
+            refuse_file(self.out)
+        self.real = None if real is None else RealData.of(real)
+        self.seed, self.name, self.network = seed, name, network
+        self.forced = 0 if self.real is None else min(forced, len(self.real.images))
+        self.notes: list[str] = []
+        self.guidance: float | None = None
+        self.samples = 0
+        self._started = time.perf_counter()
+        self._tapes: dict[str, Tape] = {}
+        self._start = torch.zeros(_FINGERPRINT)
+        self._batch = 1
+        self._own = OwnLoop(self._begin_own)
+        self._table: pd.DataFrame | None = None
+
+    def table(self) -> pd.DataFrame:
+        """Return the per-step table, with the columns of ``steps.csv``.
+
+        Its arms are ``free`` and, with real data, ``forced-train``.
+
+        Raises:
+            HookError: the block has not ended, or it ended in an error.
+        """
+        if self._table is None:
+            raise HookError("the table is there after the block, where it ended without an error")
+        return self._table.copy()
+
+    def begin(self, loop: Loop, x: Tensor) -> None:
+        """Set up the free arm of a pipeline, at the first state x [B, C, H, W]."""
+        steps = sum(call.completes for call in loop.frame.calls)
+        self._open(x, loop.frame.stages, recorded_indices(steps)[0])
+        self._start = x[0].float().flatten()[:_FINGERPRINT] / start_scale(loop.scheduler)
+
+    def _begin_own(self, x: Tensor, level: Level) -> Tape:
+        self._open(x)
+        self._start = x[0].detach().float().flatten()[:_FINGERPRINT] / level.sigma
+        return self._tapes["free"]
+
+    def take(self, step: Step) -> None:
+        """Take a step of the free arm."""
+        self._tapes["free"].update(step)
+
+    def _open(self, x: Tensor, stages: int = 1, chosen: list[int] | None = None) -> None:
+        self._batch = len(x)
+        if self.real is not None and self.real.images.shape[1:] != x.shape[1:]:
+            raise HookError(
+                f"the loop's states are {tuple(x.shape[1:])} and real images {tuple(self.real.images.shape[1:])}; give"
+                " real= as the network takes it"
+            )
+        if min(x.shape[2:]) < 2:
+            raise HookError(f"states of {tuple(x.shape[2:])} pixels are too small; at least 2x2 are needed")
+        centre = torch.zeros_like(x[0], dtype=torch.float32)
+        centre = centre if self.real is None else self.real.images.mean(0).to(x.device)
+        self._tapes["free"] = Tape(centre, False, stages, chosen)
+        if self.real is not None:
+            self._tapes["forced-train"] = Tape(centre, True, stages, chosen)
+
+    def step(
+        self, *, t: float, alpha: float, sigma: float, x: Tensor, prediction: Tensor, x_next: Tensor, kind: str = "eps"
+    ) -> None:
+        """Record a step of a loop of one's own; the next step tells its next level, the last one ends in clean data.
+
+        A level noisier than the one before begins another walk, of further images.
+
+        Args:
+            t: what the network was asked at, for the table.
+            alpha: factor of the data in x = alpha x0 + sigma eps.
+            sigma: factor of the noise, above 0.
+            x: the state [B, C, H, W] before the step.
+            prediction: the network's output, [B, C, H, W].
+            x_next: the state after the step, another tensor than x.
+            kind: what the output is: ``eps``, ``v``, ``x0`` or ``flow``.
+
+        Raises:
+            HookError: shapes that differ, an impossible level or kind, or walks of different levels.
+        """
+        try:
+            level = Level(float(t), float(alpha), float(sigma))
+        except (TypeError, ValueError):
+            raise HookError("t, alpha and sigma must be numbers, the same for all images of a batch") from None
+        self._own.add(level, x, prediction, x_next, kind)
+
+    def callback(self, info: Mapping[str, Any]) -> None:
+        """Record a step of a k-diffusion sampler, whose ``callback`` this is.
+
+        It is called with ``x``, ``sigma_hat`` or ``sigma``, and ``denoised``. The state after a step is the ``x`` of
+        the next call; the last step goes to clean data, that is to ``denoised``, as in all samplers there whose sigmas
+        end in 0. Of a sampler with two network calls a step the first is seen.
+
+        Raises:
+            HookError: as for :meth:`step`.
+        """
+        self._own.callback(info)
+
+    def finish(self, capture: Capture | None = None) -> None:
+        """Ask the network about real data, make the table, and write it where it shall go; called at the block's end.
+
+        Raises:
+            HookError: no whole loop was recorded, or values are not finite.
+        """
+        if capture is None:
+            self._finish_own()
+        else:
+            self._finish_pipeline(capture)
+
+    def _finish_pipeline(self, capture: Capture) -> None:
+        loop = capture.check()
+        self.samples = capture.samples
+        self.guidance = float(torch.stack(capture.weights).mean()) if capture.weights else None
+        frame = loop.frame
+        firsts = [call.level for call in frame.calls if call.stage == 0]
+        asked = {(i, call.stage): call.level for i, call in zip(frame.indices, frame.calls, strict=True)}
+        scheduler = type(capture.scheduler).__name__
+        settings = {
+            "network": type(capture.network).__name__, "scheduler": scheduler, "offset": loop.offset,
+            "scheduler_settings": plain_settings(capture.scheduler.config),
+            "arguments": plain_settings(loop.arguments),
+            **({} if self.guidance is None else {"guidance": round(self.guidance, 3)}),
+        }  # fmt: skip
+        cell = self._cell(
+            _NAME.sub("", scheduler), (*firsts, frame.calls[-1].level_next), asked, _DTYPES[capture.dtype], settings
+        )
+        self._force(lambda x0, numbers, rows: self._force_pipeline(capture, loop, x0, numbers, rows))
+        self._complete(cell, loop)
+
+    @torch.no_grad()
+    def _force_pipeline(self, capture: Capture, loop: Loop, x0: Tensor, numbers: Tensor, rows: slice) -> None:
+        assert self.real is not None  # its caller asked
+        ask = capture.ask(self.real.conditions, rows)
+        force(loop, self._tapes["forced-train"], x0, ask, numbers, self.seed, capture.dtype)
+
+    def _finish_own(self) -> None:
+        own = self._own
+        if own.refused:
+            return  # its error was told
+        own.end()
+        if not own.levels:
+            raise HookError(
+                "nothing was recorded: give record a pipeline, call log.step(...) in your loop, or give a k-diffusion"
+                " sampler callback=log.callback"
+            )
+        self.samples = own.samples
+        self._force(self._force_own)
+        for tape in self._tapes.values():
+            tape.count_down()
+        asked = {(len(own.levels) - 1 - number, 0): level for number, level in enumerate(own.levels)}
+        settings = {"levels": [[level.t, level.alpha, level.sigma] for level in own.levels], "prediction": own.kind}
+        self._complete(self._cell("own", (*own.levels, END), asked, "fp32", settings), None)
+
+    def _force_own(self, x0: Tensor, numbers: Tensor, rows: slice) -> None:
+        if self.network is None:
+            raise HookError("no network= was given to ask about real data")
+        self._own.force(self.network, self._tapes["forced-train"], x0, numbers, self.seed)
+
+    def _force(self, ask: Callable[[Tensor, Tensor, slice], None]) -> None:
+        """Show real images to a network in batches of the loop's size; where that cannot be, say why."""
+        if self.real is None:
+            self._note("without real= the free arm alone is recorded: no teacher-forced arm, no floors")
+            return
+        device = self._tapes["free"].centre.device
+        try:
+            for first in range(0, self.forced, self._batch):
+                rows = slice(first, min(first + self._batch, self.forced))
+                numbers = 2 * torch.arange(rows.start, rows.stop, device=device)  # as the suite's training images draw
+                ask(self.real.images[rows].to(device), numbers, rows)
+        except HookError as error:
+            self._note(f"no teacher-forced arm: {error}")
+
+    def _note(self, line: str) -> None:
+        self.notes.append(line)
+        if sys.stderr.isatty():
+            print(line, file=sys.stderr)
+
+    def _cell(
+        self, name: str, path: tuple[Level, ...], asked: Mapping[tuple[int, int], Level], precision: str, settings: Any
+    ) -> LoopCell:
+        data = "" if self.real is None else self.real.content_hash()
+        settings = {**settings, "forced": self.forced}
+        return LoopCell(self.name or name, self.seed, self.samples, path, asked, data, precision, settings)
+
+    def _complete(self, cell: LoopCell, loop: Loop | None) -> None:
+        """Merge the arms into the table, and write a results folder if there is one."""
+        indices = recorded_indices(cell.steps)[0] if loop else list(range(cell.steps))
+        records = Records(cell, Instruments(tuple(indices), (), self.forced, 0, 0, 0, 0), self.real or _Unknown())
+        for arm, tape in self._tapes.items():
+            state = tape.state(indices, cell.steps)
+            if not all(np.isfinite(state[f"scalars/{part}"]).all() for part in ("mean", "second")):
+                raise HookError(f"values of the {arm} arm are not finite; check the network and its precision")
+            records.add({f"{arm}/{name}": array for name, array in state.items()})
+        self._table = records.table().dropna(subset="value", ignore_index=True)
+        if self.out is None:
+            return
+        facts = {"seconds": round(time.perf_counter() - self._started, 3), "start": self._start.tolist()}
+        facts["notes"] = self.notes
+        try:
+            write_cell(self.out, cell, records, self._table, facts)
+            if loop is not None and self.real is not None:
+                write_exact(self.out, cell, loop, self.real, indices, self._tapes["free"].centre.device)
+        except OSError as error:
+            raise HookError(f"cannot write {self.out}: {reason(error)}; choose another out=") from None
+
+
+class _Unknown:
+    """The statistics of data that nobody gave: not a number, and so are the rows that need them."""
+
+    statistics = PixelStatistics(np.array([math.nan]), np.array([math.nan]))
+    spectrum = haar = np.array([math.nan])

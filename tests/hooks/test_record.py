@@ -1,0 +1,388 @@
+"""Recorded pipelines: nothing of theirs changes, and what is recorded is what their loop did."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from bench.data import load, to_unit
+from bench.diffusion.noise import Noise
+from bench.diffusion.samplers import Draws, teacher_forced, walk
+from bench.diffusion.schedules import levels
+from bench.diffusion.solvers import DDIM, Ancestral
+from bench.hooks import HookError, record
+from bench.hooks.frames import frame_of
+from bench.measure.instruments.moments import PixelMoments
+from bench.measure.instruments.probes import WalkProbe
+from bench.measure.instruments.step_table import PixelStatistics, to_table
+from bench.models.checkpoints.formats import open_network
+from bench.models.denoisers.parameterization import NetworkDenoiser
+from bench.runtime.errors import UserError
+from bench.suite.registry.registry import load_registry
+from tests.hooks.conftest import MEAN, SETTINGS, VARIANCE, ExactNetwork, Pipeline, scheduler_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers under numpy 2
+LABELS = [f"{name}-{'-'.join(map(str, settings.values()))}" for name, settings in SETTINGS]
+STEPS, BATCH = 5, 16
+DIGITS = load("digits").part("train")
+
+
+def gaussian_data(count=200):
+    """Images whose every pixel has the mean and variance that the exact network knows, to the last bit of float32."""
+    pixels = torch.randn(count, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    pixels = (pixels - pixels.mean(0)) / pixels.std(0)
+    return (MEAN + VARIANCE**0.5 * pixels).float()
+
+
+def values(table, arm, quantity):
+    rows = table[(table["arm"] == arm) & (table["quantity"] == quantity) & (table["stage"] == 0)]
+    return rows.set_index("i")["value"].sort_index(ascending=False)
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=LABELS)
+def test_an_exact_denoiser_in_every_scheduler(name, settings):
+    """Levels and predictions are those of the network's own, norms and variances those of the loop's own states."""
+    scheduler = scheduler_of(name, settings)
+    pipe = Pipeline(ExactNetwork(scheduler), scheduler)
+    start = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    start = start * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    plain, states = pipe(start), pipe.states
+    pipe.unet.answers = []
+    with record(pipe, real=gaussian_data(), forced=100) as log:
+        recorded = pipe(start)
+    assert torch.equal(recorded, plain)  # bit for bit
+    table, answers = log.table(), pipe.unet.answers[: len(scheduler.timesteps)]
+    free = table[table["arm"] == "free"]
+    eps = free[free["quantity"] == "eps_rms"].sort_values(["i", "stage"], ascending=[False, True])
+    for row, (alpha, sigma, x0, noise), x in zip(eps.itertuples(), answers, states, strict=False):
+        assert row.alpha == pytest.approx(alpha, abs=1e-5)
+        assert row.sigma == pytest.approx(sigma, rel=1e-5, abs=1e-5)
+        torch.testing.assert_close(alpha * x0 + sigma * noise, x, atol=1e-5 * max(sigma, 1), rtol=1e-5)
+        assert row.value == pytest.approx(float(noise.flatten(1).square().sum(1).mean().sqrt()), rel=1e-3)
+    assert len(eps) == len(answers)
+    # Of each step the last state: its variance is that of the loop's own, and the data's own where nothing is walked.
+    variance = values(table, "free", "var_marginal")
+    ends = [states[k + 1] for k, call in enumerate(frame_of(scheduler).calls) if call.completes]
+    expected = [float(x.double().var(0).mean()) for x in ends]
+    np.testing.assert_allclose(variance.to_numpy(), expected, rtol=1e-4)
+    error = values(table, "forced-train", "x0_rmse")
+    levels_of = free[free["quantity"] == "eps_rms"].set_index("i")
+    for i, value in error.items():
+        level = levels_of[levels_of["stage"] == 0].loc[i]
+        posterior = VARIANCE * level.sigma**2 / (level.alpha**2 * VARIANCE + level.sigma**2)
+        assert value == pytest.approx(posterior**0.5, rel=0.08)  # of 100 images of 16 pixels: 1 / sqrt(3200) = 1.8 %
+
+
+DETERMINISTIC = [
+    (name, settings) for name, settings in SETTINGS
+    if name not in ("DDPMScheduler", "EulerAncestralDiscreteScheduler") and "algorithm_type" not in settings
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings"), DETERMINISTIC)
+def test_variances_follow_the_loops_linear_recursion(name, settings):
+    """A deterministic loop of the exact denoiser maps every pixel by x -> slope x + offset, known from two starts."""
+    scheduler = scheduler_of(name, settings)
+    pipe = Pipeline(ExactNetwork(scheduler), scheduler)
+    pipe(torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4).clone())
+    maps = [(x[0, 0, 0, 0], x[1, 0, 0, 0] - x[0, 0, 0, 0]) for x in pipe.states[1:]]
+    start = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    start = start * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    with record(pipe) as log:
+        pipe(start)
+    slopes = [float(slope) for (_, slope), call in zip(maps, frame_of(scheduler).calls, strict=True) if call.completes]
+    expected = np.square(slopes) * float(start.double().var(0).mean())
+    np.testing.assert_allclose(values(log.table(), "free", "var_marginal").to_numpy(), expected, rtol=2e-3, atol=1e-7)
+
+
+class EpsOnly(torch.nn.Module):
+    """The embedded network as a diffusers model, its output cut to eps."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.config = network, SimpleNamespace(in_channels=1, sample_size=8)
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        t = torch.as_tensor(timestep).expand(len(sample))
+        return SimpleNamespace(sample=self.network(sample, t, None).sample[:, :1])
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    model = load_registry([], "digits").model("adm")
+    return EpsOnly(open_network(model.weights, model.description)).eval()
+
+
+class SameNoise(Draws):
+    """The noise that a pipeline's generator draws: the start, then a step's at a time."""
+
+    def __init__(self, seed):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.start = torch.randn(BATCH, 1, 8, 8, generator=self.generator)
+
+    def normal(self, purpose, step, shape):
+        return torch.randn(BATCH, *shape, generator=self.generator)
+
+
+def own_table(denoiser, solver, clip):
+    """The suite's own walk and teacher forcing, measured by its own probe."""
+    path = levels("linear", 1000, f"leading{STEPS}")
+    moments = PixelMoments.of(DIGITS)
+    data = PixelStatistics(moments.mean.numpy(), moments.variance.numpy())
+    draws, real, rows = SameNoise(3), to_unit(DIGITS), []
+    probe = WalkProbe(STEPS, range(STEPS), real.mean(0), False)
+    for step in walk(denoiser, path, draws.start, solver, draws, clip=clip):
+        probe.update(step)
+    rows += WalkProbe.result("free", probe.state(), range(STEPS), path, data, solver)
+    forced = WalkProbe(STEPS, range(STEPS), real.mean(0), True)
+    numbers = torch.arange(32)
+    for step in teacher_forced(denoiser, path, real[:32], solver, Draws(Noise(0), 2 * numbers), clip=clip):
+        forced.update(step)
+    rows += WalkProbe.result("forced-train", forced.state(), range(STEPS), path, data, solver)
+    return to_table(rows)
+
+
+def assert_same(found, own, arms=("free", "forced-train")):
+    keys = ["arm", "quantity", "i", "stage"]
+    both = found.merge(own, on=keys, suffixes=("", "_own"))
+    both = both[both["arm"].isin(arms)]
+    assert len(both) == len(own[own["arm"].isin(arms)])
+    np.testing.assert_allclose(both["value"], both["value_own"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(both["std"], both["std_own"], rtol=1e-4, atol=1e-5)
+    for name in ("t", "alpha", "sigma", "n"):
+        np.testing.assert_allclose(both[name].astype(float), both[f"{name}_own"].astype(float), atol=1e-5)
+
+
+def test_ddpm_pipeline_gives_the_steps_of_our_own_walk(embedded):
+    pipe = diffusers.DDPMPipeline(embedded, diffusers.DDPMScheduler())
+    with record(pipe, real=DIGITS, forced=32) as log:
+        pipe(BATCH, torch.Generator().manual_seed(3), num_inference_steps=STEPS, output_type="np")
+    own = own_table(NetworkDenoiser(embedded), Ancestral("fixed-small"), True)
+    assert_same(log.table(), own, ["free"])
+    calls = ("eps_norm", "eps_used_norm", "x0_rmse", "x0_nu", "x0_bias", "x0_norm")  # forced steps draw other noise
+    assert_same(log.table(), own[(own["arm"] == "free") | own["quantity"].isin(calls)])
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_ddim_pipeline_gives_the_steps_of_our_own_walk(embedded, clip):
+    pipe = diffusers.DDIMPipeline(embedded, diffusers.DDIMScheduler(clip_sample=clip))
+    with record(pipe, real=DIGITS, forced=32) as log:
+        pipe(BATCH, torch.Generator().manual_seed(3), 0.0, STEPS, use_clipped_model_output=True, output_type="np")
+    assert_same(log.table(), own_table(NetworkDenoiser(embedded), DDIM(), clip))
+
+
+def test_v_prediction_gives_the_steps_of_our_own_walk(small_unet):
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, prediction_type="v_prediction")
+    pipe = diffusers.DDIMPipeline(small_unet, scheduler)
+    with record(pipe, real=DIGITS, forced=32) as log:
+        pipe(BATCH, torch.Generator().manual_seed(3), 0.0, STEPS, output_type="np")
+    assert_same(log.table(), own_table(NetworkDenoiser(small_unet, "v"), DDIM(), False))
+
+
+def digits_pipe(unet, **settings):
+    pipe = diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler(**settings))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sample(pipe, steps=3):
+    return pipe(4, torch.Generator().manual_seed(0), num_inference_steps=steps, output_type="pt").images
+
+
+def is_untouched(pipe):
+    own = {"step", "set_timesteps"} & pipe.scheduler.__dict__.keys()
+    return not own and not pipe.unet._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("pipe", "message"),
+    [
+        ("a name", "str is no pipeline with a scheduler and a unet or transformer"),
+        (SimpleNamespace(unet=torch.nn.Identity()), "is no pipeline with a scheduler"),
+        (SimpleNamespace(unet=torch.nn.Identity(), scheduler=diffusers.LCMScheduler()), "LCMScheduler"),
+        (None, "nothing was recorded"),
+    ],
+)
+def test_what_is_no_pipeline(pipe, message):
+    with pytest.raises(HookError, match=message) as error, record(pipe):
+        pass
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipeline_that_never_calls_its_scheduler(small_unet):
+    pipe = digits_pipe(small_unet)
+    with pytest.raises(HookError, match="never called step of its DDIMScheduler"), record(pipe):
+        pipe.unet(torch.zeros(1, 1, 8, 8), 0)
+    assert is_untouched(pipe)
+
+
+@pytest.mark.parametrize(
+    ("loops", "message"),
+    [
+        (lambda pipe: (sample(pipe, 3), sample(pipe, 5)), "two loops in the block have different levels"),
+        (lambda pipe: (sample(pipe), broken_off(pipe)), "a loop ended after 1 of its 3 calls"),
+        (lambda pipe: (broken_off(pipe), sample(pipe)), "a loop ended after 1 of its 3 calls"),
+        (lambda pipe: replaced(pipe), "got another scheduler in the block"),
+    ],
+)
+def test_another_loop_in_the_block(small_unet, loops, message):
+    pipe = digits_pipe(small_unet)
+    with pytest.raises(HookError, match=message) as error, record(pipe) as log:
+        loops(pipe)
+    assert is_untouched(pipe)
+    assert "\n" not in str(error.value)
+    with pytest.raises(HookError, match="after the block"):
+        log.table()
+
+
+def broken_off(pipe):
+    pipe.scheduler.set_timesteps(3)
+    pipe.scheduler.step(torch.zeros(4, 1, 8, 8), pipe.scheduler.timesteps[0], torch.zeros(4, 1, 8, 8))
+
+
+def replaced(pipe):
+    sample(pipe)
+    pipe.scheduler = diffusers.DDIMScheduler()
+
+
+def test_images_of_another_size(small_unet):
+    """The loop is whole and its images are the user's; the block ends in one line."""
+    pipe, images = digits_pipe(small_unet), []
+    expected = sample(pipe)
+    message = r"states are \(1, 8, 8\) and real images \(1, 4, 4\)"
+    with pytest.raises(HookError, match=message), record(pipe, real=torch.zeros(4, 1, 4, 4)):
+        images.append(sample(pipe))
+    assert torch.equal(images[0], expected)
+    assert is_untouched(pipe)
+
+
+@pytest.mark.parametrize(
+    ("real", "message"),
+    [
+        ("digits", "real images are str"),
+        (torch.zeros(1, 1, 8, 8), "at least two"),
+        (torch.zeros(3, 8, 8), r"real images are \(3, 8, 8\)"),
+        (torch.zeros(3, 1, 8, 8, dtype=torch.int64), "int64"),
+        (torch.full((3, 1, 8, 8), torch.nan), "not finite"),
+        ((torch.zeros(3, 1, 8, 8), torch.zeros(3)), "must map names"),
+        ((torch.zeros(3, 1, 8, 8), {"class_labels": torch.zeros(2)}), "'class_labels' must be a tensor of 3 rows"),
+    ],
+)
+def test_what_are_no_real_images(small_unet, real, message):
+    with pytest.raises(UserError, match=message), record(digits_pipe(small_unet), real=real):
+        pass
+
+
+@pytest.mark.parametrize("options", [{"forced": 1}, {"seed": -1}, {"name": "a/b"}, {"out": __file__}])
+def test_impossible_options(small_unet, options):
+    with pytest.raises(UserError) as error, record(digits_pipe(small_unet), **options):
+        pass
+    assert "\n" not in str(error.value)
+
+
+def test_two_nested_recorders(small_unet):
+    pipe = digits_pipe(small_unet)
+    with pytest.raises(HookError, match="being recorded already"), record(pipe), record(pipe):
+        pass
+    assert is_untouched(pipe)
+    with record(pipe) as log:  # nothing is left of them
+        sample(pipe)
+    assert log.samples == 4
+
+
+def test_an_exception_in_the_middle_of_the_loop(small_unet, tmp_path):
+    """The user's own error comes out as it is, the pipeline is as before, and nothing is written."""
+    pipe = digits_pipe(small_unet)
+    expected = sample(pipe)
+
+    def fail(*_):
+        raise ZeroDivisionError("mine")
+
+    handle = pipe.unet.mid_block.register_forward_hook(fail)
+    with pytest.raises(ZeroDivisionError, match="mine"), record(pipe, out=tmp_path / "out"):
+        sample(pipe)
+    handle.remove()
+    assert is_untouched(pipe)
+    assert not (tmp_path / "out").exists()
+    assert torch.equal(sample(pipe), expected)
+
+
+def test_a_mistake_of_the_recorder_never_breaks_the_loop(small_unet, monkeypatch):
+    pipe = digits_pipe(small_unet)
+    expected = sample(pipe)
+    monkeypatch.setattr("bench.hooks.loops.Tape.update", lambda *_: 1 / 0)
+    with pytest.raises(HookError, match="recording failed: division by zero"), record(pipe):
+        assert torch.equal(sample(pipe), expected)
+
+
+class OneLayer(EpsOnly):
+    """A network that compiles in no time."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.layer = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, sample, timestep, return_dict=True):
+        return SimpleNamespace(sample=self.layer(sample))
+
+
+@pytest.mark.parametrize("way", ["module", "in place"])
+def test_a_compiled_network(way):
+    small_unet = OneLayer()
+    plain = digits_pipe(small_unet)
+    with record(plain, real=DIGITS, forced=8) as log:
+        sample(plain)
+    if way == "module":
+        small_unet = torch.compile(small_unet, backend="eager")
+    else:
+        small_unet.compile(backend="eager")
+    pipe = digits_pipe(small_unet)
+    expected = sample(pipe)
+    with record(pipe, real=DIGITS, forced=8) as compiled:
+        assert torch.equal(sample(pipe), expected)
+    assert_same(compiled.table(), log.table())
+    assert not compiled.notes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(small_unet, dtype):
+    """A whole table, near that of float32, from states that stay in half precision."""
+    whole = digits_pipe(small_unet)
+    with record(whole, real=DIGITS, forced=16) as log:
+        sample(whole)
+    pipe = digits_pipe(small_unet.to(dtype))
+    expected = sample(pipe)
+    with record(pipe, real=DIGITS, forced=16) as half:
+        found = sample(pipe)
+    assert torch.equal(found, expected)
+    assert found.dtype == dtype
+    for arm in ("free", "forced-train"):
+        near = values(half.table(), arm, "eps_rms")
+        np.testing.assert_allclose(near, values(log.table(), arm, "eps_rms"), rtol=0.05)
+
+
+def test_without_real_images_the_free_arm_is_alone_and_said_so(small_unet):
+    pipe = digits_pipe(small_unet)
+    with record(pipe) as log:
+        sample(pipe)
+    assert set(log.table()["arm"]) == {"free"}
+    assert not log.table()["value"].isna().any()
+    assert "the free arm alone is recorded" in log.notes[0]
+
+
+def test_batches_are_one_record(small_unet):
+    """Two calls of the pipeline count as one arm: the mean is that of both."""
+    pipe, tables = digits_pipe(small_unet), []
+    for seeds in ([1], [2], [1, 2]):
+        with record(pipe) as log:
+            for seed in seeds:
+                pipe(4, torch.Generator().manual_seed(seed), num_inference_steps=3, output_type="pt")
+        tables.append(values(log.table(), "free", "eps_norm"))
+    np.testing.assert_allclose(tables[2], (tables[0] + tables[1]) / 2, rtol=1e-6)
+    assert log.samples == 8
+    assert set(log.table()["n"]) == {8}
