@@ -9,7 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Each row reads from left to right: a name may import those left of it, and those of a set do not import one another.
-BENCH = ("runtime", "files", "data", "diffusion", {"models", "measure"}, "latent", "suite", {"injected", "hooks"}, "__main__")
+BENCH = (
+    "runtime",
+    "files",
+    "data",
+    "diffusion",
+    {"models", "measure"},
+    "latent",
+    "suite",
+    {"injected", "hooks"},
+    "__main__",
+)
 ROWS = {
     "bench": BENCH,
     "bench.diffusion": ({"types", "noise"}, {"posterior", "schedules"}, {"solvers", "corrections"}, "samplers"),

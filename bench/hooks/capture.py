@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from bench.diffusion.types import Step
 from bench.hooks.frames import Frame, HookError, check_scheduler, frame_of
-from bench.hooks.loops import Loop
-from bench.hooks.real import rows_of
+from bench.hooks.loops import Ask, Loop
+from bench.hooks.real import RealData, rows_of
 from bench.runtime.errors import reason
 
 _NETWORKS = ("unet", "transformer")
@@ -227,25 +227,46 @@ class Capture:
             self.weights.append(torch.maximum(weight, 1 - weight))
         return torch.where(weight > 0.5, second, first)
 
-    def ask(self, conditions: Mapping[str, Any], rows: slice) -> Callable[[Tensor, Tensor, Any, int], Tensor]:
-        """Return the pipeline's network, asked without guidance and with the conditions of some real images.
+    def ask(self, real: RealData, rows: slice, guidance: float | None) -> Ask:
+        """Return the pipeline's network, asked about some real images with their conditions.
+
+        Args:
+            real: the data.
+            rows: the images.
+            guidance: weight of u + w (c - u), None without guidance.
 
         Raises:
-            HookError: the loop never called it, asked it at other times, or conditions are missing.
+            HookError: the loop never called its network, asked it at other times, or conditions are missing.
         """
         call = self.first_call
         if call is None or self.loop is None:
-            raise HookError("the loop never called the pipeline's own network; leave real= out to record its states")
-        given = rows_of(conditions, rows, call.arguments[call.state_name].device)
-        template = _filled(call.arguments, given, call.batch, skipped=(call.state_name, "timestep"))
+            raise HookError("the loop never called the pipeline's own network")
         asked = call.arguments.get("timestep")
         if not isinstance(asked, Tensor | float | int) or abs(_number(asked) - self.loop.frame.times[0]) > _NEAR:
-            raise HookError("the network is asked at another time than its scheduler's; leave real= out")
+            raise HookError("the network is asked at another time than its scheduler's")
+        if guidance is not None and real.without is None:
+            raise HookError("the loop is guided; give real=(latents, conditions, conditions for none)")
+        plain = self._bound(call, real.conditions, rows)
+        without = None if guidance is None else self._bound(call, real.without or {}, rows)
 
-        def network(x: Tensor, scaled: Tensor, t: Any, k: int) -> Tensor:
-            state = scaled.to(call.arguments[call.state_name].dtype)
-            arguments = {**template, call.state_name: state, "timestep": _alike(asked, t, len(x), x.device)}
-            result = self.network(**arguments)
+        def network(x: Tensor, scaled: Tensor, t: Any, k: int) -> tuple[Tensor, Tensor | None]:
+            said = plain(scaled, t)
+            if without is None or guidance is None:
+                return said, None
+            none = without(scaled, t)
+            return none + guidance * (said - none), said
+
+        return network
+
+    def _bound(self, call: NetworkCall, conditions: Mapping[str, Any], rows: slice) -> Callable[[Tensor, Any], Tensor]:
+        """Return the network under some conditions, as a function of a scaled state and a timestep."""
+        state, asked = call.arguments[call.state_name], call.arguments["timestep"]
+        given = rows_of(conditions, rows, state.device)
+        template = _filled(call.arguments, given, call.batch, skipped=(call.state_name, "timestep"))
+
+        def network(scaled: Tensor, t: Any) -> Tensor:
+            time = _alike(asked, t, len(scaled), scaled.device)
+            result = self.network(**{**template, call.state_name: scaled.to(state.dtype), "timestep": time})
             answer: Tensor = result[0] if isinstance(result, tuple) else result.sample
             return answer[:, : self.channels]
 

@@ -111,11 +111,8 @@ def _normalised(level: Level) -> Level:
 def converted(kind: str, output: Tensor, x: Tensor, level: Level) -> Prediction:
     """Return what an output of one of KINDS says of the state x [B, C, H, W] at a level.
 
-    v is alpha eps - sigma x0 of the state scaled to alpha^2 + sigma^2 = 1, flow is eps - x0.
+    v is alpha eps - sigma x0 of the state scaled to alpha^2 + sigma^2 = 1; flow is eps - x0 where alpha + sigma = 1.
     """
-    if kind == "flow":
-        total = level.alpha + level.sigma
-        return Prediction((x + level.alpha * output) / total, (x - level.sigma * output) / total)
     if kind == "v":
         size = (level.alpha**2 + level.sigma**2) ** 0.5
         return as_prediction("v", output, x / size, _normalised(level))

@@ -26,8 +26,9 @@ from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.spectra import RadialBins
 from bench.measure.instruments.stand_ins import ClassMixture, FiniteSet, StandIn
 
-# A network as a loop asks it: the state, the same as the scheduler scales it, the timestep and the call's position.
-Ask = Callable[[Tensor, Tensor, Any, int], Tensor]
+# A network as a loop asks it: the state, the same as the scheduler scales it, the timestep and the call's position, to
+# its output and, under guidance, the output without.
+Ask = Callable[[Tensor, Tensor, Any, int], tuple[Tensor, Tensor | None]]
 
 _MANY, _FEW = 1024, 256  # walks of an exact denoiser: many at up to 20 steps, fewer beyond
 _WORK = 20 * _MANY  # walks times steps
@@ -48,8 +49,12 @@ class Tape:
 
     def __init__(self, centre: Tensor, paired: bool, stages: int = 1, chosen: Collection[int] | None = None) -> None:
         self.centre, self.paired, self.stages, self.chosen = centre, paired, stages, chosen
+        self.guided = False
         self._bins = RadialBins(centre.shape[1], centre.shape[2], centre.device)
         self._probes: dict[int, WalkProbe] = {}
+
+    def _probe(self, rows: Sequence[int]) -> WalkProbe:
+        return WalkProbe(1, rows, self.centre, self.paired, self.stages, guided=self.guided, bins=self._bins)
 
     def records(self, i: int) -> bool:
         """Tell whether the pixels of a solver index are recorded."""
@@ -59,8 +64,8 @@ class Tape:
     def update(self, step: Step) -> None:
         """Add the images of a step, without waiting for the device."""
         if step.i not in self._probes:
-            rows = (0,) if self.records(step.i) else ()
-            self._probes[step.i] = WalkProbe(1, rows, self.centre, self.paired, self.stages, self._bins)
+            self.guided = self.guided or step.prediction.plain is not None
+            self._probes[step.i] = self._probe((0,) if self.records(step.i) else ())
         self._probes[step.i].update(replace(step, i=0))
 
     def count_down(self) -> None:
@@ -76,11 +81,11 @@ class Tape:
             steps: solver steps; those that were not taken have a count of 0.
         """
         states = {i: probe.state() for i, probe in self._probes.items()}
-        empty = WalkProbe(1, (0,), self.centre, self.paired, self.stages, self._bins).state()
+        empty = self._probe((0,)).state()
         arrays = {}
         for name, zero in empty.items():
-            if name.startswith("scalars/"):  # [stages] a step, to row i + steps * stage
-                rows = np.stack([states.get(i, empty)[name] for i in range(steps)], axis=1)
+            if name.startswith(("scalars/", "guided/")):  # [stages] a step, to row i + steps * stage
+                rows = np.stack([states.get(i, empty).get(name, zero) for i in range(steps)], axis=1)
                 arrays[name] = rows.reshape(-1, *zero.shape[1:])
             else:
                 arrays[name] = np.concatenate([states.get(i, empty)[name] for i in indices])
@@ -114,12 +119,12 @@ class Loop:
         indices = self.frame.indices
         for k in range(start, len(self.frame.calls)):
             call, t = self.frame.calls[k], scheduler.timesteps[self.offset + k]
-            output = ask(x, scaled(scheduler, x, t), t, k)
+            output, plain = ask(x, scaled(scheduler, x, t), t, k)
             if k == start:
                 primed(scheduler, output)
             generator = torch.Generator(x.device).manual_seed(_SEED + k)
             x_next = stepped(scheduler, output, t, x, self.arguments, generator)
-            yield self.step(k, indices[k], x, x_next, output, x0=x0)
+            yield self.step(k, indices[k], x, x_next, output, plain, x0)
             if single and call.completes:
                 return
             x = x_next
@@ -146,9 +151,10 @@ class Loop:
             x0: real images that the states were made of.
         """
         call, x, x_next = self.frame.calls[k], x.float(), x_next.float()
-        guided = self.frame.prediction(output.float(), x, call.level)
-        said = guided if plain is None else self.frame.prediction(plain.float(), x, call.level)
-        final = used(self.scheduler, guided, x, call.level, self.arguments)
+        said = self.frame.prediction(output.float(), x, call.level)
+        if plain is not None:
+            said = replace(said, plain=self.frame.prediction(plain.float(), x, call.level), calls=2)
+        final = used(self.scheduler, said, x, call.level, self.arguments)
         levels = (call.level, call.level_next)
         return Step(i, call.stage, *levels, x, x_next, said, final.x0, final.eps, x0, call.completes)
 
@@ -203,9 +209,9 @@ def walk_exact(loop: Loop, law: StandIn, free: Tape, forced: Tape) -> None:
     loop = replace(loop, scheduler=_unclipped(loop.scheduler))
     frame = loop.frame
 
-    def ask(x: Tensor, scaled: Tensor, t: Any, k: int) -> Tensor:
+    def ask(x: Tensor, scaled: Tensor, t: Any, k: int) -> tuple[Tensor, None]:
         level = frame.calls[k].level
-        return frame.output(law(x, level), x, level)
+        return frame.output(law(x, level), x, level), None
 
     count = min(max(_WORK // len(frame.calls), _FEW), _MANY)
     images, noise, first = law.sample(count, _SEED).to(free.centre.device), Noise(_SEED), frame.calls[0].level

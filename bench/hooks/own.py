@@ -16,6 +16,7 @@ from bench.hooks.frames import KINDS, HookError, converted
 from bench.hooks.loops import Tape
 from bench.runtime.errors import reason
 
+_ROUNDING = 1e-4  # of levels
 END = Level(-1, 1.0, 0.0)  # where the last step of a walk goes
 
 Network = Callable[[Tensor, Level], Tensor]  # a state and its level to an output of the loop's kind
@@ -154,6 +155,8 @@ def _check(level: Level, kind: str, tensors: Mapping[str, Any]) -> None:
         raise HookError(f"a level needs alpha >= 0 and sigma > 0, not {level.alpha:g} and {level.sigma:g}")
     if kind == "eps" and not level.alpha:
         raise HookError("an eps prediction says nothing of the data where alpha is 0")
+    if kind == "flow" and abs(level.alpha + level.sigma - 1) > _ROUNDING:
+        raise HookError(f"a flow has alpha + sigma = 1, not {level.alpha:g} + {level.sigma:g}")
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.ndim != 4 or not tensor.is_floating_point():
             raise HookError(f"{name} must be a float tensor [B, C, H, W]")

@@ -28,11 +28,13 @@ class RealData:
     Attributes:
         images: float32 [N, C, H, W] on the host, as the network takes them; latents have no range.
         conditions: keyword arguments of the network, a tensor [N, ...] or [1, ...] or a mapping of such.
+        without: the same for no condition, which guidance needs; None where it was not given.
         statistics, spectrum, haar: their moments, as :class:`bench.suite.cells.reference.Reference` has them.
     """
 
     images: Tensor
     conditions: Mapping[str, Any]
+    without: Mapping[str, Any] | None
     statistics: PixelStatistics
     spectrum: NDArray[np.float64]
     haar: NDArray[np.float64]
@@ -42,13 +44,20 @@ class RealData:
         """Read images, or a pair of images or latents and their conditions.
 
         Args:
-            real: tensor or array [N, C, H, W], uint8 or float; or a pair of that and a mapping from the names of the
-                network's arguments to tensors of N rows or one.
+            real: tensor or array [N, C, H, W], uint8 or float; or a tuple of that, a mapping from the names of the
+                network's arguments to tensors of N rows or one, and perhaps another that stands for no condition.
 
         Raises:
             HookError: another shape or kind, fewer than two images, or values that are not finite.
         """
-        data, conditions = real if isinstance(real, tuple) else (real, {})
+        parts = real if isinstance(real, tuple) else (real,)
+        if not 1 <= len(parts) <= 3:
+            raise HookError(
+                "real= is a tensor, or (tensor, conditions), or (tensor, conditions, those of no condition)"
+            )
+        data, conditions, without = parts[0], {}, None
+        if len(parts) > 1:
+            conditions, without = parts[1], (parts[2] if len(parts) == 3 else None)
         if isinstance(data, np.ndarray):
             data = torch.from_numpy(data)
         if not isinstance(data, Tensor) or data.ndim != 4 or len(data) < 2 or min(data.shape[2:]) < 2:
@@ -59,10 +68,11 @@ class RealData:
         images = (data if data.is_floating_point() else to_unit(data)).detach().float().cpu()
         if not torch.isfinite(images).all():
             raise HookError("real images hold values that are not finite; remove them")
-        _check_conditions(conditions, len(images))
+        for given in (conditions, {} if without is None else without):
+            _check_conditions(given, len(images))
         moments = PixelMoments.of_blocks(images.split(_BLOCK))
         statistics = PixelStatistics(moments.mean.numpy(), moments.variance.numpy())
-        return cls(images, dict(conditions), statistics, moments.spectrum.numpy(), moments.haar.numpy())
+        return cls(images, conditions, without, statistics, moments.spectrum.numpy(), moments.haar.numpy())
 
     def content_hash(self) -> str:
         """Return the sha256 of the images."""

@@ -51,9 +51,9 @@ def record(
     Args:
         pipe: a diffusers pipeline with a ``scheduler`` and a ``unet`` or ``transformer``; None for a loop of one's own,
             which calls :meth:`Log.step`, or gives :attr:`Log.callback` to a k-diffusion sampler.
-        real: images [N, C, H, W], uint8 or floats as the network takes them; for latent or conditional networks a pair
-            of latents and a mapping from names of the network's arguments to tensors of N rows. Without it the free arm
-            alone is recorded.
+        real: images [N, C, H, W], uint8 or floats as the network takes them; for latent or conditional networks a tuple
+            of latents, a mapping from names of the network's arguments to tensors of N rows, and, where the loop is
+            guided, another mapping for no condition. Without ``real`` the free arm alone is recorded.
         out: a results folder, which ``python -m analysis`` draws. Several loops may share it.
         forced: how many real images the network is asked about, after the loop.
         seed: names the noise of the loop; loops of one folder and seed must begin with the same.
@@ -223,7 +223,7 @@ class Log:
     @torch.no_grad()
     def _force_pipeline(self, capture: Capture, loop: Loop, x0: Tensor, numbers: Tensor, rows: slice) -> None:
         assert self.real is not None  # its caller asked
-        ask = capture.ask(self.real.conditions, rows)
+        ask = capture.ask(self.real, rows, self.guidance)
         force(loop, self._tapes["forced-train"], x0, ask, numbers, self.seed, capture.dtype)
 
     def _finish_own(self) -> None:
@@ -261,6 +261,7 @@ class Log:
                 numbers = 2 * torch.arange(rows.start, rows.stop, device=device)  # as the suite's training images draw
                 ask(self.real.images[rows].to(device), numbers, rows)
         except HookError as error:
+            self._tapes.pop("forced-train")
             self._note(f"no teacher-forced arm: {error}")
 
     def _note(self, line: str) -> None:

@@ -146,9 +146,7 @@ def _moments(record: Arrays, name: str) -> dict[str, NDArray[np.float64]]:
     return {key: record[f"{name}/{key}"] for key in ("count", "mean", "second")}
 
 
-def _scalar_rows(
-    arm: str, record: Arrays, calls: Mapping[tuple[int, int], Level], knows_x0: bool
-) -> Iterator[Row]:
+def _scalar_rows(arm: str, record: Arrays, calls: Mapping[tuple[int, int], Level], knows_x0: bool) -> Iterator[Row]:
     for row, call in _calls(record, "scalars", SCALARS, calls):
         i, stage, level, n, mean, spread = call
         for name in ("eps_norm", "eps_used_norm", "x0_norm", "clipped"):
@@ -159,9 +157,7 @@ def _scalar_rows(
             yield _root_row(arm, call, "x0_rmse", "x0_mse")
 
 
-def _guided_rows(
-    arm: str, record: Arrays, calls: Mapping[tuple[int, int], Level], knows_x0: bool
-) -> Iterator[Row]:
+def _guided_rows(arm: str, record: Arrays, calls: Mapping[tuple[int, int], Level], knows_x0: bool) -> Iterator[Row]:
     for _, call in _calls(record, "guided", GUIDED_SCALARS, calls):
         for name in ("plain_eps_norm", "plain_x0_norm", "guidance_norm"):
             yield _row(arm, call.i, call.level, call.n, name, call.mean[name], call.spread[name], call.stage)
