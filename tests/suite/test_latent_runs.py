@@ -42,7 +42,9 @@ def material(tmp_path_factory):
     embeddings = rng.normal(size=(PROMPTS, 5, 12)).astype(np.float32)
     np.savez(root / "embeddings.npz", embeddings=embeddings, negative_embeddings=np.zeros((1, 5, 12), np.float32))
     np.savez(root / "one-sided.npz", embeddings=embeddings)
-    np.savez(root / "few.npz", embeddings=embeddings[:2])
+    np.savez(root / "few.npz", embeddings=embeddings[:2], negative_embeddings=embeddings[:1])
+    np.savez(root / "deep.npz", latents=latents[:, :3])
+    np.savez(root / "odd.npz", latents=latents[..., :7, :7])
     return root
 
 
@@ -152,6 +154,11 @@ def test_with_an_autoencoder_samples_are_decoded_and_scored_as_images(latent, tm
          "--guidance 2", "has no 'negative_embeddings' to be guided from"),
         ({"sd": 'weights = "{root}/sd"\nlatents = "{root}/latents.npz"\nembeddings = "{root}/few.npz"'},
          "", "names condition 2, but model 'sd' has 2"),
+        ({"sd": 'weights = "{root}/sd"\nlatents = "{root}/deep.npz"\nembeddings = "{root}/few.npz"'},
+         "", "takes latents of 4 channels"),
+        ({"sd": 'weights = "{root}/sd"\nlatents = "{root}/odd.npz"\nembeddings = "{root}/few.npz"'},
+         "", "halves latents 2-fold"),
+        ({"dit": 'weights = "{root}/dit"\nlatents = "{root}/odd.npz"'}, "", "takes latents of 8x8"),
         ({"sd": 'weights = "{root}/sd"\nlatents = "{root}/embeddings.npz"\nembeddings = "{root}/few.npz"'},
          "", "has no array 'latents'"),
     ],

@@ -20,7 +20,8 @@ _LARGEST_JSON = 2**20
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 # All that is ever downloaded: of a pipeline or of a flat model, and nothing that could be executed.
 _PATTERNS = [
-    _INDEX, _CONFIG, _SCHEDULER, _WEIGHTS[0], f"unet/{_CONFIG}", f"unet/{_WEIGHTS[0]}", f"scheduler/{_SCHEDULER}",
+    _INDEX, _CONFIG, _SCHEDULER, _WEIGHTS[0], f"unet/{_CONFIG}", f"unet/{_WEIGHTS[0]}", f"transformer/{_CONFIG}",
+    f"transformer/{_WEIGHTS[0]}", f"scheduler/{_SCHEDULER}",
 ]  # fmt: skip
 
 

@@ -47,6 +47,12 @@ def settle_guidance(model: Model, data_classes: int, flags: Mapping[str, Any]) -
     """
     classes, keys = model.description.classes, {**model.guidance_keys, **flags}
     if model.latent is not None:
+        rows = (classes or 0) - ("null_class" in model.guidance_keys)
+        if data_classes > rows:
+            raise ConfigError(
+                f"'cond' of {model.latent.latents} names condition {data_classes - 1}, but model {model.name!r} has"
+                f" {rows}, counted from 0"
+            )
         model = replace(model, label_count=data_classes)
     if not classes:
         if keys:

@@ -204,11 +204,25 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
     Raises:
         ConfigError: channels, size or classes differ.
     """
-    channels, height, width = data.shape
-    about = model.description
-    if model.latent is not None:
-        _check_latents(model, data)
-        return
+    about, (_, height, width) = model.description, data.shape
+    (_check_latents if model.latent else _check_pixels)(model, data)
+    needs_even = [remedy.kind for remedy in model.remedies if KINDS[remedy.kind].even]
+    if needs_even and (height % 2 or width % 2):
+        remedy = "" if model.latent else ", or see --resize"
+        raise ConfigError(
+            f"{needs_even[0]} of model {model.name!r} needs images of even size, dataset {data.name!r} has"
+            f" {height}x{width}; use its variant pixel{remedy}"
+        )
+    if about.classes and measured and data.classes != model.labels:
+        raise ConfigError(
+            f"model {model.name!r} takes {model.labels} class labels, dataset {data.name!r} has {data.classes}"
+            " classes; give its images in one folder a class, or use --no-probes"
+        )
+
+
+def _check_pixels(model: Model, data: Dataset) -> None:
+    """Refuse images of other channels, or of a size that the network does not take."""
+    about, (channels, height, width) = model.description, data.shape
     if about.channels != channels:
         raise ConfigError(f"model {model.name!r} takes {about.channels} channels, dataset {data.name!r} has {channels}")
     size = about.network.get("image_size")
@@ -224,38 +238,24 @@ def check_fit(model: Model, data: Dataset, measured: bool) -> None:
         raise ConfigError(
             f"model {model.name!r} halves images {factor}-fold; {data.name!r} has {data.shape[1:]} pixels"
         )
-    needs_even = [remedy.kind for remedy in model.remedies if KINDS[remedy.kind].even]
-    if needs_even and (height % 2 or width % 2):
-        raise ConfigError(
-            f"{needs_even[0]} of model {model.name!r} needs images of even size, dataset {data.name!r} has"
-            f" {height}x{width}; use its variant pixel, or see --resize"
-        )
-    if about.classes and measured and data.classes != model.labels:
-        raise ConfigError(
-            f"model {model.name!r} takes {model.labels} class labels, dataset {data.name!r} has {data.classes}"
-            " classes; give its images in one folder a class, or use --no-probes"
-        )
 
 
 def _check_latents(model: Model, data: Dataset) -> None:
-    """Refuse latents of another shape than the network's, or conditions that it has no embeddings of."""
+    """Refuse latents of another shape than the network takes."""
     assert model.latent is not None  # its caller asked
     about, path, (channels, *size) = model.description, model.latent.latents, data.shape
+    given = f"{path} has {size[0]}x{size[1]}"
     if about.channels != channels:
         raise ConfigError(f"model {model.name!r} takes latents of {about.channels} channels, {path} has {channels}")
     fixed, factor = about.network.get("image_size"), 2 ** (_levels(about.network, about.format) - 1)
+    # A U-Net takes latents of any size that its levels divide, a transformer those of its positions.
     if about.network["kind"] != "UNet2DConditionModel" and fixed and size != [fixed, fixed]:
         raise ConfigError(
-            f"model {model.name!r} takes latents of {fixed}x{fixed}, {path} has {size[0]}x{size[1]}; encode images of"
-            " the size that it was trained on"
+            f"model {model.name!r} takes latents of {fixed}x{fixed}, {given}; encode images of the size that it was"
+            " trained on"
         )
     if any(length % factor for length in size):
-        raise ConfigError(f"model {model.name!r} halves latents {factor}-fold; {path} has {size[0]}x{size[1]}")
-    rows = (about.classes or 0) - (model.classifier_free is not None)
-    if data.classes > rows:
-        raise ConfigError(
-            f"'cond' of {path} names condition {data.classes - 1}, but model {model.name!r} has {rows}, counted from 0"
-        )
+        raise ConfigError(f"model {model.name!r} halves latents {factor}-fold; {given}")
 
 
 def _levels(network: Mapping[str, Any], kind: str) -> int:
