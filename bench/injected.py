@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtr
+from scipy.special import chdtri, chndtrinc, stdtr
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -256,9 +256,12 @@ def findings(biased: Sequence[Walked], unbiased: Sequence[Walked], samples: int)
     results = {name: _of_test(test, images) for name, test in tests.items() if test is not None}
     classes = compare_classes(first, second)
     if classes is not None:
-        # A noncentral chi2 grows with N: its excess over the degrees of freedom is taken for the squared effect.
-        excess = math.sqrt(max(classes.statistic - classes.freedom, 0.0))
-        results["class proportions"] = Finding(excess, 1.0, classes.p, images)
+        # The excess of a noncentral chi2 over its degrees of freedom grows with N: it estimates the noncentrality. The
+        # one that is seen with a chance of 80 % has the place of (DETECTABLE error)^2.
+        freedom = max(classes.freedom, 1)
+        excess = math.sqrt(max(classes.statistic - freedom, 0.0))
+        needed = math.sqrt(float(chndtrinc(chdtri(freedom, 0.05), freedom, 0.2)))
+        results["class proportions"] = Finding(excess, needed / DETECTABLE, classes.p, images)
     for name in biased[0].numbers:
         differences = np.array([a.numbers[name] - b.numbers[name] for a, b in zip(biased, unbiased, strict=True)])
         results[name] = _of_seeds(differences, images)

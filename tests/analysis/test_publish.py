@@ -1,5 +1,10 @@
 """The small copy: smaller, readable, says what it is, and gives the same main table."""
 
+import io
+import json
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,7 +13,13 @@ from analysis.normality.error_normality import normality_table, per_cell
 from analysis.publish import publish
 from analysis.quality.fid_vs_steps import quality_table
 from analysis.records.load import ResultsError, load_results
+from bench.data import load
+from bench.measure.features.extractors import open_extractor
+from bench.measure.quality.frechet import feature_moments
 from bench.suite.cli import run
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = sorted((ROOT / "results").glob("*/records.zip"))
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +137,71 @@ def test_a_damaged_archive_is_one_line(tmp_path, capsys, damage):
     (tmp_path / "records.zip").write_bytes(damage)
     assert main([str(tmp_path)]) == 2
     assert "records.zip is damaged" in capsys.readouterr().err
+
+
+def full(triangle, d):
+    """Return the symmetric matrix [d, d] of its upper triangle by rows."""
+    matrix = np.zeros((d, d))
+    matrix[np.triu_indices(d)] = triangle
+    return matrix + np.triu(matrix, 1).T
+
+
+def reference(features):
+    """Return mean and covariance of the training images' features."""
+    if features == "digits":
+        with np.load(ROOT / "tests" / "golden" / "digits_features.npz") as file:
+            return file["mean"], full(file["covariance"], len(file["mean"]))
+    name = features.replace("_", "-")
+    with np.load(ROOT / "bench" / "measure" / "weights" / f"{name}-statistics.npz") as file:
+        return file["mu"].astype(np.float64), file["sigma"].astype(np.float64)
+
+
+def distance(mean, cov, other_mean, other_cov):
+    """Frechet distance: the trace of the root of C R is the sum of the roots of the eigenvalues of R^.5 C R^.5."""
+    values, vectors = np.linalg.eigh(other_cov)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    roots = np.sqrt(np.linalg.eigvalsh(root @ cov @ root).clip(min=0))
+    return ((mean - other_mean) ** 2).sum() + np.trace(cov) + np.trace(other_cov) - 2 * roots.sum()
+
+
+def recomputed(records):
+    """Yield the tabled and the recomputed distance of each cell of an archive that keeps its moments."""
+    with zipfile.ZipFile(records) as archive:
+        for name in archive.namelist():
+            if not (name.startswith("cells/") and name.endswith("/influence.npz")):
+                continue
+            facts = json.loads(archive.read(name.replace("influence.npz", "metrics.json")))
+            scores = {score["metric"]: score["value"] for score in facts["scores"]}
+            metric = next(metric for metric in scores if f"{metric}_strat" in scores)
+            with np.load(io.BytesIO(archive.read(name))) as arrays:
+                mean = arrays["mean"].astype(np.float64)
+                cov = full(arrays["covariance"].astype(np.float64), len(mean))
+            yield scores[metric], distance(mean, cov, *reference(metric.removeprefix("fd_")))
+
+
+def test_the_distance_by_hand():
+    one, two = np.eye(2), np.diag([4.0, 9.0])  # (2 - 1)^2 + (3 - 1)^2, and 3^2 + 4^2 of the means
+    assert distance(np.zeros(2), one, np.array([3.0, 4.0]), two) == pytest.approx(1 + 4 + 25)
+
+
+def test_a_published_cell_keeps_what_its_distance_needs(copy):
+    pairs = list(recomputed(copy / "records.zip"))
+    assert len(pairs) == 4
+    for tabled, found in pairs:
+        assert found == pytest.approx(tabled, rel=1e-4)  # moments in single precision
+
+
+@pytest.mark.parametrize("records", COMMITTED, ids=lambda path: path.parent.name)
+def test_committed_results(records):
+    pairs = list(recomputed(records))
+    if not pairs:
+        pytest.skip("its cells were published before they kept their features' moments")
+    for tabled, found in pairs:
+        assert found == pytest.approx(tabled, rel=1e-3)
+
+
+def test_the_digits_moments_are_those_of_the_classifier():
+    mean, cov = feature_moments(open_extractor("digits").extract(load("digits").part("train"))[0])
+    kept = reference("digits")
+    np.testing.assert_allclose(kept[0], mean, atol=1e-4)
+    np.testing.assert_allclose(kept[1], cov, atol=1e-3)
