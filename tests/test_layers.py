@@ -17,7 +17,7 @@ BENCH = (
     {"models", "measure"},
     "latent",
     "suite",
-    {"injected", "hooks"},
+    {"injected", "hooks", "check"},
     "__main__",
 )
 ROWS = {

@@ -1,0 +1,149 @@
+"""The conformance check: corrections that break one rule each, and those of the suite, which break none."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+from bench.check.__main__ import main, ours, report, subject_of
+from bench.check.rules import check
+from bench.check.walks import BIASES, FRAMES, SOLVERS, Oracle, biased_images, distance, states
+from bench.diffusion import corrections
+from bench.diffusion.corrections import Correction, EpsilonScaling, SigmaLying, TemporalRescaling
+from bench.diffusion.corrections.base import with_noise
+from bench.suite.settings import SAMPLER_FRAMES
+
+
+class Wrong(Correction):
+    """Epsilon scaling of the wrong sign."""
+
+    def __init__(self, b=1.02):
+        self.b = b
+
+    def prediction(self, pred, x, call):
+        return (pred.x0, pred.eps) if self.b == 1 else with_noise(pred, x, call.level, self.b * pred.eps)
+
+
+class InPlace(Correction):
+    def after(self, x_next, pred, call):
+        return x_next.mul_(1.01)
+
+
+class ByBatch(Correction):
+    def __init__(self, c=0.1):
+        self.c = c
+
+    def after(self, x_next, pred, call):
+        return x_next - self.c * x_next.mean(0)
+
+
+class Never(Correction):
+    def prediction(self, pred, x, call):
+        return pred.x0 / 0, pred.eps
+
+
+class Crash(Correction):
+    def before(self, x, call):
+        raise KeyError("no\nreason")
+
+
+class Loud(Correction):
+    def before(self, x, call):
+        raise ValueError("two\nlines")
+
+
+class Off(Correction):
+    """Its neutral constant is not neutral."""
+
+    neutral: ClassVar = {"c": 1.0}
+
+    def __init__(self, c=1.1):
+        self.c = c
+
+    def after(self, x_next, pred, call):
+        return x_next * self.c * 1.0001
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """A walk in each frame is enough to find what breaks everywhere."""
+    places = [("vp", "ddpm"), ("vp", "ddim"), ("edm", "heun"), ("flow", "unipc")]
+    monkeypatch.setattr("bench.check.rules.SOLVERS", {place: SOLVERS[place] for place in places})
+    monkeypatch.setattr("bench.check.rules.SHOWN", [("vp", "ddim")])
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken"),
+    [(Wrong, "right direction"), (InPlace, "inputs stay"), (ByBatch, "any batch"), (Never, "finite"),
+     (Crash, "works or refuses"), (Loud, "works or refuses"), (Off, "neutral is plain")],
+)  # fmt: skip
+def test_what_breaks_a_rule(kind, broken):
+    assert broken in check(subject_of(kind.__name__, kind, {}, None)).broken
+
+
+@pytest.mark.parametrize(
+    ("kind", "constants", "bias"),
+    [(EpsilonScaling, {"b": 1.02}, "eps too large"), (SigmaLying, {"d": 1 - 1 / 1.1}, "time too late")],
+)
+def test_what_undoes_a_bias_leaves_no_error(kind, constants, bias):
+    findings = check(subject_of(kind.__name__, kind, constants, None))
+    assert not findings.broken
+    plain, treated, best, _ = findings.errors[bias, "vp", "ddim"]
+    assert plain > 0.05
+    assert max(treated, best) < 1e-3
+
+
+def test_every_bias_leaves_too_little_spread():
+    exact = biased_images(("vp", "ddim"), None)
+    for bias in BIASES:
+        biased = biased_images(("vp", "ddim"), bias)
+        assert biased.std(0).mean() < 0.999 * exact.std(0).mean()
+        assert distance(biased, exact) > 0.05
+    assert distance(exact, exact) == 0
+
+
+def test_every_sampler_of_the_suite_is_walked():
+    ours = {(frame, name) for name, frames in SAMPLER_FRAMES.items() for frame in frames}
+    assert ours | {("edm", "heun, churn")} == set(SOLVERS)
+    assert all(torch.isfinite(states(place, None, Oracle(), range(2))[-1]).all() for place in SOLVERS)
+    assert set(FRAMES) == {frame for frame, _ in SOLVERS}
+
+
+def test_all_of_ours_are_there():
+    kinds = {getattr(corrections, name) for name in corrections.__all__}
+    classes = {kind for kind in kinds if isinstance(kind, type)} - {corrections.Correction, corrections.InOrder}
+    assert {subject.make for subject in ours()} == classes
+
+
+def test_the_report_has_every_rule_and_error():
+    subject = subject_of("TemporalRescaling", TemporalRescaling, {}, None)
+    lines = list(report(subject, check(subject)))
+    assert lines[0] == "TemporalRescaling(k=0.95, s=1)"
+    assert sum("holds" in line for line in lines) == 6
+    assert sum("ddim (vp)" in line for line in lines) == len(BIASES)
+
+
+@pytest.mark.parametrize(
+    ("code", "rc", "text"),
+    [
+        ("class Mine(Correction):\n    pass", 0, "Mine()"),
+        ("class Mine(Correction):\n    def after(self, x, p, c): return x * 2", 1, "BROKEN"),
+        ("class Mine:\n    pass", 2, "makes no Correction"),
+        ("class Other(Correction):\n    pass", 2, "has no class 'Mine'"),
+        ("class Mine(Correction):\n    def __init__(self, b): pass", 2, "give --set b=VALUE"),
+        ("1 / 0", 2, "raised ZeroDivisionError"),
+    ],
+)
+def test_the_command(tmp_path, capsys, code, rc, text):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from bench.diffusion.corrections import Correction\n{code}\n")
+    assert main([f"{path}:Mine"]) == rc
+    out, err = capsys.readouterr()
+    assert text in (err if rc == 2 else out)
+    assert err.count("\n") == (rc == 2)
+
+
+@pytest.mark.parametrize("spec", ["mine.py", "mine:Mine", "absent.py:Mine", "mine.py:"])
+def test_names_of_no_class(spec, capsys):
+    assert main([spec]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
