@@ -1,11 +1,9 @@
 import json
-import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from edm_files import golden_tensor
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -15,16 +13,9 @@ def published_weights():
     """The weights of the golden networks, as tests/golden/README.md builds them from keys and shapes."""
 
     def build(shapes):
-        return {key: torch.from_numpy(_tensor(key, shape)) for key, shape in sorted(shapes.items())}
+        return {key: golden_tensor(key, shape) for key, shape in sorted(shapes.items())}
 
     return build
-
-
-def _tensor(key, shape):
-    values = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-    if len(shape) > 1:
-        return values / np.float32(math.sqrt(math.prod(shape[1:])))
-    return (1 if key.endswith("weight") else 0) + np.float32(0.1) * values
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,9 @@ import math
 import pickle
 import sys
 import types
+import zlib
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from bench.models.networks.dhariwal import DhariwalUNet, dhariwal_shapes
 from bench.models.networks.shapes import shapes_of
 from bench.models.networks.song import SongUNet
 
+GOLDEN = Path(__file__).parent.parent / "golden"
 SONG = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
 DHARIWAL = {"model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
 NCSNPP = {
@@ -31,27 +34,26 @@ def small_config(architecture, image_size=8, channels=1, out_channels=None, labe
 
 
 def shapes_of_file(architecture, config):
-    """Return name and shape of every tensor of a file; ``edm_reference`` asks for each by its published name."""
+    """Return name and shape of every tensor of a file, as the golden ones have them."""
     with torch.device("meta"):
         network = (SongUNet if architecture == "SongUNet" else DhariwalUNet)(config)
     return shapes_of(network.state_dict()) if architecture == "SongUNet" else dhariwal_shapes(network)
 
 
-def random_tensors(architecture, config, seed=0):
-    """Return random weights of a network, scaled so that its output has about the size of its input."""
-    generator = torch.Generator().manual_seed(seed)
+def golden_tensor(key, shape):
+    """Return the tensor that ``tests/golden/README.md`` builds from a key and a shape."""
+    values = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
+    if len(shape) > 1:
+        return torch.from_numpy(values / np.float32(math.sqrt(math.prod(shape[1:]))))
+    return torch.from_numpy((1 if key.endswith("weight") else 0) + np.float32(0.1) * values)
+
+
+def random_tensors(architecture, config):
+    """Return the golden weights of a network, under the names in its file."""
     taps = torch.tensor(config.get("resample_filter", [1, 1]), dtype=torch.float32)
     box = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
-    tensors = {}
-    for name, shape in shapes_of_file(architecture, config).items():
-        values = torch.randn(shape, generator=generator)
-        if name.endswith("resample_filter"):
-            tensors[name] = box.clone()
-        elif len(shape) > 1:
-            tensors[name] = values / math.sqrt(math.prod(shape[1:]))
-        else:
-            tensors[name] = 0.1 * values + (".norm" in name or "_norm" in name) * name.endswith("weight")
-    return tensors
+    shapes = shapes_of_file(architecture, config)
+    return {n: box.clone() if n.endswith("resample_filter") else golden_tensor(n, s) for n, s in shapes.items()}
 
 
 @contextmanager
@@ -150,7 +152,6 @@ def write_edm_pickle(
     label_dim=0,
     preconditioning="EDMPrecond",
     *,
-    seed=0,
     dtype=torch.float32,
     constants=None,
     **network,
@@ -164,7 +165,6 @@ def write_edm_pickle(
         channels: of the images; iDDPM's network has twice as many outputs.
         label_dim: class labels, 0 for none.
         preconditioning: ``EDMPrecond``, ``VPPrecond``, ``VEPrecond`` or ``iDDPMPrecond``.
-        seed: of the weights.
         dtype: of the weights.
         constants: of the preconditioning, those that are not the defaults.
         network: other arguments of the architecture, under their published names.
@@ -174,7 +174,7 @@ def write_edm_pickle(
     """
     outputs = 2 * channels if preconditioning == "iDDPMPrecond" else channels
     config = small_config(architecture, image_size, channels, outputs, label_dim, **network)
-    tensors = {name: t.to(dtype) for name, t in random_tensors(architecture, config, seed).items()}
+    tensors = {name: t.to(dtype) for name, t in random_tensors(architecture, config).items()}
     with edm_modules() as modules:
         easy = modules["dnnlib.util"].EasyDict
         content = {
