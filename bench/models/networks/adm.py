@@ -1,7 +1,7 @@
 """The ADM U-Net as a library network.
 
 The network of guided-diffusion (Dhariwal & Nichol 2021, ``unet.py``) is expressible as ``diffusers.UNet2DModel``: its
-arguments are checked in ``unet_arguments.py`` and its parameter names translated in ``guided_keys.py``.
+arguments are checked in ``arguments.py`` and its parameter names translated in ``adm_keys.py``.
 """
 
 from __future__ import annotations
