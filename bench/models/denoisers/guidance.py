@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,19 +35,25 @@ class ClassifierFree:
     high: float = math.inf
 
     def calls(self, level: Level) -> int:
-        """Return the network calls of a prediction at a level: 2 where guidance acts, else 1."""
-        acts = self.low * level.alpha < level.sigma and (
-            math.isinf(self.high) or level.sigma <= self.high * level.alpha
-        )
-        return 2 if acts and self.scale != 1 else 1
+        """Return the network calls of a prediction at a level: 2 where guidance acts, else 1.
+
+        Where images have levels of their own, guidance acts on all of them.
+        """
+        if self.scale == 1:
+            return 1
+        numbers: tuple[Any, Any] = level.alpha, level.sigma
+        alpha, sigma = numbers
+        if isinstance(sigma, Tensor):
+            return 2
+        acts: bool = self.low * alpha < sigma and (math.isinf(self.high) or sigma <= self.high * alpha)
+        return 2 if acts else 1
 
 
 class ClassifierFreeDenoiser:
     """A conditional denoiser under classifier-free guidance; at scale 1 it is the plain one, bit for bit.
 
     Eps and x0 are those of ``null + W (plain - null)``, which mean the same for every prediction a network may make:
-    each is linear in its output. A learned variance is the conditional model's. The interval is that of the walk's
-    level: where images have levels of their own, guidance acts on all of them.
+    each is linear in its output. A learned variance is the conditional model's.
 
     Args:
         denoiser: the model.
@@ -68,12 +75,11 @@ class ClassifierFreeDenoiser:
         if cond is None:
             raise ValueError("classifier-free guidance needs the labels to guide to, one per image")
         plain, guidance = self.denoiser(x, level, cond), self.guidance
-        calls = 2 if isinstance(level.sigma, Tensor) and guidance.scale != 1 else guidance.calls(level)
-        if calls == 1:
+        if guidance.calls(level) == 1:
             return plain
         null = self.denoiser(x, level, torch.full_like(cond, guidance.null))
         eps, x0 = (a + guidance.scale * (b - a) for a, b in ((null.eps, plain.eps), (null.x0, plain.x0)))
-        return replace(plain, eps=eps, x0=x0, plain=plain, calls=calls)
+        return replace(plain, eps=eps, x0=x0, plain=plain, calls=2)
 
 
 class GuidedDenoiser:
