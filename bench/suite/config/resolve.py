@@ -165,7 +165,7 @@ def _data(request: Request, registry: Registry, models: tuple[Model, ...]) -> tu
     first, *others = files
     if first is None or others:
         raise ConfigError("models of one run share their latents and autoencoder; run the others apart")
-    given = {"--data-dir": request.data_dir, "--resize and --crop": request.preprocessing}
+    given: dict[str, Any] = {"--data-dir": request.data_dir, "--resize and --crop": request.preprocessing}
     given |= {"--dataset": registry.dataset != DEFAULT_DATASET, "--clip": request.clip}
     for flag, value in given.items():
         if value:

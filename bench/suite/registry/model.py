@@ -56,7 +56,7 @@ class LatentFiles:
     @cached_property
     def vae_hash(self) -> str | None:
         """Return the sha256 of the autoencoder."""
-        return self.vae and hash_decoder(self.vae)
+        return None if self.vae is None else hash_decoder(self.vae)
 
 
 @dataclass(frozen=True)
