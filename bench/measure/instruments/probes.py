@@ -72,7 +72,7 @@ class WalkProbe:
         device, shape = centre.device, centre.shape
         self.bins = bins or RadialBins(shape[1], shape[2], device)
         widths = {"spectrum": self.bins.count, "haar": 4}
-        pixels = ("state", "eps", "residual", "error") if paired else ("state", "eps")
+        pixels: tuple[str, ...] = ("state", "eps", "residual", "error") if paired else ("state", "eps")
         pixels += ("fraction",) if fraction else ()
         self.moments = {"scalars": Moments(steps * stages, (len(SCALARS),), device)}
         if guided:
