@@ -390,3 +390,30 @@ def test_flow_loss_of_the_exact_denoiser_of_gaussian_data():
     loss = flow_loss(exact, v**0.5 * x0, t, noise)
     # The mean of 16 n squares has a relative standard error of sqrt(2 / (16 n)) = .0025; five of them.
     assert loss.mean().item() == pytest.approx(v / size, rel=0.0125)
+
+
+def test_the_optimum_of_ciop_is_weighted_between_ddpms_and_that_of_input_perturbation():
+    """x0 ~ N(0, v): f_i(x) = sigma x / S_i with S_0 = a^2 v + s^2, S_1 = S_0 + d^2, weighted by p_i N(x; 0, S_i).
+
+    The optimum is the one function whose residual is orthogonal to every function of the input. 400,000 draws; five
+    standard errors. DDPM's own optimum, input perturbation's, and an average that ignores the input are not orthogonal.
+    """
+    v, alpha, sigma, delta, p, n = 0.25, 0.6, 0.8, 0.9, 0.3, 400_000
+    generator = torch.Generator().manual_seed(0)
+    x0, eps, added, extra = torch.randn(4, n, generator=generator, dtype=torch.float64)
+    on = torch.rand(n, generator=generator) < p
+    x = alpha * v**0.5 * x0 + sigma * eps + on * delta * added
+    target = eps + on * delta * extra  # independent of the input
+    sizes = [alpha**2 * v + sigma**2, alpha**2 * v + sigma**2 + delta**2]
+    density = [
+        share * torch.exp(-(x**2) / (2 * size)) / size**0.5 for share, size in zip((1 - p, p), sizes, strict=True)
+    ]
+    optima = [sigma * x / size for size in sizes]
+    weighted = (density[0] * optima[0] + density[1] * optima[1]) / (density[0] + density[1])
+
+    def orthogonal(f):
+        products = [(target - f) * g for g in (x, x**3, torch.tanh(3 * x), x * (x.abs() > 2))]
+        return all(abs(product.mean()) < 5 * product.std() / n**0.5 for product in products)
+
+    assert orthogonal(weighted)
+    assert not any(orthogonal(f) for f in (*optima, (1 - p) * optima[0] + p * optima[1]))
