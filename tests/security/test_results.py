@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import shutil
-import zipfile
 
 import matplotlib.figure
 import numpy as np
@@ -21,7 +20,7 @@ NESTED = "[" * 200_000
 def finished(sound, tmp_path_factory):
     """A complete run of the tiny network, one cell a seed."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    flags = ("--samples", "8", "--steps", "2", "--seeds", "0-11", "--features", "digits", "--measure", "steps")
+    flags = ("--samples", "8", "--steps", "2", "--seeds", "0-6", "--features", "digits", "--measure", "steps")
     models = ("--models", f"m={sound / 'own.safetensors'}")
     assert run([*models, *flags, "--quiet", "--out", str(out)]) == (0, out)
     return out
@@ -70,11 +69,6 @@ def nested_record(path, hostile):
 
 
 @spoiled("metrics.json")
-def empty_record(path, hostile):
-    path.write_bytes(b"")
-
-
-@spoiled("metrics.json")
 def record_that_leads_out(path, hostile):
     facts = json.loads(path.read_text())
     facts["cell"]["model"] = "../../m"
@@ -89,31 +83,6 @@ def edited_record(path, hostile):
 @spoiled("moments.npz")
 def objects(path, hostile):
     np.savez(path, i=np.array([hostile], dtype=object))
-
-
-@spoiled("moments.npz")
-def random_bytes(path, hostile):
-    path.write_bytes(np.random.default_rng(0).bytes(4000))
-
-
-@spoiled("moments.npz")
-def cut_off(path, hostile):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-@spoiled("moments.npz")
-def any_size(path, hostile):
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**42,)})
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("i.npy", header.getvalue())
-
-
-@spoiled("moments.npz")
-def numbers_that_are_none(path, hostile):
-    with np.load(path) as file:
-        arrays = dict(file)
-    np.savez(path, **{name: a * np.nan if a.dtype.kind == "f" else a for name, a in arrays.items()})
 
 
 @spoiled("steps.csv.gz")

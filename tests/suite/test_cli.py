@@ -15,7 +15,7 @@ import torch
 import run_bench
 from bench.files.writing import write_record
 from bench.suite import run as whole_run
-from bench.suite.cells import reference, runner
+from bench.suite.cells import reference
 from bench.suite.config.flags import make_parser
 from bench.suite.config.resolve import device_of
 from bench.suite.registry import constants
@@ -101,36 +101,6 @@ def test_every_promised_file_is_there(finished):
         f"{name}.{kind}" for name in ("fid_vs_steps", "eps_norm", "variance_gap", "x0_error") for kind in ("png", "pdf")
     }
     assert drawn | {"samples.png"} <= {path.name for path in (finished / "figures").iterdir()}
-
-
-def test_samples_file(finished):
-    images = samples_of(finished)
-    assert (images.shape, images.dtype) == ((70, 8, 8, 3), np.uint8)
-    assert (images == images[..., :1]).all()
-
-
-def test_steps_file(finished):
-    table = pd.read_csv(finished / "cells" / "adm-ddpm-3-seed0" / "steps.csv")
-    assert list(table.columns) == ["arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std"]
-    assert set(table["arm"]) == {"free", "forced-train", "forced-heldout"}
-    assert table["value"].notna().all()
-    free = set(table[table["arm"] == "free"]["quantity"])
-    assert {"eps_norm", "clipped", "var_marginal", "variance_ratio", "pred_std", "delta_t", "excess_std"} <= free
-    assert {"x0_rmse", "x0_bias", "x0_nu", "var_conditional"} <= set(table[table["arm"] == "forced-train"]["quantity"])
-
-
-def test_array_files(finished):
-    cell = finished / "cells" / "adm-ddpm-3-seed0"
-    kernel = np.load(cell / "kernel.npy")
-    assert (kernel.shape, kernel.dtype) == ((70, 2), np.float64)
-    with np.load(cell / "features.npz") as features:
-        assert features["pooled"].shape == (70, 64)
-    with np.load(cell / "errors.npz") as errors:
-        assert errors["errors"].shape == (3, 100, 1, 8, 8)
-        assert (errors["part"] == "train").sum() == 50
-    with np.load(cell / "moments.npz") as moments:
-        assert moments["free/state/mean"].shape == (3, 1, 8, 8)
-        assert moments["forced-train/error/second"].shape == (3, 1, 8, 8)
 
 
 def test_scores_say_why_they_are_empty(finished):
@@ -219,23 +189,6 @@ def test_another_set_of_scores_rescores_without_sampling(tmp_path, command, no_n
     assert (samples_of(out) == samples_of(finished)).all()
 
 
-def test_an_interrupted_rescoring_samples_nothing_anew(tmp_path, command, no_network, finished, monkeypatch):
-    out = tmp_path / "copy"
-    shutil.copytree(finished, out)
-
-    def stop(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    args = ("--models", "adm", "--steps", "2,3", "--samples", "70", "--out", out, "--quiet", "--features")
-    with monkeypatch.context() as patch:
-        patch.setattr(runner, "neighbour_ratio", stop)
-        assert command(*args, "none").code == 130
-    assert not (out / "cells" / "adm-ddpm-2-seed0" / "kernel.npy").exists()
-    assert command(*args, "digits").code == 0  # the old features after all
-    assert (out / "cells" / "adm-ddpm-2-seed0" / "kernel.npy").exists()
-    assert command(*args, "none").code == 0
-
-
 def test_a_resumed_run_keeps_its_first_start(tmp_path, command, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -276,17 +229,6 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, command):
     one_line_error(command(*other_steps, "--no-clip"), "another clip", "choose another --out")
     one_line_error(command(*other_steps, "--variance", "fixed-large"), "another variance")
     assert not (finished / "cells" / "adm-ddpm-5-seed0").exists()
-
-
-def test_two_samplers_in_one_folder(tmp_path, capsys):
-    out = tmp_path / "out"
-    args = [*ADM, "--samples", "6", "--out", str(out)]
-    assert run_bench.main([*args, "--sampler", "ddim", "--steps", "4"]) == 0
-    assert run_bench.main([*args, "--steps", "8"]) == 0
-    assert {path.name for path in (out / "cells").iterdir()} == {"adm-ddim-4-seed0", "adm-ddpm-8-seed0"}
-    figures = {path.name for path in (out / "figures").iterdir()}
-    assert figures >= {f"{name}.png" for name in ("eps_norm", "error_normality", "spectrum_ratio", "samples")}
-    assert set(pd.read_csv(out / "tables" / "spectra.csv")["sampler"]) == {"ddim", "ddpm"}
 
 
 # --- what must not change the images -------------------------------------------------------------------------------

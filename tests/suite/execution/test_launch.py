@@ -14,8 +14,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 from survival import (
     CALL,
@@ -38,7 +36,6 @@ from survival import (
 )  # fmt: skip
 
 from bench.files.writing import partial_path
-from bench.suite.experiments.experiment import RecordFolder
 
 ROOT = Path(__file__).parents[3]
 SHARDS = partial(small_shards, 8)
@@ -243,15 +240,6 @@ def test_what_is_left_by_a_process_that_died_when_all_was_done_goes(tmp_path, un
     (out / "run.json").write_text(json.dumps(record | {"end": None}))
     assert not completed()
     assert json.loads((out / "run.json").read_text())["end"] is not None
-
-
-@pytest.mark.parametrize("name", ["record.csv", "pictures.npz", "chain.json"])
-def test_a_flipped_byte_of_another_measurement_is_told(tmp_path, name):
-    record = RecordFolder(tmp_path, "chain", {"n": 3})
-    record.write(pd.DataFrame({"a": [1.5]}), {"pictures": {"x": np.zeros(3)}}, {"features": "none", "seconds": 1.0})
-    assert record.complete_facts("none") is not None
-    flip(tmp_path / name)
-    assert record.complete_facts() is None
 
 
 # A file system that refuses

@@ -205,16 +205,6 @@ def test_any_batch_size_gives_the_same_images_and_tables_within_the_stated_toler
     assert_alike(alone, run_alone(tmp_path / "out", batch))
 
 
-@pytest.mark.slow
-def test_any_number_of_threads_gives_the_same_images_and_tables_within_the_stated_tolerance(alone, tmp_path):
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    try:
-        assert_alike(alone, run_alone(tmp_path / "out", BATCH))
-    finally:
-        torch.set_num_threads(before)
-
-
 # --- noise --------------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from bench.files.writing import write_record
 from bench.suite import run as whole_run
 
 ONE_SEED = ("--seeds", "0")
@@ -85,29 +84,6 @@ def test_everything_is_measured_counted_resumed_and_not_repeated(everything, com
     assert files(out) == before
 
 
-def test_an_interrupted_run_goes_on_to_the_same_records(everything, command, tmp_path, monkeypatch):
-    args = [*everything[:-1], tmp_path / "whole", *ONE_SEED, "--measure", "chains,response", "--quiet"]
-    counting = Counting()
-    with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "denoiser_of", counting)
-        assert command(*args).code == 0
-    whole = {path.relative_to(tmp_path / "whole"): data for path, data in files(tmp_path / "whole").items()}
-    args[args.index(tmp_path / "whole")] = tmp_path / "out"
-    rest = Counting()
-    for stand_in, code in ((Counting(stop_after=counting.calls // 2), 130), (rest, 0)):
-        with monkeypatch.context() as patch:
-            patch.setattr(whole_run, "denoiser_of", stand_in)
-            outcome = command(*args)
-        assert (outcome.code, outcome.out) == (code, "")
-    # No more than one chain (8 calls) is made again.
-    assert rest.calls <= counting.calls - counting.calls // 2 + 8
-    resumed = {path.relative_to(tmp_path / "out"): data for path, data in files(tmp_path / "out").items()}
-    assert resumed.keys() == whole.keys()
-    for path, data in resumed.items():
-        if path.suffix != ".json":  # which holds how long it took
-            assert data == whole[path], path
-
-
 def test_chains_alone_leave_cells_without_instruments(everything, command, tmp_path):
     out = tmp_path / "out"
     assert command(*everything, *ONE_SEED, "--measure", "chains", "--quiet").code == 0
@@ -131,14 +107,3 @@ def test_scaling_that_ends_within_the_chains_is_one_line(everything, command, tm
         " over the 8 steps of its chains; leave chains out of --measure"
     ]
     assert not (tmp_path / "out").exists()
-
-
-def test_records_of_other_settings_are_one_line(everything, command, tmp_path):
-    assert command(*everything, *ONE_SEED, "--measure", "chains", "--quiet").code == 0
-    facts = tmp_path / "out" / "chains" / "tiny-mean-1-seed0" / "chain.json"
-    found = json.loads(facts.read_text())
-    found["chain"]["version"] = 0
-    write_record(facts, found)
-    outcome = command(*everything, *ONE_SEED, "--measure", "chains")
-    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
-    assert "tiny-mean-1-seed0 was made with another version (0, now 1); choose another --out" in outcome.err
