@@ -75,8 +75,8 @@ def settle_guidance(model: Model, data_classes: int, flags: Mapping[str, Any]) -
         return model
     least = data_classes if data_classes > 1 else 1
     if not least <= null < classes:
-        allowed = f"{least} to {classes - 1}" if least < classes else "and it has no label beyond the data's"
-        raise ConfigError(f"null class {null} of model {model.name!r} must be a label outside the data's ({allowed})")
+        labels = " or ".join(map(str, range(least, classes)[:3])) or "of which it has none"
+        raise ConfigError(f"null class {null} of model {model.name!r} must be a label beyond the data's, {labels}")
     low, high = map(float, interval or (0.0, math.inf))
     guidance = ClassifierFree(scale, null, low, high)
     count = model.label_count or (data_classes if data_classes > 1 else null)
