@@ -54,4 +54,4 @@ def refuse_unfolding(where: str, what: str, size: int, stored: int) -> None:
         DataError: the size is neither harmless nor in proportion.
     """
     if size > max(_SMALL[what], _SHARE * stored):
-        raise DataError(f"{where} unfolds to over {_SHARE} times its size on disk, as no photographs do; repack it")
+        raise DataError(f"{where} unfolds to over {_SHARE} times its size on disk, as no real data do; repack it")

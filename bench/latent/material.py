@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor
 
 from bench.data import DataError, Dataset
+from bench.files.limits import refuse_total, refuse_unfolding
 from bench.files.npz import CheckedNpz, Shape
 from bench.latent.denoiser import Conditioning
 from bench.runtime.distributed import speaks
 from bench.runtime.errors import CheckpointError
 
-_MOST = 2**34  # numbers in an array
 _USUAL_STD = (0.5, 2.0)  # of latents that were scaled as their autoencoder says
 
 
@@ -36,7 +37,7 @@ def read_latents(path: Path) -> LatentData:
     """
     with CheckedNpz(path) as file:
         _require(file, "latents")
-        latents = torch.from_numpy(file.read("latents", lambda s: len(s) == 4 and _some(s), "[N, C, h, w]")).float()
+        latents = torch.from_numpy(file.read("latents", lambda s: _fits(path, s, 4), "[N, C, h, w]")).float()
         count = len(latents)
         cond = torch.zeros(count, dtype=torch.int64)
         if "cond" in file.names:
@@ -103,11 +104,16 @@ def _require(file: CheckedNpz, name: str) -> None:
 
 def _floats(file: CheckedNpz, name: str, dims: int) -> Tensor:
     words = "[" + ", ".join("MLD"[:dims]) + "]"
-    return torch.from_numpy(file.read(name, lambda s: len(s) == dims and _some(s), words)).float()
+    return torch.from_numpy(file.read(name, lambda s: _fits(file.path, s, dims), words)).float()
 
 
-def _some(shape: Shape) -> bool:
-    size = 1
-    for length in shape:
-        size *= length
-    return 0 < size <= _MOST
+def _fits(path: Path, shape: Shape, dims: int) -> bool:
+    """Tell whether a shape has so many dimensions and no empty one; refuse one that the file cannot mean.
+
+    Raises:
+        DataError: it unfolds to far more than the file.
+    """
+    size = 8 * math.prod(shape)
+    refuse_total(str(path), size)
+    refuse_unfolding(str(path), "pixels", size, path.stat().st_size)
+    return len(shape) == dims and size > 0

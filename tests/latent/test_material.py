@@ -1,5 +1,7 @@
 """Latents of a file: their conditions, what is refused, and the warning where their scale was forgotten."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -64,3 +66,13 @@ def test_sizes_of_images_are_shared_or_one_a_prompt(tmp_path, rows):
     assert conditions.embeddings.shape == (4, 5, 12)
     assert conditions.embeddings[3].min() == 1
     assert conditions.added["time_ids"].tolist() == (ids.tolist() if rows == 1 else [*ids.tolist(), ids[0].tolist()])
+
+
+@pytest.mark.parametrize(("count", "message"), [(75_000, "unfolds to over 250 times"), (10_000_000, "more than")])
+def test_latents_that_unfold_beyond_reason_are_not_read(tmp_path, count, message):
+    """A header declares them; nothing of that size is allocated."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, 4, 16, 16)}
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive, archive.open("latents.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(UserError, match=message):
+        read_latents(tmp_path / "bomb.npz")
