@@ -184,8 +184,9 @@ class Capture:
         if images != self.images:
             raise HookError("the number of images changed within a loop; record one loop at a time")
         k, frame = self._position, self.loop.frame
-        output, plain = output[:images], self._plain(output, images)
-        self.take(self.loop.step(k, frame.indices[k], x[:images], x_next[:images], output, plain))
+        output = output[:images]
+        raw, plain = self._answers(output, images)
+        self.take(self.loop.step(k, frame.indices[k], x[:images], x_next[:images], output, plain, raw=raw))
         self._calls.clear()
         self._position = (k + 1) % len(frame.calls)
         self.samples += images if not self._position else 0
@@ -208,24 +209,25 @@ class Capture:
         elif frame != self.loop.frame:
             raise HookError("two loops in the block have different levels; record each in a block of its own")
 
-    def _plain(self, output: Tensor, images: int) -> Tensor | None:
-        """Return the network's answer with its condition and without guidance, None where ``output`` is that.
+    def _answers(self, output: Tensor, images: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return what the network said, and under guidance what it said with its condition alone; None for neither.
 
         A guided output is u + w (c - u) with w > 1. Of the two answers c is the one with the larger weight.
         """
         outputs = [call.output for call in self._calls]
         if len(outputs) == 1 and len(outputs[0]) == 2 * images:
             outputs = list(outputs[0].chunk(2))
-        if len(outputs) != 2 or any(len(answer) != images for answer in outputs):
-            single = outputs[0] if len(outputs) == 1 and len(outputs[0]) == images else None
-            return None if single is None or single.shape != output.shape else single
+        if any(len(answer) != images for answer in outputs) or not outputs:
+            return None, None
+        if len(outputs) == 1:
+            return (outputs[0] if outputs[0].shape == output.shape else None), None
         first, second = (answer[:, : output.shape[1]].float() for answer in outputs)
         difference = second - first
         size = difference.square().sum()
         weight = ((output.float() - first) * difference).sum() / size.clamp(min=torch.finfo(size.dtype).tiny)
         if not self.samples:
             self.weights.append(torch.maximum(weight, 1 - weight))
-        return torch.where(weight > 0.5, second, first)
+        return None, torch.where(weight > 0.5, second, first)
 
     def ask(self, real: RealData, rows: slice, guidance: float | None) -> Ask:
         """Return the pipeline's network, asked about some real images with their conditions.

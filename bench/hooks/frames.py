@@ -137,7 +137,7 @@ def used(scheduler: Any, prediction: Prediction, x: Tensor, level: Level, argume
         x0 = x0.clamp(-bound, bound)
     else:
         return prediction
-    if "use_clipped_model_output" in arguments and not arguments["use_clipped_model_output"]:
+    if type(scheduler).__name__ == "DDIMScheduler" and not arguments.get("use_clipped_model_output"):
         return replace(prediction, x0=x0)
     return replace(prediction, x0=x0, eps=(x - level.alpha * x0) / level.sigma)
 

@@ -138,6 +138,7 @@ class Loop:
         output: Tensor,
         plain: Tensor | None = None,
         x0: Tensor | None = None,
+        raw: Tensor | None = None,
     ) -> Step:
         """Return the typed step of call k.
 
@@ -149,12 +150,14 @@ class Loop:
             output: what the update got.
             plain: the network's output without guidance, None where ``output`` is that.
             x0: real images that the states were made of.
+            raw: the network's output where the user changed it before the update, None where that is ``output``.
         """
         call, x, x_next = self.frame.calls[k], x.float(), x_next.float()
-        said = self.frame.prediction(output.float(), x, call.level)
+        given = self.frame.prediction(output.float(), x, call.level)
+        said = given if raw is None else self.frame.prediction(raw.float(), x, call.level)
         if plain is not None:
             said = replace(said, plain=self.frame.prediction(plain.float(), x, call.level), calls=2)
-        final = used(self.scheduler, said, x, call.level, self.arguments)
+        final = used(self.scheduler, given, x, call.level, self.arguments)
         levels = (call.level, call.level_next)
         return Step(i, call.stage, *levels, x, x_next, said, final.x0, final.eps, x0, call.completes)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
+from exact_loops import FLOWS, SETTINGS, scheduler_of
 
 from bench.diffusion.types import Level, Prediction
 from bench.hooks.frames import HookError, converted, frame_of, restarted
-from tests.hooks.conftest import FLOWS, SETTINGS, scheduler_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers under numpy 2
 LABELS = [f"{name}-{'-'.join(map(str, settings.values()))}" for name, settings in SETTINGS]

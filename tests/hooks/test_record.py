@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from exact_loops import SETTINGS, VARIANCE, ExactNetwork, Pipeline, gaussian_data, scheduler_of
 
 from bench.data import load, to_unit
 from bench.diffusion.noise import Noise
@@ -23,19 +24,11 @@ from bench.models.checkpoints.formats import open_network
 from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.runtime.errors import UserError
 from bench.suite.registry.registry import load_registry
-from tests.hooks.conftest import MEAN, SETTINGS, VARIANCE, ExactNetwork, Pipeline, scheduler_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers under numpy 2
 LABELS = [f"{name}-{'-'.join(map(str, settings.values()))}" for name, settings in SETTINGS]
 STEPS, BATCH = 5, 16
 DIGITS = load("digits").part("train")
-
-
-def gaussian_data(count=200):
-    """Images whose every pixel has the mean and variance that the exact network knows, to the last bit of float32."""
-    pixels = torch.randn(count, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    pixels = (pixels - pixels.mean(0)) / pixels.std(0)
-    return (MEAN + VARIANCE**0.5 * pixels).float()
 
 
 def values(table, arm, quantity):
@@ -386,3 +379,15 @@ def test_batches_are_one_record(small_unet):
     np.testing.assert_allclose(tables[2], (tables[0] + tables[1]) / 2, rtol=1e-6)
     assert log.samples == 8
     assert set(log.table()["n"]) == {8}
+
+
+def test_a_remedy_in_the_users_loop_is_told_from_what_the_network_says(small_unet):
+    """A scheduler that is given eps / 1.25: the norm before is the network's own, the norm after is a fifth less."""
+    scheduler = scheduler_of("DDIMScheduler", {}, 3)
+
+    with record(SimpleNamespace(unet=small_unet, scheduler=scheduler)) as log, torch.no_grad():
+        x = torch.randn(4, 1, 8, 8)
+        for t in scheduler.timesteps:
+            x = scheduler.step(small_unet(x, t).sample / 1.25, t, x).prev_sample
+    raw, used = (values(log.table(), "free", name) for name in ("eps_norm", "eps_used_norm"))
+    np.testing.assert_allclose(used, raw / 1.25, rtol=1e-5)

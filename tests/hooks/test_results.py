@@ -1,0 +1,157 @@
+"""Recorded loops in a results folder, which the analysis draws beside exact denoisers."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import diffusers
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from exact_loops import ExactNetwork, Pipeline, gaussian_data, scheduler_of
+
+from analysis.records.load import load_results
+from analysis.regenerate import regenerate
+from bench.hooks import HookError, record
+from bench.suite.settings import ConfigError
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers under numpy 2
+LOOPS = {
+    "DDIM": ("DDIMScheduler", {}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
+}
+
+
+def recorded(out, name, noise=0, count=32, **options):
+    scheduler = scheduler_of(*LOOPS[name], 5)
+    pipe = Pipeline(ExactNetwork(scheduler), scheduler)
+    start = torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(noise))
+    with record(pipe, real=gaussian_data(), out=out, forced=32, **options) as log:
+        pipe(start * float(getattr(scheduler, "init_noise_sigma", 1)), steps=5)
+    return log
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("results") / "mine"
+    for name in LOOPS:
+        recorded(out, name)
+    return out
+
+
+def test_every_loop_is_a_whole_cell(folder):
+    results = load_results(folder)
+    assert not results.problems
+    assert {record.cell["model"]: record.facts["nfe"] for record in results.cells} == {"DDIM": 5, "Heun": 9, "PNDM": 6}
+    for record_ in results.cells:
+        written = pd.read_csv(record_.folder / "steps.csv")
+        assert set(written["arm"]) == {"free", "forced-train"}
+
+
+def test_the_exact_denoiser_is_its_own_floor(folder):
+    """The network is exact for independent pixels; in its own loop so is the floor, within the spread of the walks.
+
+    1024 walks of 16 pixels: a variance ratio is off by sqrt(2 / 16384) = 1.1 %, of 32 images by 6 %. The floor has the
+    covariance of 200 images, whose eigenvalues are spread; 30 % bounds all of it at these levels.
+    """
+    steps = load_results(folder).steps
+    ratio = steps[steps["quantity"] == "variance_ratio"].pivot_table(
+        index=["model", "i"], columns="arm", values="value", observed=True
+    )
+    assert {"free", "gaussian", "empirical", "gaussian-forced", "forced-train"} <= set(ratio.columns)
+    np.testing.assert_allclose(ratio["free"], ratio["gaussian"], rtol=0.3)
+
+
+@pytest.mark.slow
+def test_the_analysis_draws_it(folder):
+    results = regenerate(folder)
+    assert not results.problems
+    drawn = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert {"eps_norm", "x0_error", "variance_parts", "spectrum_ratio"} <= drawn
+    table = pd.read_csv(folder / "tables" / "variance.csv")
+    assert set(table["model"]) == set(LOOPS)
+    assert table["few_steps"].notna().all()  # of each loop's own exact denoiser
+    assert (folder / "report.html").exists()
+
+
+def test_a_second_loop_of_the_same_name_and_settings_replaces_the_first(tmp_path):
+    for _ in range(2):
+        recorded(tmp_path / "out", "DDIM")
+    assert len(load_results(tmp_path / "out").cells) == 1
+
+
+def test_loops_of_one_seed_share_their_noise(tmp_path):
+    recorded(tmp_path / "out", "DDIM")
+    with pytest.raises(HookError, match="began with other noise"):
+        recorded(tmp_path / "out", "Heun", noise=1)
+    recorded(tmp_path / "out", "Heun", noise=1, seed=1)
+    assert len(load_results(tmp_path / "out").cells) == 2
+
+
+def test_loops_that_no_table_can_hold_are_refused(tmp_path):
+    recorded(tmp_path / "out", "DDIM")
+    with pytest.raises(ConfigError, match="made with another samples"):
+        recorded(tmp_path / "out", "Heun", count=16)
+
+
+def test_without_real_images_the_folder_has_a_table_alone(tmp_path):
+    scheduler = scheduler_of("DDIMScheduler", {}, 5)
+    pipe = Pipeline(ExactNetwork(scheduler), scheduler)
+    with record(pipe, out=tmp_path / "out", name="bare") as log:
+        pipe(torch.randn(8, 1, 4, 4), steps=5)
+    cell = tmp_path / "out" / "cells" / "bare-loop-5-seed0"
+    assert sorted(path.name for path in cell.iterdir()) == ["metrics.json", "steps.csv"]
+    assert json.loads((cell / "metrics.json").read_text())["notes"] == log.notes
+    regenerate(tmp_path / "out")
+
+
+WEIGHT = 2.5
+
+
+class Guided:
+    """A pipeline that asks for both predictions at once, as Stable Diffusion's does, or the other way round."""
+
+    def __init__(self, unet, scheduler, condition, first):
+        self.unet, self.scheduler, self.condition, self.first = unet, scheduler, condition, first
+        self.plain = []
+
+    @torch.no_grad()
+    def __call__(self, x):
+        self.scheduler.set_timesteps(4)
+        none = torch.zeros_like(self.condition)
+        pair = [none, self.condition] if self.first == "without" else [self.condition, none]
+        for t in self.scheduler.timesteps:
+            halves = self.unet(torch.cat([x, x]), t, encoder_hidden_states=torch.cat(pair)).sample.chunk(2)
+            without, plain = halves if self.first == "without" else halves[::-1]
+            self.plain.append(plain)
+            x = self.scheduler.step(without + WEIGHT * (plain - without), t, x).prev_sample
+        return x
+
+
+@pytest.mark.parametrize("first", ["without", "with"])
+def test_guided_and_plain_predictions_are_told_apart(first):
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=12, attention_head_dim=(2, 4),
+    ).eval()  # fmt: skip
+    pipe = Guided(unet, diffusers.DDIMScheduler(clip_sample=False), torch.randn(3, 5, 12), first)
+    start, latents = torch.randn(3, 4, 8, 8), torch.randn(6, 4, 8, 8)
+    given = {"encoder_hidden_states": torch.randn(6, 5, 12)}
+    with record(pipe, real=(latents, given, {"encoder_hidden_states": torch.zeros(1, 5, 12)})) as log:
+        pipe(start)
+    assert log.guidance == pytest.approx(WEIGHT, rel=1e-3)
+    table = log.table()
+    norms = table[(table["arm"] == "free") & (table["quantity"] == "plain_eps_norm")].sort_values("i", ascending=False)
+    np.testing.assert_allclose(norms["value"], [x.flatten(1).norm(dim=1).mean() for x in pipe.plain], rtol=1e-4)
+    assert {"guidance_norm", "plain_x0_rmse"} <= set(table.loc[table["arm"] == "forced-train", "quantity"])
+    with record(pipe, real=(latents, given)) as log:
+        pipe(start)
+    assert "give real=(latents, conditions, conditions for none)" in log.notes[0]
+    with record(SimpleNamespace(unet=unet, scheduler=pipe.scheduler), real=latents) as log:
+        pipe(start)
+    assert "forced-train" not in set(log.table()["arm"])
