@@ -32,11 +32,6 @@ STEP_FIGURES = {"eps_norm": draw_norms, "variance_gap": draw_variance_gap, "x0_e
 
 
 @pytest.mark.parametrize(("name", "draw"), STEP_FIGURES.items())
-def test_step_figures(results, tmp_path, name, draw):
-    assert_figures(draw(results.steps, tmp_path / "new" / "figures"), name)
-
-
-@pytest.mark.parametrize(("name", "draw"), STEP_FIGURES.items())
 @pytest.mark.parametrize("steps", [1, 2])
 def test_step_figures_of_very_few_steps(folder, tmp_path, name, draw, steps):
     folder.cell("adm", steps)
@@ -57,19 +52,11 @@ def test_step_figures_of_many_step_counts_and_two_samplers(folder, tmp_path, nam
     assert_figures(draw(load_results(folder.root).steps, tmp_path / "figures"), name)
 
 
-def test_quality_figure(results, tmp_path):
-    assert_figures(draw_quality(quality_table(results), tmp_path), "fid_vs_steps")
-
-
 @pytest.mark.parametrize("values", [(None, None), (1.0, None)])
 def test_quality_figure_with_empty_scores(folder, tmp_path, values):
     for steps, value in zip((5, 10), values, strict=True):
         folder.cell("adm", steps, value=value)
     assert_figures(draw_quality(quality_table(load_results(folder.root)), tmp_path), "fid_vs_steps")
-
-
-def test_samples_figure(results, tmp_path):
-    assert_figures(draw_samples(results, tmp_path), "samples", kinds=("png",))
 
 
 def test_samples_need_a_shared_step_count(folder, tmp_path):

@@ -1,12 +1,13 @@
 """The conformance check: corrections that break one rule each, and those of the suite, which break none."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 import torch
 
 from bench.check.__main__ import main, ours, report, subject_of
-from bench.check.rules import check
+from bench.check.rules import Findings, _check_place, _neutral, check
 from bench.check.walks import BIASES, FRAMES, SOLVERS, Oracle, biased_images, distance, states
 from bench.diffusion import corrections
 from bench.diffusion.corrections import Correction, EpsilonScaling, SigmaLying, TemporalRescaling
@@ -113,6 +114,15 @@ def test_all_of_ours_are_there():
     kinds = {getattr(corrections, name) for name in corrections.__all__}
     classes = {kind for kind in kinds if isinstance(kind, type)} - {corrections.Correction, corrections.InOrder}
     assert {subject.make for subject in ours()} == classes
+
+
+@pytest.mark.parametrize("subject", list(ours()), ids=lambda subject: subject.name)
+def test_ours_break_no_rule_of_any_sampler(subject):
+    findings = Findings()
+    constants = subject if subject.neutral is not None else replace(subject, neutral=_neutral(subject))
+    for place in SOLVERS:
+        _check_place(constants, place, findings)
+    assert findings.broken == {}
 
 
 def test_the_report_has_every_rule_and_error():
