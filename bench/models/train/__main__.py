@@ -123,6 +123,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=_whole(1, 4096), help="CPU threads a process (default: all; torchrun's: one)")
     parser.add_argument("--data-dir", type=Path, help="folder of the dataset's files, or the file; digits need none")
     parser.add_argument("--compile", choices=("on", "off"), default="off", help="compile the network (takes minutes)")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="finished weights to begin with, not random ones")
     parser.add_argument("--keep-every", type=_windows, default=0, metavar="N", help="keep weights of every N steps")
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="folder of TensorBoard scalars")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -171,7 +172,7 @@ def _command(argv: Sequence[str] | None, replicas: Replicas, signals: Signals) -
                 require_tensorboard()  # before anything is written
         path = train(
             recipe, out, args.device, args.quiet, replicas=replicas, signals=signals, tensorboard=args.tensorboard,
-            data_dir=args.data_dir, compiled=args.compile == "on", keep_every=args.keep_every,
+            data_dir=args.data_dir, compiled=args.compile == "on", keep_every=args.keep_every, start=args.start,
         )  # fmt: skip
     except BrokenPipeError:
         raise

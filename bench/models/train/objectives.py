@@ -166,13 +166,24 @@ def edm_loss(network: Network, x0: Tensor, level_noise: Tensor, noise: Tensor, s
     return (output - target).square().flatten(1).mean(1)
 
 
-def flow_loss(network: Network, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+def slowed(t: Tensor, u: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return MixFlow's labels and the times of their inputs, [B] each, of uniform t and u [B] in [0, 1).
+
+    A label t has the density 2 (1 - t), its input the time m ~ U[t, t + gamma (1 - t)], noise at 1. So all pairs are
+    equally likely (Li et al. 2026, arXiv 2512.19311, where time runs the other way: t ~ Beta(2, 1) and
+    m ~ U[(1 - gamma) t, t]; read in the authors' project page and code, and in notes on the paper).
+    """
+    label = 1 - t.sqrt()
+    return label, label + gamma * (1 - label) * u
+
+
+def flow_loss(network: Network, x0: Tensor, t: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
     """Return the squared error of a velocity, [B] (rectified flow, Liu et al. 2023, eq. 1).
 
     The input is (1 - t) x0 + t noise at t [B] in (0, 1), the target its derivative noise - x0. The network is asked
-    at 1000 t, the scale of training indices.
+    at 1000 t, the scale of training indices, or at 1000 ``label``, where MixFlow tells it of less noise.
     """
-    u = t.reshape(-1, 1, 1, 1)
+    u, t = t.reshape(-1, 1, 1, 1), t if label is None else label
     output = network((1 - u) * x0 + u * noise, FLOW_T * t)
     return (output - (noise - x0)).square().flatten(1).mean(1)
 

@@ -77,6 +77,8 @@ class Recipe:
     decay: str = "linear"  # of the rate after the warm-up: to a hundredth, or constant, so that a training can go on
     dropout: float = 0.0  # in the residual blocks
     index_sampling: str = "uniform"  # how training indices are drawn, or loss-second-moment
+    slowed: float = 0.0  # MixFlow's gamma: how far beyond its label an input's noise may reach, of what is left
+    start: str = ""  # sha256 of the weights that a post-training starts from; random ones where it is empty
     # Share of labels replaced by the null class, one more than the data's (Ho & Salimans 2022, algorithm 1); None for a
     # network without labels.
     label_dropout: float | None = None
@@ -106,6 +108,8 @@ _ALL = (
     replace(_ADM, name="edm", objective="edm", schedule="edm"),
     replace(_ADM, name="adm-cond", label_dropout=0.1),
     replace(_ADM, name="flow", objective="flow", schedule="flow"),
+    replace(_ADM, name="flow-mix", objective="flow", schedule="flow", slowed=0.8),  # these two go on from a finished
+    replace(_ADM, name="adm-mix", slowed=0.8),  # training: --start
 )
 _CONTROLS = (
     replace(_ADM, name="adm-dropout", dropout=0.1),  # is input perturbation more than a regulariser?

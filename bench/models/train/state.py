@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.files.pickles import load_plain
 from bench.files.writing import write_atomic
-from bench.models.checkpoints.native import save_network
+from bench.models.checkpoints.native import load_network, read_description, save_network
 from bench.models.checkpoints.state_dicts import all_finite
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
@@ -105,6 +105,22 @@ class TrainingState:
         images = self.iteration * self.recipe.batch
         described = replace(description, training={**description.training, "images": images})
         self.write(folder / f"{self.recipe.name}-{images}.safetensors", described)
+
+    def begin(self, path: Path, description: Description) -> None:
+        """Start from the averaged weights of a finished training, in place of random ones.
+
+        Raises:
+            CheckpointError: no file of this suite, or of a network that predicts something else or is another.
+        """
+        about = read_description(path)
+        if (about.schedule, about.prediction) != (description.schedule, description.prediction):
+            raise CheckpointError(
+                f"{path} predicts {about.prediction} on the schedule {about.schedule}, the recipe"
+                f" {description.prediction} on {description.schedule}; choose another --start"
+            )
+        weights = load_network(path, description).state_dict()
+        for network in (self.network, self.average):
+            network.load_state_dict(weights)
 
     def resume(self, path: Path) -> None:
         """Go on from a file that :meth:`save` wrote, in however many processes; one reads it for all.

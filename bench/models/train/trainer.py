@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +23,7 @@ from bench.data import load, to_unit
 from bench.diffusion.noise import Noise, Purpose, uniform_words
 from bench.diffusion.samplers import Draws
 from bench.models.acceleration import CompileError, compiler_errors
+from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.interface import Description
 from bench.models.train.batches import Batches, LossSecondMoment, Part, learning_rate
 from bench.models.train.log import LOG_EVERY, TrainingLog, Window
@@ -36,6 +37,7 @@ from bench.models.train.objectives import (
     hybrid_loss,
     make_pair,
     rectified,
+    slowed,
 )
 from bench.models.train.recipes import NETWORKS, Recipe
 from bench.models.train.replicas import ALONE, Replicas
@@ -136,7 +138,11 @@ class Trainer(TrainingState):
             level_noise = self.noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten()  # [B]
             loss = edm_loss(network, x0, level_noise, noise)
         else:
-            loss = flow_loss(network, x0, self._uniform(numbers).float(), noise)
+            t, label = self._uniform(numbers), None
+            if self.recipe.slowed:
+                label, t = slowed(t, self._uniform(numbers, 1), self.recipe.slowed)
+                label = label.float()
+            loss = flow_loss(network, x0, t.float(), noise, label)
         nothing = torch.zeros((), device=self.device)
         return Losses(loss.sum() / part.total, nothing, nothing)
 
@@ -149,7 +155,11 @@ class Trainer(TrainingState):
         share = replaced_share(recipe.scheduled_sampling, self.iteration, recipe.iterations)
         replaced = round(part.total * share)
         first = part.of_first(replaced)
-        y, target = self._pair(process, x0, t, numbers, noise, first, labels)
+        t_input = t
+        if recipe.slowed:  # of indices: the label is told, and the input stands at a noisier index
+            label, time = slowed(self._uniform(numbers), self._uniform(numbers, 1), recipe.slowed)
+            t, t_input = (recipe.T * label).long(), (recipe.T * time).long()
+        y, target = self._pair(process, x0, t_input, numbers, noise, first, labels)
         mse, bound = hybrid_loss(process, self.learn(y, t, labels), y, target, x0, t)  # [B] each
         if self.index_sampler is not None:
             self._remember(self.index_sampler, t, (mse + bound).detach(), part)
@@ -177,9 +187,9 @@ class Trainer(TrainingState):
             return self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, self.recipe.T), torch.ones(())
         return self.index_sampler.draw(self._uniform(numbers))
 
-    def _uniform(self, numbers: Tensor) -> Tensor:
-        """Return a number in [0, 1) for each image, float64 [B], of the draws that make indices."""
-        words = uniform_words(self.recipe.seed, numbers, Purpose.TRAIN_INDEX, 0, 1)[:, 0, 0]
+    def _uniform(self, numbers: Tensor, which: int = 0) -> Tensor:
+        """Return a number in [0, 1) for each image, float64 [B]: number 0 of the draws makes indices."""
+        words = uniform_words(self.recipe.seed, numbers, Purpose.TRAIN_INDEX, 0, 1)[:, which, 0]
         return words.double() * 2.0**-32
 
     def _remember(self, sampler: LossSecondMoment, t: Tensor, losses: Tensor, part: Part) -> None:
@@ -229,6 +239,7 @@ def train(
     data_dir: Path | None = None,
     compiled: bool = False,
     keep_every: int = 0,
+    start: Path | None = None,
 ) -> Path:
     """Run a recipe to its end, resuming what ``out`` holds, and return the path of the averaged weights.
 
@@ -249,6 +260,7 @@ def train(
         compiled: whether to compile the network's calls and gradients; results differ in rounding.
         keep_every: iterations, whole windows of the log, after which the averaged weights are kept each time as
             ``<name>-<images seen>.safetensors``; 0 keeps none.
+        start: weights of a finished training of this suite to begin with; the checkpoint names their hash.
 
     Raises:
         CheckpointError, DataError, TensorBoardError, OSError: what is in ``out`` or the dataset cannot be used.
@@ -259,14 +271,18 @@ def train(
     resume, signals = out / "resume.pt", signals or Signals()
     with replicas.together():
         replicas.check(recipe.batch, device)
-        if replicas.leads:
-            out.mkdir(parents=True, exist_ok=True)
+        if start is not None:
+            recipe = replace(recipe, start=file_hash(start))
         x0, labels, data = (images, labels, {}) if images is not None else _training_images(recipe, data_dir)
         description = _description(recipe, x0.shape[1], data, labels)
         trainer = Trainer(recipe, dict(description.network), device, replicas)
         trainer.data = data.get("data_hash", "")
+        if start is not None:
+            trainer.begin(start, description)
         if compiled:
             trainer.compile(x0)
+        if replicas.leads:
+            out.mkdir(parents=True, exist_ok=True)
     if replicas.of_leader(resume.exists):
         trainer.resume(resume)
     batches = Batches(x0, recipe.batch, recipe.seed, replicas.part(recipe.batch), labels)

@@ -19,6 +19,7 @@ from bench.models.train.objectives import (
     hybrid_loss,
     make_pair,
     rectified,
+    slowed,
 )
 
 PROCESS = Process.make("cosine", 1000)
@@ -390,6 +391,18 @@ def test_flow_loss_of_the_exact_denoiser_of_gaussian_data():
     loss = flow_loss(exact, v**0.5 * x0, t, noise)
     # The mean of 16 n squares has a relative standard error of sqrt(2 / (16 n)) = .0025; five of them.
     assert loss.mean().item() == pytest.approx(v / size, rel=0.0125)
+
+
+def test_mixflows_pairs_are_equally_likely():
+    """With gamma 1 the pairs (t, m), t <= m <= 1, are uniform on a triangle: P(t < a, m < b) by its area."""
+    generator = torch.Generator().manual_seed(0)
+    t, m = slowed(*torch.rand(2, 200_000, generator=generator, dtype=torch.float64), 1.0)
+    assert ((t <= m) & (m <= 1)).all()
+    for a, b in ((0.3, 0.5), (0.6, 0.7), (0.2, 0.9)):
+        area = 2 * (a * b - a**2 / 2)  # over the triangle's, 1/2
+        assert ((t < a) & (m < b)).double().mean().item() == pytest.approx(area, abs=0.006)  # five standard errors
+    label, time = slowed(t, m, 0.0)
+    assert torch.equal(label, time)
 
 
 def test_the_optimum_of_ciop_is_weighted_between_ddpms_and_that_of_input_perturbation():

@@ -20,6 +20,8 @@ STUDIED = {
     "adm-dream": {"dream_power"},
     "edm": {"objective", "schedule"},
     "flow": {"objective", "schedule"},
+    "flow-mix": {"objective", "schedule", "slowed"},
+    "adm-mix": {"slowed"},
     "adm-cond": {"label_dropout"},
     "adm-dropout": {"dropout"},
     "adm-lsm": {"index_sampling"},
@@ -35,7 +37,7 @@ FAMILIES = {
     "cifar10-wide": ON_CIFAR10,
     "cifar10-16": (*ON_CIFAR10, *CONTROLS),
 }
-INDEXED = [name for name in ON_DIGITS if name not in CONTINUOUS]  # trained on indices of a schedule
+INDEXED = [name for name in ON_DIGITS if RECIPES[name].objective not in CONTINUOUS]  # trained on indices of a schedule
 
 
 def test_every_recipe_is_described():

@@ -6,11 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from bench.data import load
-from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.noise import Noise, Purpose, uniform_words
 from bench.models.checkpoints.native import load_network, read_description
+from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.train import trainer as training
 from bench.models.train.__main__ import main
-from bench.models.train.objectives import edm_loss, flow_loss, gradient_penalty, make_pair
+from bench.models.train.objectives import edm_loss, flow_loss, gradient_penalty, make_pair, slowed
 from bench.models.train.recipes import CONTINUOUS, DIGITS_NETWORK, NETWORKS, RECIPES
 from bench.models.train.trainer import Batches, Trainer, learning_rate, train
 from bench.runtime.errors import CheckpointError
@@ -85,7 +86,7 @@ def test_a_resumed_training_equals_an_undisturbed_one_bit_for_bit(tmp_path, imag
     description = read_description(resumed)
     assert description.network["dropout"] == changes.get("dropout", 0.0)
     assert description.frame == {"edm": "edm", "flow": "flow"}.get(name, "vp")
-    assert description.learns_variance == (name not in CONTINUOUS)
+    assert description.learns_variance == (RECIPES[name].objective not in CONTINUOUS)
 
 
 def test_a_finished_training_is_left_as_it_is(tmp_path, images):
@@ -204,9 +205,9 @@ def test_all_recipes_see_the_same_data_noise_and_first_weights(images, monkeypat
 
     monkeypatch.setattr(training, "make_pair", spy)
     first = {}
-    for current in (
-        name for name in RECIPES if name not in CONTINUOUS and "/" not in name
-    ):  # which draw levels, and have fewer outputs
+    # Continuous recipes draw levels, and have fewer outputs; MixFlow draws other indices.
+    plain = (name for name in RECIPES if RECIPES[name].objective not in CONTINUOUS and not RECIPES[name].slowed)
+    for current in (name for name in plain if "/" not in name):
         recipe = short(current)
         trainer, batches = Trainer(recipe, NETWORK, CPU), Batches(images, recipe.batch, recipe.seed)
         first[current] = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
@@ -255,11 +256,54 @@ def test_a_flow_draws_the_times_whose_thousandths_are_the_indices_of_others(imag
     monkeypatch.setattr(training, "flow_loss", lambda *args: seen.append(args[1:]) or flow_loss(*args))
     losses = Trainer(short("flow", seed=3), EDM_NETWORK, CPU).step(*Batches(images, 4, 3).at(5))
     noise, numbers = Noise(3), torch.arange(20, 24)
-    ((_, t, drawn),) = seen
+    ((_, t, drawn, label),) = seen
+    assert label is None
     assert torch.equal((1000 * t).long(), noise.integers(numbers, Purpose.TRAIN_INDEX, 0, 1000))
     assert torch.equal(drawn, noise.normal(numbers, Purpose.TRAIN_NOISE, 0, (1, 8, 8)))
     assert losses.mse > 0
     assert losses.bound == losses.penalty == 0
+
+
+@pytest.mark.parametrize("name", ["flow-mix", "adm-mix"])
+def test_mixflow_shows_noisier_inputs_than_it_tells(images, monkeypatch, name):
+    """The input's time lies in [t, t + .8 (1 - t)] of its label t, and both are the draws of the running numbers."""
+    asked, stood = [], []
+    is_flow = name == "flow-mix"
+    monkeypatch.setattr(Trainer, "learn", lambda self, x, t, labels=None: asked.append(t) or self.predict(x, t, labels))
+    monkeypatch.setattr(training, "make_pair", lambda *args: stood.append(args[3]) or make_pair(*args))
+    monkeypatch.setattr(training, "flow_loss", lambda *args: stood.append(1000 * args[2]) or flow_loss(*args))
+    Trainer(short(name, seed=3), EDM_NETWORK if is_flow else NETWORK, CPU).step(*Batches(images, 4, 3).at(5))
+    words = uniform_words(3, torch.arange(20, 24), Purpose.TRAIN_INDEX, 0, 1)[:, :, 0].double() * 2.0**-32
+    label, time = (1000 * values for values in slowed(words[:, 0], words[:, 1], 0.8))
+    assert (label < time).all()
+    assert (time <= label + 0.8 * (1000 - label)).all()
+    if not is_flow:
+        label, time = label.long(), time.long()
+    torch.testing.assert_close(asked[0].double(), label.double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(stood[0].double(), time.double(), atol=1e-3, rtol=0)
+
+
+def test_a_training_starts_from_finished_weights_and_says_so(tmp_path, images):
+    first = train(short("adm", 2), tmp_path / "first", CPU, True, images)
+    trainer = Trainer(short("adm-ip"), NETWORK, CPU)
+    trainer.begin(first, read_description(first))
+    weights = load_file(first)
+    for network in (trainer.network, trainer.average):
+        assert all(torch.equal(tensor.half(), weights[key]) for key, tensor in network.state_dict().items())
+    second = train(short("adm-ip", 2), tmp_path / "second", CPU, True, images, start=first)
+    assert read_description(second).training["start"] == file_hash(first)
+    with pytest.raises(CheckpointError, match="another recipe"):  # not the same training without that start
+        train(short("adm-ip", 2), tmp_path / "second", CPU, True, images)
+
+
+@pytest.mark.parametrize(("name", "message"), [("flow", "choose another --start"), ("absent", "no such file")])
+def test_weights_that_a_recipe_cannot_start_from(tmp_path, images, name, message):
+    start = tmp_path / "absent.safetensors"
+    if name == "flow":
+        start = train(short("flow", 1), tmp_path / "flow", CPU, True, images)
+    with pytest.raises(CheckpointError, match=message):
+        train(short("adm", 1), tmp_path / "out", CPU, True, images, start=start)
+    assert not (tmp_path / "out").exists()
 
 
 def one_step(recipe, images):
