@@ -143,7 +143,7 @@ def test_a_price_is_the_median_of_calls_in_pairs(monkeypatch):
     assert watch.seconds() == pytest.approx(0.15)
 
 
-@pytest.mark.parametrize("steps", ["1", "100"])
+@pytest.mark.parametrize("steps", ["1", pytest.param("100", marks=pytest.mark.slow)])
 def test_a_price_is_what_a_run_pays(tiny, prepared, tmp_path, steps, monkeypatch):
     """By the clock of this process, which other work of the machine does not move."""
     monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=time.process_time))

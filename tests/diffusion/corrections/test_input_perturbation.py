@@ -120,24 +120,6 @@ def test_two_steps_by_hand_in_the_frame_of_edm():
     assert states == pytest.approx([8.4, 7.6])
 
 
-def test_two_steps_by_hand_variance_preserving():
-    # (alpha, sigma) = (.6, .8) -> (.8, .6) -> clean, s = 1.25, DDIM.
-    # Step 1: c = 1 / sqrt(.36 + 1.5625 * .64) = 1 / sqrt(1.36) = .857493; the network sees .857493 at
-    # (.6 c, .8 * 1.25 c) = (.514496, .857493). eps = .8, x0 = (1 - .8 * .8) / .6 = .6, x = .8 * .6 + .6 * .8 = .96.
-    # Step 2: c = 1 / sqrt(.64 + .5625) = .911922; it sees .96 c = .875445 at (.8 c, .75 c) = (.729537, .683941).
-    # eps = .4, x0 = (.96 - .6 * .4) / .8 = .9, where the walk ends.
-    grid = (Level(3, 5 / 13, 12 / 13), Level(2, 0.6, 0.8), Level(1, 0.8, 0.6))
-    asked, x0, states = scalars((*grid[1:], CLEAN), grid, 1.0, DDIM())
-    assert [x for x, _ in asked] == pytest.approx([0.857493, 0.875445], abs=1e-6)
-    assert [level.alpha for _, level in asked] == pytest.approx([0.514496, 0.729537], abs=1e-6)
-    assert [level.sigma for _, level in asked] == pytest.approx([0.857493, 0.683941], abs=1e-6)
-    # sigma / alpha of the grid: 2.4, 4 / 3, 3 / 4; asked at 5 / 3 and 15 / 16:
-    # t = 2 + log(1.25) / log(2.4 / (4 / 3)) = 2.379634 and t = 1 + log(1.25) / log((4 / 3) / .75) = 1.387830.
-    assert [level.t for _, level in asked] == pytest.approx([2.379634, 1.387830], abs=1e-6)
-    assert x0 == pytest.approx([0.6, 0.9])
-    assert states == pytest.approx([0.96, 0.9])
-
-
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize(("quiet", "noisy"), [(0, 1), (300, 320), (998, 999)])
 def test_a_shift_to_another_level_of_the_grid_is_that_level(frame, quiet, noisy):

@@ -10,7 +10,7 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, walk
 from bench.diffusion.schedules import edm_levels, flow_levels, levels
 from bench.diffusion.solvers import DDIM
-from bench.diffusion.types import CLEAN, Call, Level, Prediction
+from bench.diffusion.types import CLEAN, Call, Prediction
 from bench.models.denoisers.oracles import GaussianOracle
 
 SHAPE = (1, 2, 2)
@@ -51,25 +51,6 @@ def test_a_long_deterministic_walk_ends_at_the_variance_over_k():
         ends = step.x_next
     gain = ends[1] - ends[0]
     torch.testing.assert_close(gain**2, torch.full(SHAPE, SPREAD**2 / 0.5, dtype=torch.float64), rtol=0.01, atol=0)
-
-
-def test_two_steps_by_hand():
-    # k = .5, s = 1, DDIM over (alpha, sigma) = (.6, .8) -> (.8, .6) -> clean, the network says eps = .5.
-    # Step 1: snr = .36 / .64, r = (.5625 + 1) / (1.125 + 1) = .735294; eps = .367647,
-    #   x0 = (1 - .8 * .367647) / .6 = 1.176471, x = .8 * 1.176471 + .6 * .367647 = 1.161765.
-    # Step 2: snr = .64 / .36, r = (1.777778 + 1) / (3.555556 + 1) = .609756; eps = .304878,
-    #   x0 = (1.161765 - .6 * .304878) / .8 = 1.223547, where the walk ends.
-    def network(x, level, cond=None):
-        eps = torch.full_like(x, 0.5)
-        return Prediction(eps, (x - level.sigma * eps) / level.alpha)
-
-    path = (Level(2, 0.6, 0.8), Level(1, 0.8, 0.6), CLEAN)
-    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    draws = Draws(Noise(0), torch.arange(1))
-    steps = list(walk(network, path, x, DDIM(), draws, clip=False, correction=TemporalRescaling(0.5, 1.0)))
-    assert [step.eps_used.item() for step in steps] == pytest.approx([0.367647, 0.304878], abs=1e-6)
-    assert [step.x0_used.item() for step in steps] == pytest.approx([1.176471, 1.223547], abs=1e-6)
-    assert [step.x_next.item() for step in steps] == pytest.approx([1.161765, 1.223547], abs=1e-6)
 
 
 def test_the_factor_goes_from_1_to_k():

@@ -73,17 +73,6 @@ def walked(path, x, solver, correction, denoiser=None):
 EDM_BY_HAND = (Level(2, 1.0, 4.0), Level(1, 1.0, 1.0), CLEAN)
 
 
-def test_two_euler_steps_by_hand():
-    # low = .1, high = .2; weights of the steps: 4 / 4 = 1 and 1 / 4.
-    # Step 1: x = (10, 2, 2, 2), x0 = (2, 0, 0, 0): x_next = x0 + (1 / 4) (x - x0) = (4, .5, .5, .5).
-    #   x_next - x0 = (2, .5, .5, .5), of mean .875: low band (.875, .875, .875, .875), lambda_l = .1 * 1,
-    #   lambda_h = .2 * (1 - 1) = 0: x = (4.0875, .5875, .5875, .5875).
-    # Step 2: x0 = (1, 0, 0, 0), where the step ends; the difference is nothing, and nothing is corrected.
-    states = walked(EDM_BY_HAND, [10, 2, 2, 2], Euler(), DifferentialCorrection(EDM_BY_HAND, 0.1, 0.2))
-    assert states[0] == pytest.approx([4.0875, 0.5875, 0.5875, 0.5875])
-    assert states[1] == pytest.approx([1, 0, 0, 0])
-
-
 def test_a_heun_step_by_hand():
     # Step 1, first call: x_next = (4, .5, .5, .5) as above, and is not corrected yet. Second call, at sigma 1:
     #   x0 = (1, 0, 0, 0), eps = x_next - x0 = (3, .5, .5, .5); with the first eps, (x - x0) / 4 = (2, .5, .5, .5),

@@ -41,7 +41,7 @@ def alone(tmp_path_factory):
     return run_alone(tmp_path_factory.mktemp("alone") / "out", BATCH)
 
 
-@pytest.fixture(scope="module", params=[2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[3, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 4))])
 def shared(request, tmp_path_factory):
     """The same run by several processes, and how many."""
     out = tmp_path_factory.mktemp("shared") / "out"

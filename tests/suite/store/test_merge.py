@@ -147,7 +147,16 @@ def test_missing_parts_are_named_and_can_be_made_up_for(parts, whole, merge, tmp
     assert_same_cells(out, whole)
 
 
-@pytest.mark.parametrize("way", ["one part twice", "into a part", "parts within", "a finished part", "overlapping"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "one part twice",
+        "into a part",
+        "parts within",
+        "a finished part",
+        pytest.param("overlapping", marks=pytest.mark.slow),
+    ],
+)
 def test_parts_may_overlap_and_lie_anywhere(parts, whole, merge, tmp_path, way):
     out = tmp_path / "out"
     if way == "one part twice":
@@ -162,12 +171,6 @@ def test_parts_may_overlap_and_lie_anywhere(parts, whole, merge, tmp_path, way):
         parts[1:2] = [make(tmp_path / f"half{job}", *BASE, "--shard", f"{job}/2") for job in range(2)]
     assert merge(*parts, "--out", out)[::2] == (0, "")
     assert_same_cells(out, whole)
-
-
-def test_jobs_in_one_folder_need_no_joining(whole, tmp_path):
-    for job in (2, 3, 1):  # as of an array from 1 to 3
-        make(tmp_path / "run", *BASE, "--shard", f"{job}/{JOBS}")
-    assert_same_cells(tmp_path / "run", whole)
 
 
 def test_units_of_another_batch_size_do_not_fit_and_are_told(parts, merge, tmp_path):
