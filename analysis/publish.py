@@ -28,7 +28,7 @@ from analysis.records.load import CellRecord, Results, ResultsError, load_result
 _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16
-_EXPERIMENTS = ("chains", "exact", "response", "training", "tuning")
+_EXPERIMENTS = ("chains", "exact", "response", "slopes", "training", "tuning")
 _CHECKSUMS = ("sha256", "checksum")
 _DATE = (1980, 1, 1, 0, 0, 0)  # of every member, so that equal records make equal archives
 

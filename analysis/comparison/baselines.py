@@ -27,10 +27,14 @@ class Remedy:
 
 
 def find_remedies(results: Results) -> list[Remedy]:
-    """Return every remedy that has a baseline in the folder, in the order of the run."""
+    """Return every remedy that has a baseline in the folder, in the order of the run.
+
+    Models whose description does not fit their network have no part.
+    """
     cells: dict[str, list[Mapping[str, Any]]] = {}
     for record in results.cells:
-        cells.setdefault(str(record.cell["model"]), []).append(record.cell)
+        if record.cell["model"] not in results.misfits:
+            cells.setdefault(str(record.cell["model"]), []).append(record.cell)
     weights = {model: records[0].get("weights") for model, records in cells.items()}
     plain = [model for model, records in cells.items() if not any(_corrects(cell) for cell in records)]
     remedies = []

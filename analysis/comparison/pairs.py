@@ -41,6 +41,8 @@ _OF_CLASSES = ["strat_delta", "strat_z", "classes_chi2", "classes_p"]
 def pairs_table(results: Results) -> pd.DataFrame:
     """Return one row a pair of models at one sampler and step count, on the seeds they share.
 
+    Models whose description does not fit their network are compared with none.
+
     Columns:
         delta: the distance of ``model`` less that of ``other``, which the run named before it; ``distance`` names it.
         error, z, p: standard error of delta, delta over it, and the two-sided p.
@@ -55,7 +57,8 @@ def pairs_table(results: Results) -> pd.DataFrame:
     for steps, terms in sorted(cell_terms(results).items()):
         for (other, sampler), (model, model_sampler) in combinations(terms, 2):
             first, second = terms[model, model_sampler], terms[other, sampler]
-            comparison = compare(first, second) if model_sampler == sampler else None
+            comparable = model_sampler == sampler and not results.misfits.keys() & {model, other}
+            comparison = compare(first, second) if comparable else None
             if comparison is None:
                 continue
             shared = sorted(first.keys() & second.keys())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from analysis.records.arrays import Row, cell_terms
 from analysis.records.load import Results, main_metric
 
 _SECTION = "Quality"
+_MARK = " (!)"  # of a model whose description does not fit
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class QualityTable:
         steps: the step counts, ascending.
         nfe: network calls a sample by (sampler, step count), from the fewest to the most of the models.
         exact: mean and standard deviation of the distance of as many images drawn from the data, where it was scored.
+        misfits: models whose description does not fit their network; they are marked, and never best.
     """
 
     metric: str
@@ -45,6 +47,11 @@ class QualityTable:
     steps: Sequence[int]
     nfe: Mapping[tuple[str, int], str]
     exact: tuple[float, float] | None = None
+    misfits: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self, row: pd.Series) -> str:
+        """Return the name of a row's model, with a mark where its description does not fit."""
+        return f"{row['model']}{_MARK if row['model'] in self.misfits else ''}"
 
     def entry(self, row: pd.Series, steps: int) -> str:
         """Return one entry as text, without emphasis."""
@@ -80,7 +87,7 @@ class QualityTable:
         lines = [self.caption, "", markdown_row(header), markdown_row(["---"] * len(header))]
         for _, row in self.table.iterrows():
             cells = [f"**{self.entry(row, s)}**" if row[f"{s}_best"] else self.entry(row, s) for s in self.steps]
-            lines.append(markdown_row([row["model"], row["sampler"], *cells]))
+            lines.append(markdown_row([self.label(row), row["sampler"], *cells]))
         lines += [markdown_row(row) for row in self.nfe_rows()]
         return "\n".join(lines) + "\n"
 
@@ -94,7 +101,7 @@ class QualityTable:
             for steps in self.steps:
                 text = self.entry(row, steps).replace("±", r"$\pm$")
                 cells.append(rf"\textbf{{{text}}}" if row[f"{steps}_best"] else text)
-            lines.append(" & ".join([latex_text(row["model"]), latex_text(row["sampler"]), *cells]) + r" \\")
+            lines.append(" & ".join([latex_text(self.label(row)), latex_text(row["sampler"]), *cells]) + r" \\")
         nfe = [" & ".join(row) + r" \\" for row in self.nfe_rows()]
         return "\n".join([*lines, r"\midrule", *nfe, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -152,8 +159,11 @@ def quality_table(results: Results) -> QualityTable | None:
         for (sampler, count), (least, most) in zip(calls.index, calls.to_numpy().tolist(), strict=True)
     }
     exact = _exact(metrics, metric)
-    quality = QualityTable(metric, "", pd.DataFrame(rows.values()), steps, nfe, exact)
-    return replace(quality, caption=_caption(metric, scores, len(rows), quality.spread_name) + _yardstick(exact))
+    quality = QualityTable(metric, "", pd.DataFrame(rows.values()), steps, nfe, exact, results.misfits)
+    caption = _caption(metric, scores, len(rows), quality.spread_name) + _yardstick(exact)
+    if results.misfits:
+        caption += f"{_MARK}: the description does not fit the network, and no comparison has it."
+    return replace(quality, caption=caption)
 
 
 def _yardstick(exact: tuple[float, float] | None) -> str:
@@ -292,7 +302,8 @@ def analyse(results: Results, out: Output) -> None:
     out.text("fid_vs_steps.csv", quality.table.to_csv(index=False))
     out.text("fid_vs_steps.md", quality.markdown())
     out.text("fid_vs_steps.tex", quality.latex())
-    shown = quality.table[["model", "sampler"]].copy()
+    labels = [quality.label(row) for _, row in quality.table.iterrows()]
+    shown = quality.table[["model", "sampler"]].assign(model=labels)
     for steps in quality.steps:
         shown[f"{steps} steps"] = [quality.entry(row, steps) for _, row in quality.table.iterrows()]
     out.entries.append(TableEntry("fid_vs_steps", _SECTION, "Frechet distance against steps", quality.caption, shown))

@@ -1,4 +1,4 @@
-"""Records beside the cells: ``chains/``, ``response/`` and the exact samplers of ``exact/``."""
+"""Records beside the cells: ``chains/``, ``response/``, the exact samplers of ``exact/`` and ``slopes/``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from analysis.records.checks import check_files, check_key, check_steps, walk_na
 from analysis.records.files import Place, read_json, read_npz, read_table
 
 T = TypeVar("T")
-_VERSIONS = {"chain": 1, "response": 1, "exact": 1}  # of the records this package reads
+_VERSIONS = {"chain": 1, "response": 1, "exact": 1, "slopes": 1}  # of the records this package reads
 _TEXTS = {"model", "method", "quantity", "part", "reference", "note"}
 _COLUMNS = {  # that must be there: those never empty, and others
     "chain": (("model", "method", "quantity", "seed"), ("start", "n", "value", "std", "reference", "note")),
@@ -64,6 +64,25 @@ def read_exact_spectra(
 def _exact_settings(path: Place) -> dict[str, Any]:
     settings = {name: value for name, value in _facts(path, "exact").items() if name != "version"}
     return settings | {"sampler": walk_name(settings)}  # as cells are called
+
+
+def read_misfits(places: Iterable[Any], problem: Callable[[str], None]) -> list[tuple[Mapping[str, Any], str]]:
+    """Return the settings of each network whose description does not fit, and what shows it; see ``slopes/``.
+
+    The slope of the true noise on the predicted one is 1 at every level for a network that is rightly described.
+    """
+
+    def read(path: Place) -> tuple[Mapping[str, Any], str]:
+        settings = {"prediction": None, **_facts(path, "slopes")}  # which cells of eps do not name
+        del settings["version"]
+        table = read_table(path / "record.csv")
+        off = table[table["off"] == "yes"].astype({"sigma": float, "slope": float, "error": float})
+        if not len(off):
+            return settings, ""
+        row = off.loc[(off["slope"].fillna(np.inf) - 1).abs().idxmax()]
+        return settings, f"at sigma {row['sigma']:.3g} the slope is {row['slope']:.2f} ± {row['error']:.2f}, not 1"
+
+    return [(settings, text) for settings, text in _each(places, "slopes", problem, read) if text]
 
 
 def _each(places: Iterable[Any], kind: str, problem: Callable[[str], None], read: Callable[[Place], T]) -> list[T]:

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.records.checks import check_facts, check_steps, settings, walk_name
-from analysis.records.experiments import read_exact
+from analysis.records.experiments import read_exact, read_misfits
 from analysis.records.files import (
     ARCHIVE,
     Place,
@@ -143,6 +143,16 @@ class Results:
             if not score["metric"].endswith(_EXTRAPOLATED)
         ]
         return pd.DataFrame(rows, columns=columns)
+
+    @cached_property
+    def misfits(self) -> dict[str, str]:
+        """Return what shows, of each model whose description does not fit its network, that it does not."""
+        misfits: dict[str, str] = {}
+        for network, text in read_misfits(self.folder("slopes"), self.problem):
+            for cell in (record.cell for record in self.cells):
+                if all(cell.get(name) == value for name, value in network.items()):
+                    misfits.setdefault(cell["model"], text)
+        return misfits
 
     def each(self, read: Callable[[CellRecord], T | None]) -> list[T]:
         """Return what ``read`` makes of every cell that has it; a damaged cell is left out and becomes a problem."""

@@ -58,7 +58,7 @@ def build_report(results: Results, out: Output) -> str:
         title=escape(f"Exposure bias: {_models(results)}"),
         summary=escape(_summary(results)),
         verdict="\n".join(f"<li>{escape(sentence)}</li>" for sentence in verdict(results)),
-        problems=_problems(results),
+        problems="\n".join(filter(None, (_misfits(results), _problems(results)))),
         contents="\n".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name in names.items()),
         main="\n".join([_main_table(results.once(quality_table)), *(_figure(item, out) for item in main_figures)]),
         sections="\n".join(_section(name, items, out) for name, items in sections.items()),
@@ -86,6 +86,21 @@ def _anchor(section: str) -> str:
     return "section-" + (re.sub(r"[^a-z0-9]+", "-", section.lower()).strip("-") or "other")
 
 
+def _misfits(results: Results) -> str:
+    """Return a box that names models whose description does not fit; nothing where all do."""
+    if not results.misfits:
+        return ""
+    items = "\n".join(f"<li>{escape(model)}: {escape(text)}</li>" for model, text in results.misfits.items())
+    return (
+        '<section class="problems" aria-labelledby="misfits">\n'
+        '<h2 id="misfits">What does not fit its description</h2>\n'
+        f"<ul>\n{items}\n</ul>\n<p>The slope is that of the true noise on the predicted one, and 1 for every network"
+        " that is rightly described. Prediction, schedule, T, rescale_timesteps or the range of the images may be"
+        " another, which <code>python -m bench.models.inspect</code> tells. No comparison below has these models.</p>\n"
+        "</section>"
+    )
+
+
 def _problems(results: Results) -> str:
     """Return a box that names what could not be read, relative to the folder; nothing where all is sound."""
     if not results.problems:
@@ -107,7 +122,7 @@ def _main_table(quality: QualityTable | None) -> str:
     for _, row in quality.table.iterrows():
         texts = [(quality.entry(row, steps), bool(row[f"{steps}_best"])) for steps in quality.steps]
         entries = [f"<b>{escape(text)}</b>" if best else escape(text) for text, best in texts]
-        rows.append([escape(row["model"]), escape(row["sampler"]), *entries])
+        rows.append([escape(quality.label(row)), escape(row["sampler"]), *entries])
     kinds = ["", "", *("number" for _ in quality.steps)]
     table = _table("Main table", header, rows, kinds, quality.nfe_rows())
     return f'<p class="caption">{escape(quality.caption)}</p>\n{table}'

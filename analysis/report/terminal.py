@@ -23,7 +23,7 @@ def terminal_summary(results: Results, width: int) -> str:
     quality = results.once(quality_table)
     if quality is None:
         return ""
-    rows = [[str(row["model"]), str(row["sampler"]), *_entries(quality, row)] for _, row in quality.table.iterrows()]
+    rows = [[quality.label(row), str(row["sampler"]), *_entries(quality, row)] for _, row in quality.table.iterrows()]
     rows += quality.nfe_rows()
     header = ["model", "sampler", *(f"{steps} steps" for steps in quality.steps)]
     caption = quality.caption.replace("Bold:", "*:")

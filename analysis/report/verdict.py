@@ -37,6 +37,7 @@ class Quality:
         lowest: the lowest distance with its spread, its model and step count, as text; empty where none is known.
         reason: why no distance is known.
         trainings: what several trainings of recipes say; else, where weights differ, that each is one training.
+        misfits: models that were run and have no part, since their description does not fit.
     """
 
     metric: str | None
@@ -48,6 +49,7 @@ class Quality:
     lowest: str = ""
     reason: str = ""
     trainings: str = ""
+    misfits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,11 @@ def quality(results: Results) -> Quality:
     table, (sampler, models) = results.once(quality_table), _scope(results)
     if table is None:
         return Quality(None)
+    misfits = tuple(results.misfits)
+    if not models:
+        return Quality(table.metric, misfits=misfits)
     rows = {str(row["model"]): row for _, row in table.table.iterrows() if row["sampler"] == sampler}
+    rows = {model: rows[model] for model in models if model in rows}
     values = {(m, s): float(row[f"{s}"]) for m, row in rows.items() for s in table.steps if pd.notna(row[f"{s}"])}
     lowest = ""
     if values:
@@ -123,7 +129,8 @@ def quality(results: Results) -> Quality:
     closer, farther = (_steps_by_model(pairs, end) for end in ("win", "loss"))
     reason = _reasons(results, table.metric)
     trainings = _trainings(results, models[0], {*closer, *farther})
-    return Quality(table.metric, models[0], len(models), len(pairs), closer, farther, lowest, reason, trainings)
+    counts = len(models), len(pairs)
+    return Quality(table.metric, models[0], *counts, closer, farther, lowest, reason, trainings, misfits)
 
 
 def _trainings(results: Results, baseline: str, models: set[str]) -> str:
@@ -145,16 +152,23 @@ def _steps_by_model(pairs: pd.DataFrame, end: str) -> dict[str, list[int]]:
 
 
 def quality_sentence(finding: Quality, basis: str) -> str:
-    """Say what stands after the correction, and what the lowest distance is."""
+    """Say what stands after the correction, what the lowest distance is, and which models have no part."""
     if finding.metric is None:
         return "Which model is best was not measured: no Frechet distance was computed."
+    if not finding.models:
+        return "Which model is best is not said: no description fits its network."
+    left_out = f" Left out, since the description does not fit: {_listed(finding.misfits)}." if finding.misfits else ""
+    return _compared(finding, basis) + left_out
+
+
+def _compared(finding: Quality, basis: str) -> str:
     lowest = (
         f"the lowest {finding.metric} is {finding.lowest}"
         if finding.lowest
         else f"no {finding.metric} could be computed ({finding.reason})"
     )
     if finding.models == 1:
-        return f"Only {finding.baseline} was run, with nothing to compare: {lowest} ({basis})."
+        return f"Only {finding.baseline} is there, with nothing to compare: {lowest} ({basis})."
     if not finding.compared:
         return f"No model shares seeds and step counts with {finding.baseline} for a paired test: {lowest} ({basis})."
     tests = f"the paired test with Holm's correction ({_count(finding.compared, 'comparison')} with {finding.baseline})"
@@ -260,10 +274,11 @@ def _level(level: Level) -> str:
 
 
 def _scope(results: Results) -> tuple[str, list[str]]:
-    """Return the sampler that is spoken of and its models, the baseline first."""
+    """Return the sampler that is spoken of and its models, the baseline first; misdescribed ones have no part."""
     samplers = [str(record.cell["sampler"]) for record in results.cells]
     sampler = "ddpm" if "ddpm" in samplers else samplers[0]
-    return sampler, list(dict.fromkeys(str(r.cell["model"]) for r in results.cells if r.cell["sampler"] == sampler))
+    models = list(dict.fromkeys(str(r.cell["model"]) for r in results.cells if r.cell["sampler"] == sampler))
+    return sampler, [model for model in models if model not in results.misfits]
 
 
 def _steps(results: Results) -> pd.DataFrame:

@@ -67,6 +67,7 @@ class Account:
             "batch_size": configuration.request.batch,
             "compiled": self.run.compiled,
             **({"left_out": configuration.left_out} if configuration.left_out else {}),
+            **({"warnings": self.run.warnings} if self.run.warnings else {}),
             "start": self._read().get("start") or _now(),  # the first, if the run was interrupted
             "end": None,
             "network_calls": None,

@@ -41,6 +41,7 @@ class Run:
         out: the results folder, and ``store`` its cells.
         networks: each model's network, by the model's name.
         compiled: whether the networks are compiled; None until that is decided.
+        warnings: a line for each network whose description does not fit; empty until they were asked.
         cells: the plan, and ``extras`` the measurements beside the cells.
 
     Raises (on construction):
@@ -53,6 +54,7 @@ class Run:
         self.config, request = config, config.request
         self.networks = _load_networks(config)
         self.compiled: bool | None = None
+        self.warnings: list[str] = []
         guidance = config.models[0].guidance  # of all models or of none
         self._classifier = load_classifier(guidance.classifier, guidance.network) if guidance else None
         latent = config.models[0].latent  # of all models or of none

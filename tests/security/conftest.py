@@ -41,6 +41,12 @@ class Command:
         return os.system, (f"touch {self.marker}",)
 
 
+@pytest.fixture(autouse=True)
+def unasked(monkeypatch):
+    """Ask no network for its slopes: those of tests are random, and no description fits them."""
+    monkeypatch.setattr("bench.suite.execution.launch.plan_slopes", lambda cells: [])
+
+
 @pytest.fixture
 def room(tmp_path, monkeypatch):
     """A folder with all that a command may touch: the current folder, the caches, the input, and where results go."""

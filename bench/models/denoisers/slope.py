@@ -23,7 +23,7 @@ LEVELS = 8  # that are tried
 TOLERANCE = 0.2  # of a slope about 1; right descriptions stay within .06
 _LEAST_SIGMA = 0.1  # below it eps_hat is small, and its errors decide
 _LEAST_ALPHA = 0.05  # below it every network sees noise alone
-_LEAST_IMAGES, _MOST_IMAGES = 16, 128  # a level
+_LEAST_IMAGES, MOST_IMAGES = 16, 128  # a level
 _ERRORS = 4  # standard errors that a slope must be off by
 
 
@@ -83,7 +83,9 @@ def slope_levels(schedule: str, T: int, preconditioning: Preconditioning | None 
     return tuple(Level(t, math.sqrt(bars[t]), math.sqrt(1 - bars[t])) for t in sorted(indices))
 
 
-def slope_at(denoiser: Denoiser, images: Tensor, level: Level, cond: Tensor | None = None) -> Slope:
+def slope_at(
+    denoiser: Denoiser, images: Tensor, level: Level, cond: Tensor | None = None, batch: int = MOST_IMAGES
+) -> Slope:
     """Show images with noise of one level and return the slope.
 
     Args:
@@ -91,11 +93,14 @@ def slope_at(denoiser: Denoiser, images: Tensor, level: Level, cond: Tensor | No
         images: real ones in [-1, 1], float32 [N, C, H, W], on the model's device.
         level: noisy.
         cond: class labels, int64 [N], if the model takes them.
+        batch: how many images the network sees at once.
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(images.shape, generator=generator).to(images)
+    states = (level.alpha * images + level.sigma * noise).split(batch)
+    labels = [None] * len(states) if cond is None else cond.split(batch)
     with torch.no_grad():
-        eps = denoiser(level.alpha * images + level.sigma * noise, level, cond).eps
+        eps = torch.cat([denoiser(x, level, part).eps for x, part in zip(states, labels, strict=True)])
     # Sums of an image's pixels, float64 on the CPU: not every device has it.
     product, square, error = (
         (a * b).flatten(1).cpu().double().sum(1) for a, b in ((eps, noise), (eps, eps), (eps - noise, eps - noise))
@@ -113,7 +118,8 @@ def slopes(
     images: Tensor,
     levels: Sequence[Level],
     cond: Tensor | None = None,
-    calls: int = LEVELS * _MOST_IMAGES,
+    calls: int = LEVELS * MOST_IMAGES,
+    batch: int = MOST_IMAGES,
 ) -> list[Slope]:
     """Return the slope at each level, with more images where too few leave it vague.
 
@@ -123,15 +129,16 @@ def slopes(
         levels: from :func:`slope_levels`.
         cond: the images' class labels, int64 [N], if the model takes them.
         calls: how many images may be shown in all at first; at least 16 a level are.
+        batch: how many images the network sees at once.
     """
-    count = min(max(calls // len(levels), _LEAST_IMAGES), _MOST_IMAGES, len(images))
+    count = min(max(calls // len(levels), _LEAST_IMAGES), MOST_IMAGES, len(images))
     results = []
     for level in levels:
         size = count
-        slope = slope_at(denoiser, images[:size], level, None if cond is None else cond[:size])
-        while slope.is_vague and size < min(_MOST_IMAGES, len(images)):
-            size = min(2 * size, _MOST_IMAGES, len(images))
-            slope = slope_at(denoiser, images[:size], level, None if cond is None else cond[:size])
+        slope = slope_at(denoiser, images[:size], level, None if cond is None else cond[:size], batch)
+        while slope.is_vague and size < min(MOST_IMAGES, len(images)):
+            size = min(2 * size, MOST_IMAGES, len(images))
+            slope = slope_at(denoiser, images[:size], level, None if cond is None else cond[:size], batch)
         results.append(slope)
     return results
 

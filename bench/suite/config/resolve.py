@@ -32,6 +32,7 @@ _REFUSED = {  # what a frame has no sampler for, and why
     ("flow", "ddpm"): ", which are no chain of steps whose posterior ancestral sampling could draw from",
     ("flow", "ddim"): ", where DDIM's step is Euler's",
 }
+_SLOPES = "slopes (whether each description fits its network)"
 _FORCED = "the teacher-forced and paired arms of steps (x0_hat errors, variance gaps to real noised images)"
 
 
@@ -300,4 +301,4 @@ def _without_images(request: Request) -> tuple[Request, tuple[str, ...]]:
     measure = tuple(name for name in request.measure if name not in _NEED_IMAGES)
     left_out = [_FORCED] if "steps" in measure else []
     left_out += [text for name, text in _NEED_IMAGES.items() if name in request.measure]
-    return replace(request, measure=measure), (*left_out, _NEIGHBOURS)
+    return replace(request, measure=measure), (*left_out, _NEIGHBOURS, _SLOPES)

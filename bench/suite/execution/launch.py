@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
 from bench.files.writing import drop_partials, partials
+from bench.measure.quality.committed import Unseen
+from bench.runtime.distributed import note
+from bench.runtime.errors import one_line
 from bench.suite.account import Account
 from bench.suite.cells.reference import Reference
 from bench.suite.cost import cost_line, settle_compiling
 from bench.suite.execution.worker import Execution
+from bench.suite.experiments.slopes import plan_slopes
 from bench.suite.plan import Cell
 from bench.suite.processes.locks import Claims
 from bench.suite.processes.progress import Progress, log_path
@@ -47,11 +53,13 @@ def execute(run: Run, team: Team) -> Outcome:
     if not team.gather(["work"] if team.leads and not _is_complete(run, reference) else []):
         if team.leads and team.share is None:
             _tidy(run)
+            _warn(_warnings(run))
         return Outcome(had_work=False)
     run.compiled = settle_compiling(run, reference, team)
     with ExitStack() as stack:
         claims = Claims(run.out)
         _claim(claims, team, stack)
+        run.warnings = _check_descriptions(run, reference, team, claims)
         progress = _progress(run, reference, team)
         stack.callback(progress.close)
         with Account(run).record(team):
@@ -80,6 +88,7 @@ def complete(run: Run) -> list[str]:
     run.store.check_features(run.cells, reference.features_key())
     if not _is_complete(run, reference):
         claims = Claims(run.out)
+        run.warnings = _warnings(run)
         with claims.folder(), Account(run).record(team), closing(_progress(run, reference, team)) as progress:
             execution = Execution(run, reference, team, progress, claims)
             execution.complete()
@@ -102,6 +111,31 @@ def _claim(claims: Claims, team: Team, stack: ExitStack) -> None:
     with team.together():
         if team.leads:
             stack.enter_context(claims.folder(team.share))
+
+
+def _check_descriptions(run: Run, reference: Reference, team: Team, claims: Claims) -> list[str]:
+    """Ask each network that was not asked before whether its description fits; print and return what does not."""
+    workbench, checks = run.workbench(reference, lambda calls: None), plan_slopes(run.cells)
+    with team.together():
+        if team.leads and not isinstance(reference.data, Unseen):  # a note names what goes without images
+            with claims.setup():
+                for check in checks:
+                    if refusal := check.refusal(workbench):
+                        note(f"{check.names}: whether the description fits is not checked, for {refusal}")
+                    elif check.folder(run.out).complete_facts() is None:
+                        check.compute(workbench, run.out)
+            _warn(_warnings(run))
+    return team.gather(_warnings(run) if team.leads else [])
+
+
+def _warnings(run: Run) -> list[str]:
+    """Return a line for each network whose kept slopes are off."""
+    return [line for check in plan_slopes(run.cells) if (line := check.warning(run.out))]
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"warning: {one_line(line)}", file=sys.stderr)
 
 
 def _failures(execution: Execution, team: Team) -> list[str]:

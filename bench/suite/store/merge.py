@@ -17,7 +17,7 @@ from bench.suite.store.shards import is_intact
 from bench.suite.store.store import ARCHIVE, differing, refuse_links
 
 _SHARD_FILES = ("arrays.npz", "SHA256SUMS")
-_EXTRAS = {"chains": "chain", "response": "response", "exact": "exact"}
+_EXTRAS = {"chains": "chain", "response": "response", "exact": "exact", "slopes": "slopes"}
 
 
 def refuse_mixed(parts: Sequence[Path], out: Path) -> None:

@@ -5,9 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.comparison.baselines import find_remedies
+from analysis.comparison.pairs import pairs_table
+from analysis.output.entries import Output
 from analysis.quality.fid_vs_steps import errors_of, quality_table
 from analysis.records.arrays import cell_terms
-from analysis.records.load import load_results, main_metric
+from analysis.records.load import Results, load_results, main_metric
+from analysis.report.html import build_report
+from analysis.report.verdict import quality, quality_sentence
 
 
 def table_of(folder):
@@ -200,3 +205,24 @@ def test_cell_terms_by_steps_row_and_seed(folder, terms):
     found = cell_terms(load_results(folder.root))
     assert list(found) == [10]
     assert set(found[10]["a", "ddpm"]) == {0, 5}
+
+
+def test_a_model_whose_description_does_not_fit_is_marked_and_never_best(folder, terms, monkeypatch):
+    """It would win alone: the other is not beaten by it, and no pair, verdict or remedy has it."""
+    for model, level in (("adm", 1.0), ("adm-wrong", 0.1), ("adm-es", 1.0)):
+        folder.cell(model, value=level, terms=terms(level, seed=len(model)))
+    folder.order("adm-wrong", "adm", "adm-es")
+    monkeypatch.setattr(Results, "misfits", {"adm-wrong": "at sigma 1 the slope is 0.50 ± 0.01, not 1"})
+    results = load_results(folder.root)
+    table = quality_table(results)
+    assert bold(table, 10) == {"adm", "adm-es"}
+    assert "| adm-wrong (!) | ddpm | 0.100 |" in table.markdown()
+    assert "(!): the description does not fit" in table.caption
+    assert [(pair["model"], pair["other"]) for _, pair in pairs_table(results).iterrows()] == [("adm-es", "adm")]
+    assert [remedy.model for remedy in find_remedies(results)] == ["adm-es"]
+    finding = quality(results)
+    assert (finding.baseline, finding.models, finding.lowest[:6]) == ("adm", 2, "1.000,")
+    assert "Left out, since the description does not fit: adm-wrong." in quality_sentence(finding, "")
+    page = build_report(results, Output(folder.root))
+    assert page.index("What does not fit its description") < page.index("Main table")
+    assert "adm-wrong (!)" in page

@@ -1,11 +1,14 @@
 """Exact samplers stand beside the cells on whose levels they walked."""
 
+import json
+
 import pandas as pd
 import pytest
 
 from analysis.exposure_bias.norms import norm_table
 from analysis.exposure_bias.variance import variance_table
 from analysis.records.load import load_results
+from bench.suite.settings import short_hash
 
 
 def exact_table(steps, **norms):
@@ -78,3 +81,23 @@ def test_a_damaged_record_is_named_and_left_out(walked, make_record, damage):
     assert not (results.steps["arm"] == "gaussian").any()
     [problem] = results.problems
     assert "cosine-1000-ddpm-10" in problem
+
+
+def test_models_whose_description_does_not_fit_are_named(folder, make_record):
+    """By what their cells say of network and data; the worst level is quoted, and one without a slope is worst."""
+    for model in ("adm", "wrong"):
+        cell = folder.cell(model)
+        facts = json.loads((cell / "metrics.json").read_text())
+        facts["cell"] |= {"weights": "a", "network": "n", "prediction": "v" if model == "wrong" else None}
+        facts["key"] = short_hash(facts["cell"])
+        (cell / "metrics.json").write_text(json.dumps(facts))
+    for prediction, values in (("v", (0.7, 0.4)), (None, (1.0, 1.1))):
+        table = pd.DataFrame({"sigma": [0.5, 0.9], "slope": values, "error": 0.01})
+        table["off"] = ["yes" if abs(value - 1) > 0.2 else "no" for value in values]
+        described = {"prediction": prediction} if prediction else {}
+        path = folder.root / "slopes" / str(prediction)
+        make_record(path, "slopes", table, weights="a", network="n", data="toy", **described)
+    assert load_results(folder.root).misfits == {"wrong": "at sigma 0.9 the slope is 0.40 ± 0.01, not 1"}
+    (folder.root / "slopes" / "v" / "record.csv").write_text("")
+    results = load_results(folder.root)
+    assert (results.misfits, len(results.problems)) == ({}, 1)

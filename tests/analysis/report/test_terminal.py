@@ -19,7 +19,7 @@ class Stand:
         for steps, value, spread in ((10, 0.5, 0.1), (100, float("nan"), float("nan"))):
             columns |= {f"{steps}": value, f"{steps}_sd": spread, f"{steps}_error": float("nan")}
             columns[f"{steps}_best"] = [steps == 10, False]
-        nfe = {("ddpm", 10): 10, ("ddpm", 100): 100}
+        nfe = {("ddpm", 10): "10", ("ddpm", 100): "100"}
         return QualityTable("fd", "fd against digits. Bold: best.", pd.DataFrame(columns), (10, 100), nfe)
 
 

@@ -94,7 +94,7 @@ ENDS = "by the paired test with Holm's correction (4 comparisons with adm); the 
         (Quality(None), "Which model is best was not measured: no Frechet distance was computed."),
         (
             Quality("fd", "adm", 1, 0, lowest=".5, adm at 10 steps"),
-            "Only adm was run, with nothing to compare: the lowest fd is .5, adm at 10 steps (ddpm, N = 20).",
+            "Only adm is there, with nothing to compare: the lowest fd is .5, adm at 10 steps (ddpm, N = 20).",
         ),
         (
             Quality("fd", "adm", 2, 0, lowest=".5"),

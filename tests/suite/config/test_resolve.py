@@ -95,9 +95,9 @@ def test_it_says_what_it_left_out(without, run):
     (line,) = [line for line in said.splitlines() if line.startswith("note: ")]
     assert "compared with the kept statistics of cifar10-all (200)" in line
     named = json.loads((out / "run.json").read_text())["left_out"]
-    assert len(named) == 3
+    assert len(named) == 4
     assert all(text in line for text in named)
-    assert [text.split(" ")[0] for text in named] == ["the", "normality", "nn_ratio"]
+    assert [text.split(" ")[0] for text in named] == ["the", "normality", "nn_ratio", "slopes"]
     said = run("--dry-run", name="dry")[0].out
     assert all(f"left out  {text}" in said for text in named)
 

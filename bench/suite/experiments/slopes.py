@@ -1,0 +1,123 @@
+"""Does each description fit its network? Real images are shown to it before anything is sampled.
+
+The slopes of :mod:`bench.models.denoisers.slope` are kept by weights and description in ``slopes/``, so that a network
+is asked once in a results folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from bench.models.denoisers.preconditioning import PRECONDITIONINGS
+from bench.models.denoisers.slope import LEVELS, MOST_IMAGES, Slope, slope_levels, slopes
+from bench.suite.cells.workbench import Workbench
+from bench.suite.experiments.experiment import RecordFolder
+from bench.suite.plan import Cell
+from bench.suite.registry.model import Model
+
+VERSION = 1  # of the record: raise when its meaning changes
+_SHARE = 0.02  # of the run's network calls
+
+
+@dataclass(frozen=True, eq=False)
+class SlopeCheck:
+    """One network, for every model that has it: corrections and guidance play no part.
+
+    Attributes:
+        cells: one cell of each model.
+        calls: network calls to make at first; see :func:`bench.models.denoisers.slope.slopes`.
+    """
+
+    cells: tuple[Cell, ...]
+    calls: int = LEVELS * MOST_IMAGES
+
+    @property
+    def model(self) -> Model:
+        """Return the network's plain model."""
+        return replace(self.cells[0].model, guidance=None, classifier_free=None)
+
+    @property
+    def names(self) -> str:
+        """Return the models, listed."""
+        return ", ".join(dict.fromkeys(cell.model.name for cell in self.cells))
+
+    def folder(self, root: Path) -> RecordFolder:
+        """Return where the slopes are kept below the run's folder ``root``."""
+        cell = self.cells[0]
+        description = {
+            "version": VERSION,
+            "weights": cell.weights_hash,
+            **self.model.identity(),
+            "data": cell.data_hash,
+            **({"labels": cell.labels_hash} if cell.labels_hash else {}),
+        }
+        record = RecordFolder(root, "slopes", description)
+        return RecordFolder(root / "slopes" / record.key, "slopes", description)
+
+    def refusal(self, workbench: Workbench) -> str | None:
+        """Return why the network cannot be asked, None where it can."""
+        labels = self.model.labels
+        if not workbench.data.count("train"):
+            return "there are no images"
+        if labels and labels != workbench.data.classes:
+            return f"it takes {labels} class labels, and the images have {workbench.data.classes}"
+        return None
+
+    def compute(self, workbench: Workbench, root: Path) -> None:
+        """Ask the network and keep the slopes."""
+        model = self.model
+        about, count = model.description, workbench.data.count("train")
+        rows = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
+        preconditioning = model.preconditioning() if about.prediction in PRECONDITIONINGS else None
+        levels = slope_levels(about.schedule, about.T, preconditioning)
+        images, labels = workbench.images("train", rows), workbench.labels(model, "train", rows)
+        started = time.perf_counter()
+        results = slopes(workbench.denoiser(model), images, levels, labels, self.calls, workbench.batch)
+        facts = {"seconds": time.perf_counter() - started}
+        self.folder(root).write(_table(results), {}, facts)
+
+    def warning(self, root: Path) -> str | None:
+        """Return a line on the level at which the kept slopes are off by most, None where none is."""
+        folder = self.folder(root)
+        if folder.complete_facts() is None:
+            return None
+        rows = pd.read_csv(folder.path / "record.csv")
+        off = rows[rows["off"] == "yes"]
+        if not len(off):
+            return None
+        row = off.loc[(off["slope"].fillna(float("inf")) - 1).abs().idxmax()]
+        return (
+            f"{self.names}: the description does not fit the network: at sigma {row['sigma']:.3g}, t = {row['t']:.4g},"
+            f" the slope of the noise on its prediction is {row['slope']:.2f} ± {row['error']:.2f}, not 1; prediction,"
+            " schedule, T, rescale_timesteps or the range of the images may be another, which python -m"
+            " bench.models.inspect tells"
+        )
+
+
+def _table(results: Sequence[Slope]) -> pd.DataFrame:
+    rows = [
+        {
+            "t": slope.level.t, "alpha": slope.level.alpha, "sigma": slope.level.sigma, "slope": slope.value,
+            "error": slope.error, "loss": slope.loss, "images": slope.images,
+            "off": "yes" if slope.is_off else "no",
+        }
+        for slope in results
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def plan_slopes(cells: Sequence[Cell]) -> list[SlopeCheck]:
+    """Return one check for each distinct network and description of a run's cells."""
+    groups: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        key = SlopeCheck((cell,)).folder(Path()).key
+        groups.setdefault(key, {}).setdefault(cell.model.name, cell)
+    total = sum(sum(cell.cost()) for cell in cells)
+    calls = int(_SHARE * total / max(len(groups), 1))
+    return [SlopeCheck(tuple(group.values()), calls) for group in groups.values()]
