@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.diffusion.corrections import Correction
+from bench.diffusion.corrections.base import is_blind
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import edm_grid, edm_levels, flow_grid, flow_levels, levels
@@ -62,7 +63,7 @@ class Oracle(GaussianOracle):
         """Return the biased prediction, in x's dtype."""
         pred = super().__call__(x, replace(level, sigma=self.time * level.sigma))
         eps = (x - level.alpha * pred.x0) / level.sigma
-        if self.eps == 1 or (not isinstance(level.alpha, Tensor) and level.alpha == 0):
+        if self.eps == 1 or is_blind(level):
             return Prediction(eps, pred.x0)
         eps = self.eps * eps
         return Prediction(eps, (x - level.sigma * eps) / level.alpha)
