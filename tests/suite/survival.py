@@ -32,7 +32,6 @@ from bench.suite.cells.runner import CellRunner
 from bench.suite.execution import launch
 from bench.suite.execution import worker as execution
 from bench.suite.processes.progress import Progress
-from bench.suite.run import Run
 from bench.suite.store.store import Store
 
 # What takes long to import, some of it where it is needed: once is enough.
@@ -267,19 +266,6 @@ def break_at(call, value):
         return replace(said, eps=torch.full_like(said.eps, value)) if seen[0] == call else said
 
     NetworkDenoiser.__call__ = broken
-
-
-def break_model(name):
-    """Let no network call of a model say anything finite."""
-    denoiser_of = Run.denoiser
-
-    def denoiser(run, model):
-        ask = denoiser_of(run, model)
-        if model.name != name:
-            return ask
-        return lambda *args: replace(said := ask(*args), eps=torch.full_like(said.eps, float("nan")))
-
-    Run.denoiser = denoiser
 
 
 def no_analysis():

@@ -516,6 +516,7 @@ BAD_FLAGS = {  # what the line says: the flags that it answers, none of which ne
     "for tuning": ["--seeds 1000000"],
     "cannot read --config absent.toml": ["--config absent.toml"],
     "no Inception weights at absent.pth": ["--features inception --inception-weights absent.pth"],
+    "--compile": ["--compile yes"],
     "--nonsense": ["--nonsense"],
     "--step 5": ["--step 5"],  # no abbreviations
     "--measure": ["--measure everything", "--measure=", "--measure steps,steps", "--no-probes --measure steps"],

@@ -195,13 +195,6 @@ def test_compiled_runs_make_the_same_images(tiny, tmp_path, traced):
     assert records[0]["hash"] == records[1]["hash"]  # like the batch size, it is no part of the configuration
 
 
-def test_models_of_one_architecture_compile_once(tiny, traced, save_tiny):
-    other = save_tiny(name="other", edit=lambda unet: torch.nn.init.normal_(unet.conv_out.weight, std=0.01))
-    models = ("--models", f"tiny,tiny-es,other={other}", "--eps-scale", "1.01")
-    assert tiny(*SMALL, *models, "--compile", "on").code == 0
-    assert traced() == 1
-
-
 @pytest.mark.parametrize(("seconds", "expected"), [(11.0, True), (9.0, False)])
 def test_ten_minutes_of_calls_are_compiled(prepared, priced, monkeypatch, traced, seconds, expected):
     monkeypatch.setattr(cost, "_WORTH_TIMING", 0)
@@ -210,11 +203,6 @@ def test_ten_minutes_of_calls_are_compiled(prepared, priced, monkeypatch, traced
     monkeypatch.setattr(cost, "_COMPILE_FROM", 720.0)
     assert settle_compiling(run, run.reference(), Team()) == expected
     assert traced() == expected
-
-
-def test_a_short_run_is_not_even_timed(tiny, tmp_path, priced):
-    assert tiny(*SMALL).code == 0
-    assert (priced, compiled(tmp_path / "out")) == ([], False)
 
 
 def test_the_decision_outlives_an_interruption(tiny, tmp_path, long_run, monkeypatch, traced):
@@ -264,9 +252,3 @@ def test_without_a_compiler_on_is_a_mistake_and_auto_goes_on(tiny, tmp_path, no_
     assert outcome.code == 0
     assert outcome.err == "note: networks are not compiled (InvalidCxxCompiler: no compiler here)\n"
     assert not compiled(tmp_path / "out")
-
-
-def test_unknown_ways_are_refused(tiny):
-    outcome = tiny(*SMALL, "--compile", "yes")
-    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
-    assert "--compile" in outcome.err

@@ -196,34 +196,6 @@ def test_the_written_checkpoint_is_the_average_and_describes_itself(tmp_path, im
     load_network(path, description)
 
 
-def test_all_recipes_see_the_same_data_noise_and_first_weights(images, monkeypatch):
-    drawn = {}
-
-    def spy(name, process, *draws):
-        drawn.setdefault(current, []).append(draws[:-1])  # all but gamma
-        return make_pair(name, process, *draws)
-
-    monkeypatch.setattr(training, "make_pair", spy)
-    first = {}
-    # Continuous recipes draw levels, and have fewer outputs; MixFlow draws other indices.
-    plain = (name for name in RECIPES if RECIPES[name].objective not in CONTINUOUS and not RECIPES[name].slowed)
-    for current in (name for name in plain if "/" not in name):
-        recipe = short(current)
-        trainer, batches = Trainer(recipe, NETWORK, CPU), Batches(images, recipe.batch, recipe.seed)
-        first[current] = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
-        for iteration in range(2):
-            trainer.step(*batches.at(iteration))
-    assert all(same(first["adm"], weights) for weights in first.values())
-    for draws in drawn.values():
-        assert len(draws) == 2
-        assert all(
-            torch.equal(a, b)
-            for ours, theirs in zip(draws, drawn["adm"], strict=True)
-            for a, b in zip(ours, theirs, strict=True)
-        )
-    assert not torch.equal(drawn["adm"][0][2], drawn["adm"][1][2])  # and other noise at every iteration
-
-
 def test_every_draw_belongs_to_the_images_running_number(images, monkeypatch):
     """Index, noise, perturbation and probe are pure functions of (seed, running number), whatever came before."""
     pairs, probes = [], []

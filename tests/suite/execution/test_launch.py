@@ -21,7 +21,6 @@ from survival import (
     Job,
     assert_same_results,
     break_at,
-    break_model,
     die_at,
     done,
     fail_from,
@@ -428,23 +427,3 @@ def test_a_prediction_that_is_not_finite_ends_its_cell_alone(tmp_path, undisturb
     assert found.err.count("\n") == 1
     assert [path.parent.name for path in out.glob("cells/*/metrics.json")] == [CELLS[1]]
     assert completed()["sampling"] == UNITS
-
-
-def test_mended_weights_complete_a_run_that_broken_ones_failed(tmp_path, save_tiny, pictures):
-    def edited(unet):
-        unet.conv_out.bias.data.fill_(0.25)
-
-    argv = (*SMALL, "--models", "other,tiny", "--dataset", "pictures", "--features", "digits")
-    toml = tmp_path / "bench.toml"
-    for edit, patches in ((edited, [partial(break_model, "tiny")]), (None, [])):
-        weights = {"tiny": save_tiny("tiny", edit=edit), "other": save_tiny("other")}
-        models = "".join(f'[models.{model}]\nweights = "{path}"\n' for model, path in weights.items())
-        toml.write_text(f'{models}[datasets.pictures]\npath = "{pictures}"\n')
-        found = done([*argv, "--config", toml, "--out", tmp_path / "run"], tmp_path, SHARDS, *patches)
-        if patches:
-            assert (found.code, found.out, found.err.count("\n")) == (2, "", 2)
-            assert found.err.count("error: model 'tiny' at ") == 2
-            assert len(list(tmp_path.glob("run/cells/other-*/metrics.json"))) == 2
-    assert found == (0, "", "")
-    assert done([*argv, "--config", toml, "--out", tmp_path / "whole"], tmp_path, SHARDS) == (0, "", "")
-    assert_same_results(tmp_path / "run", tmp_path / "whole")
