@@ -96,6 +96,19 @@ def _add_sampling(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--quantize", default="round", help="round, or floor as the papers' scripts do (default %(default)s)"
     )
+    _add_guidance(how)
+    how.add_argument("--eps-scale", type=float, metavar="B", help="override b of scaling models")
+    how.add_argument("--eps-slope", type=float, metavar="K", help="override k of scaling models")
+    how.add_argument(
+        "--tune",
+        metavar="NAME=LOW:HIGH:COUNT",
+        help="try a grid of one constant of the models' remedies, or fit it (NAME=fit); writes tuned.toml for --config",
+    )
+    how.add_argument("--batch-size", type=int, default=128, metavar="N", help="internal batch (default %(default)s)")
+    how.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
+
+
+def _add_guidance(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--guidance",
         type=float,
@@ -116,15 +129,6 @@ def _add_sampling(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--classifier-scale", type=float, metavar="S", help="strength of the guidance (default: the published one)"
     )
-    how.add_argument("--eps-scale", type=float, metavar="B", help="override b of scaling models")
-    how.add_argument("--eps-slope", type=float, metavar="K", help="override k of scaling models")
-    how.add_argument(
-        "--tune",
-        metavar="NAME=LOW:HIGH:COUNT",
-        help="try a grid of one constant of the models' remedies, or fit it (NAME=fit); writes tuned.toml for --config",
-    )
-    how.add_argument("--batch-size", type=int, default=128, metavar="N", help="internal batch (default %(default)s)")
-    how.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
 
 
 def _add_measuring(measuring: argparse._ArgumentGroup) -> None:
