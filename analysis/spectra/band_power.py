@@ -12,15 +12,18 @@ mean is that of one seed's images: an upper bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis.output.style import EXACT, EXACT_KEY, LineRow, exact_band, reference
+from analysis.output.selection import models_of
+from analysis.output.style import EXACT, EXACT_KEY, LineRow, exact_band, line_key, line_panels, reference
 from analysis.records.arrays import Arrays, moments
 from analysis.records.experiments import read_exact_spectra
 from analysis.records.load import CellRecord, Results, ResultsError
@@ -34,6 +37,8 @@ BAND_NOTE = (
     "Shaded: two standard errors of the first model; those of the others are alike. All models share noise and images,"
     " so differences between them are surer than the band. "
 )
+
+LABELS = {"state": r"$x_t$: log(sampled / true)", "x0_hat": r"$\hat{x}_0$: log(free / forced)"}
 
 CSV_LEVELS = 12  # a walk: the reference run has hundreds of walks, and git holds their table
 
@@ -165,9 +170,32 @@ def _log_ratio(value: pd.Series, truth: pd.Series) -> pd.Series:
     return pd.Series(np.log(value.where(value > 0) / truth.where(truth > 0)))
 
 
-def measured(table: pd.DataFrame, labels: Mapping[str, str]) -> dict[str, str]:
+def measured(table: pd.DataFrame) -> dict[str, str]:
     """Return the quantities that have a reference, with their labels: x0_hat has none without real images."""
-    return {quantity: label for quantity, label in labels.items() if table[f"{quantity}_log_ratio"].notna().any()}
+    return {quantity: label for quantity, label in LABELS.items() if table[f"{quantity}_log_ratio"].notna().any()}
+
+
+@contextmanager
+def ratio_panels(
+    table: pd.DataFrame, chosen: Mapping[str, pd.Series], along: str
+) -> Iterator[tuple[Figure, list[LineRow]]]:
+    """Open a figure of log ratios along a column, a row a quantity.
+
+    Args:
+        table: of ``band_table``.
+        chosen: which of its rows a panel shows, by the panel's title.
+        along: the column of the horizontal axis.
+    """
+    labels = measured(table)
+    with line_panels(models_of(table), len(chosen), list(labels), main="state") as (figure, rows):
+        for row in rows:
+            for axis, part in zip(row.axes, chosen.values(), strict=True):
+                ratio_lines(row, axis, table[part], row.quantity, along)
+            row.axes[0].set_ylabel(labels[row.quantity])
+        for axis, title in zip(rows[0].axes, chosen, strict=True):
+            axis.set_title(title)
+        line_key(figure, rows, exact_key(table))
+        yield figure, rows
 
 
 def ratio_lines(row: LineRow, axis: Axes, table: pd.DataFrame, quantity: str, along: str) -> None:

@@ -11,14 +11,19 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.output.entries import Output
-from analysis.output.selection import models_of, most_steps, thinned
-from analysis.output.style import level_symbol, line_key, line_panels, noisy_left, save
+from analysis.output.selection import most_steps, thinned
+from analysis.output.style import level_symbol, noisy_left, save
 from analysis.records.load import Results
-from analysis.spectra.band_power import BAND_NOTE, CSV_LEVELS, band_table, exact_key, measured, ratio_lines
+from analysis.spectra.band_power import (
+    BAND_NOTE,
+    CSV_LEVELS,
+    band_table,
+    measured,
+    ratio_panels,
+)
 
 _SECTION = "Spectra"
 _BANDS = ("LL", "LH", "HL", "HH")
-_LABELS = {"state": r"$x_t$: log(sampled / true)", "x0_hat": r"$\hat{x}_0$: log(free / forced)"}
 
 
 def haar_table(results: Results) -> pd.DataFrame:
@@ -30,17 +35,9 @@ def haar_table(results: Results) -> pd.DataFrame:
 def draw_haar(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Log ratio of energy along t, a panel a sub-band: states over closed form, x0_hat free running over forced."""
     table, sampler, steps = most_steps(table)
-    labels = measured(table, _LABELS)
-    with line_panels(models_of(table), len(_BANDS), list(labels), main="state") as (figure, rows):
-        for row in rows:
-            for axis, name in zip(row.axes, _BANDS, strict=True):
-                ratio_lines(row, axis, table[table["band"] == name], row.quantity, "t")
-            row.axes[0].set_ylabel(labels[row.quantity])
-        for axis, name in zip(rows[0].axes, _BANDS, strict=True):
-            axis.set_title(name)
+    with ratio_panels(table, {name: table["band"] == name for name in _BANDS}, "t") as (figure, rows):
         noisy_left(rows[0].axes[0], sampler)
         figure.supxlabel(f"{level_symbol(sampler)} (levels of {steps} steps)", fontsize=8)
-        line_key(figure, rows, exact_key(table))
         return save(figure, folder, "haar_ratio")
 
 
@@ -51,7 +48,7 @@ def analyse(results: Results, out: Output) -> None:
         return
     _, sampler, _ = most_steps(table)
     forced = f"{table['n_forced'].max()} training images or fewer, the same at every seed"
-    both = "x0_hat" in measured(table, _LABELS)
+    both = "x0_hat" in measured(table)
     below = (
         f"Bottom: log of x0_hat's energy free running over teacher forced at the same t ({forced}). " if both else ""
     )

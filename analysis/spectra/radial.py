@@ -23,12 +23,20 @@ from analysis.output.style import (
     save,
 )
 from analysis.records.load import Results
-from analysis.spectra.band_power import BAND_NOTE, CSV_LEVELS, band_table, exact_key, measured, ratio_lines
+from analysis.spectra.band_power import (
+    BAND_NOTE,
+    CSV_LEVELS,
+    LABELS,
+    band_table,
+    exact_key,
+    measured,
+    ratio_lines,
+    ratio_panels,
+)
 
 _SECTION = "Spectra"
 _LEAST_LIMIT = 0.1  # of the colour scale
 _UNSURE = "0.85"  # grey
-_LABELS = {"state": r"$x_t$: log(sampled / true)", "x0_hat": r"$\hat{x}_0$: log(free / forced)"}
 _RINGS = (
     "Radial frequency r is the ring of integer frequencies with floor(sqrt(u^2 + v^2) + 1/2) = r of the orthonormal"
     " Fourier transform (r = 0: mean grey; above half the image side: corners only). "
@@ -71,7 +79,7 @@ def draw_heat(table: pd.DataFrame, quantity: str, folder: Path, name: str) -> li
             axis.set_axis_off()
         figure.supxlabel(f"{level_symbol(sampler)} (levels of {steps} steps)", fontsize=8)
         figure.supylabel("radial frequency", fontsize=8)
-        figure.colorbar(image, ax=axes, label=_LABELS[quantity], extend="both", aspect=20 * len(axes))
+        figure.colorbar(image, ax=axes, label=LABELS[quantity], extend="both", aspect=20 * len(axes))
         noisy_left(axes[0, 0], sampler)
         return save(figure, folder, name)
 
@@ -118,16 +126,11 @@ def _powers(row: LineRow, axis: Axes, done: pd.DataFrame) -> None:
 def draw_curves(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Log ratio of power along frequency at four t: states over closed form, x0_hat free running over forced."""
     table, sampler, steps = most_steps(table)
-    times, labels = shown(sorted(table["t"].unique()))[::-1], measured(table, _LABELS)
-    with line_panels(models_of(table), len(times), list(labels), main="state") as (figure, rows):
-        for row in rows:
-            for axis, t in zip(row.axes, times, strict=True):
-                ratio_lines(row, axis, table[table["t"] == t], row.quantity, "frequency")
-            row.axes[0].set_ylabel(labels[row.quantity])
-        for axis, t in zip(rows[0].axes, times, strict=True):
-            axis.set_title(f"step at {level_name(t, sampler)}" + (", the last" if t == times[-1] else ""))
+    times = shown(sorted(table["t"].unique()))[::-1]
+    titles = [f"step at {level_name(t, sampler)}" + (", the last" if t == times[-1] else "") for t in times]
+    chosen = {title: table["t"] == t for title, t in zip(titles, times, strict=True)}
+    with ratio_panels(table, chosen, "frequency") as (figure, _):
         figure.supxlabel(f"radial frequency ({steps} steps)", fontsize=8)
-        line_key(figure, rows, exact_key(table))
         return save(figure, folder, "spectrum_curves")
 
 
@@ -139,7 +142,7 @@ def analyse(results: Results, out: Output) -> None:
     _, sampler, steps = most_steps(table)
     account = f"Sampler {sampler}; {results.account(sampler)}"
     forced = f"{table['n_forced'].max()} training images or fewer, the same at every seed"
-    both = "x0_hat" in measured(table, _LABELS)
+    both = "x0_hat" in measured(table)
     below = f"Bottom: log of x0_hat's power free running over teacher forced at the same t ({forced}). " if both else ""
     out.table(
         _SECTION, "spectra", thinned(table, CSV_LEVELS), "Power spectra",
