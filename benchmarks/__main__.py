@@ -13,6 +13,7 @@ from benchmarks.comparison import HEADER, Comparison, Setting, line, write_csv
 from benchmarks.distances import frechet
 from benchmarks.document import PUBLISHED, fill
 from benchmarks.memory.peak import memory
+from benchmarks.speed.hooks import hooks
 from benchmarks.speed.instruments import instruments
 from benchmarks.speed.network_share import share
 from benchmarks.speed.pixels import pixels
@@ -25,6 +26,7 @@ PARTS: Mapping[str, Callable[[Setting], Iterator[Comparison]]] = {
     "sampling": sampling,
     "modes": modes,
     "instruments": instruments,
+    "hooks": hooks,
     "share": share,
     "training": training,
     "frechet": frechet,
@@ -32,7 +34,7 @@ PARTS: Mapping[str, Callable[[Setting], Iterator[Comparison]]] = {
     "memory": memory,
     "processes": processes,
 }
-_ON_DEVICE = ("sampling", "modes", "instruments", "share", "training")
+_ON_DEVICE = ("sampling", "modes", "instruments", "hooks", "share", "training")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bench.diffusion.types import Call, Level, Prediction
@@ -230,7 +231,8 @@ def _training(scheduler: Any, t: float) -> Level:
     end = float(getattr(scheduler, "final_alpha_cumprod", 1.0))  # DDPM has none and ends in clean data
     index = int(t) if t >= 0 else 0
     kept, exact = float(scheduler.alphas_cumprod[index]), float((1 - scheduler.betas.double())[: index + 1].prod())
-    kept = exact if abs(kept - exact) < _ROUNDING else kept
+    is_rounded = scheduler.alphas_cumprod.dtype != torch.float64 and abs(kept - exact) < _ROUNDING
+    kept = exact if is_rounded else kept
     kept = 1.0 if t < 0 and end == 1 else kept
     return Level(t if t >= 0 else _END, kept**0.5, max(1 - kept, 0.0) ** 0.5)
 

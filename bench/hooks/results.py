@@ -89,8 +89,8 @@ class LoopCell:
 
 
 def plain_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a scheduler's settings as JSON holds them."""
-    settings: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
+    """Return a scheduler's settings as JSON holds them; infinity is text."""
+    settings: dict[str, Any] = json.loads(json.dumps(dict(config), default=str), parse_constant=str)
     return {name: value for name, value in settings.items() if not name.startswith("_")}
 
 

@@ -1,0 +1,54 @@
+"""What recording a loop costs: a loop of diffusers in ``bench.hooks.record`` against the same without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+
+from bench.hooks import record
+from bench.runtime.devices import full_float32, keep_freed_memory
+from benchmarks.comparison import Comparison, Setting, compare
+from benchmarks.speed.isolated import contestant
+from benchmarks.speed.walks import Subject, images
+
+_COST = 1.03
+
+
+def hooks(setting: Setting) -> Iterator[Comparison]:
+    """Compare loops at every width, without the teacher-forced arm; a ratio of .97 says that recording costs 3 %."""
+    for width in setting.widths:
+        subject = images(width, setting.size, setting.batch, setting.steps, setting.device)
+        with (
+            contestant(partial(loop, subject, True), setting) as recorded,
+            contestant(partial(loop, subject, False), setting) as plain,
+        ):
+            yield compare(
+                "hooks", f"ddim, {subject.name}", "not recorded", recorded, plain, setting, pairs=setting.many,
+                images=subject.batch, goal=1 / _COST if width == max(setting.widths) else None,
+            )  # fmt: skip
+
+
+def loop(subject: Subject, recorded: bool) -> Callable[[], object]:
+    """Return a DDIM loop of diffusers over a batch, recorded or not, in a process set up as the suite's."""
+    from diffusers import DDIMScheduler  # slow to import: only whoever needs it pays
+
+    full_float32()
+    keep_freed_memory()
+    pipe = SimpleNamespace(unet=subject.network, scheduler=DDIMScheduler())
+
+    @torch.no_grad()
+    def walk() -> None:
+        pipe.scheduler.set_timesteps(subject.steps)
+        x = torch.randn(subject.batch, *subject.shape, device=subject.device)
+        for t in pipe.scheduler.timesteps:
+            output = pipe.unet(x, t.expand(len(x)).to(x.device)).sample
+            x = pipe.scheduler.step(output, t, x).prev_sample
+
+    def watched() -> None:
+        with record(pipe):
+            walk()
+
+    return watched if recorded else walk
