@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from analysis.output.entries import Output
 from analysis.output.selection import models_of, most_steps, over_seeds, shown, thinned
 from analysis.output.style import (
+    EXACT,
+    EXACT_KEY,
+    exact_band,
     is_edm,
     level_name,
     level_symbol,
@@ -50,19 +53,32 @@ Walk = tuple[str, str, int]  # model, sampler, steps
 
 
 def error_table(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return RMSE, bias and clipped share of x0_hat by arm and level, averaged over seeds, with N images."""
+    """Return RMSE, bias and clipped share of x0_hat by arm and level, averaged over seeds, with N images.
+
+    ``exact_<law>``: the RMSE of exact denoisers on data of their own law, at the same levels.
+    """
     columns = [*_KEYS, "i", "t", "n"]
     rmse = over_seeds(steps, "x0_rmse", _FORCED).rename(columns={"value": "rmse", "error": "rmse_error"})
     table = rmse[[*columns, "rmse", "rmse_error"]]
     for quantity, name in (("x0_bias", "bias"), ("clipped", "clipped")):
         other = over_seeds(steps, quantity, _FORCED).rename(columns={"value": name})
         table = table.merge(other[[*_KEYS, "i", name]], on=[*_KEYS, "i"], how="left")
-    return table
+    exact = _exact(steps)
+    return table if exact.empty else table.merge(exact.drop(columns="t"), on=[*_WALK, "i"], how="left")
+
+
+def _exact(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the RMSE of exact denoisers at single steps, a column ``exact_<law>`` a law."""
+    rmse = over_seeds(steps, "x0_rmse", [f"{law}-forced" for law in EXACT]).astype({"arm": str})
+    wide = rmse.pivot(index=_LEVEL, columns="arm", values="value")
+    wide.columns = [f"exact_{arm.removesuffix('-forced')}" for arm in wide.columns]
+    return wide.reset_index()
 
 
 def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
     """RMSE and bias of x0_hat on training and held-out images, and its clipped share, along t, at the most steps."""
     steps, sampler, count = most_steps(steps)
+    exact = _exact(steps)
     with line_panels(models_of(steps), len(_PANELS), sharey="col") as (figure, rows):
         for column, (quantity, label, arms) in enumerate(_PANELS):
             table = over_seeds(steps, quantity, arms)
@@ -73,6 +89,8 @@ def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
                     for arm, style in zip(arms, ("-", "--"), strict=True):
                         line = table[(table["model"] == model) & (table["arm"] == arm)]
                         row.band(row.axes[column], model, line, style)
+                if quantity == "x0_rmse":
+                    exact_band(row.axes[column], exact)
             rows[0].axes[column].set_title(label)
         for row in rows:
             row.axes[0].set_ylim(bottom=0)
@@ -80,8 +98,9 @@ def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
         for axis in rows[-1].axes:
             axis.set_xlabel(f"{level_symbol(sampler)} (levels of {count} steps)")
         noisy_left(rows[0].axes[0], sampler)
-        styles = {"training images": ("-", "black"), "held out; right: free running": ("--", "black")}
-        line_key(figure, rows, styles)
+        colour = list(rows[0].paint.values())[-1]  # of the baseline: black is for exact denoisers
+        styles = {"training images": ("-", colour), "held out; right: free running": ("--", colour)}
+        line_key(figure, rows, styles | (EXACT_KEY if len(exact) else {}))
         return save(figure, folder, "x0_error")
 
 
@@ -219,7 +238,8 @@ def _analyse_error(results: Results, out: Output) -> None:
     clipped = "clipped" if clips(results) else "not clipped"
     caption = (
         "x0_hat at single steps from real noised images, [-1, 1] scale. Left: root mean squared error; the distance"
-        " of held-out images (dashed) from training images (solid) is what the network remembers of the latter."
+        " of held-out images (dashed) from training images (solid) is what the network remembers of the latter;"
+        " black and grey: exact denoisers, each on data of its own law (that of the training images knows them all)."
         " Middle: mean error over pixels and images. Right: share of x0_hat's values at or beyond -1 and 1, which are"
         f" {clipped}, teacher forced (solid) and free running (dashed). Bands: two standard errors over images."
         f" {results.account()}."
