@@ -121,8 +121,8 @@ def test_the_bounds_of_churn_reach_the_solver(tiny_edm):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--sampler", "ddpm"), ("model 'mine'", "use --sampler heun or euler")),
-        (("--sampler", "ddim"), ("model 'mine'", "use --sampler heun or euler")),
+        (("--sampler", "ddpm"), ("model 'mine'", "use --sampler euler, heun, dpmpp-2m or unipc")),
+        (("--sampler", "ddim"), ("model 'mine'", "use --sampler euler, heun, dpmpp-2m or unipc")),
         (("--variance", "fixed-small"), ("--variance has no effect with --sampler heun; leave it out",)),
         (("--eta", "0.5"), ("--eta has no effect with --sampler heun; leave it out",)),
         (("--spacing", "ddim"), ("--spacing has no effect with --sampler heun",)),
@@ -147,7 +147,7 @@ def test_edm_samplers_do_not_go_with_other_models(command, tmp_path, sampler):
     out = tmp_path / "out"
     one_line(
         command("--models", "adm", "--sampler", sampler, "--steps", "2", "--out", out),
-        f"--sampler {sampler} is for EDM models, not for 'adm'",
+        "model 'adm' walks on variance-preserving levels; use --sampler ddpm, ddim, dpmpp-2m or unipc",
     )
     one_line(
         command("--models", "adm,edm", "--steps", "2", "--out", out), "'edm' walks on EDM levels", "run them apart"

@@ -31,6 +31,7 @@ _NEIGHBOURS = "nn_ratio (neighbours among real images)"
 _REFUSED = {  # what a frame has no sampler for, and why
     ("flow", "ddpm"): ", which are no chain of steps whose posterior ancestral sampling could draw from",
     ("flow", "ddim"): ", where DDIM's step is Euler's",
+    ("edm", "ddim"): ", where DDIM's step is Euler's",
 }
 _SLOPES = "slopes (whether each description fits its network)"
 _FORCED = "the teacher-forced and paired arms of steps (x0_hat errors, variance gaps to real noised images)"

@@ -1,0 +1,105 @@
+"""Runs of flows and of multistep solvers: what they record, and what does not go with them."""
+
+import pandas as pd
+import pytest
+import torch
+
+from bench.models.checkpoints.native import save_network
+from bench.models.interface import Description
+from bench.models.networks.adm import adm_unet
+
+NETWORK = {
+    "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1, "num_res_blocks": 1,
+    "channel_mult": (1,),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def flow_weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("flow") / "tiny-flow.safetensors"
+    save_network(path, adm_unet(NETWORK), Description(NETWORK, "flow(2)", 1000, {}, "flow"))
+    return path
+
+
+@pytest.fixture
+def tiny_flow(flow_weights, command, tmp_path):
+    """Return a function that runs the tiny flow and returns its outcome and the results folder."""
+
+    def run(*flags, name="mine"):
+        out = tmp_path / "out"
+        args = ("--models", f"{name}={flow_weights}", "--samples", "6", "--features", "none", "--quiet", "--out", out)
+        return command(*args, *flags), out
+
+    return run
+
+
+@pytest.mark.parametrize("sampler", ["heun", "sde", "unipc"])
+def test_every_measurement_is_finite_from_a_start_without_signal(tiny_flow, sampler):
+    """Teacher forcing, probes and the exact samplers at alpha = 0 included."""
+    outcome, out = tiny_flow("--sampler", sampler, "--steps", "4")
+    assert outcome.code == 0, outcome.err
+    tables = [
+        pd.read_csv(out / "cells" / f"mine-{sampler}-4-seed0" / "steps.csv"),
+        pd.read_csv(out / "exact" / f"flow(2)-1000-{sampler}-4" / "record.csv").dropna(subset="quantity"),
+    ]
+    for table in tables:
+        assert {0.0, 1.0} < set(table["alpha"])
+        assert table["value"].notna().all()
+        assert ((table["alpha"] + table["sigma"]) - 1).abs().max() < 1e-12
+    assert {"gaussian", "gaussian-forced", "empirical"} <= set(tables[1]["arm"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--sampler", "ddpm"), ("no chain of steps", "use --sampler euler, heun, sde, dpmpp-2m or unipc")),
+        (("--sampler", "ddim"), ("DDIM's step is Euler's",)),
+        (("--churn", "1"), ("--churn has no effect", "leave it out")),
+        (("--spacing", "ddim"), ("--spacing has no effect",)),
+        (("--variance", "fixed-small"), ("--variance has no effect", "leave it out")),
+        (("--measure", "chains"), ("--measure chains needs models of a training index",)),
+    ],
+)
+def test_flags_that_do_not_go_with_a_flow(tiny_flow, flags, words):
+    outcome, out = tiny_flow("--steps", "2", *flags)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert all(word in outcome.err for word in words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("models", "flags", "words"),
+    [
+        ("adm-ts", ("--sampler", "unipc"), ("time-shift moves states", "use ddpm or ddim")),
+        ("edm-dcw", ("--sampler", "dpmpp-2m"), ("dcw moves states", "use euler or heun")),
+        ("adm-noise", ("--sampler", "ddim"), ("this walk draws none; give --eta",)),
+        (
+            "adm",
+            ("--sampler", "unipc", "--eta", "1"),
+            ("--eta has no effect with --sampler unipc; use --sampler ddim",),
+        ),
+        ("adm", ("--sampler", "dpm"), ("unknown --sampler 'dpm'; did you mean",)),
+    ],
+)
+def test_what_does_not_go_with_a_solver(command, tmp_path, models, flags, words):
+    outcome = command("--models", models, "--steps", "3", *flags, "--out", tmp_path / "out")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert all(word in outcome.err for word in words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("ddim", "--no-clip"), "multiplied by 20,291; use --clip or --spacing ddim"),
+        (("unipc", "--no-clip", "--spacing", "trailing"), "use --clip or --spacing ddim"),
+        (("ddim", "--no-clip", "--spacing", "ddim"), ""),
+        (("dpmpp-2m",), ""),
+    ],
+)
+def test_a_start_of_next_to_no_signal_is_warned_of(command, tmp_path, flags, text):
+    args = ("--models", "adm", "--steps", "10", "--samples", "2", "--dry-run", "--features", "none", "--no-probes")
+    outcome = command(*args, "--out", tmp_path / "out", "--sampler", *flags)
+    assert outcome.code == 0
+    assert text in outcome.err
+    assert outcome.err.count("warning: ") == bool(text)
