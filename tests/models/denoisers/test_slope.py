@@ -29,7 +29,7 @@ def scaled(factor):
     return lambda x, level, cond=None: Prediction(factor * ORACLE(x, level).eps, x)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "edm"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "edm", "flow(3)"])
 def test_an_exact_denoiser_has_the_slope_one_within_its_errors(schedule):
     """Eight levels: none is beyond four of its standard errors, and their mean square is that of unit normals."""
     results = slopes(ORACLE, images(128), slope_levels(schedule, 1000))
