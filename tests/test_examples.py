@@ -18,6 +18,7 @@ from bench.diffusion.solvers import DDIM
 from bench.measure.instruments.step_table import STEP_COLUMNS
 from bench.models.checkpoints.adapter import adapter_file, describe_adapter, load_adapter
 from bench.models.denoisers.parameterization import NetworkDenoiser
+from bench.suite.registry.registry import load_registry
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -124,3 +125,10 @@ def test_missing_files_and_arguments(latent, folder, capsys):
     assert "embeddings.npz" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         latent.main(["--model", str(folder)])
+
+
+def test_the_scales_of_guidance_are_those_of_the_docs():
+    registry = load_registry((EXAMPLES / "guidance.toml",), "digits")
+    assert {name: registry.model(name).guidance_keys for name in ("adm-cond", "adm-cond-w1.5", "adm-cond-w3")} == {
+        "adm-cond": {}, "adm-cond-w1.5": {"guidance": 1.5}, "adm-cond-w3": {"guidance": 3},
+    }  # fmt: skip

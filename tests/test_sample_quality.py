@@ -18,6 +18,7 @@ from bench.measure.features.extractors import open_extractor
 from bench.measure.quality.committed import unseen
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints.native import load_network
+from bench.models.denoisers.guidance import ClassifierFree, ClassifierFreeDenoiser
 from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.train.recipes import NETWORKS, RECIPES, Recipe
 from bench.suite.registry.family import EMBEDDED, WEIGHTS
@@ -123,3 +124,25 @@ def test_the_cifar10_family_predicts_noise_it_has_not_seen():
     with torch.no_grad():
         eps = denoiser(level.alpha * x0 + level.sigma * noise, level).eps
     assert (eps - noise).square().mean() < 0.1
+
+
+@pytest.mark.parametrize(("scale", "least", "most"), [(0.0, 0, 15), (1.0, 46, 50), (3.0, 46, 50)])
+def test_the_conditional_model_draws_the_class_that_it_is_told(scale, least, most):
+    """Unconditional, 5 of 50 are right by chance and more than 15 with probability 2e-5; told, nearly all are."""
+    model, path = load_registry((), "digits").model("adm-cond"), levels("cosine", 1000, 10)
+    network = NetworkDenoiser(load_network(model.weights, model.description))
+    rows, extractor = torch.arange(50), open_extractor("digits")
+    denoiser, draws = ClassifierFreeDenoiser(network, ClassifierFree(scale, 10)), Draws(Noise(5), rows)
+    start = prior(path[0], draws, (1, 8, 8))
+    *_, last = walk(denoiser, path, start, Ancestral("learned"), draws, cond=rows % 10)
+    features = extractor.extract(quantize(last.x_next))[0]
+    right = int((extractor.logits(torch.from_numpy(features)).argmax(1) == rows % 10).sum())
+    assert least <= right <= most
+
+
+def test_the_conditional_model_is_that_of_its_recipe():
+    description = load_registry((), "digits").model("adm-cond").description
+    assert description.classes == 11
+    assert description.training == recorded(RECIPES["adm-cond"], description.training) | {
+        name: description.training[name] for name in ("data", "data_hash")
+    }

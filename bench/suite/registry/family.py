@@ -15,6 +15,7 @@ EMBEDDED: Mapping[str, str] = {
     "adm-wd": "baseline with decoupled weight decay",
     "adm-mdss": "multi-step scheduled sampling: trained on its own denoised states too (after Ren et al. 2024)",
     "adm-dream": "input and target moved by the model's own error (DREAM, Zhou et al. 2024)",
+    "adm-cond": "baseline with class labels, a tenth of them dropped: for --guidance (Ho & Salimans 2022)",
     "edm": "EDM's preconditioning and loss (Karras et al. 2022), for --sampler heun or euler",
 }
 
