@@ -44,16 +44,16 @@ def unasked(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def save_tiny(tmp_path_factory):
-    """Return a function that writes a random network with chosen training facts and returns its path."""
+    """Return a function that writes a random network with a chosen description and returns its path."""
 
-    def save(name="tiny", training=None, edit=None, T=1000, **changes):
+    def save(name="tiny", edit=None, description=None, **changes):
         torch.manual_seed(0)
         network = NETWORK | changes
         unet = adm_unet(network)
         if edit:
             edit(unet)
         path = tmp_path_factory.mktemp("weights") / f"{name}.safetensors"
-        save_network(path, unet, Description(network, T=T, training=training or {}))
+        save_network(path, unet, Description(network, **description or {}))
         return path
 
     return save
@@ -93,6 +93,18 @@ def command(capsys):
             code = stop.code
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def run_tiny(command, tmp_path):
+    """Return a function that samples six images of some weights without scores: its outcome and the results folder."""
+
+    def call(weights, *flags, name="mine"):
+        out = tmp_path / "out"
+        args = ("--models", f"{name}={weights}", "--samples", "6", "--features", "none", "--quiet", "--out", out)
+        return command(*args, *flags), out
 
     return call
 

@@ -1,42 +1,21 @@
 """Runs of models on EDM levels: samplers, network calls, records, and flags that do not go with them."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from bench.models.checkpoints.native import save_network
-from bench.models.interface import Description
-from bench.models.networks.adm import adm_unet
 from bench.suite.settings import SamplerConfig
-
-NETWORK = {
-    "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1, "num_res_blocks": 1,
-    "channel_mult": (1,),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def edm_weights(tmp_path_factory):
-    """A tiny random network under EDM's preconditioning, in our own format."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("edm") / "tiny-edm.safetensors"
-    save_network(path, adm_unet(NETWORK), Description(NETWORK, "edm", 1000, {}, "edm"))
-    return path
 
 
 @pytest.fixture
-def tiny_edm(edm_weights, command, tmp_path):
-    """Return a function that runs the tiny model and returns its outcome and the results folder."""
-
-    def run(*flags, name="mine"):
-        out = tmp_path / "out"
-        args = ("--models", f"{name}={edm_weights}", "--samples", "6", "--features", "none", "--quiet", "--out", out)
-        return command(*args, *flags), out
-
-    return run
+def tiny_edm(save_tiny, run_tiny):
+    """Run a tiny random network under EDM's preconditioning, in our own format."""
+    return partial(
+        run_tiny, save_tiny("tiny-edm", description={"schedule": "edm", "prediction": "edm"}, out_channels=1)
+    )
 
 
 def facts(out, cell):

@@ -1,37 +1,16 @@
 """Runs of flows and of multistep solvers: what they record, and what does not go with them."""
 
+from functools import partial
+
 import pandas as pd
 import pytest
-import torch
-
-from bench.models.checkpoints.native import save_network
-from bench.models.interface import Description
-from bench.models.networks.adm import adm_unet
-
-NETWORK = {
-    "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1, "num_res_blocks": 1,
-    "channel_mult": (1,),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def flow_weights(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("flow") / "tiny-flow.safetensors"
-    save_network(path, adm_unet(NETWORK), Description(NETWORK, "flow(2)", 1000, {}, "flow"))
-    return path
 
 
 @pytest.fixture
-def tiny_flow(flow_weights, command, tmp_path):
-    """Return a function that runs the tiny flow and returns its outcome and the results folder."""
-
-    def run(*flags, name="mine"):
-        out = tmp_path / "out"
-        args = ("--models", f"{name}={flow_weights}", "--samples", "6", "--features", "none", "--quiet", "--out", out)
-        return command(*args, *flags), out
-
-    return run
+def tiny_flow(save_tiny, run_tiny):
+    return partial(
+        run_tiny, save_tiny("tiny-flow", description={"schedule": "flow(2)", "prediction": "flow"}, out_channels=1)
+    )
 
 
 @pytest.mark.parametrize("sampler", ["heun", "sde", "unipc"])

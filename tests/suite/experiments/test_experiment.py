@@ -13,7 +13,7 @@ ONE_SEED = ("--seeds", "0")
 @pytest.fixture(scope="module")
 def short_weights(save_tiny):
     """A tiny network of 8 training steps."""
-    return save_tiny("short", T=8)
+    return save_tiny("short", description={"T": 8})
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ def test_the_tuned_constants_that_ship_can_be_read():
 
 @pytest.mark.parametrize("gamma", [0.1, 0.15])
 def test_ddpm_y_es_divides_by_the_root_that_theory_names(save_tiny, gamma):
-    model = load_registry((), "digits").model("ddpm-y-es", save_tiny(training={"gamma": gamma}))
+    model = load_registry((), "digits").model("ddpm-y-es", save_tiny(description={"training": {"gamma": gamma}}))
     for sampler in ("ddpm", "ddim"):
         for steps in (1, 20, 1000):
             assert model.scale_at(sampler, steps) == (math.sqrt(1 + gamma**2), 0.0)

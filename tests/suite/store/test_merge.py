@@ -330,7 +330,7 @@ def test_a_mistaken_command_is_one_line(merge, args):
 def short_toml(save_tiny, pictures, tmp_path_factory):
     """A configuration of a model with few training steps, whose chains are short."""
     path = tmp_path_factory.mktemp("config") / "bench.toml"
-    weights = save_tiny("short", T=5)
+    weights = save_tiny("short", description={"T": 5})
     path.write_text(f'[models.short]\nweights = "{weights}"\n[datasets.pictures]\npath = "{pictures}"\n')
     return path
 
