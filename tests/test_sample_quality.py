@@ -54,7 +54,14 @@ def test_adm_is_as_close_to_half_of_the_data_as_the_other_half_nearly():
     assert np.mean(to_half) <= 1.3 * np.mean(between)
 
 
-TRAININGS = {"adm-t2": 1}  # by name, with their seeds
+TRAININGS = {
+    "adm-t2": 1,
+    "adm-t3": 2,
+    "adm-ip-t2": 1,
+    "adm-ip-t3": 2,
+    "ddpm-y-t2": 1,
+    "ddpm-y-t3": 2,
+}  # by name, with their seeds
 
 
 @pytest.mark.parametrize("name", TRAININGS)
