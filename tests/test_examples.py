@@ -1,6 +1,7 @@
 """The examples run as they stand."""
 
 import importlib.util
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -10,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
+from analysis.records.load import load_results
+from bench.check.__main__ import main as check_correction
 from bench.data import load, to_unit
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, walk
@@ -132,3 +135,65 @@ def test_the_scales_of_guidance_are_those_of_the_docs():
     assert {name: registry.model(name).guidance_keys for name in ("adm-cond", "adm-cond-w1.5", "adm-cond-w3")} == {
         "adm-cond": {}, "adm-cond-w1.5": {"guidance": 1.5}, "adm-cond-w3": {"guidance": 3},
     }  # fmt: skip
+
+
+RUNS = ("pipeline_schedulers", "k_diffusion_loop", "own_loop", "latent_pipeline", "own_correction")
+LONGEST = 60  # lines of an example of recorded loops
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Each example of a recorded loop, run at few steps; the folder of results of each."""
+    root = tmp_path_factory.mktemp("recorded")
+    for name in RUNS:
+        program(name).main(root / name, steps=4, images=16)
+    return root
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_recorded_loops_are_sound_results(recorded, name):
+    results = load_results(recorded / name)
+    assert not results.problems
+    assert set(results.steps["quantity"]) >= {"eps_norm", "variance_ratio"}
+    assert len(results.cells) == (2 if name in ("pipeline_schedulers", "own_correction") else 1)
+
+
+@pytest.mark.parametrize("name", [*RUNS, "read_results"])
+def test_examples_are_short(name):
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < LONGEST
+
+
+def test_an_exact_denoiser_in_a_k_diffusion_loop_sees_what_it_saw_in_training(recorded):
+    """Its norms free running are near those on real noised data: the Gaussian has the digits' moments.
+
+    16 images of 64 pixels and 4 steps: 20 % bounds discretisation and noise.
+    """
+    steps = load_results(recorded / "k_diffusion_loop").steps
+    norms = steps[steps["quantity"] == "eps_norm"].pivot_table(index="i", columns="arm", values="value", observed=True)
+    np.testing.assert_allclose(norms["free"].iloc[1:], norms["forced-train"].iloc[1:], rtol=0.2)
+
+
+def test_a_results_folder_is_read_with_pandas(recorded, capsys):
+    program("read_results").main(recorded / "pipeline_schedulers")
+    printed = capsys.readouterr().out
+    assert {"DDIM", "DPMSolverMultistep", "exact"} <= set(printed.split())
+
+
+def test_the_correction_of_the_example_keeps_its_contract(capsys):
+    assert check_correction([f"{EXAMPLES / 'own_correction.py'}:Widened"]) == 0
+    assert "BROKEN" not in capsys.readouterr().out
+
+
+def test_the_tour_runs_from_a_record_to_its_figure(monkeypatch):
+    """The cells of the notebook in their order, in one namespace; its figure has the network and the exact denoiser."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    cells = json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"]
+    names: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "tour.ipynb", "exec"), names)
+    assert [text.get_text() for text in names["left"].get_legend().get_texts()] == ["exact denoiser", "this network"]
+    assert set(names["steps"]["arm"]) == {"free", "forced-train"}
+    exact = names["exact"].query("arm == 'gaussian' and quantity == 'variance_ratio'")["value"]
+    assert ((exact > 0.5) & (exact < 1.1)).all()

@@ -408,3 +408,13 @@ def test_a_remedy_in_the_users_loop_is_told_from_what_the_network_says(small_une
             x = scheduler.step(small_unet(x, t).sample / 1.25, t, x).prev_sample
     raw, used = (values(log.table(), "free", name) for name in ("eps_norm", "eps_used_norm"))
     np.testing.assert_allclose(used, raw / 1.25, rtol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(small_unet):
+    pipe, sizes = digits_pipe(small_unet), []
+    with record(pipe) as log:
+        for _ in range(3):
+            sample(pipe)
+            probes = log._tapes["free"]._probes.values()
+            sizes.append(sum(m._sums.numel() for probe in probes for m in probe.moments.values()))
+    assert sizes[0] == sizes[2] > 0
