@@ -17,6 +17,7 @@ EMBEDDED: Mapping[str, str] = {
     "adm-dream": "input and target moved by the model's own error (DREAM, Zhou et al. 2024)",
     "adm-cond": "baseline with class labels, a tenth of them dropped: for --guidance (Ho & Salimans 2022)",
     "edm": "EDM's preconditioning and loss (Karras et al. 2022), for --sampler heun or euler",
+    "flow": "a rectified flow: the velocity noise - x0 (Liu et al. 2023), for --sampler heun, euler or sde",
 }
 
 
