@@ -32,7 +32,7 @@ ROWS = {
     "bench.hooks": ("frames", {"loops", "real"}, {"capture", "results", "own"}, "record"),
     "analysis": (
         "records", "output", {"comparison", "published", "exposure_bias", "normality", "spectra"}, "quality", "report",
-        "regenerate", "publish", "__main__",
+        "regenerate", "publish", "doctor", "__main__",
     ),
 }  # fmt: skip
 MOST_MODULES = 9

@@ -82,18 +82,42 @@ def comparable(ours: Protocol, published: Protocol | None) -> bool:
     return published is not None and ours == published
 
 
+def published_rows(dataset: str) -> list[tuple[dict[str, object], Protocol]]:
+    """Return the papers' rows of a dataset of ours, whatever its reference, with their protocols.
+
+    Args:
+        dataset: its name in a run, such as ``cifar10`` or ``cifar10-jpeg``.
+    """
+    plain = dataset.split("-")[0].lower()
+    rows: list[tuple[dict[str, object], Protocol]] = []
+    for name in _ADM_TABLES:
+        for row in load_published(name).to_dict("records"):
+            protocol = _protocol(pd.Series(row))
+            # cifar10 is CIFAR10-32, imagenet64 is ImageNet-64.
+            theirs = str(row["dataset"]).lower()
+            if protocol is not None and plain and plain in (theirs.replace("-", ""), theirs.split("-")[0]):
+                rows.append(({str(key): value for key, value in row.items()}, protocol))
+    return rows
+
+
+def our_protocols(results: Results, metric: str) -> list[Protocol]:
+    """Return the distinct protocols of a folder's scores of one metric."""
+    labelled = _labelled(results)
+    every = (
+        _ours(record.cell, score, labelled.get(record.cell["model"]))
+        for record in results.cells
+        for score in record.facts["scores"]
+        if score["metric"] == metric
+    )
+    return list(dict.fromkeys(every))
+
+
 def overlay(results: Results, metric: str) -> pd.DataFrame:
     """Return the published rows that may be drawn among the folder's own, at step counts that it has.
 
     Columns model, sampler, steps, value, source; empty in most folders.
     """
-    labelled = _labelled(results)
-    ours = {
-        _ours(record.cell, score, labelled.get(record.cell["model"]))
-        for record in results.cells
-        for score in record.facts["scores"]
-    }
-    ours = {protocol for protocol in ours if protocol.metric == metric}
+    ours = our_protocols(results, metric)
     counts, chosen = {record.cell["steps"] for record in results.cells}, []
     for name in _ADM_TABLES:
         table = load_published(name).assign(sampler=_SAMPLER)

@@ -6,6 +6,7 @@ least noisy, to T - 1; papers count from 1.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
@@ -24,7 +25,10 @@ FLOW_T = 1000  # t = 1000 sigma
 _MOST_SHIFT = 100.0
 _LONGEST = 100_000  # far above any training; it comes from files
 _LEAST_LINEAR = 21  # the last beta, 20 / T, stays below 1
-_BETWEEN = re.compile(r"(linear|scaled_linear)\(([^(),]+),([^(),]+)\)")
+_BETWEEN = re.compile(r"(linear|scaled_linear|sigmoid)\(([^(),]+),([^(),]+)\)")
+_ZERO_SNR = re.compile(r"zero_snr\((.+)\)")
+_SIGMOID_REACH = 6.0  # of diffusers' schedule
+_TABLES: dict[str, NDArray[np.float64]] = {}  # of alpha_bar, by names that hold the hash of their numbers
 _LEAST_SIGNAL = float(np.finfo(np.float32).tiny)  # states are float32, and x0_hat divides by the signal
 
 
@@ -34,7 +38,8 @@ def betas(name: str, T: int) -> NDArray[np.float64]:
     ``linear`` is Ho et al. 2020 rescaled to T steps; ``cosine`` is Nichol & Dhariwal 2021, eq. 17, with beta
     capped at .999. The numbers are the published ones at any T; :func:`alpha_bars` refuses those that leave no signal.
     ``linear(START,END)`` runs evenly between two betas that are not rescaled, and ``scaled_linear(START,END)`` between
-    their square roots (Rombach et al. 2022; Stable Diffusion is ``scaled_linear(0.00085,0.012)`` with T = 1000).
+    their square roots (Rombach et al. 2022; Stable Diffusion is ``scaled_linear(0.00085,0.012)`` with T = 1000),
+    ``sigmoid(START,END)`` along 1 / (1 + exp(-u)), u from -6 to 6 (diffusers).
 
     Raises:
         ValueError: unknown name, ends that are no variances, or T below 1 or above 100,000.
@@ -69,16 +74,29 @@ def _between(kind: str, first: str, last: str, T: int) -> NDArray[np.float64]:
         raise ValueError(f"the ends of {kind}({first},{last}) must be numbers above 0 and below 1")
     if kind == "linear":
         return np.linspace(start, end, T)
+    if kind == "sigmoid":
+        return (end - start) / (1 + np.exp(-np.linspace(-_SIGMOID_REACH, _SIGMOID_REACH, T))) + start
     return np.linspace(math.sqrt(start), math.sqrt(end), T) ** 2
 
 
 def alpha_bars(name: str, T: int) -> NDArray[np.float64]:
     """Return the cumulative signal powers alpha_bar_t = prod_{s<=t} (1 - beta_s), float64 [T].
 
+    Besides the names of :func:`betas`: ``zero_snr(NAME)``, whose roots are moved and stretched so that the last is 0
+    (Lin et al. 2024, algorithm 1), and the names that :func:`schedule_table` gives.
+
     Raises:
         ValueError: what :func:`betas` refuses, a T so small that a rescaled beta reaches 1, or a T so large that
             float32 cannot tell what is left of the signal from nothing.
     """
+    if name in _TABLES:
+        if len(_TABLES[name]) != T:
+            raise ValueError(f"the table of alpha_bar has {len(_TABLES[name])} entries, and T is {T}; they must agree")
+        return _TABLES[name]
+    if inner := _ZERO_SNR.fullmatch(name):
+        roots = np.sqrt(alpha_bars(inner[1], T))
+        moved: NDArray[np.float64] = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+        return moved
     variances = betas(name, T)
     if variances.max() >= 1.0:
         raise ValueError(f"the {name} schedule needs T of at least {_LEAST_LINEAR}, not {T}: its variances reach 1")
@@ -86,6 +104,25 @@ def alpha_bars(name: str, T: int) -> NDArray[np.float64]:
     if bars[-1] < _LEAST_SIGNAL:
         raise ValueError(f"the {name} schedule leaves no signal after {T} steps; lower its variances or T")
     return bars
+
+
+def schedule_table(bars: NDArray[np.float64]) -> str:
+    """Return a name for a schedule of any numbers, which :func:`alpha_bars` takes from then on in this process.
+
+    Args:
+        bars: alpha_bar_t [T], falling, above 0 and below 1; the last may be 0.
+
+    Raises:
+        ValueError: they are no such numbers.
+    """
+    bars = np.asarray(bars, dtype=np.float64)
+    if bars.ndim != 1 or not 1 <= len(bars) <= _LONGEST:
+        raise ValueError(f"alpha_bar must be a list of 1 to {_LONGEST} numbers, not of shape {bars.shape}")
+    if not (bars[0] < 1 and (np.diff(bars) < 0).all() and (bars[-1] == 0 or bars[-1] >= _LEAST_SIGNAL)):
+        raise ValueError("alpha_bar must fall from below 1 to 0 or above, t by t")
+    name = f"table({hashlib.sha256(bars.astype('<f8').tobytes()).hexdigest()[:16]})"
+    _TABLES[name] = bars
+    return name
 
 
 def respace(spec: int | str, T: int) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.data import load, to_unit
 from bench.models.checkpoints.adapter import adapter_file, describe_adapter
-from bench.models.checkpoints.formats import denoiser_of, describe, located, open_network
+from bench.models.checkpoints.formats import denoiser_of, describe, located, open_network, with_table
 from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry, presets_that_fit
 from bench.models.checkpoints.state_dicts import read_state
 from bench.models.denoisers.parameterization import CONVERSIONS
@@ -177,13 +177,13 @@ def describe_file(weights: Path, entry: Mapping[str, Any] | None, folder: Path) 
         CheckpointError: it cannot be read, or nothing describes it.
     """
     if entry is not None and "adapter" in entry:
-        return adapter_file(str(entry["adapter"]), folder), describe_adapter(entry, folder)
+        return adapter_file(str(entry["adapter"]), folder), describe_adapter(with_table(entry, folder), folder)
     weights = located(weights)
     description = describe(weights)
     if description is not None:
         return weights, description
     if entry is not None:
-        return weights, describe_entry(entry)
+        return weights, describe_entry(with_table(entry, folder))
     fitting = [name for name in presets_that_fit(shapes_of(read_state(weights))) if name in PRESETS]
     if not fitting:
         raise CheckpointError(f"{weights} does not describe itself, and no preset fits it; give its entry by --config")

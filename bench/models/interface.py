@@ -31,6 +31,7 @@ class Description:
         prediction: what the network predicts: ``eps``, ``v``, ``x0``, ``flow`` (the velocity noise - x0), or the name
             of its preconditioning (:mod:`bench.models.denoisers.preconditioning`).
         format: how the file is read, a key of :data:`bench.models.checkpoints.formats.FORMATS`.
+        variance: the fixed variance of ancestral steps that the file asks for, ``fixed-small`` or ``fixed-large``.
         content: what describing the file has read already and loading it needs; no part of the description's value.
     """
 
@@ -41,6 +42,7 @@ class Description:
     prediction: str = "eps"
     format: str = "guided"
     content: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    variance: str | None = None
 
     def training_images(self) -> dict[str, Any] | None:
         """Return the ``recipe`` and the number of ``images`` it was trained on, None where the file has neither."""

@@ -13,6 +13,7 @@ from bench.diffusion.schedules import (
     flow_levels,
     levels,
     respace,
+    schedule_table,
 )
 from bench.diffusion.types import CLEAN, Level
 
@@ -79,7 +80,9 @@ def test_what_is_not_a_whole_number_is_refused(spec):
         respace(spec, 1000)
 
 
-@pytest.mark.parametrize(("name", "T", "message"), [("sigmoid", 10, "choose cosine or linear"), ("cosine", 0, "not 0")])
+@pytest.mark.parametrize(
+    ("name", "T", "message"), [("sigmoid", 10, "choose cosine, linear or flow"), ("cosine", 0, "not 0")]
+)
 def test_unknown_schedules_are_refused(name, T, message):
     with pytest.raises(ValueError, match=message):
         betas(name, T)
@@ -256,3 +259,32 @@ def test_spacings_of_another_name():
     assert np.array_equal(respace("leading50", 1000), respace("ddim50", 1000))
     assert np.array_equal(respace("linspace20", 1000), respace("20", 1000))
     assert [respace(f"{name}1", 1000).tolist() for name in ("leading", "linspace", "trailing")] == [[999]] * 3
+
+
+def test_schedules_of_diffusers_beside_its_tables():
+    """Its alphas_cumprod is float32: a thousand products of it are off by 1e-6 at most."""
+    schedulers = {
+        "sigmoid(0.0001,0.02)": {"beta_schedule": "sigmoid"},
+        "zero_snr(linear)": {"rescale_betas_zero_snr": True},
+        "zero_snr(cosine)": {"beta_schedule": "squaredcos_cap_v2", "rescale_betas_zero_snr": True},
+    }
+    for name, settings in schedulers.items():
+        theirs = diffusers.DDPMScheduler(**settings).alphas_cumprod.numpy()
+        np.testing.assert_allclose(alpha_bars(name, 1000), theirs, atol=2e-6)
+    assert alpha_bars("zero_snr(linear)", 1000)[-1] == 0
+
+
+def test_a_table_has_the_name_of_its_numbers():
+    bars = alpha_bars("linear", 50)
+    name = schedule_table(bars)
+    assert (schedule_table(bars.copy()), alpha_bars(name, 50).tolist()) == (name, bars.tolist())
+    with pytest.raises(ValueError, match="50 entries, and T is 49"):
+        alpha_bars(name, 49)
+
+
+@pytest.mark.parametrize(
+    "bars", [[0.5, 0.6], [1.0, 0.5], [0.5, -0.1], [0.5, float("nan")], [], [[0.5, 0.4]], [0.5, 0.5]]
+)
+def test_numbers_that_are_no_schedule_are_refused(bars):
+    with pytest.raises(ValueError, match="alpha_bar must"):
+        schedule_table(np.array(bars))

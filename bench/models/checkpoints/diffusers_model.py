@@ -13,13 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from bench.diffusion.schedules import alpha_bars, flow_shift
+from bench.diffusion.schedules import flow_shift, schedule_table
 from bench.models.checkpoints.hub import Parts, read_json
 from bench.models.checkpoints.state_dicts import file_hash, read_tensors
+from bench.models.denoisers.parameterization import check_process
 from bench.models.interface import Description
 from bench.models.networks.adm import without_weights
+from bench.runtime.distributed import note
 from bench.runtime.errors import CheckpointError, quoted, reason
 
 _LATENT = ("vae", "vqvae", "movq", "text_encoder", "prior")  # parts of pipelines whose U-Net sees no pixels
@@ -47,8 +50,7 @@ def training_process(path: Path) -> tuple[str, int, str]:
     read: samplers here are chosen by the run.
 
     Raises:
-        CheckpointError: unreadable, a schedule without closed form or without signal at its end, or an unknown
-            prediction.
+        CheckpointError: unreadable, an unknown schedule or prediction, or eps predicted where no signal is left.
     """
     config = read_json(path)
     name = config.get("_class_name", "DDPMScheduler")
@@ -61,13 +63,22 @@ def training_process(path: Path) -> tuple[str, int, str]:
         raise CheckpointError(
             f"{path}: {quoted(name)} has no betas; only variance-preserving schedules and {_FLOW} can be used"
         )
-    _refuse_settings(path, config, ("trained_betas", "rescale_betas_zero_snr"))
     T = _training_length(path, config)
-    schedule = _schedule(path, kind, config.get("beta_start"), config.get("beta_end"), T)
+    if trained := config.get("trained_betas"):
+        schedule = _table(path, trained)
+    else:
+        schedule = _schedule(path, kind, config.get("beta_start"), config.get("beta_end"), T)
+    if config.get("rescale_betas_zero_snr"):
+        schedule = f"zero_snr({schedule})"
     output = config.get("prediction_type") or ("sample" if config.get("predict_epsilon") is False else "epsilon")
     if output not in _PREDICTIONS:
         raise CheckpointError(f"{path}: unknown prediction_type {quoted(output)}; known: {', '.join(_PREDICTIONS)}")
-    return schedule, T, _PREDICTIONS[output]
+    prediction = _PREDICTIONS[output]
+    try:
+        check_process(schedule, T, prediction)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return schedule, T, prediction
 
 
 def _refuse_settings(path: Path, config: Mapping[str, Any], keys: Sequence[str]) -> None:
@@ -98,19 +109,23 @@ def _flow(path: Path, config: Mapping[str, Any]) -> tuple[str, int, str]:
 def _schedule(path: Path, kind: Any, start: Any, end: Any, T: int) -> str:
     if kind == "squaredcos_cap_v2":
         name = "cosine"
-    elif kind not in ("linear", "scaled_linear"):
-        names = "linear, scaled_linear, squaredcos_cap_v2"
+    elif kind not in ("linear", "scaled_linear", "sigmoid"):
+        names = "linear, scaled_linear, sigmoid, squaredcos_cap_v2"
         raise CheckpointError(f"{path}: unknown beta_schedule {quoted(kind)}; known: {names}")
     elif not all(isinstance(value, int | float) and math.isfinite(value) for value in (start, end)):
         raise CheckpointError(f"{path}: beta_start and beta_end must be numbers")
     else:
         is_ours = kind == "linear" and (start, end, T) == (1e-4, 0.02, 1000)
         name = "linear" if is_ours else f"{kind}({float(start)!r},{float(end)!r})"
-    try:
-        alpha_bars(name, T)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     return name
+
+
+def _table(path: Path, trained: Any) -> str:
+    """Return the schedule of ``trained_betas``."""
+    try:
+        return schedule_table(np.cumprod(1 - np.array(trained, dtype=np.float64)))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: trained_betas: {reason(error)}; get the file again") from None
 
 
 def describe_diffusers(path: Path) -> Description:
@@ -142,7 +157,22 @@ def describe_diffusers(path: Path) -> Description:
         size = size[0]
     network["image_size"] = size if isinstance(size, int) else None
     network["num_classes"] = network.get("num_class_embeds")
-    return Description(network, schedule, T, {}, prediction, "diffusers", {"parts": parts})
+    scheduler = read_json(parts.scheduler)
+    if unused := _unused(scheduler):
+        note(f"{parts.scheduler}: how the library would sample is not used: {', '.join(unused)}")
+    return Description(network, schedule, T, {}, prediction, "diffusers", {"parts": parts}, _variance(scheduler))
+
+
+def _variance(scheduler: Mapping[str, Any]) -> str | None:
+    """Return the fixed variance of ancestral steps that a scheduler asks for, None where it asks for none."""
+    kind = str(scheduler.get("variance_type", "fixed_small" if scheduler.get("_class_name") == "DDPMScheduler" else ""))
+    return next((f"fixed-{size}" for size in ("small", "large") if kind.startswith(f"fixed_{size}")), None)
+
+
+def _unused(scheduler: Mapping[str, Any]) -> list[str]:
+    """Name the settings of sampling that differ from what a run does by itself."""
+    usual = {"thresholding": False, "clip_sample": True, "clip_sample_range": 1.0, "timestep_spacing": "leading"}
+    return [f"{key} {quoted(scheduler[key])}" for key in usual if scheduler.get(key, usual[key]) != usual[key]]
 
 
 def _check_channels(parts: Parts, network: dict[str, Any]) -> None:

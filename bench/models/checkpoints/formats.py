@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from bench.diffusion.schedules import schedule_table
 from bench.diffusion.types import Denoiser
 from bench.models.checkpoints.adapter import hash_adapter, load_adapter
 from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
@@ -15,10 +17,11 @@ from bench.models.checkpoints.edm import describe_edm, load_edm
 from bench.models.checkpoints.guided_diffusion import load_guided
 from bench.models.checkpoints.hub import is_hub_id, is_inside, resolve_hub
 from bench.models.checkpoints.native import load_network, read_description
-from bench.models.checkpoints.state_dicts import file_hash
+from bench.models.checkpoints.state_dicts import file_hash, require_file
 from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS, EdmDenoiser, make_preconditioning
 from bench.models.interface import Description
+from bench.runtime.errors import CheckpointError, reason
 
 
 class Format(NamedTuple):
@@ -72,6 +75,30 @@ def describe(weights: Path) -> Description | None:
     kind = "diffusers" if is_diffusers else _SUFFIXES.get(weights.suffix.lower(), "guided")
     read = FORMATS[kind].describe
     return None if read is None else read(weights)
+
+
+def with_table(entry: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Return an entry with the schedule and T of its ``alphas_cumprod``, alpha_bar by t in an npy file, if it has one.
+
+    Args:
+        entry: of a config file.
+        folder: that of the config file, where a relative path starts.
+
+    Raises:
+        CheckpointError: no such file, other numbers than a schedule's, or a schedule beside it.
+    """
+    if "alphas_cumprod" not in entry:
+        return entry
+    if extra := [key for key in ("schedule", "T", "preset") if key in entry]:
+        raise CheckpointError(f"alphas_cumprod gives the schedule and T; drop {extra[0]!r} from the entry")
+    path = folder / str(entry["alphas_cumprod"])
+    require_file(path)
+    try:
+        bars = np.load(path, allow_pickle=False)
+        name = schedule_table(np.asarray(bars, dtype=np.float64))
+    except (ValueError, TypeError, AttributeError, EOFError) as error:
+        raise CheckpointError(f"{path}: {reason(error)}; save alpha_bar, float64 [T], with numpy.save") from None
+    return {key: value for key, value in entry.items() if key != "alphas_cumprod"} | {"schedule": name, "T": len(bars)}
 
 
 def checkpoint_hash(weights: Path, description: Description) -> str:

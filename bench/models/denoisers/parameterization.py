@@ -49,7 +49,10 @@ def check_process(schedule: str, T: int, prediction: str) -> None:
     if prediction not in CONVERSIONS:
         raise ValueError(f"unknown prediction {prediction!r}; choose {', '.join(CONVERSIONS)}")
     if not schedule.startswith("flow"):
-        alpha_bars(schedule, T)
+        if alpha_bars(schedule, T)[-1] == 0 and prediction == "eps":
+            raise ValueError(
+                f"the schedule {schedule} ends without signal, where eps says nothing of x0; it takes v or x0"
+            )
         if prediction == "flow":
             raise ValueError(f"prediction 'flow' needs the schedule flow or flow(SHIFT), not {schedule!r}")
         return

@@ -282,7 +282,11 @@ def _variance(request: Request, models: tuple[Model, ...]) -> str:
             f"model {unlearned[0]!r} does not learn its variance; use --variance fixed-small or fixed-large"
         )
     # guided-diffusion's default for networks without a learned variance is the large fixed one.
-    return request.variance or ("fixed-large" if unlearned else "learned")
+    asked = {model.description.variance or "fixed-large": model.name for model in models}
+    if request.variance is None and unlearned and len(asked) > 1:
+        what = " and ".join(f"{variance} of {name!r}" for variance, name in asked.items())
+        raise ConfigError(f"models are for different variances, {what}; choose one with --variance for all")
+    return request.variance or (next(iter(asked)) if unlearned else "learned")
 
 
 def _without_images(request: Request) -> tuple[Request, tuple[str, ...]]:

@@ -27,7 +27,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 _MODEL_KEYS = {
     "weights": _TEXT, "base": _TEXT, "preset": _TEXT,
     "corrections": _TABLES,
-    "network": _TABLE, "schedule": _TEXT, "T": _WHOLE,
+    "network": _TABLE, "schedule": _TEXT, "alphas_cumprod": _TEXT, "T": _WHOLE,
     "adapter": _TEXT, "prediction": _TEXT, "in_channels": _WHOLE, "image_size": _WHOLE, "num_classes": _WHOLE,
     "learn_sigma": _SWITCH, "rescale_timesteps": _SWITCH,
     "latents": _TEXT, "embeddings": _TEXT, "vae": _TEXT,

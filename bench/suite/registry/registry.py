@@ -14,7 +14,7 @@ from bench.latent.autoencoder import check_decoder
 from bench.latent.networks import describe_conditional
 from bench.measure.quality.committed import COMMITTED, unseen
 from bench.models.checkpoints.adapter import describe_adapter
-from bench.models.checkpoints.formats import describe, located
+from bench.models.checkpoints.formats import describe, located, with_table
 from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry
 from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.interface import Description
@@ -29,7 +29,7 @@ from bench.suite.settings import ConfigError, nearest
 
 _LATENT = {"latents", "embeddings", "vae"}
 _OF_ADAPTERS = ("in_channels", "image_size", "num_classes", "learn_sigma")
-_OF_PLAIN_FILES = ("network", "schedule", "T", "preset", "prediction", "rescale_timesteps")
+_OF_PLAIN_FILES = ("network", "schedule", "T", "preset", "prediction", "rescale_timesteps", "alphas_cumprod")
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Registry:
             weights = path or located(Path(str(entry.get("weights", ""))))
             if not str(entry.get("weights", "")) and path is None:
                 raise ConfigError(f"model {name!r} needs 'weights', 'adapter' or 'base' in the config file")
-            model = Model(name, weights, self._describe(weights, entry))
+            model = Model(name, weights, self._describe(weights, entry, self.folders[name]))
         model = replace(model, guidance_keys={**model.guidance_keys, **read_guidance(name, entry)})
         remedies = read_remedies(name, entry.get("corrections", ()))
         treated = _with(model, model, *remedies)
@@ -196,7 +196,7 @@ class Registry:
         file = Path(str(entry["adapter"]).rpartition(":")[0])
         folder = self.folders[name]
         arguments = dict(entry) if path is None else {**entry, "weights": self._relative_to(folder, path, file)}
-        return Model(name, folder / file, describe_adapter(arguments, folder))
+        return Model(name, folder / file, describe_adapter(with_table(arguments, folder), folder))
 
     @staticmethod
     def _relative_to(folder: Path, path: Path, file: Path) -> str:
@@ -215,8 +215,8 @@ class Registry:
             chain.append(base)
             entry = self.entries.get(base, {})
 
-    def _describe(self, weights: Path, entry: Mapping[str, Any]) -> Description:
-        """Describe weights by themselves, by a TOML entry, or by a preset."""
+    def _describe(self, weights: Path, entry: Mapping[str, Any], folder: Path = Path()) -> Description:
+        """Describe weights by themselves, by a TOML entry of a config file in a folder, or by a preset."""
         idle = [key for key in _OF_ADAPTERS if key in entry]
         if idle:
             raise ConfigError(f"{idle[0]!r} in the config file is for models with an 'adapter'; use 'network'")
@@ -230,7 +230,7 @@ class Registry:
         if "preset" in entry and entry["preset"] not in PRESETS:
             raise nearest("preset", str(entry["preset"]), PRESETS)
         try:
-            return describe_entry(entry, self.dataset if self.dataset in PRESETS else None)
+            return describe_entry(with_table(entry, folder), self.dataset if self.dataset in PRESETS else None)
         except CheckpointError as error:
             raise ConfigError(f"{weights}: {error} in the config file") from None
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.diffusion.samplers import walk
+from bench.diffusion.noise import Noise
+from bench.diffusion.samplers import Draws, walk
 from bench.diffusion.schedules import flow_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, Euler
 from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
@@ -266,9 +267,10 @@ def test_the_hash_is_of_weights_and_both_configurations(flat):
     ("settings", "message"),
     [
         ({"prediction_type": "flow"}, "unknown prediction_type 'flow'"),
-        ({"beta_schedule": "sigmoid"}, "unknown beta_schedule 'sigmoid'"),
-        ({"trained_betas": [0.1]}, "'trained_betas'"),
-        ({"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr'"),
+        ({"beta_schedule": "exp"}, "unknown beta_schedule 'exp'"),
+        ({"trained_betas": [0.1]}, "1 entries, and T is 1000"),
+        ({"trained_betas": ["a"] * 1000}, "trained_betas: could not convert"),
+        ({"rescale_betas_zero_snr": True}, "ends without signal"),
         ({"num_train_timesteps": 10**12}, "num_train_timesteps"),
         ({"beta_start": "low"}, "must be numbers"),
         ({"beta_end": 1.5}, "above 0 and below 1"),
@@ -465,3 +467,48 @@ def test_checkpoints_of_a_training_find_the_scheduler_beside_them(pipeline):
     checkpoint.mkdir()
     (pipeline / "unet_ema").rename(checkpoint / "unet_ema")
     assert describe(checkpoint).content["parts"].scheduler.parent == pipeline / "scheduler"
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule", "last"),
+    [
+        ({"beta_schedule": "sigmoid"}, "sigmoid(0.0001,0.02)", 3.968e-5),
+        ({"trained_betas": np.linspace(1e-4, 0.02, 1000).tolist()}, "table(", 4.0358e-5),
+        ({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, "zero_snr(linear)", 0.0),
+    ],
+)
+def test_schedules_of_the_library_are_read_and_walked(flat, settings, schedule, last):
+    """A walk may start where no signal is left: v says what x0 is."""
+    edit(flat / "scheduler_config.json", **settings)
+    about = describe_diffusers(flat)
+    assert about.schedule.startswith(schedule)
+    path = levels(about.schedule, about.T, 3)
+    assert path[0].alpha ** 2 == pytest.approx(last, rel=1e-3)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    denoiser, draws = NetworkDenoiser(load_diffusers(flat, about), about.prediction), Draws(Noise(0), torch.arange(2))
+    for solver in (DDIM(), Ancestral("fixed-small"), Ancestral("fixed-large")):
+        *_, final = walk(denoiser, path, x, solver, draws)
+        assert final.x_next.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "variance"),
+    [
+        ({}, "fixed-small"),
+        ({"variance_type": None}, "fixed-small"),
+        ({"variance_type": "fixed_large"}, "fixed-large"),
+        ({"variance_type": "fixed_small_log"}, "fixed-small"),
+        ({"_class_name": "DDIMScheduler", "variance_type": None}, None),
+    ],
+)  # fmt: skip
+def test_the_variance_of_its_steps_is_read(flat, settings, variance, capsys):
+    edit(flat / "scheduler_config.json", **settings)
+    assert describe_diffusers(flat).variance == variance
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_not_used_of_its_sampling_is_one_note(flat, capsys):
+    edit(flat / "scheduler_config.json", thresholding=True, clip_sample_range=2.0, timestep_spacing="trailing")
+    describe_diffusers(flat)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("not used: thresholding True, clip_sample_range 2.0, timestep_spacing 'trailing'")

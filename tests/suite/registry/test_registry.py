@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.diffusion.schedules import alpha_bars
 from bench.models.checkpoints.formats import open_network
 from bench.models.checkpoints.native import load_network, read_description, save_network
 from bench.runtime.errors import CheckpointError
@@ -379,3 +380,26 @@ def test_a_training_with_weights_of_the_users(trained):
 def test_unknown_trainings_name_those_there_are(trained, name, message):
     with pytest.raises(ConfigError, match=message):
         trained.model(name)
+
+
+def test_a_table_of_alpha_bar_is_read_beside_the_config_file(tmp_path, monkeypatch):
+    """Of an adapter, too; a schedule beside it, or numbers that rise, are refused in one line."""
+    (tmp_path / "net.py").write_text("def load():\n    return lambda x, t, labels: x\n")
+    np.save(tmp_path / "bars.npy", alpha_bars("linear", 40))
+    np.save(tmp_path / "wrong.npy", np.linspace(0.1, 0.9, 40))
+    monkeypatch.chdir(tmp_path.parent)
+    config = tmp_path / "bench.toml"
+    entry = '[models.mine]\nadapter = "net.py:load"\nin_channels = 1\nalphas_cumprod = '
+    config.write_text(f'{entry}"bars.npy"\n')
+    about = load_registry([config], "digits").model("mine").description
+    assert about.T == 40
+    assert alpha_bars(about.schedule, 40).tolist() == alpha_bars("linear", 40).tolist()
+    for text, message in {
+        '"wrong.npy"': "must fall",
+        '"none.npy"': "no such file",
+        '"net.py"': "save alpha_bar",
+        '"bars.npy"\nT = 40': "drop 'T'",
+    }.items():
+        config.write_text(f"{entry}{text}\n")
+        with pytest.raises(CheckpointError, match=message):
+            load_registry([config], "digits").model("mine")
