@@ -114,7 +114,7 @@ def test_scaled_linear_is_even_in_the_square_root():
     ],
 )  # fmt: skip
 def test_names_of_no_schedule_are_refused(name):
-    with pytest.raises(ValueError, match=r"unknown noise schedule .* choose cosine or linear"):
+    with pytest.raises(ValueError, match=r"unknown noise schedule .* choose cosine, linear or flow"):
         betas(name, 10)
 
 
