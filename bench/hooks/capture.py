@@ -203,7 +203,7 @@ class Capture:
         )  # DiT's pipeline steps both halves of a guided batch
         self.images = len(x) // 2 if self._doubled else len(x)
         if self.loop is None:
-            self.loop = Loop(self._untouched, frame, offset, arguments)
+            self.loop = Loop(self._untouched, frame, offset, arguments, call is None or not _is_seen(call, x))
             self.first_call, self.dtype, self.channels = call, x.dtype, output.shape[1]
             self.begin(self.loop, x[: self.images])
         elif frame != self.loop.frame:
@@ -273,6 +273,12 @@ class Capture:
             return answer[:, : self.channels]
 
         return network
+
+
+def _is_seen(call: NetworkCall, x: Tensor) -> bool:
+    """Tell whether the network saw the state as it is, which schedulers of alpha = 1 would have scaled."""
+    seen = call.arguments[call.state_name]
+    return seen.shape[1:] == x.shape[1:] and bool(torch.equal(seen[: len(x)], x.to(seen.dtype)))
 
 
 def _number(value: Any) -> float:

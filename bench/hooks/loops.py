@@ -101,12 +101,14 @@ class Loop:
         frame: of the calls that the loop made.
         offset: timesteps that the loop left out at its start, as image-to-image pipelines do.
         arguments: of ``scheduler.step`` besides output, timestep, sample and generator.
+        scales: whether the loop scales states for the network as its scheduler asks.
     """
 
     scheduler: Any
     frame: Frame
     offset: int
     arguments: Mapping[str, Any]
+    scales: bool = True
 
     def walk(
         self, x: Tensor, ask: Ask, start: int = 0, single: bool = False, x0: Tensor | None = None
@@ -119,7 +121,7 @@ class Loop:
         indices = self.frame.indices
         for k in range(start, len(self.frame.calls)):
             call, t = self.frame.calls[k], scheduler.timesteps[self.offset + k]
-            output, plain = ask(x, scaled(scheduler, x, t), t, k)
+            output, plain = ask(x, scaled(scheduler, x, t) if self.scales else x, t, k)
             if k == start:
                 primed(scheduler, output)
             generator = torch.Generator(x.device).manual_seed(_SEED + k)

@@ -28,7 +28,7 @@ from bench.runtime.errors import reason
 from bench.suite.cells.records import Records
 from bench.suite.plan import Instruments, recorded_indices
 from bench.suite.run import refuse_file
-from bench.suite.settings import check_name
+from bench.suite.settings import ConfigError, check_name
 
 _FINGERPRINT = 4  # numbers of the first image's noise that tell it from other noise
 _NAME = re.compile("(Discrete)?Scheduler$")
@@ -92,11 +92,14 @@ class Log:
     ) -> None:
         if name is not None:
             check_name(name, "name=")
-        if isinstance(forced, bool) or forced < 2 or isinstance(seed, bool) or seed < 0:
-            raise HookError(f"forced must be at least 2 and seed at least 0, not {forced} and {seed}")
+        if type(forced) is not int or forced < 2 or type(seed) is not int or seed < 0:
+            raise HookError(
+                f"forced must be a number of at least 2 and seed of at least 0, not {forced!r} and {seed!r}"
+            )
         self.out = None if out is None else Path(out)
         if self.out is not None:
-            refuse_file(self.out)
+            with _named_out():
+                refuse_file(self.out)
         self.real = None if real is None else RealData.of(real)
         self.seed, self.name, self.network = seed, name, network
         self.forced = 0 if self.real is None else min(forced, len(self.real.images))
@@ -290,12 +293,21 @@ class Log:
             return
         facts = {"seconds": round(time.perf_counter() - self._started, 3), "start": self._start.tolist()}
         facts["notes"] = self.notes
-        try:
+        with _named_out():
             write_cell(self.out, cell, records, self._table, facts)
             if loop is not None and self.real is not None:
                 write_exact(self.out, cell, loop, self.real, indices, self._tapes["free"].centre.device)
-        except OSError as error:
-            raise HookError(f"cannot write {self.out}: {reason(error)}; choose another out=") from None
+
+
+@contextmanager
+def _named_out() -> Iterator[None]:
+    """Turn what the store refuses, or the disk, into one line that calls the folder as :func:`record` does."""
+    try:
+        yield
+    except ConfigError as error:
+        raise HookError(str(error).replace("--out", "out=")) from None
+    except OSError as error:
+        raise HookError(f"cannot write {error.filename}: {reason(error)}; choose another out=") from None
 
 
 class _Unknown:

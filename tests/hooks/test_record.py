@@ -288,7 +288,9 @@ def test_what_are_no_real_images(small_unet, real, message):
         pass
 
 
-@pytest.mark.parametrize("options", [{"forced": 1}, {"seed": -1}, {"name": "a/b"}, {"out": __file__}])
+@pytest.mark.parametrize(
+    "options", [{"forced": 1}, {"forced": None}, {"seed": -1}, {"seed": "a"}, {"name": "a/b"}, {"out": __file__}]
+)
 def test_impossible_options(small_unet, options):
     with pytest.raises(UserError) as error, record(digits_pipe(small_unet), **options):
         pass
@@ -418,3 +420,26 @@ def test_memory_does_not_grow_with_the_number_of_images(small_unet):
             probes = log._tapes["free"]._probes.values()
             sizes.append(sum(m._sums.numel() for probe in probes for m in probe.moments.values()))
     assert sizes[0] == sizes[2] > 0
+
+
+@pytest.mark.parametrize("scales", [True, False])
+def test_the_forced_arm_asks_as_the_loop_asks(small_unet, scales):
+    """Some pipelines never scale states as their scheduler asks; neither does the teacher-forced arm then."""
+    scheduler = scheduler_of("EulerDiscreteScheduler", {}, 3)
+    sizes = []
+    handle = small_unet.register_forward_hook(
+        lambda _, args, kwargs, out: size_of(sizes, args, kwargs), with_kwargs=True
+    )
+    with record(SimpleNamespace(unet=small_unet, scheduler=scheduler), real=DIGITS, forced=8) as log, torch.no_grad():
+        x = torch.randn(8, 1, 8, 8) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            seen = scheduler.scale_model_input(x, t)
+            x = scheduler.step(small_unet(seen if scales else x, t).sample, t, x).prev_sample
+    handle.remove()
+    assert not log.notes
+    assert (sizes[0] > 10) == (sizes[3] > 10) == (not scales)  # the noisiest call of either arm
+
+
+def size_of(sizes, args, kwargs):
+    state = args[0] if args else kwargs["sample"]
+    sizes.append(float(state.std()))
