@@ -11,7 +11,18 @@ from itertools import pairwise
 from bench.data import Dataset
 from bench.diffusion.corrections import Correction, InOrder
 from bench.diffusion.schedules import edm_grid, edm_levels, flow_grid, flow_levels, levels
-from bench.diffusion.solvers import DDIM, Ancestral, Churn, DPMSolverPP2M, Euler, FlowSDE, Heun, Solver, UniPC
+from bench.diffusion.solvers import (
+    DDIM,
+    Ancestral,
+    Churn,
+    DPMSolverPP2M,
+    Euler,
+    FlowSDE,
+    Heun,
+    PosteriorMean,
+    Solver,
+    UniPC,
+)
 from bench.diffusion.types import Level
 from bench.measure.instruments.probes import spread_indices
 from bench.measure.instruments.step_table import call_levels
@@ -128,7 +139,7 @@ class Cell:
             churn = Churn(config.churn, self.steps, config.s_min, most, config.s_noise, rounded)
         straight = self.model.description.is_flow
         make: dict[str, Callable[[], Solver]] = {
-            "ddpm": lambda: Ancestral(str(config.variance)),
+            "ddpm": lambda: Ancestral(config.variance) if config.variance else PosteriorMean(),
             "ddim": lambda: DDIM(config.eta),
             "euler": lambda: Euler(churn, straight),
             "heun": lambda: Heun(churn, straight),
@@ -171,9 +182,9 @@ class Cell:
         made = [remedy.correction(walk, sampler, self.steps) for remedy in self.model.remedies]
         for remedy, correction in zip(self.model.remedies, made, strict=True):
             if correction.scales_noise and not draws:
-                flag = {"ddim": "give --eta", "euler": "give --churn", "heun": "give --churn"}
-                advice = flag.get(sampler, "") if not self.model.description.is_flow else "use --sampler sde"
-                raise ValueError(f"{remedy.kind} scales noise, and this walk draws none; {advice}")
+                flag = {"ddim": "; give --eta", "euler": "; give --churn", "heun": "; give --churn"}
+                advice = flag.get(sampler, "") if not self.model.description.is_flow else "; use --sampler sde"
+                raise ValueError(f"{remedy.kind} scales noise, and this walk draws none{advice}")
             if correction.moves and sampler in MULTISTEP_SAMPLERS:
                 others = [name for name in samplers_of(self.model.description.frame) if name not in MULTISTEP_SAMPLERS]
                 raise ValueError(

@@ -52,9 +52,9 @@ class ConfigError(UserError):
 class SamplerConfig:
     """How samples are drawn, the part of a run that every cell shares.
 
-    ``variance`` is the ancestral sampler's and None under others; ``eta`` is DDIM's and ``churn`` (S_churn) that of
-    ``euler`` and ``heun``, 0 under others; ``s_min``, ``s_max`` (None for infinity) and ``s_noise`` are its bounds and
-    the factor of its noise. ``precision`` is that of the network calls, one of
+    ``variance`` is the ancestral sampler's, None for its mean alone and under others; ``eta`` is DDIM's and ``churn``
+    (S_churn) that of ``euler`` and ``heun``, 0 under others; ``s_min``, ``s_max`` (None for infinity) and ``s_noise``
+    are its bounds and the factor of its noise. ``precision`` is that of the network calls, one of
     :data:`bench.models.acceleration.PRECISIONS`. ``class_labels`` of samples are ``random``, or ``balanced``: sample k
     has label k modulo their number.
     """

@@ -53,6 +53,7 @@ def test_flags_that_do_not_go_with_a_flow(tiny_flow, flags, words):
         ("adm-ts", ("--sampler", "unipc"), ("time-shift moves states", "use ddpm or ddim")),
         ("edm-dcw", ("--sampler", "dpmpp-2m"), ("dcw moves states", "use euler or heun")),
         ("adm-noise", ("--sampler", "ddim"), ("this walk draws none; give --eta",)),
+        ("adm-noise", ("--measure", "chains"), ("this walk draws none, over the 1000 steps of its chains",)),
         (
             "adm",
             ("--sampler", "unipc", "--eta", "1"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.data import coloured, quantize
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, paired, walk
-from bench.diffusion.solvers import PosteriorMean, Solver
+from bench.diffusion.solvers import Solver
 from bench.diffusion.types import Level
 from bench.measure.instruments.chains import ChainRow, error_summary, image_errors, to_table
 from bench.measure.quality.scores import frechet_score
@@ -46,7 +46,8 @@ class Chain(Extra):
 
     Attributes:
         cell: the whole training process of the model, with the method's settings; its samples are the images.
-        method: ``mean`` (the papers' chain, :class:`PosteriorMean`), ``ddim`` (eta 0) or ``ancestral``.
+        method: ``mean`` (the papers' chain, :class:`bench.diffusion.solvers.PosteriorMean`), ``ddim`` (eta 0) or
+            ``ancestral``.
         length: L, network calls an image; the start is training index L - 1 (the papers' t = L).
     """
 
@@ -86,7 +87,7 @@ class Chain(Extra):
 
     def solver(self) -> Solver:
         """Return the method's update rule."""
-        return PosteriorMean() if self.method == "mean" else self.cell.solver()
+        return self.cell.solver()
 
     def compute(self, workbench: Workbench, root: Path) -> None:
         """Walk every image there and back, and write the record."""
