@@ -62,7 +62,9 @@ def read_batch_tar(path: Path, options: ReadOptions) -> Pictures:
     except DataError:
         raise
     except Exception as error:  # on damaged bytes gzip, zlib and tarfile raise almost any kind
-        raise DataError(f"{path} is no tar.gz of CIFAR-10 ({reason(error)}); get it again") from None
+        raise DataError(
+            f"{path} is no tar.gz of CIFAR-10 ({reason(error)}); get it again, or give other images as a folder"
+        ) from None
 
 
 def is_batch_folder(path: Path) -> bool:
@@ -86,7 +88,10 @@ def _read_members(path: Path, archive: tarfile.TarFile, options: ReadOptions) ->
                 return file.read(_MAX_BATCH + 1) if file else None
 
             return _read(str(path), kind, read, options)
-    raise DataError(f"{path} holds neither {_PYTHON.folder} nor {_BINARY.folder}; get the archive of CIFAR-10 again")
+    raise DataError(
+        f"{path} holds neither {_PYTHON.folder} nor {_BINARY.folder}, CIFAR-10's folders; unpack other"
+        " images and give the folder"
+    )
 
 
 def _read(source: str, kind: _Kind, read: Callable[[str], bytes | None], options: ReadOptions) -> Pictures:

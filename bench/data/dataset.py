@@ -42,6 +42,7 @@ class Dataset:
         labels: int64 [N], all 0 where there are no classes.
         heldout: bool [N], True for images no recipe trains on.
         preprocessing: how files became these pixels, a description of :class:`Preprocessing`.
+        note: what of the files was passed over, in one line, empty where nothing was.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Dataset:
     labels: Tensor
     heldout: Tensor
     preprocessing: str = "none"
+    note: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -193,7 +195,8 @@ def load(
         preprocessing: done to each picture first; its result must have the size that the name stands for.
 
     Returns:
-        The dataset, called ``<name>-jpeg`` where its images were compressed with loss and the official ones are not.
+        The dataset, called ``<name>-jpeg`` or ``<name>-webp`` where its images were compressed with loss and the
+        official ones are not.
 
     Raises:
         DataError: the name is unknown, the files are missing or damaged, or their images are of another size.
@@ -222,17 +225,20 @@ def load(
     return data
 
 
-def load_path(name: str, path: Path, heldout_every: int = 0, preprocessing: Preprocessing = _AS_IS) -> Dataset:
+def load_path(
+    name: str, path: Path, heldout_every: int = 0, preprocessing: Preprocessing = _AS_IS, *, classes: bool = True
+) -> Dataset:
     """Load images from an npz (``arr_0`` uint8 NHWC, labels in ``arr_1``), a folder or a zip of images.
 
-    Folders and zips take the class from the name of the image's folder and the order from sorted paths; where every
-    image is grey they give one channel, otherwise RGB. Where all their images lie below ``train`` or ``test``, the
-    latter are held out, unless ``heldout_every`` says otherwise; CIFAR-10's own archives are read too.
+    Folders and zips take the class from ``dataset.json`` or the name of the image's folder, and the order from sorted
+    paths; where every image is grey they give one channel, otherwise RGB. Where all their images lie below ``train`` or
+    ``test``, the latter are held out, unless ``heldout_every`` says otherwise; CIFAR-10's own archives are read too.
+    Without ``classes`` no labels are read, whatever is there instead of them.
 
     Raises:
         DataError: nothing there, not images, or images of different sizes.
     """
-    pictures = read_source(path, ReadOptions(preprocessing))
+    pictures = read_source(path, ReadOptions(preprocessing, labels=classes))
     labels = torch.from_numpy(np.unique(pictures.labels, return_inverse=True)[1].astype(np.int64))
     return _dataset(name, pictures, labels, heldout_every, preprocessing)
 
@@ -240,12 +246,13 @@ def load_path(name: str, path: Path, heldout_every: int = 0, preprocessing: Prep
 def _dataset(name: str, pictures: Pictures, labels: Tensor, every: int, preprocessing: Preprocessing) -> Dataset:
     # Another encoding makes other pixels: what was published of the dataset does not hold for them.
     if name in PUBLISHED and PUBLISHED[name].lossless and pictures.lossy:
-        name = f"{name}-jpeg"
+        name = f"{name}-{pictures.lossy}"
     if every or pictures.heldout is None:
         heldout = stratified_split(labels, every)
     else:
         heldout = torch.from_numpy(pictures.heldout)
-    return Dataset(name, torch.from_numpy(pictures.pixels), labels, heldout, preprocessing.description())
+    pixels = torch.from_numpy(pictures.pixels)
+    return Dataset(name, pixels, labels, heldout, preprocessing.description(), pictures.note)
 
 
 def _digits(every: int, preprocessing: Preprocessing) -> Dataset:

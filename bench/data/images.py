@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
+from bench.data.decoder import decode
 from bench.data.pictures import Picture, Pictures, ReadOptions, class_indices, gather
-from bench.data.preprocessing import Pixels
-from bench.files.limits import refuse_large_file, refuse_large_picture, too_many_pixels
-from bench.runtime.errors import DataError, reason
+from bench.files.limits import refuse_large_file
+from bench.runtime.errors import DataError, one_line, quoted, reason
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-_LOSSY = frozenset({".jpg", ".jpeg"})
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # Pillow knows others by content, some of which start programs
+LABELS_FILE = "dataset.json"  # of EDM and StyleGAN
 _SPLIT = {"train", "test"}
+_NAMED = 3  # folders and links that a note names
+_SHORT = 12  # letters of a suffix in a note
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,70 @@ class _Member:
     read: Callable[[], bytes]
 
 
-def read_folder(path: Path, options: ReadOptions) -> Pictures:
-    """Read the images below a folder in the order of their paths; the class is the name of an image's own folder.
+@dataclass
+class _Remarks:
+    """What of a source is not in its images."""
 
-    Where every image lies below a folder ``train`` or a folder ``test``, and both occur, those below ``test`` are held
-    out. Links to folders are not followed.
+    files: Counter[str] = field(default_factory=Counter)  # passed over, by suffix
+    folders: set[str] = field(default_factory=set)  # whose names begin with a dot
+    links: set[str] = field(default_factory=set)  # to folders
+    pictures: Counter[str] = field(default_factory=Counter)
+    lossy: set[str] = field(default_factory=set)
+
+    def is_read(self, name: PurePosixPath) -> bool:
+        """Tell whether a file is an image or holds labels; any other is counted."""
+        for depth, part in enumerate(name.parts[:-1], start=1):
+            if part.startswith("."):
+                self.folders.add("/".join(name.parts[:depth]))
+                return False
+        kind = name.suffix.lower()
+        if not name.name.startswith(".") and (kind in SUFFIXES or name.name == LABELS_FILE):
+            return True
+        kind = kind if len(kind) <= _SHORT else "of other suffixes"
+        self.files["with a leading dot" if name.name.startswith(".") else kind or "without suffix"] += 1
+        return False
+
+    def passed_over(self) -> Iterator[str]:
+        """Yield what was not read."""
+        if self.files:
+            kinds = sorted(self.files.items(), key=lambda item: (-item[1], item[0]))
+            listed = ", ".join(f"{count} {kind}" for kind, count in kinds)
+            yield f"{_number(self.files.total(), 'file', 'files')} passed over ({listed})"
+        if self.folders:
+            count = _number(len(self.folders), "folder", "folders")
+            yield f"{count} with a leading dot passed over ({_first(self.folders)})"
+        if self.links:
+            count = _number(len(self.links), "link to a folder", "links to folders")
+            yield f"{count} not followed ({_first(self.links)})"
+
+    def note(self, source: str) -> str:
+        """Return all of it in one line, empty where there is nothing."""
+        read = (f"{_number(count, 'image', 'images')} {remark}" for remark, count in self.pictures.items())
+        parts = "; ".join([*self.passed_over(), *read])
+        return one_line(f"{source}: {parts}") if parts else ""
+
+
+def _number(count: int, singular: str, plural: str) -> str:
+    return f"{count} {singular if count == 1 else plural}"
+
+
+def _first(names: set[str]) -> str:
+    return ", ".join([*sorted(names)[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
+
+
+def read_folder(path: Path, options: ReadOptions) -> Pictures:
+    """Read the images below a folder in the order of their paths.
+
+    The class is what EDM's and StyleGAN's ``dataset.json`` says, else the name of an image's own folder. Where every
+    image lies below a folder ``train`` or a folder ``test``, and both occur, those below ``test`` are held out. Links
+    to folders are not followed, and names with a leading dot are passed over.
 
     Raises:
         DataError: no images, unreadable ones, or images of different sizes.
     """
+    remarks = _Remarks()
     try:
-        return _read(str(path), _files(path), options)
+        return _read(str(path), _files(path, remarks), remarks, options)
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read ({reason(error)}); check links and rights") from None
 
@@ -55,47 +110,59 @@ def read_zip(path: Path, options: ReadOptions) -> Pictures:
     Raises:
         DataError: not a zip, or as there.
     """
+    remarks = _Remarks()
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(str(path), _members(path, archive), options)
+            return _read(str(path), _members(path, archive, remarks), remarks, options)
     except DataError:
         raise
     except Exception as error:  # on damaged bytes zipfile raises almost any kind
         raise DataError(f"{path} is neither an npz, a folder nor a zip of images ({reason(error)})") from None
 
 
-def _read(source: str, members: Iterable[_Member], options: ReadOptions) -> Pictures:
+def _read(source: str, members: Iterable[_Member], remarks: _Remarks, options: ReadOptions) -> Pictures:
     members = sorted(members, key=lambda member: member.name)
-    if not members:
-        raise DataError(f"{source} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
-    labels, heldout = _sort_out([member.name for member in members])
-    lossy = any(member.name.suffix.lower() in _LOSSY for member in members)
-    return Pictures(gather(source, len(members), _decoded(members), options), labels, heldout, lossy)
+    label_files = [member for member in members if member.name.name == LABELS_FILE]
+    images = [member for member in members if member.name.name != LABELS_FILE]
+    if not images:
+        nothing = f"{source} holds no images (looked for {', '.join(sorted(SUFFIXES))})"
+        raise DataError("; ".join([nothing, *remarks.passed_over()]))
+    names = [member.name for member in images]
+    labels, heldout = _sort_out(names)
+    given = _given_labels(label_files, names) if options.labels else None
+    pixels = gather(source, len(images), _decoded(images, remarks), options)
+    lossy = min(remarks.lossy, default="")  # jpeg before webp
+    return Pictures(pixels, labels if given is None else given, heldout, lossy, remarks.note(source))
 
 
-def _files(root: Path) -> Iterator[_Member]:
+def _files(root: Path, remarks: _Remarks) -> Iterator[_Member]:
     def stop(error: OSError) -> None:
         raise error  # os.walk would leave out the folder without a word
 
-    for folder, _, names in os.walk(root, onerror=stop):
+    for folder, folders, names in os.walk(root, onerror=stop):
+        inside = Path(folder).relative_to(root)
+        remarks.links |= {(inside / name).as_posix() for name in folders if os.path.islink(Path(folder, name))}
+        remarks.folders |= {(inside / name).as_posix() for name in folders if name.startswith(".")} - remarks.links
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            path = Path(folder, name)
-            relative = PurePosixPath(path.relative_to(root).as_posix())
-            if not _is_image(relative):
+            path, relative = Path(folder, name), PurePosixPath((inside / name).as_posix())
+            if not remarks.is_read(relative):
                 continue
             status = path.stat()
             if stat.S_ISREG(status.st_mode):
                 refuse_large_file(str(path), status.st_size, status.st_size)
                 yield _Member(relative, str(path), status.st_size, path.read_bytes)
+            else:
+                remarks.files["of another kind"] += 1  # a pipe or device
 
 
-def _members(path: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:
+def _members(path: Path, archive: zipfile.ZipFile, remarks: _Remarks) -> Iterator[_Member]:
     for info in archive.infolist():
         name = PurePosixPath(info.filename.replace("\\", "/"))
         where = f"{path}: {info.filename}"
         if name.is_absolute() or ".." in name.parts:  # nothing is extracted, but no zip of images needs such a name
             raise DataError(f"{where} leads out of the archive; pack it anew")
-        if info.is_dir() or not _is_image(name):
+        if info.is_dir() or not remarks.is_read(name):
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{where} is a link, which no zip of images needs; pack the image itself")
@@ -108,11 +175,6 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         return file.read()
 
 
-def _is_image(name: PurePosixPath) -> bool:
-    """Tell image files by their suffix, without the shadows that macOS leaves beside files of any kind."""
-    return name.suffix.lower() in SUFFIXES and not name.name.startswith("._")
-
-
 def _sort_out(names: list[PurePosixPath]) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
     """Return the labels that the folders' names give, and the held-out part if the folders tell one."""
     sides = [_SPLIT.intersection(name.parts[:-1]) for name in names]
@@ -122,27 +184,62 @@ def _sort_out(names: list[PurePosixPath]) -> tuple[NDArray[np.int64], NDArray[np
     return class_indices(classes), np.array(["test" in side for side in sides])
 
 
-def _decoded(members: Iterable[_Member]) -> Iterator[Picture]:
-    for member in members:
-        yield Picture(member.where, _decode(member), member.stored)
+def _given_labels(files: Sequence[_Member], names: Sequence[PurePosixPath]) -> NDArray[np.int64] | None:
+    """Return the labels, int64 [N], that files of labels give the images below their folders; None without any."""
+    tables = {file.name.parent: table for file in files if (table := _label_table(file)) is not None}
+    if not tables:
+        return None
+    where = {file.name.parent: file.where for file in files}
+    labels = np.zeros(len(names), dtype=np.int64)
+    for k, name in enumerate(names):
+        root = next((parent for parent in name.parents if parent in tables), None)
+        label = None if root is None else tables[root].get(str(name.relative_to(root)), tables[root].get(""))
+        if label is None:
+            place = next(iter(where.values())) if root is None else where[root]
+            raise DataError(f"{place} has no label of {name}; add it, or remove that image")
+        labels[k] = label
+    return labels
 
 
-def _decode(member: _Member) -> Pixels:
-    """Decode one image to uint8 [H, W, 1] if it is grey, else [H, W, 3]."""
-    where = member.where
+def _label_table(file: _Member) -> Mapping[str, int] | None:
+    """Return the label of each image's path below the file; the label of all under "" where there are no classes.
+
+    None where the file is another program's.
+    """
     try:
-        with Image.open(io.BytesIO(member.read()), formats=_FORMATS) as image:
-            refuse_large_picture(where, image.width, image.height)
-            if image.mode[0] in "IF":
-                raise DataError(f"{where} has more than 8 bits a channel; convert it to 8 bits")
-            grey = image.mode in ("1", "L")
-            pixels: Pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    except DataError:
-        raise
-    except Image.DecompressionBombError:  # Pillow's own limit, above ours
-        raise too_many_pixels(where) from None
-    except UnidentifiedImageError:
-        raise DataError(f"{where} cannot be decoded (no {', '.join(_FORMATS)}); remove or convert it") from None
-    except Exception as error:  # on damaged bytes Pillow, zipfile and zlib raise almost any kind
-        raise DataError(f"{where} cannot be decoded ({reason(error)}); remove it or get it again") from None
-    return pixels[..., None] if grey else pixels
+        content = json.loads(file.read())
+        if not isinstance(content, dict) or "labels" not in content:
+            return None
+        pairs = content["labels"]
+        if pairs is None:
+            return {"": 0}
+        return {str(PurePosixPath(str(name).replace("\\", "/"))): _label(value) for name, value in pairs}
+    except Exception as error:  # on damaged bytes zipfile and json raise almost any kind
+        raise DataError(
+            f"{file.where} does not give each image one class ({reason(error)}); mend it, or remove it to take the"
+            " folders as classes"
+        ) from None
+
+
+def _label(value: Any) -> int:
+    """Return a class that is a whole number, or a vector with a single 1."""
+    if isinstance(value, list) and sorted(value) == [0] * (len(value) - 1) + [1]:
+        return value.index(1)
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**31:
+        raise ValueError(f"{quoted(value)} is no class")
+    return value
+
+
+def _decoded(members: Iterable[_Member], remarks: _Remarks) -> Iterator[Picture]:
+    for member in members:
+        picture = decode(member.where, _content(member), member.stored)
+        remarks.pictures.update(picture.remarks)
+        remarks.lossy |= {picture.lossy} - {""}
+        yield picture
+
+
+def _content(member: _Member) -> bytes:
+    try:
+        return member.read()
+    except Exception as error:  # on damaged bytes zipfile and zlib raise almost any kind
+        raise DataError(f"{member.where} cannot be decoded ({reason(error)}); remove it or get it again") from None

@@ -22,33 +22,47 @@ class ReadOptions:
         preprocessing: what is done to each.
         name: of a published dataset, empty for any other.
         size: side length of that dataset's images in pixels, which are in colour; None for any other.
+        labels: whether classes are read; without, every label is 0.
     """
 
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     name: str = ""
     size: int | None = None
+    labels: bool = True
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded picture: its name for messages, uint8 pixels [H, W, 1 or 3], and its bytes on disk."""
+    """One decoded picture.
+
+    Attributes:
+        name: for messages.
+        pixels: uint8 [H, W, 1 or 3].
+        stored: bytes on disk.
+        lossy: ``jpeg`` or ``webp`` where its file was compressed with loss, else empty.
+        remarks: what of the file is not in the pixels.
+    """
 
     name: str
     pixels: Pixels
     stored: int
+    lossy: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Pictures:
     """A dataset as read: pixels uint8 [N, C, H, W], labels int64 [N], heldout bool [N] or None without a split.
 
-    ``lossy`` tells whether any picture's file was compressed with loss.
+    ``lossy`` names the compression with loss of the pictures' files, empty where none has any. ``note`` counts in one
+    line what was passed over.
     """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
     heldout: NDArray[np.bool_] | None = None
-    lossy: bool = False
+    lossy: str = ""
+    note: str = ""
 
 
 def class_indices(names: Sequence[str]) -> NDArray[np.int64]:
@@ -80,7 +94,7 @@ def gather(source: str, count: int, pictures: Iterable[Picture], options: ReadOp
             stack = _empty(source, (count, 3 if options.size else channels, height, width))
         if (height, width) != stack.shape[2:]:
             sizes = f"{stack.shape[2]}x{stack.shape[3]} and {height}x{width} of {picture.name}"
-            raise DataError(f"{source}: images differ in size ({sizes}); resize them first or set the option resize")
+            raise DataError(f"{source}: images differ in size ({sizes}); resize them first, or use --resize")
         if channels > stack.shape[1]:
             grey, stack = stack, _empty(source, (count, 3, height, width))
             stack[:k] = grey[:k]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.data.cifar import BATCH_FOLDERS, is_batch_folder, read_batch_folder, read_batch_tar
-from bench.data.images import SUFFIXES, read_folder, read_zip
-from bench.data.npz_images import read_npz
+from bench.data.images import LABELS_FILE, SUFFIXES, read_folder, read_zip
+from bench.data.npz_images import read_npz, refuse_npy
 from bench.data.pictures import Pictures, ReadOptions
 from bench.runtime.errors import DataError, reason
 
@@ -47,6 +47,23 @@ PUBLISHED: Mapping[str, PublishedDataset] = {
 }
 _ARCHIVES = (".npz", ".zip", ".tar.gz", ".tgz")
 _CIFAR_ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
+# How files begin that are sometimes given for images, and what they are.
+_OTHER_KINDS = {
+    b"\x80": "a pickle, which could run programs; write its images with np.savez('images.npz', arr_0=x)",
+    b"\x1f\x8b": "a gzip archive; unpack it and give the folder",
+    b"BZh": "a bzip2 archive; unpack it and give the folder",
+    b"\xfd7zXZ": "an xz archive; unpack it and give the folder",
+    b"7z\xbc\xaf": "a 7z archive; unpack it and give the folder",
+    b"Rar!": "a rar archive; unpack it and give the folder",
+    b"\x89HDF": "an HDF5 file; write its images with np.savez('images.npz', arr_0=x)",
+    b"PAR1": "a parquet file; write its images with np.savez('images.npz', arr_0=x)",
+    b"\x89PNG": "a single image; give its folder",
+    b"\xff\xd8\xff": "a single image; give its folder",
+    b"RIFF": "a single image; give its folder",
+    b"GIF8": "a single image; give a folder of PNG files",
+    b"BM": "a single image; give its folder",
+}
+_TAR, _TAR_MARK = b"ustar", 257  # where a tar archive says so
 _CIFAR_NAME = re.compile(r"cifar10([^0-9].*)?", re.DOTALL)  # but not cifar100
 
 
@@ -72,9 +89,27 @@ def _read(path: Path, options: ReadOptions) -> Pictures:
         raise _unreadable(path, error) from None
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is neither a file nor a folder; check the path or --data-dir")
-    if path.name.endswith((".tar.gz", ".tgz")):
+    if path.name.lower().endswith((".tar.gz", ".tgz")):
         return read_batch_tar(path, options)
-    return read_npz(path, options) if path.suffix == ".npz" else read_zip(path, options)
+    if path.suffix.lower() == ".npz":
+        return read_npz(path, options)
+    _refuse_other_kinds(path)
+    return read_zip(path, options)
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """Refuse a file that is known and no source of images, by its first bytes."""
+    refuse_npy(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(_TAR_MARK + len(_TAR))
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    kinds = [kind for mark, kind in _OTHER_KINDS.items() if start.startswith(mark)]
+    if start[_TAR_MARK:] == _TAR:
+        kinds = ["a tar archive; unpack it and give the folder"]
+    if kinds:
+        raise DataError(f"{path} is {kinds[0]}")
 
 
 def locate(name: str, data_dir: Path | None) -> Path:
@@ -128,9 +163,9 @@ def _cifar_by_another_name(folder: Path) -> list[Path]:
 
 
 def _has_cifar_layout(folder: Path) -> bool:
-    """Tell a folder of classes by its train and test parts, or by ten folders that each hold an image."""
-    inside = [path for path in folder.iterdir() if path.is_dir()]
-    if {"train", "test"} <= {path.name for path in inside}:
+    """Tell a folder of classes by its train and test parts, its file of labels, or ten folders that hold an image."""
+    inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if {"train", "test"} <= {path.name for path in inside} or (folder / LABELS_FILE).is_file():
         return True
     classes = [path for path in inside if any(Path(entry).suffix.lower() in SUFFIXES for entry in os.listdir(path))]
     return len(classes) == PUBLISHED["cifar10"].classes

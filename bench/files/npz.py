@@ -13,9 +13,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from bench.runtime.errors import FeatureError, reason
+from bench.runtime.errors import FeatureError, quoted, reason
 
 Shape = tuple[int, ...]
+_MOST_LISTED = 6  # arrays that a message names
 _MOST_HEADER = 2**12  # bytes of an npy file beside its numbers
 _KINDS = {"f": "float32 or float64", "iu": "a whole number", "U": "text"}
 
@@ -46,6 +47,24 @@ def read_header(file: IO[bytes]) -> Header:
     if version == (2, 0):
         return Header(*npy.read_array_header_2_0(file))
     raise ValueError(f"its format version {version} is of arrays with fields")
+
+
+def array_list(archive: zipfile.ZipFile) -> str:
+    """Return the names, kinds and shapes of an npz's arrays in words, e.g. ``'mu' float64 [2048]``.
+
+    Raises:
+        Exception: almost any kind, on damaged bytes.
+    """
+    words = []
+    for member in archive.infolist()[:_MOST_LISTED]:
+        name = member.filename.removesuffix(".npy")
+        if name == member.filename:
+            words.append(quoted(name))
+            continue
+        with archive.open(member) as file:
+            header = read_header(file)
+        words.append(f"{quoted(name)} {header.dtype} {list(header.shape)}")
+    return ", ".join([*words, *(["..."] if len(archive.infolist()) > _MOST_LISTED else [])]) or "nothing"
 
 
 class CheckedNpz:

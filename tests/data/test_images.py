@@ -1,6 +1,7 @@
 """Folders and zips of images: splits told by folders, strange names, links, bombs, and files that are no images."""
 
 import io
+import json
 import os
 import stat
 import warnings
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from bench.data import Preprocessing, load_path
+from bench.data import Preprocessing, load, load_path
 from bench.data.pictures import class_indices
 from bench.files import limits
 
@@ -133,7 +134,78 @@ def test_what_is_no_image_is_passed_over(source, tree):
         "a/.DS_Store": b"",
         "b.gif": b"",
     }
-    assert len(load_path("mine", source(files)).images) == 1
+    data = load_path("mine", source(files))
+    assert len(data.images) == 1
+    assert data.note.endswith(": 4 files passed over (2 with a leading dot, 1 .gif, 1 .txt)")
+
+
+def test_folders_with_a_leading_dot_are_no_classes(source, tree):
+    """Jupyter and macOS leave copies there."""
+    files = tree("cat/0.png", "dog/0.png", ".ipynb_checkpoints/0-checkpoint.png", "dog/.cache/deep/0.png")
+    data = load_path("mine", source(files))
+    assert data.labels.tolist() == [0, 1]
+    assert data.note.endswith("2 folders with a leading dot passed over (.ipynb_checkpoints, dog/.cache)")
+
+
+def test_links_to_folders_are_named(tmp_path, tree, refusal):
+    write(tmp_path / "disk", tree("0.png"))
+    for name in ("mine", "links"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train").symlink_to(tmp_path / "disk")
+    assert refusal(tmp_path / "links").endswith("webp); 1 link to a folder not followed (train)")
+    write(tmp_path / "mine", tree("a/0.png"))
+    assert load_path("mine", tmp_path / "mine").note.endswith("mine: 1 link to a folder not followed (train)")
+
+
+def labelled(tree, labels, root=""):
+    """Return EDM's files: chunks of three images, and the labels of each in dataset.json."""
+    files = tree(*(f"{root}{k // 3:05d}/img{k:08d}.png" for k in range(len(labels))))
+    pairs = [[name.removeprefix(root), label] for name, label in zip(files, labels, strict=True)]
+    return files | {f"{root}dataset.json": json.dumps({"labels": None if labels[0] is None else pairs}).encode()}
+
+
+@pytest.mark.parametrize("root", ["", "deeper/"])
+@pytest.mark.parametrize("as_vectors", [False, True])
+def test_labels_of_edm_and_stylegan(source, tree, root, as_vectors):
+    labels = [3, 0, 3, 1, 2, 0, 1]
+    files = labelled(tree, np.eye(4)[labels].tolist() if as_vectors else labels, root)
+    assert load_path("mine", source(files)).labels.tolist() == labels
+
+
+def test_labels_that_are_null_are_one_class(source, tree):
+    assert load_path("mine", source(labelled(tree, [None] * 7))).classes == 1
+
+
+def test_nvidias_archive_of_cifar10_has_fifty_chunks(tmp_path, images, encoded):
+    blank, labels = encoded(images(1)[0]), np.arange(50) % 10
+    names = [f"{k:05d}/img{k:08d}.png" for k in range(50)]
+    files = dict.fromkeys(names, blank) | {
+        "dataset.json": json.dumps({"labels": list(zip(names, labels.tolist(), strict=True))})
+    }
+    pack(tmp_path / "cifar10-32x32.zip", files)
+    data = load("cifar10", tmp_path)
+    assert data.labels.tolist() == labels.tolist()
+    assert (data.name, data.note) == ("cifar10", "")
+
+
+WRONG_LABELS = {
+    "an image without": ({"labels": [["00000/img00000000.png", 1]]}, "has no label of 00000/img00000001.png; add it"),
+    "several": ({"labels": [["00000/img00000000.png", [1, 1, 0]]]}, "is no class); mend it, or remove it"),
+    "a text": ({"labels": [["00000/img00000000.png", "cat"]]}, "'cat' is no class"),
+    "no list": ({"labels": 3}, "does not give each image one class"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), WRONG_LABELS.values(), ids=WRONG_LABELS)
+def test_wrong_files_of_labels(source, tree, refusal, content, words):
+    files = labelled(tree, [1, 2, 0]) | {"dataset.json": json.dumps(content).encode()}
+    assert words in refusal(source(files))
+    assert load_path("mine", source(files), classes=False).classes == 1  # where no class is needed
+
+
+def test_a_file_of_labels_that_is_another_programs(source, tree):
+    data = load_path("mine", source(tree("a/0.png", "b/0.png") | {"dataset.json": b'{"name": "mine"}'}))
+    assert data.labels.tolist() == [0, 1]
 
 
 def test_a_folder_named_like_an_image(tmp_path, tree):
@@ -199,13 +271,8 @@ def test_pictures_become_rgb_unless_all_are_grey(tmp_path, images, mode):
     path = tmp_path / f"a.{'jpeg' if mode == 'CMYK' else 'png'}"
     Image.fromarray(images(1, 4)[0]).convert(mode).save(path)
     with Image.open(path) as image:
-        pixels = np.asarray(image.convert("L" if mode in ("L", "1") else "RGB")).reshape(4, 4, -1)
+        pixels = np.asarray(image.convert("L" if mode in ("L", "LA", "1") else "RGB")).reshape(4, 4, -1)
     np.testing.assert_array_equal(load_path("mine", tmp_path).images, pixels.transpose(2, 0, 1)[None])
-
-
-def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path, refusal):
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "a.png")
-    assert "more than 8 bits a channel; convert it to 8 bits" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["gif", "tiff", "ppm", "ico"])
@@ -224,7 +291,7 @@ def test_resizing_makes_sizes_equal(source, images, encoded, refusal):
     path = source({"a.png": encoded(images(1, 9)[0]), "b.png": encoded(images(1, 7)[0, :5])})
     message = refusal(path)
     assert "images differ in size (9x9 and 5x7 of " in message
-    assert message.endswith("b.png); resize them first or set the option resize")
+    assert message.endswith("b.png); resize them first, or use --resize")
     data = load_path("mine", path, preprocessing=Preprocessing(4, "center"))
     assert data.shape == (3, 4, 4)
     assert data.preprocessing == "crop=center resize=4 filter=bicubic"

@@ -137,6 +137,63 @@ def test_bad_arrays(tmp_path, refusal, arrays):
     assert f"'{'arr_1' if 'arr_1' in arrays else 'arr_0'}'" in refusal(tmp_path / "x.npz")
 
 
+AS_GIVEN = {
+    "0 to 1": lambda x: x / 255,
+    "-1 to 1": lambda x: (x / 127.5 - 1).astype("f4"),
+    "0 to 255 in floats": lambda x: x.astype("f8"),
+    "wide numbers": lambda x: x.astype("i8"),
+    "channels first": lambda x: x.transpose(0, 3, 1, 2),
+    "channels first, -1 to 1": lambda x: (x / 127.5 - 1).transpose(0, 3, 1, 2),
+    "rows": lambda x: x.transpose(0, 3, 1, 2).reshape(len(x), -1),
+    "alpha": lambda x: np.concatenate([x, x[..., :1]], axis=3),
+}
+
+
+@pytest.mark.parametrize("key", ["arr_0", "samples", None])
+@pytest.mark.parametrize("given", AS_GIVEN.values(), ids=AS_GIVEN)
+def test_the_line_that_mends_an_array_of_another_kind_works(tmp_path, images, refusal, given, key):
+    array = given(images(5, 6))
+    if key == "samples" and array.ndim == 2:
+        pytest.skip("rows of numbers under any name are no images")
+    path = tmp_path / ("x.npz" if key else "x.npy")
+    np.savez(path, **{key: array}) if key else np.save(path, array)
+    message = refusal(path)
+    assert f"{array.dtype} " in message
+    expression, source = re.search(r"arr_0=(.*)\) with x = (.*)", message).groups()
+    x = eval(source, {"np": np, "FILE": path})
+    np.testing.assert_array_equal(eval(expression, {"np": np, "x": x}), images(5, 6))
+
+
+@pytest.mark.parametrize(
+    "array", [np.full((3, 4, 4, 3), np.nan), np.full((3, 4, 4, 3), 1e6), -np.ones((3, 4, 4, 3), int)]
+)
+def test_values_that_are_no_grey_levels_have_no_such_line(tmp_path, refusal, array):
+    np.savez(tmp_path / "x.npz", arr_0=array)
+    assert refusal(tmp_path / "x.npz").endswith("(3, 4, 4, 3)")
+
+
+def test_arrays_that_are_no_images_are_named(tmp_path, refusal):
+    np.savez(tmp_path / "x.npz", pool_3=np.zeros((10, 2048)), names=np.array(["a"]))
+    assert "holds 'pool_3' float64 [10, 2048], 'names' <U1 [1] and no images" in refusal(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_downsampled_imagenet_as_published(tmp_path, images, first):
+    """Rows of 3072 bytes by channel; classes count from 1."""
+    pixels = images(6)
+    rows = pixels.transpose(0, 3, 1, 2).reshape(6, -1)
+    np.savez(tmp_path / "imagenet32.npz", data=rows, labels=np.arange(6) + first, mean=np.zeros(3072))
+    data = load("imagenet32", tmp_path)
+    np.testing.assert_array_equal(data.images, pixels.transpose(0, 3, 1, 2))
+    assert data.labels.tolist() == list(range(6))
+
+
+def test_labels_that_nobody_needs_are_not_read(tmp_path, images, refusal):
+    np.savez(tmp_path / "x.npz", arr_0=images(4), arr_1=np.eye(4))
+    assert refusal(tmp_path / "x.npz").endswith("of one-hot labels write y.argmax(1)")
+    assert load_path("mine", tmp_path / "x.npz", classes=False).labels.tolist() == [0] * 4
+
+
 def test_labels_of_enormous_texts(tmp_path, images, refusal):
     np.savez(tmp_path / "x.npz", arr_0=images(3, 4))
     with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:

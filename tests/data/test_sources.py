@@ -1,5 +1,7 @@
 """Known datasets: every place each is looked for, and what is said where it is not."""
 
+import gzip
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -135,3 +137,31 @@ def test_missing(tmp_path, refusal, name, given):
 def test_paths_that_cannot_be(refusal, data_dir):
     assert "cannot be read" in (message := refusal(Path(data_dir), "cifar10")) or "does not exist" in message
     assert "cannot be read" in (message := refusal(Path(data_dir))) or "does not exist" in message
+
+
+KINDS = {
+    "x.pkl": (pickle.dumps([1], 4), "is a pickle, which could run programs; write its images with np.savez"),
+    "x.gz": (gzip.compress(b"x"), "is a gzip archive; unpack it and give the folder"),
+    "x.h5": (b"\x89HDF\r\n\x1a\n", "is an HDF5 file; write its images with np.savez"),
+    "x.tar": (bytes(257) + b"ustar\x0000", "is a tar archive; unpack it and give the folder"),
+    "x.png": (b"\x89PNG\r\n\x1a\n", "is a single image; give its folder"),
+    "x.tar.gz": (gzip.compress(bytes(1024)), "CIFAR-10's folders; unpack other images and give the folder"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_other_kinds_of_files_are_named(tmp_path, refusal, name):
+    content, words = KINDS[name]
+    (tmp_path / name).write_bytes(content)
+    assert words in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["X.NPZ", "x.ZIP"])
+def test_suffixes_in_capitals(tmp_path, images, encoded, name):
+    if name == "X.NPZ":
+        with (tmp_path / name).open("wb") as file:
+            np.savez(file, arr_0=images(3))
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("0.PNG", encoded(images(1)[0]))
+    assert load_path("mine", tmp_path / name).shape == (3, 32, 32)
