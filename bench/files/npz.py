@@ -126,5 +126,12 @@ class CheckedNpz:
             raise FeatureError(f"{self.path}: '{name}' holds values that are not finite; get the file again")
         return array
 
+    def listed(self) -> str:
+        """Return what the file holds, in words."""
+        try:
+            return array_list(self._archive)
+        except Exception as error:  # as for an array
+            raise self._damaged(error) from None
+
     def _damaged(self, error: Exception) -> FeatureError:
         return FeatureError(f"{self.path} is damaged or no npz of statistics ({reason(error)}); get the file again")

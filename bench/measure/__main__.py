@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bench.data import CROPS, FILTERS, Preprocessing
 from bench.files.writing import write_json
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, Extractor, open_extractor
 from bench.measure.quality.committed import COMMITTED
@@ -50,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         "--features", choices=[name for name in EXTRACTORS if name not in ("latents", "none")],
         help="extractor of the features (default: that of digits, cifar10 or cifar10-16, else inception)",
     )  # fmt: skip
+    parser.add_argument("--resize", type=int, metavar="N", help="resize all images that are read to N pixels a side")
+    parser.add_argument("--crop", choices=CROPS, default="none", help="cut squares first (default %(default)s)")
+    parser.add_argument("--resize-filter", choices=tuple(FILTERS), help="default bicubic")
     parser.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a call (default %(default)s)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default %(default)s")
@@ -81,14 +85,15 @@ def _score(args: argparse.Namespace) -> None:
     full_float32()
     extractor = open_extractor(args.features, args.inception_weights, device)
     assert extractor is not None  # the parser offers no 'none'
-    samples = open_samples(args.samples, extractor)
-    reference = open_reference(args.reference, extractor, args.batch_size, args.quiet)
+    done = Preprocessing(args.resize, args.crop, args.resize_filter)
+    samples = open_samples(args.samples, extractor, done)
+    reference = open_reference(args.reference, extractor, args.batch_size, args.quiet, done)
     features = collect(extractor, samples.images, samples.name, args.batch_size, args.quiet)
     scores = tuple(score(features, reference.statistics, extractor, reference.statistics.name))
     remarks = tuple(notes(samples, reference, extractor))
     test = {}
     if args.against is not None:
-        others = open_samples(args.against, extractor)
+        others = open_samples(args.against, extractor, done)
         if len(others.images) != len(samples.images):
             raise FeatureError(
                 f"{args.against} has {len(others.images)} images and {args.samples} {len(samples.images)}: distances"
@@ -116,8 +121,9 @@ def notes(samples: ImageSet, reference: Yardstick, extractor: Extractor) -> Iter
     theirs = reference.pictures
     if theirs is not None and theirs.size != samples.size:
         yield f"samples are {samples.size}, the reference's images {theirs.size}: the extractor resizes both"
-    if theirs is not None and theirs.content == samples.content:
-        yield "samples and reference are the same images"
+    if theirs is not None and (count := samples.count_in(theirs)):
+        yield f"{count} of {len(samples.images)} samples are images of the reference"
+    yield from (images.note for images in (samples, theirs) if images is not None and images.note)
     if not reference.statistics.extractor:
         yield f"the reference does not say which features it is of; they are taken for those of {extractor.name}"
 
@@ -154,7 +160,12 @@ def record(
 
 
 def _described(pictures: ImageSet) -> dict[str, Any]:
-    return {"name": pictures.name, "shape": list(pictures.images.shape), "content_hash": pictures.content}
+    return {
+        "name": pictures.name,
+        "shape": list(pictures.images.shape),
+        "content_hash": pictures.content,
+        "preprocessing": pictures.preprocessing,
+    }
 
 
 def _version(package: str) -> str | None:

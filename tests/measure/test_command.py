@@ -106,7 +106,7 @@ def test_npz_folder_and_zip_score_alike(samples, heldout, tmp_path, capsys):
     for form in (samples, folder, tmp_path / "archive.zip"):
         assert measure(form, "--reference", form, *DIGITS) == 0
         said = capsys.readouterr().out
-        assert "note: samples and reference are the same images" in said
+        assert "note: 200 of 200 samples are images of the reference" in said
         found.append([line.split()[1:3] for line in said.splitlines() if "_digits" in line])
     assert found[0] == found[1] == found[2]
 
@@ -244,9 +244,61 @@ def test_two_sets_are_told_apart(samples, heldout, tmp_path, capsys):
     assert "give as many of both" in capsys.readouterr().err
 
 
+def test_samples_that_are_reference_images_are_counted(tmp_path, heldout, capsys):
+    rest = load("digits").part("train")[:100]
+    sets = {
+        "another order": (heldout.flip(0), 200),
+        "the first half": (heldout[:100], 100),
+        "every third": (heldout[::3], 67),
+        "in colour, beside others": (torch.cat([heldout[:30], rest]).expand(-1, 3, -1, -1), 30),
+        "others": (rest, 0),
+    }
+    reference = save(tmp_path / "reference.npz", heldout)
+    for name, (images, count) in sets.items():
+        assert measure(save(tmp_path / "some.npz", images), "--reference", reference, *DIGITS) == 0
+        said = f"{count} of {len(images)} samples are images of the reference"
+        assert (said in capsys.readouterr().out) is (count > 0), name
+
+
+def test_images_are_resized_and_their_labels_are_not_read(tmp_path, heldout, capsys):
+    """Samples of 8x8 in squares of 2x2 equal pixels, with labels that no dataset could have, are the samples again."""
+    large = heldout.repeat_interleave(2, 2).repeat_interleave(2, 3).movedim(1, 3).numpy()
+    np.savez(tmp_path / "large.npz", arr_0=large, arr_1=np.eye(200))
+    save(tmp_path / "as_is.npz", heldout)
+    tables = []
+    for name, flags in (("large", ["--resize", "8", "--resize-filter", "box"]), ("as_is", [])):
+        out = tmp_path / f"{name}.json"
+        assert measure(tmp_path / f"{name}.npz", "--reference", "digits", *flags, "--out", out, *DIGITS) == 0
+        tables.append({row["metric"]: row["value"] for row in json.loads(out.read_text())["scores"]})
+    assert tables[0] == pytest.approx(tables[1])
+    assert json.loads((tmp_path / "large.json").read_text())["samples"]["preprocessing"] == "resize=8 filter=box"
+
+
+def test_what_was_passed_over_is_told(tmp_path, heldout, capsys):
+    for number, image in enumerate(heldout[:60]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{number}.png")
+    (tmp_path / "0.tif").write_bytes(b"")
+    measure(tmp_path, "--reference", "digits", *DIGITS)
+    assert f"note: {tmp_path}: 1 file passed over (1 .tif)" in capsys.readouterr().out
+
+
+def test_a_distance_of_small_photos_needs_no_download(tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", arr_0=pixels[:200])
+    np.savez(tmp_path / "b.npz", arr_0=pixels[200:])
+    assert (
+        measure(tmp_path / "a.npz", "--reference", tmp_path / "b.npz", "--features", "cifar10-resized", "--quiet") == 0
+    )
+    value, _, reference = table(capsys)["fd_cifar10_resized"]
+    assert float(value) > 0
+    assert reference == "b.npz (200); CIFAR-10's classifier on images resized to 32x32"
+
+
 def test_statistics_are_no_samples(tmp_path, capsys):
     np.savez(tmp_path / "edm.npz", mu=np.zeros(64), sigma=np.eye(64))
-    assert "holds statistics and no images" in refused(capsys, tmp_path / "edm.npz", "--reference", "digits", *DIGITS)
+    assert "holds statistics or features (mu, sigma) and no images" in refused(
+        capsys, tmp_path / "edm.npz", "--reference", "digits", *DIGITS
+    )
 
 
 @pytest.mark.parametrize("args", [[], ["samples.npz"], ["samples.npz", "--reference", "digits", "--features", "vgg"]])

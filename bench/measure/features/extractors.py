@@ -1,9 +1,10 @@
 """Feature extractors, from uint8 images to pooled and spatial features.
 
-``digits``, ``cifar10`` and ``cifar10-16`` are the embedded classifiers; ``inception`` is torch-fidelity's Inception
-with the guided-diffusion evaluator's spatial layer beside it, ``clean-fid`` the same network behind clean-fid's
-resizing. ``latents`` are moments of latents themselves. Only the published Inception weights make a distance a FID.
-torch-fidelity takes seconds to import, and is imported where Inception is opened.
+``digits``, ``cifar10`` and ``cifar10-16`` are the embedded classifiers, which read images of their own size;
+``cifar10-resized`` is that of CIFAR-10 behind a resizing of images of any size; ``inception`` is torch-fidelity's
+Inception with the guided-diffusion evaluator's spatial layer beside it, ``clean-fid`` the same network behind
+clean-fid's resizing. ``latents`` are moments of latents themselves. Only the published Inception weights make a
+distance a FID. torch-fidelity takes seconds to import, and is imported where Inception is opened.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from bench.runtime.errors import FeatureError
 
 Rows = NDArray[np.float32]
 INCEPTION_EXTRACTORS = ("inception", "clean-fid")
-EXTRACTORS = ("digits", "cifar10", "cifar10-16", *INCEPTION_EXTRACTORS, "latents", "none")
+ANY_SIZE = "cifar10-resized"  # needs no download
+EXTRACTORS = ("digits", "cifar10", "cifar10-16", ANY_SIZE, *INCEPTION_EXTRACTORS, "latents", "none")
 
 
 class ClassifierFeatures(nn.Module):
@@ -43,6 +45,20 @@ class ClassifierFeatures(nn.Module):
         device = next(self.network.parameters()).device
         logits: Tensor = self.network.head(pooled.to(device))
         return logits.cpu()
+
+
+class ResizedFeatures(ClassifierFeatures):
+    """An embedded classifier's features of images of any size.
+
+    They become 32x32 by bilinear interpolation, antialiased where that shrinks them, without rounding; pictures that
+    are not square are stretched. Images of 32x32 stay as they are.
+    """
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (pooled, spatial) features of uint8 images [B, 3, H, W]."""
+        if images.shape[-2:] != _RESIZED:
+            images = nn.functional.interpolate(images.float(), _RESIZED, mode="bilinear", antialias=True)
+        return self.network.features(images)
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,7 @@ class Extractor:
     @property
     def embedded(self) -> bool:
         """Tell whether it is one of the embedded classifiers, small and fast."""
-        return self.name in CLASSIFIERS
+        return self.name in _EMBEDDED
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse images it cannot read.
@@ -91,7 +107,8 @@ class Extractor:
         if self.size is not None and tuple(shape[-2:]) != self.size:
             readable, given = ("x".join(map(str, size)) for size in (self.size, shape[-2:]))
             raise FeatureError(
-                f"--features {self.name} reads {readable} images only, not {given}; use --features inception"
+                f"--features {self.name} reads {readable} images only, not {given}; use --features {ANY_SIZE} or"
+                " inception"
             )
 
     @torch.no_grad()
@@ -145,19 +162,22 @@ def open_extractor(
     raise FeatureError(f"unknown features {name!r}; choose {', '.join(EXTRACTORS)}")
 
 
-# Widths of pooled and spatial features, and the (height, width) of the images.
-_EMBEDDED: Mapping[str, tuple[tuple[int, int], tuple[int, int]]] = {
+_RESIZED = (32, 32)
+# Widths of pooled and spatial features, and the (height, width) of the images, None for any.
+_EMBEDDED: Mapping[str, tuple[tuple[int, int], tuple[int, int] | None]] = {
     "digits": ((64, 4 * 4 * 7), (8, 8)),
     "cifar10": ((128, 8 * 8 * 7), (32, 32)),
     "cifar10-16": ((128, 8 * 8 * 7), (16, 16)),
+    ANY_SIZE: ((128, 8 * 8 * 7), None),
 }
 
 
 def _open_embedded(name: str, device: torch.device | str) -> Extractor:
-    widths, size = _EMBEDDED[name]
-    network = ClassifierFeatures(name).to(device)
-    digest, metrics = sha256_of(CLASSIFIERS[name].weights), _metric_names("", f"_{name.replace('-', '_')}")
-    return Extractor(name, network, metrics, digest, widths, size, network.logits)
+    (widths, size), dataset = _EMBEDDED[name], "cifar10" if name == ANY_SIZE else name
+    network = (ResizedFeatures if name == ANY_SIZE else ClassifierFeatures)(dataset).to(device)
+    digest, metrics = sha256_of(CLASSIFIERS[dataset].weights), _metric_names("", f"_{name.replace('-', '_')}")
+    note = "CIFAR-10's classifier on images resized to 32x32" if name == ANY_SIZE else ""
+    return Extractor(name, network, metrics, digest, widths, size, network.logits, note)
 
 
 def _open_inception(name: str, given: Path | None, device: torch.device | str) -> Extractor:

@@ -180,7 +180,9 @@ def _download(path: Path) -> None:
         with redirect_stderr(StringIO()):  # torch prints a log; a failure becomes one line below
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=CHECKSUM, progress=False)
     except (OSError, RuntimeError) as error:
-        place = f"download {URL_INCEPTION_V3} and put it at {path}, or name it with {_FLAG}"
+        place = (
+            f"download {URL_INCEPTION_V3} and put it at {path}, name it with {_FLAG}, or use --features cifar10-resized"
+        )
         raise FeatureError(f"Inception weights cannot be had ({reason(error)}); {place}") from None
 
 

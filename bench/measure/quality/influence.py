@@ -12,6 +12,7 @@ the signal, and what they do not share is noise of second order.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 
 from bench.measure.features.extractors import Extractor
 from bench.measure.quality.frechet import feature_moments, frechet_distance
-from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics
+from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics, thinned
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.float32]
 _FEWEST_OF_A_CLASS = 5
+_SPREAD = 2000  # reference images whose spread is taken for that of all
 _BLOCK = 256  # rows of a kernel or quadratic form held at a time
 
 
@@ -190,6 +192,26 @@ def kernel_terms(features: Rows, reference: Rows) -> KernelTerms:
         cross[rows] = k.mean(axis=1)
         theirs += k.sum(axis=0)
     return KernelTerms(within / np.maximum(_partners(n), 1), cross, theirs / n)
+
+
+def kernel_error(features: Rows, reference: Rows) -> float:
+    """Return the standard error of the squared kernel distance between samples and reference images.
+
+    With p_i = within_i - cross_i over even and over odd partners, of the samples and likewise of the reference,
+    Var = sum over both of 2 (var p + max(cov(p_even, p_odd), 0)) / n: as in the paired test, with the reference's own
+    kernel in it. Of a large reference the spread of 2000 images, evenly spaced, stands for that of all.
+
+    Args:
+        features: of the samples, [N, d], N at least 2.
+        reference: [M, d], M at least 2.
+    """
+    variance, few = 0.0, reference[thinned(len(reference), _SPREAD)]
+    for rows, others, count in ((features, few, len(features)), (few, features, len(reference))):
+        terms = kernel_terms(rows, others)
+        p = terms.by_sample() @ (1, -1)
+        halves = terms.within - terms.cross[:, None]
+        variance += 2 * (float(p.var(ddof=1)) + max(float(np.cov(halves, rowvar=False)[0, 1]), 0.0)) / count
+    return math.sqrt(variance)
 
 
 def _partners(n: int) -> NDArray[np.int64]:

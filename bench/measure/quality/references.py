@@ -2,42 +2,74 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.data import DataError, Dataset, load, load_path
+from bench.data import DataError, Dataset, Preprocessing, load, load_path
 from bench.measure.features.extractors import Extractor
 from bench.measure.quality.committed import COMMITTED, dataset_statistics
 from bench.measure.quality.statistics import ReferenceStatistics
-from bench.measure.quality.statistics_files import cached_statistics, npz_names, read_statistics, with_features
+from bench.measure.quality.statistics_files import (
+    cached_statistics,
+    is_statistics,
+    npz_names,
+    read_statistics,
+    with_features,
+)
+
+_AS_IS = Preprocessing()
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one side: their name in tables, uint8 [N, C, H, W], and a hash of their content."""
+    """Images of one side: their name in tables, uint8 [N, C, H, W], and a hash of their content.
+
+    ``preprocessing`` is what was done to them, and ``note`` says what of their files was passed over.
+    """
 
     name: str
     images: Tensor
     content: str
+    preprocessing: str = "none"
+    note: str = ""
 
     @classmethod
     def all_of(cls, data: Dataset) -> ImageSet:
         """Take all images of a dataset."""
-        return cls(f"{data.name} ({len(data.images)})", data.images, data.content_hash())
+        name = f"{data.name} ({len(data.images)})"
+        return cls(name, data.images, data.content_hash(), data.preprocessing, data.note)
 
     @classmethod
     def training(cls, data: Dataset) -> ImageSet:
         """Take the images that are not held out: those of ``train`` of a folder with ``train`` and ``test``."""
         if not data.heldout.any():
             return cls.all_of(data)
-        return cls(data.training_name, data.part("train"), data.content_hash())
+        return cls(data.training_name, data.part("train"), data.content_hash(), data.preprocessing, data.note)
 
     @property
     def size(self) -> str:
         """Return height x width."""
         return "x".join(map(str, self.images.shape[2:]))
+
+    def count_in(self, other: ImageSet) -> int:
+        """Return how many of the images are, pixel by pixel, images of the other set."""
+        if self.images.shape[2:] != other.images.shape[2:]:
+            return 0
+        return int(np.isin(_hashes(self.images), _hashes(other.images)).sum())
+
+
+def _hashes(images: Tensor) -> NDArray[np.uint64]:
+    """Return 64 bits of a hash of each image [N], grey ones as three equal channels."""
+    digests = b"".join(
+        hashlib.blake2b(image.contiguous().numpy().data, digest_size=8).digest()
+        for image in images.expand(-1, 3, -1, -1)
+    )
+    return np.frombuffer(digests, np.uint64)
 
 
 @dataclass(frozen=True)
@@ -81,13 +113,13 @@ def open_statistics(path: Path, extractor: Extractor) -> Yardstick:
     statistics = read_statistics(path, extractor)
     if "arr_0" not in npz_names(path):
         return Yardstick(statistics, None)
-    pictures = ImageSet.all_of(load_path(f"images of {path.name}", path))
+    pictures = ImageSet.all_of(load_path(f"images of {path.name}", path, classes=False))
     extractor.check(tuple(pictures.images.shape))
     return Yardstick(statistics, pictures)
 
 
-def open_samples(path: Path, extractor: Extractor) -> ImageSet:
-    """Read samples from an npz (``arr_0`` uint8 NHWC), a folder or a zip of images.
+def open_samples(path: Path, extractor: Extractor, preprocessing: Preprocessing = _AS_IS) -> ImageSet:
+    """Read samples from an npz (``arr_0`` uint8 NHWC), a folder or a zip of images; of labels nothing is read.
 
     Raises:
         DataError: they cannot be read.
@@ -95,14 +127,20 @@ def open_samples(path: Path, extractor: Extractor) -> ImageSet:
     """
     _check_there(path, "SAMPLES")
     names = npz_names(path)
-    if "mu" in names and "arr_0" not in names:
-        raise DataError(f"{path} holds statistics and no images; name it with --reference, and give samples as images")
-    samples = ImageSet.all_of(load_path(path.name, path))
+    if is_statistics(names) and "arr_0" not in names:
+        held = ", ".join(sorted(names))
+        raise DataError(
+            f"{path} holds statistics or features ({held}) and no images; name it with --reference, and give samples as"
+            " images"
+        )
+    samples = ImageSet.all_of(load_path(path.name, path, preprocessing=preprocessing, classes=False))
     extractor.check(tuple(samples.images.shape))
     return samples
 
 
-def open_reference(reference: str, extractor: Extractor, batch: int, quiet: bool) -> Yardstick:
+def open_reference(
+    reference: str, extractor: Extractor, batch: int, quiet: bool, preprocessing: Preprocessing = _AS_IS
+) -> Yardstick:
     """Return a reference with its statistics, which are computed, or read from the cache or from the file itself.
 
     Args:
@@ -111,6 +149,7 @@ def open_reference(reference: str, extractor: Extractor, batch: int, quiet: bool
         extractor: source of the features.
         batch: images a network call.
         quiet: no progress bar.
+        preprocessing: done to images that are named by a path and no part of a file of statistics.
 
     Raises:
         DataError: images cannot be read.
@@ -123,10 +162,10 @@ def open_reference(reference: str, extractor: Extractor, batch: int, quiet: bool
         pictures = ImageSet.training(load("digits"))
     else:
         _check_there(path, "--reference")
-        if "mu" in npz_names(path):
+        if is_statistics(npz_names(path)):
             yardstick = open_statistics(path, extractor)
             return replace(yardstick, statistics=yardstick.completed(extractor, batch, quiet))
-        pictures = ImageSet.training(load_path(path.name, path))
+        pictures = ImageSet.training(load_path(path.name, path, preprocessing=preprocessing, classes=False))
     extractor.check(tuple(pictures.images.shape))
     statistics = cached_statistics(extractor, pictures.images, pictures.name, pictures.content, batch, quiet)
     return Yardstick(statistics, pictures)

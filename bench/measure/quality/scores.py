@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from bench.measure.features.extractors import Extractor
 from bench.measure.quality.frechet import frechet_distance
-from bench.measure.quality.influence import predicted_classes, stratified_terms
+from bench.measure.quality.influence import kernel_error, predicted_classes, stratified_terms
 from bench.measure.quality.statistics import (
     FEWEST_COMPARED,
+    FEWEST_SCORED,
     RETAINED,
     FeatureMoments,
     MomentStream,
@@ -23,8 +25,9 @@ from bench.measure.quality.statistics import (
 )
 
 Rows = NDArray[np.float32]
-SCORES_VERSION = 8  # raise when the set of scores or the meaning of one changes: samples are then scored anew
+SCORES_VERSION = 9  # raise when the set of scores or the meaning of one changes: samples are then scored anew
 _NEIGHBOURS = 3
+_KID_SUBSETS = 100  # torch-fidelity's default
 _SPLIT = 5000  # images of an Inception score, as in guided-diffusion's evaluator
 _ROWS = 256  # of a distance matrix held at a time, so that memory grows with N and not with N^2
 _PIXEL_ROWS = 1024  # images in float64 at a time
@@ -72,8 +75,8 @@ def score(
     """Yield every score of the features. Scores that N cannot support are empty and say why.
 
     In this order: Frechet distance on pooled and on spatial features, and, with an embedded classifier, on pooled
-    features at the reference's class shares; KID; precision and recall; the Inception score,
-    which has no reference.
+    features at the reference's class shares; KID, with its standard error where it stands for a Frechet distance;
+    precision and recall; the Inception score, which has no reference.
 
     Args:
         samples: features of the samples.
@@ -84,7 +87,8 @@ def score(
     n, names = len(samples.pooled), extractor.metrics
     note = f"; {extractor.note}" if extractor.note else ""
     name = f"{reference_name}{note}"
-    yield frechet_score(names["frechet"], samples.pooled, reference.moments, name)
+    distance = frechet_score(names["frechet"], samples.pooled, reference.moments, name)
+    yield distance
     if reference.spatial is None:
         yield Score(
             names["spatial"], None, n, name, "the reference has no statistics of spatial features (mu_s, sigma_s)"
@@ -93,7 +97,7 @@ def score(
         yield frechet_score(names["spatial"], samples.spatial, reference.spatial, name)
     if extractor.embedded:
         yield _stratified(f"{names['frechet']}_strat", samples.pooled, reference, extractor)
-    yield from _compared(samples.pooled, reference, extractor, note)
+    yield from _compared(samples.pooled, reference, extractor, note, distance.value is None)
     if extractor.logits is not None:
         yield _inception_score(names["inception_score"], samples.pooled, extractor)
 
@@ -111,33 +115,31 @@ def _stratified(name: str, samples: Rows, reference: ReferenceStatistics, extrac
     return Score(name, terms.distance, n, label)
 
 
-def _compared(samples: Rows, reference: ReferenceStatistics, extractor: Extractor, note: str) -> Iterator[Score]:
+def _compared(
+    samples: Rows, reference: ReferenceStatistics, extractor: Extractor, note: str, with_error: bool
+) -> Iterator[Score]:
     """Yield torch-fidelity's KID, precision and recall, which compare single images with single reference images.
 
-    KID subsets hold min(1000, N, M) images. Precision and recall use k = 3 neighbours and all samples.
+    KID subsets hold min(1000, N, M) images. Precision and recall use k = 3 neighbours and all samples. ``with_error``
+    adds KID's standard error.
     """
     # Imported here because it takes seconds.
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     n, names, name = len(samples), extractor.metrics, f"{reference.pooled_name}{note}"
-    if not reference.comparable:
-        reason = f"needs {FEWEST_COMPARED} reference images, not {len(reference.pooled)}"
-        if not len(reference.pooled):
-            reason = "the reference has no images, only statistics"
+    if reason := comparison_refusal(n, len(reference.pooled)):
         for key in ("kid", "precision", "recall"):
             yield Score(names[key], None, n, name, reason)
         return
     ours, theirs = torch.from_numpy(samples), torch.from_numpy(reference.pooled)
-    if n < 2:
-        yield Score(names["kid"], None, n, name, "needs 2 images")
-    else:
-        kid = kid_features_to_metric(ours, theirs, kid_subset_size=min(1000, n, len(theirs)), verbose=False)
-        yield Score(names["kid"], kid[KEY_METRIC_KID_MEAN], n, name)
-    if n < _NEIGHBOURS + 1:
-        for key in ("precision", "recall"):
-            yield Score(names[key], None, n, name, f"needs {_NEIGHBOURS + 1} images")
-        return
+    kid = kid_features_to_metric(
+        ours, theirs, kid_subsets=_KID_SUBSETS, kid_subset_size=min(1000, n, len(theirs)), verbose=False
+    )
+    yield Score(names["kid"], kid[KEY_METRIC_KID_MEAN], n, name)
+    if with_error:
+        drawing = kid[KEY_METRIC_KID_STD] / math.sqrt(_KID_SUBSETS)  # of the subsets
+        yield Score(f"{names['kid']}_error", math.hypot(kernel_error(samples, reference.pooled), drawing), n, name)
     settings = {"prc_neighborhood": _NEIGHBOURS, "prc_batch_size": _ROWS, "save_cpu_ram": True, "verbose": False}
     prc = prc_features_to_metric(ours, theirs, **settings)
     yield Score(names["precision"], prc[KEY_METRIC_PRECISION], n, name)
@@ -162,13 +164,31 @@ def frechet_score(
     """
     ours, theirs = _moments(samples), _moments(reference)
     n = ours.n or 0
-    width = len(ours.mean)
-    fewest = n if theirs.n is None else min(n, theirs.n)
-    if fewest <= width:
-        reason = f"a covariance of {width} features needs {width + 1} images, not {fewest}"
+    if reason := frechet_refusal(len(ours.mean), n, theirs.n):
         return Score(name, None, n, reference_name, reason)
     value = frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)
     return Score(name, value, n, reference_name)
+
+
+def frechet_refusal(width: int, n: int, reference_n: int | None) -> str:
+    """Return why so many samples and reference images give no Frechet distance, empty where they do.
+
+    Args:
+        width: number of features.
+        n: number of samples.
+        reference_n: number of reference images; None, where nobody states it, is enough.
+    """
+    fewest = n if reference_n is None else min(n, reference_n)
+    return "" if fewest > width else f"a covariance of {width} features needs {width + 1} images, not {fewest}"
+
+
+def comparison_refusal(n: int, references: int) -> str:
+    """Return why so many samples and single reference images give no KID, precision and recall, empty where they do."""
+    if not references:
+        return "the reference has no images, only statistics"
+    if references < FEWEST_COMPARED:
+        return f"needs {FEWEST_COMPARED} reference images, not {references}"
+    return "" if n >= FEWEST_SCORED else f"needs {FEWEST_SCORED} samples, not {n}"
 
 
 def _moments(features: Rows | FeatureMoments) -> FeatureMoments:
@@ -221,8 +241,10 @@ def _nearest(samples: Tensor, images: Tensor) -> float:
 def inception_score(pooled: NDArray[np.float32], logits: Callable[[Tensor], Tensor], split: int = _SPLIT) -> float:
     """Return the Inception score exp(mean KL(p(y | x) || p(y))), averaged over splits (Salimans et al. 2016).
 
-    Splits follow guided-diffusion's evaluator: images stay in their order, and a shorter last split counts as much as
-    the others. The score grows with the size of a split, so that values at N < 5000 are below published ones.
+    Splits have the size of guided-diffusion's evaluator, and a shorter last split counts as much as the others. They
+    are drawn from one fixed permutation, which for samples in random order changes nothing in law: of samples sorted by
+    class every split would lack classes. The score grows with the size of a split, so that values at N < 5000 are below
+    published ones.
 
     Args:
         pooled: features [N, d], N at least 1.
@@ -232,6 +254,9 @@ def inception_score(pooled: NDArray[np.float32], logits: Callable[[Tensor], Tens
     Returns:
         A number from 1 to the number of classes.
     """
+    if len(pooled) > split:
+        # Raw words of PCG64, which numpy keeps the same for good.
+        pooled = pooled[np.argsort(np.random.PCG64(0).random_raw(len(pooled)), kind="stable")]
     return float(np.mean([_split_score(logits(part)) for part in torch.from_numpy(pooled).split(split)]))
 
 

@@ -24,6 +24,8 @@ RETAINED = 10_000
 # Images that a reference needs for scores that compare single images. The variance of a kernel distance to M images is
 # proportional to 1 / M: a distance to fewer says more about these images than about the samples.
 FEWEST_COMPARED = 100
+# Samples that the same scores need: three neighbours of 4 samples span everything, and the unbiased KID of 2 is noise.
+FEWEST_SCORED = 50
 _BLOCK = 2048  # rows whose moments are computed at once, by numpy alone where there are no more
 
 

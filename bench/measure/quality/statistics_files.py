@@ -1,14 +1,17 @@
 """Files of reference statistics in guided-diffusion's format and EDM's, and a cache of them.
 
-guided-diffusion's files hold ``mu, sigma, mu_s, sigma_s`` and, where there are images, ``arr_0``; EDM's ``mu, sigma``.
+guided-diffusion's files hold ``mu, sigma, mu_s, sigma_s`` and, where there are images, ``arr_0``; EDM's ``mu, sigma``;
+others ``m, s``, or the pooled features themselves, ``pool_3`` [N, d].
 Files written here hold ``n`` and ``extractor`` too, which other readers ignore, and in the cache ``pooled``.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import zipfile
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from bench.measure.features.extractors import Extractor
 from bench.measure.quality.statistics import (
     RETAINED,
     FeatureMoments,
+    MomentStream,
     ReferenceStatistics,
     retained_name,
     summarise,
@@ -33,13 +37,16 @@ from bench.runtime.errors import FeatureError
 CACHE_VARIABLE = "EXPOSURE_BIAS_CACHE"
 _VERSION = 1  # raise when the meaning of cached statistics changes
 _WIDEST = 2**13  # features; no extractor in use has more
+_MOST_FEATURES = 2**29  # numbers of a file of features
+_PAIRS = (("mu", "sigma"), ("m", "s"))  # names of a mean and a covariance
+_FEATURES = "pool_3"
 _ROUNDING = 1e-6  # relative to the largest entry: some files hold float32
 _LOG = logging.getLogger(__name__)
 
 
 def npz_names(path: Path) -> frozenset[str]:
     """Return the names of an npz's arrays, none where the file is no npz; its reader then raises the error."""
-    if path.suffix != ".npz" or not path.is_file():
+    if path.suffix.lower() != ".npz" or not path.is_file():
         return frozenset()
     try:
         with zipfile.ZipFile(path) as archive:
@@ -48,8 +55,15 @@ def npz_names(path: Path) -> frozenset[str]:
         return frozenset()
 
 
+def is_statistics(names: Collection[str]) -> bool:
+    """Tell a file of statistics or features by the names of its arrays."""
+    return "mu" in names or _FEATURES in names or set(_PAIRS[1]) <= set(names)
+
+
 def read_statistics(path: Path, extractor: Extractor, name: str = "") -> ReferenceStatistics:
     """Read ``mu, sigma`` and, where present, ``mu_s, sigma_s, n, extractor, pooled``; images are not read.
+
+    ``m, s`` are read as ``mu, sigma``. Of features ``pool_3`` [N, d] the moments are computed.
 
     Args:
         path: the npz file.
@@ -61,8 +75,9 @@ def read_statistics(path: Path, extractor: Extractor, name: str = "") -> Referen
     """
     wide, wide_spatial = extractor.widths or (None, None)
     with CheckedNpz(path) as file:
-        if not {"mu", "sigma"} <= file.names:
-            raise FeatureError(f"{path} lacks 'mu' and 'sigma'; it is no file of reference statistics")
+        pair = next((pair for pair in _PAIRS if set(pair) <= file.names), None)
+        if pair is None:
+            return _of_features(file, extractor, name or path.name)
         key, n = "", None
         if "extractor" in file.names:
             key = str(file.read("extractor", lambda shape: shape == (), "one text", "U"))
@@ -72,7 +87,7 @@ def read_statistics(path: Path, extractor: Extractor, name: str = "") -> Referen
             n = int(file.read("n", lambda shape: shape == (), "one number", "iu"))
             if n < 1:
                 raise FeatureError(f"{path}: 'n' is {n}, and no number of images; get the file again")
-        moments = _moments(file, "mu", "sigma", wide, extractor.name, n)
+        moments = _moments(file, *pair, wide, extractor.name, n)
         spatial = None
         if {"mu_s", "sigma_s"} <= file.names:
             spatial = _moments(file, "mu_s", "sigma_s", wide_spatial, extractor.name, n)
@@ -85,12 +100,37 @@ def read_statistics(path: Path, extractor: Extractor, name: str = "") -> Referen
     return ReferenceStatistics(name, key, moments, spatial, pooled.astype(np.float32), name)
 
 
+def _of_features(file: CheckedNpz, extractor: Extractor, name: str) -> ReferenceStatistics:
+    """Return the statistics of a file of pooled features."""
+    if _FEATURES not in file.names:
+        raise FeatureError(
+            f"{file.path} holds {file.listed()}; a file of statistics has 'mu' [d] and 'sigma' [d, d]: write its mean"
+            " and covariance with np.savez(FILE, mu=..., sigma=...)"
+        )
+    width = (extractor.widths or (None, None))[0]
+    shape = f"[N, {width or 'd'}] as --features {extractor.name} has them; use the features it was made with"
+
+    def fits(shape: tuple[int, ...]) -> bool:
+        return len(shape) == 2 and shape[0] > 1 and width in (None, shape[1]) and math.prod(shape) <= _MOST_FEATURES
+
+    rows, stream = file.read(_FEATURES, fits, shape).astype(np.float32, copy=False), MomentStream()
+    for start in range(0, len(rows), RETAINED):
+        stream.add(rows[start : start + RETAINED])
+    name = f"{name} ({len(rows)})"
+    kept = rows[thinned(len(rows))]
+    return ReferenceStatistics(name, "", stream.result(), None, kept, retained_name(name, len(rows)))
+
+
 def _moments(
     file: CheckedNpz, mean_name: str, cov_name: str, width: int | None, features: str, n: int | None
 ) -> FeatureMoments:
     """Read a mean and a covariance and check that they can be these."""
     shape = f"[{width or 'd'}] as --features {features} has them; use the features it was made with"
-    mean = file.read(mean_name, lambda s: len(s) == 1 and 0 < s[0] <= _WIDEST and width in (None, s[0]), shape)
+
+    def fits(shape: tuple[int, ...]) -> bool:
+        return shape[:-1] in ((), (1,)) and 0 < shape[-1] <= _WIDEST and width in (None, shape[-1])
+
+    mean = file.read(mean_name, lambda s: len(s) > 0 and fits(s), shape).reshape(-1)  # some files hold [1, d]
     square = (len(mean), len(mean))
     cov = file.read(cov_name, lambda s: s == square, f"{list(square)}; get the file again").astype(np.float64)
     largest = float(np.abs(cov).max())

@@ -142,8 +142,9 @@ def _add_measuring(measuring: argparse._ArgumentGroup) -> None:
     )
     measuring.add_argument(
         "--features",
-        help="digits, cifar10, cifar10-16, inception, clean-fid or none (default: the dataset's own for digits and"
-        " cifar10-16, and for cifar10 without --data-dir, else inception)",
+        help="digits, cifar10, cifar10-16, cifar10-resized (images of any size, no download), inception, clean-fid or"
+        " none (default: the dataset's own for digits and cifar10-16, and for cifar10 without --data-dir, else"
+        " inception)",
     )
     measuring.add_argument(
         "--reference",

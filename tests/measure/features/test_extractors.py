@@ -86,14 +86,26 @@ def test_an_embedded_extractor_names_its_weights(name):
     assert extractor.embedded
 
 
+def test_resized_features_are_cifars_of_images_of_any_size():
+    images = torch.randint(0, 256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    resized = open_extractor("cifar10-resized")
+    for one, other in zip(resized.extract(images), open_extractor("cifar10").extract(images), strict=True):
+        assert (one == other).all()
+    for shape in ((3, 16, 16), (1, 8, 8), (3, 40, 70)):
+        flat = torch.full((2, *shape), 90, dtype=torch.uint8)  # of one colour, it stays so
+        whole = torch.full((2, 3, 32, 32), 90, dtype=torch.uint8)
+        torch.testing.assert_close(*(torch.from_numpy(resized.extract(x)[0]) for x in (flat, whole)))
+    assert resized.metrics["frechet"] == "fd_cifar10_resized"
+    assert resized.embedded
+
+
 def test_none_opens_nothing():
     assert open_extractor("none") is None
 
 
 def test_unknown_features_are_refused():
     with pytest.raises(
-        FeatureError,
-        match="unknown features 'vgg'; choose digits, cifar10, cifar10-16, inception, clean-fid, latents, none",
+        FeatureError, match="unknown features 'vgg'; choose digits, cifar10, cifar10-16, cifar10-resized, inception, "
     ):
         open_extractor("vgg")
 

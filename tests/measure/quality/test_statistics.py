@@ -171,7 +171,7 @@ def test_the_hash_is_of_the_numbers():
 EYE = np.eye(5)
 LOPSIDED = EYE + np.triu(np.ones((5, 5)))
 BAD = {
-    "no sigma": ({"mu": np.zeros(5)}, "lacks 'mu' and 'sigma'"),
+    "no sigma": ({"mu": np.zeros(5)}, r"holds 'mu' float64 .5.; a file of statistics has 'mu' .d. and 'sigma'"),
     "integers": ({"mu": np.zeros(5, int), "sigma": EYE}, "'mu' is int64, not float32 or float64"),
     "half": ({"mu": np.zeros(5), "sigma": EYE.astype(np.float16)}, "'sigma' is float16"),
     "objects": ({"mu": np.zeros(5, object), "sigma": EYE}, "'mu' is object"),
@@ -188,6 +188,29 @@ BAD = {
     "extractor": ({"mu": np.zeros(5), "sigma": EYE, "extractor": "digits-0"}, "statistics of digits-0, not of toy-1"),
     "number": ({"mu": np.zeros(5), "sigma": EYE, "n": np.zeros(3, int)}, "'n' is .*, not one number"),
 }
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5)])
+@pytest.mark.parametrize("names", [("mu", "sigma"), ("m", "s")])
+def test_other_names_and_a_row_as_mean_are_read(tmp_path, names, shape):
+    features = rows(40)
+    mean, cov = feature_moments(features)
+    np.savez(tmp_path / "x.npz", **dict(zip(names, (mean.reshape(shape), cov), strict=True)))
+    found = read_statistics(tmp_path / "x.npz", TOY).moments
+    np.testing.assert_array_equal(found.mean, mean)
+    np.testing.assert_array_equal(found.cov, cov)
+    assert statistics_cache.is_statistics(npz_names(tmp_path / "x.npz"))
+
+
+def test_features_themselves_are_read(tmp_path):
+    features = rows(40)
+    np.savez(tmp_path / "x.npz", pool_3=features)
+    found = read_statistics(tmp_path / "x.npz", TOY)
+    np.testing.assert_allclose(found.moments.cov, feature_moments(features)[1], rtol=1e-12)
+    np.testing.assert_array_equal(found.pooled, features)
+    assert (found.n, found.name) == (40, "x.npz (40)")
+    np.savez(tmp_path / "x.npz", pool_3=features[:, :4])
+    assert refusal(tmp_path / "x.npz").endswith("use the features it was made with")
 
 
 def refusal(path):
