@@ -26,8 +26,8 @@ ROWS = {
     "bench.models": ("interface", {"networks", "denoisers"}, "checkpoints", "acceleration", "train", "inspect"),
     "bench.measure": ({"instruments", "features"}, "quality", "__main__"),
     "bench.suite": (
-        "settings", {"registry", "processes"}, "config", "plan", "store", "cells", "experiments", "run", "account",
-        {"cost", "tuning"}, "execution", "cli", "__main__",
+        "settings", {"registry", "processes"}, "config", "plan", "store", "cells", "experiments", "run",
+        {"account", "notes"}, {"cost", "tuning"}, "execution", "cli", "__main__",
     ),
     "bench.hooks": ("frames", {"loops", "real"}, {"capture", "results", "own"}, "record"),
     "analysis": (

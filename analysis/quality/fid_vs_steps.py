@@ -19,7 +19,7 @@ from analysis.output.style import MARKERS, LineRow, dodged, line_key, line_panel
 from analysis.output.text import latex_text, markdown_row
 from analysis.published.protocol import overlay
 from analysis.records.arrays import Row, cell_terms
-from analysis.records.load import Results, main_metric
+from analysis.records.load import Results, frechet_name, kid_name, main_metric
 
 _SECTION = "Quality"
 _MARK = " (!)"  # of a model whose description does not fit
@@ -58,7 +58,13 @@ class QualityTable:
         value, spread = row[f"{steps}"], self.spread(row, steps)
         if pd.isna(value):
             return "-"
-        return f"{value:.3f}" if pd.isna(spread) else f"{value:.3f} ± {spread:.3f}"
+        digits = 5 if self.is_kernel else 3  # squared kernel distances are small
+        return f"{value:.{digits}f}" if pd.isna(spread) else f"{value:.{digits}f} ± {spread:.{digits}f}"
+
+    @property
+    def is_kernel(self) -> bool:
+        """Tell whether it is the kernel distance, which stands in for a Frechet distance that cannot be given."""
+        return kid_name([self.metric]) is not None
 
     @cached_property
     def spread_name(self) -> str:
@@ -151,7 +157,7 @@ def quality_table(results: Results) -> QualityTable | None:
             entry[f"{count}"] = means.get(row, float("nan"))
             entry[f"{count}_sd"] = statistics["std"].get(row)
             error = distance_error(terms.get(count, {}).get(row, {}))
-            entry[f"{count}_error"] = float("nan") if error is None else error
+            entry[f"{count}_error"] = _kernel_error(metrics, metric, row, count) if error is None else error
             entry[f"{count}_best"] = row in means and (row, count) in compared - beaten
     calls = scores.groupby(["sampler", "steps"])["nfe"].agg(["min", "max"])
     nfe = {
@@ -163,7 +169,21 @@ def quality_table(results: Results) -> QualityTable | None:
     caption = _caption(metric, scores, len(rows), quality.spread_name) + _yardstick(exact)
     if results.misfits:
         caption += f"{_MARK}: the description does not fit the network, and no comparison has it."
-    return replace(quality, caption=caption)
+    return replace(quality, caption=caption + (_stands_in(metrics) if quality.is_kernel else ""))
+
+
+def _kernel_error(metrics: pd.DataFrame, metric: str, row: Row, steps: int) -> float:
+    """Return the standard error of a kernel distance, averaged over seeds, which share the reference; NaN for none."""
+    chosen = (metrics["metric"] == f"{metric}_error") & (metrics["steps"] == steps)
+    chosen &= (metrics["model"] == row[0]) & (metrics["sampler"] == row[1])
+    return float(metrics.loc[chosen, "value"].astype(float).mean())
+
+
+def _stands_in(metrics: pd.DataFrame) -> str:
+    """Return why the Frechet distance is not the one that is shown."""
+    name = frechet_name(map(str, metrics["metric"].unique()))
+    reasons = metrics.loc[(metrics["metric"] == name) & (metrics["reason"] != ""), "reason"].dropna()
+    return f" It stands in for {name}: {reasons.iloc[0]}." if len(reasons) else ""
 
 
 def _yardstick(exact: tuple[float, float] | None) -> str:
@@ -177,6 +197,8 @@ def errors_of(results: Results) -> pd.Series:
     """Return the standard error of each cell's Frechet distance, in the rows of ``results.metrics``; else NaN."""
     terms, metric = cell_terms(results), main_metric(results.metrics)
     errors = []
+    if metric == kid_name([metric or ""]):
+        return pd.Series(float("nan"), index=results.metrics.index, dtype=float)  # its error is a score of its own
     columns = results.metrics[["steps", "model", "sampler", "seed", "metric"]]
     for steps, model, sampler, seed, name in columns.itertuples(index=False, name=None):
         cell = terms.get(steps, {}).get((model, sampler), {}).get(seed)
@@ -306,7 +328,8 @@ def analyse(results: Results, out: Output) -> None:
     shown = quality.table[["model", "sampler"]].assign(model=labels)
     for steps in quality.steps:
         shown[f"{steps} steps"] = [quality.entry(row, steps) for _, row in quality.table.iterrows()]
-    out.entries.append(TableEntry("fid_vs_steps", _SECTION, "Frechet distance against steps", quality.caption, shown))
+    title = f"{'Kernel' if quality.is_kernel else 'Frechet'} distance against steps"
+    out.entries.append(TableEntry("fid_vs_steps", _SECTION, title, quality.caption, shown))
     if quality.table[[f"{steps}" for steps in quality.steps]].isna().all(axis=None):
         return
     published = overlay(results, quality.metric)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import pandas as pd
 from analysis.records.files import Place, size_of
 
 RECORD_VERSION = 2  # of the records this package reads; bench.suite.plan writes them
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # of models and folders, as bench.suite.settings has it
 _KINDS = {"model": str, "sampler": str, "steps": int, "seed": int, "samples": int}
 _SHARED = ("spacing", "clip", "quantize", "precision", "samples", "data")  # what cells of one folder agree in
 _COLUMNS = ("arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std")
@@ -39,14 +41,15 @@ def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
     Raises:
         ValueError, KeyError, TypeError: saying what is wrong.
     """
+    check_unchanged(facts)
     cell = facts["cell"]
     if cell.get("version") != RECORD_VERSION:
         raise ValueError(f"it was recorded by version {cell.get('version')} of the suite, this is {RECORD_VERSION}")
     for name, kind in _KINDS.items():
         if not isinstance(cell[name], kind) or isinstance(cell[name], bool):
             raise ValueError(f"{name} is {cell[name]!r}")
-        if kind is str and not cell[name].isprintable():
-            raise ValueError(f"{name} is {cell[name]!r}")
+        if kind is str and not NAME.fullmatch(cell[name]):
+            raise ValueError(f"{name} is {cell[name]!r:.100}, which is no name")
         if kind is int and not (name != "seed") <= cell[name] <= _MOST:
             raise ValueError(f"{name} is {cell[name]!r:.20}")
     expected = "{model}-{sampler}-{steps}-seed{seed}".format(**cell)
@@ -64,6 +67,18 @@ def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
     if twice:
         raise ValueError(f"{twice[0]} is there twice")
     check_files(folder, facts["files"])
+
+
+def check_unchanged(facts: Mapping[str, Any]) -> None:
+    """Check a record against the checksum in it (``bench.files.writing.write_record``); published ones have none.
+
+    Raises:
+        ValueError: it was edited.
+    """
+    rest = {name: value for name, value in facts.items() if name != "checksum"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    if facts.get("checksum", digest) != digest:
+        raise ValueError("its numbers were edited")
 
 
 def check_files(folder: Place, sizes: Mapping[str, int]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.records.checks import check_files, check_key, check_steps, walk_name
+from analysis.records.checks import NAME, check_files, check_key, check_steps, check_unchanged, walk_name
 from analysis.records.files import Place, read_json, read_npz, read_table
 
 T = TypeVar("T")
@@ -104,6 +104,9 @@ def _facts(path: Place, kind: str) -> Mapping[str, Any]:
     version = facts[kind]["version"]
     if version != _VERSIONS[kind]:
         raise ValueError(f"it was recorded by version {version} of the suite, this is {_VERSIONS[kind]}")
+    check_unchanged(facts)
+    if not NAME.fullmatch(path.name):
+        raise ValueError("its folder has a name that no run gives")
     check_key(facts["key"], facts[kind])
     check_files(path, facts["files"])
     description: dict[str, Any] = facts[kind]
@@ -117,6 +120,9 @@ def _read(path: Place, kind: str) -> pd.DataFrame:
     missing = [name for name in (*filled, *others) if name not in table]
     if missing or not len(table) or table[list(filled)].isna().any(axis=None):
         raise ValueError(f"record.csv has no {missing[0]!r}" if missing else "record.csv has empty entries")
+    strange = [name for name in table["model"].unique() if not NAME.fullmatch(name)]
+    if strange:
+        raise ValueError(f"record.csv has a model {strange[0]!r:.100}, which is no name")
     numbers = table.drop(columns=[name for name in _TEXTS if name in table])
     wrong = [name for name, kind in numbers.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     if wrong or np.isinf(numbers.to_numpy(dtype=float)).any():

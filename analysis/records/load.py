@@ -302,6 +302,18 @@ def inception_score_name(names: Iterable[str]) -> str | None:
     return next((name for name in names if re.fullmatch(r"(clean_)?is(_\w+)?", name)), None)
 
 
+def kid_name(names: Iterable[str]) -> str | None:
+    """Return what the kernel distance goes by, None where there is none."""
+    plain = (name for name in names if not name.endswith("_error"))
+    return next((name for name in plain if re.fullmatch(r"(clean_)?kid(_\w+)?", name)), None)
+
+
 def main_metric(metrics: pd.DataFrame) -> str | None:
-    """Return the Frechet distance on pooled features that a folder was scored with, None where there is none."""
-    return frechet_name(str(name) for name in metrics["metric"].unique())
+    """Return the distance that a folder was scored with, None where there is none.
+
+    It is the Frechet distance on pooled features; where N or the reference gave no cell one, the kernel distance, if
+    any cell has that.
+    """
+    given = metrics.loc[metrics["value"].notna(), "metric"].unique()
+    frechet, kid = frechet_name(map(str, metrics["metric"].unique())), kid_name(map(str, given))
+    return kid if kid is not None and frechet not in given else frechet

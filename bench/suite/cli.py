@@ -116,6 +116,9 @@ def prepare(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> R
 
     with team.together():
         registry = load_registry(args.config, args.dataset)
+        if "=" in args.dataset and args.data_dir is not None:
+            raise UserError(f"--dataset {args.dataset} says where the images are; leave out --data-dir")
+        args.dataset = registry.dataset  # without the path of NAME=PATH
         config = resolve(make_request(args, arguments, registry.datasets), registry)
         if config.request.progress and team.leads and not args.dry_run and sys.stderr.isatty():
             cells = len(config.models) * len(config.request.steps) * len(config.seeds)
@@ -152,7 +155,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> tupl
         statistics = f"compared with the kept statistics of {run.config.data.training_name}"
         omitted = "; ".join(left_out)
         print(f"note: no --data-dir and so no images: {statistics}; left out: {omitted}", file=sys.stderr)
-    outcome = execute(run, team)
+    outcome = execute(run, team, args.quiet)
     if not team.leads:
         # Not the code of a failure: torchrun would end the first rank, which has yet to print and to draw.
         return 0, None

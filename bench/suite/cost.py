@@ -21,6 +21,7 @@ from bench.suite.cells.reference import Reference
 from bench.suite.experiments.chains import Chain
 from bench.suite.experiments.experiment import Extra
 from bench.suite.experiments.response import Response
+from bench.suite.notes import notes
 from bench.suite.plan import Cell, Unit
 from bench.suite.processes.ranks import Team
 from bench.suite.registry.model import Model
@@ -296,6 +297,7 @@ def dry_run(run: Run, team: Team) -> Iterator[str]:
         return
     yield from _plan(run)
     reference, unscored = _reference(run)
+    yield from (f"note      {line}" for line in notes(run, reference))
     yield f"time      {duration(forecast(run, reference, team.size))} here{unscored}"
 
 

@@ -36,6 +36,7 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "churn": 0.0, "precision": "fp32", "s_min": 0.0, "s_max": None, "s_noise": 1.0, "class_labels": "random",
 }  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(@[0-9]+[A-Za-z0-9._-]*)?")
+_LONGEST_NAME = 100  # file systems take 255 bytes, of which sampler, steps and seed need some
 RESERVED_SEEDS = 1_000_000  # seeds from here on belong to the tuning of constants; no reported number uses them
 
 
@@ -108,12 +109,18 @@ def check_name(name: str, place: str) -> None:
         place: where the name stands, for the message.
 
     Raises:
-        ConfigError: it has other signs than letters, digits, ``.``, ``_`` and ``-``.
+        ConfigError: it has other signs than letters, digits, ``.``, ``_`` and ``-``, or more than 100.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
         raise ConfigError(
-            f"{name!r} in {place} is no name; use letters, digits, '.', '_', '-' (and @2, ... for another training)"
+            f"{name!r} in {place} is no name; use up to {_LONGEST_NAME} letters, digits, '.', '_', '-' (and @2, ... for"
+            " another training)"
         )
+
+
+def is_folder_name(name: str) -> bool:
+    """Tell whether a folder of results may have a name: that of a cell or measurement of a run."""
+    return bool(_NAME.fullmatch(name)) and "@" not in name
 
 
 def positive(flag: str, value: float) -> None:

@@ -172,6 +172,11 @@ _EMBEDDED: Mapping[str, tuple[tuple[int, int], tuple[int, int] | None]] = {
 }
 
 
+def embedded_width(name: str) -> int:
+    """Return the number of pooled features of an embedded extractor."""
+    return _EMBEDDED[name][0][0]
+
+
 def _open_embedded(name: str, device: torch.device | str) -> Extractor:
     (widths, size), dataset = _EMBEDDED[name], "cifar10" if name == ANY_SIZE else name
     network = (ResizedFeatures if name == ANY_SIZE else ClassifierFeatures)(dataset).to(device)

@@ -54,15 +54,17 @@ _SUFFIXES: Mapping[str, str] = {".safetensors": "native", ".pkl": "edm", ".py": 
 _FILES = (*_SUFFIXES, ".pt", ".pth", ".ckpt", ".bin", ".npz", ".zip")
 
 
-def located(weights: Path) -> Path:
+def located(weights: Path, folder: Path | None = None) -> Path:
     """Return where the weights are: the path itself, or the folder of a hub id such as ``google/ddpm-cifar10-32``.
+
+    A relative path starts in ``folder``, by default the current one.
 
     Raises:
         CheckpointError: a hub id that is neither in the cache nor can be downloaded.
     """
-    name = weights.as_posix()
-    is_id = is_hub_id(name) and weights.suffix.lower() not in _FILES and not weights.exists()
-    return resolve_hub(name) if is_id else weights
+    name, path = weights.as_posix(), weights if folder is None else folder / weights
+    is_id = is_hub_id(name) and weights.suffix.lower() not in _FILES and not path.exists()
+    return resolve_hub(name) if is_id else path
 
 
 def describe(weights: Path) -> Description | None:

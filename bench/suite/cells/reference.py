@@ -63,6 +63,15 @@ class Reference:
         """Return what tables call the reference."""
         return self._imported.statistics.name if self._imported is not None else self.pictures.training_name
 
+    def counts(self) -> tuple[int | None, int]:
+        """Return of how many images the statistics are, None where nobody says, and how many there are to compare."""
+        data, imported = self.data, self._imported
+        if imported is None:
+            images = data.committed.pixels.n if isinstance(data, Unseen) else data.count("train")
+            return images, images
+        singles = len(imported.statistics.pooled) or data.count("train")
+        return imported.statistics.n, singles if imported.pictures is None else len(imported.pictures.images)
+
     def features_key(self) -> str:
         """Return what a Frechet distance depends on besides samples and data: extractor and imported statistics."""
         extractor = self.extractor.key if self.extractor else "none"

@@ -41,8 +41,9 @@ def _add_grid(grid: argparse._ArgumentGroup) -> None:
     grid.add_argument(
         "--dataset",
         default=DEFAULT_DATASET,
-        metavar="NAME",
-        help="digits, cifar10, ... (docs/data.md lists them), or one of the config file's (default %(default)s)",
+        metavar="NAME[=PATH]",
+        help="digits, cifar10, ... (docs/data.md lists them), one of the config file's, or images of your own: a name"
+        " and their folder, zip or npz (default %(default)s)",
     )
     grid.add_argument(
         "--data-dir",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,8 +228,8 @@ def _tune(args: argparse.Namespace) -> Tune | None:
     return tune
 
 
-def _items(flag: str, text: str) -> list[str]:
-    items = [item.strip() for item in text.split(",") if item.strip()]
+def _items(flag: str, pieces: Iterable[str]) -> list[str]:
+    items = [item.strip() for item in pieces if item.strip()]
     if not items:
         raise ConfigError(f"{flag} is empty; give at least one value")
     twice = sorted({item for item in items if items.count(item) > 1})
@@ -237,10 +238,23 @@ def _items(flag: str, text: str) -> list[str]:
     return items
 
 
+def _model_items(text: str) -> list[str]:
+    """Split at commas; to a path belong as many pieces as make the longest one that exists."""
+    pieces, items = text.split(","), list[str]()
+    while pieces:
+        item = pieces.pop(0)
+        path = item.partition("=")[2]
+        ends = [k for k in range(1, len(pieces) + 1) if path and os.path.exists(",".join([path, *pieces[:k]]))]
+        count = max(ends, default=0)
+        items.append(",".join([item, *pieces[:count]]))
+        del pieces[:count]
+    return items
+
+
 def parse_models(text: str) -> tuple[tuple[str, Path | None], ...]:
-    """Read ``NAME[=PATH],...`` into (name, path or None) pairs."""
+    """Read ``NAME[=PATH],...`` into (name, path or None) pairs; a path that is there may hold commas."""
     pairs = []
-    for item in _items("--models", text):
+    for item in _items("--models", _model_items(text)):
         name, given, path = item.partition("=")
         if not name or (given and not path):
             raise ConfigError(f"--models: {item!r} is not NAME or NAME=PATH")
@@ -266,7 +280,7 @@ def parse_interval(text: str) -> tuple[float, float]:
 def parse_steps(text: str) -> tuple[int, ...]:
     """Read ``80,100,...``; limits that depend on the model are checked with it."""
     steps = []
-    for item in _items("--steps", text):
+    for item in _items("--steps", text.split(",")):
         try:
             steps.append(int(item))
         except ValueError:
@@ -280,7 +294,7 @@ def parse_steps(text: str) -> tuple[int, ...]:
 
 def parse_measure(text: str) -> tuple[str, ...]:
     """Read ``steps,chains,...`` or ``all`` into measurements, in the order they are made."""
-    names = _items("--measure", text)
+    names = _items("--measure", text.split(","))
     for name in names:
         if name not in (*MEASUREMENTS, "all"):
             raise nearest("--measure", name, (*MEASUREMENTS, "all"))
@@ -290,7 +304,7 @@ def parse_measure(text: str) -> tuple[str, ...]:
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Read ``0,3,7`` or ranges ``0-4`` (both ends included), mixed as wished."""
     seeds: list[int] = []
-    for item in _items("--seeds", text):
+    for item in _items("--seeds", text.split(",")):
         first, dash, last = item.partition("-")
         try:
             low, high = int(first), int(last) if dash else int(first)

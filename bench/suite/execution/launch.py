@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from bench.suite.cells.reference import Reference
 from bench.suite.cost import cost_line, settle_compiling
 from bench.suite.execution.worker import Execution
 from bench.suite.experiments.slopes import plan_slopes
+from bench.suite.notes import notes
 from bench.suite.plan import Cell
 from bench.suite.processes.locks import Claims
 from bench.suite.processes.progress import Progress, log_path
@@ -39,8 +40,10 @@ class Outcome:
     had_work: bool = True
 
 
-def execute(run: Run, team: Team) -> Outcome:
+def execute(run: Run, team: Team, quiet: bool = False) -> Outcome:
     """Compute what is not complete, and return what every process of the team returns.
+
+    Before anything is computed, notes on the run stand on stderr, unless ``quiet``.
 
     Raises:
         ConfigError, FeatureError: the folder is in use or holds what does not go with this run; nothing was computed.
@@ -49,6 +52,9 @@ def execute(run: Run, team: Team) -> Outcome:
     with team.together():
         reference = run.reference()
         run.store.check_features(run.cells, reference.features_key())
+    if team.leads:
+        for line in (*(() if quiet else notes(run, reference)), *_repairs(run)):
+            print(f"note: {one_line(line)}", file=sys.stderr)
     # The first rank looks for all: to know that a file is what was written, all of it is read.
     if not team.gather(["work"] if team.leads and not _is_complete(run, reference) else []):
         if team.leads and team.share is None:
@@ -77,6 +83,12 @@ def execute(run: Run, team: Team) -> Outcome:
         progress.event("end", failures=len(failures))
     incomplete = sum(not _is_done(run, reference, cell) for cell in run.cells) if team.leads else 0
     return Outcome(tuple(failures), incomplete)
+
+
+def _repairs(run: Run) -> Iterator[str]:
+    """Yield a line that names the complete cells whose files have changed; they are computed again."""
+    if damaged := [cell.name for cell in run.cells if run.store.is_damaged(cell)]:
+        yield f"damaged or edited, and computed again: {', '.join(damaged)}"
 
 
 def complete(run: Run) -> list[str]:

@@ -38,7 +38,7 @@ _DATASET_KEYS = {"path": _TEXT, "heldout_every": _WHOLE, "resize": _WHOLE, "crop
 
 @dataclass(frozen=True)
 class Entries:
-    """What the config files add: models, datasets, and the folder of each model's file."""
+    """What the config files add: models, datasets with the ``folder`` of their file, and that of each model's file."""
 
     models: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     datasets: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -58,6 +58,7 @@ def read_config_files(paths: Iterable[Path]) -> Entries:
             if twice := [name for name in new if name in old]:
                 raise ConfigError(f"{kind} {twice[0]!r} is in two config files; rename it in {path}")
             old.update(new)
+        entries.datasets.update({name: {**entry, "folder": str(path.parent)} for name, entry in datasets.items()})
         entries.folders.update(dict.fromkeys(models, path.parent))
     return entries
 

@@ -25,7 +25,7 @@ from bench.suite.registry.family import EMBEDDED, member_of, trainings, weights_
 from bench.suite.registry.guidance import GUIDANCE_KEYS, read_guidance
 from bench.suite.registry.model import Guidance, LatentFiles, Model
 from bench.suite.registry.remedies import SUFFIXES, Remedy
-from bench.suite.settings import ConfigError, nearest
+from bench.suite.settings import ConfigError, check_name, nearest
 
 _LATENT = {"latents", "embeddings", "vae"}
 _OF_ADAPTERS = ("in_channels", "image_size", "num_classes", "learn_sigma")
@@ -36,7 +36,7 @@ _OF_PLAIN_FILES = ("network", "schedule", "T", "preset", "prediction", "rescale_
 class Registry:
     """Every model and dataset a run may name.
 
-    ``folders`` holds the folder of each entry's config file, where relative paths of its adapter start.
+    ``folders`` holds the folder of each entry's config file, where its relative paths start.
     """
 
     dataset: str
@@ -90,7 +90,8 @@ class Registry:
             model = self._model(split[0], path, request)
             return _with(replace(model, name=name), model, self._remedy(name, split[1], model))
         if path is None:
-            raise nearest("model", name, [*self.names(), *(f"{base}-{s}" for base in self.names() for s in SUFFIXES)])
+            known = [*self.names(), *(f"{base}-{s}" for base in self.names() for s in SUFFIXES)]
+            raise ConfigError(f"{nearest('model', name, known)}; weights of your own are {name}=PATH")
         return Model(name, path, self._unnamed(name, path))
 
     def _split(self, name: str) -> tuple[str, str] | None:
@@ -154,7 +155,7 @@ class Registry:
             if ignored:
                 raise ConfigError(f"model {name!r} has both 'base' and {ignored[0]!r} in the config file; keep one")
             self._refuse_circle(name)
-            weights = path or (located(Path(str(entry["weights"]))) if "weights" in entry else None)
+            weights = path or self._weights(name, entry)
             base = self._model(self._training_name(str(entry["base"]), weights is None), weights, str(entry["base"]))
             model = replace(base, name=name, base=base.base if base.remedies else base.base or base.name)
         elif "adapter" in entry:
@@ -162,8 +163,8 @@ class Registry:
         elif _LATENT & entry.keys():
             model = self._latent(name, entry, path)
         else:
-            weights = path or located(Path(str(entry.get("weights", ""))))
-            if not str(entry.get("weights", "")) and path is None:
+            weights = path or self._weights(name, entry)
+            if weights is None:
                 raise ConfigError(f"model {name!r} needs 'weights', 'adapter' or 'base' in the config file")
             model = Model(name, weights, self._describe(weights, entry, self.folders[name]))
         model = replace(model, guidance_keys={**model.guidance_keys, **read_guidance(name, entry)})
@@ -172,22 +173,28 @@ class Registry:
         # A network whose own entry treats it has no name of its own.
         return replace(treated, base="") if remedies and "base" not in entry else treated
 
-    @staticmethod
-    def _latent(name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
+    def _latent(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         """Return a conditional latent model in diffusers format."""
         for key in ("latents", "weights"):
             if key not in entry and not (key == "weights" and path):
                 raise ConfigError(f"model {name!r} needs {key!r} in the config file, as latent models do")
         if idle := [key for key in (*_OF_ADAPTERS, *_OF_PLAIN_FILES) if key in entry]:
             raise ConfigError(f"latent model {name!r} describes itself; drop {idle[0]!r} from its entry")
-        weights = path or located(Path(str(entry["weights"])))
-        embeddings, vae = (Path(str(entry[key])) if key in entry else None for key in ("embeddings", "vae"))
+        weights = path or located(Path(str(entry["weights"])), self.folders[name])
+        embeddings, vae = (
+            self.folders[name] / str(entry[key]) if key in entry else None for key in ("embeddings", "vae")
+        )
         description, null = describe_conditional(weights, embeddings)
         if vae is not None:
             check_decoder(vae, description.channels)
         keys = {} if null is None else {"null_class": null}
-        files = LatentFiles(Path(str(entry["latents"])), vae)
+        files = LatentFiles(self.folders[name] / str(entry["latents"]), vae)
         return Model(name, weights, description, latent=files, guidance_keys=keys)
+
+    def _weights(self, name: str, entry: Mapping[str, Any]) -> Path | None:
+        """Return where an entry's weights are, None where it names none."""
+        weights = str(entry.get("weights", ""))
+        return located(Path(weights), self.folders[name]) if weights else None
 
     def _adapted(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         for key in ("network", "preset"):
@@ -251,7 +258,8 @@ class Registry:
         """Load the run's dataset.
 
         Args:
-            data_dir: where known datasets lie, and relative paths of the config file start.
+            data_dir: where known datasets lie; where it is given, relative paths of the config file's datasets start
+                there and not in the file's folder.
             flags: ``resize``, ``crop`` and ``resize_filter`` of the command line, those that were given; they replace
                 the config file's.
 
@@ -275,8 +283,7 @@ class Registry:
             return unseen(self.dataset)
         if not entry:
             return load(self.dataset, data_dir, heldout_every=every, preprocessing=preprocessing)
-        path = Path(str(entry["path"]))
-        full = path if data_dir is None or path.is_absolute() else data_dir / path
+        full = (data_dir or Path(str(entry["folder"]))) / str(entry["path"])
         data = load_path(self.dataset, full, every, preprocessing)
         if len(data.part("train")) < 2:
             raise ConfigError(f"dataset {self.dataset!r} has fewer than 2 training images in {full}")
@@ -296,6 +303,10 @@ def _with(model: Model, old: Model, *remedies: Remedy) -> Model:
 def load_registry(configs: Sequence[Path], dataset: str) -> Registry:
     """Read TOML files and return the registry of a dataset.
 
+    Args:
+        configs: the files.
+        dataset: its name, or ``NAME=PATH`` for images that no file has an entry of.
+
     Raises:
         ConfigError: a file is missing or wrong, two files name one model or dataset, or the dataset is unknown.
     """
@@ -303,6 +314,24 @@ def load_registry(configs: Sequence[Path], dataset: str) -> Registry:
     for name in entries.datasets:
         if name in EMBEDDED_DATASETS:
             raise ConfigError(f"datasets.{name} of the config file has the name of an embedded dataset; choose another")
-    if dataset not in entries.datasets and dataset not in DATASETS:
-        raise nearest("dataset", dataset, [*DATASETS, *entries.datasets])
+    name, is_path, path = dataset.partition("=")
+    if is_path:
+        _refuse_taken(name, path, entries.datasets)
+        entries.datasets[name] = {"path": path, "folder": "."}
+    elif dataset not in entries.datasets and dataset not in DATASETS:
+        known = nearest("dataset", dataset, [*DATASETS, *entries.datasets])
+        raise ConfigError(f"{known}; images of your own are --dataset NAME=PATH")
+    dataset = name
     return Registry(dataset, entries.models, entries.datasets, entries.folders)
+
+
+def _refuse_taken(name: str, path: str, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse ``--dataset NAME=PATH`` without a path, or with a name that is known."""
+    check_name(name, "--dataset")
+    if not path:
+        raise ConfigError(f"--dataset {name}= names no path; write --dataset {name}=PATH")
+    if name in DATASETS:
+        advice = "choose another name" if name in EMBEDDED_DATASETS else f"write --dataset {name} --data-dir {path}"
+        raise ConfigError(f"--dataset {name}={path}: {name} is a known dataset; {advice}")
+    if name in datasets:
+        raise ConfigError(f"--dataset {name}={path}: the config file has a dataset {name}; choose another name")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.files.writing import drop_partials, partial_path, read_json, read_record, unchanged, write_atomic
-from bench.suite.settings import ConfigError
+from bench.suite.settings import ConfigError, is_folder_name
 from bench.suite.store.shards import is_intact
 from bench.suite.store.store import ARCHIVE, differing, refuse_links
 
@@ -52,11 +52,13 @@ def join_folders(parts: Sequence[Path], out: Path) -> list[str]:
     drop_partials(out)
     left_out: list[str] = []
     for part in parts:
-        for folder in _folders(part / "cells"):
-            left_out += _copy_cell(folder, out / "cells" / folder.name)
-        for room, kind in _EXTRAS.items():
+        for room, kind in {"cells": "", **_EXTRAS}.items():
             for folder in _folders(part / room):
-                left_out += _copy_record(folder, out / room / folder.name, f"{kind}.json")
+                target = out / room / folder.name
+                if not is_folder_name(folder.name):
+                    left_out.append(f"{folder} has a name that no run gives; rename it as its model is called")
+                else:
+                    left_out += _copy_record(folder, target, f"{kind}.json") if kind else _copy_cell(folder, target)
         if not (out / "run.json").exists():
             _copy_file(part / "run.json", out / "run.json")
     return left_out

@@ -144,6 +144,13 @@ class Store:
         metrics = self.metrics(cell) or {}
         return metrics.get("features") == features and self._intact(cell, metrics, _SCORED)
 
+    def is_damaged(self, cell: Cell) -> bool:
+        """Tell whether a cell was complete and a file of it is not as it was written any more."""
+        if not (self.folder(cell) / "metrics.json").exists():
+            return False
+        metrics = self.metrics(cell)
+        return metrics is None or not self._intact(cell, metrics, _SAMPLED + _SCORED)
+
     def _intact(self, cell: Described, metrics: Mapping[str, Any], names: Sequence[str]) -> bool:
         """Tell whether these files of a complete cell are still as they were written."""
         sizes, sums = metrics.get("files"), metrics.get("sha256")

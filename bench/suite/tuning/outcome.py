@@ -187,5 +187,7 @@ def tuned_entry(model: Model, sampler: str, counts: Sequence[int]) -> str:
             entry["span"] = [float(f"{row['k'] * (n - 1):.6g}") for row, n in zip(rows, counts, strict=True)]
         remedies.append("{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in entry.items()) + " }")
     lines = "".join(f"    {remedy},\n" for remedy in remedies)
-    weights = "" if model.given is None else f"weights = {json.dumps(str(model.given))}\n"
+    given, weights = model.given, ""
+    if given is not None:  # a path of the command line, or a hub id; those of a config file start in its folder
+        weights = f"weights = {json.dumps(str(given.resolve() if given.exists() else given))}\n"
     return f'[models."{model.name}-tuned"]\nbase = "{model.base}"\n{weights}corrections = [\n{lines}]\n'

@@ -185,6 +185,7 @@ def test_nothing_is_loaded_from_elsewhere(results, out):
 
 
 def test_names_are_never_markup(folder):
+    folder.cell("adm", value=0.5, probes=False)
     folder.cell(HOSTILE, value=0.5, probes=False)
     folder.cell("$verdict & <b>", value=None, probes=False)
     (folder.root / "cells" / "<script>x<x>").mkdir()
@@ -201,7 +202,8 @@ def test_names_are_never_markup(folder):
     assert found.all("img")[0][0]["alt"] == f'"{HOSTILE}"'
     assert len(found.all("script")) == 1
     assert not any(name.startswith("on") for _, attributes, _ in found.elements for name in attributes)
-    assert found.texts("h1") == [f"Exposure bias: $verdict & <b>, {HOSTILE}"]  # sorted: no order is recorded
+    assert found.texts("h1") == ["Exposure bias: adm"]
+    assert f"model is {HOSTILE!r}, which is no name" in unescape(text)
     assert "cells/<script>x<x> is incomplete" in unescape(text)
 
 
