@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bench.data import to_unit
 from bench.files.writing import sha256_of
 from bench.measure.features.classifier import CLASSIFIERS, load_classifier
 from bench.measure.features.latents import LatentFeatures
@@ -57,7 +58,7 @@ class ResizedFeatures(ClassifierFeatures):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return (pooled, spatial) features of uint8 images [B, 3, H, W]."""
         if images.shape[-2:] != _RESIZED:
-            images = nn.functional.interpolate(images.float(), _RESIZED, mode="bilinear", antialias=True)
+            images = nn.functional.interpolate(to_unit(images), _RESIZED, mode="bilinear", antialias=True)
         return self.network.features(images)
 
 
