@@ -11,6 +11,7 @@ from analysis.records.load import (
     inception_score_name,
     load_results,
 )  # fmt: skip
+from bench.files.writing import write_record
 from bench.measure.features.extractors import _metric_names
 from bench.suite.settings import short_hash
 
@@ -347,3 +348,15 @@ def test_nothing_is_made_of_other_scores():
     assert frechet_name(others) is None
     assert coverage_name(others, "recall") is None
     assert inception_score_name(others) is None
+
+
+@pytest.mark.parametrize("kind", ["edited", "renamed"])
+def test_an_edited_score_and_a_name_that_no_run_gives_are_left_out(folder, kind):
+    folder.cell("adm")
+    path = folder.cell("other" if kind == "edited" else "<b>x<b>") / "metrics.json"
+    write_record(path, json.loads(path.read_text()))
+    if kind == "edited":
+        path.write_text(path.read_text().replace('"value": 1.0', '"value": 0.001'))
+    results = load_results(folder.root)
+    assert [record.cell["model"] for record in results.cells] == ["adm"]
+    assert ("its numbers were edited" if kind == "edited" else "which is no name") in results.problems[0]
