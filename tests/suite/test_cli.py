@@ -304,7 +304,7 @@ def test_very_few_samples(tmp_path, command, samples):
     (cell,) = (out / "cells").iterdir()
     scores = {score["metric"]: score["value"] for score in json.loads((cell / "metrics.json").read_text())["scores"]}
     assert scores["fd_digits"] is None
-    assert (scores["kid_digits"] is None) == (samples < 2)
+    assert scores["kid_digits"] is None  # of fewer than 50
     assert (cell / "kernel.npy").exists() == (samples >= 2)
 
 
