@@ -143,6 +143,8 @@ def resolve(request: Request, registry: Registry) -> Configuration:
     flags = {"guidance": request.guidance, "guidance_interval": request.guidance_interval}
     flags = {name: value for name, value in flags.items() if value is not None}
     named = tuple(settle_guidance(model, data.classes, flags) for model in named)
+    if request.guidance_interval and not any(m.classifier_free and m.classifier_free.scale != 1 for m in named):
+        raise ConfigError("--guidance-interval has no effect on models that are not guided; give --guidance")
     if request.sampler.class_labels != "random" and not any(model.labels for model in named):
         raise ConfigError("--labels has no effect on models without class labels; leave it out")
     request, left_out = _without_images(request) if isinstance(data, Unseen) else (request, ())

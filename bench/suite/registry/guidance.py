@@ -62,7 +62,7 @@ def settle_guidance(model: Model, data_classes: int, flags: Mapping[str, Any]) -
         return model
     null = keys.get("null_class", classes - 1 if classes == data_classes + 1 else None)
     scale, interval = float(keys.get("guidance", 1.0)), keys.get("guidance_interval")
-    if interval is not None and scale == 1:
+    if interval is not None and scale == 1 and "guidance_interval" not in flags:
         raise ConfigError(f"the guidance interval of model {model.name!r} has no effect at scale 1; give --guidance")
     if null is None:
         if scale != 1:
