@@ -31,6 +31,8 @@ from bench.measure.instruments.stand_ins import ClassMixture, FiniteSet, StandIn
 Ask = Callable[[Tensor, Tensor, Any, int], tuple[Tensor, Tensor | None]]
 
 _MANY, _FEW = 1024, 256  # walks of an exact denoiser: many at up to 20 steps, fewer beyond
+_FEWEST = 128  # of images of more values than _SMALL
+_SMALL = 768
 _WORK = 20 * _MANY  # walks times steps
 _LARGE = 2**24  # values of all real images, beyond which the empirical denoiser is too slow
 _BATCH = 256
@@ -218,7 +220,7 @@ def walk_exact(loop: Loop, law: StandIn, free: Tape, forced: Tape) -> None:
         level = frame.calls[k].level
         return frame.output(law(x, level), x, level), None
 
-    count = min(max(_WORK // len(frame.calls), _FEW), _MANY)
+    count = min(max(_WORK // len(frame.calls), _FEW), _MANY) if free.centre.numel() <= _SMALL else _FEWEST
     images, noise, first = law.sample(count, _SEED).to(free.centre.device), Noise(_SEED), frame.calls[0].level
     for rows in torch.arange(count, device=images.device).split(_BATCH):
         x0, z = images[rows], noise.normal(rows, Purpose.START, 0, images.shape[1:])

@@ -45,6 +45,7 @@ def record(
     seed: int = 0,
     name: str | None = None,
     network: Network | None = None,
+    exact: bool = True,
 ) -> Iterator[Log]:
     """Record the sampling loops that run in the block; nothing of their results changes, bit for bit.
 
@@ -58,6 +59,7 @@ def record(
         forced: how many real images the network is asked about, after the loop.
         seed: names the noise of the loop; loops of one folder and seed must begin with the same.
         name: what tables call the loop; by default the scheduler's name.
+        exact: whether a results folder gets exact denoisers of the real data, minutes of work for 32x32x3 on a CPU.
         network: of a loop of one's own, for the teacher-forced arm: takes a state [B, C, H, W] and its :class:`Level`.
 
     Yields:
@@ -67,7 +69,7 @@ def record(
         HookError: before the block for what cannot be recorded, after it for loops that were not whole. An error of the
             user's loop is handed on, and nothing is written.
     """
-    log = Log(real, out, forced, seed, name, network)
+    log = Log(real, out, forced, seed, name, network, exact)
     if pipe is None:
         yield log
         log.finish()
@@ -88,7 +90,14 @@ class Log:
     """
 
     def __init__(
-        self, real: Any, out: str | Path | None, forced: int, seed: int, name: str | None, network: Network | None
+        self,
+        real: Any,
+        out: str | Path | None,
+        forced: int,
+        seed: int,
+        name: str | None,
+        network: Network | None,
+        exact: bool = True,
     ) -> None:
         if name is not None:
             check_name(name, "name=")
@@ -101,7 +110,7 @@ class Log:
             with _named_out():
                 refuse_file(self.out)
         self.real = None if real is None else RealData.of(real)
-        self.seed, self.name, self.network = seed, name, network
+        self.seed, self.name, self.network, self.exact = seed, name, network, exact
         self.forced = 0 if self.real is None else min(forced, len(self.real.images))
         self.notes: list[str] = []
         self.guidance: float | None = None
@@ -295,7 +304,7 @@ class Log:
         facts["notes"] = self.notes
         with _named_out():
             write_cell(self.out, cell, records, self._table, facts)
-            if loop is not None and self.real is not None:
+            if loop is not None and self.real is not None and self.exact:
                 write_exact(self.out, cell, loop, self.real, indices, self._tapes["free"].centre.device)
 
 

@@ -107,6 +107,11 @@ def test_without_real_images_the_folder_has_a_table_alone(tmp_path):
     regenerate(tmp_path / "out")
 
 
+def test_the_exact_denoisers_can_be_left_out(tmp_path):
+    recorded(tmp_path / "out", "DDIM", exact=False)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cells"]
+
+
 WEIGHT = 2.5
 
 
