@@ -15,7 +15,8 @@ import pandas as pd
 from analysis.records.files import Place, size_of
 
 RECORD_VERSION = 2  # of the records this package reads; bench.suite.plan writes them
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # of models and folders, as bench.suite.settings has it
+# Of models and folders, as bench.suite.settings has it; a grid's model ends in @constant=value.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(@[A-Za-z_]+=[0-9.e+-]+)?")
 _KINDS = {"model": str, "sampler": str, "steps": int, "seed": int, "samples": int}
 _SHARED = ("spacing", "clip", "quantize", "precision", "samples", "data")  # what cells of one folder agree in
 _COLUMNS = ("arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std")
