@@ -56,10 +56,12 @@ class _Multistep(Solver):
         """
         now, x0 = self._memory[0]
         h = _log_snr(level_next) - now
-        x_next = level_next.sigma / level.sigma * x - level_next.alpha * math.expm1(-h) * x0  # DDIM's step
+        # x0_hat held over the step, DDIM's: x' = sigma' / sigma x + alpha' (1 - e^-h) x0_hat.
+        x_next = level_next.sigma / level.sigma * x - level_next.alpha * math.expm1(-h) * x0
         if len(self._memory) == 1:
             return x_next
         earlier, x0_earlier = self._memory[1]
+        # Half the difference of x0_hat over r = (lambda - lambda_earlier) / h, the length of the step before in h.
         change = h / (now - earlier) / 2 * (x0 - x0_earlier)
         return x_next + level_next.alpha * weight(h) * change
 
@@ -80,6 +82,7 @@ class DPMSolverPP2M(_Multistep):
         self._memory = [(_log_snr(level), pred.x0), *self._memory[:1]]
         self._reached = pred.x0
         if not level_next.is_clean:
+            # weight(h) = 1 - e^-h, that of x0_hat itself
             self._reached = self._predicted(x, level, level_next, lambda h: -math.expm1(-h))
         return self._reached
 
@@ -118,15 +121,18 @@ class UniPC(_Multistep):
         before, x0_before = self._memory[0]
         h = now - before
         change = x0 - x0_before
+        # UniC-1: one difference, of weight 1/2.
         correction = change / 2
         if len(self._memory) > 1 and math.isfinite(self._memory[1][0]):
             earlier, x0_earlier = self._memory[1]
             r = (earlier - before) / h  # negative
             # The weights solve [[1, 1], [r, 1]] rho = b, b = (phi_2, 2 phi_3) of -h (the paper's eq. 11, B(h) = h).
+            # phi_(k+1)(z) = (phi_k(z) - 1 / k!) / z at z = -h, from phi_1(z) = (e^z - 1) / z.
             phi_1 = math.expm1(-h) / -h
             phi_2 = (phi_1 - 1) / -h
             phi_3 = (phi_2 - 0.5) / -h
             rho_earlier = (phi_2 - 2 * phi_3) / (1 - r)
             correction = rho_earlier / r * (x0_earlier - x0_before) + (phi_2 - rho_earlier) * change
+        # The first-order step from the corrected state, then alpha B(h) times the weighted differences.
         moved = level.sigma / level_before.sigma * x_before - level.alpha * math.expm1(-h) * x0_before
         return moved + level.alpha * h * correction
