@@ -43,6 +43,7 @@ from bench.models.train.recipes import NETWORKS, Recipe
 from bench.models.train.replicas import ALONE, Replicas
 from bench.models.train.scheduled_sampling import Rollout, replaced_share
 from bench.models.train.state import TrainingState
+from bench.runtime.distributed import note
 from bench.runtime.signals import Interrupted, Signals
 
 _SAVE_EVERY = 500
@@ -319,6 +320,8 @@ def _named_flag() -> Iterator[None]:
 def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, Tensor | None, dict[str, str]]:
     """Return the dataset's training images in [-1, 1], their labels, and what checkpoints say of them."""
     data = load(recipe.dataset, data_dir)
+    if data.note:
+        note(data.note)
     about = {"data": data.training_name, "data_hash": data.content_hash()}
     return to_unit(data.part("train")), data.part_labels("train"), about
 

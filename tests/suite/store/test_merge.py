@@ -288,6 +288,18 @@ def test_a_damaged_cell_is_left_out_and_told(whole, merge, tmp_path, damage):
         assert_same_cells(out, whole)
 
 
+def test_a_folder_with_a_name_that_no_run_gives_is_left_out_and_told(whole, merge, tmp_path):
+    part, out = shutil.copytree(whole, tmp_path / "part"), tmp_path / "out"
+    strange = part / "cells" / "<b>x<b>"
+    shutil.copytree(part / "cells" / CELLS[0], strange)
+    found = merge(part, "--out", out)
+    assert found.err.splitlines() == [
+        f"left out: {strange} has a name that no run gives; rename it as its model is called"
+    ]
+    assert not (out / "cells" / strange.name).exists()
+    assert_same_cells(out, whole)
+
+
 def test_a_damaged_cell_in_the_folder_to_join_in_is_mended(whole, merge, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     flip(out / "cells" / CELLS[1] / "samples.npz")
