@@ -172,7 +172,7 @@ def _close(run: Run, outcome: Outcome, quiet: bool) -> tuple[int, Path | None]:
     if missing and not is_share and not outcome.failures:
         print(f"{missing} of {cells} cells are not complete; {_GOES_ON}", file=sys.stderr)
     if not outcome.had_work and not quiet:
-        print("nothing to compute: every cell is complete", file=sys.stderr)
+        print("nothing to compute, redrawn: every cell is complete", file=sys.stderr)
     if not missing:
         choose(run, quiet)
     is_drawn = not missing if is_share else missing < cells  # of the jobs of an array the last one draws

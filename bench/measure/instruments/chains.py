@@ -64,6 +64,8 @@ def to_table(rows: Sequence[ChainRow]) -> pd.DataFrame:
 
 def image_errors(x: Tensor, x0: Tensor) -> Tensor:
     """Return each image's mean absolute and mean squared difference, float64 [N, 2], of images [N, C, H, W]."""
+    if x.device.type == "mps":  # which has no float64
+        x, x0 = x.cpu(), x0.cpu()
     difference = (x.double() - x0.double()).flatten(1)
     return torch.stack([difference.abs().mean(1), difference.square().mean(1)], dim=1)
 

@@ -54,7 +54,7 @@ class StandIn(ABC):
         eps = ((x - level.alpha * x0) / level.sigma).to(x.dtype)
         if self.learned is None:
             return Prediction(eps, x0)
-        v = learned_fraction(self.learned, int(level.t), variance.clamp(min=0).double().cpu().numpy())
+        v = learned_fraction(self.learned, int(level.t), variance.clamp(min=0).cpu().double().numpy())
         # Where the posterior has several modes its variance can exceed what learned range expresses.
         fraction = torch.from_numpy(2 * v.clip(0, 1) - 1).reshape(x.shape).to(x.device, x.dtype)
         return Prediction(eps, x0, fraction)

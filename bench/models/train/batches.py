@@ -83,7 +83,7 @@ class LossSecondMoment:
         T = len(self.counts)
         if bool((self.counts < _HISTORY).any()):
             return torch.full((T,), 1 / T, dtype=torch.float64)
-        size = self.losses.double().square().mean(1).sqrt().cpu()
+        size = self.losses.cpu().double().square().mean(1).sqrt()
         return (1 - _UNIFORM) * size / size.sum() + _UNIFORM / T
 
     def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ class LossSecondMoment:
                 ``floor(T u)``.
         """
         p = self.probabilities()
-        t = torch.searchsorted(p.cumsum(0), uniform.cpu(), right=True).clamp(max=len(p) - 1)
+        t = torch.searchsorted(p.cumsum(0), uniform.cpu().double(), right=True).clamp(max=len(p) - 1)
         return t.to(uniform.device), (1 / (len(p) * p[t])).float().to(uniform.device)
 
     def add(self, t: Tensor, losses: Tensor) -> None:

@@ -191,12 +191,13 @@ class Trainer(TrainingState):
     def _uniform(self, numbers: Tensor, which: int = 0) -> Tensor:
         """Return a number in [0, 1) for each image, float64 [B]: number 0 of the draws makes indices."""
         words = uniform_words(self.recipe.seed, numbers, Purpose.TRAIN_INDEX, 0, 1)[:, which, 0]
-        return words.double() * 2.0**-32
+        # float64, which MPS lacks
+        return words.to(torch.float32 if words.device.type == "mps" else torch.float64) * 2.0**-32
 
     def _remember(self, sampler: LossSecondMoment, t: Tensor, losses: Tensor, part: Part) -> None:
         """Add the losses of the whole batch, so that all replicas have one history."""
-        both = torch.zeros(2, part.total, device=self.device, dtype=torch.float64)
-        both[:, part.start : part.stop] = torch.stack([t.double(), losses.double()])
+        both = torch.zeros(2, part.total, device=self.device)  # float32 holds every index
+        both[:, part.start : part.stop] = torch.stack([t.float(), losses.float()])
         self.replicas.sum(both)
         sampler.add(both[0].long(), both[1])
 

@@ -86,7 +86,7 @@ def _spread_reference(cell: Cell, workbench: Workbench) -> FittedConstant:
         steps = teacher_forced(denoiser, cell.levels(), x0, cell.solver(), draws, clip=cell.config.clip, cond=cond)
         first_calls = (step for step in steps if step.stage == 0)
         squares = [x0_std(replace(step.prediction, x0=step.x0_used)).square().sum() for step in first_calls]
-        sums += torch.stack(squares).double().cpu()
+        sums += torch.stack(squares).cpu().double()
         workbench.progress(len(rows) * cell.steps)
     levels = zip(cell.levels()[:-1], (sums / count).sqrt().tolist(), strict=True)
     pairs = sorted([float(f"{max(level.t, 0.0):.6g}"), float(f"{std:.5g}")] for level, std in levels)
