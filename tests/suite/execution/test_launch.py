@@ -78,7 +78,9 @@ def completed(tmp_path, undisturbed):
 
     def complete(out=tmp_path / "run", argv=SMALL, *patches):
         job = Job([*argv, "--out", out], tmp_path, (SHARDS, *patches))
-        assert job.end() == (0, "", "")
+        code, said, told = job.end()
+        assert (code, said) == (0, "")
+        assert all(line.startswith("note: damaged or edited, and computed again: ") for line in told.splitlines())
         assert_same_results(out, undisturbed(argv))
         return Counter(job.entered)
 
