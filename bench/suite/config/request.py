@@ -98,17 +98,6 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
     for flag, value, choices in (("--crop", args.crop, CROPS), ("--resize-filter", args.resize_filter, FILTERS)):
         if value is not None:
             _choice(flag, value, tuple(choices))
-    sampler = SamplerConfig(
-        spacing=_choice("--spacing", args.spacing, SPACINGS),
-        eta=args.eta,
-        churn=args.churn,
-        s_min=args.s_min,
-        s_max=args.s_max,
-        s_noise=args.s_noise,
-        class_labels=_choice("--labels", args.labels, ("random", "balanced")),
-        quantize=_choice("--quantize", args.quantize, ("round", "floor")),
-        precision=_choice("--precision", args.precision, PRECISIONS),
-    )
     if args.variance is not None:
         _choice("--variance", args.variance, ("learned", "fixed-small", "fixed-large"))
     return Request(
@@ -116,7 +105,7 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
         steps=parse_steps(args.steps),
         seeds=parse_seeds(args.seeds),
         samples=samples,
-        sampler=sampler,
+        sampler=_sampler(args),
         sampler_name=None if args.sampler is None else _choice("--sampler", args.sampler, SAMPLERS),
         variance=args.variance,
         clip=args.clip,
@@ -141,6 +130,21 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
         progress=not args.quiet if args.progress is None else args.progress,
         arguments=tuple(arguments),
         compile=_choice("--compile", args.compile, ("auto", "on", "off")),
+    )
+
+
+def _sampler(args: argparse.Namespace) -> SamplerConfig:
+    """Return what the flags say by themselves of how samples are drawn."""
+    return SamplerConfig(
+        spacing=_choice("--spacing", args.spacing, SPACINGS),
+        eta=args.eta,
+        churn=args.churn,
+        s_min=args.s_min,
+        s_max=args.s_max,
+        s_noise=args.s_noise,
+        class_labels=_choice("--labels", args.labels, ("random", "balanced")),
+        quantize=_choice("--quantize", args.quantize, ("round", "floor")),
+        precision=_choice("--precision", args.precision, PRECISIONS),
     )
 
 
