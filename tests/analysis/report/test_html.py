@@ -87,7 +87,12 @@ def test_leading_figures_come_first_and_the_rest_is_folded(results, out):
     found = page(results, out)
     sections = [text for text in found.texts("h2") if text not in ("Verdict", "Main table")]
     assert sections[:4] == ["Samples", "Norms", "Spectra", "Appendix"]
-    assert found.texts("summary") == ["Short", "Long", "More"]  # no figure of the first sections
+    assert found.texts("summary") == [
+        "Short",
+        "Long",
+        "More",
+        "Terms, bands and files",
+    ]  # no figure of the first sections
 
 
 def test_columns_that_say_nothing_are_left_out(results, out):
