@@ -80,7 +80,7 @@ def read_misfits(places: Iterable[Any], problem: Callable[[str], None]) -> list[
         off = table[table["off"] == "yes"].astype({"sigma": float, "slope": float, "error": float})
         if not len(off):
             return settings, ""
-        row = off.loc[(off["slope"].fillna(np.inf) - 1).abs().idxmax()]
+        row = off.iloc[int((off["slope"].fillna(np.inf) - 1).abs().to_numpy().argmax())]
         return settings, f"at sigma {row['sigma']:.3g} the slope is {row['slope']:.2f} ± {row['error']:.2f}, not 1"
 
     return [(settings, text) for settings, text in _each(places, "slopes", problem, read) if text]
