@@ -230,6 +230,8 @@ def variance_sentence(finding: Walks | None, sampler: str) -> str:
     """Say whether the variance at the end of sampling is what exact denoisers leave on the same levels."""
     if finding is None:
         return "Whether sampling drifts was not measured: the variance of free-running states was not recorded."
+    if not finding.levels:
+        return "Whether sampling drifts is not told: no model has a variance that can be compared."
     model, text = _quoted(finding)
     end = f"{model} ends with {text} of the true variance ({sampler}, {finding.images} images, ± two standard errors)"
     if not finding.tested:
