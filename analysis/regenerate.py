@@ -11,7 +11,7 @@ from analysis.normality import error_normality as normality
 from analysis.normality import error_shape
 from analysis.output.entries import Output
 from analysis.quality import acceleration, samples, scores, training, tuning
-from analysis.quality import fid_vs_steps as quality
+from analysis.quality import main_table as quality
 from analysis.records.load import Results, load_results
 from analysis.report.html import write_report
 from analysis.spectra import haar

@@ -19,7 +19,7 @@ from scipy.special import chdtri, chndtrinc, stdtr
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from analysis.comparison.significance import (
+from analysis.comparison.paired_test import (
     DETECTABLE,
     LEVEL,
     Comparison,
@@ -42,7 +42,7 @@ from bench.diffusion.types import Denoiser, Level, Prediction, Step
 from bench.measure.features.extractors import open_extractor
 from bench.measure.instruments.probes import WalkProbe, spread_indices
 from bench.measure.instruments.stand_ins import FiniteSet
-from bench.measure.quality.paired import cell_terms
+from bench.measure.quality.against import cell_terms
 from bench.measure.quality.scores import FeatureSet, score
 from bench.runtime.errors import OneLineParser
 from bench.runtime.signals import exit_with

@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 
 from analysis.comparison.baselines import Remedy, corrections, find_remedies
 from analysis.comparison.forest import draw_mitigations
-from analysis.comparison.significance import (
+from analysis.comparison.paired_test import (
     CRITICAL,
     DETECTABLE,
     LEVEL,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.comparison.significance import (
+from analysis.comparison.paired_test import (
     DETECTABLE,
     LEVEL,
     compare,

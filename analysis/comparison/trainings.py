@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from analysis.comparison.significance import LEVEL, holm
+from analysis.comparison.paired_test import LEVEL, holm
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler
 from analysis.output.style import dodged, line_key, line_panels, points, save, step_axis

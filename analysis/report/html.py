@@ -14,7 +14,7 @@ from string import Template
 
 from analysis.output.entries import FigureEntry, Output, TableEntry
 from analysis.output.text import entry
-from analysis.quality.fid_vs_steps import QualityTable, quality_table
+from analysis.quality.main_table import QualityTable, quality_table
 from analysis.records.load import Results
 from analysis.report.configuration import read_configuration
 from analysis.report.verdict import verdict

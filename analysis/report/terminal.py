@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.quality.fid_vs_steps import QualityTable, quality_table
+from analysis.quality.main_table import QualityTable, quality_table
 from analysis.records.load import Results
 
 _GAP = "  "

@@ -16,7 +16,7 @@ from analysis.comparison.pairs import pairs_table
 from analysis.comparison.trainings import ONE, trainings_sentence, trainings_table
 from analysis.exposure_bias.norms import norm_table
 from analysis.exposure_bias.variance import final_table, variance_table
-from analysis.quality.fid_vs_steps import quality_table
+from analysis.quality.main_table import quality_table
 from analysis.records.load import Results
 
 _BAND = 2  # standard errors

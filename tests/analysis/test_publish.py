@@ -11,7 +11,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.normality.error_normality import normality_table, per_cell
 from analysis.publish import publish
-from analysis.quality.fid_vs_steps import quality_table
+from analysis.quality.main_table import quality_table
 from analysis.records.load import ResultsError, load_results
 from bench.data import load
 from bench.measure.features.extractors import open_extractor

@@ -9,7 +9,7 @@ from analysis.exposure_bias.norms import draw_eps_norm, norm_table
 from analysis.exposure_bias.variance import draw_variance_gap
 from analysis.exposure_bias.x0_error import draw_x0_error
 from analysis.output.style import colours
-from analysis.quality.fid_vs_steps import draw_quality, quality_table
+from analysis.quality.main_table import draw_quality, quality_table
 from analysis.quality.samples import draw_samples
 from analysis.records.load import load_results
 from analysis.regenerate import regenerate

@@ -9,7 +9,7 @@ from scipy import stats
 
 from analysis.comparison import mitigations
 from analysis.comparison.mitigations import mitigations_table
-from analysis.comparison.significance import compare
+from analysis.comparison.paired_test import compare
 from analysis.exposure_bias.diagnostics import diagnostics_table
 from analysis.output.entries import Output
 from analysis.records.arrays import cell_terms

@@ -7,7 +7,7 @@ from made import assert_figures
 
 from analysis.published.protocol import Protocol, comparable, overlay
 from analysis.published.tables import TABLES
-from analysis.quality.fid_vs_steps import draw_quality, quality_table
+from analysis.quality.main_table import draw_quality, quality_table
 from analysis.records.load import load_results
 from bench.suite.settings import short_hash
 

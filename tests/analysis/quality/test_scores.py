@@ -9,8 +9,8 @@ from made import score
 
 from analysis.exposure_bias.x0_error import error_table
 from analysis.output.entries import Output
-from analysis.quality import fid_vs_steps as quality
-from analysis.quality.fid_vs_steps import draw_quality, quality_table
+from analysis.quality import main_table as quality
+from analysis.quality.main_table import draw_quality, quality_table
 from analysis.quality.scores import analyse, score_table
 from analysis.records.load import load_results
 

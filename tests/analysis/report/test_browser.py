@@ -5,7 +5,7 @@ import pytest
 
 from analysis.exposure_bias import norms, variance, x0_error
 from analysis.output.entries import Output
-from analysis.quality import fid_vs_steps as quality
+from analysis.quality import main_table as quality
 from analysis.quality import samples
 from analysis.records.load import load_results
 from analysis.report.html import write_report

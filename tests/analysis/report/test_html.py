@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from analysis.output.entries import Output
-from analysis.quality.fid_vs_steps import analyse as quality
+from analysis.quality.main_table import analyse as quality
 from analysis.records.load import load_results
 from analysis.regenerate import regenerate
 from analysis.report.html import build_report, write_report

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from analysis.quality.fid_vs_steps import QualityTable
+from analysis.quality.main_table import QualityTable
 from analysis.report.terminal import terminal_summary
 
 REASON = "a covariance of 64 features needs 65 images, not 16"

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.comparison.significance import (
+from analysis.comparison.paired_test import (
     CRITICAL,
     Comparison,
     compare,

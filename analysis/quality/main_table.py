@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.comparison.paired_test import distance_error
 from analysis.comparison.pairs import pairs_table
-from analysis.comparison.significance import distance_error
 from analysis.output.entries import Output, TableEntry
 from analysis.output.selection import models_of
 from analysis.output.style import MARKERS, LineRow, dodged, line_key, line_panels, points, save, step_axis

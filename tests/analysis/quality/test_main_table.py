@@ -9,7 +9,7 @@ import pytest
 from analysis.comparison.baselines import find_remedies
 from analysis.comparison.pairs import pairs_table
 from analysis.output.entries import Output
-from analysis.quality.fid_vs_steps import errors_of, quality_table
+from analysis.quality.main_table import errors_of, quality_table
 from analysis.records.arrays import cell_terms
 from analysis.records.load import Results, load_results, main_metric
 from analysis.report.html import build_report
