@@ -249,6 +249,8 @@ def norm_sentence(finding: Walks | None, sampler: str) -> str:
     """Say how large the predicted noise of free-running states is, beside exact denoisers."""
     if finding is None:
         return "The norm of the predicted noise, free running over teacher forced, was not measured."
+    if not finding.levels:
+        return "The norm of the predicted noise is not told: no model has one that can be compared."
     model, text = _quoted(finding)
     has_exact = any(np.isfinite(level.low) for level in finding.levels[model])
     note = "" if has_exact else "; no exact denoiser was computed, so what few steps alone cause is unknown"
