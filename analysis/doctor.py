@@ -88,9 +88,9 @@ def diagnose(results: Results, run: Mapping[str, Any]) -> Iterator[str]:
         if protocol.metric == "fid":
             groups.setdefault(protocol, []).append(row)
     for theirs, group in groups.items():
-        for row in group:
-            published = f"{row['model']}, {row['steps']} steps: {row['metric']} {row['value']} ({row['source']})"
-            yield f"{published}; {_beside(values, row)}"
+        for cell in group:
+            published = f"{cell['model']}, {cell['steps']} steps: {cell['metric']} {cell['value']} ({cell['source']})"
+            yield f"{published}; {_beside(values, cell)}"
         lines = dict.fromkeys(line for protocol in ours for line in differences(protocol, theirs))
         yield from (f"  {line}" for line in lines or ["no setting that is recorded differs"])
         yield ""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.diffusion.schedules import flow_shift, schedule_table
 from bench.models.checkpoints.hub import Parts, read_json
@@ -123,7 +124,8 @@ def _schedule(path: Path, kind: Any, start: Any, end: Any, T: int) -> str:
 def _table(path: Path, trained: Any) -> str:
     """Return the schedule of ``trained_betas``."""
     try:
-        return schedule_table(np.cumprod(1 - np.array(trained, dtype=np.float64)))
+        bars: NDArray[np.float64] = np.cumprod(1 - np.array(trained, dtype=np.float64), dtype=np.float64)
+        return schedule_table(bars)
     except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: trained_betas: {reason(error)}; get the file again") from None
 

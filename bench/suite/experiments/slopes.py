@@ -91,7 +91,7 @@ class SlopeCheck:
         off = rows[rows["off"] == "yes"]
         if not len(off):
             return None
-        row = off.loc[(off["slope"].fillna(float("inf")) - 1).abs().idxmax()]
+        row = off.iloc[int((off["slope"].fillna(float("inf")) - 1).abs().to_numpy().argmax())]
         return (
             f"{self.names}: the description does not fit the network: at sigma {row['sigma']:.3g}, t = {row['t']:.4g},"
             f" the slope of the noise on its prediction is {row['slope']:.2f} ± {row['error']:.2f}, not 1; prediction,"
