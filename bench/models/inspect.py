@@ -155,12 +155,19 @@ class Inspector:
         given = self.trial(Candidate("as described", description))
         trials = [given, *map(self.trial, candidates(description))]
         best = _better(trials)
+        last = trials
         for _ in range(_ROUNDS - 1):  # two things may be wrong at once
             if best.fits or best.candidate.in_unit:
                 break
-            first = best.candidate
-            more = [replace(c, name=f"{first.name}, {c.name}") for c in candidates(first.description)]
-            best = _better([best, *map(self.trial, more)])
+            # A flow with one thing wrong may look better than the frame as described with one of two put right.
+            frame = _better([one for one in last if one.candidate.description.is_flow == description.is_flow])
+            starts = {one.candidate.name: one.candidate for one in (best, frame) if not one.candidate.in_unit}
+            last = [
+                self.trial(replace(c, name=f"{first.name}, {c.name}"))
+                for first in starts.values()
+                for c in candidates(first.description)
+            ]
+            best = _better([best, *last])
         return trials, best
 
 

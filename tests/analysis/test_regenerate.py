@@ -177,12 +177,6 @@ def test_an_error_band_is_drawn_for_finite_errors_only(folder, tmp_path):
     assert_figures(draw_variance_gap(steps, tmp_path), "variance_gap")
 
 
-def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(folder):
-    folder.cell("a$\\frac$b", 5)
-    folder.cell("c", 5)
-    assert regenerate(folder.root).problems == []
-
-
 ARRAYS = {
     "kernel of texts": ("kernel.npy", np.array([["a", "b"]])), "kernel of none": ("kernel.npy", np.zeros((0, 2))),
     "two channels": ("samples.npz", np.zeros((3, 8, 8, 2), np.uint8)),

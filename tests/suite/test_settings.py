@@ -49,5 +49,5 @@ def test_names(name):
     "name", ["../../evil", "x/y", "<b>x</b>", ".hidden", "-flag", "a b", "adm@", "adm@x", "a@1@2", "\u00e4", ""]
 )
 def test_what_is_no_name(name):
-    with pytest.raises(ConfigError, match=r"in --models is no name; use letters, digits"):
+    with pytest.raises(ConfigError, match=r"in --models is no name; use up to 100 letters, digits"):
         check_name(name, "--models")
