@@ -172,7 +172,7 @@ def _compared(finding: Quality, basis: str) -> str:
     if not finding.compared:
         return f"No model shares seeds and step counts with {finding.baseline} for a paired test: {lowest} ({basis})."
     tests = f"the paired test with Holm's correction ({_count(finding.compared, 'comparison')} with {finding.baseline})"
-    ends = {"closer to the data than": finding.closer, "farther from them than": finding.farther}
+    ends = {"closer to the data than": finding.closer, "farther from the data than": finding.farther}
     standing = [f"{_places(places)} {end} {finding.baseline}" for end, places in ends.items() if places]
     if not standing:
         return (
