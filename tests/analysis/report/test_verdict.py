@@ -112,8 +112,8 @@ ENDS = "by the paired test with Holm's correction (4 comparisons with adm); the 
         ),
         (
             Quality("fd", "adm", 3, 4, {"ip": [10], "y": [20]}, {"es": [10]}, ".7"),
-            f"ip at 10 steps and y at 20 steps are closer to the data than adm and es at 10 steps is farther from the data"
-            f" than adm, {ENDS}",
+            "ip at 10 steps and y at 20 steps are closer to the data than adm and es at 10 steps is farther from the"
+            f" data than adm, {ENDS}",
         ),
     ],
 )  # fmt: skip
