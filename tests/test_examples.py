@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -193,6 +194,7 @@ def test_the_tour_runs_from_a_record_to_its_figure(monkeypatch):
     for cell in cells:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), "tour.ipynb", "exec"), names)
+    plt.close("all")  # a notebook leaves its figures open
     assert [text.get_text() for text in names["left"].get_legend().get_texts()] == ["exact denoiser", "this network"]
     assert set(names["steps"]["arm"]) == {"free", "forced-train"}
     exact = names["exact"].query("arm == 'gaussian' and quantity == 'variance_ratio'")["value"]
