@@ -273,8 +273,7 @@ def train(
     resume, signals = out / "resume.pt", signals or Signals()
     with replicas.together():
         replicas.check(recipe.batch, device)
-        if start is not None:
-            recipe = replace(recipe, start=file_hash(start))
+        recipe = recipe if start is None else replace(recipe, start=file_hash(start))
         x0, labels, data = (images, labels, {}) if images is not None else _training_images(recipe, data_dir)
         description = _description(recipe, x0.shape[1], data, labels)
         trainer = Trainer(recipe, dict(description.network), device, replicas)
@@ -289,8 +288,8 @@ def train(
         trainer.resume(resume)
     batches = Batches(x0, recipe.batch, recipe.seed, replicas.part(recipe.batch), labels)
     with replicas.together():
-        path = out / "loss.csv"
-        log = TrainingLog(path, recipe, trainer.iteration, quiet, tensorboard) if replicas.leads else None
+        csv = out / "loss.csv"
+        log = TrainingLog(csv, recipe, trainer.iteration, quiet, tensorboard) if replicas.leads else None
     with signals.hold(), log or nullcontext():
         for window in _windows(trainer, batches, signals):
             with replicas.together():
@@ -304,8 +303,7 @@ def train(
         trainer.save(resume)
     if trainer.iteration < recipe.iterations:
         raise Interrupted(replicas.largest(signals.received))
-    path = out / f"{recipe.name}.safetensors"
-    trainer.write(path, description)
+    trainer.write(path := out / f"{recipe.name}.safetensors", description)
     return path
 
 
