@@ -191,8 +191,9 @@ def _draw_triangle(axis: Axes, table: pd.DataFrame, steps: int, limit: float) ->
     rows = table[table["steps"] == steps]
     grid = rows.pivot(index="model", columns="other", values="z").reindex(index=models, columns=others)
     decided = rows.pivot(index="model", columns="other", values="p_holm").reindex_like(grid) < LEVEL
+    decimals = ".1f" if len(grid) <= 9 else ".0f"  # what a square has room for
     heatmap(
-        grid, ax=axis, cmap="RdBu_r", vmin=-limit, vmax=limit, annot=True, fmt=".1f", cbar=False,
+        grid, ax=axis, cmap="RdBu_r", vmin=-limit, vmax=limit, annot=True, fmt=decimals, cbar=False,
         annot_kws={"fontsize": 5}, xticklabels=True, yticklabels=True,
     )  # fmt: skip
     squares = decided.to_numpy()[grid.notna().to_numpy()]  # in the order of the texts: row by row
