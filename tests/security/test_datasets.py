@@ -116,3 +116,12 @@ def test_a_folder_with_a_bomb_and_one_with_a_link_that_leads_nowhere(room, refus
 def test_an_npz_of_objects(room, hostile, refuses):
     np.savez(room / "in" / "a.npz", arr_0=np.array([hostile], dtype=object))
     assert "not object" in refuses(room / "in" / "a.npz")
+
+
+def test_labels_of_objects_are_run_by_no_command(room, hostile, marker, commands, call):
+    np.savez(room / "in" / "a.npz", arr_0=np.zeros((2, 8, 8, 1), np.uint8), arr_1=np.array([hostile], dtype=object))
+    run, *others = commands(room / "in" / "a.npz")
+    assert call(*run).code == 2  # a run reads labels
+    for command in others:
+        call(*command)  # which may need none
+    assert not marker.exists()
