@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.data import load, to_unit
 from bench.diffusion.noise import Noise, Purpose, uniform_words
@@ -99,7 +100,10 @@ class Trainer(TrainingState):
 
     def learn(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Call the network as :meth:`predict` does, where the answer's gradient is asked for once."""
-        return self._called(self._learning, x, t, labels)
+        # The fused kernel's gradient took a third of an iteration on the CPU (cifar10-16), that of plain products 3 %.
+        kernel = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+        with kernel:
+            return self._called(self._learning, x, t, labels)
 
     def _called(self, network: Any, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
