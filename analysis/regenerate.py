@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from analysis.comparison import mitigations, pairs, trainings
-from analysis.exposure_bias import chains, diagnostics, norms, response, variance, x0_error
+from analysis.exposure_bias import chains, norms, quality_correlation, response, variance, x0_error
 from analysis.exposure_bias import delta_t as delta
 from analysis.normality import error_normality as normality
 from analysis.normality import error_shape
@@ -38,7 +38,7 @@ ANALYSES = (
     haar,
     chains,
     response,
-    diagnostics,
+    quality_correlation,
 )
 
 

@@ -40,9 +40,9 @@ from bench.diffusion.schedules import alpha_bars, levels
 from bench.diffusion.solvers import Ancestral
 from bench.diffusion.types import Denoiser, Level, Prediction, Step
 from bench.measure.features.extractors import open_extractor
+from bench.measure.instruments.exact_denoisers import FiniteSet
 from bench.measure.instruments.probes import WalkProbe, spread_indices
-from bench.measure.instruments.stand_ins import FiniteSet
-from bench.measure.quality.against import cell_terms
+from bench.measure.quality.paired_test import cell_terms
 from bench.measure.quality.scores import FeatureSet, score
 from bench.runtime.errors import OneLineParser
 from bench.runtime.signals import exit_with
@@ -214,7 +214,7 @@ class Trial:
 def _numbers(
     rows: Mapping[tuple[str, str, int], float], bands: Mapping[str, NDArray[np.float64]], indices: Sequence[int]
 ) -> dict[str, float]:
-    """Return the instruments of single walks, as :mod:`analysis.exposure_bias.diagnostics` defines them, signed."""
+    """Return the signed instruments of single walks, those of :mod:`analysis.exposure_bias.quality_correlation`."""
 
     def mean(value: Callable[[int], float]) -> float:
         return float(np.mean([value(i) for i in indices]))

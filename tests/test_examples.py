@@ -138,7 +138,7 @@ def test_the_scales_of_guidance_are_those_of_the_docs():
     }  # fmt: skip
 
 
-RUNS = ("pipeline_schedulers", "k_diffusion_loop", "own_loop", "latent_pipeline", "own_correction")
+RUNS = ("pipeline_schedulers", "k_diffusion_loop", "custom_loop", "latent_pipeline", "custom_correction")
 LONGEST = 60  # lines of an example of recorded loops
 
 
@@ -156,7 +156,7 @@ def test_recorded_loops_are_sound_results(recorded, name):
     results = load_results(recorded / name)
     assert not results.problems
     assert set(results.steps["quantity"]) >= {"eps_norm", "variance_ratio"}
-    assert len(results.cells) == (2 if name in ("pipeline_schedulers", "own_correction") else 1)
+    assert len(results.cells) == (2 if name in ("pipeline_schedulers", "custom_correction") else 1)
 
 
 @pytest.mark.parametrize("name", [*RUNS, "read_results"])
@@ -181,7 +181,7 @@ def test_a_results_folder_is_read_with_pandas(recorded, capsys):
 
 
 def test_the_correction_of_the_example_keeps_its_contract(capsys):
-    assert check_correction([f"{EXAMPLES / 'own_correction.py'}:Widened"]) == 0
+    assert check_correction([f"{EXAMPLES / 'custom_correction.py'}:Widened"]) == 0
     assert "BROKEN" not in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import torch
 
 from bench.diffusion.schedules import alpha_bars, levels
 from bench.injected import KINDS, Biased, Finding, Trial, findings, main, seen_from
-from bench.measure.instruments.stand_ins import FiniteSet
+from bench.measure.instruments.exact_denoisers import FiniteSet
 
 BARS = alpha_bars("cosine", 1000)
 LEVEL = levels("cosine", 1000, "10")[4]

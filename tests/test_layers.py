@@ -27,9 +27,9 @@ ROWS = {
     "bench.measure": ({"instruments", "features"}, "quality", "__main__"),
     "bench.suite": (
         "settings", {"registry", "processes"}, "config", "plan", "store", "cells", "experiments", "run",
-        {"account", "notes"}, {"cost", "tuning"}, "execution", "cli", "__main__",
+        "run_record", {"cost", "tuning"}, "execution", "cli", "__main__",
     ),
-    "bench.hooks": ("frames", {"loops", "real"}, {"capture", "results", "own"}, "record"),
+    "bench.hooks": ("frames", {"loops", "real_data"}, {"capture", "results", "custom_loop"}, "record"),
     "analysis": (
         "records", "output", {"comparison", "published", "exposure_bias", "normality", "spectra"}, "quality", "report",
         "regenerate", "publish", "doctor", "__main__",

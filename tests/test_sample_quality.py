@@ -15,13 +15,13 @@ from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.solvers import Ancestral
 from bench.measure.features.extractors import open_extractor
-from bench.measure.quality.committed import unseen
+from bench.measure.quality.embedded_statistics import unseen
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints.native import load_network
 from bench.models.denoisers.guidance import ClassifierFree, ClassifierFreeDenoiser
 from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.train.recipes import NETWORKS, RECIPES, Recipe
-from bench.suite.registry.family import EMBEDDED, WEIGHTS
+from bench.suite.registry.embedded_models import EMBEDDED, WEIGHTS
 from bench.suite.registry.registry import load_registry
 
 HALF = 898
@@ -107,7 +107,7 @@ def test_the_models_of_digits_affine_are_those_of_their_recipes(name):
 @pytest.mark.parametrize("name", ["adm", "adm-ip", "ddpm-y"])
 def test_the_cifar10_family_is_that_of_its_recipes(name):
     model = load_registry((), "cifar10").model(name)
-    images = {"data": "cifar10-jpeg-train (50000)", "data_hash": unseen("cifar10").committed.content}
+    images = {"data": "cifar10-jpeg-train (50000)", "data_hash": unseen("cifar10").embedded.content}
     training = model.description.training
     assert training == recorded(RECIPES[f"cifar10/{name}"], training) | images
     assert model.description.network == {

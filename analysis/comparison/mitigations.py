@@ -111,7 +111,7 @@ def _read(results: Results) -> _Records:
 def _measures(steps: pd.DataFrame) -> Measures:
     """Return the three measures of exposure bias by cell, signed.
 
-    They are those of :data:`analysis.exposure_bias.diagnostics.DEFINITIONS`. The first is the last level's
+    They are those of :data:`analysis.exposure_bias.quality_correlation.DEFINITIONS`. The first is the last level's
     part of ``variance_network``; where no image was held out, training images serve.
     """
     empty: Measures = {name: {} for name in (_END, "variance_network", "eps_gap_heldout_signed")}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.data.pictures import Pictures, ReadOptions, gather_arrays
+from bench.data.image_stack import Pictures, ReadOptions, gather_arrays
 from bench.files.pickles import restricted_load
 from bench.runtime.errors import DataError, reason
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.data.affine import affine_variants
-from bench.data.pictures import Pictures, ReadOptions, gather_arrays
+from bench.data.image_stack import Pictures, ReadOptions, gather_arrays
 from bench.data.preprocessing import Preprocessing
 from bench.data.sources import PUBLISHED, locate, read_source
 from bench.runtime.errors import DataError

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from bench.data.pictures import Picture
+from bench.data.image_stack import Picture
 from bench.data.preprocessing import Pixels
 from bench.files.limits import refuse_large_picture, too_many_pixels
 from bench.runtime.errors import DataError, reason

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from bench.data.pictures import Picture, Pictures, ReadOptions, class_indices, gather
+from bench.data.image_stack import Picture, Pictures, ReadOptions, class_indices, gather
 from bench.data.preprocessing import Pixels
 from bench.files.limits import refuse_large_file, refuse_large_picture, refuse_total, refuse_unfolding
 from bench.files.npz import Header, array_list, read_header

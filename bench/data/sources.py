@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.data.cifar import BATCH_FOLDERS, is_batch_folder, read_batch_folder, read_batch_tar
-from bench.data.images import LABELS_FILE, SUFFIXES, read_folder, read_zip
+from bench.data.image_folder import LABELS_FILE, SUFFIXES, read_folder, read_zip
+from bench.data.image_stack import Pictures, ReadOptions
 from bench.data.npz_images import read_npz, refuse_npy
-from bench.data.pictures import Pictures, ReadOptions
 from bench.runtime.errors import DataError, reason
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bench.diffusion.types import Step
 from bench.hooks.frames import Frame, HookError, check_scheduler, frame_of
 from bench.hooks.loops import Ask, Loop
-from bench.hooks.real import RealData, rows_of
+from bench.hooks.real_data import RealData, rows_of
 from bench.runtime.errors import reason
 
 _NETWORKS = ("unet", "transformer")

@@ -21,10 +21,10 @@ from torch import Tensor
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.types import Step
 from bench.hooks.frames import Frame, primed, restarted, used
+from bench.measure.instruments.exact_denoisers import ClassMixture, ExactDenoiser, FiniteSet
 from bench.measure.instruments.gaussian import LARGEST
 from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.spectra import RadialBins
-from bench.measure.instruments.stand_ins import ClassMixture, FiniteSet, StandIn
 
 # A network as a loop asks it: the state, the same as the scheduler scales it, the timestep and the call's position, to
 # its output and, under guidance, the output without.
@@ -201,9 +201,9 @@ def force(loop: Loop, tape: Tape, x0: Tensor, ask: Ask, numbers: Tensor, seed: i
                 tape.update(step)
 
 
-def exact_laws(images: Tensor) -> dict[str, StandIn]:
+def exact_laws(images: Tensor) -> dict[str, ExactDenoiser]:
     """Return the Gaussian with the images' mean and covariance, and their finite set, each where it is affordable."""
-    laws: dict[str, StandIn] = {}
+    laws: dict[str, ExactDenoiser] = {}
     if math.prod(images.shape[1:]) <= LARGEST and len(images) > 1:
         laws["gaussian"] = ClassMixture(images, torch.zeros(len(images), dtype=torch.int64))
     if images.numel() <= _LARGE:
@@ -211,7 +211,7 @@ def exact_laws(images: Tensor) -> dict[str, StandIn]:
     return laws
 
 
-def walk_exact(loop: Loop, law: StandIn, free: Tape, forced: Tape) -> None:
+def walk_exact(loop: Loop, law: ExactDenoiser, free: Tape, forced: Tape) -> None:
     """Record an exact denoiser in the loop, free running and teacher forced; nothing is clipped."""
     loop = replace(loop, scheduler=_unclipped(loop.scheduler))
     frame = loop.frame

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from bench.diffusion.types import Level, Step
 from bench.hooks.capture import Capture
+from bench.hooks.custom_loop import END, CustomLoop, Network
 from bench.hooks.frames import HookError
 from bench.hooks.loops import Loop, Tape, force, start_scale
-from bench.hooks.own import END, Network, OwnLoop
-from bench.hooks.real import RealData
+from bench.hooks.real_data import RealData
 from bench.hooks.results import LoopCell, plain_settings, write_cell, write_exact
 from bench.measure.instruments.step_table import PixelStatistics
 from bench.runtime.errors import reason
@@ -119,7 +119,7 @@ class Log:
         self._tapes: dict[str, Tape] = {}
         self._start = torch.zeros(_FINGERPRINT)
         self._batch = 1
-        self._own = OwnLoop(self._begin_own)
+        self._own = CustomLoop(self._begin_own)
         self._table: pd.DataFrame | None = None
 
     def table(self) -> pd.DataFrame:

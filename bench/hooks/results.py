@@ -17,7 +17,7 @@ from bench.diffusion.types import Level
 from bench.files.writing import write_atomic
 from bench.hooks.frames import HookError
 from bench.hooks.loops import Loop, Tape, exact_laws, walk_exact
-from bench.hooks.real import RealData
+from bench.hooks.real_data import RealData
 from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.step_table import Row, to_table
 from bench.suite.cells.records import Records

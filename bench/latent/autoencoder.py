@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.data import Dataset, quantize
-from bench.latent.material import LatentData
+from bench.latent.inputs import LatentData
 from bench.models.checkpoints.diffusers_model import build_unet
 from bench.models.checkpoints.hub import Parts, read_json
 from bench.models.checkpoints.state_dicts import file_hash

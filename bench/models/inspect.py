@@ -1,7 +1,7 @@
 """What a checkpoint is taken for, and whether it behaves so: ``python -m bench.models.inspect FILE``.
 
 Real images with noise are shown to the network under its description and under others that it could have; the slopes
-of :mod:`bench.models.denoisers.slope` say which of them fit, the denoising error which of these fits best.
+of :mod:`bench.models.denoisers.calibration` say which of them fit, the denoising error which of these fits best.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from bench.models.checkpoints.adapter import adapter_file, describe_adapter
 from bench.models.checkpoints.formats import denoiser_of, describe, located, open_network, with_table
 from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry, presets_that_fit
 from bench.models.checkpoints.state_dicts import read_state
+from bench.models.denoisers.calibration import Slope, slope_levels, slopes, worst
 from bench.models.denoisers.parameterization import CONVERSIONS
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS, make_preconditioning
-from bench.models.denoisers.slope import Slope, slope_levels, slopes, worst
 from bench.models.interface import Description
 from bench.models.networks.arguments import complete
 from bench.models.networks.shapes import shapes_of

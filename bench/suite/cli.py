@@ -89,7 +89,7 @@ def error_line(error: BaseException, out: Path | None) -> str:
 def _model_list(args: argparse.Namespace) -> list[str]:
     """Return the lines of ``--list-models``."""
     from bench.suite.registry.config_file import read_config_files
-    from bench.suite.registry.family import EMBEDDED, trainings
+    from bench.suite.registry.embedded_models import EMBEDDED, trainings
     from bench.suite.registry.remedies import describe_remedies
 
     names = {**EMBEDDED, **dict.fromkeys(read_config_files(args.config).models, "from the config file")}

@@ -15,17 +15,16 @@ from bench.measure.features.extractors import Extractor
 from bench.models.acceleration import Accelerated, CompileError
 from bench.runtime.distributed import AgreedError
 from bench.runtime.errors import FeatureError
-from bench.suite.account import Account
-from bench.suite.cells.arms import Arms
 from bench.suite.cells.reference import Reference
+from bench.suite.cells.walks import CellWalks
 from bench.suite.experiments.chains import Chain
 from bench.suite.experiments.experiment import Extra
 from bench.suite.experiments.response import Response
-from bench.suite.notes import notes
 from bench.suite.plan import Cell, Unit
 from bench.suite.processes.ranks import Team
 from bench.suite.registry.model import Model
-from bench.suite.run import Run
+from bench.suite.run import Run, notes
+from bench.suite.run_record import RunRecord
 from bench.suite.settings import short_hash
 
 _COMPILE_FROM = 600.0  # seconds of uncompiled network calls an architecture: see settle_compiling
@@ -80,7 +79,7 @@ def seconds_a_call(run: Run, cell: Cell, reference: Reference) -> float:
         RunError: the network predicts what is not finite.
     """
     batch, watch = run.config.request.batch, _Stopwatch(run.config.device)
-    arms = Arms(cell, run.workbench(reference, watch))
+    arms = CellWalks(cell, run.context(reference, watch))
     unit = next(iter(cell.units(batch)))
     try:
         while len(watch.marks) < 4:  # a walk of one step is walked again
@@ -179,7 +178,7 @@ def settle_compiling(run: Run, reference: Reference, team: Team) -> bool:
         AgreedError: ``--compile on``, and the networks cannot be compiled.
     """
     asked = run.config.request.compile
-    earlier = Account(run).compiled if asked == "auto" else None
+    earlier = RunRecord(run).compiled if asked == "auto" else None
     if not run.config.fits and not network_calls(run, only_left=True):
         return bool(earlier)
     wanted = team.leads and (asked == "on" or earlier or (asked == "auto" and _repays(run, reference, team, earlier)))

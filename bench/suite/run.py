@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +11,18 @@ from pathlib import Path
 from bench.data import Dataset
 from bench.diffusion.types import Denoiser
 from bench.latent.autoencoder import Decoder
-from bench.latent.material import LatentData
+from bench.latent.inputs import LatentData
 from bench.latent.networks import load_conditional
-from bench.measure.features.extractors import Extractor, open_extractor
+from bench.measure.features.extractors import ANY_SIZE, INCEPTION_EXTRACTORS, Extractor, embedded_width, open_extractor
 from bench.measure.quality.references import open_statistics
+from bench.measure.quality.scores import comparison_refusal, frechet_refusal
 from bench.models.acceleration import Accelerated
 from bench.models.checkpoints.formats import denoiser_of, open_network
 from bench.models.checkpoints.guided_diffusion import load_classifier
 from bench.models.denoisers.guidance import ClassifierFreeDenoiser, GuidedDenoiser
 from bench.runtime.devices import full_float32, keep_freed_memory
 from bench.suite.cells.reference import Reference
-from bench.suite.cells.workbench import Workbench
+from bench.suite.cells.walks import WalkContext
 from bench.suite.config.resolve import Configuration
 from bench.suite.experiments.chains import plan_chains
 from bench.suite.experiments.exact import plan_exact
@@ -110,9 +111,9 @@ class Run:
         data = self.config.data
         return self._decoder.decoded(data) if self._decoder is not None and isinstance(data, LatentData) else data
 
-    def workbench(self, reference: Reference, progress: Callable[[int], None]) -> Workbench:
+    def context(self, reference: Reference, progress: Callable[[int], None]) -> WalkContext:
         """Return what every walk of the run stands on."""
-        bench = Workbench(self.denoiser, reference, self.config.device, self.config.request.batch, progress)
+        bench = WalkContext(self.denoiser, reference, self.config.device, self.config.request.batch, progress)
         if isinstance(self.config.data, LatentData):
             return replace(bench, render=self._decoder or (lambda latents, mode: latents.float()))
         return bench
@@ -147,3 +148,49 @@ def refuse_file(out: Path) -> None:
     there = next(path for path in (out, *out.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(f"cannot write results to {out}: {there} is not a folder to write in; choose another --out")
+
+
+def notes(run: Run, reference: Reference) -> Iterator[str]:
+    """Yield what the dataset's files hold besides images, which models are equal, and a distance that is missing."""
+    config = run.config
+    if config.data.note:
+        yield config.data.note
+    yield from _equal_weights(config.named)
+    if line := missing_distance(reference, config.request.samples):
+        yield line
+
+
+def _equal_weights(models: Sequence[Model]) -> Iterator[str]:
+    """Yield a line for each file that was given two names; a model and its remedies share theirs by intention."""
+    names: dict[str, list[str]] = {}
+    for model in models:
+        plain, known = model.base or model.name, names.setdefault(model.weights_hash(), [])
+        known += [] if plain in known else [plain]
+    for known in names.values():
+        if len(known) > 1:
+            yield f"{' and '.join(known)} have the same weights: what differs between them is not their training"
+
+
+def missing_distance(reference: Reference, n: int) -> str:
+    """Return why N samples have no Frechet distance to a reference, and what stands in its place; empty if they have.
+
+    Args:
+        reference: what samples are compared with.
+        n: number of samples of a cell.
+    """
+    extractor = reference.extractor
+    if extractor is None or extractor.widths is None:
+        return ""
+    (width, _), (known, singles) = extractor.widths, reference.counts()
+    if not frechet_refusal(width, n, known):
+        return ""
+    need, kid = f"{width + 1} samples and {width + 1} reference images", extractor.metrics["kid"]
+    here = f"{n}" if known is None else f"{n} and {known}"
+    refusal = comparison_refusal(n, singles)
+    instead = f"nor can {kid} be given ({refusal})" if refusal else f"{kid} is shown instead"
+    advice = ""
+    if known is None or known > width:
+        advice = f"; --samples {width + 1} gives it"
+    elif extractor.name in INCEPTION_EXTRACTORS and not frechet_refusal(embedded_width(ANY_SIZE), n, known):
+        advice = f"; --features {ANY_SIZE} needs {embedded_width(ANY_SIZE) + 1} of both"
+    return f"{extractor.metrics['frechet']} needs {need}; here {here}: {instead}{advice}"

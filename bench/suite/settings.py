@@ -31,8 +31,8 @@ SAMPLER_FRAMES: Mapping[str, Sequence[str]] = {  # a sampler, and the frames of 
 }
 SAMPLERS = tuple(SAMPLER_FRAMES)
 MULTISTEP_SAMPLERS = ("dpmpp-2m", "unipc")
-# Later than version 0.1, which sampled with these values; a description without them means them.
-LATER_SETTINGS: Mapping[str, Any] = {
+# Values with which a setting does nothing; a description leaves them out, so that new settings change no key.
+NEUTRAL_SETTINGS: Mapping[str, Any] = {
     "churn": 0.0, "precision": "fp32", "s_min": 0.0, "s_max": None, "s_noise": 1.0, "class_labels": "random",
 }  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(@[0-9]+[A-Za-z0-9._-]*)?")
@@ -74,9 +74,11 @@ class SamplerConfig:
     class_labels: str = "random"
 
     def description(self) -> dict[str, Any]:
-        """Return the settings, JSON-like; what version 0.1 did not have is left out where it does nothing."""
+        """Return the settings, JSON-like; a setting of :data:`NEUTRAL_SETTINGS` is left out where it does nothing."""
         settings = asdict(self).items()
-        return {name: value for name, value in settings if name not in LATER_SETTINGS or value != LATER_SETTINGS[name]}
+        return {
+            name: value for name, value in settings if name not in NEUTRAL_SETTINGS or value != NEUTRAL_SETTINGS[name]
+        }
 
     def respacing(self, steps: int) -> str:
         """Return the name of this many steps, as :func:`bench.diffusion.schedules.respace` reads it."""

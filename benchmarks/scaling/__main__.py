@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data import to_unit
-from bench.suite.tuning.divisor import FEWEST, Fitted, fit
+from bench.suite.tuning.epsilon_scaling import FEWEST, Fitted, fit
 from benchmarks.scaling.rules import CANDIDATES, Meter
 from benchmarks.scaling.walks import Setting, Walks, Yardstick
 

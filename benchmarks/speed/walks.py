@@ -23,9 +23,8 @@ from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
 from bench.models.train.recipes import DIGITS_NETWORK
 from bench.runtime.devices import full_float32, keep_freed_memory
-from bench.suite.cells.arms import Arms
 from bench.suite.cells.reference import Reference
-from bench.suite.cells.workbench import Workbench
+from bench.suite.cells.walks import CellWalks, WalkContext
 from bench.suite.plan import Cell, Unit
 from bench.suite.registry.model import Model
 from bench.suite.settings import SamplerConfig
@@ -122,7 +121,9 @@ class Walk:
         asked = network or subject.network
         denoiser = NetworkDenoiser(_Single(asked) if sampler in _EDM_SOLVERS else asked)
         reference = Reference(_nothing(subject), None)
-        self.arms = Arms(cell, Workbench(lambda model: denoiser, reference, subject.device, subject.batch, _unheard))
+        self.arms = CellWalks(
+            cell, WalkContext(lambda model: denoiser, reference, subject.device, subject.batch, _unheard)
+        )
         if sampler in _EDM_SOLVERS:  # the suite gives them to EDM models alone; k-diffusion to any
             self.arms.solver = _EDM_SOLVERS[sampler]
 

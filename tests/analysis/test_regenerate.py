@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 import pytest
-from made import assert_figures
+from synthetic_results import assert_figures
 
 from analysis.__main__ import main
 from analysis.exposure_bias.norms import draw_eps_norm, norm_table

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.latent.autoencoder import Decoder, check_decoder, hash_decoder
-from bench.latent.material import LatentData
+from bench.latent.inputs import LatentData
 from bench.runtime.errors import CheckpointError
 
 LATENTS = torch.randn(10, 4, 4, 4, generator=torch.Generator().manual_seed(0))

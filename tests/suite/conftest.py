@@ -14,7 +14,7 @@ from bench.models.checkpoints.native import save_network
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
 from bench.suite.cells.reference import Reference
-from bench.suite.cells.workbench import Workbench
+from bench.suite.cells.walks import WalkContext
 from bench.suite.cli import run
 from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
@@ -38,7 +38,7 @@ def small_covariances():
 @pytest.fixture(autouse=True)
 def unasked(request, monkeypatch):
     """Ask no network for its slopes: those of tests are random, and no description fits them."""
-    if not request.module.__name__.endswith("test_slopes"):
+    if not request.module.__name__.endswith("test_calibration"):
         monkeypatch.setattr("bench.suite.execution.launch.plan_slopes", lambda cells: [])
 
 
@@ -153,12 +153,12 @@ def make_cell(small_data):
 
 
 @pytest.fixture(scope="session")
-def make_workbench(small_data):
-    """Return a function that makes the workbench of a given denoiser."""
+def make_context(small_data):
+    """Return a function that makes the context of a given denoiser."""
 
     def make(denoiser, data=small_data, extractor=None, batch=100, counted=None):
         progress = counted.append if counted is not None else lambda calls: None
         reference = data if isinstance(data, Reference) else Reference(data, extractor)
-        return Workbench(lambda model: denoiser, reference, torch.device("cpu"), batch, progress)
+        return WalkContext(lambda model: denoiser, reference, torch.device("cpu"), batch, progress)
 
     return make

@@ -27,8 +27,8 @@ from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.runtime.signals import end_at_once
 from bench.suite import cli, plan
 from bench.suite.cells import runner
-from bench.suite.cells.arms import Arms
 from bench.suite.cells.runner import CellRunner
+from bench.suite.cells.walks import CellWalks
 from bench.suite.execution import launch
 from bench.suite.execution import worker as execution
 from bench.suite.processes.progress import Progress
@@ -149,7 +149,7 @@ class _Told:
 def _tell_phases(pipe):
     told = _Told(pipe)
     for owner, method, name in (
-        (Arms, "compute", "sampling"),
+        (CellWalks, "compute", "sampling"),
         (Store, "put_shard", "writing"),
         (CellRunner, "complete", "merging"),
         (runner, "score_cell", "scoring"),

@@ -19,7 +19,7 @@ from bench.suite.cells import reference
 from bench.suite.config.flags import make_parser
 from bench.suite.config.resolve import device_of
 from bench.suite.registry import constants
-from bench.suite.registry.family import EMBEDDED
+from bench.suite.registry.embedded_models import EMBEDDED
 from bench.suite.registry.remedies import SUFFIXES
 from bench.suite.settings import ConfigError
 

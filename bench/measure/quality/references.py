@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.data import DataError, Dataset, Preprocessing, load, load_path
 from bench.measure.features.extractors import Extractor
-from bench.measure.quality.committed import COMMITTED, dataset_statistics
+from bench.measure.quality.embedded_statistics import WITH_STATISTICS, dataset_statistics
 from bench.measure.quality.statistics import ReferenceStatistics
 from bench.measure.quality.statistics_files import (
     cached_statistics,
@@ -156,7 +156,7 @@ def open_reference(
         FeatureError: statistics cannot be read or are of other features, or images of a size that cannot be.
     """
     path = Path(reference)
-    if reference in COMMITTED and not path.exists():
+    if reference in WITH_STATISTICS and not path.exists():
         return Yardstick(dataset_statistics(reference, extractor), None)
     if reference == "digits":
         pictures = ImageSet.training(load("digits"))

@@ -15,7 +15,7 @@ from bench.measure.features.extractors import Extractor
 from bench.measure.instruments.gaussian import LARGEST, LinearGaussian
 from bench.measure.instruments.moments import PixelMoments
 from bench.measure.instruments.step_table import PixelStatistics
-from bench.measure.quality.committed import Unseen, committed_statistics
+from bench.measure.quality.embedded_statistics import Unseen, embedded_statistics_of
 from bench.measure.quality.references import Yardstick
 from bench.measure.quality.scores import SCORES_VERSION, Score, frechet_score
 from bench.measure.quality.statistics import MomentStream, ReferenceStatistics
@@ -53,7 +53,7 @@ class Reference:
         self._imported = imported
         self._features: ReferenceStatistics | None = None
         self._exact_scores: dict[int, list[Score]] = {}
-        pixels = data.committed.pixels if isinstance(data, Unseen) else PixelMoments.of_training(data)
+        pixels = data.embedded.pixels if isinstance(data, Unseen) else PixelMoments.of_training(data)
         self.centre = pixels.mean
         self.statistics = PixelStatistics(pixels.mean.numpy(), pixels.variance.numpy())
         self.spectrum, self.haar = pixels.spectrum.numpy(), pixels.haar.numpy()
@@ -67,7 +67,7 @@ class Reference:
         """Return of how many images the statistics are, None where nobody says, and how many there are to compare."""
         data, imported = self.data, self._imported
         if imported is None:
-            images = data.committed.pixels.n if isinstance(data, Unseen) else data.count("train")
+            images = data.embedded.pixels.n if isinstance(data, Unseen) else data.count("train")
             return images, images
         singles = len(imported.statistics.pooled) or data.count("train")
         return imported.statistics.n, singles if imported.pictures is None else len(imported.pictures.images)
@@ -91,8 +91,8 @@ class Reference:
             assert self.extractor is not None  # scoring asks only where there is an extractor
             images, content = self.pictures.part("train"), self.pictures.content_hash()
             if self._imported is None:
-                committed = self.committed_statistics()
-                self._features = committed or cached_statistics(self.extractor, images, self.name, content)
+                embedded = self.embedded_statistics()
+                self._features = embedded or cached_statistics(self.extractor, images, self.name, content)
             else:
                 statistics = self._imported.completed(self.extractor)
                 if not len(statistics.pooled) and len(images):
@@ -100,14 +100,14 @@ class Reference:
                 self._features = statistics
         return self._features
 
-    def committed_statistics(self) -> ReferenceStatistics | None:
+    def embedded_statistics(self) -> ReferenceStatistics | None:
         """Return the statistics that the package keeps of these images' features, None where it keeps none."""
         assert self.extractor is not None  # as for features
         data = self.pictures
-        committed = data.committed if isinstance(data, Unseen) else None
-        if committed:
-            return committed_statistics(self.extractor, committed.content, committed.pixels.n)
-        return committed_statistics(self.extractor, data.content_hash(), data.count("train"))
+        embedded = data.embedded if isinstance(data, Unseen) else None
+        if embedded:
+            return embedded_statistics_of(self.extractor, embedded.content, embedded.pixels.n)
+        return embedded_statistics_of(self.extractor, data.content_hash(), data.count("train"))
 
     def exact_scores(self, n: int) -> list[Score]:
         """Return the Frechet distance of n samples of an exact sampler: its mean, spread and 95 % range.
@@ -167,7 +167,7 @@ class Reference:
         if math.prod(self.data.shape) > LARGEST:
             return None
         if isinstance(self.data, Unseen):
-            return self.data.committed.gaussian
+            return self.data.embedded.gaussian
         stream = MomentStream()
         for rows in torch.arange(self.data.count("train")).split(_PIXEL_ROWS):
             stream.add(to_unit(self.data.pick("train", rows)).flatten(1).numpy())

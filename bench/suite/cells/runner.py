@@ -18,10 +18,9 @@ from bench.measure.quality.frechet import feature_moments
 from bench.measure.quality.influence import influence_arrays
 from bench.measure.quality.scores import FeatureSet, Score, collect, neighbour_ratio, score
 from bench.measure.quality.statistics import MomentStream
-from bench.suite.cells.arms import Arms, Arrays
 from bench.suite.cells.records import Records
 from bench.suite.cells.reference import Reference
-from bench.suite.cells.workbench import Workbench
+from bench.suite.cells.walks import Arrays, CellWalks, WalkContext
 from bench.suite.plan import Cell, Unit
 from bench.suite.store.shards import DamagedShard
 from bench.suite.store.store import Store
@@ -44,17 +43,17 @@ class CellRunner:
 
     Args:
         cell: the configuration.
-        workbench: the network, data, device and batch size.
+        context: the network, data, device and batch size.
         store: the run's folder.
     """
 
-    def __init__(self, cell: Cell, workbench: Workbench, store: Store) -> None:
-        self.cell, self.workbench, self.store = cell, workbench, store
-        self.arms, self.reference = Arms(cell, workbench), workbench.reference
+    def __init__(self, cell: Cell, context: WalkContext, store: Store) -> None:
+        self.cell, self.context, self.store = cell, context, store
+        self.arms, self.reference = CellWalks(cell, context), context.reference
 
     def units(self) -> list[Unit]:
         """Return the cell's units in merging order."""
-        return list(self.cell.units(self.workbench.batch))
+        return list(self.cell.units(self.context.batch))
 
     def walk(self, unit: Unit) -> Arrays:
         """Return the records of a unit, with the seconds they took."""

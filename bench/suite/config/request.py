@@ -17,7 +17,7 @@ from bench.models.acceleration import PRECISIONS
 from bench.runtime.devices import DEVICES
 from bench.runtime.distributed import is_launched
 from bench.suite.processes.ranks import Share, parse_share
-from bench.suite.registry.tune import Tune, parse_tune
+from bench.suite.registry.tuned_constant import TunedConstant, parse_tune
 from bench.suite.settings import (
     IN_CELLS,
     MEASUREMENTS,
@@ -64,7 +64,7 @@ class Request:
     data_dir: Path | None
     preprocessing: Mapping[str, Any]
     out: Path | None
-    tune: Tune | None = None
+    tune: TunedConstant | None = None
     share: Share | None = None
     progress: bool = False
     arguments: tuple[str, ...] = ()
@@ -217,7 +217,7 @@ def _default_features(args: argparse.Namespace, entries: Collection[str]) -> str
     return "inception" if published else own
 
 
-def _tune(args: argparse.Namespace) -> Tune | None:
+def _tune(args: argparse.Namespace) -> TunedConstant | None:
     if args.tune is None:
         return None
     if args.features == "none":

@@ -11,15 +11,15 @@ import torch
 
 from bench.data import Dataset
 from bench.files.writing import sha256_of
-from bench.latent.material import read_latents
-from bench.measure.quality.committed import COMMITTED, Unseen
+from bench.latent.inputs import read_latents
+from bench.measure.quality.embedded_statistics import WITH_STATISTICS, Unseen
 from bench.models.acceleration import precision_refusal
 from bench.runtime.devices import find_device
 from bench.suite.config.request import Request
 from bench.suite.registry.guidance import settle_guidance
 from bench.suite.registry.model import Model
 from bench.suite.registry.registry import Registry
-from bench.suite.registry.tune import OF_IMAGES
+from bench.suite.registry.tuned_constant import OF_IMAGES
 from bench.suite.settings import DEFAULT_DATASET, FRAME_NAMES, ConfigError, SamplerConfig, samplers_of, short_hash
 
 _NEED_IMAGES = {
@@ -300,10 +300,10 @@ def _without_images(request: Request) -> tuple[Request, tuple[str, ...]]:
     advice = "give the images' folder with --data-dir"
     if request.tune is not None and not request.tune.values and request.tune.constant in OF_IMAGES:
         raise ConfigError(f"--tune {request.tune.text} needs the images; {advice}")
-    if request.reference is None and request.features not in (*COMMITTED, "none"):
+    if request.reference is None and request.features not in (*WITH_STATISTICS, "none"):
         raise ConfigError(
             f"--features {request.features} needs the images, of which the package keeps statistics of"
-            f" {', '.join(COMMITTED)} alone; {advice}, or a file of statistics with --reference"
+            f" {', '.join(WITH_STATISTICS)} alone; {advice}, or a file of statistics with --reference"
         )
     measure = tuple(name for name in request.measure if name not in _NEED_IMAGES)
     left_out = [_FORCED] if "steps" in measure else []

@@ -8,20 +8,19 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
 from bench.files.writing import drop_partials, partials
-from bench.measure.quality.committed import Unseen
+from bench.measure.quality.embedded_statistics import Unseen
 from bench.runtime.distributed import note
 from bench.runtime.errors import one_line
-from bench.suite.account import Account
 from bench.suite.cells.reference import Reference
 from bench.suite.cost import cost_line, settle_compiling
 from bench.suite.execution.worker import Execution
-from bench.suite.experiments.slopes import plan_slopes
-from bench.suite.notes import notes
+from bench.suite.experiments.calibration import plan_slopes
 from bench.suite.plan import Cell
 from bench.suite.processes.locks import Claims
 from bench.suite.processes.progress import Progress, log_path
 from bench.suite.processes.ranks import Team
-from bench.suite.run import Run
+from bench.suite.run import Run, notes
+from bench.suite.run_record import RunRecord
 from bench.suite.settings import ConfigError
 
 
@@ -68,7 +67,7 @@ def execute(run: Run, team: Team, quiet: bool = False) -> Outcome:
         run.warnings = _check_descriptions(run, reference, team, claims)
         progress = _progress(run, reference, team)
         stack.callback(progress.close)
-        with Account(run).record(team):
+        with RunRecord(run).record(team):
             execution = Execution(run, reference, team, progress, claims)
             progress.event("start", calls=progress.total, cells=len(run.cells), processes=team.size)
             try:
@@ -101,7 +100,7 @@ def complete(run: Run) -> list[str]:
     if not _is_complete(run, reference):
         claims = Claims(run.out)
         run.warnings = _warnings(run)
-        with claims.folder(), Account(run).record(team), closing(_progress(run, reference, team)) as progress:
+        with claims.folder(), RunRecord(run).record(team), closing(_progress(run, reference, team)) as progress:
             execution = Execution(run, reference, team, progress, claims)
             execution.complete()
             execution.rescore()
@@ -127,15 +126,15 @@ def _claim(claims: Claims, team: Team, stack: ExitStack) -> None:
 
 def _check_descriptions(run: Run, reference: Reference, team: Team, claims: Claims) -> list[str]:
     """Ask each network that was not asked before whether its description fits; print and return what does not."""
-    workbench, checks = run.workbench(reference, lambda calls: None), plan_slopes(run.cells)
+    context, checks = run.context(reference, lambda calls: None), plan_slopes(run.cells)
     with team.together():
         if team.leads and not isinstance(reference.data, Unseen):  # a note names what goes without images
             with claims.setup():
                 for check in checks:
-                    if refusal := check.refusal(workbench):
+                    if refusal := check.refusal(context):
                         note(f"{check.names}: whether the description fits is not checked, for {refusal}")
                     elif check.folder(run.out).complete_facts() is None:
-                        check.compute(workbench, run.out)
+                        check.compute(context, run.out)
             _warn(_warnings(run))
     return team.gather(_warnings(run) if team.leads else [])
 
@@ -171,13 +170,13 @@ def _is_complete(run: Run, reference: Reference) -> bool:
 
 def _tidy(run: Run) -> None:
     """Drop what is left of a process that died when all was done, and end the account for it."""
-    if all(map(run.store.is_closed, run.cells)) and Account(run).has_ended and not any(partials(run.out)):
+    if all(map(run.store.is_closed, run.cells)) and RunRecord(run).has_ended and not any(partials(run.out)):
         return
     with suppress(ConfigError), Claims(run.out).folder():  # unless somebody is at work there
         drop_partials(run.out)
         for cell in run.cells:
             run.store.close(cell)
-        Account(run).end()
+        RunRecord(run).end()
 
 
 def _calls(run: Run, reference: Reference) -> tuple[int, int]:

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from bench.files.writing import drop_partials
-from bench.suite.cells.arms import Arrays, RunError
 from bench.suite.cells.reference import Reference
 from bench.suite.cells.runner import CellRunner, score_cell
+from bench.suite.cells.walks import Arrays, RunError
 from bench.suite.experiments.experiment import Extra
 from bench.suite.plan import Cell, Unit
 from bench.suite.processes.locks import Claims
@@ -83,7 +83,7 @@ class Execution:
     def __init__(self, run: Run, reference: Reference, team: Team, progress: Progress, claims: Claims) -> None:
         self.run, self.reference, self.team, self.progress, self.claims = run, reference, team, progress, claims
         self.store, self.cells = run.store, [run.store.extended(cell) for cell in run.cells]
-        self.workbench = run.workbench(reference, progress.calls)
+        self.context = run.context(reference, progress.calls)
         self.failures: dict[str, str] = {}
         self._finisher = Finisher(run.config.overlaps)
         self._runner: CellRunner | None = None
@@ -196,7 +196,7 @@ class Execution:
         self._try(extra.name, lambda: self._measure(extra))
 
     def _measure(self, extra: Extra) -> None:
-        extra.compute(self.workbench, self.run.out)
+        extra.compute(self.context, self.run.out)
         self.progress.event("measurement", name=extra.name)
 
     def _try(self, name: str, work: Callable[[], object]) -> None:
@@ -213,5 +213,5 @@ class Execution:
     def _runner_of(self, cell: Cell) -> CellRunner:
         """Return the runner of a cell; units come cell by cell, so that one is kept."""
         if self._runner is None or self._runner.cell is not cell:
-            self._runner = CellRunner(cell, self.workbench, self.store)
+            self._runner = CellRunner(cell, self.context, self.store)
         return self._runner

@@ -24,7 +24,7 @@ from bench.measure.instruments.chains import (
     to_table,
 )
 from bench.measure.quality.scores import frechet_score
-from bench.suite.cells.workbench import Workbench
+from bench.suite.cells.walks import WalkContext
 from bench.suite.experiments.experiment import Extra, RecordFolder
 
 VERSION = 1  # of the records of chains and of their baselines: raise when their meaning changes
@@ -82,16 +82,16 @@ class ChainBaselines(Extra):
         }
         return [RecordFolder(root / "chains" / self.name, "chain", description)]
 
-    def compute(self, workbench: Workbench, root: Path) -> None:
+    def compute(self, context: WalkContext, root: Path) -> None:
         """Compute every row and write the record."""
         started = time.perf_counter()
-        rows = [*self._real(workbench), *self._empirical(workbench), *self._gaussian(workbench)]
+        rows = [*self._real(context), *self._empirical(context), *self._gaussian(context)]
         seconds = time.perf_counter() - started
-        facts = {"features": workbench.reference.features_key(), "network_calls": 0, "seconds": seconds}
+        facts = {"features": context.reference.features_key(), "network_calls": 0, "seconds": seconds}
         self.folders(root)[0].write(to_table(rows), {}, facts)
 
-    def _real(self, workbench: Workbench) -> Iterator[ChainRow]:
-        extractor, reference = workbench.reference.extractor, workbench.reference
+    def _real(self, context: WalkContext) -> Iterator[ChainRow]:
+        extractor, reference = context.reference.extractor, context.reference
         row = partial(self._row, "real", reference=reference.name, n=self.n)
         if extractor is None:
             yield row("frechet", None, note="the run has no features")
@@ -100,16 +100,16 @@ class ChainBaselines(Extra):
         images = reference.data.part("train")[: self.n]
         sources = frechet_score(metric, extractor.extract(images)[0], moments, reference.name)
         yield row(metric, sources.value, note=sources.reason or "the source images themselves")
-        others, which = self._others(workbench)
+        others, which = self._others(context)
         if others is None:
             yield row(metric, None, note=which)
             return
         score = frechet_score(metric, extractor.extract(others)[0], moments, reference.name)
         yield row(metric, score.value, note=score.reason or which)
 
-    def _others(self, workbench: Workbench) -> tuple[Tensor | None, str]:
+    def _others(self, context: WalkContext) -> tuple[Tensor | None, str]:
         """Return n real images that are no sources, uint8, and what they are; or None and why not."""
-        train, heldout = (workbench.reference.data.part(part) for part in ("train", "heldout"))
+        train, heldout = (context.reference.data.part(part) for part in ("train", "heldout"))
         if len(heldout) >= self.n:
             return heldout[: self.n], "held-out images"
         if len(train) >= 2 * self.n:
@@ -129,11 +129,11 @@ class ChainBaselines(Extra):
             quantity=quantity, value=value, std=std, reference=reference, note=note,
         )  # fmt: skip
 
-    def _empirical(self, workbench: Workbench) -> Iterator[ChainRow]:
+    def _empirical(self, context: WalkContext) -> Iterator[ChainRow]:
         """Yield the exact sampler of the training images, from the very states that the chains start at."""
-        data = workbench.reference.data
-        images = to_unit(data.part("train")).to(workbench.device)
-        numbers = torch.arange(self.n, device=workbench.device)
+        data = context.reference.data
+        images = to_unit(data.part("train")).to(context.device)
+        numbers = torch.arange(self.n, device=context.device)
         noise = Noise(self.seed).normal(numbers, Purpose.START, 0, data.shape)
         starts = [self._levels(length)[0] for length in self.lengths]
         note = "x_0' ~ q(x_0 | x_t) over the training images, expected"
@@ -142,8 +142,8 @@ class ChainBaselines(Extra):
             for quantity, value, std in error_summary(errors):
                 yield row(quantity, value, std=std)
 
-    def _gaussian(self, workbench: Workbench) -> Iterator[ChainRow]:
-        oracle, reference = workbench.reference.gaussian(self.schedule, self.T), _sources(workbench.data)
+    def _gaussian(self, context: WalkContext) -> Iterator[ChainRow]:
+        oracle, reference = context.reference.gaussian(self.schedule, self.T), _sources(context.data)
         if oracle is None:
             return
         note = "Gaussian data of the same mean and covariance, not clamped"

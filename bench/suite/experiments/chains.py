@@ -18,8 +18,7 @@ from bench.diffusion.types import Level
 from bench.measure.instruments.chains import ChainRow, error_summary, image_errors, to_table
 from bench.measure.quality.scores import frechet_score
 from bench.runtime.errors import UserError
-from bench.suite.cells.arms import RunError
-from bench.suite.cells.workbench import Workbench
+from bench.suite.cells.walks import RunError, WalkContext
 from bench.suite.experiments.baselines import VERSION, ChainBaselines
 from bench.suite.experiments.experiment import Extra, RecordFolder
 from bench.suite.plan import Cell
@@ -89,10 +88,10 @@ class Chain(Extra):
         """Return the method's update rule."""
         return self.cell.solver()
 
-    def compute(self, workbench: Workbench, root: Path) -> None:
+    def compute(self, context: WalkContext, root: Path) -> None:
         """Walk every image there and back, and write the record."""
         started = time.perf_counter()
-        x0, x = (torch.cat(parts) for parts in zip(*self._walk(workbench), strict=True))
+        x0, x = (torch.cat(parts) for parts in zip(*self._walk(context), strict=True))
         if not torch.isfinite(x).all():
             raise RunError(
                 f"model {self.cell.model.name!r}, {self.method} chain of {self.length} steps, seed {self.cell.seed},"
@@ -100,24 +99,24 @@ class Chain(Extra):
             )
         x = x.clamp(-1, 1)
         pixels = quantize(x, self.cell.config.quantize)
-        table = to_table([*self._errors(x, x0, workbench), self._frechet(pixels, workbench)])
+        table = to_table([*self._errors(x, x0, context), self._frechet(pixels, context)])
         shown = {"original": quantize(x0[:_PICTURES]), "reconstruction": pixels[:_PICTURES]}
         pictures = {name: coloured(images.movedim(1, -1).numpy()) for name, images in shown.items()}
         seconds = time.perf_counter() - started
-        facts = {"features": workbench.reference.features_key(), "network_calls": self.cost(), "seconds": seconds}
+        facts = {"features": context.reference.features_key(), "network_calls": self.cost(), "seconds": seconds}
         self.folders(root)[0].write(table, {"pictures": pictures}, facts)
 
-    def _walk(self, workbench: Workbench) -> Iterator[tuple[Tensor, Tensor]]:
+    def _walk(self, context: WalkContext) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x_0, x_0') of each batch on the host; image k has the noise of sample k, whatever the method."""
-        denoiser, levels = workbench.denoiser(self.cell.model), self.levels()
+        denoiser, levels = context.denoiser(self.cell.model), self.levels()
         solver, clip, correction = self.solver(), self.cell.config.clip, self.cell.correction()
-        for numbers, valid in workbench.batches(0, self.cell.samples, self.cell.samples):
-            x0 = workbench.images("train", numbers)
+        for numbers, valid in context.batches(0, self.cell.samples, self.cell.samples):
+            x0 = context.images("train", numbers)
             draws = Draws(Noise(self.cell.seed), numbers)
             x = paired(levels[0], draws, x0)
             for step in walk(denoiser, levels, x, solver, draws, clip=clip, correction=correction):
                 x = step.x_next
-                workbench.progress(valid)
+                context.progress(valid)
             yield x0[:valid].cpu(), x[:valid].cpu()
 
     def _row(self, quantity: str, value: float | None, std: float | None, reference: str, note: str) -> ChainRow:
@@ -128,13 +127,13 @@ class Chain(Extra):
             quantity=quantity, value=value, std=std, reference=reference, note=note,
         )  # fmt: skip
 
-    def _errors(self, x: Tensor, x0: Tensor, workbench: Workbench) -> Iterator[ChainRow]:
-        reference = f"source images ({workbench.reference.data.name}-train)"
+    def _errors(self, x: Tensor, x0: Tensor, context: WalkContext) -> Iterator[ChainRow]:
+        reference = f"source images ({context.reference.data.name}-train)"
         for quantity, value, std in error_summary(image_errors(x, x0).numpy()):
             yield self._row(quantity, value, std, reference, _CLAMPED)
 
-    def _frechet(self, pixels: Tensor, workbench: Workbench) -> ChainRow:
-        reference, extractor = workbench.reference, workbench.reference.extractor
+    def _frechet(self, pixels: Tensor, context: WalkContext) -> ChainRow:
+        reference, extractor = context.reference, context.reference.extractor
         if extractor is None:
             return self._row("frechet", None, None, reference.name, "the run has no features")
         features = extractor.extract(pixels)[0]

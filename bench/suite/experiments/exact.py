@@ -22,13 +22,13 @@ from bench.data import to_unit
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import alpha_bars
+from bench.measure.instruments.exact_denoisers import ClassMixture, ExactDenoiser, FiniteSet
 from bench.measure.instruments.floors import GaussianFloors, band_energies
 from bench.measure.instruments.gaussian import LARGEST
 from bench.measure.instruments.probes import WalkProbe
-from bench.measure.instruments.stand_ins import ClassMixture, FiniteSet, StandIn
 from bench.measure.instruments.step_table import Row, to_table
 from bench.suite.cells.reference import Reference
-from bench.suite.cells.workbench import Workbench
+from bench.suite.cells.walks import WalkContext
 from bench.suite.experiments.experiment import Extra, RecordFolder
 from bench.suite.plan import Cell
 
@@ -109,19 +109,19 @@ class ExactSamplers(Extra):
         assert instruments is not None  # planned only where steps are measured
         return instruments.indices
 
-    def compute(self, workbench: Workbench, root: Path) -> None:
+    def compute(self, context: WalkContext, root: Path) -> None:
         """Compute every arm and write the record."""
         started = time.perf_counter()
         arms = _Arms()
-        self._add_gaussian(arms, workbench)
-        self._add_walks(arms, workbench)
+        self._add_gaussian(arms, context)
+        self._add_walks(arms, context)
         facts = {"network_calls": 0, "seconds": time.perf_counter() - started}
         spectra = {"i": np.array(self.indices), **arms.spectra}
         self.folders(root)[0].write(arms.table(), {"spectra": spectra}, facts)
 
-    def _add_gaussian(self, arms: _Arms, workbench: Workbench) -> None:
+    def _add_gaussian(self, arms: _Arms, context: WalkContext) -> None:
         """Add the closed forms of Gaussian data with the data's mean and covariance."""
-        about, reference = self.cell.model.description, workbench.reference
+        about, reference = self.cell.model.description, context.reference
         law, learned = reference.gaussian(about.schedule, about.T), self.cell.config.variance == "learned"
         if law is None:
             arms.notes["gaussian"] = "no covariance of the data is at hand, or their images are too large"
@@ -138,9 +138,9 @@ class ExactSamplers(Extra):
         arms.rows += floors.rows
         arms.spectra |= floors.spectra()
 
-    def _add_walks(self, arms: _Arms, workbench: Workbench) -> None:
+    def _add_walks(self, arms: _Arms, context: WalkContext) -> None:
         """Add walks of the exact denoisers of the mixture and of the training images."""
-        data, about = workbench.data, self.cell.model.description
+        data, about = context.data, self.cell.model.description
         count = data.count("train")
         large = count * math.prod(data.shape) > _LARGE
         if not count or (large and self.cell.steps > _STEPS):
@@ -149,22 +149,22 @@ class ExactSamplers(Extra):
             return
         learned = alpha_bars(about.schedule, about.T) if self.cell.config.variance == "learned" else None
         walked = _FEW if large else min(max(_WORK // self.cell.steps, _FEW), _MANY)
-        laws = _stand_ins(workbench.reference, workbench.device)
+        laws = _exact_denoisers(context.reference, context.device)
         if "mixture" not in laws:
             arms.notes["mixture"] = "the images are too large, or have no classes of at least two images"
         for name, law in laws.items():
-            self._add_walk(arms, name, law.trained_on(learned), walked, workbench)
+            self._add_walk(arms, name, law.trained_on(learned), walked, context)
 
-    def _add_walk(self, arms: _Arms, name: str, law: StandIn, count: int, workbench: Workbench) -> None:
+    def _add_walk(self, arms: _Arms, name: str, law: ExactDenoiser, count: int, context: WalkContext) -> None:
         """Add an exact denoiser, free running and teacher forced."""
         path, solver, noise = self.cell.levels(), self.cell.solver(), Noise(_SEED)
-        centre, data = workbench.reference.centre.float().to(workbench.device), workbench.reference.statistics
+        centre, data = context.reference.centre.float().to(context.device), context.reference.statistics
         probes = {
             arm: WalkProbe(self.cell.steps, self.indices, centre, arm != name, solver.stages)
             for arm in (name, f"{name}-forced")
         }
-        x0 = law.sample(count, _SEED).to(workbench.device)
-        for rows in torch.arange(count, device=workbench.device).split(_BATCH):
+        x0 = law.sample(count, _SEED).to(context.device)
+        for rows in torch.arange(count, device=context.device).split(_BATCH):
             draws = Draws(noise, rows)
             for step in walk(law, path, prior(path[0], draws, centre.shape), solver, draws, clip=False):
                 probes[name].update(step)
@@ -178,11 +178,11 @@ class ExactSamplers(Extra):
 
 
 @lru_cache(maxsize=1)
-def _stand_ins(reference: Reference, device: torch.device) -> dict[str, StandIn]:
+def _exact_denoisers(reference: Reference, device: torch.device) -> dict[str, ExactDenoiser]:
     """Return the stand-ins for a reference's training images, computed once for all records."""
     images, labels = to_unit(reference.data.part("train")).to(device), reference.data.part_labels("train")
     counts = labels.unique(return_counts=True)[1]
-    laws: dict[str, StandIn] = {}
+    laws: dict[str, ExactDenoiser] = {}
     if len(counts) > 1 and int(counts.min()) > 1 and math.prod(reference.data.shape) <= LARGEST:
         laws["mixture"] = ClassMixture(images, labels)
     return {**laws, "empirical": FiniteSet(images)}

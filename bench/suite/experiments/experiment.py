@@ -14,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.files.writing import read_record, sha256_of, unchanged, write_arrays, write_atomic, write_record
-from bench.suite.cells.workbench import Workbench
-from bench.suite.settings import LATER_SETTINGS, ConfigError, short_hash
+from bench.suite.cells.walks import WalkContext
+from bench.suite.settings import NEUTRAL_SETTINGS, ConfigError, short_hash
 
 
 class RecordFolder:
@@ -67,7 +67,7 @@ class RecordFolder:
         if not isinstance(old, dict):
             return
         for name in {**old, **self.description}:
-            made, now = (settings.get(name, LATER_SETTINGS.get(name)) for settings in (old, self.description))
+            made, now = (settings.get(name, NEUTRAL_SETTINGS.get(name)) for settings in (old, self.description))
             if name != "seed" and made != now:
                 raise ConfigError(
                     f"{self.path} was made with another {name} ({made!r}, now {now!r});"
@@ -118,7 +118,7 @@ class Extra(ABC):
         """Return its network calls (one call is one image at one level)."""
 
     @abstractmethod
-    def compute(self, workbench: Workbench, root: Path) -> None:
+    def compute(self, context: WalkContext, root: Path) -> None:
         """Measure, and complete every folder below the run's folder ``root``."""
 
     def is_complete(self, root: Path, features: str | None = None) -> bool:

@@ -16,8 +16,7 @@ from bench.diffusion.schedules import levels
 from bench.diffusion.types import Level
 from bench.measure.instruments.moments import Moments
 from bench.measure.instruments.response import RESPONSE_COLUMNS, ResponseRow, response_grid, response_norms
-from bench.suite.cells.arms import RunError
-from bench.suite.cells.workbench import Workbench
+from bench.suite.cells.walks import RunError, WalkContext
 from bench.suite.experiments.experiment import Extra, RecordFolder
 from bench.suite.plan import Cell, recorded_indices
 from bench.suite.settings import short_hash
@@ -82,12 +81,12 @@ class Response(Extra):
         what = {**{name: cell[name] for name in settings if name in cell}, **self.cell.model.identity()}
         return {"version": VERSION, "model": model, **what, "part": part, "n": n}
 
-    def compute(self, workbench: Workbench, root: Path) -> None:
+    def compute(self, context: WalkContext, root: Path) -> None:
         """Ask the network, unless another model of it was asked before, and write every model's record."""
         folders = self.folders(root)
         earlier = next((folder for folder in folders if folder.complete_facts()), None)
         started = time.perf_counter()
-        table = earlier.table() if earlier else self._table(workbench)
+        table = earlier.table() if earlier else self._table(context)
         facts = earlier.complete_facts() if earlier else None
         seconds = facts["seconds"] if facts else time.perf_counter() - started
         account = {"network_calls": self.cost(), "seconds": seconds, "models": [cell.model.name for cell in self.cells]}
@@ -95,14 +94,14 @@ class Response(Extra):
             if folder.complete_facts() is None:
                 folder.write(table.assign(model=cell.model.name), {}, account)
 
-    def _table(self, workbench: Workbench) -> pd.DataFrame:
-        denoiser, noise = workbench.denoiser(self.cell.model), Noise(self.cell.seed)
+    def _table(self, context: WalkContext) -> pd.DataFrame:
+        denoiser, noise = context.denoiser(self.cell.model), Noise(self.cell.seed)
         part, n = self.part
-        moments = Moments(len(self.pairs), (), workbench.device)
-        for numbers, valid in workbench.batches(0, n, n):
-            x0 = workbench.images(part, numbers)
+        moments = Moments(len(self.pairs), (), context.device)
+        for numbers, valid in context.batches(0, n, n):
+            x0 = context.images(part, numbers)
             unit = noise.normal(numbers, Purpose.RESPONSE, 0, x0.shape[1:])
-            response_norms(denoiser, self.pairs, x0, unit, moments, valid, workbench.progress)
+            response_norms(denoiser, self.pairs, x0, unit, moments, valid, context.progress)
         state = moments.state()
         if not np.isfinite(state["second"]).all():
             raise RunError(

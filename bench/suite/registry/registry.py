@@ -12,7 +12,7 @@ from typing import Any
 from bench.data import DATASETS, EMBEDDED_DATASETS, Dataset, Preprocessing, load, load_path
 from bench.latent.autoencoder import check_decoder
 from bench.latent.networks import describe_conditional
-from bench.measure.quality.committed import COMMITTED, unseen
+from bench.measure.quality.embedded_statistics import WITH_STATISTICS, unseen
 from bench.models.checkpoints.adapter import describe_adapter
 from bench.models.checkpoints.formats import describe, located, with_table
 from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry
@@ -21,7 +21,7 @@ from bench.models.interface import Description
 from bench.runtime.errors import CheckpointError
 from bench.suite.registry.config_file import read_config_files, read_remedies
 from bench.suite.registry.constants import constants_of
-from bench.suite.registry.family import EMBEDDED, member_of, trainings, weights_file
+from bench.suite.registry.embedded_models import EMBEDDED, member_of, trainings, weights_file
 from bench.suite.registry.guidance import GUIDANCE_KEYS, read_guidance
 from bench.suite.registry.model import Guidance, LatentFiles, Model
 from bench.suite.registry.remedies import SUFFIXES, Remedy
@@ -279,7 +279,7 @@ class Registry:
             chosen.get("resize"), str(chosen.get("crop", "none")), chosen.get("resize_filter")
         )
         every = int(entry.get("heldout_every", 0))
-        if not entry and data_dir is None and self.dataset in COMMITTED and not chosen:
+        if not entry and data_dir is None and self.dataset in WITH_STATISTICS and not chosen:
             return unseen(self.dataset)
         if not entry:
             return load(self.dataset, data_dir, heldout_every=every, preprocessing=preprocessing)

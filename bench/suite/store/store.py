@@ -27,7 +27,7 @@ from bench.files.writing import (
     write_record,
 )
 from bench.suite.plan import Cell, Unit
-from bench.suite.settings import IN_CELLS, LATER_SETTINGS, ConfigError
+from bench.suite.settings import IN_CELLS, NEUTRAL_SETTINGS, ConfigError
 from bench.suite.store.shards import DamagedShard, read_shard, write_shard
 
 ARCHIVE = "records.zip"  # of a published run, which analysis.publish writes
@@ -179,7 +179,7 @@ class Store:
             new = cells_by_name.get(folder.name, cells[0]).description()
             name = differing(old, new, folder.name in cells_by_name)
             if name is not None:
-                made, now = (settings.get(name, LATER_SETTINGS.get(name)) for settings in (old, new))
+                made, now = (settings.get(name, NEUTRAL_SETTINGS.get(name)) for settings in (old, new))
                 raise ConfigError(
                     f"{folder} was made with another {name} ({made!r}, now {now!r}); choose another --out or delete it"
                 )

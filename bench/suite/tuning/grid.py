@@ -17,7 +17,7 @@ import pandas as pd
 from bench.files.writing import write_atomic
 from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
-from bench.suite.registry.tune import Tune
+from bench.suite.registry.tuned_constant import TunedConstant
 from bench.suite.settings import ConfigError
 from bench.suite.store.store import Store
 
@@ -40,7 +40,7 @@ def choose(values: Sequence[float], distances: Sequence[float]) -> float:
 
 
 def choose_values(
-    tune: Tune, models: Sequence[Model], cells: Sequence[Cell], store: Store, metric: str
+    tune: TunedConstant, models: Sequence[Model], cells: Sequence[Cell], store: Store, metric: str
 ) -> dict[str, list[float]]:
     """Write the distances of every model as tables; return the value chosen by model, in the order of step counts.
 

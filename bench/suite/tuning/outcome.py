@@ -18,7 +18,7 @@ from bench.files.writing import write_atomic
 from bench.runtime.progress import progress_bar
 from bench.suite.registry.model import Model
 from bench.suite.registry.remedies import split_kind
-from bench.suite.registry.tune import BY_STEPS, Tune, with_constant
+from bench.suite.registry.tuned_constant import BY_STEPS, TunedConstant, with_constant
 from bench.suite.run import Run
 from bench.suite.settings import ConfigError
 from bench.suite.tuning.grid import choose_values, write_table
@@ -28,7 +28,7 @@ _COORDINATES = ["model", "sampler", "steps", "parameter"]  # of a row of chosen.
 _ENTRY = '[models."'
 
 
-def refuse_grid(run: Run, tune: Tune) -> None:
+def refuse_grid(run: Run, tune: TunedConstant) -> None:
     """Refuse, before anything is computed, a folder with another constant's entries, and too few samples.
 
     Raises:
@@ -45,7 +45,7 @@ def refuse_grid(run: Run, tune: Tune) -> None:
         )
 
 
-def refuse_other(root: Path, tune: Tune) -> None:
+def refuse_other(root: Path, tune: TunedConstant) -> None:
     """Refuse a folder whose ``tuned.toml`` holds another constant, which would be lost.
 
     Raises:
@@ -56,7 +56,7 @@ def refuse_other(root: Path, tune: Tune) -> None:
         raise ConfigError(f"{path} holds another constant than {tune.constant}; choose another --out or delete it")
 
 
-def fit_constants(run: Run, tune: Tune, quiet: bool) -> Path:
+def fit_constants(run: Run, tune: TunedConstant, quiet: bool) -> Path:
     """Fit a constant of every model by its rule, at every step count it depends on; return the entries' file.
 
     Raises:
@@ -71,9 +71,9 @@ def fit_constants(run: Run, tune: Tune, quiet: bool) -> Path:
         def progress(calls: int) -> None:
             bar.update(calls)
 
-        workbench = run.workbench(run.reference(), progress)
+        context = run.context(run.reference(), progress)
         for model in run.config.named:
-            constants = [fit(tune.constant, cells[model.name, count], workbench) for count in fitted_counts]
+            constants = [fit(tune.constant, cells[model.name, count], context) for count in fitted_counts]
             fits[model.name] = constants if len(constants) == len(counts) else constants * len(counts)
     rows = [
         {"model": name, "sampler": sampler, "steps": count, "parameter": tune.constant, **_diagnostics(constant)}
@@ -93,7 +93,7 @@ def _diagnostics(constant: FittedConstant) -> dict[str, Any]:
     return {**value, **constant.diagnostics}
 
 
-def choose_constants(run: Run, tune: Tune) -> tuple[Path, list[str]]:
+def choose_constants(run: Run, tune: TunedConstant) -> tuple[Path, list[str]]:
     """Choose a constant from the complete cells of a grid.
 
     Returns:
@@ -134,7 +134,7 @@ def write_chosen(path: Path, rows: pd.DataFrame) -> None:
 
 def write_entries(
     root: Path,
-    tune: Tune,
+    tune: TunedConstant,
     models: Sequence[Model],
     values: Mapping[str, Sequence[Any]],
     sampler: str,

@@ -16,10 +16,10 @@ from bench.diffusion.corrections.variance_matching import x0_std
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.measure.features.extractors import Extractor
-from bench.suite.cells.workbench import Workbench, sample_labels
+from bench.suite.cells.walks import WalkContext, sample_labels
 from bench.suite.plan import Cell
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
-from bench.suite.tuning.divisor import fit as fit_divisor
+from bench.suite.tuning.epsilon_scaling import fit as fit_divisor
 
 _LEVELS = 25  # of a reference along the walk
 _IMAGES = 512
@@ -34,13 +34,13 @@ class FittedConstant:
     diagnostics: Mapping[str, float]
 
 
-def fit(constant: str, cell: Cell, workbench: Workbench) -> FittedConstant:
+def fit(constant: str, cell: Cell, context: WalkContext) -> FittedConstant:
     """Return a constant by its rule.
 
     Args:
         constant: its name; see :data:`RULES`.
         cell: model, sampler and step count that it is fitted for.
-        workbench: the network, data and features.
+        context: the network, data and features.
 
     Raises:
         ConfigError: the constant has no rule.
@@ -50,7 +50,7 @@ def fit(constant: str, cell: Cell, workbench: Workbench) -> FittedConstant:
         raise ConfigError(
             f"--tune: no rule is known for {constant!r}, only for {rules}; give {constant}=LOW:HIGH:COUNT"
         )
-    return RULES[constant](cell, workbench)
+    return RULES[constant](cell, context)
 
 
 def _variance_within(data: Dataset) -> float:
@@ -60,17 +60,17 @@ def _variance_within(data: Dataset) -> float:
     return float(sum(sums)) / data.count("train")
 
 
-def _data_variance(cell: Cell, workbench: Workbench) -> FittedConstant:
-    data = workbench.data
+def _data_variance(cell: Cell, context: WalkContext) -> FittedConstant:
+    data = context.data
     return FittedConstant(float(f"{_variance_within(data):.6g}"), {"images": data.count("train")})
 
 
-def _data_std(cell: Cell, workbench: Workbench) -> FittedConstant:
-    data = workbench.data
+def _data_std(cell: Cell, context: WalkContext) -> FittedConstant:
+    data = context.data
     return FittedConstant(float(f"{_variance_within(data) ** 0.5:.6g}"), {"images": data.count("train")})
 
 
-def _spread_reference(cell: Cell, workbench: Workbench) -> FittedConstant:
+def _spread_reference(cell: Cell, context: WalkContext) -> FittedConstant:
     """Return [t, root mean square of x0_hat's spread within an image] on real noised training images.
 
     x0_hat is clamped where the walk clamps it: near pure noise that of an eps network is far too wide.
@@ -78,35 +78,35 @@ def _spread_reference(cell: Cell, workbench: Workbench) -> FittedConstant:
     model = replace(cell.model, remedies=())
     cell = replace(cell, model=model, steps=min(_LEVELS, model.description.T), measure=())
     sums = torch.zeros(cell.steps, dtype=torch.float64)
-    count = min(_IMAGES, workbench.data.count("train"))
-    denoiser = workbench.denoiser(model)
-    for rows in torch.arange(count).split(workbench.batch):
-        x0, cond = workbench.images("train", rows), workbench.labels(model, "train", rows)
-        draws = Draws(Noise(RESERVED_SEEDS), rows.to(workbench.device))
+    count = min(_IMAGES, context.data.count("train"))
+    denoiser = context.denoiser(model)
+    for rows in torch.arange(count).split(context.batch):
+        x0, cond = context.images("train", rows), context.labels(model, "train", rows)
+        draws = Draws(Noise(RESERVED_SEEDS), rows.to(context.device))
         steps = teacher_forced(denoiser, cell.levels(), x0, cell.solver(), draws, clip=cell.config.clip, cond=cond)
         first_calls = (step for step in steps if step.stage == 0)
         squares = [x0_std(replace(step.prediction, x0=step.x0_used)).square().sum() for step in first_calls]
         sums += torch.stack(squares).cpu().double()
-        workbench.progress(len(rows) * cell.steps)
+        context.progress(len(rows) * cell.steps)
     levels = zip(cell.levels()[:-1], (sums / count).sqrt().tolist(), strict=True)
     pairs = sorted([float(f"{max(level.t, 0.0):.6g}"), float(f"{std:.5g}")] for level, std in levels)
     return FittedConstant(pairs, {"images": count, "network_calls": count * cell.steps})
 
 
-def _divisor(cell: Cell, workbench: Workbench) -> FittedConstant:
+def _divisor(cell: Cell, context: WalkContext) -> FittedConstant:
     """Return epsilon scaling's b, with the model's other remedies in place.
 
     Raises:
         ConfigError: the model's divisor has a slope, which the rule cannot fit.
     """
-    reference = workbench.reference
+    reference = context.reference
     scalings = [remedy for remedy in cell.model.remedies if "b" in remedy.defaults]
     if any(remedy.at(cell.config.sampler, cell.steps).get("k") for remedy in scalings):
         raise ConfigError(
             f"--tune b=fit is for a uniform divisor, and that of {cell.model.name!r} has a slope; use -es"
         )
     assert reference.extractor is not None  # the command line refuses --tune without features
-    samples = _Samples(cell, workbench, reference.extractor)
+    samples = _Samples(cell, context, reference.extractor)
     moments = reference.features().moments
     spread = float(reference.statistics.variance.mean()) ** 0.5
     fitted = fit_divisor(samples, moments.mean, moments.cov, spread)
@@ -126,31 +126,31 @@ def _divisor(cell: Cell, workbench: Workbench) -> FittedConstant:
 class _Samples:
     """Samples of a cell on reserved noise, under any divisor b."""
 
-    def __init__(self, cell: Cell, workbench: Workbench, extractor: Extractor) -> None:
-        self.cell, self.workbench, self.extractor = cell, workbench, extractor
-        self.denoiser, self.noise = workbench.denoiser(cell.model), Noise(RESERVED_SEEDS)
+    def __init__(self, cell: Cell, context: WalkContext, extractor: Extractor) -> None:
+        self.cell, self.context, self.extractor = cell, context, extractor
+        self.denoiser, self.noise = context.denoiser(cell.model), Noise(RESERVED_SEEDS)
 
     def __call__(self, b: float, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return final states [n, C, H, W] and features [n, d] of images start..stop-1."""
         cell = replace(self.cell, model=self.cell.model.rescaled(b, None))
-        numbers = torch.arange(start, stop, device=self.workbench.device)
-        x = torch.cat([self._walk(cell, rows) for rows in numbers.split(self.workbench.batch)])
-        return x.float().cpu().numpy(), self.extractor.extract(self.workbench.render(x, cell.config.quantize).cpu())[0]
+        numbers = torch.arange(start, stop, device=self.context.device)
+        x = torch.cat([self._walk(cell, rows) for rows in numbers.split(self.context.batch)])
+        return x.float().cpu().numpy(), self.extractor.extract(self.context.render(x, cell.config.quantize).cpu())[0]
 
     def _walk(self, cell: Cell, rows: Tensor) -> Tensor:
         levels, draws = cell.levels(), Draws(self.noise, rows)
-        x = prior(levels[0], draws, self.workbench.data.shape)
+        x = prior(levels[0], draws, self.context.data.shape)
         cond = sample_labels(cell, self.noise, rows)
         for step in walk(
             self.denoiser, levels, x, cell.solver(), draws,
             clip=cell.config.clip, correction=cell.correction(), cond=cond,
         ):  # fmt: skip
             x = step.x_next
-            self.workbench.progress(len(rows))
+            self.context.progress(len(rows))
         return x
 
 
-RULES: Mapping[str, Callable[[Cell, Workbench], FittedConstant]] = {
+RULES: Mapping[str, Callable[[Cell, WalkContext], FittedConstant]] = {
     "b": _divisor,
     "data_variance": _data_variance,
     "std": _data_std,

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made import assert_figures, drawn_texts
+from synthetic_results import assert_figures, drawn_texts
 
 from analysis.comparison import forest
 from analysis.comparison.forest import draw_mitigations

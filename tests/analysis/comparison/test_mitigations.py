@@ -4,13 +4,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made import assert_figures
 from scipy import stats
+from synthetic_results import assert_figures
 
 from analysis.comparison import mitigations
 from analysis.comparison.mitigations import mitigations_table
 from analysis.comparison.paired_test import compare
-from analysis.exposure_bias.diagnostics import diagnostics_table
+from analysis.exposure_bias.quality_correlation import diagnostics_table
 from analysis.output.entries import Output
 from analysis.records.arrays import cell_terms
 from analysis.records.load import load_results

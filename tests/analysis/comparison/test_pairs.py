@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from made import drawn_texts, make_cell, score
+from synthetic_results import drawn_texts, make_cell, score
 
 from analysis.comparison import pairs
 from analysis.comparison.pairs import (

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from made import assert_figures
 from scipy import stats
+from synthetic_results import assert_figures
 
 from analysis.comparison.trainings import (
     analyse,

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made import drawn_texts
+from synthetic_results import drawn_texts
 
 from analysis.exposure_bias import delta_t as delta
 from analysis.exposure_bias import variance

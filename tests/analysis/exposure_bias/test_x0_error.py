@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made import drawn_texts, make_cell
+from synthetic_results import drawn_texts, make_cell
 
 from analysis.exposure_bias import x0_error
 from analysis.exposure_bias.x0_error import analyse, gamma_table, nu_table, pixel_spread

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
-from made import drawn_texts, make_cell
+from synthetic_results import drawn_texts, make_cell
 
 from analysis.normality import error_normality as normality
 from analysis.normality.error_normality import analyse, normality_table, per_cell, summary_table

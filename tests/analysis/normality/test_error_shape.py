@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from made import drawn_texts, make_cell
 from scipy.special import ndtri
+from synthetic_results import drawn_texts, make_cell
 
 from analysis.normality import error_shape
 from analysis.normality.error_shape import analyse, histogram_table, kept_by_model, quantile_table

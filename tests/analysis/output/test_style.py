@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made import drawn_texts
+from synthetic_results import drawn_texts
 
 from analysis.exposure_bias import variance, x0_error
 from analysis.output.style import (

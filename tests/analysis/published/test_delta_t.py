@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from made import assert_figures
+from synthetic_results import assert_figures
 
 from analysis.published.delta_t import (
     MEAN_PIXEL_STD,

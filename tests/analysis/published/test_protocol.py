@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made import assert_figures
+from synthetic_results import assert_figures
 
 from analysis.published.protocol import Protocol, comparable, overlay
 from analysis.published.tables import TABLES

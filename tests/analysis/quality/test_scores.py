@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from made import score
+from synthetic_results import score
 
 from analysis.exposure_bias.x0_error import error_table
 from analysis.output.entries import Output

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made import assert_figures, drawn_texts
+from synthetic_results import assert_figures, drawn_texts
 
 from analysis.output.entries import Output
 from analysis.quality import tuning

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made import band_arrays, drawn_texts, make_cell
+from synthetic_results import band_arrays, drawn_texts, make_cell
 
 from analysis.output.entries import Output
 from analysis.records.load import load_results

@@ -16,7 +16,7 @@ from bench.measure.instruments.gaussian import learned_fraction
 from bench.measure.instruments.probes import WalkProbe, spread_indices
 from bench.measure.instruments.spectra import RadialBins, haar_energy
 from bench.measure.instruments.step_table import PixelStatistics
-from bench.measure.quality.committed import unseen
+from bench.measure.quality.embedded_statistics import unseen
 
 SHAPE = (1, 4, 4)
 MODES = ["fixed-small", "fixed-large", "learned", "exact", "ddim", "ddim-eta", "euler", "heun", "churned"]
@@ -215,7 +215,7 @@ def test_energies_of_bands_are_those_of_the_instruments():
 )
 def test_norms_of_cifar10_are_those_computed_elsewhere(mode, wanted):
     """The average over levels is the geometric mean, without the least noisy level, which has the clean one's step."""
-    law = unseen("cifar10").committed.gaussian
+    law = unseen("cifar10").embedded.gaussian
     for steps, percent in zip((10, 20, 50, 100), wanted, strict=True):
         floors = GaussianFloors(law, levels("cosine", 1000, steps), range(1, steps), Ancestral(mode))
         eps = {(row.arm, row.i): row.value for row in floors.rows if row.quantity == "eps_rms"}

@@ -12,20 +12,20 @@ from bench.diffusion.types import Prediction
 from bench.measure.instruments.moments import Moments
 from bench.measure.quality.scores import SCORES_VERSION
 from bench.suite import plan
-from bench.suite.cells.arms import RunError
 from bench.suite.cells.runner import CellRunner
+from bench.suite.cells.walks import RunError
 from bench.suite.store.store import Store
 
 STEP_COLUMNS = ["arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std"]
 
 
 @pytest.fixture
-def run_cell(make_workbench, tmp_path):
+def run_cell(make_context, tmp_path):
     """Return a function that runs a cell and returns its store."""
 
     def run(cell, denoiser, batch=4, folder="out", counted=None):
         store = Store(tmp_path / folder)
-        runner = CellRunner(cell, make_workbench(denoiser, batch=batch, counted=counted), store)
+        runner = CellRunner(cell, make_context(denoiser, batch=batch, counted=counted), store)
         store.begin(cell)
         for unit in runner.units():
             if not store.has_shard(cell, unit):

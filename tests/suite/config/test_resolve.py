@@ -11,8 +11,8 @@ from suite_ranks import command as suite_command
 from analysis.regenerate import regenerate
 from bench.data import load
 from bench.measure.features.extractors import open_extractor
-from bench.measure.quality import committed
-from bench.measure.quality.committed import write_committed
+from bench.measure.quality import embedded_statistics
+from bench.measure.quality.embedded_statistics import write_embedded
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -30,18 +30,18 @@ def images(tmp_path_factory):
 def statistics(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(committed, "_covariance", lambda data: {})  # half a minute at this size
-        write_committed(load("cifar10", images), open_extractor("cifar10"), folder / "cifar10-statistics.npz")
+        patch.setattr(embedded_statistics, "_covariance", lambda data: {})  # half a minute at this size
+        write_embedded(load("cifar10", images), open_extractor("cifar10"), folder / "cifar10-statistics.npz")
     return folder
 
 
 @pytest.fixture(autouse=True, scope="module")
 def kept(statistics):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(committed, "_FOLDER", statistics)
-        committed._committed.cache_clear()
+        patch.setattr(embedded_statistics, "_FOLDER", statistics)
+        embedded_statistics._read_embedded.cache_clear()
         yield
-    committed._committed.cache_clear()
+    embedded_statistics._read_embedded.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from suite_ranks import launch
 import run_bench
 from bench.diffusion.types import Prediction
 from bench.suite import plan
-from bench.suite.cells.arms import Arms
 from bench.suite.cells.runner import CellRunner
+from bench.suite.cells.walks import CellWalks
 from bench.suite.processes.ranks import Share, Team
 from bench.suite.store.store import Store
 
@@ -220,12 +220,12 @@ class Listening:
         return Prediction((x - level.alpha * x0) / level.sigma, x0, torch.full_like(x, 0.3))
 
 
-def states_of(cell, make_workbench, batch, jobs):
+def states_of(cell, make_context, batch, jobs):
     """Return every state of every image, float32, by arm and level, as so many processes make them."""
     found = {}
     for job in range(jobs):
         denoiser = Listening()
-        arms = Arms(cell, make_workbench(denoiser, batch=batch))
+        arms = CellWalks(cell, make_context(denoiser, batch=batch))
         units = list(cell.units(batch))
         for number in Team(Share(job, jobs)).take("units", len(units)):
             unit = units[number]
@@ -243,14 +243,14 @@ def states_of(cell, make_workbench, batch, jobs):
     }
 
 
-def test_noise_is_the_same_for_any_processes_and_batch_size(make_cell, make_workbench, monkeypatch):
+def test_noise_is_the_same_for_any_processes_and_batch_size(make_cell, make_context, monkeypatch):
     monkeypatch.setattr(plan, "SHARD", 3)
     cell = make_cell(steps=3, spacing="ddim")  # whose first level remembers x0, so that there are paired walks
-    expected = states_of(cell, make_workbench, 12, 1)
+    expected = states_of(cell, make_context, 12, 1)
     assert {arm for arm, _ in expected} == {"free", "forced", "errors", "paired"}
     assert all(len(states) == 12 for (arm, _), states in expected.items() if arm == "free")
     for batch, jobs in [(1, 1), *itertools.product((2, 5, 12), (1, 2, 3, 4))]:
-        found = states_of(cell, make_workbench, batch, jobs)
+        found = states_of(cell, make_context, batch, jobs)
         assert found.keys() == expected.keys()
         for key, states in expected.items():
             assert torch.equal(found[key], states), (batch, jobs, key)
@@ -259,12 +259,12 @@ def test_noise_is_the_same_for_any_processes_and_batch_size(make_cell, make_work
 # --- merging ------------------------------------------------------------------------------------------------------
 
 
-def test_the_order_in_which_units_are_done_does_not_matter(make_cell, make_workbench, tmp_path, monkeypatch):
+def test_the_order_in_which_units_are_done_does_not_matter(make_cell, make_context, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "SHARD", 3)
     cell, made = make_cell(), []
     for order in (1, -1, None):
         store = Store(tmp_path / str(order))
-        runner = CellRunner(cell, make_workbench(Listening(), batch=3), store)
+        runner = CellRunner(cell, make_context(Listening(), batch=3), store)
         store.begin(cell)
         units = runner.units()
         shuffled = np.random.default_rng(0).permutation(len(units))

@@ -17,7 +17,7 @@ from bench.measure.features.extractors import Extractor
 from bench.measure.instruments.chains import CHAIN_COLUMNS
 from bench.models.denoisers.oracles import GaussianOracle
 from bench.models.interface import Description
-from bench.suite.cells.arms import RunError
+from bench.suite.cells.walks import RunError
 from bench.suite.experiments.baselines import ChainBaselines
 from bench.suite.experiments.chains import METHODS, chain_lengths, plan_chains
 from bench.suite.registry.constants import Constants
@@ -148,7 +148,7 @@ def gaussian_data():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_exact_denoisers_records_equal_the_closed_form(gaussian_data, make_cell, make_workbench, tmp_path, method):
+def test_an_exact_denoisers_records_equal_the_closed_form(gaussian_data, make_cell, make_context, tmp_path, method):
     # Over all images the sources have the recursion's mean and covariance, and the noise is what remains random.
     pixels = to_unit(gaussian_data.images).double().flatten(1)
     oracle = GaussianOracle(pixels.mean(0).reshape(1, 4, 4), pixels.T.cov())
@@ -156,7 +156,7 @@ def test_an_exact_denoisers_records_equal_the_closed_form(gaussian_data, make_ce
         model=toy(), samples=600, parts=(600, 0), clip=False, variance="exact", data_hash=gaussian_data.content_hash()
     )
     baselines, *chains = plan_chains([cell])
-    site = make_workbench(oracle, data=gaussian_data, batch=600)
+    site = make_context(oracle, data=gaussian_data, batch=600)
     baselines.compute(site, tmp_path)
     exact = record(baselines, tmp_path)
     for chain in chains:
@@ -174,10 +174,10 @@ def test_an_exact_denoisers_records_equal_the_closed_form(gaussian_data, make_ce
                 assert abs(row["value"] - expected) <= allowed, (chain.length, quantity)
 
 
-def test_a_record(plan, make_workbench, shrink, small_data, tmp_path):
+def test_a_record(plan, make_context, shrink, small_data, tmp_path):
     denoiser, counted = shrink(), []
     chain = plan(seed=3, samples=9)[1]["ancestral", 6]
-    chain.compute(make_workbench(denoiser, counted=counted), tmp_path)
+    chain.compute(make_context(denoiser, counted=counted), tmp_path)
     assert denoiser.rows == sum(counted) == chain.cost() == 9 * 6
     folder = tmp_path / "chains" / "toy-ancestral-6-seed3"
     assert {path.name for path in folder.iterdir()} == {"record.csv", "pictures.npz", "chain.json"}
@@ -202,11 +202,11 @@ def test_a_record(plan, make_workbench, shrink, small_data, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
-def test_batches_change_nothing_of_an_elementwise_model(plan, make_workbench, shrink, tmp_path, batch):
+def test_batches_change_nothing_of_an_elementwise_model(plan, make_context, shrink, tmp_path, batch):
     chain, tables = plan(samples=42)[1]["ancestral", 6], []
     for size in (42, batch):
         counted = []
-        chain.compute(make_workbench(shrink(), batch=size, counted=counted), tmp_path)
+        chain.compute(make_context(shrink(), batch=size, counted=counted), tmp_path)
         assert sum(counted) == chain.cost()  # padding is not a call
         tables.append(record(chain, tmp_path))
     np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], rtol=1e-12)
@@ -225,12 +225,12 @@ class Watching:
         return Prediction(eps, (x - level.sigma * eps) / level.alpha, torch.zeros_like(x))
 
 
-def test_every_method_and_model_starts_from_the_same_states(plan, make_workbench, small_data, tmp_path):
+def test_every_method_and_model_starts_from_the_same_states(plan, make_context, small_data, tmp_path):
     starts = []
     for name in ("one", "other"):
         for method in METHODS:
             chain, denoiser = plan(model=toy(name=name))[1][method, 12], Watching()
-            chain.compute(make_workbench(denoiser), tmp_path)
+            chain.compute(make_context(denoiser), tmp_path)
             starts.append(denoiser.first)
     assert all(torch.equal(start, starts[0]) for start in starts)
     level = chain.levels()[0]
@@ -238,34 +238,34 @@ def test_every_method_and_model_starts_from_the_same_states(plan, make_workbench
     assert abs(noise.std().item() - 1) < SIGMAS / math.sqrt(2 * 6 * 16)
 
 
-def test_the_correction_is_applied(plan, make_workbench, tmp_path):
+def test_the_correction_is_applied(plan, make_context, tmp_path):
     scaling = dict.fromkeys(("ddpm", "ddim"), Constants(fixed={"b": 1.1}))
     values = []
     for name, constants in (("plain", {}), ("scaled", scaling)):
         chain = plan(model=toy(name=name, scaling=constants))[1]["ddim", 6]
-        chain.compute(make_workbench(Watching()), tmp_path)
+        chain.compute(make_context(Watching()), tmp_path)
         values.append(record(chain, tmp_path)["value"][0])
     assert values[0] != values[1]
 
 
-def test_errors_are_of_clamped_images(plan, make_workbench, small_data, tmp_path):
+def test_errors_are_of_clamped_images(plan, make_context, small_data, tmp_path):
     def bright(x, level, cond=None):
         x0 = torch.full_like(x, 3.0)
         return Prediction((x - level.alpha * x0) / level.sigma, x0, torch.zeros_like(x))
 
     chain = plan(clip=False)[1]["mean", 2]
-    chain.compute(make_workbench(bright), tmp_path)
+    chain.compute(make_context(bright), tmp_path)
     white = (1 - to_unit(small_data.part("train")[:6])).mean().item()
     assert record(chain, tmp_path)["value"][0] == pytest.approx(white, rel=1e-6)  # float32 images
 
 
-def test_reconstructions_that_are_not_finite_are_named(plan, make_workbench, tmp_path):
+def test_reconstructions_that_are_not_finite_are_named(plan, make_context, tmp_path):
     def broken(x, level, cond=None):
         return Prediction(x * math.nan, x * math.nan, torch.zeros_like(x))
 
     chain = plan()[1]["mean", 2]
     with pytest.raises(RunError, match="model 'toy', mean chain of 2 steps, seed 0"):
-        chain.compute(make_workbench(broken), tmp_path)
+        chain.compute(make_context(broken), tmp_path)
     assert not chain.is_complete(tmp_path)
 
 
@@ -298,9 +298,9 @@ CORNERS = Extractor("corners", Corners(), {"frechet": "fd_corners"}, "0" * 64)
         (2, "a covariance of 2 features needs 3 images, not 2"),
     ],
 )
-def test_real_images_are_scored_like_reconstructions(small_data, make_workbench, tmp_path, n, note):
+def test_real_images_are_scored_like_reconstructions(small_data, make_context, tmp_path, n, note):
     work = baselines_of(small_data, n)
-    work.compute(make_workbench(None, extractor=CORNERS), tmp_path)
+    work.compute(make_context(None, extractor=CORNERS), tmp_path)
     real = record(work, tmp_path).query("method == 'real'")
     assert real["quantity"].tolist() == ["fd_corners", "fd_corners"]
     assert (real["n"] == n).all()
@@ -311,9 +311,9 @@ def test_real_images_are_scored_like_reconstructions(small_data, make_workbench,
         assert real["value"].iloc[0] == pytest.approx(0, abs=1e-12)
 
 
-def test_baseline_rows(small_data, make_workbench, tmp_path):
+def test_baseline_rows(small_data, make_context, tmp_path):
     work = baselines_of(small_data, 10)
-    work.compute(make_workbench(None), tmp_path)
+    work.compute(make_context(None), tmp_path)
     table = record(work, tmp_path)
     assert tuple(table.columns) == CHAIN_COLUMNS
     exact = {"exact-empirical", "exact-gaussian", "exact-gaussian-mean", "exact-gaussian-ddim"}
@@ -330,10 +330,10 @@ def test_baseline_rows(small_data, make_workbench, tmp_path):
     assert value(table, "l1", method="exact-empirical", start=20)["value"] == pytest.approx(apart, rel=1e-3)
 
 
-def test_images_too_large_for_the_recursion_have_no_gaussian(small_data, make_workbench, tmp_path):
+def test_images_too_large_for_the_recursion_have_no_gaussian(small_data, make_context, tmp_path):
     large = replace(small_data, images=small_data.images.repeat(1, 1, 14, 14))
     work = baselines_of(large, 10)
-    work.compute(make_workbench(None, data=large), tmp_path)
+    work.compute(make_context(None, data=large), tmp_path)
     assert set(record(work, tmp_path)["method"]) == {"real", "exact-empirical"}
 
 
@@ -341,9 +341,9 @@ def test_images_too_large_for_the_recursion_have_no_gaussian(small_data, make_wo
 
 
 @pytest.fixture
-def made(plan, make_workbench, shrink, tmp_path):
+def made(plan, make_context, shrink, tmp_path):
     chain = plan()[1]["mean", 6]
-    chain.compute(make_workbench(shrink()), tmp_path)
+    chain.compute(make_context(shrink()), tmp_path)
     return chain, chain.folders(tmp_path)[0]
 
 
@@ -372,7 +372,7 @@ def test_a_half_written_record_is_not_read(made, tmp_path, name, harm):
     assert not chain.is_complete(tmp_path)
 
 
-def test_a_record_written_over_is_not_vouched_for_by_the_old_one(made, make_workbench, shrink, tmp_path, monkeypatch):
+def test_a_record_written_over_is_not_vouched_for_by_the_old_one(made, make_context, shrink, tmp_path, monkeypatch):
     chain, folder = made
 
     def stop(*args, **kwargs):
@@ -380,7 +380,7 @@ def test_a_record_written_over_is_not_vouched_for_by_the_old_one(made, make_work
 
     monkeypatch.setattr(np, "savez", stop)
     with pytest.raises(KeyboardInterrupt):
-        chain.compute(make_workbench(shrink()), tmp_path)
+        chain.compute(make_context(shrink()), tmp_path)
     assert not folder.facts.exists()
     assert not chain.is_complete(tmp_path)
 

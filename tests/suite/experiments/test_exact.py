@@ -11,7 +11,7 @@ import torch
 from bench.data import Dataset
 from bench.measure.instruments.floors import GaussianFloors
 from bench.measure.instruments.moments import PixelMoments
-from bench.measure.quality.committed import Committed, Unseen
+from bench.measure.quality.embedded_statistics import EmbeddedStatistics, Unseen
 from bench.suite.cells.reference import Reference
 from bench.suite.experiments import exact
 from bench.suite.experiments.exact import plan_exact
@@ -20,12 +20,12 @@ WALKED = ("mixture", "mixture-forced", "empirical", "empirical-forced")
 
 
 @pytest.fixture
-def compute(make_workbench, tmp_path):
+def compute(make_context, tmp_path):
     """Return a function that computes the record of one cell; gives its table, spectra and facts."""
 
     def make(cell, data):
         (record,) = plan_exact([cell])
-        record.compute(make_workbench(None, data=data), tmp_path)
+        record.compute(make_context(None, data=data), tmp_path)
         assert record.is_complete(tmp_path)
         assert record.cost() == record.remaining(tmp_path) == 0
         folder = record.folders(tmp_path)[0].path
@@ -111,10 +111,10 @@ def _pixels(data):
 
 
 def _unseen(data, pixels, law):
-    committed = Committed(data.name, data.content_hash(), 18, pixels, law)
+    embedded = EmbeddedStatistics(data.name, data.content_hash(), 18, pixels, law)
     nothing = torch.empty(0, dtype=torch.int64)
     images = torch.empty(0, *pixels.mean.shape, dtype=torch.uint8)
-    return Unseen(data.name, images, nothing, nothing.bool(), committed=committed)
+    return Unseen(data.name, images, nothing, nothing.bool(), embedded=embedded)
 
 
 def test_models_and_seeds_share_a_record(make_cell):

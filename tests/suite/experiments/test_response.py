@@ -15,7 +15,7 @@ from bench.diffusion.schedules import levels
 from bench.diffusion.types import Prediction
 from bench.measure.instruments.response import RESPONSE_COLUMNS, response_grid
 from bench.models.interface import Description
-from bench.suite.cells.arms import RunError
+from bench.suite.cells.walks import RunError
 from bench.suite.experiments.response import plan_response
 from bench.suite.plan import recorded_indices
 from bench.suite.registry.model import Model
@@ -98,9 +98,9 @@ class Telling:
         return Prediction(eps, (x - level.sigma * eps) / level.alpha)
 
 
-def test_a_record_is_the_networks_norm_at_every_pair(make, make_workbench, small_data, tmp_path):
+def test_a_record_is_the_networks_norm_at_every_pair(make, make_context, small_data, tmp_path):
     response, network, counted = make(seed=2), Telling(), []
-    response.compute(make_workbench(network, counted=counted), tmp_path)
+    response.compute(make_context(network, counted=counted), tmp_path)
     assert len(network.asked) == len(response.pairs)
     assert sum(counted) == response.cost() == 18 * len(response.pairs)
     table = record(response, tmp_path)
@@ -122,33 +122,33 @@ def test_a_record_is_the_networks_norm_at_every_pair(make, make_workbench, small
 
 
 @pytest.mark.parametrize("batch", [1, 5, 18])
-def test_batches_change_nothing_of_an_elementwise_model(make, make_workbench, tmp_path, batch):
+def test_batches_change_nothing_of_an_elementwise_model(make, make_context, tmp_path, batch):
     response, tables = make(), []
     for size in (100, batch):
         for folder in response.folders(tmp_path):
             folder.facts.unlink(missing_ok=True)
         counted = []
-        response.compute(make_workbench(Telling(), batch=size, counted=counted), tmp_path)
+        response.compute(make_context(Telling(), batch=size, counted=counted), tmp_path)
         assert sum(counted) == response.cost()  # padding is not a call
         tables.append(record(response, tmp_path))
     np.testing.assert_allclose(tables[0]["energy"], tables[1]["energy"], rtol=1e-12)
 
 
-def test_a_single_image_has_no_spread(make, make_workbench, small_data, tmp_path):
+def test_a_single_image_has_no_spread(make, make_context, small_data, tmp_path):
     heldout = torch.zeros(60, dtype=torch.bool)
     heldout[7] = True
     response = make(parts=(59, 1))
-    response.compute(make_workbench(Telling(), data=replace(small_data, heldout=heldout)), tmp_path)
+    response.compute(make_context(Telling(), data=replace(small_data, heldout=heldout)), tmp_path)
     table = record(response, tmp_path)
     assert table["norm_std"].isna().all()
     assert table["norm"].notna().all()
 
 
-def test_every_model_of_the_network_has_the_record(make_cell, make_workbench, tmp_path):
+def test_every_model_of_the_network_has_the_record(make_cell, make_context, tmp_path):
     cells = [make_cell(model=toy(name), steps=3) for name in ("a", "a-es")]
     (response,) = plan_response(cells)
     network = Telling()
-    site = make_workbench(network)
+    site = make_context(network)
     response.compute(site, tmp_path)
     first, second = (record(response, tmp_path, name) for name in ("a", "a-es"))
     assert set(second["model"]) == {"a-es"}
@@ -166,8 +166,8 @@ def test_every_model_of_the_network_has_the_record(make_cell, make_workbench, tm
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_another_first_seed_is_measured_anew_and_another_network_refused(make, make_workbench, tmp_path):
-    make(seed=0).compute(make_workbench(Telling()), tmp_path)
+def test_another_first_seed_is_measured_anew_and_another_network_refused(make, make_context, tmp_path):
+    make(seed=0).compute(make_context(Telling()), tmp_path)
     other = make(seed=1)
     assert not other.is_complete(tmp_path)
     for folder in other.folders(tmp_path):
@@ -176,9 +176,9 @@ def test_another_first_seed_is_measured_anew_and_another_network_refused(make, m
         make(weights_hash="1" * 64).folders(tmp_path)[0].check()
 
 
-def test_a_network_that_is_not_finite_is_named(make, make_workbench, tmp_path):
+def test_a_network_that_is_not_finite_is_named(make, make_context, tmp_path):
     def broken(x, level, cond=None):
         return Prediction(x * float("inf"), x)
 
     with pytest.raises(RunError, match=r"model 'toy' at .* steps, seed 0, responds"):
-        make().compute(make_workbench(broken), tmp_path)
+        make().compute(make_context(broken), tmp_path)

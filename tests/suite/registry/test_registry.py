@@ -11,9 +11,9 @@ from bench.models.checkpoints.formats import open_network
 from bench.models.checkpoints.native import load_network, read_description, save_network
 from bench.runtime.errors import CheckpointError
 from bench.suite.registry import constants as constants_module
-from bench.suite.registry import family
+from bench.suite.registry import embedded_models
 from bench.suite.registry.constants import Constants
-from bench.suite.registry.family import EMBEDDED, WEIGHTS, trainings
+from bench.suite.registry.embedded_models import EMBEDDED, WEIGHTS, trainings
 from bench.suite.registry.registry import load_registry
 from bench.suite.registry.remedies import Remedy
 from bench.suite.settings import ConfigError
@@ -128,7 +128,7 @@ def test_embedded_and_released_weights_of_one_dataset_have_constants_of_their_ow
     weights = tmp_path / "weights" / "cifar10" / "adm.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes((WEIGHTS / "digits" / "adm.safetensors").read_bytes())
-    monkeypatch.setattr(family, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(embedded_models, "WEIGHTS", tmp_path / "weights")
     known = load_registry((), "cifar10")
     assert known.model("adm-es").scale_at("ddpm", 10) == (1.2, 0.0)
     assert known.model("adm-es", weights).scale_at("ddpm", 10) == (1.2, 0.0)
@@ -338,7 +338,7 @@ def trained(tmp_path, monkeypatch):
     sources = {"adm": "adm", "adm-t2": "adm-gp", "adm-t3": "adm-wd", "adm-ip": "adm-ip", "adm-ip-t2": "adm-mdss"}
     for name, source in sources.items():
         (folder / f"{name}.safetensors").write_bytes((WEIGHTS / "digits" / f"{source}.safetensors").read_bytes())
-    monkeypatch.setattr(family, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(embedded_models, "WEIGHTS", tmp_path / "weights")
     return load_registry((), "digits")
 
 

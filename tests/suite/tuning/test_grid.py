@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.suite.registry.family import WEIGHTS
+from bench.suite.registry.embedded_models import WEIGHTS
 from bench.suite.registry.registry import load_registry
-from bench.suite.registry.tune import Tune, parse_tune, with_constant
+from bench.suite.registry.tuned_constant import TunedConstant, parse_tune, with_constant
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
 from bench.suite.tuning.grid import choose
 from bench.suite.tuning.outcome import refuse_other, tuned_entry, write_chosen, write_entries
@@ -13,9 +13,9 @@ GRID = (0.9, 1.0, 1.1, 1.2, 1.3)
 
 
 def test_a_grid_has_both_ends():
-    assert parse_tune("b=0.99:1.06:15") == Tune("b", tuple(round(0.99 + 0.005 * i, 3) for i in range(15)))
+    assert parse_tune("b=0.99:1.06:15") == TunedConstant("b", tuple(round(0.99 + 0.005 * i, 3) for i in range(15)))
     assert parse_tune(" span = -0.04:0.08:4 ").values == (-0.04, 0.0, 0.04, 0.08)
-    assert parse_tune("b=fit") == Tune("b", ())
+    assert parse_tune("b=fit") == TunedConstant("b", ())
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def known():
 
 
 def test_variants_share_everything_but_the_constant(known):
-    tune = Tune("b", (1.0, 1.02))
+    tune = TunedConstant("b", (1.0, 1.02))
     models = tune.variants((known.model("adm-es"),), "ddpm", (10, 20))
     assert [model.name for model in models] == ["adm-es@b=1", "adm-es@b=1.02"]
     for model, b in zip(models, tune.values, strict=True):
@@ -98,7 +98,7 @@ def test_other_constants_of_the_remedy_stay(known):
 )
 def test_a_constant_that_the_model_does_not_have(known, name, constant, message):
     with pytest.raises(ConfigError, match=message):
-        Tune(constant, (1.0, 2.0, 3.0)).prepared(known.model(name))
+        TunedConstant(constant, (1.0, 2.0, 3.0)).prepared(known.model(name))
 
 
 def test_the_k_of_another_remedy_is_no_slope(known, tmp_path):
@@ -107,7 +107,7 @@ def test_the_k_of_another_remedy_is_no_slope(known, tmp_path):
     read = load_registry((tmp_path / "tuned.toml",), "digits").model("adm-tsr-tuned")
     assert [read.remedies[0].at("ddpm", steps)["k"] for steps in (10, 50)] == [0.97, 1.03]
     with pytest.raises(ConfigError, match="has no constant 'span'"):
-        Tune("span", (0.0, 0.1, 0.2)).prepared(model)
+        TunedConstant("span", (0.0, 0.1, 0.2)).prepared(model)
 
 
 def test_an_entry_is_read_as_it_was_written(known, tmp_path):
@@ -159,7 +159,7 @@ def test_a_network_without_a_plain_entry_cannot_be_based_on(tmp_path):
     known = load_registry((tmp_path / "c.toml",), "digits")
     for name, constant in (("mine", "low"), ("mine-tsr", "k"), ("on", "low"), ("on-tsr", "k")):
         with pytest.raises(ConfigError, match="has no entry without corrections"):
-            Tune(constant, (1.0, 2.0, 3.0)).prepared(known.model(name))
+            TunedConstant(constant, (1.0, 2.0, 3.0)).prepared(known.model(name))
 
 
 def test_a_span_at_one_step_changes_nothing(known):
@@ -173,7 +173,7 @@ def test_constants_at_their_step_counts_are_those_written(known):
 
 
 def choices(known, names, constant="b", grid=(1.0, 1.1, 1.2)):
-    tune, models = Tune(constant, grid), [known.model(name) for name in names]
+    tune, models = TunedConstant(constant, grid), [known.model(name) for name in names]
     return tune, models, {name: [1.1, 1.05] for name in names}, "ddpm", [10, 20], "by hand"
 
 
@@ -198,9 +198,9 @@ def test_constants_of_other_models_stay_in_the_table(tmp_path):
 
 def test_entries_of_another_constant_are_not_lost(known, tmp_path):
     write_entries(tmp_path, *choices(known, ["adm-es"]))
-    refuse_other(tmp_path, Tune("b", ()))
+    refuse_other(tmp_path, TunedConstant("b", ()))
     with pytest.raises(ConfigError, match="holds another constant than k"):
-        refuse_other(tmp_path, Tune("k", (0.0, 0.1, 0.2)))
+        refuse_other(tmp_path, TunedConstant("k", (0.0, 0.1, 0.2)))
 
 
 @pytest.mark.slow

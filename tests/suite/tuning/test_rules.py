@@ -16,11 +16,11 @@ from bench.suite.tuning.rules import fit
 
 
 @pytest.fixture
-def fitted(make_cell, make_workbench):
+def fitted(make_cell, make_context):
     """Return a function that fits a constant on the small data with a denoiser."""
 
     def call(constant, denoiser, **changes):
-        return fit(constant, make_cell(measure=(), **changes), make_workbench(denoiser, batch=16)).value
+        return fit(constant, make_cell(measure=(), **changes), make_context(denoiser, batch=16)).value
 
     return call
 
@@ -65,7 +65,7 @@ def test_constants_without_a_rule(fitted, constant):
         fitted(constant, checks(0.5))
 
 
-def test_a_divisor_is_fitted_on_reserved_noise_among_other_remedies(make_cell, make_workbench, shrink, monkeypatch):
+def test_a_divisor_is_fitted_on_reserved_noise_among_other_remedies(make_cell, make_context, shrink, monkeypatch):
     """The rule gets what a walk under any b ends in; here it is handed on and looked at."""
     given, seeds, calls = {}, [], []
     monkeypatch.setattr(
@@ -76,8 +76,8 @@ def test_a_divisor_is_fitted_on_reserved_noise_among_other_remedies(make_cell, m
     digits, cell = load("digits"), make_cell(measure=(), steps=3)
     remedies = (Remedy("dcw").overridden({"low": 0.3}), Remedy("epsilon-scaling").overridden({"b": 1.0}))
     cell = replace(cell, model=replace(cell.model, remedies=remedies))
-    workbench = make_workbench(shrink(), digits, open_extractor("digits"), 5, calls)
-    assert fit("b", cell, workbench).value == 7
+    context = make_context(shrink(), digits, open_extractor("digits"), 5, calls)
+    assert fit("b", cell, context).value == 7
     assert seeds == [RESERVED_SEEDS]
     states, features = given["drawn"](1.0, 2, 9)
     assert states.shape == (7, 1, 8, 8)
@@ -86,7 +86,7 @@ def test_a_divisor_is_fitted_on_reserved_noise_among_other_remedies(make_cell, m
     np.testing.assert_array_equal(given["drawn"](1.0, 4, 5)[0], states[2:3])  # whatever the batch
     assert (given["drawn"](1.1, 2, 9)[0] != states).any()
     plain = replace(cell, model=replace(cell.model, remedies=remedies[1:]))
-    fit("b", plain, workbench)
+    fit("b", plain, context)
     assert (given["drawn"](1.0, 2, 9)[0] != states).any()
     mean, cov, spread = given["about"]
     assert mean.shape == (cov.shape[0],)

@@ -1,7 +1,7 @@
 """A correction of one's own, checked and compared on shared noise; see docs/hooks.md and docs/remedies.md.
 
-python -m bench.check examples/own_correction.py:Widened
-python examples/own_correction.py results/correction && python -m analysis results/correction
+python -m bench.check examples/custom_correction.py:Widened
+python examples/custom_correction.py results/correction && python -m analysis results/correction
 """
 
 from __future__ import annotations

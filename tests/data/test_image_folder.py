@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from bench.data import Preprocessing, load, load_path
-from bench.data.pictures import class_indices
+from bench.data.image_stack import class_indices
 from bench.files import limits
 
 

@@ -4,7 +4,7 @@ import pkgutil
 from importlib import import_module
 
 import pytest
-from made import make_cell
+from synthetic_results import make_cell
 
 import analysis
 from analysis.output.entries import Output

@@ -1,7 +1,7 @@
 """Statistics that come with the package, of datasets whose images do not: of features and pixels, with a hash.
 
-``python -m bench.measure.quality.committed --data-dir DIR`` writes them. A run with the images reads the statistics of
-features from here too, so that a run without the images has the same scores.
+``python -m bench.measure.quality.embedded_statistics --data-dir DIR`` writes them. A run with the images reads the
+statistics of features from here too, so that a run without the images has the same scores.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from bench.measure.quality.statistics_files import read_statistics, statistics_a
 from bench.runtime.errors import FeatureError, OneLineParser, UserError
 
 _FOLDER = Path(__file__).parents[1] / "weights"
-COMMITTED = ("cifar10", "cifar10-16")  # names of datasets and of their features
+WITH_STATISTICS = ("cifar10", "cifar10-16")  # names of datasets and of their features
 _WHOLE = 768  # values of an image whose whole covariance is held
 _PIXEL_ROWS = 2048  # images in float64 at a time
 _MOMENTS = ("mean", "variance", "spectrum", "haar")
 
 
 @dataclass(frozen=True)
-class Committed:
+class EmbeddedStatistics:
     """What the package holds of a dataset.
 
     Attributes:
@@ -61,16 +61,16 @@ class Committed:
 class Unseen(Dataset):
     """A dataset without its images: it has their shape, and what the package holds of them."""
 
-    committed: Committed = field(kw_only=True)
+    embedded: EmbeddedStatistics = field(kw_only=True)
 
     def content_hash(self) -> str:
         """Return a hash that differs from that of the images, so that results with and without them never mix."""
-        return f"{self.committed.content}-unseen"
+        return f"{self.embedded.content}-unseen"
 
     @property
     def training_name(self) -> str:
         """Return the name of the training part in tables."""
-        return self.committed.training_name
+        return self.embedded.training_name
 
 
 def _path(dataset: str) -> Path:
@@ -78,8 +78,8 @@ def _path(dataset: str) -> Path:
 
 
 @lru_cache
-def _committed(dataset: str) -> Committed:
-    """Read what the package holds of one of :data:`COMMITTED`."""
+def _read_embedded(dataset: str) -> EmbeddedStatistics:
+    """Read what the package holds of one of :data:`WITH_STATISTICS`."""
     with CheckedNpz(_path(dataset)) as file:
         text = [str(file.read(name, lambda s: s == (), "one text", "U")) for name in ("name", "content")]
         counts = [int(file.read(name, lambda s: s == (), "one number", "iu")) for name in ("heldout", "n")]
@@ -88,7 +88,7 @@ def _committed(dataset: str) -> Committed:
             for name in _MOMENTS
         ]
         gaussian = _gaussian(file, moments[0].flatten().numpy())
-    return Committed(text[0], text[1], counts[0], PixelMoments(counts[1], *moments), gaussian)
+    return EmbeddedStatistics(text[0], text[1], counts[0], PixelMoments(counts[1], *moments), gaussian)
 
 
 def _gaussian(file: CheckedNpz, mean: NDArray[np.float64]) -> LinearGaussian | None:
@@ -106,30 +106,30 @@ def _gaussian(file: CheckedNpz, mean: NDArray[np.float64]) -> LinearGaussian | N
 
 
 def unseen(dataset: str) -> Unseen:
-    """Return one of :data:`COMMITTED` without its images."""
-    committed, nothing = _committed(dataset), torch.empty(0, dtype=torch.int64)
-    images = torch.empty(0, *committed.pixels.mean.shape, dtype=torch.uint8)
-    return Unseen(committed.name, images, nothing, nothing.bool(), committed=committed)
+    """Return one of :data:`WITH_STATISTICS` without its images."""
+    embedded, nothing = _read_embedded(dataset), torch.empty(0, dtype=torch.int64)
+    images = torch.empty(0, *embedded.pixels.mean.shape, dtype=torch.uint8)
+    return Unseen(embedded.name, images, nothing, nothing.bool(), embedded=embedded)
 
 
-def committed_statistics(extractor: Extractor, content: str, n: int) -> ReferenceStatistics | None:
-    """Return the committed statistics of these images' features, None where there are none.
+def embedded_statistics_of(extractor: Extractor, content: str, n: int) -> ReferenceStatistics | None:
+    """Return the embedded statistics of these images' features, None where there are none.
 
     Args:
         extractor: source of the features.
         content: hash of the images, as of :meth:`Dataset.content_hash`.
         n: number of training images.
     """
-    if extractor.name not in COMMITTED:
+    if extractor.name not in WITH_STATISTICS:
         return None
-    committed = _committed(extractor.name)
-    if (content, n) != (committed.content, committed.pixels.n):
+    embedded = _read_embedded(extractor.name)
+    if (content, n) != (embedded.content, embedded.pixels.n):
         return None
     return dataset_statistics(extractor.name, extractor)
 
 
 def dataset_statistics(dataset: str, extractor: Extractor) -> ReferenceStatistics:
-    """Return the committed statistics of one of :data:`COMMITTED`.
+    """Return the embedded statistics of one of :data:`WITH_STATISTICS`.
 
     Raises:
         FeatureError: they are of other features.
@@ -138,12 +138,12 @@ def dataset_statistics(dataset: str, extractor: Extractor) -> ReferenceStatistic
         raise FeatureError(
             f"of {dataset} the package keeps statistics of --features {dataset}, not of {extractor.name}"
         )
-    committed = _committed(dataset)
-    statistics = read_statistics(_path(dataset), extractor, committed.training_name)
-    return replace(statistics, pooled_name=retained_name(committed.training_name, committed.pixels.n))
+    embedded = _read_embedded(dataset)
+    statistics = read_statistics(_path(dataset), extractor, embedded.training_name)
+    return replace(statistics, pooled_name=retained_name(embedded.training_name, embedded.pixels.n))
 
 
-def write_committed(data: Dataset, extractor: Extractor, path: Path) -> None:
+def write_embedded(data: Dataset, extractor: Extractor, path: Path) -> None:
     """Write the statistics of a dataset's features, with the moments of its pixels beside them.
 
     The retained features of single images are rounded to half precision, a relative error below 5e-4.
@@ -172,8 +172,8 @@ def _covariance(data: Dataset) -> dict[str, NDArray[np.float32]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the statistics of a dataset that come with the package; returns the exit code."""
-    parser = OneLineParser(prog="python -m bench.measure.quality.committed", description=main.__doc__)
-    parser.add_argument("--dataset", choices=COMMITTED, default=COMMITTED[0])
+    parser = OneLineParser(prog="python -m bench.measure.quality.embedded_statistics", description=main.__doc__)
+    parser.add_argument("--dataset", choices=WITH_STATISTICS, default=WITH_STATISTICS[0])
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of its files")
     parser.add_argument("--out", type=Path, help="npz file to write (default: the embedded one)")
     args = parser.parse_args(argv)
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         assert extractor is not None  # 'none' is no dataset
         if data.count("train") < 2:
             raise DataError(f"{args.data_dir} has fewer than 2 training images of {args.dataset}")
-        write_committed(data, extractor, out)
+        write_embedded(data, extractor, out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -24,7 +24,7 @@ _PACKAGES = (
 _LARGEST = 1e300  # no count and no seconds are more
 
 
-class Account:
+class RunRecord:
     """Writes and reads the ``run.json`` of a run; the file of another run in the same folder counts as none."""
 
     def __init__(self, run: Run) -> None:

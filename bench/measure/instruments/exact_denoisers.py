@@ -25,7 +25,7 @@ _NEAREST, _REST = 32, 1e-7  # images that are enough where the others have less 
 _DOUBLE = 2**20  # values of all images: up to so many the arithmetic is float64, beyond float32
 
 
-class StandIn(ABC):
+class ExactDenoiser(ABC):
     """A law of the data with an exact denoiser.
 
     ``learned`` is the alpha_bar [T] of the training process that the learned variance refers to, None without one.
@@ -60,7 +60,7 @@ class StandIn(ABC):
         return Prediction(eps, x0, fraction)
 
 
-class FiniteSet(StandIn):
+class FiniteSet(ExactDenoiser):
     """The law of drawing one of the training images.
 
     Args:
@@ -90,7 +90,7 @@ class FiniteSet(StandIn):
         return self.images[order.repeat(-(-count // len(order)))[:count].to(self.images.device)].float()
 
 
-class ClassMixture(StandIn):
+class ClassMixture(ExactDenoiser):
     """A Gaussian for each class, with the full covariance of its images.
 
     Args:

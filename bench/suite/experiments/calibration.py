@@ -1,7 +1,7 @@
 """Does each description fit its network? Real images are shown to it before anything is sampled.
 
-The slopes of :mod:`bench.models.denoisers.slope` are kept by weights and description in ``slopes/``, so that a network
-is asked once in a results folder.
+The slopes of :mod:`bench.models.denoisers.calibration` are kept by weights and description in ``slopes/``, so that a
+network is asked once in a results folder.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from bench.models.denoisers.calibration import LEVELS, MOST_IMAGES, Slope, slope_levels, slopes
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS
-from bench.models.denoisers.slope import LEVELS, MOST_IMAGES, Slope, slope_levels, slopes
-from bench.suite.cells.workbench import Workbench
+from bench.suite.cells.walks import WalkContext
 from bench.suite.experiments.experiment import RecordFolder
 from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
@@ -31,7 +31,7 @@ class SlopeCheck:
 
     Attributes:
         cells: one cell of each model.
-        calls: network calls to make at first; see :func:`bench.models.denoisers.slope.slopes`.
+        calls: network calls to make at first; see :func:`bench.models.denoisers.calibration.slopes`.
     """
 
     cells: tuple[Cell, ...]
@@ -60,25 +60,25 @@ class SlopeCheck:
         record = RecordFolder(root, "slopes", description)
         return RecordFolder(root / "slopes" / record.key, "slopes", description)
 
-    def refusal(self, workbench: Workbench) -> str | None:
+    def refusal(self, context: WalkContext) -> str | None:
         """Return why the network cannot be asked, None where it can."""
         labels = self.model.labels
-        if not workbench.data.count("train"):
+        if not context.data.count("train"):
             return "there are no images"
-        if labels and labels != workbench.data.classes:
-            return f"it takes {labels} class labels, and the images have {workbench.data.classes}"
+        if labels and labels != context.data.classes:
+            return f"it takes {labels} class labels, and the images have {context.data.classes}"
         return None
 
-    def compute(self, workbench: Workbench, root: Path) -> None:
+    def compute(self, context: WalkContext, root: Path) -> None:
         """Ask the network and keep the slopes."""
         model = self.model
-        about, count = model.description, workbench.data.count("train")
+        about, count = model.description, context.data.count("train")
         rows = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
         preconditioning = model.preconditioning() if about.prediction in PRECONDITIONINGS else None
         levels = slope_levels(about.schedule, about.T, preconditioning)
-        images, labels = workbench.images("train", rows), workbench.labels(model, "train", rows)
+        images, labels = context.images("train", rows), context.labels(model, "train", rows)
         started = time.perf_counter()
-        results = slopes(workbench.denoiser(model), images, levels, labels, self.calls, workbench.batch)
+        results = slopes(context.denoiser(model), images, levels, labels, self.calls, context.batch)
         facts = {"seconds": time.perf_counter() - started}
         self.folder(root).write(_table(results), {}, facts)
 

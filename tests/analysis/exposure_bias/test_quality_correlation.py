@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made import assert_figures
+from synthetic_results import assert_figures
 
-from analysis.exposure_bias.diagnostics import (
+from analysis.exposure_bias.quality_correlation import (
     DEFINITIONS,
     analyse,
     correlation_table,

@@ -10,9 +10,9 @@ from sklearn.datasets import load_sample_images
 import bench
 from bench.diffusion.types import Prediction
 from bench.models.checkpoints.formats import denoiser_of, describe, open_network
+from bench.models.denoisers.calibration import LEVELS, Slope, slope_at, slope_levels, slopes, worst
 from bench.models.denoisers.oracles import GaussianOracle
 from bench.models.denoisers.preconditioning import make_preconditioning
-from bench.models.denoisers.slope import LEVELS, Slope, slope_at, slope_levels, slopes, worst
 
 WEIGHTS = Path(bench.__file__).parent / "models" / "weights"
 VARIANCES = torch.linspace(0.1, 1, 12, dtype=torch.float64)

@@ -11,8 +11,14 @@ from bench.data import Dataset, load
 from bench.measure.__main__ import main as measure
 from bench.measure.features.extractors import open_extractor
 from bench.measure.instruments.moments import PixelMoments
-from bench.measure.quality import committed
-from bench.measure.quality.committed import COMMITTED, committed_statistics, main, unseen, write_committed
+from bench.measure.quality import embedded_statistics
+from bench.measure.quality.embedded_statistics import (
+    WITH_STATISTICS,
+    embedded_statistics_of,
+    main,
+    unseen,
+    write_embedded,
+)
 from bench.measure.quality.statistics import summarise
 
 
@@ -26,17 +32,17 @@ def data():
 @pytest.fixture
 def kept(data, tmp_path, monkeypatch):
     """Keep the small dataset in the place of CIFAR-10."""
-    monkeypatch.setattr(committed, "_FOLDER", tmp_path)
-    monkeypatch.setattr(committed, "_covariance", lambda data: {})  # half a minute at this size
-    committed._committed.cache_clear()
-    write_committed(data, open_extractor("cifar10"), tmp_path / "cifar10-statistics.npz")
+    monkeypatch.setattr(embedded_statistics, "_FOLDER", tmp_path)
+    monkeypatch.setattr(embedded_statistics, "_covariance", lambda data: {})  # half a minute at this size
+    embedded_statistics._read_embedded.cache_clear()
+    write_embedded(data, open_extractor("cifar10"), tmp_path / "cifar10-statistics.npz")
     yield tmp_path / "cifar10-statistics.npz"
-    committed._committed.cache_clear()
+    embedded_statistics._read_embedded.cache_clear()
 
 
 def test_what_is_kept_is_what_the_images_say(data, kept):
     extractor = open_extractor("cifar10")
-    found = committed_statistics(extractor, data.content_hash(), 120)
+    found = embedded_statistics_of(extractor, data.content_hash(), 120)
     made = summarise(extractor, data.part("train"), "any")
     for one, other in ((found.moments, made.moments), (found.spatial, made.spatial)):
         np.testing.assert_array_equal(one.mean, other.mean)
@@ -47,7 +53,7 @@ def test_what_is_kept_is_what_the_images_say(data, kept):
 
 
 def test_pixels_are_kept_too(data, kept):
-    pixels, made = unseen("cifar10").committed.pixels, PixelMoments.of_training(data)
+    pixels, made = unseen("cifar10").embedded.pixels, PixelMoments.of_training(data)
     assert pixels.n == made.n == 120
     for name in ("mean", "variance", "spectrum", "haar"):
         assert torch.equal(getattr(pixels, name), getattr(made, name))
@@ -55,9 +61,9 @@ def test_pixels_are_kept_too(data, kept):
 
 def test_other_images_or_features_have_none(data, kept):
     extractor = open_extractor("cifar10")
-    assert committed_statistics(extractor, "another", 120) is None
-    assert committed_statistics(extractor, data.content_hash(), 119) is None
-    assert committed_statistics(open_extractor("digits"), data.content_hash(), 120) is None
+    assert embedded_statistics_of(extractor, "another", 120) is None
+    assert embedded_statistics_of(extractor, data.content_hash(), 119) is None
+    assert embedded_statistics_of(open_extractor("digits"), data.content_hash(), 120) is None
 
 
 def test_a_dataset_without_its_images(data, kept):
@@ -65,34 +71,34 @@ def test_a_dataset_without_its_images(data, kept):
     assert (without.count("train"), without.count("heldout"), without.shape) == (0, 0, (3, 32, 32))
     assert without.training_name == data.training_name == "small-train (120)"
     assert without.content_hash() != data.content_hash()
-    assert without.committed.heldout == 10
+    assert without.embedded.heldout == 10
 
 
 def test_the_covariance_of_small_images_is_kept(tmp_path, monkeypatch):
     """Rounded to float32: a relative error of 2^-24 an entry."""
     pixels = np.random.default_rng(0).integers(0, 256, (60, 3, 16, 16), dtype=np.uint8)
     small = Dataset("small", torch.from_numpy(pixels), torch.zeros(60, dtype=torch.int64), torch.arange(60) >= 50)
-    monkeypatch.setattr(committed, "_FOLDER", tmp_path)
-    committed._committed.cache_clear()
-    write_committed(small, open_extractor("cifar10-16"), tmp_path / "cifar10-16-statistics.npz")
-    law = unseen("cifar10-16").committed.gaussian
-    committed._committed.cache_clear()
+    monkeypatch.setattr(embedded_statistics, "_FOLDER", tmp_path)
+    embedded_statistics._read_embedded.cache_clear()
+    write_embedded(small, open_extractor("cifar10-16"), tmp_path / "cifar10-16-statistics.npz")
+    law = unseen("cifar10-16").embedded.gaussian
+    embedded_statistics._read_embedded.cache_clear()
     expected = np.linalg.eigvalsh(np.cov(pixels[:50].reshape(50, -1) / 127.5 - 1, rowvar=False))
     np.testing.assert_allclose(np.sort(law.values), expected, atol=1e-5)  # entries of order 1, 768 x 6e-8 off together
 
 
 def test_the_covariance_that_ships_has_the_trace_of_the_variances():
-    kept = unseen("cifar10-16").committed
+    kept = unseen("cifar10-16").embedded
     assert len(kept.gaussian.values) == 768
     assert kept.gaussian.values.min() > 0
     assert kept.gaussian.values.sum() == pytest.approx(kept.pixels.variance.sum().item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize("name", WITH_STATISTICS)
 def test_what_ships_is_cifar10_re_encoded(name):
-    kept, extractor = unseen(name).committed, open_extractor(name)
+    kept, extractor = unseen(name).embedded, open_extractor(name)
     assert (kept.name, kept.pixels.n, kept.heldout) == (f"{name}-jpeg", 50_000, 10_000)
-    found = committed_statistics(extractor, kept.content, 50_000)
+    found = embedded_statistics_of(extractor, kept.content, 50_000)
     assert (found.n, found.pooled.shape, found.extractor) == (50_000, (10_000, 128), extractor.key)
     # The mean of CIFAR-10's pixels is known, .4914 .4822 .4465 of [0, 1]; JPEG moves it by less than a grey level.
     colours = (kept.pixels.mean.mean(dim=(1, 2)) + 1) / 2
@@ -103,7 +109,7 @@ def test_what_ships_is_cifar10_re_encoded(name):
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(committed, "_covariance", lambda data: {})  # half a minute at this size
+    monkeypatch.setattr(embedded_statistics, "_covariance", lambda data: {})  # half a minute at this size
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     rng = np.random.default_rng(0)
     for side in ("train", "test"):

@@ -12,8 +12,8 @@ import bench
 from bench.diffusion.types import Prediction
 from bench.models.checkpoints.formats import describe, open_network
 from bench.models.checkpoints.native import save_network
-from bench.models.denoisers import slope as slope_module
-from bench.suite.experiments.slopes import SlopeCheck, plan_slopes
+from bench.models.denoisers import calibration
+from bench.suite.experiments.calibration import SlopeCheck, plan_slopes
 
 WEIGHTS = Path(bench.__file__).parent / "models" / "weights" / "digits"
 SMALL = ("--steps", "2", "--samples", "8", "--no-probes", "--features", "none", "--quiet")
@@ -37,8 +37,8 @@ def warnings_of(err):
 
 
 def test_a_wrong_description_is_warned_of_once_a_run_and_asked_once_a_folder(described, command, tmp_path, monkeypatch):
-    asked, ask = [], slope_module.slope_at
-    monkeypatch.setattr(slope_module, "slope_at", lambda *args: asked.append(args) or ask(*args))
+    asked, ask = [], calibration.slope_at
+    monkeypatch.setattr(calibration, "slope_at", lambda *args: asked.append(args) or ask(*args))
     wrong = {"v": {"prediction": "v"}, "linear": {"schedule": "linear"}, "half": {"T": 500}}
     wrong |= {"scaled": {"schedule": "scaled_linear(0.00085,0.012)"}}
     models = ",".join(["adm", *(described(name, **changes) for name, changes in wrong.items())])
@@ -60,26 +60,26 @@ def test_remedies_share_the_answers_of_their_network(described, command, tmp_pat
 
 
 @pytest.mark.parametrize(("cost", "images"), [(100, 16), (10_000, 25), (10**7, 42)])
-def test_a_share_of_the_calls_is_asked(make_cell, make_workbench, monkeypatch, tmp_path, cost, images):
+def test_a_share_of_the_calls_is_asked(make_cell, make_context, monkeypatch, tmp_path, cost, images):
     """At least 16 images a level, at most 128 or all 42 of the training part, and else 2 % of the run's calls."""
     cell, sizes = make_cell(), []
     denoiser = lambda x, level, cond=None: sizes.append(len(x)) or Prediction(-x, x)  # noqa: E731 - off by far
     monkeypatch.setattr(type(cell), "cost", lambda self: (cost, 0))
     (check,) = plan_slopes([cell])
-    check.compute(make_workbench(denoiser), tmp_path)
+    check.compute(make_context(denoiser), tmp_path)
     assert sizes == 8 * [images]
 
 
-def test_values_that_are_not_finite_are_off(make_cell, make_workbench, tmp_path):
+def test_values_that_are_not_finite_are_off(make_cell, make_context, tmp_path):
     check = SlopeCheck((make_cell(),))
     nothing = lambda x, level, cond=None: Prediction(torch.full_like(x, math.nan), x)  # noqa: E731
-    check.compute(make_workbench(nothing, batch=7), tmp_path)
+    check.compute(make_context(nothing, batch=7), tmp_path)
     assert "slope of the noise on its prediction is nan" in check.warning(tmp_path)
 
 
-def test_labels_that_the_network_does_not_take_are_a_reason(make_cell, make_workbench, shrink):
+def test_labels_that_the_network_does_not_take_are_a_reason(make_cell, make_context, shrink):
     cell = make_cell()
     about = replace(cell.model.description, network={**cell.model.description.network, "num_classes": 5})
     check = SlopeCheck((replace(cell, model=replace(cell.model, description=about)),))
-    assert check.refusal(make_workbench(shrink())) == "it takes 5 class labels, and the images have 3"
-    assert SlopeCheck((cell,)).refusal(make_workbench(shrink())) is None
+    assert check.refusal(make_context(shrink())) == "it takes 5 class labels, and the images have 3"
+    assert SlopeCheck((cell,)).refusal(make_context(shrink())) is None

@@ -32,7 +32,7 @@ class _Pending:
     output: Tensor
 
 
-class OwnLoop:
+class CustomLoop:
     """The steps of a loop of one's own.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data.decoder import decode
-from bench.data.pictures import Picture, Pictures, ReadOptions, class_indices, gather
+from bench.data.image_stack import Picture, Pictures, ReadOptions, class_indices, gather
 from bench.files.limits import refuse_large_file
 from bench.runtime.errors import DataError, one_line, quoted, reason
 

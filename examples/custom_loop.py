@@ -1,6 +1,6 @@
 """A hand-written PyTorch loop, measured by one line in it; see docs/hooks.md.
 
-python examples/own_loop.py results/own && python -m analysis results/own
+python examples/custom_loop.py results/own && python -m analysis results/own
 """
 
 from __future__ import annotations

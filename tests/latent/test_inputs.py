@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.data import to_unit
-from bench.latent.material import read_embeddings, read_latents
+from bench.latent.inputs import read_embeddings, read_latents
 from bench.runtime.errors import UserError
 
 LATENTS = np.random.default_rng(0).normal(size=(6, 4, 8, 8)).astype(np.float32)

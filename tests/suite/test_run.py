@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bench.measure.features.extractors import INCEPTION_EXTRACTORS, open_extractor
-from bench.suite.notes import missing_distance
+from bench.suite.run import missing_distance
 
 WIDE = SimpleNamespace(
     name=INCEPTION_EXTRACTORS[0], widths=(2048, 2023), metrics={"frechet": "fid", "kid": "kid"}, embedded=False

@@ -11,8 +11,8 @@ from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import alpha_bars, levels
 from bench.diffusion.solvers import Ancestral
 from bench.diffusion.types import Level
+from bench.measure.instruments.exact_denoisers import ClassMixture, FiniteSet
 from bench.measure.instruments.gaussian import learned_fraction
-from bench.measure.instruments.stand_ins import ClassMixture, FiniteSet
 from bench.models.denoisers.oracles import MixtureOracle
 
 SHAPE = (1, 2, 2)
@@ -65,7 +65,7 @@ def test_the_mixture_equals_the_oracle(level, count):
 def test_single_precision_is_close(monkeypatch):
     data, labels = images(60), torch.arange(60) % 3
     wide = [law(*args) for law, args in ((FiniteSet, (data,)), (ClassMixture, (data, labels)))]
-    monkeypatch.setattr("bench.measure.instruments.stand_ins._DOUBLE", 1)
+    monkeypatch.setattr("bench.measure.instruments.exact_denoisers._DOUBLE", 1)
     narrow = [law(*args) for law, args in ((FiniteSet, (data,)), (ClassMixture, (data, labels)))]
     for one, other in zip(wide, narrow, strict=True):
         x = states(LEVELS[1], data[:9])

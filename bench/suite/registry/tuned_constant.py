@@ -21,7 +21,7 @@ _LARGEST = 1e12
 
 
 @dataclass(frozen=True)
-class Tune:
+class TunedConstant:
     """One constant and the values to try; without values it is fitted by its own rule."""
 
     constant: str
@@ -71,7 +71,7 @@ class Tune:
         return replace(model, remedies=tuple(remedies))
 
 
-def parse_tune(text: str) -> Tune:
+def parse_tune(text: str) -> TunedConstant:
     """Read ``NAME=LOW:HIGH:COUNT``, both ends included, or ``NAME=fit``.
 
     Raises:
@@ -79,7 +79,7 @@ def parse_tune(text: str) -> Tune:
     """
     constant, equals, grid = (part.strip() for part in text.partition("="))
     if constant and grid == "fit":
-        return Tune(constant, ())
+        return TunedConstant(constant, ())
     try:
         first, last, points = grid.split(":")
         low, high, count = float(first), float(last), int(points)
@@ -93,7 +93,7 @@ def parse_tune(text: str) -> Tune:
     values = tuple(float(f"{value:.6g}") for value in np.linspace(low, high, count))
     if len(set(values)) < count:
         raise ConfigError(f"--tune: {text!r} has values that are equal to six digits; give fewer, or a wider range")
-    return Tune(constant, values)
+    return TunedConstant(constant, values)
 
 
 def _holder(model: Model, constant: str) -> int:

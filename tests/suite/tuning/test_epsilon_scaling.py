@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from bench.suite.tuning.divisor import FEWEST, fit
+from bench.suite.tuning.epsilon_scaling import FEWEST, fit
 
 WIDTH = 6
 IMAGES = 1400
