@@ -8,11 +8,16 @@ from bench.diffusion.corrections.sigma_lying import SigmaLying
 from bench.diffusion.corrections.temporal_rescaling import TemporalRescaling
 from bench.diffusion.corrections.time_shift import ShiftedTarget, TimeShift
 from bench.diffusion.corrections.variance_matching import FinalStd, VarianceNormalisation, X0StdMatching, x0_std
-from bench.diffusion.corrections.wavelet import DifferentialCorrection, PixelCorrection, ReverseStdCorrection
+from bench.diffusion.corrections.wavelet import (
+    DifferentialCorrection,
+    PiecewiseCorrection,
+    PixelCorrection,
+    ReverseStdCorrection,
+)
 
 __all__ = [
     "Correction", "DifferentialCorrection", "EpsilonScaling", "FinalStd", "FirstCallScaling", "InOrder",
-    "InputPerturbation", "NoiseScaling", "PixelCorrection", "ReverseStdCorrection", "ShiftedTarget", "SigmaLying",
-    "TemporalRescaling", "TimeShift", "VarianceNormalisation", "VelocityScaling", "X0Scaling", "X0StdMatching",
-    "x0_std",
+    "InputPerturbation", "NoiseScaling", "PiecewiseCorrection", "PixelCorrection", "ReverseStdCorrection",
+    "ShiftedTarget", "SigmaLying", "TemporalRescaling", "TimeShift", "VarianceNormalisation", "VelocityScaling",
+    "X0Scaling", "X0StdMatching", "x0_std",
 ]  # fmt: skip

@@ -95,6 +95,32 @@ class ReverseStdCorrection(DifferentialCorrection):
         return [Posterior.between(level, after).std("fixed-small") for level, after in pairwise(levels)]
 
 
+class PiecewiseCorrection(DifferentialCorrection):
+    """Constant coefficients, of one kind of band at a time: low while t >= threshold, high after that (eqs. 42 and 43).
+
+    Args:
+        levels: the whole walk's levels, noisiest first, ending in the clean level.
+        low: w_l, in the LL band of steps that start at t >= threshold.
+        high: w_h, in the other three bands of steps that start below it. Both 0 are the plain sampler, bit for bit.
+        threshold: t_s, in the t of the levels. The paper names none; the code's example is the low band of the first 10
+            of 13 EDM steps, those from sigma .17 on, which is t = 100 of a cosine schedule of 1000.
+
+    Raises:
+        ValueError: a coefficient or the threshold is not finite.
+    """
+
+    typical: ClassVar[Mapping[str, Any]] = {"low": 0.02, "high": 0.0, "threshold": 100.0}
+
+    def __init__(self, levels: Sequence[Level], low: float, high: float, threshold: float) -> None:
+        if not math.isfinite(threshold):
+            raise ValueError(f"the threshold must be finite, not {threshold}")
+        self._threshold = threshold
+        super().__init__(levels, low, high)
+
+    def _weights(self, levels: Sequence[Level]) -> list[float]:
+        return [float(level.t >= self._threshold) for level in levels[:-1]]
+
+
 class PixelCorrection(Correction):
     """The same in all bands alike, x_next += c (x_next - x0_hat) (eq. 17), with the released code's constant c.
 

@@ -137,6 +137,14 @@ KINDS: Mapping[str, Kind] = {
         frames=("vp",),
         even=True,
     ),
+    "dcw-piecewise": Kind(
+        "low bands above a t, the others below it (the paper's equations 42 and 43)",
+        {"low": 0.052, "high": 0.01, "threshold": 100.0},
+        lambda make, walk, c: make.PiecewiseCorrection(
+            walk.levels, low=c["low"], high=c["high"], threshold=c["threshold"]
+        ),
+        even=True,
+    ),
     "dcw-pixel": Kind(
         "on pixels",
         {"c": 0.005},
@@ -166,7 +174,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "time-shift": ("code",),
     "input-perturbation": ("y",),
     "variance-normalisation": ("x0", "final"),
-    "dcw": ("reverse", "pixel"),
+    "dcw": ("reverse", "piecewise", "pixel"),
     "noise-scaling": (),
     "sigma-lying": (),
     "tsr": (),

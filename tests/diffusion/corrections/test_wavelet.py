@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion.corrections import DifferentialCorrection, PixelCorrection, ReverseStdCorrection
+from bench.diffusion.corrections import (
+    DifferentialCorrection,
+    PiecewiseCorrection,
+    PixelCorrection,
+    ReverseStdCorrection,
+)
 from bench.diffusion.noise import Noise
 from bench.diffusion.posterior import Posterior
 from bench.diffusion.samplers import Draws, walk
@@ -98,6 +103,23 @@ def test_the_papers_coefficient_by_hand():
     assert states[1] == pytest.approx([1, 0, 0, 0])
 
 
+def test_piecewise_by_hand():
+    # Euler over sigma 4 (t 3) -> 2 (t 2) -> 1 (t 1) -> clean, t_s = 2, low = .1, high = .2.
+    # Step 1: x0 = (2, 0, 0, 0), (x - x0) / 4 = (2, .5, .5, .5), x_next = (6, 1, 1, 1). t 3: the mean of
+    #   (4, 1, 1, 1), 1.75, times .1: (6.175, 1.175, 1.175, 1.175).
+    # Step 2: x0 = (1, 0, 0, 0), x_next halfway: (3.5875, .5875, ...). t 2, not below t_s: mean of (2.5875, .5875, ...)
+    #   is 1.0875: (3.69625, .69625, ...).
+    path = (Level(3, 1.0, 4.0), Level(2, 1.0, 2.0), Level(1, 1.0, 1.0), CLEAN)
+    states = walked(path, [10, 2, 2, 2], Euler(), PiecewiseCorrection(path, 0.1, 0.2, threshold=2))
+    assert states[0] == pytest.approx([6.175, 1.175, 1.175, 1.175])
+    assert states[1] == pytest.approx([3.69625, 0.69625, 0.69625, 0.69625])
+    # With t_s = 2.5 step 2 has the high bands: rest of (2.5875, .5875, ...) is 1.5 and -.5, times .2.
+    states = walked(path, [10, 2, 2, 2], Euler(), PiecewiseCorrection(path, 0.1, 0.2, threshold=2.5))
+    assert states[1] == pytest.approx([3.8875, 0.4875, 0.4875, 0.4875])
+    with pytest.raises(ValueError, match="threshold must be finite"):
+        PiecewiseCorrection(path, 0.1, 0.2, threshold=math.nan)
+
+
 def test_pixels_by_hand():
     # c = .1: (4, .5, .5, .5) + .1 (2, .5, .5, .5), whatever the level.
     states = walked(EDM_BY_HAND, [10, 2, 2, 2], Euler(), PixelCorrection(EDM_BY_HAND, 0.1))
@@ -129,6 +151,11 @@ def test_the_right_coefficient_makes_an_euler_step_exact_on_gaussian_data(first,
     [
         (DifferentialCorrection, edm_levels(6), lambda level, after: level.sigma / 80),
         (ReverseStdCorrection, VP, lambda level, after: Posterior.between(level, after).std("fixed-small")),
+        (
+            lambda path, low: PiecewiseCorrection(path, low, 0.0, threshold=400),
+            edm_levels(6),
+            lambda level, after: float(level.t >= 400),
+        ),
     ],
 )
 def test_weights_are_those_of_the_level_a_step_starts_from(make, path, weight):
