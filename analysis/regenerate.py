@@ -10,7 +10,7 @@ from analysis.exposure_bias import delta_t as delta
 from analysis.normality import error_normality as normality
 from analysis.normality import error_shape
 from analysis.output.entries import Output
-from analysis.quality import acceleration, samples, scores, training, tuning
+from analysis.quality import acceleration, excess, samples, scores, training, tuning
 from analysis.quality import main_table as quality
 from analysis.records.load import Results, load_results
 from analysis.report.html import write_report
@@ -20,6 +20,7 @@ from analysis.spectra import radial as spectra
 # In the order of the report.
 ANALYSES = (
     quality,
+    excess,
     scores,
     samples,
     pairs,

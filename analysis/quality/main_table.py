@@ -37,7 +37,8 @@ class QualityTable:
             and ``<steps>_best`` (no model of the same sampler is closer by the paired tests after Holm's correction).
         steps: the step counts, ascending.
         nfe: network calls a sample by (sampler, step count), from the fewest to the most of the models.
-        exact: mean and standard deviation of the distance of as many images drawn from the data, where it was scored.
+        exact: mean and standard deviation, over draws, of the distance of as many images drawn from the data, by step
+            count; where it was scored and all cells have one N.
         misfits: models whose description does not fit their network; they are marked, and never best.
     """
 
@@ -46,7 +47,7 @@ class QualityTable:
     table: pd.DataFrame
     steps: Sequence[int]
     nfe: Mapping[tuple[str, int], str]
-    exact: tuple[float, float] | None = None
+    exact: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     misfits: Mapping[str, str] = field(default_factory=dict)
 
     def label(self, row: pd.Series) -> str:
@@ -77,8 +78,18 @@ class QualityTable:
         """Return what stands behind the ± of an entry, NaN for nothing."""
         return float(row[f"{steps}_error" if self.spread_name == "standard error" else f"{steps}_sd"])
 
-    def nfe_rows(self) -> list[list[str]]:
-        """Return label, sampler and network calls by step count: one row where all samplers agree, else one each."""
+    def feet(self) -> list[list[str]]:
+        """Return the rows below the models: label, sampler and a text for each step count.
+
+        An exact sampler, where it was scored; then network calls, one row where all samplers agree, else one each.
+        """
+        exact = [["exact sampler", "", *(self._exact_entry(steps) for steps in self.steps)]] if self.exact else []
+        return exact + self._calls()
+
+    def _exact_entry(self, steps: int) -> str:
+        return "{:.3f} ± {:.3f}".format(*self.exact[steps]) if steps in self.exact else "-"
+
+    def _calls(self) -> list[list[str]]:
         by_sampler = {
             sampler: tuple(self.nfe.get((sampler, steps), "-") for steps in self.steps)
             for sampler in dict.fromkeys(sampler for sampler, _ in self.nfe)
@@ -94,7 +105,7 @@ class QualityTable:
         for _, row in self.table.iterrows():
             cells = [f"**{self.entry(row, s)}**" if row[f"{s}_best"] else self.entry(row, s) for s in self.steps]
             lines.append(markdown_row([self.label(row), row["sampler"], *cells]))
-        lines += [markdown_row(row) for row in self.nfe_rows()]
+        lines += [markdown_row(row) for row in self.feet()]
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
@@ -108,8 +119,8 @@ class QualityTable:
                 text = self.entry(row, steps).replace("±", r"$\pm$")
                 cells.append(rf"\textbf{{{text}}}" if row[f"{steps}_best"] else text)
             lines.append(" & ".join([latex_text(self.label(row)), latex_text(row["sampler"]), *cells]) + r" \\")
-        nfe = [" & ".join(row) + r" \\" for row in self.nfe_rows()]
-        return "\n".join([*lines, r"\midrule", *nfe, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        feet = [" & ".join(row).replace("±", r"$\pm$") + r" \\" for row in self.feet()]
+        return "\n".join([*lines, r"\midrule", *feet, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def _beaten(pairs: pd.DataFrame) -> set[tuple[Row, int]]:
@@ -164,7 +175,7 @@ def quality_table(results: Results) -> QualityTable | None:
         (str(sampler), int(count)): f"{least}" if least == most else f"{least} to {most}"
         for (sampler, count), (least, most) in zip(calls.index, calls.to_numpy().tolist(), strict=True)
     }
-    exact = _exact(metrics, metric)
+    exact = exact_distances(metrics, metric)
     quality = QualityTable(metric, "", pd.DataFrame(rows.values()), steps, nfe, exact, results.misfits)
     caption = _caption(metric, scores, len(rows), quality.spread_name) + _yardstick(exact)
     if results.misfits:
@@ -186,11 +197,10 @@ def _stands_in(metrics: pd.DataFrame) -> str:
     return f" It stands in for {name}: {reasons.iloc[0]}." if len(reasons) else ""
 
 
-def _yardstick(exact: tuple[float, float] | None) -> str:
-    if exact is None:
+def _yardstick(exact: Mapping[int, tuple[float, float]]) -> str:
+    if not exact:
         return ""
-    mean, spread = exact
-    return f" As many images drawn at random from the data, an exact sampler's, have {mean:.3f} ± {spread:.3f} (std)."
+    return " Exact sampler: as many images drawn at random from the data, mean ± std over draws."
 
 
 def errors_of(results: Results) -> pd.Series:
@@ -207,14 +217,18 @@ def errors_of(results: Results) -> pd.Series:
     return pd.Series(errors, index=results.metrics.index, dtype=float)
 
 
-def _exact(metrics: pd.DataFrame, metric: str) -> tuple[float, float] | None:
-    """Return what an exact sampler would have at this N, mean and std; None where it was not scored or N varies."""
-    numbers = []
-    for name in (f"{metric}_exact", f"{metric}_exact_sd"):
-        values = metrics.loc[metrics["metric"] == name, "value"].astype(float).dropna().unique()
-        if len(values) == 1:
-            numbers.append(float(values[0]))
-    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+def exact_distances(metrics: pd.DataFrame, metric: str) -> dict[int, tuple[float, float]]:
+    """Return by step count what an exact sampler would have at its N, mean and std; nothing where N varies."""
+    found = {}
+    for steps, group in metrics.groupby("steps"):
+        numbers = []
+        for name in (f"{metric}_exact", f"{metric}_exact_sd"):
+            values = group.loc[group["metric"] == name, "value"].astype(float).dropna().unique()
+            if len(values) == 1:
+                numbers.append(float(values[0]))
+        if len(numbers) == 2:
+            found[int(str(steps))] = (numbers[0], numbers[1])
+    return found
 
 
 def _caption(metric: str, scores: pd.DataFrame, rows: int, spread_name: str) -> str:
@@ -263,7 +277,8 @@ def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | 
         if len(samplers) > 1:
             for axis, sampler in zip(rows[0].axes, samplers, strict=True):
                 axis.set_title(sampler)
-        is_seen = quality.exact is not None and quality.exact[0] > rows[0].axes[0].get_ylim()[0]
+        floor = rows[0].axes[0].get_ylim()[0]
+        is_seen = any(mean > floor for mean, _ in quality.exact.values())
         line_key(figure, rows, {"exact sampler": ("-.", "0.5")} if is_seen else {})
         if published is not None and len(published):
             rows[0].axes[-1].legend(loc="upper right", frameon=False)
@@ -272,11 +287,16 @@ def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | 
 
 def _draw_exact(axis: Axes, quality: QualityTable) -> None:
     """Draw mean and standard deviation of the distance of as many images drawn from the data."""
-    if quality.exact is None:
+    if not quality.exact:
         return
-    mean, spread = quality.exact
-    axis.axhspan(mean - spread, mean + spread, color="0.5", alpha=0.15, linewidth=0)
-    axis.axhline(mean, color="0.5", linestyle="-.", linewidth=0.8)
+    steps = sorted(quality.exact)
+    means, spreads = (np.array([quality.exact[count][which] for count in steps]) for which in (0, 1))
+    if len(set(quality.exact.values())) == 1:  # one N: over the whole width
+        axis.axhspan(means[0] - spreads[0], means[0] + spreads[0], color="0.5", alpha=0.15, linewidth=0)
+        axis.axhline(means[0], color="0.5", linestyle="-.", linewidth=0.8)
+    else:
+        axis.fill_between(steps, means - spreads, means + spreads, color="0.5", alpha=0.15, linewidth=0)
+        axis.plot(steps, means, color="0.5", linestyle="-.", linewidth=0.8)
 
 
 def _show_curves(axis: Axes, quality: QualityTable) -> None:
@@ -287,8 +307,9 @@ def _show_curves(axis: Axes, quality: QualityTable) -> None:
     spreads = [[quality.spread(row, count) for count in quality.steps] for _, row in quality.table.iterrows()]
     bars = np.nan_to_num(np.array(spreads, dtype=float))
     low, high = float(np.nanmin(values - bars)), float(np.nanmax(values + bars))
-    if quality.exact is not None and low - quality.exact[0] < high - low:
-        low, high = min(low, quality.exact[0] - quality.exact[1]), max(high, quality.exact[0])
+    for mean, spread in quality.exact.values():
+        if low - mean < high - low:
+            low, high = min(low, mean - spread), max(high, mean)
     margin = 0.06 * (high - low) or 0.1 * high
     axis.set_ylim(max(0.0, low - margin), high + margin)
 

@@ -128,7 +128,7 @@ def _main_table(quality: QualityTable | None) -> str:
         entries = [f"<b>{escape(text)}</b>" if best else escape(text) for text, best in texts]
         rows.append([escape(quality.label(row)), escape(row["sampler"]), *entries])
     kinds = ["", "", *("number" for _ in quality.steps)]
-    table = _table("Main table", header, rows, kinds, quality.nfe_rows())
+    table = _table("Main table", header, rows, kinds, quality.feet())
     return f'<p class="caption">{escape(quality.caption)}</p>\n{table}'
 
 

@@ -24,7 +24,7 @@ def terminal_summary(results: Results, width: int) -> str:
     if quality is None:
         return ""
     rows = [[quality.label(row), str(row["sampler"]), *_entries(quality, row)] for _, row in quality.table.iterrows()]
-    rows += quality.nfe_rows()
+    rows += quality.feet()
     header = ["model", "sampler", *(f"{steps} steps" for steps in quality.steps)]
     caption = quality.caption.replace("Bold:", "*:")
     paragraphs = [textwrap.fill(caption, width), *_blocks([header, *rows], width), *_reasons(results, quality, width)]

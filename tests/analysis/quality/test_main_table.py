@@ -180,7 +180,7 @@ def test_network_calls_are_told_by_sampler_where_they_differ(folder):
         for steps in (7, 11):
             folder.cell("edm", steps, sampler=sampler)
     quality = table_of(folder)
-    assert sorted(quality.nfe_rows()) == [["NFE", "euler", "7", "11"], ["NFE", "heun", "13", "21"]]
+    assert sorted(quality.feet()) == [["NFE", "euler", "7", "11"], ["NFE", "heun", "13", "21"]]
     assert quality.markdown().splitlines()[-2:] == ["| NFE | euler | 7 | 11 |", "| NFE | heun | 13 | 21 |"]
 
 

@@ -10,6 +10,7 @@ from synthetic_results import score
 from analysis.exposure_bias.x0_error import error_table
 from analysis.output.entries import Output
 from analysis.quality import main_table as quality
+from analysis.quality.excess import excess_table
 from analysis.quality.main_table import draw_quality, quality_table
 from analysis.quality.scores import analyse, score_table
 from analysis.records.load import load_results
@@ -80,8 +81,13 @@ def test_coverage_by_any_features_is_drawn_and_the_inception_score_explained(fol
 
 def test_the_distance_of_exact_samples_is_told_and_is_no_metric_of_its_own(scored, tmp_path):
     quality = quality_table(load_results(scored.root))
-    assert (quality.metric, quality.exact) == ("fd_toy", (0.75, 0.125))
-    assert "an exact sampler's, have 0.750 ± 0.125 (std)." in quality.caption
+    assert (quality.metric, set(quality.exact.values())) == ("fd_toy", {(0.75, 0.125)})
+    assert "Exact sampler: as many images drawn at random from the data, mean ± std over draws." in quality.caption
+    assert quality.feet()[0][:3] == ["exact sampler", "", "0.750 ± 0.125"]
+    excess = excess_table(quality)
+    assert np.allclose(excess["excess"], excess["distance"] - 0.75)
+    assert np.allclose(excess["ratio"], excess["distance"] / 0.75)
+    assert len(excess) == quality.table[[f"{steps}" for steps in quality.steps]].notna().to_numpy().sum()
     assert len(draw_quality(quality, tmp_path)) == 2
 
 
