@@ -8,7 +8,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -19,7 +18,6 @@ from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.solvers import DDIM
-from bench.measure.instruments.step_table import STEP_COLUMNS
 from bench.models.checkpoints.adapter import adapter_file, describe_adapter, load_adapter
 from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.suite.registry.registry import load_registry
@@ -33,11 +31,6 @@ def program(name):
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def latent():
-    return program("latent_diffusion")
 
 
 def test_the_adapter_draws_pixels_of_the_digits_mean_and_variance():
@@ -58,77 +51,12 @@ def test_the_adapter_draws_pixels_of_the_digits_mean_and_variance():
     assert abs(drawn.var(0).mean() / real.var(0).mean() - 1) < 0.07
 
 
-def test_the_tiny_latent_model_is_measured(latent, tmp_path, capsys):
-    out = tmp_path / "steps.csv"
-    command = ["--tiny", "--steps", "3", "--samples", "4", "--guidance", "2", "--device", "cpu", "--out", str(out)]
-    assert latent.main(command) == 0
-    table = pd.read_csv(out)
-    assert tuple(table.columns) == STEP_COLUMNS
-    assert {"free", "forced"} == set(table["arm"])
-    assert set(table["i"]) == {-1, 0, 1, 2}
-    assert "variance_ratio" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["steps.csv"]
-
-
-@pytest.fixture
-def folder(latent, tmp_path):
-    """The tiny model and its material as files, as a user would have them."""
-    import diffusers
-
-    model, material = latent.tiny()
-    model.unet.save_pretrained(tmp_path / "model" / "unet")
-    scheduler = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    scheduler.save_pretrained(tmp_path / "model" / "scheduler")
-    np.savez(tmp_path / "latents.npz", latents=material.latents, cond=material.cond)
-    without = material.unconditional
-    np.savez(
-        tmp_path / "embeddings.npz",
-        embeddings=material.condition.embeddings,
-        **material.condition.added,
-        negative_embeddings=without.embeddings,
-        negative_text_embeds=without.added["text_embeds"],
-    )
-    return tmp_path
-
-
-def command(folder, *more):
-    files = [f"--{name}={folder / name}.npz" for name in ("latents", "embeddings")]
-    return [f"--model={folder / 'model'}", *files, "--steps=3", "--samples=4", "--device=cpu", *more]
-
-
-def test_a_users_files_give_the_same_table(latent, folder):
-    """What --tiny makes in memory, written and read again: the same numbers."""
-    options = ["--steps=3", "--samples=4", "--device=cpu", "--guidance=2"]
-    assert latent.main(["--tiny", *options, f"--out={folder / 'one.csv'}"]) == 0
-    assert latent.main(command(folder, "--guidance=2", f"--out={folder / 'two.csv'}")) == 0
-    assert (folder / "one.csv").read_text() == (folder / "two.csv").read_text()
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"x": np.zeros(3)}, "no array 'latents'"),
-        ({"latents": np.zeros((4, 3, 8, 8)), "cond": np.zeros(4, np.int64)}, "takes latents [N, 4, h, w]"),
-        ({"latents": np.array([{}])}, "as an npz of numbers"),
-        ({"latents": np.zeros((4, 4, 8, 8), np.float32)}, "needs an array 'cond'"),
-        ({"latents": np.zeros((4, 4, 8, 8), np.float32), "cond": np.array([0, 1, 2, 3])}, "numbers below 3"),
-        ({"latents": np.full((4, 4, 8, 8), np.nan), "cond": np.zeros(4, np.int64)}, "not finite"),
-    ],
-)
-def test_files_that_are_no_latents(latent, folder, capsys, arrays, message):
-    np.savez(folder / "latents.npz", **arrays)
-    assert latent.main(command(folder)) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_missing_files_and_arguments(latent, folder, capsys):
-    (folder / "embeddings.npz").unlink()
-    assert latent.main(command(folder)) == 2
-    assert "embeddings.npz" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        latent.main(["--model", str(folder)])
+def test_a_latent_model_runs_by_the_main_command(tmp_path):
+    assert program("latent_diffusion").main(tmp_path, steps=2, images=70) == 0
+    results = load_results(tmp_path / "results")
+    assert not results.problems
+    assert {cell.cell["model"] for cell in results.cells} == {"sd", "sd-guided"}
+    assert {"free", "forced-train"} <= set(results.steps["arm"])
 
 
 def test_the_scales_of_guidance_are_those_of_the_docs():
@@ -139,7 +67,7 @@ def test_the_scales_of_guidance_are_those_of_the_docs():
 
 
 RUNS = ("pipeline_schedulers", "k_diffusion_loop", "custom_loop", "latent_pipeline", "custom_correction")
-LONGEST = 60  # lines of an example of recorded loops
+LONGEST = 60  # lines of an example
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +87,7 @@ def test_recorded_loops_are_sound_results(recorded, name):
     assert len(results.cells) == (2 if name in ("pipeline_schedulers", "custom_correction") else 1)
 
 
-@pytest.mark.parametrize("name", [*RUNS, "read_results"])
+@pytest.mark.parametrize("name", [*RUNS, "read_results", "latent_diffusion"])
 def test_examples_are_short(name):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < LONGEST
 

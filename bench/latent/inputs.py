@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,11 +14,36 @@ from torch import Tensor
 from bench.data import DataError, Dataset
 from bench.files.limits import refuse_total, refuse_unfolding
 from bench.files.npz import CheckedNpz, Shape
-from bench.latent.denoiser import Conditioning
 from bench.runtime.distributed import speaks
 from bench.runtime.errors import CheckpointError
 
 _USUAL_STD = (0.5, 2.0)  # of latents that were scaled as their autoencoder says
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a network is conditioned on.
+
+    Attributes:
+        embeddings: [1, L, D] shared by all samples, or [M, L, D] to choose from.
+        added: SDXL's ``text_embeds`` [1 or M, P] and ``time_ids`` [1 or M, 6]; None for other models.
+
+    Raises:
+        ValueError: embeddings of another shape, or numbers of rows that do not go together.
+    """
+
+    embeddings: Tensor
+    added: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that no network takes."""
+        if self.embeddings.ndim != 3:
+            raise ValueError(f"embeddings must be [1 or M, L, D], not {tuple(self.embeddings.shape)}")
+        rows = {len(tensor) for tensor in (self.embeddings, *(self.added or {}).values())} - {1}
+        if len(rows) > 1:
+            raise ValueError(
+                f"embeddings and what is added to them have {sorted(rows)} rows; give 1 or as many of each"
+            )
 
 
 class LatentData(Dataset):

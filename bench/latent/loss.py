@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.latent.denoiser import Conditioning
+from bench.latent.inputs import Conditioning
 from bench.models.train.objectives import Process, make_pair
 
 
@@ -44,7 +44,7 @@ def latent_loss(
         added: SDXL's ``text_embeds`` and ``time_ids``.
 
     Raises:
-        ValueError: another prediction.
+        ValueError: another prediction, or conditions that are neither one nor B.
     """
     if prediction not in ("eps", "v"):
         raise ValueError(f"no training step for the prediction {prediction!r}; choose eps or v")
@@ -56,5 +56,18 @@ def latent_loss(
         y, target = make_pair("ddpm", process, latents, t, noise, noise, 0.0)
     if prediction == "v":
         target = process.alpha[t] * noise - process.sigma[t] * latents
-    output = unet(y, t, **Conditioning(embeddings, added).rows(None, len(y))).sample
+    condition = Conditioning(embeddings, added)
+    more = {name: _rows(tensor, len(y)) for name, tensor in (condition.added or {}).items()}
+    output = unet(
+        y, t, encoder_hidden_states=_rows(condition.embeddings, len(y)), added_cond_kwargs=more or None
+    ).sample
     return (output.float() - target).square().flatten(1).mean(1)
+
+
+def _rows(tensor: Tensor, count: int) -> Tensor:
+    """Return one row a sample, [count, ...]."""
+    if len(tensor) == 1:
+        return tensor.expand(count, *tensor.shape[1:])
+    if len(tensor) != count:
+        raise ValueError(f"{len(tensor)} conditions for {count} samples; give one, or one a sample")
+    return tensor

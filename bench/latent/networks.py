@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.latent.denoiser import Conditioning
-from bench.latent.inputs import read_embeddings
+from bench.latent.inputs import Conditioning, read_embeddings
 from bench.models.checkpoints.diffusers_model import build_unet, training_process
 from bench.models.checkpoints.hub import Parts, read_json
 from bench.models.checkpoints.state_dicts import file_hash

@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bench.latent.networks import describe_conditional, hash_conditional, load_conditional
 from bench.runtime.errors import CheckpointError, UserError
@@ -142,6 +143,17 @@ def test_a_network_that_cannot_be_asked_is_one_line(save, tmp_path, name, change
     with pytest.raises(CheckpointError, match=message) as caught:
         describe_conditional(folder, tmp_path / "embeddings.npz" if embeddings else None)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_cannot_be_loaded_are_refused(save):
+    folder, embeddings, _ = save("unet")
+    path, config = (folder / "unet" / name for name in ("diffusion_pytorch_model.safetensors", "config.json"))
+    save_file({name: tensor * float("nan") for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_conditional(folder, describe_conditional(folder, embeddings)[0])
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"transformer_layers_per_block": 10**9}))
+    with pytest.raises(CheckpointError, match="beyond any network"):
+        load_conditional(folder, describe_conditional(folder, embeddings)[0])
 
 
 @pytest.mark.parametrize(
