@@ -2,7 +2,8 @@
 
 Of every cell stay its scores, the terms of its distances, at most 20 levels of the per-step table and 8 of the moments.
 Of the first seed, at the most steps of the first sampler, stay 16 samples a model, the single errors in half precision
-at the levels that figures show, and the tests of normality at all levels. All records are one file, ``records.zip``.
+at the levels that figures show, and the tests of normality at all levels. All records are one file,
+``records.zip``; the logs of trainings lie beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from analysis.normality.error_normality import TESTS, tested_levels
 from analysis.output.selection import shown
+from analysis.quality.training import training_logs
 from analysis.records.arrays import LEVEL_ARRAYS, MOMENT_ARRAYS, is_analysed
 from analysis.records.files import ARCHIVE, read_bytes
 from analysis.records.load import CellRecord, Results, ResultsError, load_results
@@ -28,7 +30,7 @@ from analysis.records.load import CellRecord, Results, ResultsError, load_result
 _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16
-_EXPERIMENTS = ("chains", "exact", "response", "slopes", "training", "tuning")
+_EXPERIMENTS = ("chains", "exact", "response", "slopes", "tuning")
 _CHECKSUMS = ("sha256", "checksum")
 _DATE = (1980, 1, 1, 0, 0, 0)  # of every member, so that equal records make equal archives
 
@@ -50,6 +52,9 @@ def publish(source: Path, target: Path) -> Results:
             _add(archive, name, content)
     if (source / "run.json").is_file():
         shutil.copy(source / "run.json", target / "run.json")
+    for recipe, path in training_logs(source).items():
+        (target / "training" / recipe).mkdir(parents=True)
+        shutil.copy(path, target / "training" / recipe / path.name)
     return results
 
 

@@ -1,15 +1,13 @@
 """Training: losses against images seen, and the distance of checkpoints on the way (the first paper's figure 3).
 
-``training/`` of a results folder holds the trainings' logs, ``<recipe>.csv`` as ``bench.models.train.trainer`` writes
-it. Cells
-say which recipe made their weights and how many images those have seen; where a recipe comes with several lengths, the
-distance is drawn against them.
+``training/`` of a results folder holds the trainings' logs, ``<recipe>/loss.csv`` as ``bench.models.train.trainer``
+writes it, beside the archive of a published run, too. Cells say which recipe made their weights and how many images
+those have seen; where a recipe comes with several lengths, the distance is drawn against them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +32,7 @@ _CONSTANTS = {"adm-ip": _GAMMA**2 / (1 + _GAMMA**2)}
 def read_losses(results: Results) -> dict[str, pd.DataFrame]:
     """Return each recipe's log, its squared error without the recipe's constant; what is no log becomes a problem."""
     logs = {}
-    for path in sorted(_logs(results), key=lambda place: str(place.stem)):
+    for recipe, path in training_logs(results.root).items():
         try:
             table = read_table(path)
             if missing := [name for name in _COLUMNS if name not in table]:
@@ -42,15 +40,15 @@ def read_losses(results: Results) -> dict[str, pd.DataFrame]:
             numbers = table[list(_COLUMNS)].apply(pd.to_numeric, errors="coerce")
             if not len(numbers) or not np.isfinite(numbers.to_numpy()).all():
                 raise ValueError("it holds something that is not a finite number")
-            recipe = str(path.stem)
             logs[recipe] = numbers.assign(mse=numbers["mse"] - _CONSTANTS.get(training_of(recipe)[0], 0.0))
         except (OSError, ValueError) as error:
             results.problem(f"{path} is damaged and left out ({str(error).strip()}); copy the training's log again")
     return logs
 
 
-def _logs(results: Results) -> list[Any]:
-    return [place for place in results.folder("training") if place.name.endswith(".csv")]
+def training_logs(root: Path) -> dict[str, Path]:
+    """Return the logs in a results folder by recipe, in the order of their names."""
+    return {path.parent.name: path for path in sorted((root / "training").glob("[!.]*/loss.csv"))}
 
 
 def _seen(record: CellRecord) -> tuple[str, int] | None:

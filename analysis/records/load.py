@@ -129,7 +129,7 @@ class Results:
         return table
 
     def folder(self, name: str) -> list[Any]:
-        """Return what lies in ``chains/``, ``response/``, ``training/`` or ``tuning/``, without hidden places."""
+        """Return what lies in ``chains/``, ``response/``, ``tuning/`` and their like, without hidden places."""
         return [place for place in children((self.records or self.root) / name) if not place.name.startswith(".")]
 
     @cached_property

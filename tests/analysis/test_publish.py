@@ -33,6 +33,8 @@ def original(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def copy(original, tmp_path_factory):
+    (original / "training" / "adm").mkdir(parents=True)
+    (original / "training" / "adm" / "loss.csv").write_text("iteration,images,mse,bound\n")
     target = tmp_path_factory.mktemp("copy") / "small"
     assert publish(original, target).problems == []
     return target
@@ -46,7 +48,8 @@ def test_the_copy_is_small_and_sound(original, copy):
     results = load_results(copy)
     assert results.problems == []
     assert len(results.cells) == 4
-    assert {path.name for path in copy.iterdir()} == {"records.zip", "run.json"}
+    assert {path.name for path in copy.iterdir()} == {"records.zip", "run.json", "training"}
+    assert (copy / "training" / "adm" / "loss.csv").read_text() == "iteration,images,mse,bound\n"
     assert size(copy) < size(original / "cells") / 3
 
 

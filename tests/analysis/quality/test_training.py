@@ -70,15 +70,17 @@ def test_a_scaled_cell_is_not_plain(folder):
         assert not training._is_plain(record)
 
 
+def write_log(root, recipe, text):
+    (root / "training" / recipe).mkdir(parents=True)
+    (root / "training" / recipe / "loss.csv").write_text(text)
+
+
 def test_losses_are_read_and_damaged_logs_named(folder):
     folder.cell(probes=False)
-    logs = folder.root / "training"
-    logs.mkdir()
-    for name in ("adm-ip", "adm"):
-        (logs / f"{name}.csv").write_text(LOG)
+    logs = {"adm-ip": LOG, "adm": LOG}
     damaged = {"a": "iteration,images\n1,2\n", "b": LOG.replace("0.25", "nan"), "c": LOG.split("\n")[0] + "\n"}
-    for name, text in damaged.items():
-        (logs / f"{name}.csv").write_text(text)
+    for name, text in (logs | damaged).items():
+        write_log(folder.root, name, text)
     results = load_results(folder.root)
     found = read_losses(results)
     assert list(found) == ["adm", "adm-ip"]
@@ -92,8 +94,7 @@ def test_figures_and_tables(folder, trained):
     for recipe in ("adm", "adm-ip"):
         trained(f"{recipe}-100", recipe, 100, 4.0)
         trained(recipe, recipe, 200, 2.0)
-    (folder.root / "training").mkdir()
-    (folder.root / "training" / "adm.csv").write_text(LOG)
+    write_log(folder.root, "adm", LOG)
     out = Output(folder.root)
     analyse(load_results(folder.root), out)
     assert [entry.name for entry in out.entries] == [
