@@ -28,7 +28,6 @@ _LEAST_LINEAR = 21  # the last beta, 20 / T, stays below 1
 _BETWEEN = re.compile(r"(linear|scaled_linear|sigmoid)\(([^(),]+),([^(),]+)\)")
 _ZERO_SNR = re.compile(r"zero_snr\((.+)\)")
 _SIGMOID_REACH = 6.0  # of diffusers' schedule
-_TABLES: dict[str, NDArray[np.float64]] = {}  # of alpha_bar, by names that hold the hash of their numbers
 _LEAST_SIGNAL = float(np.finfo(np.float32).tiny)  # states are float32, and x0_hat divides by the signal
 
 
@@ -89,14 +88,12 @@ def alpha_bars(name: str, T: int) -> NDArray[np.float64]:
         ValueError: what :func:`betas` refuses, a T so small that a rescaled beta reaches 1, or a T so large that
             float32 cannot tell what is left of the signal from nothing.
     """
-    if name in _TABLES:
-        if len(_TABLES[name]) != T:
-            raise ValueError(f"the table of alpha_bar has {len(_TABLES[name])} entries, and T is {T}; they must agree")
-        return _TABLES[name]
+    if isinstance(name, ScheduleTable):
+        if len(name.bars) != T:
+            raise ValueError(f"the table of alpha_bar has {len(name.bars)} entries, and T is {T}; they must agree")
+        return name.bars
     if inner := _ZERO_SNR.fullmatch(name):
-        roots = np.sqrt(alpha_bars(inner[1], T))
-        moved: NDArray[np.float64] = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
-        return moved
+        return _without_last_signal(alpha_bars(inner[1], T))
     variances = betas(name, T)
     if variances.max() >= 1.0:
         raise ValueError(f"the {name} schedule needs T of at least {_LEAST_LINEAR}, not {T}: its variances reach 1")
@@ -106,8 +103,35 @@ def alpha_bars(name: str, T: int) -> NDArray[np.float64]:
     return bars
 
 
-def schedule_table(bars: NDArray[np.float64]) -> str:
-    """Return a name for a schedule of any numbers, which :func:`alpha_bars` takes from then on in this process.
+class ScheduleTable(str):
+    """The name of a schedule that is no formula, with its alpha_bar_t as ``bars``, float64 [T]."""
+
+    bars: NDArray[np.float64]
+
+    def __str__(self) -> str:
+        return self  # a plain string has no numbers
+
+
+def _without_last_signal(bars: NDArray[np.float64]) -> NDArray[np.float64]:
+    roots = np.sqrt(bars)
+    moved: NDArray[np.float64] = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+    return moved
+
+
+def zero_snr(schedule: str) -> str:
+    """Return the name of a schedule that is moved to end without signal; of a table, with its moved numbers."""
+    name = f"zero_snr({schedule})"
+    return _named(name, _without_last_signal(schedule.bars)) if isinstance(schedule, ScheduleTable) else name
+
+
+def _named(name: str, bars: NDArray[np.float64]) -> ScheduleTable:
+    table = ScheduleTable(name)
+    table.bars = bars
+    return table
+
+
+def schedule_table(bars: NDArray[np.float64]) -> ScheduleTable:
+    """Return a schedule of any numbers, under a name that holds their hash.
 
     Args:
         bars: alpha_bar_t [T], falling, above 0 and below 1; the last may be 0.
@@ -120,9 +144,7 @@ def schedule_table(bars: NDArray[np.float64]) -> str:
         raise ValueError(f"alpha_bar must be a list of 1 to {_LONGEST} numbers, not of shape {bars.shape}")
     if not (bars[0] < 1 and (np.diff(bars) < 0).all() and (bars[-1] == 0 or bars[-1] >= _LEAST_SIGNAL)):
         raise ValueError("alpha_bar must fall from below 1 to 0 or above, t by t")
-    name = f"table({hashlib.sha256(bars.astype('<f8').tobytes()).hexdigest()[:16]})"
-    _TABLES[name] = bars
-    return name
+    return _named(f"table({hashlib.sha256(bars.astype('<f8').tobytes()).hexdigest()[:16]})", bars)
 
 
 def respace(spec: int | str, T: int) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from bench.runtime.errors import reason
 
 _NETWORKS = ("unet", "transformer")
 _PATCHED = ("step", "set_timesteps")
-_RECORDED: set[int] = set()  # ids of the schedulers and networks that are recorded now
+_MARK = "is_recorder"  # on what listens to a scheduler or network while it is recorded
 _NEAR = 1e-3  # of timesteps
 
 
@@ -69,7 +69,7 @@ class Capture:
                 " call log.step(...) or pass log.callback in a loop of your own"
             )
         check_scheduler(scheduler)
-        if {id(scheduler), id(network)} & _RECORDED:
+        if _is_recorded(scheduler, network):
             raise HookError("this pipeline is being recorded already; end the outer block first")
         self.pipe, self.network, self.scheduler = pipe, network, scheduler
         self.begin, self.take = begin, take
@@ -87,23 +87,20 @@ class Capture:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Listen while the block runs; whatever ends it, everything is as it was before."""
-        recorded = {id(self.scheduler), id(self.network)}
         methods = {name: getattr(self.scheduler, name) for name in _PATCHED}
         own = {name: self.scheduler.__dict__[name] for name in _PATCHED if name in self.scheduler.__dict__}
         stop = _listen(self.network, self._hear)
-        _RECORDED.update(recorded)
         try:
-            self.scheduler.step = functools.wraps(methods["step"])(functools.partial(self._step, methods["step"]))
-            self.scheduler.set_timesteps = functools.wraps(methods["set_timesteps"])(
-                functools.partial(self._set_timesteps, methods["set_timesteps"])
-            )
+            for name, observed in (("step", self._step), ("set_timesteps", self._set_timesteps)):
+                call = functools.wraps(methods[name])(functools.partial(observed, methods[name]))
+                setattr(call, _MARK, True)
+                setattr(self.scheduler, name, call)
             yield
         finally:
             for name in _PATCHED:
                 del self.scheduler.__dict__[name]
             self.scheduler.__dict__.update(own)
             stop()
-            _RECORDED.difference_update(recorded)
 
     def check(self) -> Loop:
         """Return the loop that was recorded.
@@ -275,6 +272,14 @@ class Capture:
         return network
 
 
+def _is_recorded(scheduler: Any, network: nn.Module) -> bool:
+    """Tell whether another capture listens to either."""
+    listeners = (
+        scheduler.__dict__.get("step"), network.__dict__.get("_compiled_call_impl"), *network._forward_hooks.values()
+    )  # fmt: skip
+    return any(getattr(listener, _MARK, False) for listener in listeners)
+
+
 def _is_seen(call: NetworkCall, x: Tensor) -> bool:
     """Tell whether the network saw the state as it is, which schedulers of alpha = 1 would have scaled."""
     seen = call.arguments[call.state_name]
@@ -334,13 +339,18 @@ def _listen(network: nn.Module, hear: Callable[..., None]) -> Callable[[], None]
     """
     compiled = network.__dict__.get("_compiled_call_impl")
     if compiled is None:
-        handle = network.register_forward_hook(lambda _, args, kwargs, out: hear(args, kwargs, out), with_kwargs=True)
-        return handle.remove
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+            hear(args, kwargs, output)
+
+        setattr(hook, _MARK, True)
+        return network.register_forward_hook(hook, with_kwargs=True).remove
 
     def call(*args: Any, **kwargs: Any) -> Any:
         output = compiled(*args, **kwargs)
         hear(args, kwargs, output)
         return output
 
+    setattr(call, _MARK, True)
     network._compiled_call_impl = call
     return lambda: setattr(network, "_compiled_call_impl", compiled)

@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import diffusers
 import numpy as np
@@ -14,6 +15,7 @@ from bench.diffusion.schedules import (
     levels,
     respace,
     schedule_table,
+    zero_snr,
 )
 from bench.diffusion.types import CLEAN, Level
 
@@ -278,6 +280,8 @@ def test_a_table_has_the_name_of_its_numbers():
     bars = alpha_bars("linear", 50)
     name = schedule_table(bars)
     assert (schedule_table(bars.copy()), alpha_bars(name, 50).tolist()) == (name, bars.tolist())
+    assert alpha_bars(pickle.loads(pickle.dumps(str(name))), 50).tolist() == bars.tolist()
+    np.testing.assert_array_equal(alpha_bars(zero_snr(name), 50), alpha_bars("zero_snr(linear)", 50))
     with pytest.raises(ValueError, match="50 entries, and T is 49"):
         alpha_bars(name, 49)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.diffusion.schedules import flow_shift, schedule_table
+from bench.diffusion.schedules import flow_shift, schedule_table, zero_snr
 from bench.models.checkpoints.hub import Parts, read_json
 from bench.models.checkpoints.state_dicts import file_hash, read_tensors
 from bench.models.denoisers.parameterization import check_process
@@ -70,7 +70,7 @@ def training_process(path: Path) -> tuple[str, int, str]:
     else:
         schedule = _schedule(path, kind, config.get("beta_start"), config.get("beta_end"), T)
     if config.get("rescale_betas_zero_snr"):
-        schedule = f"zero_snr({schedule})"
+        schedule = zero_snr(schedule)
     output = config.get("prediction_type") or ("sample" if config.get("predict_epsilon") is False else "epsilon")
     if output not in _PREDICTIONS:
         raise CheckpointError(f"{path}: unknown prediction_type {quoted(output)}; known: {', '.join(_PREDICTIONS)}")
