@@ -40,9 +40,10 @@ def report(subject: Subject, findings: Findings) -> Iterator[str]:
         yield f"  refuses {places}: {why}"
     yield f"  cost: {findings.calls:.2f} times the network calls, {findings.seconds:.2f} times the time of these walks"
     yield f"  {'bias':20} {'walk':14} {'error':>8} {'with it':>8} {'best':>8}  at"
-    for (bias, frame, name), (plain, treated, best, constants) in findings.errors.items():
-        walked = f"{name} ({frame})"
-        yield f"  {bias:20} {walked:14} {plain:8.4f} {treated:8.4f} {best:8.4f}  {_constants(constants)}"
+    for (bias, frame, name), errors in findings.errors.items():
+        walked, (u, best) = f"{name} ({frame})", errors.best
+        at = _constants(subject.typical if u == 1 else subject.between(u) or {})
+        yield f"  {bias:20} {walked:14} {errors.plain:8.4f} {errors.treated:8.4f} {best:8.4f}  {at}"
 
 
 def _constants(constants: Mapping[str, Any]) -> str:

@@ -13,7 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.check.walks import BIASES, FRAMES, MANY, SHOWN, SOLVERS, Oracle, biased_images, distance, measured, states
+from bench.check.walks import (
+    BIASES,
+    FRAMES,
+    MANY,
+    OPPOSITES,
+    SHOWN,
+    SOLVERS,
+    Oracle,
+    biased_images,
+    distance,
+    measured,
+    states,
+)
 from bench.diffusion.corrections import Correction, InOrder
 from bench.diffusion.types import Level, Prediction
 from bench.runtime.errors import UserError, reason
@@ -21,7 +33,7 @@ from bench.runtime.errors import UserError, reason
 _FEW = 5  # images that the rules are checked on
 _ALIKE = 1e-9  # of an image in batches of two sizes, float64
 _BETTER = 0.01  # of the error: a smaller change is none
-_TRIED = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0)  # constants on the line from neutral (0) to typical (1)
+_TRIED = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0)  # u of constants on the line from neutral (0) to typical (1)
 RULES = ("neutral is plain", "inputs stay", "finite", "any batch", "works or refuses", "right direction")
 
 
@@ -104,6 +116,31 @@ class Watched(InOrder):
         return self._hook("after", [x_next, pred.x0, pred.eps], partial(super().after, x_next, pred, call))
 
 
+@dataclass(frozen=True)
+class Errors:
+    """The distance that a bias leaves between the laws of the samples with and without it, on the same noise.
+
+    Attributes:
+        plain: without the correction.
+        treated: with it, at its typical constants.
+        tried: with it, by u: constants on the line from neutral (0) to typical (1).
+    """
+
+    plain: float
+    treated: float
+    tried: Mapping[float, float]
+
+    @property
+    def best(self) -> tuple[float, float]:
+        """Return u and the error where it is least."""
+        return min(self.tried.items(), key=lambda pair: pair[1])
+
+    @property
+    def lessened(self) -> bool:
+        """Tell whether some constants on the typical side of neutral lessen the error."""
+        return min(error for u, error in self.tried.items() if u > 0) < (1 - _BETTER) * self.plain
+
+
 @dataclass
 class Findings:
     """What a check found.
@@ -112,7 +149,7 @@ class Findings:
         broken: by rule, where it is broken.
         unknown: rules that could not be checked, with the reason.
         refusals: by (frame, solver), why the correction refuses it.
-        errors: by (bias, frame, solver), the error without the correction, with it, and at its best constants.
+        errors: by (bias, frame, solver).
         calls: network calls a step, over those of the plain sampler.
         seconds: time of a walk of an exact denoiser, over that of the plain sampler.
     """
@@ -120,7 +157,7 @@ class Findings:
     broken: dict[str, list[str]] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
     refusals: dict[tuple[str, str], str] = field(default_factory=dict)
-    errors: dict[tuple[str, str, str], tuple[float, float, float, Mapping[str, Any]]] = field(default_factory=dict)
+    errors: dict[tuple[str, str, str], Errors] = field(default_factory=dict)
     calls: float = 1.0
     seconds: float = 1.0
 
@@ -138,9 +175,9 @@ def check(subject: Subject) -> Findings:
         findings.unknown["neutral is plain"] = "no constants of 0 or 1 switch it off; give --neutral NAME=VALUE"
     for place in SOLVERS:
         _check_place(subject, place, findings)
-    for bias, place in product(BIASES, SHOWN):
+    for bias, place in product((*BIASES, *OPPOSITES), SHOWN):
         if place not in findings.refusals:
-            _check_bias(subject, bias, place, findings)
+            findings.errors[bias, *place] = _errors(subject, bias, place)
     _check_direction(subject, findings)
     _account(subject, findings)
     return findings
@@ -197,31 +234,41 @@ def _check_place(subject: Subject, place: tuple[str, str], findings: Findings) -
         findings.breaks("neutral is plain", name)
 
 
-def _check_bias(subject: Subject, bias: str, place: tuple[str, str], findings: Findings) -> None:
+def _errors(subject: Subject, bias: str, place: tuple[str, str]) -> Errors:
     """Measure the error of a biased walk against the unbiased one on the same noise: with and without correction."""
-    exact, oracle = biased_images(place, None), BIASES[bias]()
+    exact, oracle = biased_images(place, None), {**BIASES, **OPPOSITES}[bias]()
 
     def error(constants: Mapping[str, Any]) -> float:
         return distance(states(place, subject.at(place[0], constants), oracle, range(MANY))[-1], exact)
 
-    plain, treated = distance(biased_images(place, bias), exact), error(subject.typical)
-    best: tuple[float, Mapping[str, Any]] = (treated, subject.typical)
-    for constants in filter(None, (subject.between(u) for u in _TRIED)):
-        try:
-            best = min(best, (error(constants), constants), key=lambda pair: pair[0])
-        except (ValueError, UserError):  # no constants of this correction
-            continue
-    findings.errors[bias, *place] = (plain, treated, *best)
+    treated = error(subject.typical)
+    tried = {1.0: treated}
+    for u in _TRIED:
+        constants = subject.between(u)
+        if u != 1 and constants is not None:
+            try:
+                tried[u] = error(constants)
+            except (ValueError, UserError):  # no constants of this correction
+                continue
+    return Errors(distance(biased_images(place, bias), exact), treated, tried)
 
 
 def _check_direction(subject: Subject, findings: Findings) -> None:
-    """Find a correction wrong that is nowhere of use against any bias: so shows one of the wrong sign."""
+    """Find a correction of the wrong sign: on its typical side of neutral it lessens no error of too little spread.
+
+    The size of its typical constants does not matter, nor errors that grow beside one that it lessens: a correction is
+    too strong for the one bias at constants that are right for the other.
+    """
     if set(measured("vp")) & set(inspect.signature(subject.make).parameters):
         findings.unknown["right direction"] = "it sets what is measured on the data, and has no sign"
         return
-    changes = [treated / plain - 1 for plain, treated, *_ in findings.errors.values()]
-    if changes and max(changes) > _BETTER and min(changes) > -_BETTER:
-        findings.breaks("right direction", "every error that it changes grows")
+    errors = [error for (bias, *_), error in findings.errors.items() if bias in BIASES]
+    opposite = [error for (bias, *_), error in findings.errors.items() if bias in OPPOSITES]
+    grows = any(error.treated > (1 + _BETTER) * error.plain for error in errors)
+    if any(error.lessened for error in errors) or not grows:
+        return
+    more = f", and lessens {sum(error.lessened for error in opposite)} of {len(opposite)} of the opposite ones"
+    findings.breaks("right direction", f"it lessens no error of too little spread{more}")
 
 
 class Counted(Oracle):

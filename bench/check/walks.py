@@ -75,6 +75,12 @@ BIASES: Mapping[str, Callable[[], Oracle]] = {
     "time too late": lambda: Oracle(time=1 + 5 * _SIZE),
     "variance too little": lambda: Oracle(spread=1 - _SIZE),
 }
+# The same of the other sign: samples spread too much.
+OPPOSITES: Mapping[str, Callable[[], Oracle]] = {
+    "eps too small": lambda: Oracle(eps=1 - _SIZE),
+    "time too early": lambda: Oracle(time=1 - 5 * _SIZE),
+    "variance too large": lambda: Oracle(spread=1 + _SIZE),
+}
 
 
 def states(
@@ -112,5 +118,5 @@ def distance(samples: Tensor, exact: Tensor) -> float:
 
 @cache
 def biased_images(place: tuple[str, str], bias: str | None) -> Tensor:
-    """Return the images [256, C, H, W] that a walk ends in, of a name of :data:`BIASES` or of none."""
-    return states(place, None, Oracle() if bias is None else BIASES[bias](), range(MANY))[-1]
+    """Return the images [256, C, H, W] that a walk ends in, under a bias by name or under none."""
+    return states(place, None, Oracle() if bias is None else {**BIASES, **OPPOSITES}[bias](), range(MANY))[-1]

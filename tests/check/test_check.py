@@ -8,9 +8,9 @@ import torch
 
 from bench.check.__main__ import main, ours, report, subject_of
 from bench.check.rules import Findings, _check_place, _neutral, check
-from bench.check.walks import BIASES, FRAMES, SOLVERS, Oracle, biased_images, distance, states
+from bench.check.walks import BIASES, FRAMES, OPPOSITES, SOLVERS, Oracle, biased_images, distance, states
 from bench.diffusion import corrections
-from bench.diffusion.corrections import Correction, EpsilonScaling, SigmaLying, TemporalRescaling
+from bench.diffusion.corrections import Correction, EpsilonScaling, SigmaLying, TemporalRescaling, TimeShift
 from bench.diffusion.corrections.base import with_noise
 from bench.suite.settings import SAMPLER_FRAMES
 
@@ -89,9 +89,25 @@ def test_what_breaks_a_rule(kind, broken):
 def test_what_undoes_a_bias_leaves_no_error(kind, constants, bias):
     findings = check(subject_of(kind.__name__, kind, constants, None))
     assert not findings.broken
-    plain, treated, best, _ = findings.errors[bias, "vp", "ddim"]
-    assert plain > 0.05
-    assert max(treated, best) < 1e-3
+    errors = findings.errors[bias, "vp", "ddim"]
+    assert errors.plain > 0.05
+    assert max(errors.treated, errors.best[1]) < 1e-3
+    assert errors.lessened
+
+
+def test_constants_far_from_best_are_not_of_the_wrong_sign():
+    findings = check(subject_of("EpsilonScaling", EpsilonScaling, {"b": 1.08}, None))
+    assert all(
+        errors.treated > errors.plain for (bias, *_), errors in findings.errors.items() if bias != "time too late"
+    )
+    assert "right direction" not in findings.broken
+
+
+def test_the_time_shift_removes_more_noise():
+    assert (
+        "lessens 2 of 3 of the opposite"
+        in check(subject_of("TimeShift", TimeShift, {}, None)).broken["right direction"][0]
+    )
 
 
 def test_every_bias_leaves_too_little_spread():
@@ -100,6 +116,9 @@ def test_every_bias_leaves_too_little_spread():
         biased = biased_images(("vp", "ddim"), bias)
         assert biased.std(0).mean() < 0.999 * exact.std(0).mean()
         assert distance(biased, exact) > 0.05
+    for bias in OPPOSITES:
+        biased = biased_images(("vp", "ddim"), bias)
+        assert biased.std(0).mean() > 1.001 * exact.std(0).mean()
     assert distance(exact, exact) == 0
 
 
@@ -130,7 +149,7 @@ def test_the_report_has_every_rule_and_error():
     lines = list(report(subject, check(subject)))
     assert lines[0] == "TemporalRescaling(k=0.95, s=1)"
     assert sum("holds" in line for line in lines) == 6
-    assert sum("ddim (vp)" in line for line in lines) == len(BIASES)
+    assert sum("ddim (vp)" in line for line in lines) == len(BIASES) + len(OPPOSITES)
 
 
 @pytest.mark.parametrize(

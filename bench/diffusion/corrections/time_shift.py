@@ -20,7 +20,7 @@ class _LevelChoice(Correction):
 
     moves = True
     neutral: ClassVar[Mapping[str, Any]] = {"window": 0.0}
-    typical: ClassVar[Mapping[str, Any]] = {"window": 40.0, "cutoff": 600.0}
+    typical: ClassVar[Mapping[str, Any]] = {"window": 80.0, "cutoff": 300.0}  # TS-DPM-ADM's example of few steps
 
     def __init__(self, levels: Sequence[Level], grid: Sequence[Level], window: float, cutoff: float) -> None:
         if not (0 <= window < math.inf and 0 <= cutoff < math.inf):

@@ -11,6 +11,7 @@ from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import edm_grid, edm_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, Churn, Euler, Heun
 from bench.diffusion.types import CLEAN, Call, Level, Prediction
+from bench.models.denoisers.oracles import GaussianOracle
 
 COSINE, GRID = levels("cosine", 1000, 20), levels("cosine", 1000, 1000)[:-1]
 EDM, EDM_GRID = edm_levels(18), edm_grid()
@@ -289,3 +290,24 @@ def test_any_number_of_steps(kind, steps):
     path, grid = levels("cosine", 200, steps), levels("cosine", 200, 200)[:-1]
     walked = run(network, path, start(path), Ancestral(), kind(path, grid, window=10, cutoff=0))
     assert torch.isfinite(walked[-1].x_next).all()
+
+
+@pytest.mark.parametrize(("variance", "helps"), [(0.25, False), (0.0025, True)])
+def test_it_takes_the_datas_variance_for_noise(variance, helps):
+    """An eps 2 % too large leaves too little spread: the shift lessens that only where the data have hardly any."""
+    oracle = GaussianOracle(torch.zeros(1, 8, 8), variance * torch.eye(64))
+
+    def biased(x, level, cond=None):
+        eps = 1.02 * oracle(x, level).eps
+        return Prediction(eps, (x - level.sigma * eps) / level.alpha)
+
+    path, draws = levels("cosine", 1000, "ddim10"), Draws(Noise(0), torch.arange(128))
+    start = prior(path[0], draws, (1, 8, 8)).double()
+
+    def spread(correction, denoiser=biased):
+        *_, last = walk(denoiser, path, start, DDIM(), draws, clip=False, correction=correction)
+        return float(last.x_next.std())
+
+    exact, plain, shifted = spread(None, oracle), spread(None), spread(TimeShift(path, GRID, window=80, cutoff=300))
+    assert plain < 0.99 * exact
+    assert (shifted > plain) == helps
