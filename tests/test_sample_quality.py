@@ -62,6 +62,10 @@ TRAININGS = {
     "ddpm-y-t2": 1,
     "ddpm-y-t3": 2,
 }  # by name, with their seeds
+ON_CIFAR10 = {
+    "cifar10": ("adm", "adm-ip", "ddpm-y"),
+    "cifar10-16": ("adm", "adm-ip"),
+}
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -82,12 +86,13 @@ def test_the_embedded_weights_are_small_and_complete():
     assert names == {
         "digits": {*EMBEDDED, *TRAININGS},
         "digits-affine": {"adm", "adm-ip"},
-        "cifar10": {"adm", "adm-ip", "ddpm-y"},
+        **{family: set(names) for family, names in ON_CIFAR10.items()},
     }
     sizes = {family: sum(path.stat().st_size for path in files) / 2**20 for family, files in families.items()}
     assert sizes["digits"] < 15
     assert sizes["digits-affine"] < 2
     assert sizes["cifar10"] < 50
+    assert sizes["cifar10-16"] < 20
 
 
 def recorded(recipe: Recipe, training: Mapping[str, object]) -> dict[str, object]:
@@ -104,17 +109,18 @@ def test_the_models_of_digits_affine_are_those_of_their_recipes(name):
     assert training == recorded(RECIPES[f"digits-affine/{name}"], training) | images
 
 
-@pytest.mark.parametrize("name", ["adm", "adm-ip", "ddpm-y"])
-def test_the_cifar10_family_is_that_of_its_recipes(name):
-    model = load_registry((), "cifar10").model(name)
-    images = {"data": "cifar10-jpeg-train (50000)", "data_hash": unseen("cifar10").embedded.content}
-    training = model.description.training
-    assert training == recorded(RECIPES[f"cifar10/{name}"], training) | images
-    assert model.description.network == {
-        **NETWORKS["cifar10"],
-        "channel_mult": [1, 2, 2, 2],
-        "attention_resolutions": [2, 4],
-    }
+@pytest.mark.parametrize(
+    ("dataset", "name"), [(dataset, name) for dataset, names in ON_CIFAR10.items() for name in names]
+)
+def test_the_cifar10_families_are_those_of_their_recipes(dataset, name):
+    recipe, _, number = name.partition("-t")
+    model = load_registry((), dataset).model(name)
+    training = dict(model.description.training)
+    images = {"data": f"{dataset}-jpeg-train (50000)", "data_hash": unseen(dataset).embedded.content}
+    seed = {"seed": int(number or 1) - 1}
+    assert training == recorded(RECIPES[f"{dataset}/{recipe}"], training) | images | seed
+    lists = {key: list(NETWORKS[dataset][key]) for key in ("channel_mult", "attention_resolutions")}
+    assert model.description.network == {**NETWORKS[dataset], **lists}
 
 
 def test_the_cifar10_family_predicts_noise_it_has_not_seen():
