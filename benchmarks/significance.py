@@ -29,13 +29,13 @@ _STRETCH, _SHIFT = 1.12, 0.08  # of an imperfect sampler, in half of its directi
 
 @dataclass(frozen=True)
 class Setting:
-    """One line of the table.
+    """Lines of the table that share their draws.
 
     Attributes:
         case: one of :data:`CASES`.
         features: d, even.
         samples: N a seed and model, above 2 d.
-        seeds: number of seeds.
+        seeds: numbers of seeds, a line each: the first of the draws that the largest number needs.
         reference: M images.
         correlation: of the two samplers' noise, 0 to 1.
     """
@@ -43,16 +43,15 @@ class Setting:
     case: str
     features: int
     samples: int
-    seeds: int
+    seeds: tuple[int, ...]
     reference: int
     correlation: float
 
 
-def z_values(setting: Setting, repeats: int, seed: int = 0) -> tuple[Floats, Floats]:
-    """Return z of the Frechet and of the kernel test, [repeats] each."""
+def z_values(setting: Setting, repeats: int, seed: int = 0) -> Floats:
+    """Return z [numbers of seeds, 2, repeats] of the Frechet and of the kernel test."""
     rng = np.random.default_rng(seed)
-    z = np.array([_compare(setting, rng) for _ in range(repeats)])
-    return z[:, 0], z[:, 1]
+    return np.stack([_compare(setting, rng) for _ in range(repeats)], axis=-1)
 
 
 def rejection(z: Floats) -> float:
@@ -60,18 +59,22 @@ def rejection(z: Floats) -> float:
     return float((np.abs(z) > CRITICAL).mean())
 
 
-def _compare(setting: Setting, rng: np.random.Generator) -> tuple[float, float]:
+def _compare(setting: Setting, rng: np.random.Generator) -> Floats:
     spectrum = np.repeat(np.linspace(1, 0.1, setting.features // 2), 2)  # equal pairs, so that laws can be mirrored
     images = (rng.standard_normal((setting.reference, setting.features)) * spectrum).astype(np.float32)
     reference = ReferenceStatistics("", "", FeatureMoments(*feature_moments(images), len(images)), None, images, "")
-    first, second = {}, {}
-    for seed in range(setting.seeds):
+    first, second = [], []
+    for _ in range(max(setting.seeds)):
         noise, other = (rng.standard_normal((setting.samples, setting.features)) for _ in range(2))
         mixed = setting.correlation * noise + np.sqrt(1 - setting.correlation**2) * other
-        first[seed] = _terms(_law(setting.case, 0, noise) * spectrum, reference)
-        second[seed] = _terms(_law(setting.case, 1, mixed) * spectrum, reference)
-    frechet = compare(first, second)
-    kernel = compare_kernels([(first[seed], second[seed]) for seed in first])
+        first.append(_terms(_law(setting.case, 0, noise) * spectrum, reference))
+        second.append(_terms(_law(setting.case, 1, mixed) * spectrum, reference))
+    return np.array([_tests(first[:count], second[:count]) for count in setting.seeds])
+
+
+def _tests(first: Sequence[CellTerms], second: Sequence[CellTerms]) -> tuple[float, float]:
+    frechet = compare(dict(enumerate(first)), dict(enumerate(second)))
+    kernel = compare_kernels(list(zip(first, second, strict=True)))
     assert frechet is not None  # N is above 2 d
     assert kernel is not None
     return frechet.z, kernel.z
@@ -98,6 +101,11 @@ def _terms(rows: Floats, reference: ReferenceStatistics) -> CellTerms:
     )
 
 
+def _share(share: float, repeats: int) -> str:
+    """Return a share with its binomial error; none of them is known to 1 / repeats."""
+    return f"{share:.3f} ± {max(np.sqrt(share * (1 - share) / repeats), 1 / repeats):.3f}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table in Markdown; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.significance", description=main.__doc__)
@@ -109,12 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--correlation", type=float, nargs="+", default=[0.0, 0.9, 0.99], metavar="R")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="(default: all four)")
     args = parser.parse_args(argv)
-    print("| d | N | seeds | M | correlation | case | Frechet test | kernel test |\n" + "|---" * 8 + "|")
-    for d, n, seeds, m, r, case in product(
-        args.features, args.samples, args.seeds, args.reference, args.correlation, args.cases
-    ):
-        frechet, kernel = (rejection(z) for z in z_values(Setting(case, d, n, seeds, m, r), args.repeats))
-        print(f"| {d} | {n} | {seeds} | {m} | {r} | {case} | {frechet:.3f} | {kernel:.3f} |", flush=True)
+    print("| d | N | seeds | M | correlation | case | Frechet test | kernel test | repeats |\n" + "|---" * 9 + "|")
+    for d, n, m, r, case in product(args.features, args.samples, args.reference, args.correlation, args.cases):
+        every = z_values(Setting(case, d, n, tuple(args.seeds), m, r), args.repeats)
+        for seeds, z in zip(args.seeds, every, strict=True):
+            frechet, kernel = (_share(rejection(one), args.repeats) for one in z)
+            print(f"| {d} | {n} | {seeds} | {m} | {r} | {case} | {frechet} | {kernel} | {args.repeats} |", flush=True)
     return 0
 
 

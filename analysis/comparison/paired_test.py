@@ -3,12 +3,14 @@
 The Frechet distance D is a smooth function of means over samples and over reference images, so its error is that of
 the mean of its influence functions (:class:`analysis.records.arrays.CellTerms`). For two models A and B whose samples
 share their noise, the error of D_A - D_B is that of the mean of the differences. With phi = (phi_even + phi_odd) / 2
-for S seeds of N samples, and psi_j for M reference images,
+for S seeds of N samples, and psi_j for M reference images, also of the even and of the odd samples,
 
-    Var = (1 / S^2) sum_s (var phi_s + max(cov(phi_even, phi_odd)_s, 0)) / (2 N) + var_j(mean_s psi_sj) / M.
+    Var = (1 / S^2) sum_s (var phi_s + max(cov(phi_even, phi_odd)_s, 0)) / (2 N)
+          + max(cov_j(mean_s psi_even, mean_s psi_odd), 0) / M.
 
 Near a perfect sampler phi is noise alone: its two halves are then independent, the covariance is 0, and half the
-variance is left. Levels and power are simulated in ``benchmarks/significance.py``.
+variance is left. What samples and reference images do together is in phi, and must not count again in psi: the halves
+of psi do not share it. Levels and power are simulated in ``benchmarks/significance.py``.
 """
 
 from __future__ import annotations
@@ -98,8 +100,9 @@ def compare_kernels(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison 
     """Compare squared kernel distances, mean(within) - 2 mean(cross) but for a constant of the reference.
 
     With p_i = (within_i - cross_i) of the first less that of the second, over even and over odd partners, and w_sj the
-    difference of mean kernels with reference image j,
-    Var = (1 / S^2) sum_s 2 (var p_s + max(cov(p_even, p_odd)_s, 0)) / N + 4 var_j(mean_s w_sj) / M.
+    difference of mean kernels of reference image j with even and with odd samples,
+    Var = (1 / S^2) sum_s 2 (var p_s + max(cov(p_even, p_odd)_s, 0)) / N
+    + 4 max(cov_j(mean_s w_even, mean_s w_odd), 0) / M.
     Records without the partners' halves have 4 var(p) / N instead, which errs on the safe side near perfect samplers.
 
     Args:
@@ -127,7 +130,7 @@ def compare_kernels(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison 
     variance = sum(variances) / len(pairs) ** 2
     if len(references) == len(pairs):
         w = np.mean(references, axis=0)
-        variance += 4 * w.var(ddof=1) / len(w)
+        variance += 4 * max(_covariance(w), 0) / len(w)
     return Comparison(float(np.mean(deltas)), math.sqrt(variance), len(pairs), "kernel")
 
 
@@ -219,7 +222,7 @@ def _of_reference(first: Sequence[CellTerms], second: Sequence[CellTerms] = ()) 
     psi = np.mean([row for row in rows if row is not None], axis=0)
     if others:
         psi = psi - np.mean([row for row in others if row is not None], axis=0)
-    return float(psi.var(ddof=1)) / n
+    return max(_covariance(psi), 0) / n
 
 
 def p_value(z: ArrayLike) -> NDArray[np.float64]:

@@ -73,11 +73,12 @@ class CellTerms:
     Attributes:
         distance: Frechet distance on pooled features, as tabled.
         frechet: its influence function [N, 2], with the moments of the even and of the odd samples.
-        frechet_reference: its influence function [M] over kept reference images; empty where there are none.
+        frechet_reference: its influence function [M, 2] over kept reference images, likewise; empty where there are
+            none. The columns are equal in records that did not tell halves apart, which errs on the safe side.
         reference_n: number of reference images; None where nobody states it.
         kernel: [N, 2], each sample's mean kernel with the other samples and with the reference.
         within: [N, 2], the former over even and over odd partners.
-        kernel_reference: [M], each kept reference image's mean kernel with the samples.
+        kernel_reference: [M, 2], each kept reference image's mean kernel with the even and with the odd samples.
         stratified_distance: Frechet distance at the reference's class shares, as tabled.
         stratified: the terms [N] of its error.
         classes: [N], the class that an embedded classifier sees in each sample.
@@ -129,17 +130,24 @@ def _terms(record: CellRecord) -> tuple[dict[str, Any], CellTerms] | None:
     terms = CellTerms(
         scores.get(metric),
         frechet=_columns(record, name, arrays.get("frechet"), 2),
-        frechet_reference=_columns(record, name, arrays.get("frechet_reference"), 0),
+        frechet_reference=_reference(record, arrays.get("frechet_reference")),
         reference_n=None if n is None else int(n),
         kernel=kernel,
         within=_columns(record, name, arrays.get("within"), 2),
-        kernel_reference=_columns(record, name, arrays.get("kernel_reference"), 0),
+        kernel_reference=_reference(record, arrays.get("kernel_reference")),
         stratified_distance=scores.get(f"{metric}_strat"),
         **{
             part: _columns(record, name, arrays.get(part), 0) for part in ("stratified", "classes", "reference_classes")
         },
     )
     return record.cell, terms
+
+
+def _reference(record: CellRecord, array: NDArray[Any] | None) -> Floats | None:
+    """Return terms of reference images, [M, 2]; those of all samples [M] stand for both halves."""
+    if array is not None and array.ndim == 1:
+        array = np.stack([array, array], axis=1)
+    return np.empty((0, 2)) if array is not None and not array.size else _columns(record, "influence.npz", array, 2)
 
 
 def _columns(record: CellRecord, file: str, array: NDArray[Any] | None, columns: int) -> Floats | None:

@@ -7,7 +7,8 @@ the noise of each sample. The tests themselves are in :mod:`analysis.comparison.
 
 Near a perfect sampler the first-order terms vanish. A test that trusts them rejects too often, or too rarely. So the
 terms are taken twice, with the statistics of the even and of the odd samples: what the two halves have in common is
-the signal, and what they do not share is noise of second order.
+the signal, and what they do not share is noise of second order. For the Frechet distance the halves are tangents: few
+samples have a covariance near a singular one, so the step to half of the samples is taken along the derivative at all.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ import torch
 from numpy.typing import NDArray
 
 from bench.measure.features.extractors import Extractor
-from bench.measure.quality.frechet import feature_moments, frechet_distance
+from bench.measure.quality.frechet import frechet_distance
 from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics, thinned
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.float32]
 _FEWEST_OF_A_CLASS = 5
 _SPREAD = 2000  # reference images whose spread is taken for that of all
-_BLOCK = 256  # rows of a kernel or quadratic form held at a time
+_BLOCK = 256  # rows of a kernel or quadratic form held at a time; even
+_STEP = 0.1  # of the weights of even samples up and of odd ones down, for derivatives: errors are of its square
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class FrechetTerms:
     """Influence functions of a Frechet distance.
 
     Attributes:
-        samples: [N, 2], of each sample, with the moments of the even and of the odd samples.
-        reference: [M], of each kept reference image; empty where the reference has none.
+        samples: [N, 2], of each sample, with the moments of the even and of the odd samples (tangents).
+        reference: [M, 2], of each kept reference image, likewise; empty where the reference has none.
     """
 
     samples: Floats
@@ -51,7 +53,7 @@ class KernelTerms:
     Attributes:
         within: [N, 2], mean of k(a_i, a_j) over the even and over the odd j, without j = i; 0 where there is no other.
         cross: [N], mean of k(a_i, r_j) over the reference.
-        reference: [M], mean of k(a_i, r_j) over the samples.
+        reference: [M, 2], mean of k(a_i, r_j) over the even and over the odd samples.
     """
 
     within: Floats
@@ -70,23 +72,31 @@ def frechet_terms(features: Rows, reference: ReferenceStatistics) -> FrechetTerm
     With mean m, covariance C of the samples, m_r, C_r of the reference and T the linear map that carries C to C_r,
     phi_i = 2 (m - m_r).(a_i - m) + (a_i - m)' (I - T) (a_i - m), less its mean, for a sample, and
     psi_j = 2 (m_r - m).(r_j - m_r) + (r_j - m_r)' (I - T^-1) (r_j - m_r), less its mean, for a reference image.
+    Where sample i weighs 1 + h s_i, with s_i = 1 for even and -1 for odd i, both are functions phi(h), psi(h). The
+    terms of the even and of the odd samples are phi(0) + phi'(0) and phi(0) - phi'(0).
 
     Args:
         features: a, [N, d].
         reference: its moments, and the features [M, d] of its kept images.
 
     Returns:
-        The terms, or None where a half of the samples has no full covariance (N / 2 <= d).
+        The terms, or None where the samples are too few for derivatives at their covariance (N / 2 <= d).
     """
     n, d = features.shape
     if n // 2 <= d:
         return None
-    a, theirs = features.astype(np.float64), reference.moments
-    halves = [_moments(a[half::2]) for half in (0, 1)]
-    samples = np.stack([_influence(a, half, theirs) for half in halves], axis=1)
-    rows = reference.pooled.astype(np.float64)
-    psi = _influence(rows, theirs, _moments(a)) if len(rows) else np.empty(0)
-    return FrechetTerms(samples, psi)
+    a, rows, theirs = features.astype(np.float64), reference.pooled.astype(np.float64), reference.moments
+    signs = np.where(np.arange(n) % 2 == 0, _STEP, -_STEP)
+    phi, psi = [], []
+    for weights in (1 + signs, 1 - signs):
+        ours = _weighted(a, weights)
+        transport, inverse = _transports(ours.cov, theirs.cov)
+        phi.append(_influence(a, ours, theirs, transport))
+        psi.append(_influence(rows, theirs, ours, inverse) if len(rows) else np.empty(0))
+    samples = _tangents(*phi)
+    for half in (0, 1):
+        samples[half::2] -= samples[half::2].mean(axis=0)  # a half fits its own samples better: no part of the error
+    return FrechetTerms(samples, _tangents(*psi))
 
 
 @dataclass(frozen=True)
@@ -125,22 +135,30 @@ def stratified_terms(
         return None
     weights = (shares * n / np.maximum(counts, 1))[classes]
     a = features.astype(np.float64)
-    mean = weights @ a / n
-    centred = a - mean
-    cov = (centred.T * weights) @ centred / (n - 1)
-    phi = _influence(a, FeatureMoments(mean, cov, n), reference)
+    ours = _weighted(a, weights)
+    phi = _influence(a, ours, reference, _transports(ours.cov, reference.cov)[0])
     class_means = np.bincount(classes, phi, len(shares)) / np.maximum(counts, 1)
-    distance = frechet_distance(mean, cov, reference.mean, reference.cov)
+    distance = frechet_distance(ours.mean, ours.cov, reference.mean, reference.cov)
     return StratifiedTerms(distance, weights * (phi - class_means[classes]))
 
 
-def _moments(rows: Floats) -> FeatureMoments:
-    return FeatureMoments(*feature_moments(rows), len(rows))
+def _weighted(rows: Floats, weights: Floats) -> FeatureMoments:
+    """Return the moments of rows [n, d] with weights [n], about 1 in the mean."""
+    total = weights.sum()
+    mean = weights @ rows / total
+    centred = rows - mean
+    return FeatureMoments(mean, (centred.T * weights) @ centred / (total - 1), len(rows))
 
 
-def _influence(rows: Floats, ours: FeatureMoments, theirs: FeatureMoments) -> Floats:
+def _tangents(up: Floats, down: Floats) -> Floats:
+    """Return the tangents of functions at 0, at 1 and at -1, [n, 2], from values [n] at the step and minus the step."""
+    middle, slope = (up + down) / 2, (up - down) / (2 * _STEP)
+    return np.stack([middle + slope, middle - slope], axis=1)
+
+
+def _influence(rows: Floats, ours: FeatureMoments, theirs: FeatureMoments, transport: Floats) -> Floats:
     """Return the influence of each row [n, d], of the law ``ours``, on the distance to ``theirs``; its mean is 0."""
-    gradient = np.eye(len(ours.mean)) - _transport(ours.cov, theirs.cov)  # of the trace term with respect to ours.cov
+    gradient = np.eye(len(ours.mean)) - transport  # of the trace term with respect to ours.cov
     centred = rows - ours.mean
     values = 2 * centred @ (ours.mean - theirs.mean)
     for start in range(0, len(rows), _BLOCK):
@@ -150,23 +168,19 @@ def _influence(rows: Floats, ours: FeatureMoments, theirs: FeatureMoments) -> Fl
     return centre
 
 
-def _transport(source: Floats, target: Floats) -> Floats:
-    """Return T = R (R source R)^(-1/2) R with R the root of ``target``: T source T = target, where both have full rank.
-
-    Directions in which the product is 0 up to rounding are left out of the inverse root.
-    """
-    root = _symmetric(target, 0.5)
-    transport: Floats = root @ _symmetric(root @ source @ root, -0.5) @ root
-    return transport
+def _transports(source: Floats, target: Floats) -> tuple[Floats, Floats]:
+    """Return T = R (R source R)^(-1/2) R with R the root of ``target``, and T^-1: T source T = target at full rank."""
+    root, inverse_root = _roots(target)
+    middle, inverse_middle = _roots(root @ source @ root)
+    return root @ inverse_middle @ root, inverse_root @ middle @ inverse_root
 
 
-def _symmetric(matrix: Floats, power: float) -> Floats:
-    """Return a power of a positive semidefinite matrix [d, d] by its eigenvalues; those of rounding count as 0."""
+def _roots(matrix: Floats) -> tuple[Floats, Floats]:
+    """Return the root of a positive semidefinite matrix [d, d], and its inverse but for eigenvalues of rounding."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     positive = values > values[-1] * len(values) * np.finfo(np.float64).eps
-    powers = np.where(positive, np.where(positive, values, 1.0) ** power, 0.0)
-    result: Floats = (vectors * powers) @ vectors.T
-    return result
+    roots = np.sqrt(np.where(positive, values, 1.0))
+    return (vectors * roots * positive) @ vectors.T, (vectors / roots * positive) @ vectors.T
 
 
 def kernel_terms(features: Rows, reference: Rows) -> KernelTerms:
@@ -182,7 +196,7 @@ def kernel_terms(features: Rows, reference: Rows) -> KernelTerms:
     a, r = features.astype(np.float64), reference.astype(np.float64)
     n, scale = len(a), 1.0 / a.shape[1]
     even = np.arange(n) % 2 == 0
-    within, cross, theirs = np.empty((n, 2)), np.empty(n), np.zeros(len(r))
+    within, cross, theirs = np.empty((n, 2)), np.empty(n), np.zeros((len(r), 2))
     for start in range(0, n, _BLOCK):
         rows = slice(start, start + _BLOCK)
         k = _kernel(a[rows] * scale, a)
@@ -190,8 +204,9 @@ def kernel_terms(features: Rows, reference: Rows) -> KernelTerms:
         within[rows, 0], within[rows, 1] = k[:, even].sum(axis=1), k[:, ~even].sum(axis=1)
         k = _kernel(a[rows] * scale, r)
         cross[rows] = k.mean(axis=1)
-        theirs += k.sum(axis=0)
-    return KernelTerms(within / np.maximum(_partners(n), 1), cross, theirs / n)
+        for half in (0, 1):
+            theirs[:, half] += k[half::2].sum(axis=0)
+    return KernelTerms(within / np.maximum(_partners(n), 1), cross, theirs / (even.sum(), n // 2))
 
 
 def kernel_error(features: Rows, reference: Rows) -> float:
@@ -237,10 +252,10 @@ def influence_arrays(features: Rows, reference: ReferenceStatistics, extractor: 
         extractor: gave both.
 
     Returns:
-        frechet [N, 2] and frechet_reference [M]: :class:`FrechetTerms`, absent where N / 2 <= d.
+        frechet [N, 2] and frechet_reference [M, 2]: :class:`FrechetTerms`, absent where N / 2 <= d.
         reference_n: number of reference images, absent where nobody states it.
-        kernel [N, 2] in double precision, within [N, 2], kernel_reference [M]: :class:`KernelTerms`, absent where the
-            reference has too few images to compare with.
+        kernel [N, 2] in double precision, within [N, 2], kernel_reference [M, 2]: :class:`KernelTerms`, absent where
+            the reference has too few images to compare with.
         classes [N], reference_classes [K]: predicted classes and their counts, of embedded classifiers alone.
         stratified [N]: terms of the stratified distance, absent where it has none.
     """
