@@ -25,7 +25,7 @@ from bench.measure.quality.statistics import (
 )
 
 Rows = NDArray[np.float32]
-SCORES_VERSION = 9  # raise when the set of scores or the meaning of one changes: samples are then scored anew
+SCORES_VERSION = 10  # raise when the set of scores or the meaning of one changes: samples are then scored anew
 _NEIGHBOURS = 3
 _KID_SUBSETS = 100  # torch-fidelity's default
 _SPLIT = 5000  # images of an Inception score, as in guided-diffusion's evaluator
