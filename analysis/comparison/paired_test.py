@@ -42,12 +42,14 @@ class Comparison:
         seeds: number of seeds that both were run with.
         distance: ``frechet``, or ``kernel`` (squared) where a cell has no influence functions of the former: N / 2 does
             not exceed the number of features, or the cell was scored before they were recorded; or ``stratified``.
+        paired: whether the samples shared their noise under every seed; else both sides' errors add up.
     """
 
     delta: float
     error: float
     seeds: int
     distance: str = "frechet"
+    paired: bool = True
 
     @property
     def z(self) -> float:
@@ -76,7 +78,8 @@ def distance_error(terms: Terms) -> float | None:
 def compare(first: Terms, second: Terms) -> Comparison | None:
     """Compare two models over the seeds both were run with, equal weight a seed; None where they share none.
 
-    Cells of different N are never compared: the distance depends on N.
+    Cells of different N are never compared: the distance depends on N. Loops that began from other noise are
+    compared as independent samples.
     """
     seeds = [seed for seed in sorted(first.keys() & second.keys()) if first[seed].samples == second[seed].samples]
     pairs = [(first[seed], second[seed]) for seed in seeds if first[seed].samples]
@@ -88,12 +91,13 @@ def _compare_frechet(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison
     for a, b in pairs:
         if a.frechet is None or b.frechet is None or a.distance is None or b.distance is None:
             return None
-        halves.append(a.frechet - b.frechet)
+        halves.append([a.frechet - b.frechet] if a.shares_noise(b) else [a.frechet, b.frechet])
         deltas.append(a.distance - b.distance)
     if not pairs:
         return None
-    variance = _of_samples(halves) + _of_reference([a for a, _ in pairs], [b for _, b in pairs])
-    return Comparison(float(np.mean(deltas)), math.sqrt(variance), len(pairs))
+    samples = sum(_spread(half) for sides in halves for half in sides) / len(pairs) ** 2
+    variance = samples + _of_reference([a for a, _ in pairs], [b for _, b in pairs])
+    return Comparison(float(np.mean(deltas)), math.sqrt(variance), len(pairs), paired=_are_paired(pairs))
 
 
 def compare_kernels(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison | None:
@@ -116,14 +120,17 @@ def compare_kernels(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison 
         if a.kernel is None or b.kernel is None:
             return None
         deltas.append(float((a.kernel - b.kernel).mean(axis=0) @ (1, -2)))
-        p = (a.kernel - b.kernel) @ (1, -1)
-        if a.within is None or b.within is None:
-            variances.append(4 * p.var(ddof=1) / len(p))
-            continue
-        cross = a.kernel[:, 1] - b.kernel[:, 1]
-        halves = a.within - b.within - cross[:, None]
-        variances.append(2 * (p.var(ddof=1) + max(_covariance(halves), 0)) / len(p))
-        if a.kernel_reference is not None and b.kernel_reference is not None:
+        if a.shares_noise(b):
+            within = None if a.within is None or b.within is None else a.within - b.within
+            variances.append(_kernel_spread(a.kernel - b.kernel, within))
+        else:
+            variances.append(_kernel_spread(a.kernel, a.within) + _kernel_spread(b.kernel, b.within))
+        if (
+            a.within is not None
+            and b.within is not None
+            and a.kernel_reference is not None
+            and b.kernel_reference is not None
+        ):
             references.append(a.kernel_reference - b.kernel_reference)
     if not pairs:
         return None
@@ -131,13 +138,25 @@ def compare_kernels(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison 
     if len(references) == len(pairs):
         w = np.mean(references, axis=0)
         variance += 4 * max(_covariance(w), 0) / len(w)
-    return Comparison(float(np.mean(deltas)), math.sqrt(variance), len(pairs), "kernel")
+    return Comparison(float(np.mean(deltas)), math.sqrt(variance), len(pairs), "kernel", _are_paired(pairs))
+
+
+def _kernel_spread(kernel: Floats, within: Floats | None) -> float:
+    """Return the variance that samples give a squared kernel distance, or the difference of two on shared noise."""
+    p = kernel @ (1, -1)
+    if within is None:
+        return float(4 * p.var(ddof=1) / len(p))
+    return float(2 * (p.var(ddof=1) + max(_covariance(within - kernel[:, 1:]), 0)) / len(p))
+
+
+def _are_paired(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> bool:
+    return all(a.shares_noise(b) for a, b in pairs)
 
 
 def compare_stratified(first: Terms, second: Terms) -> Comparison | None:
     """Compare Frechet distances at the reference's class shares, over shared seeds; None where a cell has none.
 
-    With u the terms of S seeds, Var = (1 / S^2) sum_s var(u_A - u_B)_s / N.
+    With u the terms of S seeds, Var = (1 / S^2) sum_s var(u_A - u_B)_s / N, on shared noise.
     """
     deltas, variances = [], []
     for seed in sorted(first.keys() & second.keys()):
@@ -147,7 +166,8 @@ def compare_stratified(first: Terms, second: Terms) -> Comparison | None:
         if a.stratified_distance is None or b.stratified_distance is None:
             return None
         deltas.append(a.stratified_distance - b.stratified_distance)
-        variances.append((a.stratified - b.stratified).var(ddof=1) / len(a.stratified))
+        sides = [a.stratified - b.stratified] if a.shares_noise(b) else [a.stratified, b.stratified]
+        variances.append(sum(side.var(ddof=1) for side in sides) / len(a.stratified))
     if not deltas:
         return None
     return Comparison(float(np.mean(deltas)), math.sqrt(sum(variances)) / len(deltas), len(deltas), "stratified")
@@ -186,11 +206,12 @@ def compare_classes(first: Terms, second: Terms) -> ChiSquared | None:
 
     With M_kl the number of places where the first model shows class k and the second class l, d the differences of the
     margins and V = diag(row + column margins) - M - M', chi2 = d' V^-1 d over all classes but one. Places of equal
-    classes say nothing. None where a cell has no classes.
+    classes say nothing. None where a cell has no classes, or the noise was not shared.
     """
     pairs = [(first[seed].classes, second[seed].classes) for seed in first.keys() & second.keys()]
     places = [(a, b) for a, b in pairs if a is not None and b is not None and len(a) == len(b)]
-    if not places or len(places) < len(pairs):
+    shared = all(first[seed].shares_noise(second[seed]) for seed in first.keys() & second.keys())
+    if not places or len(places) < len(pairs) or not shared:
         return None
     a, b = (np.concatenate(side).astype(int) for side in zip(*places, strict=True))
     joint = np.zeros((max(a.max(), b.max()) + 1,) * 2)
@@ -204,8 +225,12 @@ def compare_classes(first: Terms, second: Terms) -> ChiSquared | None:
 
 def _of_samples(halves: Sequence[Floats]) -> float:
     """Return the part of the variance that the samples have: influence functions [N, 2], one entry a seed."""
-    parts = [(half.mean(axis=1).var(ddof=1) + max(_covariance(half), 0)) / (2 * len(half)) for half in halves]
-    return float(sum(parts)) / len(halves) ** 2
+    return sum(map(_spread, halves)) / len(halves) ** 2
+
+
+def _spread(half: Floats) -> float:
+    """Return the variance that influence functions [N, 2] give their mean."""
+    return float((half.mean(axis=1).var(ddof=1) + max(_covariance(half), 0)) / (2 * len(half)))
 
 
 def _covariance(halves: Floats) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from analysis.comparison.paired_test import (
     DETECTABLE,
     LEVEL,
+    Comparison,
     compare,
     compare_classes,
     compare_kernels,
@@ -24,7 +26,7 @@ from analysis.comparison.paired_test import (
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of
 from analysis.output.style import panels, save
-from analysis.records.arrays import cell_terms
+from analysis.records.arrays import CellTerms, cell_terms
 from analysis.records.load import Results, coverage_name
 
 _SECTION = "Comparison"
@@ -48,6 +50,8 @@ def pairs_table(results: Results) -> pd.DataFrame:
         error, z, p: standard error of delta, delta over it, and the two-sided p.
         p_holm: p after Holm's correction over all rows. It gives the ``verdict``, win, loss or tie of model.
         detectable: the difference that this test would see with a chance of 80 % at p < .05, uncorrected.
+        noise: of recorded loops, ``same`` where all samples of both began from one noise; from ``other`` noise the
+            test is that of independent samples.
         kernel_z: z of the squared kernel distance.
         strat_delta, strat_z, strat_p_holm: the same test of the distance at the reference's class shares.
         classes_chi2, classes_p_holm: the test of equal class proportions on shared noise.
@@ -71,6 +75,7 @@ def pairs_table(results: Results) -> pd.DataFrame:
                     "z": comparison.z, "p": float(p_value(comparison.z)),
                     "detectable": DETECTABLE * comparison.error,
                     "kernel_z": _NONE if kernel is None else kernel.z, "seeds": comparison.seeds,
+                    "noise": _noise(comparison, [first[seed] for seed in shared]),
                     "strat_delta": _NONE if stratified is None else stratified.delta,
                     "strat_z": _NONE if stratified is None else stratified.z,
                     "classes_chi2": _NONE if classes is None else classes.statistic,
@@ -83,7 +88,15 @@ def pairs_table(results: Results) -> pd.DataFrame:
     table.insert(list(table).index("p") + 1, "p_holm", holm(table["p"]))
     ends = np.where(table["delta"] < 0, "win", "loss")
     table = table.assign(verdict=np.where(table["p_holm"] < LEVEL, ends, "tie"))
+    table = table if table["noise"].any() else table.drop(columns="noise")
     return _with_classes(table) if table["classes_p"].notna().any() else table.drop(columns=_OF_CLASSES)
+
+
+def _noise(comparison: Comparison, cells: Sequence[CellTerms]) -> str:
+    """Return what is known of the noise of two recorded loops, nothing of the suite's own walks."""
+    if all(cell.start is None for cell in cells):
+        return ""
+    return "same" if comparison.paired else "other"
 
 
 def _with_classes(table: pd.DataFrame) -> pd.DataFrame:
@@ -203,6 +216,19 @@ def _draw_triangle(axis: Axes, table: pd.DataFrame, steps: int, limit: float) ->
     axis.grid(False)
 
 
+def noise_sentence(table: pd.DataFrame) -> str:
+    """Say of recorded loops which pairs are no pairs of samples."""
+    if "noise" not in table:
+        return ""
+    others = int((table["noise"] == "other").sum())
+    if not others:
+        return " All loops began from the same noise: the tests are paired."
+    return (
+        f" {others} of {len(table)} comparisons are not paired (noise: other): their loops did not begin from the same"
+        " noise, sample by sample, and are compared as independent samples; give both loops one generator's noise."
+    )
+
+
 def _listed(table: pd.DataFrame) -> str:
     """Return the distances that decided, e.g. ``frechet`` or ``frechet, kernel``."""
     return ", ".join(dict.fromkeys(table["distance"]))
@@ -224,7 +250,7 @@ def analyse(results: Results, out: Output) -> None:
             f"Difference of distances ({_listed(table)}) on shared seeds, model less other, in standard errors"
             f" (z). p_holm is corrected for the {len(table)} comparisons of the table: a win or loss has p_holm < .05."
             f" detectable: the difference seen with a chance of 80 % before correction; a tie says no more than that."
-            f"{_CLASSES if 'differs' in table else ''} {account}."
+            f"{_CLASSES if 'differs' in table else ''}{noise_sentence(table)} {account}."
         )
         out.table(_SECTION, "pairs", table, "Every pair of models", caption)
         out.figure(

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.comparison.paired_test import distance_error
-from analysis.comparison.pairs import pairs_table
+from analysis.comparison.pairs import noise_sentence, pairs_table
 from analysis.output.entries import Output, TableEntry
 from analysis.output.selection import models_of
 from analysis.output.style import MARKERS, LineRow, dodged, line_key, line_panels, points, save, step_axis
@@ -177,7 +177,7 @@ def quality_table(results: Results) -> QualityTable | None:
     }
     exact = exact_distances(metrics, metric)
     quality = QualityTable(metric, "", pd.DataFrame(rows.values()), steps, nfe, exact, results.misfits)
-    caption = _caption(metric, scores, len(rows), quality.spread_name) + _yardstick(exact)
+    caption = _caption(metric, scores, len(rows), quality.spread_name) + _yardstick(exact) + noise_sentence(pairs)
     if results.misfits:
         caption += f"{_MARK}: the description does not fit the network, and no comparison has it."
     return replace(quality, caption=caption + (_stands_in(metrics) if quality.is_kernel else ""))

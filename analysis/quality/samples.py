@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.output.entries import Output
 from analysis.output.style import panels, save
+from analysis.records.arrays import is_noise_shared
 from analysis.records.load import CellRecord, Results, ResultsError
 
 
@@ -37,7 +38,8 @@ def draw_samples(results: Results, folder: Path, count: int = 16) -> list[Path]:
             axis.set_ylabel(model, rotation=0, ha="right", va="center")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        figure.suptitle(f"{steps} steps, seed {seed}: each column starts from the same noise", fontsize=8)
+        alike = ": each column starts from the same noise" if is_noise_shared(results) else ""
+        figure.suptitle(f"{steps} steps, seed {seed}{alike}", fontsize=8)
         return save(figure, folder, "samples", formats=("png",))
 
 
@@ -61,7 +63,9 @@ def _strip(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def analyse(results: Results, out: Output) -> None:
     """Draw the first samples."""
-    out.figure(
-        "Samples", draw_samples(results, out.figures), "Samples from the same noise",
-        "Each column starts from the same noise and takes the same random numbers at every step; rows are models.",
-    )  # fmt: skip
+    if is_noise_shared(results):
+        title = "Samples from the same noise"
+        caption = "Each column starts from the same noise; rows are models."
+    else:
+        title, caption = "Samples", "The first samples of each loop; rows are loops, which began from other noise."
+    out.figure("Samples", draw_samples(results, out.figures), title, caption)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from analysis.records.load import CellRecord, Results, ResultsError, frechet_name
 
+_SAME_NOISE = 0.02  # differences of unit noise that was multiplied by a level in half precision
 _FEWEST = 4  # images: below that neither a kurtosis nor a test says anything
 # Of ``moments.npz``: one entry a level, and what is read of the arms.
 LEVEL_ARRAYS = ("i", "t", "alpha_next", "sigma_next")
@@ -83,6 +84,8 @@ class CellTerms:
         stratified: the terms [N] of its error.
         classes: [N], the class that an embedded classifier sees in each sample.
         reference_classes: [K], the numbers of reference images by class.
+        start: [N, 4], first numbers of the unit noise of each sample, of a recorded loop alone: the suite's own walks
+            of one seed share their noise.
     """
 
     distance: float | None
@@ -96,12 +99,19 @@ class CellTerms:
     stratified: Floats | None = None
     classes: Floats | None = None
     reference_classes: Floats | None = None
+    start: Floats | None = None
 
     @property
     def samples(self) -> int:
         """Return N, 0 where there are no terms."""
         terms = self.frechet if self.kernel is None else self.kernel
         return 0 if terms is None else len(terms)
+
+    def shares_noise(self, other: CellTerms) -> bool:
+        """Tell whether every sample began from the noise of the other cell's, as far as half precision shows it."""
+        if self.start is None or other.start is None:
+            return self.start is other.start
+        return self.start.shape == other.start.shape and bool(np.abs(self.start - other.start).max() < _SAME_NOISE)
 
 
 Terms = Mapping[int, CellTerms]  # by seed
@@ -119,10 +129,23 @@ def _cell_terms(results: Results) -> dict[int, dict[Row, dict[int, CellTerms]]]:
     return terms
 
 
+def is_noise_shared(results: Results) -> bool:
+    """Tell whether the first samples of all models of a seed and step count are known to begin from the same noise."""
+    by_steps = cell_terms(results).values()
+    cells = [
+        [terms[seed] for terms in models.values() if seed in terms] for models in by_steps for seed in _seeds(models)
+    ]
+    return all(alike[0].shares_noise(cell) for alike in cells for cell in alike)
+
+
+def _seeds(models: Mapping[Row, Terms]) -> set[int]:
+    return {seed for terms in models.values() for seed in terms}
+
+
 def _terms(record: CellRecord) -> tuple[dict[str, Any], CellTerms] | None:
     kernel = _columns(record, "kernel.npy", record.array("kernel.npy"), 2)
     arrays = record.arrays("influence.npz") or {}
-    if kernel is None and "frechet" not in arrays:
+    if kernel is None and not {"frechet", "start"} & arrays.keys():
         return None
     scores = {score["metric"]: score["value"] for score in record.facts["scores"]}
     name, metric = "influence.npz", frechet_name(scores)
@@ -136,6 +159,7 @@ def _terms(record: CellRecord) -> tuple[dict[str, Any], CellTerms] | None:
         within=_columns(record, name, arrays.get("within"), 2),
         kernel_reference=_reference(record, arrays.get("kernel_reference")),
         stratified_distance=scores.get(f"{metric}_strat"),
+        start=None if arrays.get("start") is None else _matrix(record, name, arrays["start"]),
         **{
             part: _columns(record, name, arrays.get(part), 0) for part in ("stratified", "classes", "reference_classes")
         },
@@ -148,6 +172,10 @@ def _reference(record: CellRecord, array: NDArray[Any] | None) -> Floats | None:
     if array is not None and array.ndim == 1:
         array = np.stack([array, array], axis=1)
     return np.empty((0, 2)) if array is not None and not array.size else _columns(record, "influence.npz", array, 2)
+
+
+def _matrix(record: CellRecord, file: str, array: NDArray[Any]) -> Floats | None:
+    return _columns(record, file, array, array.shape[-1] if array.ndim == 2 else 1)
 
 
 def _columns(record: CellRecord, file: str, array: NDArray[Any] | None, columns: int) -> Floats | None:

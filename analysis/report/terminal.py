@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from analysis.comparison.pairs import pairs_table
 from analysis.quality.main_table import QualityTable, quality_table
 from analysis.records.load import Results
 
 _GAP = "  "
+_MOST_PAIRS = 10
+_TESTS = {"same": "paired: the same noise", "other": "not paired: other noise"}
 
 
 def terminal_summary(results: Results, width: int) -> str:
@@ -27,7 +30,8 @@ def terminal_summary(results: Results, width: int) -> str:
     rows += quality.feet()
     header = ["model", "sampler", *(f"{steps} steps" for steps in quality.steps)]
     caption = quality.caption.replace("Bold:", "*:")
-    paragraphs = [textwrap.fill(caption, width), *_blocks([header, *rows], width), *_reasons(results, quality, width)]
+    paragraphs = [textwrap.fill(caption, width), *_blocks([header, *rows], width), *_loops(results)]
+    paragraphs += _reasons(results, quality, width)
     return "\n\n".join(paragraphs)
 
 
@@ -53,6 +57,20 @@ def _blocks(rows: Sequence[Sequence[str]], width: int) -> list[str]:
 def _line(row: Sequence[str], widths: Sequence[int], columns: Sequence[int]) -> str:
     cells = [row[column].ljust(widths[column]) for column in (0, 1)]
     return _GAP.join([*cells, *(row[column].rjust(widths[column]) for column in columns)]).rstrip()
+
+
+def _loops(results: Results) -> list[str]:
+    """Return the tests between recorded loops, a line each; a run of models has too many for a terminal."""
+    pairs = results.once(pairs_table)
+    if "noise" not in pairs:
+        return []
+    lines = [
+        f"{row.model} less {row.other}, {row.steps} steps: {row.delta:+.3f} ± {row.error:.3f} (z {row.z:+.1f}, p"
+        f" {row.p_holm:.3g} after Holm: {row.verdict}), {_TESTS[row.noise]}"
+        for row in pairs.head(_MOST_PAIRS).itertuples()
+    ]
+    more = len(pairs) - len(lines)
+    return ["\n".join([*lines, *([f"and {more} more in tables/pairs.csv"] if more else [])])]
 
 
 def _reasons(results: Results, quality: QualityTable, width: int) -> list[str]:

@@ -14,6 +14,7 @@ from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.types import Level, Step
 from bench.hooks.frames import KINDS, HookError, converted
 from bench.hooks.loops import Tape
+from bench.hooks.quality import Samples
 from bench.runtime.errors import reason
 
 _ROUNDING = 1e-4  # of levels
@@ -36,7 +37,8 @@ class CustomLoop:
     """The steps of a loop of one's own.
 
     Args:
-        begin: called with the first state and its level; returns the tape of the free arm.
+        begin: called with the first state; returns the tape of the free arm.
+        samples: takes what walks begin and end with; None where nothing does.
 
     Attributes:
         levels: of the steps, noisiest first.
@@ -45,10 +47,10 @@ class CustomLoop:
         refused: whether a step was refused; its error was told then.
     """
 
-    def __init__(self, begin: Callable[[Tensor, Level], Tape]) -> None:
+    def __init__(self, begin: Callable[[Tensor], Tape], samples: Samples | None = None) -> None:
         self.levels: list[Level] = []
         self.kind, self.samples, self.refused = "eps", 0, False
-        self._begin = begin
+        self._begin, self._samples = begin, samples
         self._tape: Tape | None = None
         self._number = 0  # of the next step of the walk
         self._pending: _Pending | None = None
@@ -71,7 +73,7 @@ class CustomLoop:
     @torch.no_grad()
     def _add(self, level: Level, x: Tensor, output: Tensor, x_next: Tensor | None, kind: str) -> None:
         if self._tape is None:
-            self._tape, self.kind = self._begin(x, level), kind
+            self._tape, self.kind = self._begin(x), kind
         before = self._pending
         if before is not None:
             if level.sigma * before.level.alpha > before.level.sigma * level.alpha:  # noisier: a further walk
@@ -105,6 +107,10 @@ class CustomLoop:
         said = converted(self.kind, step.output, step.x, step.level)
         reached = x_next if step.x_next is None else step.x_next
         self._tape.update(Step(number, 0, step.level, level_next, step.x, reached, said, said.x0, said.eps, None))
+        if self._samples is not None and not number:
+            self._samples.begin(step.x / step.level.sigma)
+        if self._samples is not None and level_next is END:
+            self._samples.end(reached)
         self._number, self._pending = number + 1, None
 
     @torch.no_grad()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.data import to_unit
+from bench.data import Dataset, quantize, to_unit
 from bench.hooks.frames import HookError
-from bench.measure.instruments.moments import PixelMoments
-from bench.measure.instruments.step_table import PixelStatistics
+from bench.hooks.quality import Samples, are_pictures, extractor_for
+from bench.suite.cells.reference import Reference
 
-_BLOCK = 8192  # images in float64 at a time
+_NAME = "real images"  # what tables call them
 _HOW = "give real= as [N, C, H, W]: uint8, or floats as the network takes them"
 
 
@@ -26,26 +24,29 @@ class RealData:
     """What is known of the data.
 
     Attributes:
-        images: float32 [N, C, H, W] on the host, as the network takes them; latents have no range.
+        reference: its images, float32 [N, C, H, W] on the host as the network takes them, with their statistics; it has
+            an extractor where samples shall be compared with them.
         conditions: keyword arguments of the network, a tensor [N, ...] or [1, ...] or a mapping of such.
         without: the same for no condition, which guidance needs; None where it was not given.
-        statistics, spectrum, haar: their moments, as :class:`bench.suite.cells.reference.Reference` has them.
     """
 
-    images: Tensor
+    reference: Reference
     conditions: Mapping[str, Any]
     without: Mapping[str, Any] | None
-    statistics: PixelStatistics
-    spectrum: NDArray[np.float64]
-    haar: NDArray[np.float64]
+
+    @property
+    def images(self) -> Tensor:
+        """Return the images, float32 [N, C, H, W]."""
+        return self.reference.data.images
 
     @classmethod
-    def of(cls, real: Any) -> RealData:
+    def of(cls, real: Any, compared: bool = False) -> RealData:
         """Read images, or a pair of images or latents and their conditions.
 
         Args:
             real: tensor or array [N, C, H, W], uint8 or float; or a tuple of that, a mapping from the names of the
                 network's arguments to tensors of N rows or one, and perhaps another that stands for no condition.
+            compared: whether samples shall be compared with the images.
 
         Raises:
             HookError: another shape or kind, fewer than two images, or values that are not finite.
@@ -55,28 +56,41 @@ class RealData:
             raise HookError(
                 "real= is a tensor, or (tensor, conditions), or (tensor, conditions, those of no condition)"
             )
-        data, conditions, without = parts[0], {}, None
-        if len(parts) > 1:
-            conditions, without = parts[1], (parts[2] if len(parts) == 3 else None)
-        if isinstance(data, np.ndarray):
-            data = torch.from_numpy(data)
-        if not isinstance(data, Tensor) or data.ndim != 4 or len(data) < 2 or min(data.shape[2:]) < 2:
-            what = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
-            raise HookError(f"real images are {what}; {_HOW}, at least two of at least 2x2")
-        if not (data.is_floating_point() or data.dtype == torch.uint8):
-            raise HookError(f"real images are {data.dtype}; {_HOW}")
-        images = (data if data.is_floating_point() else to_unit(data)).detach().float().cpu()
-        if not torch.isfinite(images).all():
-            raise HookError("real images hold values that are not finite; remove them")
+        conditions, without = parts[1] if len(parts) > 1 else {}, parts[2] if len(parts) == 3 else None
+        images = _images(parts[0])
         for given in (conditions, {} if without is None else without):
             _check_conditions(given, len(images))
-        moments = PixelMoments.of_blocks(images.split(_BLOCK))
-        statistics = PixelStatistics(moments.mean.numpy(), moments.variance.numpy())
-        return cls(images, conditions, without, statistics, moments.spectrum.numpy(), moments.haar.numpy())
+        none = torch.zeros(len(images), dtype=torch.int64)
+        data = Dataset(_NAME, images, none, none.bool())
+        pictures = replace(data, images=quantize(images)) if are_pictures(images) else data
+        extractor = extractor_for(images) if compared else None
+        return cls(Reference(data, extractor, pictures=pictures), conditions, without)
 
-    def content_hash(self) -> str:
-        """Return the sha256 of the images."""
-        return hashlib.sha256(self.images.contiguous().numpy().tobytes()).hexdigest()[:16]
+    def samples(self, kept: bool) -> Samples | None:
+        """Return where the samples of a loop go, None where they are not compared; see :class:`Samples`."""
+        extractor = self.reference.extractor
+        if extractor is None:
+            return None
+        return Samples(extractor, not self.reference.pictures.images.is_floating_point(), kept)
+
+
+def _images(data: Any) -> Tensor:
+    """Return float32 images [N, C, H, W] on the host.
+
+    Raises:
+        HookError: another shape or kind, fewer than two images, or values that are not finite.
+    """
+    if isinstance(data, np.ndarray):
+        data = torch.from_numpy(data)
+    if not isinstance(data, Tensor) or data.ndim != 4 or len(data) < 2 or min(data.shape[2:]) < 2:
+        what = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
+        raise HookError(f"real images are {what}; {_HOW}, at least two of at least 2x2")
+    if not (data.is_floating_point() or data.dtype == torch.uint8):
+        raise HookError(f"real images are {data.dtype}; {_HOW}")
+    images = (data if data.is_floating_point() else to_unit(data)).detach().float().cpu()
+    if not torch.isfinite(images).all():
+        raise HookError("real images hold values that are not finite; remove them")
+    return images
 
 
 def _check_conditions(conditions: Any, count: int) -> None:

@@ -22,7 +22,7 @@ from bench.hooks.custom_loop import END, CustomLoop, Network
 from bench.hooks.frames import HookError
 from bench.hooks.loops import Loop, Tape, force, start_scale
 from bench.hooks.real_data import RealData
-from bench.hooks.results import LoopCell, plain_settings, write_cell, write_exact
+from bench.hooks.results import LoopCell, Recorded, plain_settings, write_cell, write_exact
 from bench.measure.instruments.step_table import PixelStatistics
 from bench.runtime.errors import reason
 from bench.suite.cells.records import Records
@@ -30,7 +30,6 @@ from bench.suite.plan import Instruments, recorded_indices
 from bench.suite.run import refuse_file
 from bench.suite.settings import ConfigError, check_name
 
-_FINGERPRINT = 4  # numbers of the first image's noise that tell it from other noise
 _NAME = re.compile("(Discrete)?Scheduler$")
 _DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 
@@ -46,6 +45,7 @@ def record(
     name: str | None = None,
     network: Network | None = None,
     exact: bool = True,
+    samples: bool = False,
 ) -> Iterator[Log]:
     """Record the sampling loops that run in the block; nothing of their results changes, bit for bit.
 
@@ -55,12 +55,14 @@ def record(
         real: images [N, C, H, W], uint8 or floats as the network takes them; for latent or conditional networks a tuple
             of latents, a mapping from names of the network's arguments to tensors of N rows, and, where the loop is
             guided, another mapping for no condition. Without ``real`` the free arm alone is recorded.
-        out: a results folder, which ``python -m analysis`` draws. Several loops may share it.
+        out: a results folder, which ``python -m analysis`` draws. Several loops may share it. With ``real`` it gets
+            the samples' features and distances: of an embedded classifier for their size and channels, else moments.
         forced: how many real images the network is asked about, after the loop.
-        seed: names the noise of the loop; loops of one folder and seed must begin with the same.
+        seed: names the noise of the loop; loops of one folder and seed are paired where they began with the same.
         name: what tables call the loop; by default the scheduler's name.
-        exact: whether a results folder gets exact denoisers of the real data, minutes of work for 32x32x3 on a CPU.
         network: of a loop of one's own, for the teacher-forced arm: takes a state [B, C, H, W] and its :class:`Level`.
+        exact: whether a results folder gets exact denoisers of the real data, minutes of work for 32x32x3 on a CPU.
+        samples: whether it gets the images too; memory grows with their number then.
 
     Yields:
         The log; its table is complete after the block.
@@ -69,7 +71,7 @@ def record(
         HookError: before the block for what cannot be recorded, after it for loops that were not whole. An error of the
             user's loop is handed on, and nothing is written.
     """
-    log = Log(real, out, forced, seed, name, network, exact)
+    log = Log(real, out, forced, seed, name, network, exact, samples)
     if pipe is None:
         yield log
         log.finish()
@@ -97,7 +99,8 @@ class Log:
         seed: int,
         name: str | None,
         network: Network | None,
-        exact: bool = True,
+        exact: bool,
+        samples: bool,
     ) -> None:
         if name is not None:
             check_name(name, "name=")
@@ -109,7 +112,8 @@ class Log:
         if self.out is not None:
             with _named_out():
                 refuse_file(self.out)
-        self.real = None if real is None else RealData.of(real)
+        self.real = None if real is None else RealData.of(real, self.out is not None)
+        self._samples = None if self.real is None else self.real.samples(samples)
         self.seed, self.name, self.network, self.exact = seed, name, network, exact
         self.forced = 0 if self.real is None else min(forced, len(self.real.images))
         self.notes: list[str] = []
@@ -117,9 +121,9 @@ class Log:
         self.samples = 0
         self._started = time.perf_counter()
         self._tapes: dict[str, Tape] = {}
-        self._start = torch.zeros(_FINGERPRINT)
+        self._scale, self._first = 1.0, 0  # of the noise that a walk begins with; solver index of its first step
         self._batch = 1
-        self._own = CustomLoop(self._begin_own)
+        self._own = CustomLoop(self._open, self._samples)
         self._table: pd.DataFrame | None = None
 
     def table(self) -> pd.DataFrame:
@@ -138,18 +142,17 @@ class Log:
         """Set up the free arm of a pipeline, at the first state x [B, C, H, W]."""
         steps = sum(call.completes for call in loop.frame.calls)
         self._open(x, loop.frame.stages, recorded_indices(steps)[0])
-        self._start = x[0].float().flatten()[:_FINGERPRINT] / start_scale(loop.scheduler)
-
-    def _begin_own(self, x: Tensor, level: Level) -> Tape:
-        self._open(x)
-        self._start = x[0].detach().float().flatten()[:_FINGERPRINT] / level.sigma
-        return self._tapes["free"]
+        self._scale, self._first = start_scale(loop.scheduler), steps - 1
 
     def take(self, step: Step) -> None:
         """Take a step of the free arm."""
         self._tapes["free"].update(step)
+        if self._samples is not None and step.i == self._first and step.stage == 0:
+            self._samples.begin(step.x / self._scale)
+        if self._samples is not None and step.i == 0 and step.completes:
+            self._samples.end(step.x_next)
 
-    def _open(self, x: Tensor, stages: int = 1, chosen: list[int] | None = None) -> None:
+    def _open(self, x: Tensor, stages: int = 1, chosen: list[int] | None = None) -> Tape:
         self._batch = len(x)
         if self.real is not None and self.real.images.shape[1:] != x.shape[1:]:
             raise HookError(
@@ -163,6 +166,7 @@ class Log:
         self._tapes["free"] = Tape(centre, False, stages, chosen)
         if self.real is not None:
             self._tapes["forced-train"] = Tape(centre, True, stages, chosen)
+        return self._tapes["free"]
 
     def step(
         self, *, t: float, alpha: float, sigma: float, x: Tensor, prediction: Tensor, x_next: Tensor, kind: str = "eps"
@@ -284,14 +288,15 @@ class Log:
     def _cell(
         self, name: str, path: tuple[Level, ...], asked: Mapping[tuple[int, int], Level], precision: str, settings: Any
     ) -> LoopCell:
-        data = "" if self.real is None else self.real.content_hash()
+        data = "" if self.real is None else self.real.reference.data.content_hash()
         settings = {**settings, "forced": self.forced}
         return LoopCell(self.name or name, self.seed, self.samples, path, asked, data, precision, settings)
 
     def _complete(self, cell: LoopCell, loop: Loop | None) -> None:
         """Merge the arms into the table, and write a results folder if there is one."""
         indices = recorded_indices(cell.steps)[0] if loop else list(range(cell.steps))
-        records = Records(cell, Instruments(tuple(indices), (), self.forced, 0, 0, 0, 0), self.real or _Unknown())
+        data = _Unknown() if self.real is None else self.real.reference
+        records = Records(cell, Instruments(tuple(indices), (), self.forced, 0, 0, 0, 0), data)
         for arm, tape in self._tapes.items():
             state = tape.state(indices, cell.steps)
             if not all(np.isfinite(state[f"scalars/{part}"]).all() for part in ("mean", "second")):
@@ -300,10 +305,9 @@ class Log:
         self._table = records.table().dropna(subset="value", ignore_index=True)
         if self.out is None:
             return
-        facts = {"seconds": round(time.perf_counter() - self._started, 3), "start": self._start.tolist()}
-        facts["notes"] = self.notes
+        facts = {"seconds": round(time.perf_counter() - self._started, 3), "notes": self.notes}
         with _named_out():
-            write_cell(self.out, cell, records, self._table, facts)
+            write_cell(self.out, cell, Recorded(records, self._table, self.real, self._samples), facts)
             if loop is not None and self.real is not None and self.exact:
                 write_exact(self.out, cell, loop, self.real, indices, self._tapes["free"].centre.device)
 

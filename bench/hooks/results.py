@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from bench.diffusion.types import Level
 from bench.files.writing import write_atomic
-from bench.hooks.frames import HookError
 from bench.hooks.loops import Loop, Tape, exact_laws, walk_exact
+from bench.hooks.quality import Samples
 from bench.hooks.real_data import RealData
 from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.step_table import Row, to_table
 from bench.suite.cells.records import Records
+from bench.suite.cells.runner import score_features
 from bench.suite.experiments.experiment import RecordFolder
 from bench.suite.plan import RECORD_VERSION
 from bench.suite.settings import short_hash
@@ -29,7 +30,6 @@ from bench.suite.store.store import Store, refuse_links
 SAMPLER = "loop"  # what tables call the sampler of a recorded loop
 _EXACT_VERSION = 1
 _BANDS = ("spectrum_state", "spectrum_x0", "haar_state", "haar_x0")
-_SAME_NOISE = 0.02  # difference of unit noise in half precision
 
 
 @dataclass(frozen=True)
@@ -94,42 +94,58 @@ def plain_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if not name.startswith("_")}
 
 
-def write_cell(out: Path, cell: LoopCell, records: Records, table: pd.DataFrame, facts: Mapping[str, Any]) -> None:
-    """Write a recorded loop as a complete cell.
+@dataclass(frozen=True)
+class Recorded:
+    """What was recorded of a loop.
+
+    Attributes:
+        records: merged over its images.
+        table: per step.
+        real: the data, None where none were given.
+        samples: what is left of its images, None where they are compared with nothing.
+    """
+
+    records: Records
+    table: pd.DataFrame
+    real: RealData | None
+    samples: Samples | None
+
+
+def write_cell(out: Path, cell: LoopCell, recorded: Recorded, facts: Mapping[str, Any]) -> None:
+    """Write a recorded loop as a complete cell, its samples scored against the real data.
 
     Args:
         out: the results folder.
         cell: which.
-        records: its merged records.
-        table: its per-step table.
-        facts: ``seconds`` and ``start``, the first numbers of its unit noise.
+        recorded: of the loop.
+        facts: ``seconds`` and ``notes``.
 
     Raises:
-        HookError: a cell of the same seed began with other noise, so that the two cannot be compared.
         ConfigError: other cells have other settings.
     """
     refuse_links(out)
     store = Store(out)
     store.check(cell)
-    _check_noise(out, cell, facts["start"])
     store.begin(cell)
     if cell.data:
-        store.put_arrays(cell, "moments.npz", records.moments())
-    write_atomic(store.folder(cell) / "steps.csv", lambda path: table.to_csv(path, index=False))
+        store.put_arrays(cell, "moments.npz", recorded.records.moments())
+    write_atomic(store.folder(cell) / "steps.csv", lambda path: recorded.table.to_csv(path, index=False))
     calls = len(cell.asked)
-    store.finish(
-        cell, {"nfe": calls, "network_calls": calls * cell.samples, "features": "none", "scores": [], **facts}
-    )  # fmt: skip
+    scores = {"features": "none", "scores": [], **_scored(store, cell, recorded)}
+    store.finish(cell, {"nfe": calls, "network_calls": calls * cell.samples, **scores, **facts})
 
 
-def _check_noise(out: Path, cell: LoopCell, start: Sequence[float]) -> None:
-    for path in sorted((out / "cells").glob(f"*-{SAMPLER}-*-seed{cell.seed}/metrics.json")):
-        other = json.loads(path.read_text()).get("start")
-        if path.parent.name != cell.name and other and np.abs(np.subtract(other, start)).max() > _SAME_NOISE:
-            raise HookError(
-                f"{path.parent} has seed {cell.seed} but began with other noise: give both loops one generator's noise,"
-                " or this one another seed="
-            )
+def _scored(store: Store, cell: LoopCell, recorded: Recorded) -> dict[str, Any]:
+    """Write the samples' features and return their scores, nothing where there is nothing to compare."""
+    real, samples = recorded.real, recorded.samples
+    if real is None or samples is None:
+        return {}
+    images = samples.images()
+    if images is not None:
+        store.put_arrays(cell, "samples.npz", {"arr_0": images})
+    others = {"start": samples.starts()}
+    scores = [asdict(row) for row in score_features(cell, real.reference, store, samples.features(), others)]
+    return {"features": real.reference.key(), "scores": scores}
 
 
 def write_exact(out: Path, cell: LoopCell, loop: Loop, real: RealData, indices: Sequence[int], device: Any) -> None:
@@ -154,7 +170,7 @@ def write_exact(out: Path, cell: LoopCell, loop: Loop, real: RealData, indices: 
         walk_exact(loop, law, *tapes.values())
         for arm, tape in tapes.items():
             state = tape.state(indices, cell.steps)
-            rows += WalkProbe.result(arm, state, indices, cell.path, real.statistics, calls=cell.asked)
+            rows += WalkProbe.result(arm, state, indices, cell.path, real.reference.statistics, calls=cell.asked)
             spectra |= {f"{arm}/{band}": state[f"{band}/mean"] for band in _BANDS}
     facts = {"network_calls": 0, "seconds": time.perf_counter() - started}
     folder.write(to_table(rows).assign(note=""), {"spectra": spectra}, facts)

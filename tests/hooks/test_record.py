@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import diffusers
@@ -410,6 +412,20 @@ def test_a_remedy_in_the_users_loop_is_told_from_what_the_network_says(small_une
             x = scheduler.step(small_unet(x, t).sample / 1.25, t, x).prev_sample
     raw, used = (values(log.table(), "free", name) for name in ("eps_norm", "eps_used_norm"))
     np.testing.assert_allclose(used, raw / 1.25, rtol=1e-5)
+
+
+def test_the_users_random_numbers_do_not_move(small_unet, tmp_path):
+    """A loop that draws from the global generators, before and after a block that opens networks, fits and scores."""
+
+    def numbers(options):
+        pipe = digits_pipe(small_unet)
+        for seed in (torch.manual_seed, np.random.seed, random.seed):
+            seed(5)
+        with record(pipe, **options) if options else nullcontext():
+            images = pipe(52, num_inference_steps=2, output_type="pt").images
+        return [*images.flatten().tolist(), float(torch.rand(1)), np.random.rand(), random.random()]  # noqa: NPY002
+
+    assert numbers({}) == numbers({"real": DIGITS, "out": tmp_path, "forced": 4, "exact": False})
 
 
 def test_memory_does_not_grow_with_the_number_of_images(small_unet):

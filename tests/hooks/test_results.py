@@ -12,9 +12,14 @@ import pytest
 import torch
 from exact_loops import ExactNetwork, Pipeline, gaussian_data, scheduler_of
 
+from analysis.comparison.pairs import pairs_table
+from analysis.records.arrays import cell_terms
 from analysis.records.load import load_results
 from analysis.regenerate import regenerate
+from analysis.report.terminal import terminal_summary
+from bench.data import load
 from bench.hooks import HookError, record
+from bench.measure.features.extractors import open_extractor
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers under numpy 2
 LOOPS = {
@@ -82,12 +87,43 @@ def test_a_second_loop_of_the_same_name_and_settings_replaces_the_first(tmp_path
     assert len(load_results(tmp_path / "out").cells) == 1
 
 
-def test_loops_of_one_seed_share_their_noise(tmp_path):
-    recorded(tmp_path / "out", "DDIM")
-    with pytest.raises(HookError, match="began with other noise"):
-        recorded(tmp_path / "out", "Heun", noise=1)
-    recorded(tmp_path / "out", "Heun", noise=1, seed=1)
-    assert len(load_results(tmp_path / "out").cells) == 2
+def test_two_schedulers_from_the_same_noise_are_a_pair_and_others_are_not(tmp_path):
+    """A pair has the variance of its differences, independent samples have the sum of both variances."""
+    for name, noise in (("DDIM", 0), ("Heun", 0), ("PNDM", 1)):
+        recorded(tmp_path / "out", name, noise, 64, exact=False)
+    results = load_results(tmp_path / "out")
+    pairs = pairs_table(results).set_index(["model", "other"])
+    assert pairs["noise"].to_dict() == {("Heun", "DDIM"): "same", ("PNDM", "DDIM"): "other", ("PNDM", "Heun"): "other"}
+    terms = {name: cells for (name, _), cells in cell_terms(results)[5].items()}
+    for (model, other), error in pairs["error"].items():
+        ours, theirs = terms[model][0], terms[other][0]
+        same = pairs.loc[(model, other), "noise"] == "same"
+        sides = [ours.frechet - theirs.frechet] if same else [ours.frechet, theirs.frechet]
+        variance = sum(side.mean(1).var(ddof=1) + max(np.cov(side.T)[0, 1], 0) for side in sides) / (2 * 64)
+        variance += max(np.cov((ours.frechet_reference - theirs.frechet_reference).T)[0, 1], 0) / 200
+        assert error == pytest.approx(variance**0.5)
+    printed = " ".join(terminal_summary(results, 100).split())
+    assert "2 of 3 comparisons are not paired (noise: other)" in printed
+    assert "paired: the same noise" in printed
+    assert "fd_pixel_moments against real images" in printed
+    assert "moments of the pixels themselves, no FID" in printed
+
+
+def test_the_embedded_classifier_reads_the_very_images_that_the_pipeline_returns(small_unet, tmp_path):
+    pipe = diffusers.DDIMPipeline(small_unet, diffusers.DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    digits = load("digits").part("train")[:120]
+    with record(pipe, real=digits, out=tmp_path, forced=2, exact=False, samples=True, name="d"):
+        images = [pipe(8, torch.Generator().manual_seed(k), 0.0, 2, output_type="np").images for k in range(2)]
+    expected = torch.from_numpy(np.concatenate(images) * 255).round().to(torch.uint8).movedim(3, 1)
+    cell = load_results(tmp_path).cells[0]
+    assert np.array_equal(cell.arrays("samples.npz")["arr_0"], expected.movedim(1, 3).expand(-1, -1, -1, 3))
+    pooled, _ = open_extractor("digits").extract(expected)
+    np.testing.assert_allclose(cell.arrays("features.npz")["pooled"], pooled, rtol=1e-5, atol=1e-6)
+    reasons = {score["metric"]: score["reason"] for score in cell.facts["scores"]}
+    assert "a covariance of 64 features needs 65 images, not 16" in reasons["fd_digits"]
+    noise = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    np.testing.assert_allclose(cell.arrays("influence.npz")["start"][8:], noise.flatten(1)[:, :4])
 
 
 def test_loops_that_no_table_can_hold_are_refused(tmp_path):

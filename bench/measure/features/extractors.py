@@ -127,7 +127,8 @@ class Extractor:
         weight = next(self.network.parameters(), None)
         device = images.device if weight is None else weight.device
         for part in images.split(batch):
-            colour = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 else part
+            reads_grey = self.widths is None  # moments of any number of channels
+            colour = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 and not reads_grey else part
             pooled, spatial = self.network(colour.to(device))
             yield pooled.cpu().numpy(), spatial.cpu().numpy()
 
@@ -156,11 +157,16 @@ def open_extractor(
     if name in _EMBEDDED:
         return _open_embedded(name, device)
     if name == "latents":
-        metrics = _metric_names("", "_latent_moments")
-        return Extractor(name, LatentFeatures(), metrics, "1", note="moments of the latents themselves, no FID")
+        return moments_of(name)
     if name in INCEPTION_EXTRACTORS:
         return _open_inception(name, inception_weights, device)
     raise FeatureError(f"unknown features {name!r}; choose {', '.join(EXTRACTORS)}")
+
+
+def moments_of(what: str) -> Extractor:
+    """Return the extractor of the own moments of ``latents`` or of ``pixels``; its scores are called after them."""
+    metrics = _metric_names("", f"_{what.removesuffix('s')}_moments")
+    return Extractor(what, LatentFeatures(), metrics, "1", note=f"moments of the {what} themselves, no FID")
 
 
 _RESIZED = (32, 32)

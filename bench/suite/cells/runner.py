@@ -23,7 +23,7 @@ from bench.suite.cells.reference import Reference
 from bench.suite.cells.walks import Arrays, CellWalks, WalkContext
 from bench.suite.plan import Cell, Unit
 from bench.suite.store.shards import DamagedShard
-from bench.suite.store.store import Store
+from bench.suite.store.store import Described, Store
 
 _FEATURE_BATCH = 256
 
@@ -167,15 +167,30 @@ def _scores(
     extractor = reference.extractor
     if extractor is None:
         return
-    features = features or collect(extractor, samples, cell.name)
+    yield from score_features(cell, reference, store, features or collect(extractor, samples, cell.name), {})
+
+
+def score_features(
+    cell: Described, reference: Reference, store: Store, features: FeatureSet, others: Arrays
+) -> Iterator[Score]:
+    """Write the features of a cell's samples and the terms of their tests, and yield their scores.
+
+    Args:
+        cell: whose samples.
+        reference: what to compare with; it has an extractor.
+        store: where the files go.
+        features: of the samples.
+        others: further arrays of ``influence.npz``.
+    """
+    extractor, statistics = reference.extractor, reference.features()
+    assert extractor is not None  # its callers asked
     store.put_arrays(cell, "features.npz", {"pooled": features.pooled})
-    statistics = reference.features()
     terms = influence_arrays(features.pooled, statistics, extractor)
     if "kernel" in terms:
         store.put_array(cell, "kernel.npy", terms.pop("kernel"))
-    store.put_arrays(cell, "influence.npz", terms | _feature_moments(features.pooled))
+    store.put_arrays(cell, "influence.npz", terms | _feature_moments(features.pooled) | others)
     yield from score(features, statistics, extractor, reference.name)
-    yield from reference.exact_scores(len(samples))
+    yield from reference.exact_scores(len(features.pooled))
 
 
 def _feature_moments(pooled: NDArray[np.float32]) -> Arrays:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -172,6 +173,32 @@ def test_class_shares_against_the_data_are_pearsons_test():
     found, wanted = compare_shares(*counts), stats.chi2_contingency(counts[:, :3], correction=False)
     assert (found.statistic, found.p) == pytest.approx(wanted[:2])
     assert found.freedom == 2
+
+
+def test_loops_from_other_noise_are_independent_samples():
+    """The variance of a difference is the sum of both; where each sample began from the same noise it is paired."""
+    rng = np.random.default_rng(0)
+    start, reference = rng.normal(size=(60, 4)), draw(rng, 300)
+    a, b = (replace(recorded(draw(rng, 60), reference), start=start) for _ in range(2))
+    other = replace(b, start=start[::-1].copy())
+    near = replace(b, start=start + 0.01)  # half precision
+    assert compare({0: a}, {0: near}) == compare({0: a}, {0: b})
+    assert compare({0: a}, {0: b}).paired
+    found = compare({0: a}, {0: other})
+    assert not found.paired
+    assert found.delta == compare({0: a}, {0: b}).delta
+    plain = [2 * (p.var(ddof=1) + max(np.cov(w.T)[0, 1], 0)) / 60 for p, w in map(kernel_parts, (a, b))]
+    w = a.kernel_reference - b.kernel_reference
+    assert found.error == pytest.approx(math.sqrt(sum(plain) + 4 * max(np.cov(w.T)[0, 1], 0) / len(w)))
+    u = rng.normal(size=(2, 60))
+    a, other = (replace(c, stratified=v, stratified_distance=1.0) for c, v in zip((a, other), u, strict=True))
+    assert compare_stratified({0: a}, {0: other}).error == pytest.approx(math.sqrt(u.var(axis=1, ddof=1).sum() / 60))
+    seen = [replace(c, classes=np.arange(60) % 3) for c in (a, other)]
+    assert compare_classes({0: seen[0]}, {0: seen[1]}) is None
+
+
+def kernel_parts(cell):
+    return cell.kernel @ (1, -1), cell.within - cell.kernel[:, 1:]
 
 
 def classes(*values):
