@@ -29,7 +29,9 @@ ROWS = {
         "settings", {"registry", "processes"}, "config", "plan", "store", "cells", "experiments", "run",
         "run_record", {"cost", "tuning"}, "execution", "cli", "__main__",
     ),
-    "bench.hooks": ("frames", {"loops", "quality"}, "real_data", {"capture", "results", "custom_loop"}, "record"),
+    "bench.hooks": (
+        "frames", {"loops", "quality", "updates"}, "real_data", {"capture", "results", "custom_loop"}, "record",
+    ),
     "analysis": (
         "records", "output", {"comparison", "published", "exposure_bias", "normality", "spectra"}, "quality", "report",
         "regenerate", "publish", "doctor", "__main__",

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.solvers import Solver
 from bench.diffusion.types import Level, Step
 from bench.hooks.frames import KINDS, HookError, converted
 from bench.hooks.loops import Tape
 from bench.hooks.quality import Samples
+from bench.hooks.updates import StepProducts, update_of
 from bench.runtime.errors import reason
 
 _ROUNDING = 1e-4  # of levels
@@ -39,6 +41,7 @@ class CustomLoop:
     Args:
         begin: called with the first state; returns the tape of the free arm.
         samples: takes what walks begin and end with; None where nothing does.
+        reads_update: whether to read from the states by which update the loop takes its steps.
 
     Attributes:
         levels: of the steps, noisiest first.
@@ -47,10 +50,11 @@ class CustomLoop:
         refused: whether a step was refused; its error was told then.
     """
 
-    def __init__(self, begin: Callable[[Tensor], Tape], samples: Samples | None = None) -> None:
+    def __init__(self, begin: Callable[[Tensor], Tape], samples: Samples | None, reads_update: bool) -> None:
         self.levels: list[Level] = []
         self.kind, self.samples, self.refused = "eps", 0, False
-        self._begin, self._samples = begin, samples
+        self._begin, self._samples, self._reads_update = begin, samples, reads_update
+        self._products: list[StepProducts] = []
         self._tape: Tape | None = None
         self._number = 0  # of the next step of the walk
         self._pending: _Pending | None = None
@@ -107,6 +111,10 @@ class CustomLoop:
         said = converted(self.kind, step.output, step.x, step.level)
         reached = x_next if step.x_next is None else step.x_next
         self._tape.update(Step(number, 0, step.level, level_next, step.x, reached, said, said.x0, said.eps, None))
+        if self._reads_update:
+            if number == len(self._products):
+                self._products.append(StepProducts())
+            self._products[number].add(reached, step.x, said.x0)
         if self._samples is not None and not number:
             self._samples.begin(step.x / step.level.sigma)
         if self._samples is not None and level_next is END:
@@ -128,11 +136,13 @@ class CustomLoop:
             raise HookError(f"a walk has {self._number} steps, the first had {len(self.levels)}; record whole loops")
         self.samples, self._number = self.samples + len(step.x), 0
 
-    @torch.no_grad()
-    def force(self, network: Network, tape: Tape, x0: Tensor, numbers: Tensor, seed: int) -> None:
-        """Ask a network about real noised data [B, C, H, W] at the loop's levels, and record that.
+    def update(self) -> tuple[Solver | None, str]:
+        """Return the solver that the whole walks took their steps by, or None and the reason."""
+        return update_of(self.levels, self._products)
 
-        The step after each answer is DDIM's, alpha x0_hat + sigma eps_hat at the next level: the loop's is not known.
+    @torch.no_grad()
+    def force(self, network: Network, tape: Tape, x0: Tensor, numbers: Tensor, seed: int, solver: Solver) -> None:
+        """Ask a network about real noised data [B, C, H, W] at the loop's levels, take a step, and record that.
 
         Raises:
             HookError: the network returned something of another shape.
@@ -145,7 +155,8 @@ class CustomLoop:
             if not isinstance(output, Tensor) or output.shape != x.shape:
                 raise HookError("network= must return a tensor of its state's shape")
             said = converted(self.kind, output.float(), x, level)
-            x_next = level_next.alpha * said.x0 + level_next.sigma * said.eps
+            z = noise.normal(numbers, Purpose.FORCED_ANCESTRAL, count - 1 - number, x0.shape[1:])
+            x_next = solver.update(x, said, level, level_next, z)
             tape.update(Step(number, 0, level, level_next, x, x_next, said, said.x0, said.eps, x0))
 
 

@@ -16,13 +16,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bench.diffusion.solvers import DDIM, Solver
 from bench.diffusion.types import Level, Step
 from bench.hooks.capture import Capture
 from bench.hooks.custom_loop import END, CustomLoop, Network
 from bench.hooks.frames import HookError
 from bench.hooks.loops import Loop, Tape, force, start_scale
 from bench.hooks.real_data import RealData
-from bench.hooks.results import LoopCell, Recorded, plain_settings, write_cell, write_exact
+from bench.hooks.results import LoopCell, Recorded, plain_settings, write_cell, write_exact, write_floors
+from bench.measure.instruments.gaussian import LARGEST
 from bench.measure.instruments.step_table import PixelStatistics
 from bench.runtime.errors import reason
 from bench.suite.cells.records import Records
@@ -123,7 +125,7 @@ class Log:
         self._tapes: dict[str, Tape] = {}
         self._scale, self._first = 1.0, 0  # of the noise that a walk begins with; solver index of its first step
         self._batch = 1
-        self._own = CustomLoop(self._open, self._samples)
+        self._own = CustomLoop(self._open, self._samples, self.real is not None)
         self._table: pd.DataFrame | None = None
 
     def table(self) -> pd.DataFrame:
@@ -253,17 +255,23 @@ class Log:
                 " sampler callback=log.callback"
             )
         self.samples = own.samples
-        self._force(self._force_own)
+        solver, reason = own.update() if self.real else (None, "")
+        if reason:
+            self._note(f"no floors, and teacher-forced steps are DDIM's: {reason}")
+        elif solver and self.out and self.exact and self.real and self.real.reference.law is None:
+            self._note(f"no floors: the covariance of more than {LARGEST} values an image is not decomposed")
+        self._force(lambda x0, numbers, rows: self._force_own(x0, numbers, solver or DDIM()))
         for tape in self._tapes.values():
             tape.count_down()
         asked = {(len(own.levels) - 1 - number, 0): level for number, level in enumerate(own.levels)}
         settings = {"levels": [[level.t, level.alpha, level.sigma] for level in own.levels], "prediction": own.kind}
-        self._complete(self._cell("own", (*own.levels, END), asked, "fp32", settings), None)
+        settings["update"] = None if solver is None else type(solver).__name__
+        self._complete(self._cell("own", (*own.levels, END), asked, "fp32", settings), solver)
 
-    def _force_own(self, x0: Tensor, numbers: Tensor, rows: slice) -> None:
+    def _force_own(self, x0: Tensor, numbers: Tensor, solver: Solver) -> None:
         if self.network is None:
             raise HookError("no network= was given to ask about real data")
-        self._own.force(self.network, self._tapes["forced-train"], x0, numbers, self.seed)
+        self._own.force(self.network, self._tapes["forced-train"], x0, numbers, self.seed, solver)
 
     def _force(self, ask: Callable[[Tensor, Tensor, slice], None]) -> None:
         """Show real images to a network in batches of the loop's size; where that cannot be, say why."""
@@ -292,9 +300,14 @@ class Log:
         settings = {**settings, "forced": self.forced}
         return LoopCell(self.name or name, self.seed, self.samples, path, asked, data, precision, settings)
 
-    def _complete(self, cell: LoopCell, loop: Loop | None) -> None:
-        """Merge the arms into the table, and write a results folder if there is one."""
-        indices = recorded_indices(cell.steps)[0] if loop else list(range(cell.steps))
+    def _complete(self, cell: LoopCell, walked: Loop | Solver | None) -> None:
+        """Merge the arms into the table, and write a results folder if there is one.
+
+        Args:
+            cell: the loop.
+            walked: what exact denoisers walk in, a pipeline's loop or the solver of one's own; None for nothing.
+        """
+        indices = recorded_indices(cell.steps)[0] if isinstance(walked, Loop) else list(range(cell.steps))
         data = _Unknown() if self.real is None else self.real.reference
         records = Records(cell, Instruments(tuple(indices), (), self.forced, 0, 0, 0, 0), data)
         for arm, tape in self._tapes.items():
@@ -308,8 +321,12 @@ class Log:
         facts = {"seconds": round(time.perf_counter() - self._started, 3), "notes": self.notes}
         with _named_out():
             write_cell(self.out, cell, Recorded(records, self._table, self.real, self._samples), facts)
-            if loop is not None and self.real is not None and self.exact:
-                write_exact(self.out, cell, loop, self.real, indices, self._tapes["free"].centre.device)
+            if walked is None or self.real is None or not self.exact:
+                return
+            if isinstance(walked, Loop):
+                write_exact(self.out, cell, walked, self.real, indices, self._tapes["free"].centre.device)
+            else:
+                write_floors(self.out, cell, walked, self.real.reference)
 
 
 @contextmanager

@@ -13,14 +13,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench.diffusion.solvers import Solver
 from bench.diffusion.types import Level
 from bench.files.writing import write_atomic
 from bench.hooks.loops import Loop, Tape, exact_laws, walk_exact
 from bench.hooks.quality import Samples
 from bench.hooks.real_data import RealData
+from bench.measure.instruments.floors import GaussianFloors, band_energies
 from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.step_table import Row, to_table
 from bench.suite.cells.records import Records
+from bench.suite.cells.reference import Reference
 from bench.suite.cells.runner import score_features
 from bench.suite.experiments.experiment import RecordFolder
 from bench.suite.plan import RECORD_VERSION
@@ -154,10 +157,7 @@ def write_exact(out: Path, cell: LoopCell, loop: Loop, real: RealData, indices: 
     Their arms are ``gaussian`` and ``empirical``, with ``-forced`` for teacher forcing. All are walks of the user's
     scheduler, not closed forms.
     """
-    started = time.perf_counter()
-    shared = {"model": cell.model, "sampler": SAMPLER, "steps": cell.steps, "data": cell.data}
-    settings = {"version": _EXACT_VERSION, **shared, **cell.settings}
-    folder = RecordFolder(out / "exact" / f"{cell.model}-{SAMPLER}-{cell.steps}", "exact", settings)
+    started, folder = time.perf_counter(), _exact_folder(out, cell)
     if folder.complete_facts() is not None:  # of another seed
         return
     rows: list[Row] = []
@@ -174,3 +174,21 @@ def write_exact(out: Path, cell: LoopCell, loop: Loop, real: RealData, indices: 
             spectra |= {f"{arm}/{band}": state[f"{band}/mean"] for band in _BANDS}
     facts = {"network_calls": 0, "seconds": time.perf_counter() - started}
     folder.write(to_table(rows).assign(note=""), {"spectra": spectra}, facts)
+
+
+def write_floors(out: Path, cell: LoopCell, solver: Solver, reference: Reference) -> None:
+    """Write what the exact denoiser of Gaussian data does in a loop of one's own, in closed form where affordable."""
+    started, folder, law = time.perf_counter(), _exact_folder(out, cell), reference.law
+    if law is None or folder.complete_facts() is not None:  # of another seed
+        return
+    indices, energy = range(cell.steps), band_energies(reference.data.shape)
+    floors = GaussianFloors(law, cell.path, indices, solver, energy=energy)
+    spectra = {"i": np.array(indices), **floors.spectra()}
+    facts = {"network_calls": 0, "seconds": time.perf_counter() - started}
+    folder.write(to_table(floors.rows).assign(note=""), {"spectra": spectra}, facts)
+
+
+def _exact_folder(out: Path, cell: LoopCell) -> RecordFolder:
+    shared = {"model": cell.model, "sampler": SAMPLER, "steps": cell.steps, "data": cell.data}
+    settings = {"version": _EXACT_VERSION, **shared, **cell.settings}
+    return RecordFolder(out / "exact" / f"{cell.model}-{SAMPLER}-{cell.steps}", "exact", settings)

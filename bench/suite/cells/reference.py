@@ -157,13 +157,14 @@ class Reference:
 
     def gaussian(self, schedule: str, T: int) -> LinearGaussian | None:
         """Return the Gaussian with the data's mean and covariance; None where images are too large or not at hand."""
-        if self._law is None:
+        if self.law is None:
             return None
         is_discrete = schedule != "edm" and not schedule.startswith("flow")
-        return self._law.trained_on(alpha_bars(schedule, T) if is_discrete else None)
+        return self.law.trained_on(alpha_bars(schedule, T) if is_discrete else None)
 
     @cached_property
-    def _law(self) -> LinearGaussian | None:
+    def law(self) -> LinearGaussian | None:
+        """Return the same Gaussian, of no training process."""
         if math.prod(self.data.shape) > LARGEST:
             return None
         if isinstance(self.data, Unseen):
