@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from analysis.comparison.ties import DECIDED, UNTESTABLE
 from analysis.output.selection import shown
 from analysis.output.style import colours, panels, save
 
@@ -20,7 +21,7 @@ _PANELS = 7  # step counts drawn side by side
 _ROW = 0.17  # inches a remedy
 _HEAD = 0.75  # inches a panel's title and axis take
 _NARROW = 4.5  # inches, of a single column
-_PAINT = {**colours(["win", "loss"]), "tie": "0.5", "": "black"}
+_PAINT = {**colours(["win", "loss"]), "tie": "0.5", UNTESTABLE: "0.75", "": "black"}
 _MARKS = {"sampling": "o", "training": "s"}
 _TICKS = (  # farthest from 1 first
     (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97),
@@ -35,8 +36,8 @@ _LEAST = 0.05  # that it reaches, natural logarithm
 def draw_mitigations(table: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
     """Frechet distance over the baseline's, a row of panels a sampler, a column a step count; bars: 95 % interval.
 
-    Colour says what the paired test of that distance finds, a filled mark that it stands after Holm's correction, and
-    the shape whether the remedy needs training. Nothing is drawn where no ratio is known.
+    Colour says what the paired test of that distance finds after Holm's correction, a filled mark that it is a win or a
+    loss, and the shape whether the remedy needs training. Nothing is drawn where no ratio is known.
     """
     table = table[table["ratio"].notna() & (table["ratio"] > 0)]
     if not len(table):
@@ -96,7 +97,7 @@ def _draw(axis: Axes, table: pd.DataFrame, names: dict[str, str]) -> None:
     for row in table.to_dict("records"):
         y, colour = places[row["model"]], _PAINT[row["verdict"]]
         style: dict[str, Any] = {"color": colour, "markersize": 4.5, "zorder": 3, "clip_on": False}
-        style["markerfacecolor"] = colour if row["holm"] == "yes" else "white"
+        style["markerfacecolor"] = colour if row["verdict"] in DECIDED else "white"
         low, high = axis.get_xlim()
         if not low <= row["ratio"] <= high:
             _point_away(axis, row["ratio"], y, style)
@@ -142,7 +143,6 @@ def _key(figure: Figure, table: pd.DataFrame) -> None:
     ]
     words = {"sampling": "training-free", "training": "other weights"}
     handles += [_grey(mark, "white", words[kind]) for kind, mark in _MARKS.items() if (table["kind"] == kind).any()]
-    handles += [_grey("D", "black", "filled: stands after Holm's correction")] if (table["holm"] == "yes").any() else []
     columns = len(handles) if figure.get_figwidth() > _NARROW else 3
     figure.legend(
         handles=handles, loc="outside upper center", ncols=columns, frameon=False, columnspacing=1.0, handletextpad=0.3

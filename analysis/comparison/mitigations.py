@@ -23,13 +23,13 @@ from analysis.comparison.forest import draw_mitigations
 from analysis.comparison.paired_test import (
     CRITICAL,
     DETECTABLE,
-    LEVEL,
     Comparison,
     compare,
     holm,
     p_value,
     rank_intervals,
 )
+from analysis.comparison.ties import DECIDED, exact_means, untested, verdicts
 from analysis.output.entries import Output, TableEntry
 from analysis.output.text import latex, markdown
 from analysis.records.arrays import Row, Terms, cell_terms
@@ -55,7 +55,7 @@ _ARMS = ("free", "gaussian", "forced-heldout", "forced-train")
 _COLUMNS = (
     "sampler", "steps", "model", "kind", "baseline", "corrections", "metric", "seeds", "value", "sd", "baseline_value",
     "baseline_sd", "ratio", "ratio_low", "ratio_high", "distance", "delta", "error", "z", "p", "p_holm",
-    "holm", "detectable", "verdict", "rank_low", "rank_high", "nfe", "calls_ratio", "call_time_ratio", "time_ratio",
+    "detectable", "excess", "verdict", "rank_low", "rank_high", "nfe", "calls_ratio", "call_time_ratio", "time_ratio",
 )  # fmt: skip
 
 Place = tuple[str, int]  # sampler, steps
@@ -153,7 +153,10 @@ def mitigations_table(results: Results) -> pd.DataFrame:
         return pd.DataFrame()
     table = pd.DataFrame(rows).assign(metric=main_metric(results.metrics))
     table["p_holm"] = holm(table["p"])
-    table["holm"] = ["" if p != p else "yes" if p < LEVEL else "no" for p in table["p_holm"]]
+    exact = exact_means(results.metrics, main_metric(results.metrics))
+    table["excess"] = table["farthest"] - table["steps"].map(exact)
+    table["verdict"] = np.where(table["p"].notna(), verdicts(table), "")
+    table = table.drop(columns="farthest")
     places = list(dict.fromkeys(table["sampler"]))
     order = table.assign(place=table["sampler"].map(places.index)).sort_values(
         ["place", "steps", "value"], kind="stable"
@@ -234,16 +237,17 @@ def _spread(values: NDArray[np.float64]) -> float:
 
 def _tested(comparison: Comparison | None) -> dict[str, Any]:
     if comparison is None:
-        empty = dict.fromkeys(("delta", "error", "z", "p", "detectable"), math.nan)
-        return {**empty, "distance": "", "verdict": ""}
+        empty = dict.fromkeys(("delta", "error", "z", "p", "detectable", "farthest"), math.nan)
+        return {**empty, "distance": ""}
     numbers = {
         "delta": comparison.delta,
         "error": comparison.error,
         "z": comparison.z,
         "p": float(p_value(comparison.z)),
         "detectable": DETECTABLE * comparison.error,
+        "farthest": comparison.farthest,
     }
-    return {**numbers, "distance": comparison.distance, "verdict": comparison.verdict}
+    return {**numbers, "distance": comparison.distance}
 
 
 def _cost(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
@@ -326,10 +330,10 @@ def condensed(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _verdict(row: Mapping[Hashable, Any]) -> str:
-    """Return the verdict; a tie with the difference that it would have seen, for smaller ones it says nothing of."""
-    verdict = (row["verdict"] or "-") + ("*" if row["holm"] == "yes" else "")
-    is_tie = row["verdict"] == "tie" and row["distance"] == "frechet"
-    return f"{verdict} (sees {row['detectable']:.2g})" if is_tie else verdict
+    """Return the verdict, of Frechet distances not told apart with the difference that would have been seen."""
+    if row["distance"] != "frechet" or row["verdict"] in DECIDED:
+        return row["verdict"] or "-"
+    return f"{row['verdict']} (sees {row['detectable']:.2g})"
 
 
 def _number(value: float, form: str) -> str:
@@ -359,15 +363,14 @@ def _captions(table: pd.DataFrame, metric: str, account: str) -> tuple[str, str]
     """Return the captions of the table and of the figure."""
     tested, decided = int(table["z"].notna().sum()), table["verdict"].value_counts()
     measures = "; ".join(f"{name}: {_BIAS[name]}" for name in _bias_names(table))
-    corrected = f"it stands after Holm's correction for all {tested} comparisons of the table"
     distances = ", ".join(dict.fromkeys(table.loc[table["distance"] != "", "distance"]))
     tabled = (
         f"Every remedy against its baseline, on the seeds both were run with. {metric} and the baseline's: mean ± std"
         " over seeds, lower is better; ratio: of these means, with a 95 % interval (the test's; over seeds where the"
-        f" kernel distance is tested). z: paired difference of the distances ({distances}) in standard errors, win"
-        f" below -1.96, loss above 1.96: {decided.get('win', 0)} and {decided.get('loss', 0)} of {tested}, where"
-        f" chance makes {0.05 * tested:.2g}; *: {corrected} ({int((table['holm'] == 'yes').sum())} do); sees: the"
-        " difference that a tie would have shown with a chance of 80 %, smaller ones are not testable at this N. rank:"
+        f" kernel distance is tested). z: paired difference of the distances ({distances}) in standard errors; win and"
+        f" loss stand after Holm's correction for all {tested} comparisons of the table,"
+        f" {decided.get('win', 0)} and {decided.get('loss', 0)} do; sees: the difference that would have been seen with"
+        f" a chance of 80 %. {untested(table) or 'None is not testable at this N'}. rank:"
         " what the tests of all pairs at one sampler and step count leave open, jointly at .95 (Holm). calls, time:"
         " network calls and sampling time over the baseline's, as the cells were run. kind: sampling needs no training,"
         f" training has other weights. Exposure bias, before / after: {measures}. {account}."
@@ -375,9 +378,9 @@ def _captions(table: pd.DataFrame, metric: str, account: str) -> tuple[str, str]
     drawn = (
         f"{metric} of each remedy over its baseline's, means over the seeds both were run with: left of 1 the remedy is"
         " closer to the data. Bars: the paired test's 95 % interval, cut at the panel's edge; an arrow with its ratio:"
-        " a point far off. Colour: what the test finds (|z| > 1.96), black where it tested another distance than the"
-        f" one drawn; filled: {corrected}. Circle: training-free; square: other weights; empty: not run there."
-        f" {account}."
+        f" a point far off. Colour: what the test finds after Holm's correction for all {tested} comparisons, black"
+        " where it tested another distance than the one drawn; filled: win or loss. Circle: training-free; square:"
+        f" other weights; empty: not run there. {account}."
     )
     return tabled, drawn
 

@@ -40,6 +40,7 @@ class Comparison:
         delta: the difference; below 0 the first model is closer.
         error: its standard error.
         seeds: number of seeds that both were run with.
+        farthest: the larger of the two Frechet distances, mean over seeds; NaN of other distances.
         distance: ``frechet``, or ``kernel`` (squared) where a cell has no influence functions of the former: N / 2 does
             not exceed the number of features, or the cell was scored before they were recorded; or ``stratified``.
         paired: whether the samples shared their noise under every seed; else both sides' errors add up.
@@ -50,18 +51,12 @@ class Comparison:
     seeds: int
     distance: str = "frechet"
     paired: bool = True
+    farthest: float = math.nan
 
     @property
     def z(self) -> float:
         """Return Delta in standard errors; 0 where the two are the same samples."""
         return self.delta / self.error if self.error > 0 else 0.0
-
-    @property
-    def verdict(self) -> str:
-        """Return ``win``, ``loss`` or ``tie`` of the first model, by this test alone."""
-        if abs(self.z) < CRITICAL:
-            return "tie"
-        return "win" if self.z < 0 else "loss"
 
 
 def distance_error(terms: Terms) -> float | None:
@@ -87,17 +82,19 @@ def compare(first: Terms, second: Terms) -> Comparison | None:
 
 
 def _compare_frechet(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison | None:
-    halves, deltas = [], []
+    halves, distances = [], []
     for a, b in pairs:
         if a.frechet is None or b.frechet is None or a.distance is None or b.distance is None:
             return None
         halves.append([a.frechet - b.frechet] if a.shares_noise(b) else [a.frechet, b.frechet])
-        deltas.append(a.distance - b.distance)
+        distances.append((a.distance, b.distance))
     if not pairs:
         return None
     samples = sum(_spread(half) for sides in halves for half in sides) / len(pairs) ** 2
-    variance = samples + _of_reference([a for a, _ in pairs], [b for _, b in pairs])
-    return Comparison(float(np.mean(deltas)), math.sqrt(variance), len(pairs), paired=_are_paired(pairs))
+    error = math.sqrt(samples + _of_reference([a for a, _ in pairs], [b for _, b in pairs]))
+    first, second = map(float, np.mean(distances, axis=0))
+    paired = _are_paired(pairs)
+    return Comparison(first - second, error, len(pairs), paired=paired, farthest=max(first, second))
 
 
 def compare_kernels(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison | None:

@@ -23,11 +23,12 @@ from analysis.comparison.paired_test import (
     p_value,
     paired_t,
 )
+from analysis.comparison.ties import UNTESTABLE, exact_means, untested, verdicts
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of
 from analysis.output.style import panels, save
 from analysis.records.arrays import CellTerms, cell_terms
-from analysis.records.load import Results, coverage_name
+from analysis.records.load import Results, coverage_name, main_metric
 
 _SECTION = "Comparison"
 _ACROSS = 4  # triangles in a row
@@ -50,6 +51,8 @@ def pairs_table(results: Results) -> pd.DataFrame:
         error, z, p: standard error of delta, delta over it, and the two-sided p.
         p_holm: p after Holm's correction over all rows. It gives the ``verdict``, win, loss or tie of model.
         detectable: the difference that this test would see with a chance of 80 % at p < .05, uncorrected.
+        excess: the farther model's Frechet distance less an exact sampler's at this N. A tie with a larger
+            ``detectable`` is ``not testable``.
         noise: of recorded loops, ``same`` where all samples of both began from one noise; from ``other`` noise the
             test is that of independent samples.
         kernel_z: z of the squared kernel distance.
@@ -57,7 +60,7 @@ def pairs_table(results: Results) -> pd.DataFrame:
         classes_chi2, classes_p_holm: the test of equal class proportions on shared noise.
         differs: which of ``plain``, ``stratified`` and ``classes`` differ, each corrected over its column.
     """
-    rows = []
+    rows, exact = [], exact_means(results.metrics, main_metric(results.metrics))
     for steps, terms in sorted(cell_terms(results).items()):
         for (other, sampler), (model, model_sampler) in combinations(terms, 2):
             first, second = terms[model, model_sampler], terms[other, sampler]
@@ -74,6 +77,7 @@ def pairs_table(results: Results) -> pd.DataFrame:
                     "distance": comparison.distance, "delta": comparison.delta, "error": comparison.error,
                     "z": comparison.z, "p": float(p_value(comparison.z)),
                     "detectable": DETECTABLE * comparison.error,
+                    "excess": comparison.farthest - exact.get(steps, _NONE),
                     "kernel_z": _NONE if kernel is None else kernel.z, "seeds": comparison.seeds,
                     "noise": _noise(comparison, [first[seed] for seed in shared]),
                     "strat_delta": _NONE if stratified is None else stratified.delta,
@@ -86,8 +90,7 @@ def pairs_table(results: Results) -> pd.DataFrame:
         return pd.DataFrame()
     table = pd.DataFrame(rows)
     table.insert(list(table).index("p") + 1, "p_holm", holm(table["p"]))
-    ends = np.where(table["delta"] < 0, "win", "loss")
-    table = table.assign(verdict=np.where(table["p_holm"] < LEVEL, ends, "tie"))
+    table = table.assign(verdict=verdicts(table))
     table = table if table["noise"].any() else table.drop(columns="noise")
     return _with_classes(table) if table["classes_p"].notna().any() else table.drop(columns=_OF_CLASSES)
 
@@ -249,7 +252,8 @@ def analyse(results: Results, out: Output) -> None:
         caption = (
             f"Difference of distances ({_listed(table)}) on shared seeds, model less other, in standard errors"
             f" (z). p_holm is corrected for the {len(table)} comparisons of the table: a win or loss has p_holm < .05."
-            f" detectable: the difference seen with a chance of 80 % before correction; a tie says no more than that."
+            f" detectable: the difference seen with a chance of 80 % before correction; {UNTESTABLE}: that is more than"
+            f" the farther model's excess over an exact sampler at this N. {untested(table) or 'None is'}."
             f"{_CLASSES if 'differs' in table else ''}{noise_sentence(table)} {account}."
         )
         out.table(_SECTION, "pairs", table, "Every pair of models", caption)

@@ -17,7 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from analysis.comparison.paired_test import LEVEL, holm
+from analysis.comparison.paired_test import holm
+from analysis.comparison.ties import DECIDED, exact_means, untested, verdicts
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler
 from analysis.output.style import dodged, line_key, line_panels, points, save, step_axis
@@ -71,12 +72,14 @@ def trainings_table(results: Results) -> pd.DataFrame:
         other, other_trainings, delta: what it is compared with, none in a recipe's own row; model less other.
         error, freedom, t, p, detectable: :func:`welch`, from three trainings a side on; ``p_holm`` is corrected over
             all rows.
-        verdict: ``win``, ``loss`` or ``tie`` of the recipe, or ``in one training`` where there are fewer.
+        excess: the farther recipe's mean less the distance of an exact sampler.
+        verdict: :func:`analysis.comparison.ties.verdicts` of the recipe, or ``in one training`` where there are fewer.
     """
     values = _values(results)
     if values.empty or not (values.groupby("recipe")["training"].nunique() > 1).any():
         return pd.DataFrame()
     rows: list[dict[str, Any]] = []
+    exact = exact_means(results.metrics, main_metric(results.metrics))
     for (sampler, steps), place in values.groupby(["sampler", "steps"], sort=False):
         wide = place.pivot_table(index="seed", columns=["recipe", "training"], values="value", sort=False).dropna()
         if wide.empty:
@@ -85,16 +88,18 @@ def trainings_table(results: Results) -> pd.DataFrame:
         where = {"sampler": sampler, "steps": steps, "seeds": len(wide)}
         rows += [where | _spread(name, wide[name]) | {"other": "", "verdict": ""} for name in recipes]
         for other, name in combinations(recipes, 2):
-            rows.append(where | _spread(name, wide[name]) | _against(other, wide[name], wide[other]))
+            row = where | _spread(name, wide[name]) | _against(other, wide[name], wide[other])
+            farthest = max(row["mean"], row["mean"] - row["delta"])
+            rows.append(row | {"excess": farthest - exact.get(int(steps), _NONE)})
     if not rows:
         return pd.DataFrame()
-    names = ("other", "other_trainings", "delta", "error", "freedom", "t", "p", "p_holm", "detectable", "verdict")
+    names = (
+        "other", "other_trainings", "delta", "error", "freedom", "t", "p", "p_holm", "detectable", "excess", "verdict",
+    )  # fmt: skip
     table = pd.DataFrame(rows)
     table = table.reindex(columns=[*(name for name in table if name not in names), *names])
     table["p_holm"] = holm(table["p"])
-    ends = np.where(table["delta"] < 0, "win", "loss")
-    decided = np.where(table["p_holm"] < LEVEL, ends, "tie")
-    table["verdict"] = np.where(table["p"].notna(), decided, table["verdict"])
+    table["verdict"] = np.where(table["p"].notna(), verdicts(table), table["verdict"])
     return table.astype({"other_trainings": "Int64"})
 
 
@@ -130,7 +135,7 @@ def trainings_sentence(table: pd.DataFrame) -> str:
     """Say which recipes differ over trainings, and what is known of one training alone."""
     pairs = table[table["other"] != ""]
     tested = pairs[pairs["p"].notna()]
-    standing = tested[tested["verdict"] != "tie"]
+    standing = tested[tested["verdict"].isin(DECIDED)]
     text = f"{len(pairs) - len(tested)} of {len(pairs)} comparisons hold {ONE} only"
     if not len(tested):
         return f"{text}: a claim about a recipe takes {FEWEST} trainings a side."
@@ -139,10 +144,11 @@ def trainings_sentence(table: pd.DataFrame) -> str:
         f" steps (t = {row['t']:.1f})"
         for row in standing.to_dict("records")
     ]
-    smallest = tested["detectable"].min()
+    blind = untested(tested)
+    power = f"none sees less than {tested['detectable'].min():.2g}{'; ' if blind else ''}{blind}"
     return (
         f"{', '.join(named) or 'No recipe differs from another'} over trainings"
-        f" (Welch's t-test, Holm, {len(tested)} comparisons; none sees less than {smallest:.2g}); {text}."
+        f" (Welch's t-test, Holm, {len(tested)} comparisons; {power}); {text}."
     )
 
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from analysis.comparison.paired_test import distance_error
 from analysis.comparison.pairs import noise_sentence, pairs_table
+from analysis.comparison.ties import DECIDED, exact_distances
 from analysis.output.entries import Output, TableEntry
 from analysis.output.selection import models_of
 from analysis.output.style import MARKERS, LineRow, dodged, line_key, line_panels, points, save, step_axis
@@ -128,7 +129,7 @@ def _beaten(pairs: pd.DataFrame) -> set[tuple[Row, int]]:
     return {
         ((str(pair["model"] if pair["verdict"] == "loss" else pair["other"]), str(pair["sampler"])), int(pair["steps"]))
         for _, pair in pairs.iterrows()
-        if pair["verdict"] != "tie"
+        if pair["verdict"] in DECIDED
     }
 
 
@@ -215,20 +216,6 @@ def errors_of(results: Results) -> pd.Series:
         error = distance_error({seed: cell}) if name == metric and cell is not None else None
         errors.append(float("nan") if error is None else error)
     return pd.Series(errors, index=results.metrics.index, dtype=float)
-
-
-def exact_distances(metrics: pd.DataFrame, metric: str) -> dict[int, tuple[float, float]]:
-    """Return by step count what an exact sampler would have at its N, mean and std; nothing where N varies."""
-    found = {}
-    for steps, group in metrics.groupby("steps"):
-        numbers = []
-        for name in (f"{metric}_exact", f"{metric}_exact_sd"):
-            values = group.loc[group["metric"] == name, "value"].astype(float).dropna().unique()
-            if len(values) == 1:
-                numbers.append(float(values[0]))
-        if len(numbers) == 2:
-            found[int(str(steps))] = (numbers[0], numbers[1])
-    return found
 
 
 def _caption(metric: str, scores: pd.DataFrame, rows: int, spread_name: str) -> str:

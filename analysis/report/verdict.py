@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison.pairs import pairs_table
+from analysis.comparison.ties import untested
 from analysis.comparison.trainings import ONE, trainings_sentence, trainings_table
 from analysis.exposure_bias.norms import norm_table
 from analysis.exposure_bias.variance import final_table, variance_table
@@ -38,6 +39,7 @@ class Quality:
         reason: why no distance is known.
         trainings: what several trainings of recipes say; else, where weights differ, that each is one training.
         misfits: models that were run and have no part, since their description does not fit.
+        untested: how many of the comparisons could have shown nothing, as text; empty for none.
     """
 
     metric: str | None
@@ -50,6 +52,7 @@ class Quality:
     reason: str = ""
     trainings: str = ""
     misfits: tuple[str, ...] = ()
+    untested: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ def quality(results: Results) -> Quality:
     reason = _reasons(results, table.metric)
     trainings = _trainings(results, models[0], {*closer, *farther})
     counts = len(models), len(pairs)
-    return Quality(table.metric, models[0], *counts, closer, farther, lowest, reason, trainings, misfits)
+    blind = untested(pairs) if len(pairs) else ""
+    return Quality(table.metric, models[0], *counts, closer, farther, lowest, reason, trainings, misfits, blind)
 
 
 def _trainings(results: Results, baseline: str, models: set[str]) -> str:
@@ -174,11 +178,11 @@ def _compared(finding: Quality, basis: str) -> str:
     tests = f"the paired test with Holm's correction ({_count(finding.compared, 'comparison')} with {finding.baseline})"
     ends = {"closer to the data than": finding.closer, "farther from the data than": finding.farther}
     standing = [f"{_places(places)} {end} {finding.baseline}" for end, places in ends.items() if places]
+    blind = f"; {finding.untested}" if finding.untested else ""
+    end = f"{tests}{blind}; {lowest} ({basis}).{finding.trainings}"
     if not standing:
-        return (
-            f"No model is told from the baseline {finding.baseline} by {tests}; {lowest} ({basis}).{finding.trainings}"
-        )
-    return f"{' and '.join(standing)}, by {tests}; {lowest} ({basis}).{finding.trainings}"
+        return f"No model is told from the baseline {finding.baseline} by {end}"
+    return f"{' and '.join(standing)}, by {end}"
 
 
 def _places(places: dict[str, list[int]]) -> str:

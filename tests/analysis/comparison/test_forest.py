@@ -18,7 +18,7 @@ def table(samplers, models=3, factor=1.0, baselines=("adm",)):
                 verdict = ("win", "tie", "loss", "")[number % 4]
                 made.append(
                     {"sampler": sampler, "steps": steps, "model": f"{baseline}-{number}", "baseline": baseline}
-                    | {"kind": ("sampling", "training")[number % 2], "verdict": verdict, "holm": "no"}
+                    | {"kind": ("sampling", "training")[number % 2], "verdict": verdict}
                     | {"ratio": ratio, "ratio_low": 0.8 * ratio, "ratio_high": 1.2 * ratio}
                 )
     return pd.DataFrame(made)
