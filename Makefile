@@ -1,7 +1,10 @@
-.PHONY: test test-slow lint type bench figures
+.PHONY: test test-ci test-slow lint type bench figures
 
 test:
 	python -m pytest
+
+test-ci:
+	python -m pytest -m "ci and not slow"
 
 test-slow:
 	python -m pytest -m slow

@@ -1,5 +1,6 @@
 """Shared settings and fixtures of all tests."""
 
+import sys
 from functools import partial
 
 import pytest
@@ -18,3 +19,21 @@ def traced(monkeypatch):
     counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     return lambda: counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Give figures their files without their pixels, for tests of everything else that an analysis makes."""
+    import analysis.regenerate  # noqa: F401 - with all that draws
+    from analysis.output import style
+
+    def save(figure, folder, name, formats=("png", "pdf")):
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{name}.{suffix}" for suffix in formats]
+        for path in paths:
+            path.touch()
+        return paths
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("analysis.")]:
+        if getattr(module, "save", None) is style.save:
+            monkeypatch.setattr(module, "save", save)

@@ -61,6 +61,7 @@ def test_the_wheel_has_the_suite_and_the_analysis_alone(wheel):
     assert {str(path) for path in data if "__pycache__" not in path.parts} <= set(names)
 
 
+@pytest.mark.ci
 def test_the_command_runs_from_an_empty_folder(programs, tmp_path):
     command = programs / "exposure-bias-bench"
     small = ["--models", "adm", "--steps", "2", "--samples", "4", "--features", "none", "--no-probes", "--quiet"]

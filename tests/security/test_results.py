@@ -204,7 +204,7 @@ def test_hostile_parts_of_a_run_are_refused(room, going_on, hostile, marker, mon
     size = samples.stat().st_size
     metrics = samples.with_name("metrics.json")
     facts = json.loads(metrics.read_text())
-    del facts["checksum"], facts["sha256"]  # as version 0.1 wrote it
+    del facts["checksum"], facts["sha256"]
     metrics.write_text(json.dumps(facts))
     file = io.BytesIO()
     np.savez(file, arr_0=np.array([hostile], dtype=object))

@@ -28,10 +28,12 @@ Outcome = namedtuple("Outcome", "code out err")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def small_covariances():
-    """Leave out the Gaussian of 32x32 colour images, whose covariance takes half a minute to decompose."""
+def small_laws():
+    """Walk few exact samples, and leave out the Gaussian of 32x32 colour images, whose covariance takes long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.suite.cells.reference.LARGEST", 768)
+        patch.setattr("bench.suite.experiments.exact._MANY", 64)
+        patch.setattr("bench.suite.experiments.exact._FEW", 64)
         yield
 
 

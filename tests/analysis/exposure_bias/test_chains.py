@@ -83,6 +83,7 @@ def test_the_analysis_draws_chains_and_pictures(chains):
     assert real["seeds"].tolist() == [2]
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize(
     "damage", ["edit", "cut", "version", "text", "unfinished", "nested", "column", "hole", "empty"]
 )
@@ -123,6 +124,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("content", [b"rubbish", *PICTURES.values()], ids=["rubbish", *PICTURES])
 def test_damaged_pictures_cost_their_row_alone(chains, content):
     folder = chains.root / "chains" / "adm-mean-100-seed0"

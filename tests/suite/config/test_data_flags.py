@@ -110,6 +110,7 @@ def statistics(tmp_path_factory):
     return path
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_published_statistics_replace_the_datas_without_sampling(command, tmp_path, tiny_weights, statistics):
     args = ("--models", f"mine={tiny_weights}", "--steps", "2", "--samples", "70", "--no-probes", "--quiet")
     out, made = tmp_path / "out", []
@@ -169,6 +170,7 @@ def test_images_of_8_and_16_pixels_have_features_of_their_own(dataset, data_dir,
     assert _default_features(args, {dataset}) == "inception"
 
 
+@pytest.mark.ci
 def test_cifar10_at_16_pixels_runs_without_its_images(command, save_tiny, tmp_path):
     network, out = save_tiny(name="colour", image_size=16, in_channels=3, out_channels=6), tmp_path / "out"
     grid = ("--models", f"tiny={network}", "--dataset", "cifar10-16", "--steps", "2", "--samples", "130", "--quiet")

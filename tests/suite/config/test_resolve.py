@@ -102,6 +102,7 @@ def test_it_says_what_it_left_out(without, run):
     assert all(f"left out  {text}" in said for text in named)
 
 
+@pytest.mark.ci
 def test_scores_are_those_of_a_run_with_the_images(without, run, images):
     _, with_images = run("--quiet", "--data-dir", images, "--features", "cifar10")
     ours, theirs = scores(without[1]), scores(with_images)
@@ -120,6 +121,7 @@ def test_the_two_do_not_mix_in_one_folder(without, command, network, images):
     assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_tables_figures_and_report_can_be_made_of_it(without):
     _, out = without
     assert regenerate(out).problems == []
@@ -157,7 +159,10 @@ def test_constants_that_are_measured_on_images_cannot_be_fitted(command, network
     assert outcome.err == "error: --tune std=fit needs the images; give the images' folder with --data-dir\n"
 
 
-@pytest.mark.parametrize("measure", ["chains", "response", "steps,normality,chains,response"])
+@pytest.mark.parametrize(
+    "measure",
+    [*(pytest.param(name, marks=pytest.mark.ci) for name in ("chains", "response")), "steps,normality,chains,response"],
+)
 def test_measurements_that_need_images_are_left_out_by_name(run, measure):
     outcome, out = run("--measure", measure, "--features", "none")
     assert outcome.code == 0, outcome.err

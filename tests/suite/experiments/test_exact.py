@@ -19,6 +19,12 @@ from bench.suite.experiments.exact import plan_exact
 WALKED = ("mixture", "mixture-forced", "empirical", "empirical-forced")
 
 
+@pytest.fixture(autouse=True)
+def as_many_walks_as_in_a_run(monkeypatch):
+    monkeypatch.setattr(exact, "_MANY", 1024)
+    monkeypatch.setattr(exact, "_FEW", 256)
+
+
 @pytest.fixture
 def compute(make_context, tmp_path):
     """Return a function that computes the record of one cell; gives its table, spectra and facts."""
