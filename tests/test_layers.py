@@ -17,7 +17,7 @@ BENCH = (
     {"models", "measure"},
     "latent",
     "suite",
-    {"injected", "hooks", "check"},
+    {"exact", "injected", "hooks", "check"},
     "__main__",
 )
 ROWS = {
