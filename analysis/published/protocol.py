@@ -1,12 +1,18 @@
-"""Where a published number may stand beside ours: dataset, metric and protocol must agree.
+"""How published numbers were computed, and where one may stand beside ours: dataset, metric and protocol must agree.
 
 A Frechet distance depends on the reference, the number of samples, the features and even on how pixels are rounded.
+``protocols.toml`` holds what papers and repositories state of each table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -45,33 +51,51 @@ class Protocol:
     precision: str = "fp32"
 
 
-# Our name of the reference by the papers' name of the dataset, where the papers name one set of images and no other:
-# a whole training set, or a file of OpenAI's statistics. LSUN's and CelebA's are 50,000 images drawn at random.
-_REFERENCES: Mapping[str, str] = {
-    "CIFAR10-32": "cifar10-train (50000)",
-    "ImageNet-32": "imagenet32-train (1281167)",
-    "FFHQ-128": "ffhq128-train (70000)",
-    "ImageNet-64": "VIRTUAL_imagenet64_labeled.npz",
-    "ImageNet-128": "VIRTUAL_imagenet128_labeled.npz",
-}
-_GUIDANCE: Mapping[str, float] = {"ImageNet-128": 0.5}
-# Tables of Ning et al. 2023 and 2024 on ADM, all with guided-diffusion's scripts and evaluator.
-_SAMPLER = "ddpm"
-_ADM_TABLES = ("ddpm_ip_table2", "ddpm_ip_table3", "ddpm_ip_table7", "adm_es")
+_FIELDS = [field.name for field in fields(Protocol) if field.name != "precision"]
+# Tables whose rows are drawn beside a run: the ancestral sampler at a number of steps.
+_DRAWN = ("ddpm_ip_table2", "ddpm_ip_table3", "ddpm_ip_table7", "adm_es")
+_MODELS = {"DDPM": "ADM", "DDPM-IP": "ADM-IP"}  # names of one model in different tables
+# What rows of a table say of themselves: column, setting, and the setting's value where that is another word.
+_COLUMNS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
+    ("sampler", "sampler", {"DDIM": "ddim", "DDPM": "ddpm"}),
+    ("solver", "sampler", {}),
+    ("sampling", "sampler", {"deterministic Euler": "euler"}),
+    ("spacing", "spacing", {}),
+    ("eta", "eta", {}),
+)
+_STEPS = ("steps", "num_steps_flag", "sampling_steps")  # columns that count them
 
 
-def _protocol(row: pd.Series) -> Protocol | None:
-    """Return how a row of the papers' ADM tables was computed, None where no dataset of ours can be the same.
+@cache
+def _protocols() -> Mapping[str, Mapping[str, Any]]:
+    """Return the stated settings by table of ``analysis/published``."""
+    groups = tomllib.loads((Path(__file__).parent / "protocols.toml").read_text())
+    return {table: group for group in groups.values() for table in group["tables"]}
 
-    50,000 samples by the ancestral sampler with learned variance, clipped, pixels floored (``.to(uint8)``).
-    """
-    dataset = str(row["dataset"])
-    if dataset not in _REFERENCES:
+
+def stated(table: str, row: Mapping[str, Any]) -> dict[str, object]:
+    """Return the settings that are stated of a row of a published table; ``metric`` always is."""
+    settings: dict[str, object] = {"metric": str(row["metric"]).lower()}
+    for name, value in _protocols().get(table, {}).items():
+        if isinstance(value, Mapping):
+            value = value.get(str(row["dataset"]), value.get("other"))
+        if name != "tables" and value is not None:
+            settings[name] = value
+    for column, name, words in _COLUMNS:
+        if not pd.isna(row.get(column)):
+            value = row[column]
+            settings[name] = words.get(value, value) if isinstance(value, str) else float(value)
+    if "conditioning" in row:
+        settings["conditional"] = row["conditioning"] == "cond"
+    return settings
+
+
+def _protocol(table: str, row: Mapping[str, Any]) -> Protocol | None:
+    """Return how a row was computed, None where not all of it is stated."""
+    settings = stated(table, row)
+    if any(name not in settings for name in _FIELDS):
         return None
-    return Protocol(
-        _REFERENCES[dataset], str(row["metric"]).lower(), 50_000, _SAMPLER, "learned", "floor", True, "plain",
-        row.get("conditioning", "uncond") == "cond", _GUIDANCE.get(dataset, 0.0),
-    )  # fmt: skip
+    return Protocol(**{name: settings[name] for name in _FIELDS})  # type: ignore[arg-type]
 
 
 def comparable(ours: Protocol, published: Protocol | None) -> bool:
@@ -82,22 +106,55 @@ def comparable(ours: Protocol, published: Protocol | None) -> bool:
     return published is not None and ours == published
 
 
-def published_rows(dataset: str) -> list[tuple[dict[str, object], Protocol]]:
-    """Return the papers' rows of a dataset of ours, whatever its reference, with their protocols.
+@dataclass(frozen=True)
+class PublishedRow:
+    """A published number: model, length of its training if stated, sampling steps, value, source, settings."""
+
+    model: str
+    training: str
+    steps: int
+    metric: str
+    value: float
+    source: str
+    settings: Mapping[str, object]
+
+
+def published_rows(dataset: str) -> list[PublishedRow]:
+    """Return the papers' rows of a dataset of ours, whatever its reference; numbers that papers repeat are there once.
 
     Args:
         dataset: its name in a run, such as ``cifar10`` or ``cifar10-jpeg``.
     """
-    plain = dataset.split("-")[0].lower()
-    rows: list[tuple[dict[str, object], Protocol]] = []
-    for name in _ADM_TABLES:
-        for row in load_published(name).to_dict("records"):
-            protocol = _protocol(pd.Series(row))
-            # cifar10 is CIFAR10-32, imagenet64 is ImageNet-64.
-            theirs = str(row["dataset"]).lower()
-            if protocol is not None and plain and plain in (theirs.replace("-", ""), theirs.split("-")[0]):
-                rows.append(({str(key): value for key, value in row.items()}, protocol))
-    return rows
+    plain = _normal(re.sub("-(jpeg|webp)$", "", dataset.lower()))
+    rows: dict[tuple[object, ...], PublishedRow] = {}
+    for table in _protocols():
+        for values in load_published(table).to_dict("records"):
+            entry = {str(key): value for key, value in values.items()}
+            # CIFAR10-32 is cifar10; ImageNet-64 is imagenet64.
+            if plain and _normal(entry["dataset"]).removesuffix("32" if plain == "cifar10" else "") == plain:
+                row = _row(table, entry)
+                sampler = row.settings.get("sampler")
+                rows.setdefault((row.model, row.training, row.steps, row.metric, row.value, sampler), row)
+    return list(rows.values())
+
+
+def _normal(name: object) -> str:
+    return re.sub("[^a-z0-9]", "", str(name).lower())
+
+
+def _row(table: str, entry: Mapping[str, Any]) -> PublishedRow:
+    """Return a row of a published table."""
+    name = str(entry.get("model", entry.get("backbone")))
+    more = [f"gamma {entry['gamma']}"] if entry.get("gamma") else []
+    if "sampler" in entry and str(entry["sampler"]) not in ("DDIM", "DDPM"):  # a remedy of the sampler
+        more.append(str(entry["sampler"]))
+    iterations = entry.get("training_iterations_thousand", entry.get("training_iterations"))
+    training = "" if iterations is None else f"{str(iterations).removesuffix('K')}k iterations"
+    steps = next(entry[column] for column in _STEPS if column in entry)
+    return PublishedRow(
+        ", ".join([_MODELS.get(name, name), *more]), training, int(str(steps).split()[0]), str(entry["metric"]),
+        float(entry["value"]), str(entry["source"]), stated(table, entry),
+    )  # fmt: skip
 
 
 def our_protocols(results: Results, metric: str) -> list[Protocol]:
@@ -117,15 +174,19 @@ def overlay(results: Results, metric: str) -> pd.DataFrame:
 
     Columns model, sampler, steps, value, source; empty in most folders.
     """
-    ours = our_protocols(results, metric)
-    counts, chosen = {record.cell["steps"] for record in results.cells}, []
-    for name in _ADM_TABLES:
-        table = load_published(name).assign(sampler=_SAMPLER)
-        fits = [any(comparable(one, _protocol(row)) for one in ours) for _, row in table.iterrows()]
-        chosen.append(table.loc[fits, ["model", "sampler", "steps", "value", "source"]])
-    # The papers repeat a few numbers from table to table, some under another name (DDPM is ADM).
-    rows = pd.concat(chosen, ignore_index=True).replace({"model": {"DDPM": "ADM", "DDPM-IP": "ADM-IP"}})
-    return rows[rows["steps"].isin(counts)].drop_duplicates(["model", "steps", "value"], ignore_index=True)
+    rows = pd.DataFrame(_drawn(results, metric), columns=["model", "sampler", "steps", "value", "source"])
+    # The papers repeat a few numbers from table to table, some under another name.
+    return rows.drop_duplicates(["model", "steps", "value"], ignore_index=True)
+
+
+def _drawn(results: Results, metric: str) -> Iterator[tuple[object, ...]]:
+    ours, counts = our_protocols(results, metric), {record.cell["steps"] for record in results.cells}
+    for table in _DRAWN:
+        for row in load_published(table).to_dict("records"):
+            theirs = _protocol(table, {str(key): value for key, value in row.items()})
+            if row["steps"] in counts and theirs and any(comparable(one, theirs) for one in ours):
+                name = _MODELS.get(row["model"], row["model"])
+                yield name, theirs.sampler, row["steps"], row["value"], row["source"]
 
 
 def _labelled(results: Results) -> dict[str, bool]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.output.text import markdown
+from analysis.output.text import markdown, without_constants
 
 _FOLDER = Path(__file__).parent
 _INTRODUCTION = """# Published numbers
 
-Copied from the papers and their repositories, not measured here; the source stands in each row. Features are
+Copied from the papers and their repositories, not measured here; the source stands beside them. Features are
 Inception's and, where the source says so, N is 50,000: a Frechet distance on other data, features or N is another
 number. A run draws them beside its own only where dataset, metric and protocol agree ([reproduce.md](reproduce.md)).
 The files are in `analysis/published`, which also holds tables too long for a page: {long}.
@@ -70,6 +70,6 @@ def page(delta_caption: str) -> str:
     parts = [_INTRODUCTION.format(long=files, delta=delta_caption)]
     for name, (title, text) in TABLES.items():
         table = load_published(name, as_printed=True)
-        table = wide_table(table) if "steps" in table else table
-        parts.append(f"## {title}\n\n{text}\n\n{markdown(table)}")
+        table, repeated = without_constants(wide_table(table) if "steps" in table else table)
+        parts.append(f"## {title}\n\n{' '.join(filter(None, (text, repeated)))}\n\n{markdown(table)}")
     return "\n".join(parts)
