@@ -3,7 +3,7 @@
 Of every cell stay its scores, the terms of its distances, at most 20 levels of the per-step table and 8 of the moments.
 Of the first seed, at the most steps of the first sampler, stay 16 samples a model, the single errors in half precision
 at the levels that figures show, and the tests of normality at all levels. All records are one file,
-``records.zip``; the logs of trainings lie beside it.
+``records.zip``, whose sha256 stands in ``run.json``; the logs of trainings lie beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from analysis.normality.error_normality import TESTS, tested_levels
 from analysis.output.selection import shown
 from analysis.quality.training import training_logs
 from analysis.records.arrays import LEVEL_ARRAYS, MOMENT_ARRAYS, is_analysed
-from analysis.records.files import ARCHIVE, read_bytes
+from analysis.records.checks import checksum
+from analysis.records.files import ARCHIVE, CHECKSUM, RUN, file_hash, read_bytes, read_json
 from analysis.records.load import CellRecord, Results, ResultsError, load_results
 
 _STEP_LEVELS = 20
@@ -50,12 +51,22 @@ def publish(source: Path, target: Path) -> Results:
     with zipfile.ZipFile(target / ARCHIVE, "w") as archive:
         for name, content in sorted(_records(results)):
             _add(archive, name, content)
-    if (source / "run.json").is_file():
-        shutil.copy(source / "run.json", target / "run.json")
     for recipe, path in training_logs(source).items():
         (target / "training" / recipe).mkdir(parents=True)
         shutil.copy(path, target / "training" / recipe / path.name)
+    _seal(source / RUN, target)
     return results
+
+
+def _seal(run: Path, target: Path) -> None:
+    """Write ``run.json`` of the copy: the run's, if it has one, with the sha256 of the archive."""
+    try:
+        account = read_json(run)
+    except (OSError, ValueError):
+        account = {}
+    account = account if isinstance(account, dict) else {}
+    text = json.dumps(account | {CHECKSUM: file_hash(target / ARCHIVE)}, indent=1)
+    (target / RUN).write_text(text + "\n")
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -110,6 +121,7 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
         files |= _pictures(record)
     described = {name: value for name, value in record.facts.items() if name not in _CHECKSUMS}  # of what is not copied
     facts = {**described, "files": {name: len(content) for name, content in files.items()}, "published": True}
+    facts["checksum"] = checksum(facts)
     return files | {"metrics.json": (json.dumps(facts, indent=1) + "\n").encode()}
 
 

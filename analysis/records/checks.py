@@ -70,14 +70,19 @@ def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
     check_files(folder, facts["files"])
 
 
+def checksum(facts: Mapping[str, Any]) -> str:
+    """Return the checksum of a record (``bench.files.writing.write_record``), over all but the checksum itself."""
+    rest = {name: value for name, value in facts.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def check_unchanged(facts: Mapping[str, Any]) -> None:
-    """Check a record against the checksum in it (``bench.files.writing.write_record``); published ones have none.
+    """Check a record against the checksum in it, if it has one.
 
     Raises:
         ValueError: it was edited.
     """
-    rest = {name: value for name, value in facts.items() if name != "checksum"}
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    digest = checksum(facts)
     if facts.get("checksum", digest) != digest:
         raise ValueError("its numbers were edited")
 

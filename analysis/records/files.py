@@ -7,6 +7,7 @@ cannot be opened, and else ``ValueError`` with one line that says what is wrong.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import zipfile
@@ -20,6 +21,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 ARCHIVE = "records.zip"  # of a published run
+RUN = "run.json"
+CHECKSUM = "records_sha256"  # of the archive, in run.json
 _MOST = 2**28  # bytes of a file without its packing that are harmless, however small the file
 _SHARE = 250  # unpacked bytes for a byte on disk; records have below 30
 _LARGEST_JSON = 2**24
@@ -35,11 +38,33 @@ def open_records(root: Path) -> Place:
     if (root / "cells").is_dir() or not path.is_file():
         return root
     try:
+        _check_archive(root)
         archive = zipfile.ZipFile(path)
         _refuse_unfolding(sum(member.file_size for member in archive.infolist()), path.stat().st_size)
         return zipfile.Path(archive)
     except Exception as error:  # on damaged bytes zipfile raises almost any kind
         raise ValueError(_reason(error)) from None
+
+
+def _check_archive(root: Path) -> None:
+    """Compare an archive with its sha256 in ``run.json``, where that has one.
+
+    Raises:
+        ValueError: it is another file.
+    """
+    try:
+        account = read_json(root / RUN)
+    except (OSError, ValueError):
+        return
+    digest = account.get(CHECKSUM) if isinstance(account, dict) else None
+    if digest is not None and digest != file_hash(root / ARCHIVE):
+        raise ValueError(f"it was edited: its sha256 is not the one in {RUN}")
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def children(folder: Place) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -143,6 +144,22 @@ def test_a_damaged_archive_is_one_line(tmp_path, capsys, damage):
     (tmp_path / "records.zip").write_bytes(damage)
     assert main([str(tmp_path)]) == 2
     assert "records.zip is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("edit", ["score", "member"])
+def test_an_edited_archive_is_one_line(copy, tmp_path, capsys, edit):
+    shutil.copytree(copy, tmp_path, dirs_exist_ok=True)
+    with zipfile.ZipFile(copy / "records.zip") as old, zipfile.ZipFile(tmp_path / "records.zip", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if edit == "score" and name.endswith("metrics.json"):
+                content = content.replace(b'"value": 0.', b'"value": 9.')
+            new.writestr(name, content + (b"\n" if edit == "member" and name.endswith("steps.csv") else b""))
+    assert main([str(tmp_path)]) == 2
+    assert "records.zip is damaged (it was edited" in capsys.readouterr().err
+    (tmp_path / "run.json").unlink()  # without the archive's checksum the cells have theirs
+    assert main([str(tmp_path)]) == 2
+    assert ("its numbers were edited" if edit == "score" else "steps.csv is missing") in capsys.readouterr().err
 
 
 def full(triangle, d):
