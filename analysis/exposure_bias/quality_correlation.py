@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 
 from analysis.output.entries import Output
 from analysis.output.selection import models_of
-from analysis.output.style import MARKERS, is_edm, panels, save
+from analysis.output.style import is_edm, markers, panels, save
 from analysis.records.load import Results, main_metric
 
 _SECTION = "What predicts quality"
@@ -139,15 +139,16 @@ def draw_diagnostics(table: pd.DataFrame, correlations: pd.DataFrame, metric: st
     families = correlations["measure"].str.removesuffix("_signed").str.removesuffix("_heldout")
     chosen = correlations[~families.duplicated()].head(_PANELS)  # one of each kind, not a measure and its modulus
     columns = min(3, len(chosen))
-    marks = {model: MARKERS[position % len(MARKERS)] for position, model in enumerate(models_of(table))}
+    marks = markers(models_of(table))
     counts = sorted(int(count) for count in table["steps"].unique())
     shades = dict(zip(counts, matplotlib.colormaps["viridis"](np.linspace(0.9, 0, len(counts))), strict=True))
     with panels(-(-len(chosen) // columns), columns, sharey=True) as (figure, axes):
         for axis, (_, row) in zip(axes.flat, chosen.iterrows(), strict=False):
             for (model, steps), points in table.groupby(["model", "steps"], sort=False):
                 shade, mark = shades[int(str(steps))], marks[str(model)]
+                size = 14 if len(mark) == 1 else 30  # numbers are finer than shapes
                 axis.scatter(
-                    points[row["measure"]], points["fd"], s=14, color=shade, marker=mark, linewidths=0, alpha=0.8
+                    points[row["measure"]], points["fd"], s=size, color=shade, marker=mark, linewidths=0, alpha=0.8
                 )
             axis.set_xlabel(row["measure"])
             rho = [
@@ -197,6 +198,6 @@ def analyse(results: Results, out: Output) -> None:
     out.figure(
         _SECTION, draw_diagnostics(table, correlations, metric, out.figures), "What predicts quality",
         f"{metric} of every cell against the {min(_PANELS, len(correlations))} measures that correlate most with it."
-        " Colour: step count; shape: model. A cloud that rises within one colour predicts quality beyond the step"
-        " count. rho (within step counts, of models) as in the table, definitions there. " + account + ".",
+        " Colour: step count; shape or number: model. A cloud that rises within one colour predicts quality beyond the"
+        " step count. rho (within step counts, of models) as in the table, definitions there. " + account + ".",
     )  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.output.text import latex, markdown
+from analysis.output.text import latex, markdown, without_constants
 from analysis.records.files import read_json
 from analysis.records.load import ResultsError
 
@@ -65,13 +65,18 @@ class Output:
                     raise ResultsError(f"{path} is a link, and nothing is written through it; delete it")
 
     def table(self, section: str, name: str, frame: pd.DataFrame, title: str, caption: str) -> None:
-        """Write a table as CSV (six digits), short ones as Markdown and LaTeX (booktabs) too; nothing if empty."""
+        """Write a table as CSV (six digits), short ones as Markdown and LaTeX (booktabs) too; nothing if empty.
+
+        Only the CSV has columns that are empty or the same in every row.
+        """
         if not len(frame):
             return
         self.text(f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
         if len(frame) <= _READABLE:
-            self.text(f"{name}.md", f"{caption}\n\n{markdown(frame)}")
-            self.text(f"{name}.tex", f"% {caption}\n{latex(frame)}")
+            readable, repeated = without_constants(frame)
+            about = f"{caption} {repeated}".strip()
+            self.text(f"{name}.md", f"{about}\n\n{markdown(readable)}")
+            self.text(f"{name}.tex", f"% {about}\n{latex(readable)}")
         self.entries.append(TableEntry(name, section, title, caption, frame))
 
     def text(self, name: str, text: str) -> None:

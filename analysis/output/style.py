@@ -27,7 +27,7 @@ from PIL import Image
 
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
-MARKERS = "osD^vPX*<>ph8dH"
+_MARKERS = "osD^vPX*<>ph8dH"
 _MOST_LINES = 4  # models in one panel
 _LETTERS, _HANDLE = 19, 7  # of a legend: letters an inch, and those a handle takes
 _TICKS_A_SIDE = 4  # intervals between them, at most
@@ -74,6 +74,11 @@ _SETTINGS: dict[Any, Any] = {
 def colours(names: Sequence[str]) -> dict[str, str]:
     """Give each name a colour, the same for the same sequence of names."""
     return {name: _PALETTE[position % len(_PALETTE)] for position, name in enumerate(names)}
+
+
+def markers(names: Sequence[str]) -> dict[str, str]:
+    """Give each name a shape of its own: where shapes run out, the name's number."""
+    return {name: _MARKERS[k] if k < len(_MARKERS) else f"${k + 1}$" for k, name in enumerate(names)}
 
 
 @contextmanager
@@ -153,7 +158,7 @@ def points(
     bars = np.asarray(spread, dtype=float)
     axis.errorbar(
         x, y, yerr=np.nan_to_num(bars) if np.isfinite(bars).any() else None, color=row.paint[model],
-        marker=MARKERS[list(row.paint).index(model)], markersize=3.5, capsize=1.5, linewidth=row.width(model),
+        marker=markers(list(row.paint))[model], markersize=3.5, capsize=1.5, linewidth=row.width(model),
         elinewidth=0.8,
     )  # fmt: skip
 

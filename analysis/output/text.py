@@ -21,6 +21,24 @@ def entry(value: object) -> str:
     return str(value)
 
 
+def without_constants(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return a table as people read it: without empty columns and those with one entry throughout, which are named.
+
+    Args:
+        frame: any table; one of a single row has no constant columns, but perhaps empty ones.
+
+    Returns:
+        The table, and a sentence such as ``In every row: N 256, sampler ddpm.``, empty where nothing is in every row.
+    """
+    columns = {name: {entry(value) for value in frame[name]} for name in frame.columns}
+    empty = [name for name, entries in columns.items() if entries <= {"-", ""}]
+    constant = [name for name, entries in columns.items() if len(frame) > 1 and len(entries) == 1 and name not in empty]
+    if len(empty) + len(constant) == frame.shape[1]:  # rows that are alike throughout
+        constant = []
+    repeated = ", ".join(f"{name} {entry(frame[name].iloc[0])}" for name in constant)
+    return frame.drop(columns=[*empty, *constant]), f"In every row: {repeated}." if repeated else ""
+
+
 def markdown_row(cells: Sequence[str]) -> str:
     """Return one row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

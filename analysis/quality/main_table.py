@@ -16,7 +16,7 @@ from analysis.comparison.pairs import noise_sentence, pairs_table
 from analysis.comparison.ties import DECIDED, exact_distances
 from analysis.output.entries import Output, TableEntry
 from analysis.output.selection import models_of
-from analysis.output.style import MARKERS, LineRow, dodged, line_key, line_panels, points, save, step_axis
+from analysis.output.style import LineRow, dodged, line_key, line_panels, markers, points, save, step_axis
 from analysis.output.text import latex_text, markdown_row
 from analysis.published.protocol import overlay
 from analysis.records.arrays import Row, cell_terms
@@ -316,9 +316,10 @@ def _draw_lines(row: LineRow, axis: Axes, quality: QualityTable, table: pd.DataF
 
 def _draw_published(axis: Axes, published: pd.DataFrame) -> None:
     """Add the papers' points, which :mod:`analysis.published.tables` found comparable; none in most folders."""
-    for position, (model, rows) in enumerate(published.groupby("model", sort=False)):
+    marks = markers(list(published["model"].unique()))
+    for model, rows in published.groupby("model", sort=False):
         axis.plot(
-            rows["steps"], rows["value"], color="0.6", linestyle=":", marker=MARKERS[position % len(MARKERS)],
+            rows["steps"], rows["value"], color="0.6", linestyle=":", marker=marks[str(model)],
             markerfacecolor="none", markersize=4, label=f"{model}, paper",
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 from analysis.output.entries import FigureEntry, Output, TableEntry
-from analysis.output.text import entry
+from analysis.output.text import entry, without_constants
 from analysis.quality.main_table import QualityTable, quality_table
 from analysis.records.files import read_json
 from analysis.records.load import Results
@@ -208,12 +208,10 @@ def _tabled(item: TableEntry, caption: str) -> str:
     if len(frame) > _INLINE:
         name = f"tables/{item.name}.csv"
         return f"{title}\n{text}\n<p>{len(frame)} rows, in <code>{escape(name)}</code>.</p>"
-    columns = {str(name): [entry(value) for value in frame[name]] for name in frame.columns}
-    constant = {name: cells[0] for name, cells in columns.items() if len(frame) > 1 and len(set(cells)) == 1}
-    columns = {name: cells for name, cells in columns.items() if name not in constant and set(cells) != {"-"}}
-    repeated = ", ".join(f"{name} {value}" for name, value in constant.items() if value not in ("-", ""))
+    readable, repeated = without_constants(frame)
+    columns = {str(name): [entry(value) for value in readable[name]] for name in readable.columns}
     if repeated:
-        text += f'\n<p class="caption">In every row: {escape(repeated)}.</p>'
+        text += f'\n<p class="caption">{escape(repeated)}</p>'
     rows = list(zip(*columns.values(), strict=True))
     kinds = [_kind(cells) for cells in columns.values()]
     table = _table(item.title, list(columns), [[escape(cell) for cell in row] for row in rows], kinds)

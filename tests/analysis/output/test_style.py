@@ -12,6 +12,7 @@ from analysis.output.style import (
     level_name,
     level_symbol,
     line_panels,
+    markers,
     noisy_left,
     panels,
     sigma_at,
@@ -104,3 +105,14 @@ def test_bars_of_models_lie_apart():
     assert places == sorted(places)
     assert dodged([10], 0, 1) == [10]
     assert np.mean(np.log([first for first, _ in places])) == pytest.approx(np.log(10))
+
+
+@pytest.mark.parametrize("number", [2, 9, 23])
+def test_no_two_models_look_alike(number):
+    models = [f"model{k}" for k in range(number)]
+    assert len(set(markers(models).values())) == number
+    with line_panels(models, 2) as (_, rows):
+        for row in rows:
+            assert len(set(row.paint.values())) == len(row.paint) <= 4
+            assert models[0] in row.paint  # the baseline is in every row
+        assert {model for row in rows for model in row.paint} == set(models)

@@ -8,7 +8,9 @@ from analysis.output.entries import Output
 from analysis.quality import main_table as quality
 from analysis.quality import samples
 from analysis.records.load import load_results
+from analysis.regenerate import regenerate
 from analysis.report.html import write_report
+from bench.suite.cli import run
 
 pytestmark = pytest.mark.skipif(chromium.missing() is not None, reason=str(chromium.missing()))
 
@@ -96,6 +98,18 @@ def test_nothing_overflows_and_text_stands_out(opened, width, scheme):
     assert (ink < 200 and page > 600) if scheme == "light" else (ink > 600 and page < 200)
     card = opened.run("return getComputedStyle(document.querySelector('figure .scroll')).backgroundColor")
     assert card == "rgb(255, 255, 255)"  # figures are drawn on white
+
+
+@pytest.mark.slow
+def test_the_default_runs_report_has_a_third_of_the_length_it_had(browser, tmp_path):
+    """24,000 pixels once. The default models at as many step counts as by default, fewer steps and samples."""
+    out = tmp_path / "run"
+    assert run(["--steps", "5,6,8,10", "--samples", "64", "--quiet", "--out", str(out)])[0] == 0
+    regenerate(out)
+    browser.devtools("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+    browser.open(out / "report.html")
+    assert browser.run("return document.documentElement.scrollHeight") <= 8000
+    assert browser.run("return document.images.length") >= 12
 
 
 def test_the_console_is_silent_and_nothing_leaves(opened):
