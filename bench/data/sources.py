@@ -14,6 +14,7 @@ from bench.data.cifar import BATCH_FOLDERS, is_batch_folder, read_batch_folder, 
 from bench.data.image_folder import LABELS_FILE, SUFFIXES, read_folder, read_zip
 from bench.data.image_stack import Pictures, ReadOptions
 from bench.data.npz_images import read_npz, refuse_npy
+from bench.files.kinds import placeholder
 from bench.runtime.errors import DataError, reason
 
 
@@ -89,6 +90,12 @@ def _read(path: Path, options: ReadOptions) -> Pictures:
         raise _unreadable(path, error) from None
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is neither a file nor a folder; check the path or --data-dir")
+    try:
+        other = placeholder(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if other:
+        raise DataError(f"{path} {other}")
     if path.name.lower().endswith((".tar.gz", ".tgz")):
         return read_batch_tar(path, options)
     if path.suffix.lower() == ".npz":

@@ -36,6 +36,7 @@ NEUTRAL_SETTINGS: Mapping[str, Any] = {
     "churn": 0.0, "precision": "fp32", "s_min": 0.0, "s_max": None, "s_noise": 1.0, "class_labels": "random",
 }  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(@[0-9]+[A-Za-z0-9._-]*)?")
+_FEW_NAMES = 20  # that an error lists
 _LONGEST_NAME = 100  # file systems take 255 bytes, of which sampler, steps and seed need some
 RESERVED_SEEDS = 1_000_000  # seeds from here on belong to the tuning of constants; no reported number uses them
 
@@ -95,12 +96,14 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else asdict(value)
 
 
-def nearest(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for an unknown name, with the nearest known one."""
+def nearest(kind: str, name: str, known: Iterable[str], advice: str = "") -> ConfigError:
+    """Return the error for an unknown name: the nearest known one, or else the advice and the known names if few."""
     choices = sorted(known)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
-    return ConfigError(f"unknown {kind} {name!r}; {hint}")
+    folded = {choice.casefold(): choice for choice in choices}
+    close = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.4)]
+    few = f"known: {', '.join(choices)}" if len(choices) <= _FEW_NAMES or not advice else ""
+    hints = (f"did you mean {close[0]!r}?", advice) if close else (advice, few)
+    return ConfigError(f"unknown {kind} {name!r}; {'; '.join(filter(None, hints))}")
 
 
 def check_name(name: str, place: str) -> None:

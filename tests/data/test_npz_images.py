@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 from numpy.lib import format as npy
+from sklearn.datasets import load_sample_images
 
 from bench.data import Preprocessing, load, load_path
 from bench.files import limits
@@ -186,6 +187,21 @@ def test_downsampled_imagenet_as_published(tmp_path, images, first):
     data = load("imagenet32", tmp_path)
     np.testing.assert_array_equal(data.images, pixels.transpose(0, 3, 1, 2))
     assert data.labels.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rows_are_read_in_the_order_in_which_they_are_smooth(tmp_path, grey, interleaved):
+    """A photograph's crops as rows by channel, as ImageNet is published, or pixel by pixel as a reshape makes them."""
+    photo = np.asarray(load_sample_images().images[0])  # [427, 640, 3]
+    pixels = np.stack([photo[k * 30 : k * 30 + 32, k * 40 : k * 40 + 32] for k in range(12)])
+    if grey:
+        pixels = np.repeat(pixels[..., :1], 3, axis=3)
+    rows = pixels.reshape(12, -1) if interleaved else pixels.transpose(0, 3, 1, 2).reshape(12, -1)
+    np.savez(tmp_path / "x.npz", data=rows)
+    data = load_path("mine", tmp_path / "x.npz")
+    np.testing.assert_array_equal(data.images, pixels.transpose(0, 3, 1, 2)[:, : data.images.shape[1]])
+    assert ("channels of each pixel side by side" in data.note) == interleaved
 
 
 def test_labels_that_nobody_needs_are_not_read(tmp_path, images, refusal):

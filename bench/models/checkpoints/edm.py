@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.models.checkpoints.edm_pickle import StoredObject, StoredTensor, read_objects, stored_tensors
+from bench.models.checkpoints.edm_pickle import (
+    StoredObject,
+    StoredTensor,
+    is_edm2,
+    of_edm2,
+    of_torch,
+    read_objects,
+    stored_tensors,
+)
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS, make_preconditioning
 from bench.models.interface import Description
 from bench.models.networks.adm import without_weights
@@ -30,6 +38,7 @@ _PRECONDITIONED: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "VEPrecond": ("ve", ("sigma_min", "sigma_max")),
     "iDDPMPrecond": ("iddpm", ("C_1", "C_2", "M")),
 }
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # begins a file of torch.save before 1.6
 _RENAMED = {"img_resolution": "image_size", "label_dim": "num_classes"}  # as every Description calls them
 
 
@@ -104,6 +113,8 @@ def load_edm(path: Path, description: Description) -> nn.Module:
 
 def _read(path: Path) -> _Stored:
     content = read_objects(path)
+    if content == _TORCH_MAGIC:
+        raise of_torch(path)
     if isinstance(content, dict):
         if "ema" not in content:
             raise CheckpointError(f"{path} has no 'ema' entry, where EDM keeps its network; it is another kind of file")
@@ -111,6 +122,8 @@ def _read(path: Path) -> _Stored:
     if not isinstance(content, StoredObject):
         raise CheckpointError(f"{path} holds no EDM network; it is another kind of file")
     if content.class_name not in _PRECONDITIONED:
+        if content.class_name == "Precond" or is_edm2(path):
+            raise of_edm2(path)
         classes = ", ".join(_PRECONDITIONED)
         raise CheckpointError(f"{path} holds {quoted(content.class_name)}, not one of {classes}")
     modules = content.state.get("_modules") if isinstance(content.state, dict) else None

@@ -23,6 +23,10 @@ from bench.models.checkpoints.state_dicts import require_file
 from bench.runtime.errors import CheckpointError, quoted
 
 _MOST_MODULES = 20_000
+_ZIP = b"PK\x03\x04"  # begins a file of torch.save
+_HEAD = 2**22  # bytes of a file that hold the source code of its networks
+# The paper that the source code of EDM2's networks names (Karras et al. 2024).
+_EDM2 = b"Analyzing and Improving the Training Dynamics of Diffusion Models"
 _MOST_SIZES = 64  # torch's own limit
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 
@@ -192,14 +196,37 @@ def read_objects(path: Path) -> Any:
     require_file(path)
     try:
         with path.open("rb") as file:
+            if file.read(len(_ZIP)) == _ZIP:
+                raise of_torch(path)
+            file.seek(0)
             return restricted_load(file, _allowed())
+    except CheckpointError:
+        raise
     except UnsafePickleError as error:
+        if is_edm2(path):
+            raise of_edm2(path) from None
         reason = quoted(str(error))[1:-1]
         raise CheckpointError(
             f"{path} is not an EDM network: {reason}; nothing of it was run, take it from its publisher"
         ) from None
     except Exception:  # on damaged bytes pickle raises almost any kind, MemoryError and UnicodeDecodeError included
         raise CheckpointError(f"{path} is truncated or not an EDM pickle; download or copy it again") from None
+
+
+def of_torch(path: Path) -> CheckpointError:
+    """Return the error of a file of ``torch.save`` under the suffix of EDM's pickles."""
+    return CheckpointError(f"{path} is a file of torch.save, not an EDM pickle; rename it to {path.stem}.pt")
+
+
+def of_edm2(path: Path) -> CheckpointError:
+    """Return the error of a file of EDM2."""
+    return CheckpointError(f"{path} is a network of EDM2, whose architecture is not built here; give it by an adapter")
+
+
+def is_edm2(path: Path) -> bool:
+    """Tell whether a file carries the source code of EDM2's networks, looking at its first megabytes."""
+    with path.open("rb") as file:
+        return _EDM2 in file.read(_HEAD)
 
 
 def stored_tensors(module: StoredObject) -> dict[str, StoredTensor]:

@@ -51,7 +51,7 @@ FORMATS: Mapping[str, Format] = {
 }
 _SUFFIXES: Mapping[str, str] = {".safetensors": "native", ".pkl": "edm", ".py": "python"}
 # A name of this form is a file even where there is none, and never a hub id.
-_FILES = (*_SUFFIXES, ".pt", ".pth", ".ckpt", ".bin", ".npz", ".zip")
+WEIGHT_SUFFIXES = (*_SUFFIXES, ".pt", ".pth", ".ckpt", ".bin", ".npz", ".zip")
 
 
 def located(weights: Path, folder: Path | None = None) -> Path:
@@ -63,7 +63,7 @@ def located(weights: Path, folder: Path | None = None) -> Path:
         CheckpointError: a hub id that is neither in the cache nor can be downloaded.
     """
     name, path = weights.as_posix(), weights if folder is None else folder / weights
-    is_id = is_hub_id(name) and weights.suffix.lower() not in _FILES and not path.exists()
+    is_id = is_hub_id(name) and weights.suffix.lower() not in WEIGHT_SUFFIXES and not path.exists()
     return resolve_hub(name) if is_id else path
 
 

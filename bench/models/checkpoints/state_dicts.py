@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bench.files.kinds import placeholder
 from bench.files.pickles import UnfoldingError, load_plain
 from bench.files.writing import sha256_of
 from bench.runtime.distributed import note
@@ -22,6 +24,7 @@ _AVERAGES = ("ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema"
 # What wrapper modules put before every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "unet.", "diffusion_model.")
 _AVERAGE_PREFIXES = ("ema_model.", "model_ema.", "ema.")  # beside those of the weights in one state dict
+_TORCH_STARTS = (b"PK\x03\x04", b"\x80")  # since torch 1.6 an archive, before a pickle
 _DDIM_ENTRIES = 5  # of ddim's list: model, optimizer, epoch, step, ema
 
 
@@ -29,15 +32,16 @@ def require_file(path: Path) -> None:
     """Refuse a path without a readable file before any reader stumbles over it.
 
     Raises:
-        CheckpointError: no such file, a folder, or one that may not be read.
+        CheckpointError: no such file, a folder, one that may not be read, or what a download left in its place.
     """
     try:
         if path.is_dir():
             problem: str | None = "a folder, not a file"
         elif not path.is_file():
             problem = "no such file"
+        elif other := placeholder(path):
+            raise CheckpointError(f"{path} {other}")
         else:
-            path.open("rb").close()
             return
     except OSError as error:  # a folder on the way that may not be entered, or the file itself
         problem = error.strerror
@@ -55,6 +59,20 @@ def file_hash(path: Path) -> str:
         return sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from None
+
+
+def require_torch(path: Path) -> None:
+    """Refuse a file that does not begin as a file of ``torch.save`` does.
+
+    Raises:
+        CheckpointError: it begins otherwise, or cannot be read.
+    """
+    require_file(path)
+    with path.open("rb") as file:
+        if not file.read(4).startswith(_TORCH_STARTS):
+            raise CheckpointError(
+                f"{path} is not a file of torch.save; save it with torch.save(model.state_dict(), path)"
+            )
 
 
 class _Inert:
@@ -77,6 +95,7 @@ _INERT: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     )
 ]  # fmt: skip
+_EDM_MODULE, _HEAD = "torch_utils.persistence", 2**12  # named in the first bytes of EDM's pickles
 _REFUSED_OBJECT = re.compile(r"(?:GLOBAL|class|instruction:|function) ([\w.]+\.[\w.]+)")
 
 
@@ -113,11 +132,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     """Return the error of a file that torch does not read, with the object that it refuses."""
     advice = "save it with torch.save(model.state_dict(), path)"
+    if not zipfile.is_zipfile(path) and _names_edm(path):
+        return CheckpointError(f"{path} is an EDM pickle; rename it to {path.stem}.pkl")
     if not isinstance(error, pickle.UnpicklingError) or not (refused := _REFUSED_OBJECT.search(str(error))):
         return CheckpointError(f"{path} is truncated or not a file of plain tensors; {advice}")
-    if refused[1].startswith("torch_utils.persistence"):
+    if refused[1].startswith(_EDM_MODULE):
         return CheckpointError(f"{path} is EDM's training state; give the network-snapshot-*.pkl beside it")
     return CheckpointError(f"{path} is not a file of plain tensors: it holds {quoted(refused[1])}; {advice}")
+
+
+def _names_edm(path: Path) -> bool:
+    """Tell whether a pickle begins with an object of EDM's."""
+    with path.open("rb") as file:
+        return _EDM_MODULE.encode() in file.read(_HEAD)
 
 
 def _is_state(value: Any) -> bool:

@@ -14,6 +14,8 @@ from bench.data import CROPS, EMBEDDED_DATASETS, FILTERS
 from bench.measure.features.classifier import CLASSIFIERS
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS
 from bench.models.acceleration import PRECISIONS
+from bench.models.checkpoints.formats import WEIGHT_SUFFIXES
+from bench.models.checkpoints.hub import is_hub_id
 from bench.runtime.devices import DEVICES
 from bench.runtime.distributed import is_launched
 from bench.suite.processes.ranks import Share, parse_share
@@ -243,16 +245,35 @@ def _items(flag: str, pieces: Iterable[str]) -> list[str]:
 
 
 def _model_items(text: str) -> list[str]:
-    """Split at commas; to a path belong as many pieces as make the longest one that exists."""
+    """Split at commas; to a path belong as many pieces as make the longest one that exists.
+
+    Raises:
+        ConfigError: no file has a path, but it goes on after a comma like one.
+    """
     pieces, items = text.split(","), list[str]()
     while pieces:
-        item = pieces.pop(0)
-        path = item.partition("=")[2]
+        name, given, path = pieces.pop(0).partition("=")
+        path = os.path.expanduser(path)  # the shell leaves ~ alone behind =
+        item = f"{name}{given}{path}"
         ends = [k for k in range(1, len(pieces) + 1) if path and os.path.exists(",".join([path, *pieces[:k]]))]
         count = max(ends, default=0)
+        if pieces and not count and _is_cut(path, pieces[0]):
+            raise ConfigError(
+                f"--models: neither {path!r} nor {','.join([path, pieces[0]])!r} exists; commas separate models unless"
+                " a file has the path that goes on"
+            )
         items.append(",".join([item, *pieces[:count]]))
         del pieces[:count]
     return items
+
+
+def _is_cut(path: str, rest: str) -> bool:
+    """Tell whether a path without a file and what stands behind its comma look like one path."""
+    is_id = is_hub_id(path) and not os.path.exists(path.partition("/")[0])
+    if not path or is_id or os.path.exists(path):
+        return False
+    name, given, target = rest.partition("=")
+    return "/" in name or Path(name).suffix.lower() in WEIGHT_SUFFIXES or (bool(given) and not os.path.exists(target))
 
 
 def parse_models(text: str) -> tuple[tuple[str, Path | None], ...]:

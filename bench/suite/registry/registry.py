@@ -16,7 +16,7 @@ from bench.measure.quality.embedded_statistics import WITH_STATISTICS, unseen
 from bench.models.checkpoints.adapter import describe_adapter
 from bench.models.checkpoints.formats import describe, located, with_table
 from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry
-from bench.models.checkpoints.state_dicts import file_hash
+from bench.models.checkpoints.state_dicts import file_hash, require_torch
 from bench.models.interface import Description
 from bench.runtime.errors import CheckpointError
 from bench.suite.registry.config_file import read_config_files, read_remedies
@@ -91,7 +91,9 @@ class Registry:
             return _with(replace(model, name=name), model, self._remedy(name, split[1], model))
         if path is None:
             known = [*self.names(), *(f"{base}-{s}" for base in self.names() for s in SUFFIXES)]
-            raise ConfigError(f"{nearest('model', name, known)}; weights of your own are {name}=PATH")
+            raise nearest(
+                "model", name, known, f"weights of your own are {name}=PATH; --list-models prints the known names"
+            )
         return Model(name, path, self._unnamed(name, path))
 
     def _split(self, name: str) -> tuple[str, str] | None:
@@ -113,7 +115,7 @@ class Registry:
         description = describe(path)
         if description is not None:
             return description
-        file_hash(path)  # a missing file is the first thing to report
+        require_torch(path)  # a missing file, or another kind of file, is the first thing to report
         if self.dataset not in PRESETS:
             raise ConfigError(
                 f"{path} does not describe itself; give {name!r} an entry with 'preset' or 'network' in a --config file"
@@ -317,10 +319,9 @@ def load_registry(configs: Sequence[Path], dataset: str) -> Registry:
     name, is_path, path = dataset.partition("=")
     if is_path:
         _refuse_taken(name, path, entries.datasets)
-        entries.datasets[name] = {"path": path, "folder": "."}
+        entries.datasets[name] = {"path": os.path.expanduser(path), "folder": "."}
     elif dataset not in entries.datasets and dataset not in DATASETS:
-        known = nearest("dataset", dataset, [*DATASETS, *entries.datasets])
-        raise ConfigError(f"{known}; images of your own are --dataset NAME=PATH")
+        raise nearest("dataset", dataset, [*DATASETS, *entries.datasets], "images of your own are --dataset NAME=PATH")
     dataset = name
     return Registry(dataset, entries.models, entries.datasets, entries.folders)
 

@@ -20,6 +20,8 @@ from edm_files import (
 from bench.models.checkpoints import edm
 from bench.models.checkpoints.edm import describe_edm, load_edm
 from bench.models.checkpoints.edm_pickle import read_objects
+from bench.models.checkpoints.formats import describe
+from bench.models.checkpoints.state_dicts import read_state
 from bench.models.networks.dhariwal import dhariwal_state
 from bench.runtime.errors import CheckpointError
 
@@ -182,6 +184,43 @@ def test_other_files_are_refused_in_one_line(tmp_path, name):
         describe_edm(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".PKL", ".Pkl"])
+def test_the_suffix_in_any_case_is_edms(tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    write_edm_pickle(path)
+    assert describe(path).format == "edm"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_of_torch_under_edms_suffix_names_the_right_one(tmp_path, legacy):
+    path = tmp_path / "net.pkl"
+    torch.save({"weight": torch.ones(2)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"is a file of torch\.save, not an EDM pickle; rename it to net\.pt$"):
+        describe_edm(path)
+    path.rename(tmp_path / "net.pt")
+    assert list(read_state(tmp_path / "net.pt")) == ["weight"]  # the advice works
+
+
+def test_an_edm_pickle_under_the_suffix_of_torch_names_the_right_one(tmp_path):
+    path = tmp_path / "net.pt"
+    write_edm_pickle(path)
+    with pytest.raises(CheckpointError, match=r"is an EDM pickle; rename it to net\.pkl$"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_edm2_is_named(tmp_path, unknown):
+    source = "Analyzing and Improving the Training Dynamics of Diffusion Models"
+    extra = Unknown() if unknown else None  # a name that EDM's own files do not have
+    path = save(tmp_path / "edm2.pkl", {"source": source, "ema": Persistent("Precond", {}), "encoder": extra})
+    with pytest.raises(CheckpointError, match=r"is a network of EDM2, .*; give it by an adapter$"):
+        describe_edm(path)
+
+
+class Unknown:
+    pass
 
 
 UNLOADED = {

@@ -94,11 +94,12 @@ def test_levels_of_two_schedules_are_comparable():
     assert {level.sigma for level in slope_levels("edm", 1000, ve)} >= {0.5, 5.0}
 
 
-def test_networks_early_in_training_are_not_warned_of():
+@pytest.mark.parametrize("name", ["adm", "adm-ip", "ddpm-y"])
+def test_networks_early_in_training_are_not_warned_of(name):
     """An embedded 32x32 one has seen a hundred thousand images; photographs here, not those it was trained on."""
     photos = np.stack([photo[:416:4, :640:4] for photo in load_sample_images().images])  # [2, 104, 160, 3]
     crops = torch.from_numpy(photos).unfold(1, 32, 24).unfold(2, 32, 64).reshape(-1, 3, 32, 32)  # [16, 3, 32, 32]
-    path = WEIGHTS / "cifar10" / "adm.safetensors"
+    path = WEIGHTS / "cifar10" / f"{name}.safetensors"
     description = describe(path)
     denoiser = denoiser_of(open_network(path, description), description, torch.device("cpu"))
     results = slopes(denoiser, crops[::2].float() / 127.5 - 1, slope_levels("cosine", 1000)[::2])

@@ -10,6 +10,16 @@ def test_models_with_and_without_paths():
     assert parse_models("adm, mine=weights/a=b.pt") == (("adm", None), ("mine", Path("weights/a=b.pt")))
 
 
+def test_the_home_folder_behind_an_equals_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse_models("mine=~/a.pt") == (("mine", Path("/home/me/a.pt")),)
+
+
+def test_hub_ids_beside_others_are_no_cut_paths():
+    ids = parse_models("one=google/ddpm,two=other/model@main,adm")
+    assert [str(path) for _, path in ids] == ["google/ddpm", "other/model@main", "None"]
+
+
 def test_steps_keep_their_order():
     assert parse_steps("1000, 80,300") == (1000, 80, 300)
 
@@ -29,6 +39,8 @@ def test_measurements_come_in_the_order_they_are_made():
 BAD = {  # by what reads it: what is said, and the texts that it answers
     parse_models: {
         "--models is empty": ["", " , ,"], "not NAME or NAME=PATH": ["=x.pt", "adm="], "adm twice": ["adm,adm"],
+        "neither 'a/b/run' nor 'a/b/run,lr=1e-4/ema.pt' exists": ["adm=a/b/run,lr=1e-4/ema.pt"],
+        "neither 'a' nor 'a,b/c.pt' exists; commas separate models": ["adm=a,b/c.pt", "adm,mine=a,b/c.pt,adm-ip"],
         "'../../evil' in --models is no name": ["../../evil=w.pt"], "a model twice": ["adm,adm=x.pt"],
     },
     parse_steps: {

@@ -87,11 +87,32 @@ def test_the_baseline_is_described_by_its_own_file():
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("admm", "'adm'"), ("adm_ip", "'adm-ip'"), ("ddpmy", "'ddpm-y'"), ("ADM-ES-LINEAR", "known")]
+    ("name", "hint"),
+    [
+        ("admm", "'adm'"),
+        ("adm_ip", "'adm-ip'"),
+        ("ddpmy", "'ddpm-y'"),
+        ("ADM-ES-LINEAR", "'adm-es-linear'"),
+        ("ADM", "'adm'"),
+    ],
 )
 def test_unknown_model_names_the_nearest(name, hint):
     with pytest.raises(ConfigError, match=f"unknown model '{name}'.*{hint}"):
         load_registry((), "digits").model(name)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG"])
+def test_a_file_that_torch_did_not_write_is_named_before_an_entry_is_asked_for(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x\.pt is not a file of torch\.save"):
+        load_registry((), "digits").model("x", tmp_path / "x.pt")
+
+
+def test_an_unknown_model_hints_before_it_lists():
+    with pytest.raises(ConfigError) as error:
+        load_registry((), "digits").model("zzzz")
+    hint = "weights of your own are zzzz=PATH; --list-models prints the known names"
+    assert str(error.value) == f"unknown model 'zzzz'; {hint}"
 
 
 def test_unknown_dataset_names_the_nearest(from_toml):
@@ -149,7 +170,7 @@ def test_an_unknown_name_with_a_bad_file_is_an_error_of_the_file(tmp_path, conte
         load_registry((), "digits").model("mine", path)
     with pytest.raises(CheckpointError, match=r"w\.pt: no such file"):
         load_registry((), "digits").model("mine", path.with_suffix(".pt"))
-    path.with_suffix(".pt").write_bytes(b"anything")
+    path.with_suffix(".pt").write_bytes(b"PK\x03\x04")  # as torch begins
     with pytest.raises(ConfigError, match="does not describe itself; give 'mine' an entry"):
         load_registry((), "digits").model("mine", path.with_suffix(".pt"))
 
