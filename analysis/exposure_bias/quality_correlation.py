@@ -167,7 +167,16 @@ def _legend(figure: Figure, marks: Mapping[str, str], shades: Mapping[int, Any])
     entries = [("black", mark, model) for model, mark in marks.items()]
     entries += [(shade, "s", f"{steps} steps") for steps, shade in shades.items()]
     handles = [
-        Line2D([], [], color=colour, marker=mark, label=label, linestyle="", markersize=4)
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=mark,
+            label=label,
+            linestyle="",
+            markersize=4 if len(mark) == 1 else 8,
+            markeredgewidth=0,
+        )
         for colour, mark, label in entries
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False)
