@@ -25,8 +25,7 @@ from bench.models.denoisers.calibration import Slope, slope_levels, slopes, wors
 from bench.models.denoisers.parameterization import CONVERSIONS
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS, make_preconditioning
 from bench.models.interface import Description
-from bench.models.networks.arguments import complete
-from bench.models.networks.shapes import shapes_of
+from bench.models.networks.arguments import complete, shapes_of
 from bench.runtime.errors import CheckpointError, OneLineParser, UserError, quoted, reason
 
 _BETTER = 0.9  # of the error: what another description must reach to be recommended over one that fits

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.models.networks.arguments import shapes_of
 from bench.models.networks.dhariwal import DhariwalUNet, dhariwal_shapes
-from bench.models.networks.shapes import shapes_of
 from bench.models.networks.song import SongUNet
 
 GOLDEN = Path(__file__).parent.parent / "golden"

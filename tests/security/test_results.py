@@ -98,6 +98,7 @@ def other_table(path, hostile):
     path.write_bytes(b"\xff\xfea,b\n1\n")
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_each_spoiled_cell_is_named_in_one_line_and_left_out(results, hostile, marker, call):
     cells = sorted((results / "cells").iterdir())
     assert len(cells) == len(SPOILED) + 1
@@ -141,6 +142,7 @@ def test_folders_that_cannot_be_drawn(results, refused, spoil):
     assert refused("analysis", results, "--quiet").startswith("error: ")
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_list_of_files_to_delete_cannot_lead_out(results, room, call):
     victims = [room / "in" / "victim", room / "cwd" / "victim"]
     for victim in victims:

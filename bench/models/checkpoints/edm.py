@@ -25,9 +25,8 @@ from bench.models.checkpoints.edm_pickle import (
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS, make_preconditioning
 from bench.models.interface import Description
 from bench.models.networks.adm import without_weights
-from bench.models.networks.arguments import ARCHITECTURES, complete_edm, named
+from bench.models.networks.arguments import ARCHITECTURES, complete_edm, misfit, named, shapes_of
 from bench.models.networks.dhariwal import DhariwalUNet, dhariwal_shapes, dhariwal_state
-from bench.models.networks.shapes import misfit, shapes_of
 from bench.models.networks.song import SongUNet
 from bench.runtime.errors import CheckpointError, quoted
 

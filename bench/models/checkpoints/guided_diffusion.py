@@ -16,9 +16,8 @@ from bench.models.denoisers.parameterization import check_process
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet, check_fit, load_guided_diffusion, without_weights
 from bench.models.networks.adm_keys import published_shapes
-from bench.models.networks.arguments import complete
+from bench.models.networks.arguments import MisfitError, Shapes, complete, shapes_of
 from bench.models.networks.classifier import classifier_network
-from bench.models.networks.shapes import MisfitError, Shapes, shapes_of
 from bench.runtime.errors import CheckpointError, quoted
 
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.models.networks.adm_keys import guided_keys, published_shapes
-from bench.models.networks.arguments import GROUPS, complete, heads, widths_of
-from bench.models.networks.shapes import MisfitError, misfit, shapes_of
+from bench.models.networks.arguments import GROUPS, MisfitError, complete, heads, misfit, shapes_of, widths_of
 
 
 def adm_unet(config: Mapping[str, Any]) -> Any:

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from bench.models.networks.arguments import heads, widths_of
-from bench.models.networks.shapes import Shapes
+from bench.models.networks.arguments import Shapes, heads, widths_of
 
 
 class _Part(NamedTuple):

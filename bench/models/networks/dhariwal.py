@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.models.networks.arguments import complete_edm, groups_of, levels_of
-from bench.models.networks.shapes import Shapes, shapes_of
+from bench.models.networks.arguments import Shapes, complete_edm, groups_of, levels_of, shapes_of
 from bench.runtime.errors import CheckpointError
 
 _CHANNELS_PER_HEAD = 64  # EDM sets no other
