@@ -90,7 +90,7 @@ def trainings_table(results: Results) -> pd.DataFrame:
         for other, name in combinations(recipes, 2):
             row = where | _spread(name, wide[name]) | _against(other, wide[name], wide[other])
             farthest = max(row["mean"], row["mean"] - row["delta"])
-            rows.append(row | {"excess": farthest - exact.get(int(steps), _NONE)})
+            rows.append(row | {"excess": farthest - exact.get(int(place["steps"].iloc[0]), _NONE)})
     if not rows:
         return pd.DataFrame()
     names = (
