@@ -66,7 +66,7 @@ def test_the_example_has_every_variant():
     known = load_registry((EXAMPLES / "variants.toml",), "digits")
     kinds = {remedy.kind for name in known.entries for remedy in known.model(name).remedies}
     assert kinds == {name for name in KINDS if split_kind(name)[1]} | {"variance-normalisation"}
-    scaled = {"adm-es-x0", "edm-es-velocity", "edm-es-first"}  # whose b is found by the user
+    scaled = {"adm-es-x0", "edm-es-velocity", "edm-es-first", "flow-es-velocity"}  # whose b is found by the user
     for name in known.entries.keys() - scaled:
         known.model(name).refuse("ddpm")
 
