@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Comparison:
     """One row: a quantity of ours and of what it is compared with, lower is better, and theirs / ours.
 
     ``ours`` and ``theirs`` are medians; ``ratio``, ``low`` and ``high`` are the median and range of the pairs' own
-    ratios. ``goal`` is the least ratio that was aimed at, if any.
+    ratios, of CPU time the 95 % interval of that median. ``goal`` is the least ratio that was aimed at, if any.
     """
 
     part: str
@@ -91,13 +92,13 @@ def line(row: Comparison) -> str:
     return f"| {' | '.join(entries)} |"
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Return how long a call takes, the device's work included."""
+def seconds(call: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return how long a call takes by a clock, the device's work included."""
     wait(device)
-    start = time.perf_counter()
+    start = clock()
     call()
     wait(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def wait(device: torch.device) -> None:
@@ -139,6 +140,7 @@ def compare(
     warm: bool = True,
     images: int | None = None,
     goal: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
     """Time two calls in interleaved pairs, the order of each pair the other way round.
 
@@ -153,6 +155,7 @@ def compare(
         warm: make both calls once before.
         images: how many a call makes; the unit then is milliseconds an image.
         goal: least ratio aimed at.
+        clock: of seconds; ``time.process_time`` counts what this process computes, whatever else the machine does.
     """
     if warm:
         ours()
@@ -160,12 +163,21 @@ def compare(
     measured = []
     for pair in range(setting.pairs if pairs is None else pairs):
         first, second = (ours, theirs) if pair % 2 == 0 else (theirs, ours)
-        taken = seconds(first, setting.device), seconds(second, setting.device)
+        taken = seconds(first, setting.device, clock), seconds(second, setting.device, clock)
         measured.append(taken if pair % 2 == 0 else taken[::-1])
     if images is None:
         return ratios(part, name, peer, measured, setting, goal=goal)
     each = [(1000 * mine / images, 1000 * other / images) for mine, other in measured]
-    return ratios(part, name, peer, each, setting, unit="ms/image", goal=goal)
+    row = ratios(part, name, peer, each, setting, unit="ms/image", goal=goal)
+    return row if clock is time.perf_counter else _with_interval(row, each)
+
+
+def _with_interval(row: Comparison, measured: Sequence[tuple[float, float]]) -> Comparison:
+    """Return a row whose low and high are the 95 % interval of the median, by order statistics (exact at any law)."""
+    each, n = sorted(theirs / ours for ours, theirs in measured), len(measured)
+    below = [sum(math.comb(n, k) for k in range(rank + 1)) / 2**n for rank in range(n)]  # P(at most rank are below)
+    rank = sum(chance <= 0.025 for chance in below)
+    return replace(row, low=each[max(rank - 1, 0)], high=each[-max(rank, 1)])
 
 
 def write_csv(path: Path, rows: Iterable[Comparison]) -> None:

@@ -49,6 +49,21 @@ class NetworkCall:
         return len(self.arguments[self.state_name])
 
 
+class _Observed:
+    """A method that is listened to; a deep copy of its object has the plain method."""
+
+    def __init__(self, method: Callable[..., Any], observe: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, method)
+        self._method, self._observe = method, observe
+        setattr(self, _MARK, True)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._observe(self._method, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._method, memo)
+
+
 class Capture:
     """Turns a pipeline's own loop into typed steps.
 
@@ -92,13 +107,11 @@ class Capture:
         stop = _listen(self.network, self._hear)
         try:
             for name, observed in (("step", self._step), ("set_timesteps", self._set_timesteps)):
-                call = functools.wraps(methods[name])(functools.partial(observed, methods[name]))
-                setattr(call, _MARK, True)
-                setattr(self.scheduler, name, call)
+                setattr(self.scheduler, name, _Observed(methods[name], observed))
             yield
         finally:
             for name in _PATCHED:
-                del self.scheduler.__dict__[name]
+                self.scheduler.__dict__.pop(name, None)
             self.scheduler.__dict__.update(own)
             stop()
 
@@ -144,7 +157,7 @@ class Capture:
 
     def _step(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with self._noted():
-            if not self._position:
+            if not self._position and self.problem is None:
                 self._untouched = copy.copy(self.scheduler)
                 for name in _PATCHED:
                     del self._untouched.__dict__[name]
@@ -162,14 +175,12 @@ class Capture:
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
-        """Do something unless there is a problem; an error becomes the problem."""
-        if self.problem is not None:
-            yield
-            return
+        """Do something whose first error becomes the problem; whatever it is, the user's loop goes on."""
         try:
             yield
-        except Exception as error:  # whatever it is, the user's loop goes on
-            self.problem = str(error) if isinstance(error, HookError) else f"recording failed: {reason(error)}"
+        except Exception as error:
+            problem = str(error) if isinstance(error, HookError) else f"recording failed: {reason(error)}"
+            self.problem = self.problem or problem
 
     def _observe(self, output: Tensor, t: Any, x: Tensor, x_next: Tensor, arguments: dict[str, Any]) -> None:
         if self.problem is not None:

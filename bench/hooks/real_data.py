@@ -39,6 +39,14 @@ class RealData:
         """Return the images, float32 [N, C, H, W]."""
         return self.reference.data.images
 
+    @property
+    def note(self) -> str:
+        """Return what is suspicious of the images, empty for nothing."""
+        images = self.images
+        if images.shape[1] not in (1, 3) or images.min() < 0 or images.max() > 1:
+            return ""
+        return "real images are within 0 and 1; if the network takes -1 to 1, give 2 * images - 1"
+
     @classmethod
     def of(cls, real: Any, compared: bool = False) -> RealData:
         """Read images, or a pair of images or latents and their conditions.
@@ -80,8 +88,8 @@ def _images(data: Any) -> Tensor:
     Raises:
         HookError: another shape or kind, fewer than two images, or values that are not finite.
     """
-    if isinstance(data, np.ndarray):
-        data = torch.from_numpy(data)
+    if isinstance(data, np.ndarray) and data.dtype.kind in "uif":
+        data = torch.from_numpy(np.require(data, requirements=["C", "W"]))
     if not isinstance(data, Tensor) or data.ndim != 4 or len(data) < 2 or min(data.shape[2:]) < 2:
         what = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
         raise HookError(f"real images are {what}; {_HOW}, at least two of at least 2x2")
@@ -90,6 +98,8 @@ def _images(data: Any) -> Tensor:
     images = (data if data.is_floating_point() else to_unit(data)).detach().float().cpu()
     if not torch.isfinite(images).all():
         raise HookError("real images hold values that are not finite; remove them")
+    if images.min() >= 0 and images.max() > 1 and bool((images == images.round()).all()):
+        raise HookError(f"real images are whole numbers up to {images.max():g} as floats; give pixels as uint8")
     return images
 
 

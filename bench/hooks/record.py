@@ -119,6 +119,8 @@ class Log:
         self.seed, self.name, self.network, self.exact = seed, name, network, exact
         self.forced = 0 if self.real is None else min(forced, len(self.real.images))
         self.notes: list[str] = []
+        if self.real is not None and self.real.note:
+            self._note(self.real.note)
         self.guidance: float | None = None
         self.samples = 0
         self._started = time.perf_counter()
@@ -319,7 +321,10 @@ class Log:
         if self.out is None:
             return
         facts = {"seconds": round(time.perf_counter() - self._started, 3), "notes": self.notes}
-        with _named_out():
+        named = (self.out / "cells" / cell.name / "metrics.json").exists()
+        if named:
+            self._note(f"this loop takes the place of another called {cell.name}; name= keeps both")
+        with _named_out("give this loop a name= of its own, " if named else ""):
             write_cell(self.out, cell, Recorded(records, self._table, self.real, self._samples), facts)
             if walked is None or self.real is None or not self.exact:
                 return
@@ -330,12 +335,12 @@ class Log:
 
 
 @contextmanager
-def _named_out() -> Iterator[None]:
+def _named_out(hint: str = "") -> Iterator[None]:
     """Turn what the store refuses, or the disk, into one line that calls the folder as :func:`record` does."""
     try:
         yield
     except ConfigError as error:
-        raise HookError(str(error).replace("--out", "out=")) from None
+        raise HookError(str(error).replace("choose another --out", f"{hint}choose another out=")) from None
     except OSError as error:
         raise HookError(f"cannot write {error.filename}: {reason(error)}; choose another out=") from None
 

@@ -25,6 +25,16 @@ def test_the_slower_side_has_the_larger_time(tiny):
     assert row.unit == "ms/image"
 
 
+def test_cpu_time_has_the_interval_of_its_median(tiny):
+    """Of nine pairs the second and the eighth: P(at most one of nine is below the median) = 10 / 512 = 2 %."""
+    times = iter(range(1000))
+    clock = lambda: next(times) ** 2  # noqa: E731 - each reading is later by more
+    row = compare("p", "n", "q", lambda: None, lambda: None, tiny, pairs=9, images=1, clock=clock)
+    taken = [((4 * k + 1) ** 2 - (4 * k) ** 2, (4 * k + 3) ** 2 - (4 * k + 2) ** 2) for k in range(9)]
+    each = sorted(b / a if k % 2 == 0 else a / b for k, (a, b) in enumerate(taken))
+    assert (row.low, row.ratio, row.high) == (each[1], each[4], each[7])
+
+
 def test_parts_measured_again_replace_their_rows(tmp_path, tiny):
     path = tmp_path / "new" / "performance.csv"
     first, second = (ratios(part, "what", "peer", [(1.0, 2.0)], tiny) for part in ("a", "b"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from exact_loops import SETTINGS, VARIANCE, ExactNetwork, Pipeline, gaussian_data, scheduler_of
 
+from analysis.records.load import load_results
 from bench.data import load, to_unit
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, teacher_forced, walk
@@ -19,6 +22,7 @@ from bench.diffusion.schedules import alpha_bars, levels
 from bench.diffusion.solvers import DDIM, Ancestral
 from bench.hooks import HookError, record
 from bench.hooks.frames import frame_of
+from bench.hooks.real_data import RealData
 from bench.measure.instruments.moments import PixelMoments
 from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.step_table import PixelStatistics, to_table
@@ -332,6 +336,84 @@ def test_a_mistake_of_the_recorder_never_breaks_the_loop(small_unet, monkeypatch
     monkeypatch.setattr("bench.hooks.loops.Tape.update", lambda *_: 1 / 0)
     with pytest.raises(HookError, match="recording failed: division by zero"), record(pipe):
         assert torch.equal(sample(pipe), expected)
+
+
+def test_a_scheduler_that_cannot_be_copied_never_breaks_the_loop(small_unet):
+    pipe = digits_pipe(small_unet)
+    expected = sample(pipe)
+    pipe.scheduler.lock = threading.Lock()
+    with pytest.raises(HookError, match="recording failed: cannot pickle") as error, record(pipe):
+        assert torch.equal(sample(pipe), expected)
+    assert "\n" not in str(error.value)
+    assert is_untouched(pipe)
+
+
+def test_a_copy_of_the_scheduler_is_not_recorded(small_unet):
+    """Neither in the block nor after it: its methods are its own."""
+    pipe = digits_pipe(small_unet)
+    with record(pipe) as log:
+        copied = copy.deepcopy(pipe.scheduler)
+        sample(pipe)
+        copied.set_timesteps(3)
+        copied.step(torch.zeros(2, 1, 8, 8), copied.timesteps[0], torch.zeros(2, 1, 8, 8))
+    assert log.samples == 4
+    assert (copied.step.__self__, copied.step.__func__) == (copied, diffusers.DDIMScheduler.step)
+
+
+CARELESS = {
+    "inference mode": lambda pipe: [torch.inference_mode()(sample)(pipe)],
+    "two calls": lambda pipe: [sample(pipe), sample(pipe)],
+    "a generator an image": lambda pipe: [
+        pipe(4, [torch.Generator().manual_seed(k) for k in range(4)], num_inference_steps=2, output_type="pt").images
+    ],
+    "numpy": lambda pipe: [
+        torch.from_numpy(pipe(3, torch.Generator().manual_seed(0), num_inference_steps=2, output_type="np").images)
+    ],
+    "no generator": lambda pipe: [torch.manual_seed(0) and sample(pipe)],
+    "one step": lambda pipe: [sample(pipe, 1)],
+}
+
+
+@pytest.mark.parametrize("way", CARELESS)
+def test_careless_users_have_their_images_and_a_whole_table(small_unet, way, tmp_path):
+    """Blocks one after the other, in a folder, with fewer real images than a batch has."""
+    pipe = digits_pipe(small_unet)
+    expected = CARELESS[way](pipe)
+    for name in ("first", "second"):
+        with record(pipe, real=DIGITS[:3], out=tmp_path, name=name, exact=False) as log:
+            images = CARELESS[way](pipe)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(images, expected, strict=True))
+    assert is_untouched(pipe)
+    assert log.notes == []
+    assert set(log.table()["arm"]) == {"free", "forced-train"}
+    assert set(log.table().query("arm == 'free'")["n"]) == {sum(map(len, expected))}
+    assert len(load_results(tmp_path).cells) == 2
+
+
+def test_a_whole_block_in_inference_mode(small_unet):
+    pipe = digits_pipe(small_unet)
+    with torch.inference_mode(), record(pipe, real=DIGITS, forced=4) as log:
+        sample(pipe)
+    assert set(log.table()["arm"]) == {"free", "forced-train"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [s for s in SETTINGS if s != ("PNDMScheduler", {})]
+)  # its own least is 4
+def test_a_loop_of_one_step(name, settings):
+    scheduler = scheduler_of(name, settings, 1)
+    pipe = Pipeline(ExactNetwork(scheduler), scheduler)
+    with record(pipe, real=gaussian_data(20), forced=4) as log:
+        pipe(torch.randn(3, 1, 4, 4), steps=1)
+    assert set(log.table()["arm"]) == {"free", "forced-train"}
+
+
+def test_images_of_an_unlikely_range(small_unet):
+    with pytest.raises(HookError, match="whole numbers up to 255 as floats; give pixels as uint8"):
+        RealData.of(DIGITS.float())
+    assert "within 0 and 1" in RealData.of(DIGITS.numpy()[..., ::-1] / 255).note  # strides that torch has not
+    with pytest.raises(HookError, match="real images are ndarray"):
+        RealData.of(np.array([[[["a"]]]]))
 
 
 class OneLayer(EpsOnly):

@@ -29,11 +29,11 @@ LOOPS = {
 }
 
 
-def recorded(out, name, noise=0, count=32, **options):
+def recorded(out, name, noise=0, count=32, forced=32, **options):
     scheduler = scheduler_of(*LOOPS[name], 5)
     pipe = Pipeline(ExactNetwork(scheduler), scheduler)
     start = torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(noise))
-    with record(pipe, real=gaussian_data(), out=out, forced=32, **options) as log:
+    with record(pipe, real=gaussian_data(), out=out, forced=forced, **options) as log:
         pipe(start * float(getattr(scheduler, "init_noise_sigma", 1)), steps=5)
     return log
 
@@ -83,7 +83,10 @@ def test_the_analysis_draws_it(folder):
 
 def test_a_second_loop_of_the_same_name_and_settings_replaces_the_first(tmp_path):
     for _ in range(2):
-        recorded(tmp_path / "out", "DDIM")
+        log = recorded(tmp_path / "out", "DDIM", exact=False)
+    assert log.notes == ["this loop takes the place of another called DDIM-loop-5-seed0; name= keeps both"]
+    with pytest.raises(HookError, match=r"made with another forced .* give this loop a name= of its own"):
+        recorded(tmp_path / "out", "DDIM", exact=False, forced=8)
     assert len(load_results(tmp_path / "out").cells) == 1
 
 
