@@ -123,15 +123,15 @@ def _compared(
     KID subsets hold min(1000, N, M) images. Precision and recall use k = 3 neighbours and all samples. ``with_error``
     adds KID's standard error.
     """
-    # Imported here because it takes seconds.
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-
     n, names, name = len(samples), extractor.metrics, f"{reference.pooled_name}{note}"
     if reason := comparison_refusal(n, len(reference.pooled)):
         for key in ("kid", "precision", "recall"):
             yield Score(names[key], None, n, name, reason)
         return
+    # Imported here because it takes seconds.
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
     ours, theirs = torch.from_numpy(samples), torch.from_numpy(reference.pooled)
     kid = kid_features_to_metric(
         ours, theirs, kid_subsets=_KID_SUBSETS, kid_subset_size=min(1000, n, len(theirs)), verbose=False
