@@ -27,7 +27,7 @@ from PIL import Image
 
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
-_MARKERS = "osD^vPX*<>ph8dH"
+_MARKERS = "osD^vPX*<>pd"  # hexagons and octagons are too alike
 _MOST_LINES = 4  # models in one panel
 _LETTERS, _HANDLE = 19, 7  # of a legend: letters an inch, and those a handle takes
 _TICKS_A_SIDE = 4  # intervals between them, at most

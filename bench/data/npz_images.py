@@ -24,6 +24,7 @@ _INTERLEAVED = "{}: its rows are smoother with the channels of each pixel side b
 _LAYOUT_IMAGES = 64  # of which the order of the channels is told
 _SMOOTHER = 0.9  # times the roughness of the other order
 _BLOCK = 2**22  # bytes read at a time
+_OUTSIDE = 0.05  # beyond 0 and 1, or -1 and 1, that floats of images may lie
 _RANGE = 2**28  # bytes of which smallest and largest value are told
 
 
@@ -52,6 +53,10 @@ def read_npz(path: Path, options: ReadOptions) -> Pictures:
             labels = _read_labels(path, archive, labels_file, len(pixels))
     except DataError:
         raise
+    except zipfile.BadZipFile as error:
+        raise DataError(
+            f"{path} is truncated or no npz ({reason(error)}); write it with np.savez, or copy it again"
+        ) from None
     except Exception as error:  # on damaged bytes numpy, zipfile and zlib raise almost any kind
         raise DataError(f"{path} is not an npz of images with the array 'arr_0' ({reason(error)})") from None
     return Pictures(pixels, labels - (1 if has_rows and labels.min() > 0 else 0), note=note)
@@ -172,12 +177,15 @@ def _values(header: Header, file: IO[bytes]) -> str:
     if header.dtype.kind not in "iuf" or header.dtype.itemsize > 8:
         return ""
     low, high = _range(header, file)
-    if not (math.isfinite(low) and math.isfinite(high)) or low < -1 or high > 255:
+    if not (math.isfinite(low) and math.isfinite(high)) or low < -1 - _OUTSIDE or high > 255:
         return ""
     if header.dtype.kind in "iu":
         return "{}.astype('uint8')" if low >= 0 else ""
-    if high <= 1:
-        return "np.round(255 * {}).astype('uint8')" if low >= 0 else "np.round(127.5 * ({} + 1)).astype('uint8')"
+    # What a network gave without a clamp lies a little outside.
+    if low >= -_OUTSIDE and high <= 1 + _OUTSIDE:
+        return f"np.round(255 * {{}}{'' if low >= 0 and high <= 1 else '.clip(0, 1)'}).astype('uint8')"
+    if low >= -1 - _OUTSIDE and high <= 1 + _OUTSIDE:
+        return f"np.round(127.5 * ({{}}{'' if low >= -1 and high <= 1 else '.clip(-1, 1)'} + 1)).astype('uint8')"
     return "np.round({}).astype('uint8')" if low >= 0 else ""
 
 

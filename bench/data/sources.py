@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,23 @@ def _refuse_other_kinds(path: Path) -> None:
     kinds = [kind for mark, kind in _OTHER_KINDS.items() if start.startswith(mark)]
     if start[_TAR_MARK:] == _TAR:
         kinds = ["a tar archive; unpack it and give the folder"]
+    if not kinds and zipfile.is_zipfile(path):
+        kinds = list(_kinds_of_zip(path))
     if kinds:
         raise DataError(f"{path} is {kinds[0]}")
+
+
+def _kinds_of_zip(path: Path) -> Iterator[str]:
+    """Yield what a zip is that holds no images but arrays, by the names in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # on damaged bytes zipfile raises almost any kind; whoever reads the images will say it
+        return
+    if any(name.endswith("/data.pkl") for name in names):
+        yield "a file of torch.save; write its images with np.savez('images.npz', arr_0=x)"
+    if names and all(name.endswith(".npy") for name in names):
+        yield f"an npz under another name; rename it to {path.name}.npz"
 
 
 def locate(name: str, data_dir: Path | None) -> Path:

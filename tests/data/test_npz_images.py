@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from numpy.lib import format as npy
 from sklearn.datasets import load_sample_images
 
@@ -171,6 +172,31 @@ def test_the_line_that_mends_an_array_of_another_kind_works(tmp_path, images, re
 def test_values_that_are_no_grey_levels_have_no_such_line(tmp_path, refusal, array):
     np.savez(tmp_path / "x.npz", arr_0=array)
     assert refusal(tmp_path / "x.npz").endswith("(3, 4, 4, 3)")
+
+
+@pytest.mark.parametrize("low", [0.0, -1.0])
+def test_floats_a_little_outside_have_a_line_that_clips(tmp_path, refusal, low):
+    array = np.linspace(low - 0.01, 1.01, 3 * 4 * 4 * 3).reshape(3, 4, 4, 3)
+    np.savez(tmp_path / "x.npz", arr_0=array)
+    line = refusal(tmp_path / "x.npz")
+    assert f".clip({low:g}, 1)" in line
+    x = array
+    pixels = eval(re.search(r"arr_0=(.*)\) with", line)[1], {"np": np, "x": x})
+    assert (pixels.dtype, pixels.min(), pixels.max()) == (np.uint8, 0, 255)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04cut"])
+def test_a_file_that_is_no_archive(tmp_path, refusal, content):
+    (tmp_path / "x.npz").write_bytes(content)
+    assert "x.npz is truncated or no npz" in refusal(tmp_path / "x.npz")
+
+
+def test_arrays_under_other_suffixes(tmp_path, refusal, images):
+    np.savez(tmp_path / "x.npz", arr_0=images(3, 4))
+    path = (tmp_path / "x.npz").rename(tmp_path / "samples")
+    assert refusal(path).endswith("is an npz under another name; rename it to samples.npz")
+    torch.save(torch.zeros(2), tmp_path / "samples.pt")
+    assert "is a file of torch.save; write its images with np.savez" in refusal(tmp_path / "samples.pt")
 
 
 def test_arrays_that_are_no_images_are_named(tmp_path, refusal):
