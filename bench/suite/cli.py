@@ -109,12 +109,15 @@ def prepare(args: argparse.Namespace, arguments: Sequence[str], team: Team) -> R
     Raises:
         UserError: what is wrong on any of them.
     """
-    from bench.suite.config.request import make_request
-    from bench.suite.config.resolve import resolve
-    from bench.suite.registry.registry import load_registry
-    from bench.suite.run import Run
+    from bench.suite.config.request import check_texts, make_request
 
     with team.together():
+        check_texts(args)  # before torch is imported
+
+        from bench.suite.config.resolve import resolve
+        from bench.suite.registry.registry import load_registry
+        from bench.suite.run import Run
+
         registry = load_registry(args.config, args.dataset)
         if "=" in args.dataset and args.data_dir is not None:
             raise UserError(f"--dataset {args.dataset} says where the images are; leave out --data-dir")

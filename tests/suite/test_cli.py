@@ -401,10 +401,12 @@ def test_list_models(command, toml):
     assert len(outcome.out.splitlines()) < 40  # it fits on a screen
 
 
-@pytest.mark.parametrize("flag", ["--help", "--list-models"])
-def test_what_needs_no_torch_imports_none(flag):
-    code = f"import sys, bench.__main__ as command\ntry: command.main(['{flag}'])\nfinally: print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    "flags", ["--help", "--list-models", "--nonsense", "--steps ten", "--samples 0", "--models adm-nonsense"]
+)
+def test_what_needs_no_torch_imports_none(flags):
+    code = f"import sys, bench.__main__ as command\ntry: command.main({flags.split()})\nfinally: print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     modules = {name.partition(".")[0] for name in found.stdout.splitlines()[-1].split()}
     assert "bench" in modules
     assert not modules & {"torch", "numpy", "pandas", "matplotlib", "torchvision", "torch_fidelity", "diffusers"}

@@ -1,4 +1,7 @@
-"""The request: what the flags of ``run_bench.py`` ask for, each flag checked by itself."""
+"""The request: what the flags of ``run_bench.py`` ask for, each flag checked by itself.
+
+This file imports torch only where a request is made, so that :func:`check_texts` answers before it is there.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,12 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.data import CROPS, EMBEDDED_DATASETS, FILTERS
-from bench.measure.features.classifier import CLASSIFIERS
-from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS
-from bench.models.acceleration import PRECISIONS
-from bench.models.checkpoints.formats import WEIGHT_SUFFIXES
-from bench.models.checkpoints.hub import is_hub_id
-from bench.runtime.devices import DEVICES
 from bench.runtime.distributed import is_launched
 from bench.suite.processes.ranks import Share, parse_share
-from bench.suite.registry.tuned_constant import TunedConstant, parse_tune
+from bench.suite.registry.config_file import read_config_files
+from bench.suite.registry.names import Names
 from bench.suite.settings import (
     IN_CELLS,
     MEASUREMENTS,
@@ -32,6 +29,9 @@ from bench.suite.settings import (
     nearest,
     positive,
 )
+
+if TYPE_CHECKING:
+    from bench.suite.registry.tuned_constant import TunedConstant
 
 _MAX_COUNT = 10_000_000  # samples of a cell, images of a batch
 _MAX_SEEDS = 10_000  # of one range
@@ -82,6 +82,24 @@ class Request:
         return 1 if self.share is None else self.share.count
 
 
+def check_texts(args: argparse.Namespace) -> None:
+    """Check the flags that are mistaken most: what needs no torch, and so is answered at once.
+
+    Raises:
+        ConfigError: naming the flag that is wrong.
+    """
+    _check_numbers(args)
+    parse_steps(args.steps)
+    parse_seeds(args.seeds)
+    _measurements(args)
+    if args.sampler is not None:
+        _choice("--sampler", args.sampler, SAMPLERS)
+    names = Names(args.dataset.partition("=")[0], read_config_files(args.config).models)
+    for name, path in parse_models(args.models):
+        if path is None:
+            names.check(name)
+
+
 def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entries: Collection[str] = ()) -> Request:
     """Check every flag that can be checked by itself.
 
@@ -93,8 +111,11 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
     Raises:
         ConfigError: naming the flag that is wrong.
     """
+    from bench.data import CROPS, EMBEDDED_DATASETS, FILTERS
+    from bench.runtime.devices import DEVICES
+
     samples = args.samples if args.samples is not None else (256 if args.dataset in EMBEDDED_DATASETS else 1000)
-    _check_numbers(args, samples)
+    _check_numbers(args)
     if args.out is not None and str(args.out) == ".":
         raise ConfigError("--out is empty or the current folder; name a folder for the results")
     for flag, value, choices in (("--crop", args.crop, CROPS), ("--resize-filter", args.resize_filter, FILTERS)):
@@ -137,6 +158,8 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
 
 def _sampler(args: argparse.Namespace) -> SamplerConfig:
     """Return what the flags say by themselves of how samples are drawn."""
+    from bench.models.acceleration import PRECISIONS
+
     return SamplerConfig(
         spacing=_choice("--spacing", args.spacing, SPACINGS),
         eta=args.eta,
@@ -156,8 +179,9 @@ def _choice(flag: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def _check_numbers(args: argparse.Namespace, samples: int) -> None:
+def _check_numbers(args: argparse.Namespace) -> None:
     """Refuse numbers out of range, and numbers of a flag that was not given."""
+    samples = 1 if args.samples is None else args.samples
     positive("--samples", samples)
     positive("--batch-size", args.batch_size)
     if max(samples, args.batch_size) > _MAX_COUNT:
@@ -199,6 +223,8 @@ def _measurements(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _features(args: argparse.Namespace, entries: Collection[str]) -> str:
     """Return the features to score with, and refuse files that they do not use."""
+    from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS
+
     features = args.features or _default_features(args, entries)
     if args.reference is not None and features == "none":
         raise ConfigError("--reference has no effect with --features none")
@@ -212,6 +238,9 @@ def _default_features(args: argparse.Namespace, entries: Collection[str]) -> str
 
     Images of 8 or 16 pixels have no published distance, so that they have the classifier's with the images, too.
     """
+    from bench.data import EMBEDDED_DATASETS
+    from bench.measure.features.classifier import CLASSIFIERS
+
     own = "digits" if args.dataset in EMBEDDED_DATASETS else args.dataset
     if args.dataset in entries or own not in CLASSIFIERS:
         return "inception"
@@ -222,6 +251,8 @@ def _default_features(args: argparse.Namespace, entries: Collection[str]) -> str
 def _tune(args: argparse.Namespace) -> TunedConstant | None:
     if args.tune is None:
         return None
+    from bench.suite.registry.tuned_constant import parse_tune
+
     if args.features == "none":
         raise ConfigError("--tune compares distances on features; leave out --features none")
     tune = parse_tune(args.tune)
@@ -269,6 +300,9 @@ def _model_items(text: str) -> list[str]:
 
 def _is_cut(path: str, rest: str) -> bool:
     """Tell whether a path without a file and what stands behind its comma look like one path."""
+    from bench.models.checkpoints.formats import WEIGHT_SUFFIXES
+    from bench.models.checkpoints.hub import is_hub_id
+
     is_id = is_hub_id(path) and not os.path.exists(path.partition("/")[0])
     if not path or is_id or os.path.exists(path):
         return False

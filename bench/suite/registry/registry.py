@@ -21,9 +21,10 @@ from bench.models.interface import Description
 from bench.runtime.errors import CheckpointError
 from bench.suite.registry.config_file import read_config_files, read_remedies
 from bench.suite.registry.constants import constants_of
-from bench.suite.registry.embedded_models import EMBEDDED, member_of, trainings, weights_file
+from bench.suite.registry.embedded_models import member_of, weights_file
 from bench.suite.registry.guidance import GUIDANCE_KEYS, read_guidance
 from bench.suite.registry.model import Guidance, LatentFiles, Model
+from bench.suite.registry.names import Names
 from bench.suite.registry.remedies import SUFFIXES, Remedy
 from bench.suite.settings import ConfigError, check_name, nearest
 
@@ -33,20 +34,14 @@ _OF_PLAIN_FILES = ("network", "schedule", "T", "preset", "prediction", "rescale_
 
 
 @dataclass(frozen=True)
-class Registry:
+class Registry(Names):
     """Every model and dataset a run may name.
 
     ``folders`` holds the folder of each entry's config file, where its relative paths start.
     """
 
-    dataset: str
-    entries: Mapping[str, Mapping[str, Any]]
     datasets: Mapping[str, Mapping[str, Any]]
     folders: Mapping[str, Path] = field(default_factory=dict)
-
-    def names(self) -> list[str]:
-        """Return the names of models without remedies, the embedded family first; see SUFFIXES for the others."""
-        return [*EMBEDDED, *(name for name in self.entries if name not in EMBEDDED)]
 
     def model(self, name: str, path: Path | None = None) -> Model:
         """Look a model up, with ``path`` in place of its own weights if given.
@@ -58,25 +53,8 @@ class Registry:
             ConfigError: unknown name, or no weights.
             CheckpointError: the weights cannot be described.
         """
-        results_name = self._training_name(name, path is None)
+        results_name = self.training_name(name, path is None)
         return replace(self._model(results_name, None if path is None else located(path), name), given=path)
-
-    def _training_name(self, name: str, check: bool) -> str:
-        """Return a name as results have it: ``adm@2-es`` is ``adm-t2-es``; ``check`` that its weights are there."""
-        if "@" not in name:
-            return name
-        member, _, rest = name.partition("@")
-        number, dash, remedies = rest.partition("-")
-        if member not in EMBEDDED or member in self.entries:
-            raise ConfigError(
-                f"unknown model {name!r}; only the embedded family has trainings ({', '.join(EMBEDDED)}), named before"
-                " a remedy, as in adm@2-es"
-            )
-        numbers = trainings(self.dataset, member)
-        if number not in map(str, numbers) and (check or not number.isdecimal()):
-            names = ", ".join([member, *(f"{member}@{training}" for training in numbers)])
-            raise ConfigError(f"unknown training {member}@{number} for dataset {self.dataset!r}; there are {names}")
-        return f"{member}-t{number}{dash}{remedies}"
 
     def _model(self, name: str, path: Path | None, request: str) -> Model:
         """Look up ``name``, a part of the user's ``request``."""
@@ -85,24 +63,13 @@ class Registry:
             return self._configured(name, entry, path)
         if member_of(name):
             return self._trained(name, path, request)
-        split = self._split(name)
+        split = self.split(name)
         if split is not None:
             model = self._model(split[0], path, request)
             return _with(replace(model, name=name), model, self._remedy(name, split[1], model))
         if path is None:
-            known = [*self.names(), *(f"{base}-{s}" for base in self.names() for s in SUFFIXES)]
-            raise nearest(
-                "model", name, known, f"weights of your own are {name}=PATH; --list-models prints the known names"
-            )
+            raise self.unknown(name)
         return Model(name, path, self._unnamed(name, path))
-
-    def _split(self, name: str) -> tuple[str, str] | None:
-        """Return (model, suffix) of a name that ends in a remedy's suffix, None where it does not."""
-        for suffix in sorted(SUFFIXES, key=len, reverse=True):
-            base = name.removesuffix(f"-{suffix}")
-            if base != name and (base in self.entries or member_of(base) or self._split(base)):
-                return base, suffix
-        return None
 
     def _trained(self, name: str, path: Path | None, request: str) -> Model:
         weights = path or weights_file(self.dataset, name)
@@ -158,7 +125,7 @@ class Registry:
                 raise ConfigError(f"model {name!r} has both 'base' and {ignored[0]!r} in the config file; keep one")
             self._refuse_circle(name)
             weights = path or self._weights(name, entry)
-            base = self._model(self._training_name(str(entry["base"]), weights is None), weights, str(entry["base"]))
+            base = self._model(self.training_name(str(entry["base"]), weights is None), weights, str(entry["base"]))
             model = replace(base, name=name, base=base.base if base.remedies else base.base or base.name)
         elif "adapter" in entry:
             model = self._adapted(name, entry, path)
@@ -217,7 +184,7 @@ class Registry:
         chain, entry = [name], self.entries[name]
         while "base" in entry:
             base = str(entry["base"])
-            while base not in self.entries and (split := self._split(base)):
+            while base not in self.entries and (split := self.split(base)):
                 base = split[0]
             if base in chain:
                 raise ConfigError(f"model {name!r} is based on itself ({' -> '.join([*chain, base])})")
