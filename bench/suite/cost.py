@@ -18,6 +18,7 @@ from bench.runtime.errors import FeatureError
 from bench.suite.cells.reference import Reference
 from bench.suite.cells.walks import CellWalks
 from bench.suite.experiments.chains import Chain
+from bench.suite.experiments.exact import ExactSamplers
 from bench.suite.experiments.experiment import Extra
 from bench.suite.experiments.response import Response
 from bench.suite.plan import Cell, Unit
@@ -238,7 +239,8 @@ def forecast(run: Run, reference: Reference, processes: int) -> float:
     """
     processes *= run.config.request.shares
     fixed = time.process_time() * (_START_UP + _CELL_FIGURES * len(run.cells))  # before anything is measured
-    return _sampling_seconds(run, reference, processes) + _feature_seconds(run, reference) / processes + fixed
+    shared = _feature_seconds(run, reference) + _exact_seconds(run, reference)
+    return _sampling_seconds(run, reference, processes) + shared / processes + fixed
 
 
 def _sampling_seconds(run: Run, reference: Reference, processes: int) -> float:
@@ -263,6 +265,15 @@ def _feature_seconds(run: Run, reference: Reference) -> float:
     extractor.extract(images, _TIMED_IMAGES)
     each = (time.perf_counter() - started) / _TIMED_IMAGES
     return each * unscored * run.config.request.samples
+
+
+def _exact_seconds(run: Run, reference: Reference) -> float:
+    """Return the seconds of the exact samplers that are not complete; a run has one sampler, so that one is timed."""
+    left = [extra for extra in run.extras if isinstance(extra, ExactSamplers) and not extra.is_complete(run.out)]
+    if not left:
+        return 0.0
+    closed, image = left[0].seconds_a_step(run.context(reference, lambda calls: None))
+    return sum(extra.steps() * (closed + image * extra.images(run.config.data)) for extra in left)
 
 
 def cost_line(run: Run) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from bench.data import to_unit
+from bench.data import Dataset, to_unit
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import alpha_bars
@@ -39,6 +39,7 @@ _WORK = 20 * _MANY  # images times steps
 _BATCH = 256
 _LARGE = 2**24  # values of all training images that are large data: at most _STEPS steps are walked
 _STEPS = 100
+_TIMED_STEPS = 3  # of a measurement of what a step takes
 _BANDS = ("spectrum_state", "spectrum_x0", "haar_state", "haar_x0")
 
 
@@ -141,19 +142,48 @@ class ExactSamplers(Extra):
     def _add_walks(self, arms: _Arms, context: WalkContext) -> None:
         """Add walks of the exact denoisers of the mixture and of the training images."""
         data, about = context.data, self.cell.model.description
-        count = data.count("train")
-        large = count * math.prod(data.shape) > _LARGE
-        if not count or (large and self.cell.steps > _STEPS):
-            reason = f"more than {_STEPS} steps are too expensive" if count else "the training images are not at hand"
+        count = self.images(data)
+        if not count:
+            there = data.count("train")
+            reason = f"more than {_STEPS} steps are too expensive" if there else "the training images are not at hand"
             arms.notes |= dict.fromkeys(("mixture", "empirical"), reason)
             return
         learned = alpha_bars(about.schedule, about.T) if self.cell.config.variance == "learned" else None
-        walked = _FEW if large else min(max(_WORK // self.cell.steps, _FEW), _MANY)
         laws = _exact_denoisers(context.reference, context.device)
         if "mixture" not in laws:
             arms.notes["mixture"] = "the images are too large, or have no classes of at least two images"
         for name, law in laws.items():
-            self._add_walk(arms, name, law.trained_on(learned), walked, context)
+            self._add_walk(arms, name, law.trained_on(learned), count, context)
+
+    def images(self, data: Dataset) -> int:
+        """Return how many images each exact denoiser walks; 0 where that is too expensive or there are none to know."""
+        count = data.count("train")
+        large = count * math.prod(data.shape) > _LARGE
+        if not count or (large and self.cell.steps > _STEPS):
+            return 0
+        return _FEW if large else min(max(_WORK // self.cell.steps, _FEW), _MANY)
+
+    def steps(self) -> int:
+        """Return the steps of an image, those of teacher forcing included."""
+        return self.cell.steps + len(self.indices)
+
+    def seconds_a_step(self, context: WalkContext) -> tuple[float, float]:
+        """Return the seconds that a step takes here, by a walk of few steps: of closed forms, and of each walked image.
+
+        An image's step is that of all exact denoisers together.
+        """
+        brief = replace(self, cell=replace(self.cell, steps=min(self.cell.steps, _TIMED_STEPS)))
+        count = brief.images(context.data)
+        about = self.cell.model.description
+        context.reference.gaussian(about.schedule, about.T)  # once for all records, as are the walked laws
+        if count:
+            _exact_denoisers(context.reference, context.device)
+        marks = [time.perf_counter()]
+        for add in (brief._add_gaussian, brief._add_walks):
+            add(_Arms(), context)
+            marks.append(time.perf_counter())
+        closed, walks = marks[1] - marks[0], marks[2] - marks[1]
+        return closed / brief.steps(), walks / brief.steps() / max(count, 1)
 
     def _add_walk(self, arms: _Arms, name: str, law: ExactDenoiser, count: int, context: WalkContext) -> None:
         """Add an exact denoiser, free running and teacher forced."""
