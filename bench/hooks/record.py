@@ -267,8 +267,8 @@ class Log:
             tape.count_down()
         asked = {(len(own.levels) - 1 - number, 0): level for number, level in enumerate(own.levels)}
         settings = {"levels": [[level.t, level.alpha, level.sigma] for level in own.levels], "prediction": own.kind}
-        settings["update"] = None if solver is None else type(solver).__name__
-        self._complete(self._cell("own", (*own.levels, END), asked, "fp32", settings), solver)
+        update = {"update": None if solver is None else type(solver).__name__}
+        self._complete(self._cell("own", (*own.levels, END), asked, "fp32", {**settings, **update}), solver)
 
     def _force_own(self, x0: Tensor, numbers: Tensor, solver: Solver) -> None:
         if self.network is None:
