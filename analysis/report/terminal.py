@@ -66,7 +66,7 @@ def _loops(results: Results) -> list[str]:
         return []
     lines = [
         f"{row.model} less {row.other}, {row.steps} steps: {row.delta:+.3f} ± {row.error:.3f} (z {row.z:+.1f}, p"
-        f" {row.p_holm:.3g} after Holm: {row.verdict}), {_TESTS[row.noise]}"
+        f" {row.p_holm:.3g} after Holm: {row.verdict}), {_TESTS[str(row.noise)]}"
         for row in pairs.head(_MOST_PAIRS).itertuples()
     ]
     more = len(pairs) - len(lines)
