@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from analysis.comparison.pairs import pairs_table
 from analysis.quality.main_table import QualityTable
 from analysis.report.terminal import terminal_summary
 
@@ -15,6 +16,8 @@ class Stand:
     metrics = pd.DataFrame({"metric": ["fd", "fd"], "value": [0.5, None], "reason": ["", REASON]})
 
     def once(self, make):
+        if make is pairs_table:
+            return pd.DataFrame()
         columns = {"model": ["adm", "adm-ip"], "sampler": "ddpm"}
         for steps, value, spread in ((10, 0.5, 0.1), (100, float("nan"), float("nan"))):
             columns |= {f"{steps}": value, f"{steps}_sd": spread, f"{steps}_error": float("nan")}
