@@ -38,8 +38,7 @@ _EFFECTS: Mapping[str, str] = {
     "precision": "a small effect",
 }
 _RANDOM = ("ddpm", "sde")  # samplers that add noise, as do others with eta or churn
-_INCEPTION = {"fid": ("TensorFlow's bilinear filter", "torch-fidelity's port")}
-_INCEPTION["sfid"] = _INCEPTION["fid"]
+_INCEPTION = dict.fromkeys(("fid", "sfid"), ("TensorFlow's bilinear filter", "torch-fidelity's port"))
 _CLEAN = ("Pillow's bicubic filter, antialiased", "torch-fidelity's port")
 
 
