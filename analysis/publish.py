@@ -155,7 +155,8 @@ def _few_moments(moments: Mapping[str, NDArray[Any]]) -> Arrays:
     levels = shown(range(len(moments["i"])), _BAND_LEVELS)
     few = {name: array[levels] if name in LEVEL_ARRAYS else array for name, array in moments.items()}
     arms = {name: array[levels].astype(np.float32) for name, array in few.items() if name.startswith(MOMENT_ARRAYS)}
-    return few | arms
+    floors = {name: array for name, array in moments.items() if name.startswith("recorded/")}  # a number a level each
+    return few | arms | floors | ({"recorded/i": moments.get("recorded/i", moments["i"])} if floors else {})
 
 
 def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:

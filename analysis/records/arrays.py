@@ -222,7 +222,8 @@ def recorded_ratios(results: Results) -> pd.DataFrame:
         arrays = read.get(record.folder.name, {})
         columns = {name: arrays.get(f"recorded/{name}") for name in ("eps_ratio", "variance_ratio")}
         if "i" in arrays and all(column is not None for column in columns.values()):
-            tables.append(pd.DataFrame({**record.key(), "i": arrays["i"], **columns}))
+            levels = arrays.get("recorded/i", arrays["i"])  # a published copy has bands at fewer levels
+            tables.append(pd.DataFrame({**record.key(), "i": levels, **columns}))
     keys = ["sampler", "model", "steps", "i"]
     if not tables:
         return pd.DataFrame(columns=[*keys, "eps_ratio", "variance_ratio"])

@@ -13,6 +13,7 @@ from analysis.__main__ import main
 from analysis.normality.error_normality import normality_table, per_cell
 from analysis.publish import publish
 from analysis.quality.main_table import quality_table
+from analysis.records.arrays import recorded_ratios
 from analysis.records.load import ResultsError, load_results
 from bench.data import load
 from bench.measure.features.extractors import open_extractor
@@ -74,6 +75,12 @@ def test_steps_agree(original, copy):
     assert len(joined) == len(second)
     # Six significant digits are kept: half a unit of the sixth is 5e-6 of the value at most.
     assert np.allclose(joined["value"], joined["value_full"], rtol=5e-6, atol=0)
+
+
+def test_the_floors_of_a_networks_variance_stay_at_all_levels(original, copy):
+    first, second = (recorded_ratios(load_results(root)) for root in (original, copy))
+    assert len(first) > 0
+    assert second.equals(first)
 
 
 def test_levels_are_thinned_to_those_with_errors(original, copy):
