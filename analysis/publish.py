@@ -110,11 +110,13 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
         files["steps.csv"] = _few_steps(steps).to_csv(index=False, float_format="%.6g").encode()
     if terms is not None:
         buffer = io.BytesIO()
-        np.save(buffer, terms.astype(np.float32))
+        np.save(buffer, _rounded(terms))
         files["kernel.npy"] = buffer.getvalue()
     influence = record.arrays("influence.npz")
     if influence is not None:
-        files["influence.npz"] = _npz(influence)
+        # The moments, of which a distance is computed again, stay as they are.
+        exact = ("mean", "covariance")
+        files["influence.npz"] = _npz({n: a if n in exact else _rounded(a) for n, a in influence.items()})
     if moments is not None:
         files["moments.npz"] = _npz(_few_moments(moments))
     if pictured:
@@ -123,6 +125,15 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
     facts = {**described, "files": {name: len(content) for name, content in files.items()}, "published": True}
     facts["checksum"] = checksum(facts)
     return files | {"metrics.json": (json.dumps(facts, indent=1) + "\n").encode()}
+
+
+def _rounded(array: NDArray[Any]) -> NDArray[Any]:
+    """Return floats as float32 whose last eleven bits are 0, off by 1 part in 8192 at most: they pack better."""
+    if array.dtype.kind != "f":
+        return array
+    bits = array.astype(np.float32).view(np.uint32)
+    rounded: NDArray[Any] = ((bits + np.uint32(1 << 10)) & np.uint32(0xFFFFF800)).view(np.float32)
+    return rounded
 
 
 def _pictures(record: CellRecord) -> dict[str, bytes]:
