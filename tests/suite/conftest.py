@@ -27,7 +27,7 @@ NETWORK = {
 Outcome = namedtuple("Outcome", "code out err")
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")  # not the session: other folders' tests run in the same process
 def small_laws():
     """Walk few exact samples, and leave out the Gaussian of 32x32 colour images, whose covariance takes long."""
     with pytest.MonkeyPatch.context() as patch:

@@ -78,9 +78,9 @@ def _path(dataset: str) -> Path:
 
 
 @lru_cache
-def _read_embedded(dataset: str) -> EmbeddedStatistics:
+def _read_embedded(path: Path) -> EmbeddedStatistics:
     """Read what the package holds of one of :data:`WITH_STATISTICS`."""
-    with CheckedNpz(_path(dataset)) as file:
+    with CheckedNpz(path) as file:
         text = [str(file.read(name, lambda s: s == (), "one text", "U")) for name in ("name", "content")]
         counts = [int(file.read(name, lambda s: s == (), "one number", "iu")) for name in ("heldout", "n")]
         moments = [
@@ -107,7 +107,7 @@ def _gaussian(file: CheckedNpz, mean: NDArray[np.float64]) -> LinearGaussian | N
 
 def unseen(dataset: str) -> Unseen:
     """Return one of :data:`WITH_STATISTICS` without its images."""
-    embedded, nothing = _read_embedded(dataset), torch.empty(0, dtype=torch.int64)
+    embedded, nothing = _read_embedded(_path(dataset)), torch.empty(0, dtype=torch.int64)
     images = torch.empty(0, *embedded.pixels.mean.shape, dtype=torch.uint8)
     return Unseen(embedded.name, images, nothing, nothing.bool(), embedded=embedded)
 
@@ -122,7 +122,7 @@ def embedded_statistics_of(extractor: Extractor, content: str, n: int) -> Refere
     """
     if extractor.name not in WITH_STATISTICS:
         return None
-    embedded = _read_embedded(extractor.name)
+    embedded = _read_embedded(_path(extractor.name))
     if (content, n) != (embedded.content, embedded.pixels.n):
         return None
     return dataset_statistics(extractor.name, extractor)
@@ -138,7 +138,7 @@ def dataset_statistics(dataset: str, extractor: Extractor) -> ReferenceStatistic
         raise FeatureError(
             f"of {dataset} the package keeps statistics of --features {dataset}, not of {extractor.name}"
         )
-    embedded = _read_embedded(dataset)
+    embedded = _read_embedded(_path(dataset))
     statistics = read_statistics(_path(dataset), extractor, embedded.training_name)
     return replace(statistics, pooled_name=retained_name(embedded.training_name, embedded.pixels.n))
 

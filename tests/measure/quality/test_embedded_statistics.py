@@ -34,10 +34,8 @@ def kept(data, tmp_path, monkeypatch):
     """Keep the small dataset in the place of CIFAR-10."""
     monkeypatch.setattr(embedded_statistics, "_FOLDER", tmp_path)
     monkeypatch.setattr(embedded_statistics, "_covariance", lambda data: {})  # half a minute at this size
-    embedded_statistics._read_embedded.cache_clear()
     write_embedded(data, open_extractor("cifar10"), tmp_path / "cifar10-statistics.npz")
     yield tmp_path / "cifar10-statistics.npz"
-    embedded_statistics._read_embedded.cache_clear()
 
 
 def test_what_is_kept_is_what_the_images_say(data, kept):
@@ -79,10 +77,8 @@ def test_the_covariance_of_small_images_is_kept(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 3, 16, 16), dtype=np.uint8)
     small = Dataset("small", torch.from_numpy(pixels), torch.zeros(60, dtype=torch.int64), torch.arange(60) >= 50)
     monkeypatch.setattr(embedded_statistics, "_FOLDER", tmp_path)
-    embedded_statistics._read_embedded.cache_clear()
     write_embedded(small, open_extractor("cifar10-16"), tmp_path / "cifar10-16-statistics.npz")
     law = unseen("cifar10-16").embedded.gaussian
-    embedded_statistics._read_embedded.cache_clear()
     expected = np.linalg.eigvalsh(np.cov(pixels[:50].reshape(50, -1) / 127.5 - 1, rowvar=False))
     np.testing.assert_allclose(np.sort(law.values), expected, atol=1e-5)  # entries of order 1, 768 x 6e-8 off together
 

@@ -39,9 +39,7 @@ def statistics(images, tmp_path_factory):
 def kept(statistics):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded_statistics, "_FOLDER", statistics)
-        embedded_statistics._read_embedded.cache_clear()
         yield
-    embedded_statistics._read_embedded.cache_clear()
 
 
 @pytest.fixture(scope="module")
