@@ -35,7 +35,7 @@ def kept(data, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded_statistics, "_FOLDER", tmp_path)
     monkeypatch.setattr(embedded_statistics, "_covariance", lambda data: {})  # half a minute at this size
     write_embedded(data, open_extractor("cifar10"), tmp_path / "cifar10-statistics.npz")
-    yield tmp_path / "cifar10-statistics.npz"
+    return tmp_path / "cifar10-statistics.npz"
 
 
 def test_what_is_kept_is_what_the_images_say(data, kept):
