@@ -27,6 +27,7 @@ _TICKS = (  # farthest from 1 first
     (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97),
     (100.0, 30.0, 10.0, 5.0, 3.0, 2.0, 1.4, 1.25, 1.1, 1.05, 1.03),
 )
+_TOUCH = 0.25  # of the logarithmic axis from 1 to its end
 _CLEAR = 0.85  # of the logarithmic axis from 1 to its end: no tick is farther out
 _APART = 0.3  # nor nearer to 1, whose label it would meet
 _FAR = 3.0  # times what most points are off 1: an axis reaches no farther
@@ -127,7 +128,12 @@ def _scale(axis: Axes, low: float, high: float, narrow: bool) -> None:
     axis.set_xlim(low, high)
     below = [tick for tick in _TICKS[0] if low**_CLEAR <= tick <= low**_APART]
     above = [tick for tick in _TICKS[1] if high**_APART <= tick <= high**_CLEAR]
-    chosen = [1.0, *(side[place] for side in (below, above) for place in shown(range(len(side)), 1 if narrow else 2))]
+    chosen = [1.0]
+    for side in (below, above):
+        ticks = [side[place] for place in shown(range(len(side)), 1 if narrow else 2)]
+        # Labels of two that are near each other would touch: the outer one stays.
+        touch = len(ticks) == 2 and abs(math.log(ticks[1] / ticks[0])) < _TOUCH * math.log(high)
+        chosen += [max(ticks, key=lambda tick: abs(math.log(tick)))] if touch else ticks
     axis.xaxis.set_major_locator(FixedLocator(chosen))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.xaxis.set_minor_locator(NullLocator())
