@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -23,6 +24,7 @@ from bench.measure.quality.influence import frechet_terms, kernel_terms
 from bench.measure.quality.statistics import FeatureMoments, ReferenceStatistics
 
 Floats = NDArray[np.float64]
+Law = tuple[float, ...]
 CASES = ("perfect", "same", "different", "farther")
 _STRETCH, _SHIFT = 1.12, 0.08  # of an imperfect sampler, in half of its directions
 
@@ -32,24 +34,24 @@ class Setting:
     """Lines of the table that share their draws.
 
     Attributes:
-        case: one of :data:`CASES`.
+        cases: of :data:`CASES`.
         features: d, even.
         samples: N a seed and model, above 2 d.
         seeds: numbers of seeds, a line each: the first of the draws that the largest number needs.
         reference: M images.
-        correlation: of the two samplers' noise, 0 to 1.
+        correlations: of the two samplers' noise, 0 to 1 each.
     """
 
-    case: str
+    cases: tuple[str, ...]
     features: int
     samples: int
     seeds: tuple[int, ...]
     reference: int
-    correlation: float
+    correlations: tuple[float, ...]
 
 
 def z_values(setting: Setting, repeats: int, seed: int = 0) -> Floats:
-    """Return z [numbers of seeds, 2, repeats] of the Frechet and of the kernel test."""
+    """Return z [correlations, cases, numbers of seeds, 2, repeats] of the Frechet and of the kernel test."""
     rng = np.random.default_rng(seed)
     return np.stack([_compare(setting, rng) for _ in range(repeats)], axis=-1)
 
@@ -63,13 +65,20 @@ def _compare(setting: Setting, rng: np.random.Generator) -> Floats:
     spectrum = np.repeat(np.linspace(1, 0.1, setting.features // 2), 2)  # equal pairs, so that laws can be mirrored
     images = (rng.standard_normal((setting.reference, setting.features)) * spectrum).astype(np.float32)
     reference = ReferenceStatistics("", "", FeatureMoments(*feature_moments(images), len(images)), None, images, "")
-    first, second = [], []
-    for _ in range(max(setting.seeds)):
-        noise, other = (rng.standard_normal((setting.samples, setting.features)) for _ in range(2))
-        mixed = setting.correlation * noise + np.sqrt(1 - setting.correlation**2) * other
-        first.append(_terms(_law(setting.case, 0, noise) * spectrum, reference))
-        second.append(_terms(_law(setting.case, 1, mixed) * spectrum, reference))
-    return np.array([_tests(first[:count], second[:count]) for count in setting.seeds])
+    draws = [rng.standard_normal((2, setting.samples, setting.features)) for _ in range(max(setting.seeds))]
+
+    @cache
+    def terms(law: Law, correlation: float) -> list[CellTerms]:
+        """Return a model's terms by seed; its noise is correlated with that of the first model."""
+        noise = (correlation * shared + np.sqrt(1 - correlation**2) * other for shared, other in draws)
+        return [_terms(_distorted(unit, law) * spectrum, reference) for unit in noise]
+
+    def line(correlation: float, case: str) -> list[tuple[float, float]]:
+        first, second = (_law(case, model, setting.features) for model in (0, 1))
+        sides = terms(first, 1.0), terms(second, correlation)
+        return [_tests(*(side[:count] for side in sides)) for count in setting.seeds]
+
+    return np.array([[line(correlation, case) for case in setting.cases] for correlation in setting.correlations])
 
 
 def _tests(first: Sequence[CellTerms], second: Sequence[CellTerms]) -> tuple[float, float]:
@@ -80,14 +89,16 @@ def _tests(first: Sequence[CellTerms], second: Sequence[CellTerms]) -> tuple[flo
     return frechet.z, kernel.z
 
 
-def _law(case: str, model: int, noise: Floats) -> Floats:
-    """Return unit noise as a model of a case distorts it."""
-    if case == "perfect":
-        return noise
-    directions = np.zeros(noise.shape[1])
-    directions[model if case == "different" else 0 :: 2] = 1
-    strength = 1.5 if case == "farther" and model else 1.0
-    return noise * (1 + strength * (_STRETCH - 1) * directions) + strength * _SHIFT * directions
+def _law(case: str, model: int, features: int) -> Law:
+    """Return how far a model of a case is from the data, in each direction."""
+    directions = np.zeros(features)
+    if case != "perfect":
+        directions[model if case == "different" else 0 :: 2] = 1.5 if case == "farther" and model else 1.0
+    return tuple(directions)
+
+
+def _distorted(noise: Floats, law: Law) -> Floats:
+    return noise * (1 + (_STRETCH - 1) * np.array(law)) + _SHIFT * np.array(law)
 
 
 def _terms(rows: Floats, reference: ReferenceStatistics) -> CellTerms:
@@ -118,9 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="(default: all four)")
     args = parser.parse_args(argv)
     print("| d | N | seeds | M | correlation | case | Frechet test | kernel test | repeats |\n" + "|---" * 9 + "|")
-    for d, n, m, r, case in product(args.features, args.samples, args.reference, args.correlation, args.cases):
-        every = z_values(Setting(case, d, n, tuple(args.seeds), m, r), args.repeats)
-        for seeds, z in zip(args.seeds, every, strict=True):
+    for d, n, m in product(args.features, args.samples, args.reference):
+        setting = Setting(tuple(args.cases), d, n, tuple(args.seeds), m, tuple(args.correlation))
+        every = z_values(setting, args.repeats).reshape(-1, 2, args.repeats)
+        lines = product(args.correlation, args.cases, args.seeds)
+        for (r, case, seeds), z in zip(lines, every, strict=True):
             frechet, kernel = (_share(rejection(one), args.repeats) for one in z)
             print(f"| {d} | {n} | {seeds} | {m} | {r} | {case} | {frechet} | {kernel} | {args.repeats} |", flush=True)
     return 0

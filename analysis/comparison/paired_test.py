@@ -5,12 +5,14 @@ the mean of its influence functions (:class:`analysis.records.arrays.CellTerms`)
 share their noise, the error of D_A - D_B is that of the mean of the differences. With phi = (phi_even + phi_odd) / 2
 for S seeds of N samples, and psi_j for M reference images, also of the even and of the odd samples,
 
-    Var = (1 / S^2) sum_s (var phi_s + max(cov(phi_even, phi_odd)_s, 0)) / (2 N)
-          + max(cov_j(mean_s psi_even, mean_s psi_odd), 0) / M.
+    Var = 1 / 2 [(1 / S^2) sum_s var phi_s / N + max((1 / S^2) sum_s max(cov(phi_even, phi_odd)_s, 0) / N, e)]
+          + max(cov_j(mean_s psi_even, mean_s psi_odd), 0) / M,
+    e = var_j(mean_s (psi_even - psi_odd) / 2) / M.
 
-Near a perfect sampler phi is noise alone: its two halves are then independent, the covariance is 0, and half the
-variance is left. What samples and reference images do together is in phi, and must not count again in psi: the halves
-of psi do not share it. Levels and power are simulated in ``benchmarks/significance.py``.
+Near a perfect sampler phi is noise alone: of the samples themselves, which its two halves do not share and whose
+variance phi has twice, and of samples and reference images together, which both halves of phi share and psi must not
+count again. e is the variance of the latter, as psi shows it: the halves of phi show less where N is a few times the
+number of features. Levels and power are simulated in ``benchmarks/significance.py``.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def distance_error(terms: Terms) -> float | None:
     halves = [cell.frechet for cell in terms.values()]
     if not halves or any(half is None for half in halves):
         return None
-    return math.sqrt(_of_samples([half for half in halves if half is not None]) + _of_reference([*terms.values()]))
+    return _frechet_error([[half] for half in halves if half is not None], _of_reference([*terms.values()]))
 
 
 def compare(first: Terms, second: Terms) -> Comparison | None:
@@ -90,8 +92,7 @@ def _compare_frechet(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison
         distances.append((a.distance, b.distance))
     if not pairs:
         return None
-    samples = sum(_spread(half) for sides in halves for half in sides) / len(pairs) ** 2
-    error = math.sqrt(samples + _of_reference([a for a, _ in pairs], [b for _, b in pairs]))
+    error = _frechet_error(halves, _of_reference([a for a, _ in pairs], [b for _, b in pairs]))
     first, second = map(float, np.mean(distances, axis=0))
     paired = _are_paired(pairs)
     return Comparison(first - second, error, len(pairs), paired=paired, farthest=max(first, second))
@@ -220,31 +221,38 @@ def compare_classes(first: Terms, second: Terms) -> ChiSquared | None:
     return ChiSquared(float(difference @ np.linalg.pinv(cov, hermitian=True) @ difference), rank)
 
 
-def _of_samples(halves: Sequence[Floats]) -> float:
-    """Return the part of the variance that the samples have: influence functions [N, 2], one entry a seed."""
-    return sum(map(_spread, halves)) / len(halves) ** 2
+def _frechet_error(halves: Sequence[Sequence[Floats]], reference: tuple[float, float]) -> float:
+    """Return the standard error of a mean over seeds.
 
-
-def _spread(half: Floats) -> float:
-    """Return the variance that influence functions [N, 2] give their mean."""
-    return float((half.mean(axis=1).var(ddof=1) + max(_covariance(half), 0)) / (2 * len(half)))
+    Args:
+        halves: influence functions [N, 2] of each seed, one entry a side.
+        reference: from :func:`_of_reference`.
+    """
+    sides = [half for seed in halves for half in seed]
+    every = sum(half.mean(axis=1).var(ddof=1) / len(half) for half in sides) / len(halves) ** 2
+    common = sum(max(_covariance(half), 0) / len(half) for half in sides) / len(halves) ** 2
+    alone, together = reference
+    return math.sqrt((every + max(common, together)) / 2 + alone)
 
 
 def _covariance(halves: Floats) -> float:
     return float(np.cov(halves, rowvar=False)[0, 1])
 
 
-def _of_reference(first: Sequence[CellTerms], second: Sequence[CellTerms] = ()) -> float:
-    """Return the part of the variance that the reference has, which all seeds share; 0 where it is no sample."""
+def _of_reference(first: Sequence[CellTerms], second: Sequence[CellTerms] = ()) -> tuple[float, float]:
+    """Return the variances that the reference has alone, and together with samples; 0 where it is no sample.
+
+    All seeds share it.
+    """
     rows = [cell.frechet_reference for cell in first]
     others = [cell.frechet_reference for cell in second]
     n = first[0].reference_n
     if n is None or any(row is None or len(row) < 2 for row in (*rows, *others)):
-        return 0.0
+        return 0.0, 0.0
     psi = np.mean([row for row in rows if row is not None], axis=0)
     if others:
         psi = psi - np.mean([row for row in others if row is not None], axis=0)
-    return max(_covariance(psi), 0) / n
+    return max(_covariance(psi), 0) / n, float(np.diff(psi).var(ddof=1)) / (4 * n)
 
 
 def p_value(z: ArrayLike) -> NDArray[np.float64]:

@@ -86,11 +86,12 @@ def frechet_terms(features: Rows, reference: ReferenceStatistics) -> FrechetTerm
     if n // 2 <= d:
         return None
     a, rows, theirs = features.astype(np.float64), reference.pooled.astype(np.float64), reference.moments
+    roots = _roots(theirs.cov)
     signs = np.where(np.arange(n) % 2 == 0, _STEP, -_STEP)
     phi, psi = [], []
     for weights in (1 + signs, 1 - signs):
         ours = _weighted(a, weights)
-        transport, inverse = _transports(ours.cov, theirs.cov)
+        transport, inverse = _transports(ours.cov, *roots)
         phi.append(_influence(a, ours, theirs, transport))
         psi.append(_influence(rows, theirs, ours, inverse) if len(rows) else np.empty(0))
     samples = _tangents(*phi)
@@ -136,7 +137,7 @@ def stratified_terms(
     weights = (shares * n / np.maximum(counts, 1))[classes]
     a = features.astype(np.float64)
     ours = _weighted(a, weights)
-    phi = _influence(a, ours, reference, _transports(ours.cov, reference.cov)[0])
+    phi = _influence(a, ours, reference, _transports(ours.cov, *_roots(reference.cov))[0])
     class_means = np.bincount(classes, phi, len(shares)) / np.maximum(counts, 1)
     distance = frechet_distance(ours.mean, ours.cov, reference.mean, reference.cov)
     return StratifiedTerms(distance, weights * (phi - class_means[classes]))
@@ -168,9 +169,8 @@ def _influence(rows: Floats, ours: FeatureMoments, theirs: FeatureMoments, trans
     return centre
 
 
-def _transports(source: Floats, target: Floats) -> tuple[Floats, Floats]:
-    """Return T = R (R source R)^(-1/2) R with R the root of ``target``, and T^-1: T source T = target at full rank."""
-    root, inverse_root = _roots(target)
+def _transports(source: Floats, root: Floats, inverse_root: Floats) -> tuple[Floats, Floats]:
+    """Return T = R (R source R)^(-1/2) R with R the root of a target, and T^-1: T source T = target at full rank."""
     middle, inverse_middle = _roots(root @ source @ root)
     return root @ inverse_middle @ root, inverse_root @ middle @ inverse_root
 

@@ -125,12 +125,19 @@ def frechet(value, seed, n=50, m=30, reference_n=300):
     return CellTerms(value, rng.normal(size=(n, 2)), psi, reference_n)
 
 
+def by_hand(halves, psi, n):
+    """The variance of a mean over seeds, phi [N, 2] a seed."""
+    every = np.mean([h.mean(1).var(ddof=1) / len(h) for h in halves]) / len(halves)
+    common = np.mean([max(np.cov(h.T)[0, 1], 0) / len(h) for h in halves]) / len(halves)
+    together = (psi[:, 0] - psi[:, 1]).var(ddof=1) / 4 / n
+    return (every + max(common, together)) / 2 + np.cov(psi.T)[0, 1] / n
+
+
 def test_the_error_of_a_distance_by_hand():
     cells = {0: frechet(1.0, 1), 4: frechet(2.0, 2)}
     halves = [cell.frechet for cell in cells.values()]
-    parts = [(h.mean(1).var(ddof=1) + max(np.cov(h.T)[0, 1], 0)) / 100 for h in halves]
     psi = (cells[0].frechet_reference + cells[4].frechet_reference) / 2
-    assert distance_error(cells) == pytest.approx(math.sqrt(sum(parts) / 4 + np.cov(psi.T)[0, 1] / 300))
+    assert distance_error(cells) == pytest.approx(math.sqrt(by_hand(halves, psi, 300)))
     assert distance_error({0: CellTerms(1.0, kernel=np.ones((5, 2)))}) is None
     assert distance_error({}) is None
 
@@ -138,10 +145,19 @@ def test_the_error_of_a_distance_by_hand():
 def test_two_distances_by_hand():
     a, b = frechet(1.5, 1), frechet(1.0, 2)
     found, d = compare({0: a}, {0: b}), a.frechet - b.frechet
-    variance = (d.mean(1).var(ddof=1) + max(np.cov(d.T)[0, 1], 0)) / 100
-    variance += np.cov((a.frechet_reference - b.frechet_reference).T)[0, 1] / 300
+    variance = by_hand([d], a.frechet_reference - b.frechet_reference, 300)
     assert (found.delta, found.error, found.distance) == (0.5, pytest.approx(math.sqrt(variance)), "frechet")
     assert (found.farthest, np.isnan(compare({0: old(a.frechet)}, {0: old(b.frechet)}).farthest)) == (1.5, True)
+
+
+def test_what_halves_of_samples_do_not_show_the_reference_does():
+    """Halves of phi that have nothing in common leave the part that psi has with the samples, and half of phi's own."""
+    opposite = np.random.default_rng(0).normal(size=(50, 1)) * (1, -0.5)
+    cell = replace(frechet(1.0, 1), frechet=opposite)
+    psi = cell.frechet_reference
+    together = (psi[:, 0] - psi[:, 1]).var(ddof=1) / 4 / 300
+    variance = (opposite.mean(1).var(ddof=1) / 50 + together) / 2 + np.cov(psi.T)[0, 1] / 300
+    assert distance_error({0: cell}) == pytest.approx(math.sqrt(variance))
 
 
 def test_a_reference_that_is_no_sample_adds_nothing():
