@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis", description=about)
     parser.add_argument("results", type=Path, help="a results folder")
     parser.add_argument("--quiet", action="store_true", help="print problems only")
+    parser.add_argument("--pdf", action="store_true", help="figures as PDF, too")
     parser.add_argument("--publish", type=Path, metavar="DIR", help="write a copy small enough for git here, and that")
     args = parser.parse_args(argv)
     root = args.publish or args.results
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lost = publish(args.results, root).problems if args.publish else []
         if not args.quiet and sys.stderr.isatty():  # a mistake is one line in a file
             print("drawing tables and figures", file=sys.stderr)
-        results = regenerate(root)
+        results = regenerate(root, args.pdf, _processes())
     except ResultsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = terminal_summary(results, shutil.get_terminal_size().columns)
         print(f"{summary}\n\ntables, figures and report.html in {root}" if summary else f"tables and figures in {root}")
     return 1 if problems else 0
+
+
+def _processes() -> int:
+    """Return 2 where a second process can begin with what this one has read, and has a core of its own."""
+    return 2 if sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 else 1
 
 
 if __name__ == "__main__":

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import zip_longest
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 
 from analysis.comparison import mitigations, pairs, trainings
 from analysis.exposure_bias import chains, norms, quality_correlation, response, variance, x0_error
@@ -10,6 +17,7 @@ from analysis.exposure_bias import delta_t as delta
 from analysis.normality import error_normality as normality
 from analysis.normality import error_shape
 from analysis.output.entries import Output
+from analysis.output.style import pdf_too
 from analysis.quality import acceleration, excess, samples, scores, training, tuning
 from analysis.quality import main_table as quality
 from analysis.records.load import Results, load_results
@@ -43,16 +51,59 @@ ANALYSES = (
 )
 
 
-def regenerate(root: Path) -> Results:
+def regenerate(root: Path, pdf: bool = False, processes: int = 1) -> Results:
     """Write ``tables/``, ``figures/`` and ``report.html`` of a results folder; return what was read, and its problems.
+
+    Args:
+        root: the folder.
+        pdf: draw figures as PDF, too.
+        processes: that draw, 1 or 2; what they write is the same.
 
     Raises:
         ResultsError: nothing can be read.
     """
     results = load_results(root)
     out = Output(root)
-    for analysis in ANALYSES:
-        analysis.analyse(results, out)
+    with pdf_too(pdf):
+        parts = list(_analyse(results, ANALYSES)) if processes == 1 else _analyse_in_two(results)
+    for part in parts:
+        out.join(part)
     out.finish()
     write_report(results, out)
     return results
+
+
+def _analyse(results: Results, analyses: Sequence[ModuleType]) -> Iterator[Output]:
+    """Yield what each analysis puts into the results folder."""
+    for analysis in analyses:
+        out = Output(results.root)
+        analysis.analyse(results, out)
+        yield out
+
+
+def _analyse_in_two(results: Results) -> list[Output]:
+    """Return what all analyses make, every other one of them in a process that has read what this one has."""
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+    other = context.Process(target=_send, args=(writer, results, ANALYSES[1::2]))
+    other.start()
+    writer.close()
+    try:
+        mine = list(_analyse(results, ANALYSES[::2]))
+        theirs, problems = reader.recv()
+    except EOFError:  # it ended before its time: what stopped it is met here, or was its own
+        theirs, problems = list(_analyse(results, ANALYSES[1::2])), []
+    finally:
+        other.terminate()
+        other.join()
+    for problem in problems:
+        results.problem(problem)
+    return [part for pair in zip_longest(mine, theirs) for part in pair if part is not None]
+
+
+def _send(writer: Connection, results: Results, analyses: Sequence[ModuleType]) -> None:
+    """Analyse, and send what was made; an error or a signal ends the process without a word."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    with suppress(Exception):
+        writer.send((list(_analyse(results, analyses)), results.problems))

@@ -108,7 +108,7 @@ def draw_pictures(results: Results, records: pd.DataFrame, folder: Path) -> list
         axes[0, 0].spines[:].set_visible(False)
         axes[0, 0].tick_params(length=0)
         axes[0, 0].set_title(f"{model}, seed {seed}")
-        return save(figure, folder, "chain_pictures", formats=("png",))
+        return save(figure, folder, "chain_pictures")
 
 
 def _grid(rows: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -90,6 +90,11 @@ class Output:
             self._written += paths
             self.entries.append(FigureEntry(paths[0].stem, section, title, caption))
 
+    def join(self, other: Output) -> None:
+        """Take over what was put into the same folder by way of another output."""
+        self.entries += other.entries
+        self._written += other._written
+
     def finish(self) -> None:
         """Delete what an earlier call wrote and this one did not, and remember what was written."""
         index = self.root / _WRITTEN

@@ -1,10 +1,9 @@
-"""One style for all figures: column width, colours that colour-blind readers can tell apart, PNG and PDF."""
+"""One style for all figures: column width, colours that colour-blind readers can tell apart, PNG and, if asked, PDF."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ matplotlib.use("Agg")  # files only: works without a display
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from fontTools.subset import Options
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,10 +24,6 @@ from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-
-# PDF embeds fonts without these tables, which shape text before it is drawn: no viewer reads them, and to cut them down
-# to a figure's letters took half of a PDF's time. Matplotlib's own list of such tables cannot be set.
-Options._drop_tables_default = [*getattr(Options, "_drop_tables_default", []), "GSUB", "GPOS", "GDEF"]
 
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
@@ -58,6 +53,7 @@ _SETTINGS: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
+    "axes.titley": 1.0,  # where it is anyway; else each drawing looks for it anew
     "legend.fontsize": 7,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
@@ -204,8 +200,13 @@ def dodged(steps: Sequence[int], position: int, number: int) -> list[float]:
     return [count * 1.035 ** (position - (number - 1) / 2) for count in steps]
 
 
-def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Write a figure as ``<name>.png`` and ``<name>.pdf``; return the paths."""
+def pdf_too(wanted: bool) -> AbstractContextManager[None]:
+    """Within, figures are saved as PDF too: for papers, and it takes as long again as everything else."""
+    return plt.rc_context({"savefig.format": "pdf" if wanted else "png"})
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as ``<name>.png``, and within :func:`pdf_too` as ``<name>.pdf``; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     _spell_names(figure)
     engine = figure.get_layout_engine()
@@ -214,7 +215,7 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png
         if any(axis.images for axis in figure.axes):
             engine.execute(figure)  # the first pass does not know the shape of pictures
     figure.set_layout_engine(None)  # else each format would draw twice
-    paths = [folder / f"{name}.{suffix}" for suffix in formats]
+    paths = [folder / f"{name}.{suffix}" for suffix in dict.fromkeys(("png", matplotlib.rcParams["savefig.format"]))]
     for path in paths:
         if path.suffix == ".png":
             _save_png(figure, path)
@@ -225,10 +226,9 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png
 
 def _save_png(figure: Figure, path: Path) -> None:
     """Write a PNG, with a palette of 256 colours where it holds no pictures: a third of the size, alike to the eye."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 0})
-    with Image.open(buffer) as image:
-        colour = image.convert("RGB")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    colour = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     if not any(axis.images for axis in figure.axes):
         colour = colour.quantize(256, dither=Image.Dither.NONE)
     colour.save(path)

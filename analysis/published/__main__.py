@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("docs", type=Path, help="the folder of the documentation")
     docs = parser.parse_args().docs
     table = delta_table()
-    draw_published_delta(table, docs / "figures", ("png",))
+    draw_published_delta(table, docs / "figures")
     (docs / "published.md").write_text(page(caption(table)))
 
 

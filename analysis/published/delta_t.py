@@ -8,7 +8,6 @@ perfect sampler pred_std is the floor, mean over pixels of sqrt(sigma_t^2 + 2 al
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +66,7 @@ def delta_table() -> pd.DataFrame:
     )
 
 
-def draw_published_delta(table: pd.DataFrame, folder: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+def draw_published_delta(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Left: published delta_t over its floor, logarithmic. Right: published pred_std minus the floor, signed."""
     blue, red = list(colours(["published", "excess"]).values())
     with panels(1, 2) as (figure, axes):
@@ -83,7 +82,7 @@ def draw_published_delta(table: pd.DataFrame, folder: Path, formats: Sequence[st
         for axis in (left, right):
             axis.set_xlabel("t (levels of 20 steps)")
             axis.set_xlim(table["t"].max() + 20, table["t"].min() - 20)
-        return save(figure, folder, "published_delta_t", formats)
+        return save(figure, folder, "published_delta_t")
 
 
 def caption(table: pd.DataFrame) -> str:

@@ -40,7 +40,7 @@ def draw_samples(results: Results, folder: Path, count: int = 16) -> list[Path]:
             axis.spines[:].set_visible(False)
         alike = ": each column starts from the same noise" if is_noise_shared(results) else ""
         figure.suptitle(f"{steps} steps, seed {seed}{alike}", fontsize=8)
-        return save(figure, folder, "samples", formats=("png",))
+        return save(figure, folder, "samples")
 
 
 def _samples(record: CellRecord) -> tuple[dict[str, Any], NDArray[np.uint8]] | None:

@@ -70,7 +70,7 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(Text)]
 
 
-def assert_figures(paths, name, kinds=("png", "pdf")):
+def assert_figures(paths, name, kinds=("png",)):
     assert [path.name for path in paths] == [f"{name}.{kind}" for kind in kinds]
     for path in paths:
         if path.suffix == ".pdf":

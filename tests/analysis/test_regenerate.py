@@ -1,14 +1,16 @@
 import re
+import sys
 
 import numpy as np
 import pytest
 from synthetic_results import assert_figures
 
+import analysis.regenerate
 from analysis.__main__ import main
 from analysis.exposure_bias.norms import draw_eps_norm, norm_table
 from analysis.exposure_bias.variance import draw_variance_gap
 from analysis.exposure_bias.x0_error import draw_x0_error
-from analysis.output.style import colours
+from analysis.output.style import colours, pdf_too
 from analysis.quality.main_table import draw_quality, quality_table
 from analysis.quality.samples import draw_samples
 from analysis.records.load import load_results
@@ -75,11 +77,13 @@ def test_samples_of_samplers_with_other_seeds(folder, tmp_path):
     folder.cell("adm", 5, seed=1, sampler="ddim")
     folder.cell("ip", 5, seed=0)
     folder.order("adm", "ip")
-    assert_figures(draw_samples(load_results(folder.root), tmp_path), "samples", kinds=("png",))
+    assert_figures(draw_samples(load_results(folder.root), tmp_path), "samples")
 
 
-def test_figures_repeat_byte_for_byte(results, tmp_path):
-    first, second = (draw_x0_error(results.steps, tmp_path / name) for name in ("first", "second"))
+def test_figures_repeat_byte_for_byte_as_pdf_too(results, tmp_path):
+    with pdf_too(True):
+        first, second = (draw_x0_error(results.steps, tmp_path / name) for name in ("first", "second"))
+    assert_figures(first, "x0_error", kinds=("png", "pdf"))
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
 
@@ -93,10 +97,24 @@ def test_colours_are_distinct_and_stable():
 def test_regenerate_writes_everything(results):
     regenerate(results.root)
     names = {path.name for path in (results.root / "figures").iterdir()}
-    expected = {f"{name}.{kind}" for name in ("fid_vs_steps", *STEP_FIGURES) for kind in ("png", "pdf")}
-    assert expected | {"samples.png"} <= names
+    expected = {f"{name}.png" for name in ("fid_vs_steps", "samples", *STEP_FIGURES)}
+    assert expected <= names
     tables = {path.name for path in (results.root / "tables").iterdir()}
     assert {"metrics.csv", "fid_vs_steps.csv", "fid_vs_steps.md", "fid_vs_steps.tex"} <= tables
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process draws")
+@pytest.mark.parametrize("sender", ["whole", "lost"])
+def test_two_processes_write_what_one_writes(results, monkeypatch, sender):
+    (results.cells[0].folder / "moments.npz").write_text("damaged")
+    written, problems = [], []
+    for processes in (1, 2):
+        if sender == "lost":
+            monkeypatch.setattr(analysis.regenerate, "_send", lambda *arguments: None)
+        problems.append(sorted(regenerate(results.root, processes=processes).problems))
+        written.append({path.name: path.read_bytes() for path in results.root.rglob("*.*") if path.is_file()})
+    assert written[0] == written[1]
+    assert problems[0] == problems[1] != []
 
 
 def test_regenerate_without_probes_or_scores(folder):
@@ -111,7 +129,7 @@ def test_what_was_scored_before_is_not_left_lying(folder):
     cell = folder.cell(probes=False)
     regenerate(folder.root)
     made = [*folder.root.rglob("fid_vs_steps.*")]
-    assert len(made) == 5  # csv, md, tex, png and pdf
+    assert len(made) == 4  # csv, md, tex and png
     (cell / "metrics.json").write_text((cell / "metrics.json").read_text().replace("fd_toy", "other"))
     regenerate(folder.root)
     assert [*folder.root.rglob("fid_vs_steps.*")] == []

@@ -209,7 +209,7 @@ def test_everything_is_written(folder, cell):
     captions = {entry.title: entry.caption for entry in out.entries}
     assert "all 4 comparisons of the table, 2 and 0 do" in captions["Every remedy against its baseline"]
     assert "Holm's correction for all 4 comparisons" in captions["Remedies against their baselines"]
-    assert_figures([folder.root / "figures" / f"mitigations.{kind}" for kind in ("png", "pdf")], "mitigations")
+    assert_figures([folder.root / "figures" / "mitigations.png"], "mitigations")
     tables = folder.root / "tables"
     assert "| 0.545 (" in (tables / "mitigations.md").read_text()
     assert "win" in (tables / "mitigations.tex").read_text()
