@@ -128,11 +128,11 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
 
 
 def _rounded(array: NDArray[Any]) -> NDArray[Any]:
-    """Return floats as float32 whose last eleven bits are 0, off by 1 part in 8192 at most: they pack better."""
+    """Return floats as float32 whose last thirteen bits are 0, off by 1 part in 2048 at most: they pack better."""
     if array.dtype.kind != "f":
         return array
     bits = array.astype(np.float32).view(np.uint32)
-    rounded: NDArray[Any] = ((bits + np.uint32(1 << 10)) & np.uint32(0xFFFFF800)).view(np.float32)
+    rounded: NDArray[Any] = ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
     return rounded
 
 
@@ -162,10 +162,10 @@ def _few_steps(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _few_moments(moments: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Keep band powers and moments of x0_hat's error at levels spread evenly, in single precision; the data's own."""
+    """Keep band powers and moments of x0_hat's error at levels spread evenly, rounded; the data's own."""
     levels = shown(range(len(moments["i"])), _BAND_LEVELS)
     few = {name: array[levels] if name in LEVEL_ARRAYS else array for name, array in moments.items()}
-    arms = {name: array[levels].astype(np.float32) for name, array in few.items() if name.startswith(MOMENT_ARRAYS)}
+    arms = {name: _rounded(array[levels]) for name, array in few.items() if name.startswith(MOMENT_ARRAYS)}
     floors = {name: array for name, array in moments.items() if name.startswith("recorded/")}  # a number a level each
     return few | arms | floors | ({"recorded/i": moments.get("recorded/i", moments["i"])} if floors else {})
 

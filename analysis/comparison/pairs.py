@@ -33,7 +33,6 @@ from analysis.records.load import Results, coverage_name, main_metric
 _SECTION = "Comparison"
 _ACROSS = 4  # triangles in a row
 _LIMIT = 4.0  # of the colour scale, at least
-_DARK = 0.46  # of its length, from where letters are white
 _CLASSES = (
     " strat_: the distance at the reference's class shares; classes_: whether two models show equal class proportions"
     " on shared noise (Stuart-Maxwell); differs: which of the three tests stand, each corrected over its column."
@@ -202,22 +201,21 @@ def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 def _draw_triangle(axis: Axes, table: pd.DataFrame, steps: int, limit: float) -> None:
     """Draw z of all pairs at one step count, those that stand after the correction in bold."""
+    from seaborn import heatmap  # a second to import: only whoever draws this pays
+
     others, models = (list(dict.fromkeys(table[side])) for side in ("other", "model"))
     rows = table[table["steps"] == steps]
     grid = rows.pivot(index="model", columns="other", values="z").reindex(index=models, columns=others)
     decided = rows.pivot(index="model", columns="other", values="p_holm").reindex_like(grid) < LEVEL
     decimals = ".1f" if len(grid) <= 9 else ".0f"  # what a square has room for
-    axis.pcolormesh(grid.to_numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-    for row, column in np.argwhere(grid.notna().to_numpy()):
-        z = grid.iloc[row, column]
-        axis.text(
-            column + 0.5, row + 0.5, f"{z:{decimals}}", color="w" if abs(z) > _DARK * limit else ".15",
-            fontweight="bold" if decided.iloc[row, column] else "normal", fontsize=5, ha="center", va="center",
-        )  # fmt: skip
-    axis.set_xticks(np.arange(len(others)) + 0.5, others)
-    axis.set_yticks(np.arange(len(models)) + 0.5, models)
-    axis.set(title=f"{steps} steps", ylim=(len(models), 0))
-    axis.spines[:].set_visible(False)
+    heatmap(
+        grid, ax=axis, cmap="RdBu_r", vmin=-limit, vmax=limit, annot=True, fmt=decimals, cbar=False,
+        annot_kws={"fontsize": 5}, xticklabels=True, yticklabels=True,
+    )  # fmt: skip
+    squares = decided.to_numpy()[grid.notna().to_numpy()]  # in the order of the texts: row by row
+    for text, stands in zip(axis.texts, squares, strict=True):
+        text.set_fontweight("bold" if stands else "normal")
+    axis.set(title=f"{steps} steps", xlabel="", ylabel="")
     axis.grid(False)
 
 
