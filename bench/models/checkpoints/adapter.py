@@ -36,7 +36,7 @@ class Adapted:
 
     def __init__(self, name: str, network: Callable[[Tensor, Tensor, Tensor | None], Any], outputs: int) -> None:
         self.name, self.network, self.outputs = name, network, outputs
-        self._repeats = False  # whether it has answered twice alike
+        self._checked = False  # whether it has answered alike when asked again
         if isinstance(network, nn.Module):
             network.eval().requires_grad_(False)
 
@@ -51,11 +51,15 @@ class Adapted:
 
         Raises:
             CheckpointError: it raised an error, returned anything but a tensor [B, outputs, H, W] on x's device, or
-                answered differently when asked twice, which its first call is.
+                answered differently when asked again or beside other images, which its first call is.
         """
         sample = self._ask(x, t, labels)
-        if not self._repeats:
-            self._check_repeats(sample, self._ask(x, t, labels))
+        if not self._checked:
+            self._refuse_unlike(sample, self._ask(x, t, labels), "when asked twice")
+            others = torch.cat([x[:1], 1 - 2 * x[: max(1, len(x) - 1)]])
+            given = [None if value is None else value[:1].repeat(len(others)) for value in (t, labels)]
+            self._refuse_unlike(sample[:1], self._ask(others, *given)[:1], "beside other images")
+            self._checked = True
         return Output(sample.to(x.dtype))
 
     def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -72,15 +76,14 @@ class Adapted:
             )
         return sample
 
-    def _check_repeats(self, first: Tensor, second: Tensor) -> None:
+    def _refuse_unlike(self, first: Tensor, second: Tensor, when: str) -> None:
         """Refuse a network whose answers to equal questions differ beyond the rounding of parallel sums."""
         difference, largest = (float(tensor.detach().abs().max()) for tensor in (first - second, first))
         if difference > _ROUNDING * largest:
             raise CheckpointError(
-                f"{self.name} answers differently when asked twice ({difference / largest:.0%} of its largest number);"
+                f"{self.name} answers differently {when} ({difference / largest:.0%} of its largest number);"
                 " is it in training mode? call .eval() on its module"
             )
-        self._repeats = True
 
 
 @contextmanager

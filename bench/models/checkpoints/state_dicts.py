@@ -24,6 +24,7 @@ _AVERAGES = ("ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema"
 # What wrapper modules put before every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "unet.", "diffusion_model.")
 _AVERAGE_PREFIXES = ("ema_model.", "model_ema.", "ema.")  # beside those of the weights in one state dict
+_LATENT = "model.diffusion_model."  # the network of latent-diffusion, beside its autoencoder and schedule
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80")  # since torch 1.6 an archive, before a pickle
 _DDIM_ENTRIES = 5  # of ddim's list: model, optimizer, epoch, step, ema
 
@@ -167,13 +168,26 @@ def _unwrapped(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
     state, remarks = _chosen(path, content)
     average = next((prefix for prefix in _AVERAGE_PREFIXES if any(name.startswith(prefix) for name in state)), None)
     if average is not None:
-        state = {name.removeprefix(average): tensor for name, tensor in state.items() if name.startswith(average)}
+        state = _averaged(state, average)
         remarks.append(f"the moving average {average}*")
+    network = {name: tensor for name, tensor in state.items() if name.startswith(_LATENT)}
+    if 0 < len(network) < len(state):
+        remarks.append(f"{len(network)} of {len(state)} tensors, {_LATENT}*")
+        state = network
     removed = ""
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
         removed += prefix
     return state, [*remarks, f"names without {removed}*"] if removed else remarks
+
+
+def _averaged(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return a moving average under the names of its weights, which latent-diffusion writes without dots."""
+    averages = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    names = {name.removeprefix("model.").replace(".", ""): name for name in state if name.startswith(_LATENT)}
+    if names and names.keys() <= averages.keys():
+        return {name: averages[short] for short, name in names.items()}
+    return averages
 
 
 def _chosen(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:

@@ -76,6 +76,12 @@ def test_dropout_that_is_on_is_refused_at_the_first_call(tmp_path, size):
     assert "answers differently when asked twice" in refusal(asked, DROPOUT.format(""))
 
 
+def test_batch_normalisation_that_is_on_is_refused_at_the_first_call(tmp_path):
+    code = DROPOUT.replace("torch.nn.Dropout(0.1)", "torch.nn.BatchNorm2d(16)")
+    assert opened(ENTRY, written(tmp_path, code.format(".eval()")))
+    assert "answers differently beside other images" in refusal(opened, ENTRY, written(tmp_path, code.format("")))
+
+
 def test_code_that_changes_x_does_not_change_the_walk(tmp_path):
     code = "def load():\n    return lambda x, t, labels: x.mul_(2)\n"
     network, x = opened(ENTRY, written(tmp_path, code)), torch.ones(2, 3, 4, 4)

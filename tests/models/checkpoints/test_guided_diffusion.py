@@ -208,6 +208,18 @@ WRAPPINGS = {
         prefixed("ema_model.") | prefixed("online_model.", RAW) | {"initted": torch.tensor(True)},
         "the moving average ema_model.*",
     ),
+    "latent-diffusion": (
+        {
+            "state_dict": prefixed("model.diffusion_model.", RAW)
+            | {f"model_ema.diffusion_model{name.replace('.', '')}": tensor for name, tensor in GOOD.items()}
+            | {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7), "betas": torch.ones(4)},
+        },
+        "the moving average model_ema.*, names without model.diffusion_model.*",
+    ),
+    "latent-diffusion without averages": (
+        {"state_dict": prefixed("model.diffusion_model.") | {"first_stage_model.a.weight": torch.ones(2)}},
+        "2 of 3 tensors, model.diffusion_model.*",
+    ),
     "ddim": ([prefixed("module.", RAW), OPTIMIZER, 5, 7, GOOD], "the last of five entries"),
     "options": ({"model": GOOD, "args": argparse.Namespace(lr=1e-4)}, "'model' of model, args"),
     "counts": ({"model": GOOD, "step": np.int64(5)}, "'model' of model, step"),
