@@ -180,9 +180,13 @@ def coverage_table(results: Results) -> pd.DataFrame:
 
 
 def draw_pairs(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """A triangle of z a step count: blue where the row's model is closer to the data than the column's."""
+    """A triangle of z a step count: blue where the row's model is closer to the data than the column's.
+
+    Step counts with less than half of the pairs that others have stand in the table alone: they would be empty panels.
+    """
     table, sampler = first_sampler(table)
-    counts = sorted(int(count) for count in table["steps"].unique())
+    pairs = table.groupby("steps").size().sort_index()
+    counts = [int(count) for count in pairs.index[pairs >= pairs.max() / 2]]
     columns, models = min(_ACROSS, len(counts)), table["model"].nunique()
     rows = -(-len(counts) // columns)
     limit = max(_LIMIT, float(table["z"].abs().max()))
@@ -207,7 +211,7 @@ def _draw_triangle(axis: Axes, table: pd.DataFrame, steps: int, limit: float) ->
     rows = table[table["steps"] == steps]
     grid = rows.pivot(index="model", columns="other", values="z").reindex(index=models, columns=others)
     decided = rows.pivot(index="model", columns="other", values="p_holm").reindex_like(grid) < LEVEL
-    decimals = ".1f" if len(grid) <= 9 else ".0f"  # what a square has room for
+    decimals = "z.1f" if len(grid) <= 9 else "z.0f"  # what a square has room for; no -0
     heatmap(
         grid, ax=axis, cmap="RdBu_r", vmin=-limit, vmax=limit, annot=True, fmt=decimals, cbar=False,
         annot_kws={"fontsize": 5}, xticklabels=True, yticklabels=True,

@@ -36,9 +36,15 @@ def shown(values: Sequence[int], most: int = _PANELS) -> list[int]:
 
 
 def step_counts(table: pd.DataFrame) -> list[int]:
-    """Return the step counts to draw: all, or four (three of many models) spread from fewest to most."""
+    """Return the step counts to draw: all, or four (three of many models) spread from fewest to most.
+
+    Where some are left out, those at which less than half of the models were run are.
+    """
+    models = table.groupby("steps")["model"].nunique().sort_index()
     most = _PANELS if table["model"].nunique() <= _PANELS else _PANELS - 1
-    return shown(sorted(int(count) for count in table["steps"].unique()), most)
+    if len(models) > most:
+        models = models[models >= models.max() / 2]
+    return shown([int(count) for count in models.index], most)
 
 
 def over_seeds(steps: pd.DataFrame, quantity: str, arms: Sequence[str]) -> pd.DataFrame:

@@ -307,10 +307,10 @@ def _draw_lines(row: LineRow, axis: Axes, quality: QualityTable, table: pd.DataF
     for position, model in enumerate(row.paint):
         if model in by_model:
             line = by_model[model]
-            spreads = [quality.spread(line, count) for count in quality.steps]
+            counts = [count for count in quality.steps if np.isfinite(line[f"{count}"])]
             points(
-                row, axis, model, dodged(quality.steps, position, len(row.paint)),
-                [line[f"{count}"] for count in quality.steps], spreads,
+                row, axis, model, dodged(counts, position, len(row.paint)),
+                [line[f"{count}"] for count in counts], [quality.spread(line, count) for count in counts],
             )  # fmt: skip
 
 
