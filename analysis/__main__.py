@@ -10,11 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.publish import publish
-from analysis.records.load import ResultsError
-from analysis.regenerate import regenerate
-from analysis.report.terminal import terminal_summary
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; code 2 with one line for an unreadable folder, 1 where some cells were left out."""
@@ -25,6 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pdf", action="store_true", help="figures as PDF, too")
     parser.add_argument("--publish", type=Path, metavar="DIR", help="write a copy small enough for git here, and that")
     args = parser.parse_args(argv)
+
+    from analysis.publish import publish  # slow to import: --help goes without
+    from analysis.records.load import ResultsError
+    from analysis.regenerate import regenerate
+    from analysis.report.terminal import terminal_summary
+
     root = args.publish or args.results
     try:
         lost = publish(args.results, root).problems if args.publish else []
@@ -56,4 +57,8 @@ def _processes() -> int:
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # where nobody reads its output, it ends without a word
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; the same command draws everything again", file=sys.stderr)
+        sys.exit(130)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import zip_longest
@@ -104,6 +105,6 @@ def _analyse_in_two(results: Results) -> list[Output]:
 def _send(writer: Connection, results: Results, analyses: Sequence[ModuleType]) -> None:
     """Analyse, and send what was made; an error or a signal ends the process without a word."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, lambda number, frame: sys.exit())
     with suppress(Exception):
         writer.send((list(_analyse(results, analyses)), results.problems))

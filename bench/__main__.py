@@ -6,7 +6,7 @@ This file imports nothing slow, so that a signal or a mistake is answered before
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import NoReturn
 
@@ -23,29 +23,33 @@ COMMANDS: Mapping[str, str] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; arguments without a command's name are a run's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in COMMANDS:
-        code: int = import_module(COMMANDS[arguments[0]]).main(arguments[1:])
-        return code
-    return run_and_analyse(arguments)
+    name, *rest = arguments or [""]
+    if name in COMMANDS and name != "analyse":
+        return _main_of(name)(rest)  # which listens to signals itself
+    try:
+        with Signals():
+            return _main_of(name)(rest) if name in COMMANDS else run_and_analyse(arguments)
+    except KeyboardInterrupt as stop:
+        say_interrupted()
+        return exit_code(stop)
+
+
+def _main_of(command: str) -> Callable[[Sequence[str]], int]:
+    main: Callable[[Sequence[str]], int] = import_module(COMMANDS[command]).main
+    return main
 
 
 def run_and_analyse(arguments: Sequence[str]) -> int:
     """Run the suite, then turn its records into tables and figures; return the exit code."""
     from bench.suite.cli import run
 
-    try:
-        with Signals():
-            code, out = run(arguments)
-            if out is None:
-                return code
-            from analysis import __main__ as analysis
-            from bench.suite.processes.locks import Claims
+    code, out = run(arguments)
+    if out is None:
+        return code
+    from bench.suite.processes.locks import Claims
 
-            with Claims(out).drawing():
-                return max(code, analysis.main([str(out), *(["--quiet"] if "--quiet" in arguments else [])]))
-    except KeyboardInterrupt as stop:
-        say_interrupted()
-        return exit_code(stop)
+    with Claims(out).drawing():
+        return max(code, _main_of("analyse")([str(out), *(["--quiet"] if "--quiet" in arguments else [])]))
 
 
 def console() -> NoReturn:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.output.text import latex, markdown, without_constants
+from analysis.output.writing import write_text
 from analysis.records.files import read_json
 from analysis.records.load import ResultsError
 
@@ -81,7 +82,7 @@ class Output:
 
     def text(self, name: str, text: str) -> None:
         """Write a file of ``tables/``."""
-        (self.tables / name).write_text(text)
+        write_text(self.tables / name, text)
         self._written.append(self.tables / name)
 
     def figure(self, section: str, paths: Sequence[Path], title: str, caption: str) -> None:
@@ -107,4 +108,4 @@ class Output:
             path = (self.root / name).resolve()
             if path.parent in (self.tables.resolve(), self.figures.resolve()):  # never outside, whatever the file says
                 path.unlink(missing_ok=True)
-        index.write_text(json.dumps(names, indent=0) + "\n")
+        write_text(index, json.dumps(names, indent=0) + "\n")

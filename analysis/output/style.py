@@ -25,6 +25,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from analysis.output.writing import replacing
+
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#8B5E3C")
 _MARKERS = "osD^vPX*<>pd"  # hexagons and octagons are too alike
@@ -217,10 +219,11 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     figure.set_layout_engine(None)  # else each format would draw twice
     paths = [folder / f"{name}.{suffix}" for suffix in dict.fromkeys(("png", matplotlib.rcParams["savefig.format"]))]
     for path in paths:
-        if path.suffix == ".png":
-            _save_png(figure, path)
-        else:
-            figure.savefig(path, metadata={"CreationDate": None})
+        with replacing(path) as partial:
+            if path.suffix == ".png":
+                _save_png(figure, partial)
+            else:
+                figure.savefig(partial, metadata={"CreationDate": None})
     return paths
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from analysis.output.entries import FigureEntry, Output, TableEntry
 from analysis.output.text import entry, without_constants
+from analysis.output.writing import write_text
 from analysis.quality.main_table import QualityTable, quality_table
 from analysis.records.files import read_json
 from analysis.records.load import Results
@@ -36,14 +37,9 @@ _WIDE = 750  # pixels of a figure that a narrow screen scrolls instead of shrink
 
 
 def write_report(results: Results, out: Output) -> Path:
-    """Write ``report.html`` into the results folder, whole or not at all, and return its path."""
+    """Write ``report.html`` into the results folder and return its path."""
     path = results.root / NAME
-    partial = path.with_name(f".{NAME}.partial{os.getpid()}")
-    try:
-        partial.write_text(build_report(results, out), encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, build_report(results, out))
     return path
 
 

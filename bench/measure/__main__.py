@@ -32,8 +32,10 @@ _LARGEST_BATCH = 100_000
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
-        prog="python -m bench.measure", description="Score samples that any tool made.", allow_abbrev=False
-    )
+        prog="python -m bench.measure", usage="%(prog)s SAMPLES --reference REF [options]",
+        description="Score samples that any tool made.", allow_abbrev=False,
+    )  # fmt: skip
+    extractors = [name for name in EXTRACTORS if name not in ("latents", "none")]
     images = "npz (arr_0 uint8 NHWC), folder or zip of images"
     parser.add_argument("samples", type=Path, metavar="SAMPLES", help=images)
     parser.add_argument(
@@ -48,12 +50,13 @@ def _parser() -> argparse.ArgumentParser:
         " may share their noise",
     )  # fmt: skip
     parser.add_argument(
-        "--features", choices=[name for name in EXTRACTORS if name not in ("latents", "none")],
-        help="extractor of the features (default: that of digits, cifar10 or cifar10-16, else inception)",
+        "--features", choices=extractors, metavar="NAME",
+        help=f"extractor: {', '.join(extractors)} (default: the reference's, else inception)",
     )  # fmt: skip
     parser.add_argument("--resize", type=int, metavar="N", help="resize all images that are read to N pixels a side")
     parser.add_argument("--crop", choices=CROPS, default="none", help="cut squares first (default %(default)s)")
-    parser.add_argument("--resize-filter", choices=tuple(FILTERS), help="default bicubic")
+    filters = f"{', '.join(FILTERS)} (default bicubic)"
+    parser.add_argument("--resize-filter", choices=tuple(FILTERS), metavar="NAME", help=filters)
     parser.add_argument("--inception-weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a call (default %(default)s)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default %(default)s")

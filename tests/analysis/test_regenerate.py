@@ -1,4 +1,6 @@
 import re
+import runpy
+import signal
 import sys
 
 import numpy as np
@@ -104,17 +106,18 @@ def test_regenerate_writes_everything(results):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process draws")
-@pytest.mark.parametrize("sender", ["whole", "lost"])
-def test_two_processes_write_what_one_writes(results, monkeypatch, sender):
-    (results.cells[0].folder / "moments.npz").write_text("damaged")
+def test_two_processes_write_what_one_writes_even_if_one_is_lost(folder, monkeypatch):
+    for model in ("adm", "ip"):
+        cell = folder.cell(model, 5)
+    (cell / "moments.npz").write_text("damaged")
     written, problems = [], []
-    for processes in (1, 2):
-        if sender == "lost":
+    for processes in (1, 2, 2):
+        problems.append(sorted(regenerate(folder.root, processes=processes).problems))
+        written.append({path.name: path.read_bytes() for path in folder.root.rglob("*.*") if path.is_file()})
+        if processes == 2:
             monkeypatch.setattr(analysis.regenerate, "_send", lambda *arguments: None)
-        problems.append(sorted(regenerate(results.root, processes=processes).problems))
-        written.append({path.name: path.read_bytes() for path in results.root.rglob("*.*") if path.is_file()})
-    assert written[0] == written[1]
-    assert problems[0] == problems[1] != []
+    assert written[0] == written[1] == written[2]
+    assert problems[0] == problems[1] == problems[2] != []
 
 
 def test_regenerate_without_probes_or_scores(folder):
@@ -210,3 +213,16 @@ def test_the_command_on_arrays_of_the_wrong_kind(folder, capsys, name, array):
     assert main([str(folder.root)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert f"bad-ddpm-10-seed0/{name} does not hold" in line
+
+
+def test_an_interrupted_command_says_so_in_one_line(folder, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(analysis.regenerate, "regenerate", interrupted)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(sys, "argv", ["analysis", str(folder.root)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(analysis.__main__.__file__, run_name="__main__")
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command draws everything again\n"

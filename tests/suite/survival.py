@@ -35,7 +35,7 @@ from bench.suite.processes.progress import Progress
 from bench.suite.store.store import Store
 
 # What takes long to import, some of it where it is needed: once is enough.
-SLOW = ["bench.suite.cli", "analysis.__main__", "diffusers.models.unets.unet_2d"]
+SLOW = ["bench.suite.cli", "analysis.regenerate", "diffusers.models.unets.unet_2d"]
 PATIENCE = 120  # seconds: far more than anything here takes, so that what hangs fails
 PHASES = ("sampling", "writing", "merging", "scoring")
 CALL = "call"  # told as a phase, too: a network call

@@ -101,7 +101,9 @@ def _device(text: str) -> torch.device:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line; a value that cannot be used ends the program with one line and code 2."""
     parser = OneLineParser(
-        prog="python -m bench.models.train", description="Train a checkpoint of the embedded family."
+        prog="python -m bench.models.train",
+        usage="%(prog)s --recipe RECIPE [options]",
+        description="Train a checkpoint of the embedded family.",
     )
     names = ", ".join(sorted(RECIPES))
     parser.add_argument("--recipe", required=True, type=_recipe, help=f"which checkpoint to train: {names}")

@@ -12,6 +12,7 @@ from bench.suite.settings import DEFAULT_DATASET
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all flags; a mistake is told in one line."""
     parser = OneLineParser(  # called run_bench.py or exposure-bias-bench, as it was started
+        usage="%(prog)s [options]",  # the list of flags follows, in groups
         description="Measure exposure bias and sample quality of diffusion models over step counts.",
         epilog="Other commands, by a first word: analyse (draw a results folder again), measure (score samples of any "
         "tool), train. Each has a --help of its own.",

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -248,8 +249,8 @@ def test_a_report_is_replaced_whole(results, out, monkeypatch):
     assert path == results.root / "report.html"
     first = path.read_bytes()
     assert write_report(results, out).read_bytes() == first  # the same records, the same bytes
-    monkeypatch.setattr("analysis.report.html.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     out.table("Spectra", "more", pd.DataFrame({"z": [1]}), "More", "")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_report(results, out)
     assert path.read_bytes() == first
