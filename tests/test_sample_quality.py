@@ -64,7 +64,7 @@ TRAININGS = {
 }  # by name, with their seeds
 ON_CIFAR10 = {
     "cifar10": ("adm", "adm-ip", "ddpm-y"),
-    "cifar10-16": ("adm", "adm-t2", "adm-ip", "adm-ip-t2"),
+    "cifar10-16": ("adm", "adm-t2", "adm-t3", "adm-ip", "adm-ip-t2", "adm-ip-t3"),
 }
 
 
