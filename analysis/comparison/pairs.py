@@ -33,6 +33,7 @@ from analysis.records.load import Results, coverage_name, main_metric
 _SECTION = "Comparison"
 _ACROSS = 4  # triangles in a row
 _LIMIT = 4.0  # of the colour scale, at least
+_WRITTEN = 16  # models: of more, only the z that stand are written into their squares
 _CLASSES = (
     " strat_: the distance at the reference's class shares; classes_: whether two models show equal class proportions"
     " on shared noise (Stuart-Maxwell); differs: which of the three tests stand, each corrected over its column."
@@ -212,13 +213,16 @@ def _draw_triangle(axis: Axes, table: pd.DataFrame, steps: int, limit: float) ->
     grid = rows.pivot(index="model", columns="other", values="z").reindex(index=models, columns=others)
     decided = rows.pivot(index="model", columns="other", values="p_holm").reindex_like(grid) < LEVEL
     decimals = "z.1f" if len(grid) <= 9 else "z.0f"  # what a square has room for; no -0
+    room = len(grid) <= _WRITTEN
+    texts = grid.map(lambda z: f"{z:{decimals}}").where(decided | room, "")
     heatmap(
-        grid, ax=axis, cmap="RdBu_r", vmin=-limit, vmax=limit, annot=True, fmt=decimals, cbar=False,
+        grid, ax=axis, cmap="RdBu_r", vmin=-limit, vmax=limit, annot=texts, fmt="", cbar=False,
         annot_kws={"fontsize": 5}, xticklabels=True, yticklabels=True,
     )  # fmt: skip
     squares = decided.to_numpy()[grid.notna().to_numpy()]  # in the order of the texts: row by row
     for text, stands in zip(axis.texts, squares, strict=True):
         text.set_fontweight("bold" if stands else "normal")
+    axis.tick_params("x", labelsize=None if room else 5)
     axis.set(title=f"{steps} steps", xlabel="", ylabel="")
     axis.grid(False)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from analysis.comparison.paired_test import distance_error
 from analysis.comparison.pairs import noise_sentence, pairs_table
@@ -24,6 +25,7 @@ from analysis.records.load import Results, frechet_name, kid_name, main_metric
 
 _SECTION = "Quality"
 _MARK = " (!)"  # of a model whose description does not fit
+_LINEAR = 10  # largest over least distance of a linear axis
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,13 @@ def _show_curves(axis: Axes, quality: QualityTable) -> None:
     for mean, spread in quality.exact.values():
         if low - mean < high - low:
             low, high = min(low, mean - spread), max(high, mean)
+    if np.nanmax(values) > _LINEAR * np.nanmin(values) > 0:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.minorticks_off()
+        axis.set_ylim(0.8 * np.nanmin(values), 1.1 * high)
+        return
     margin = 0.06 * (high - low) or 0.1 * high
     axis.set_ylim(max(0.0, low - margin), high + margin)
 
