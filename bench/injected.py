@@ -42,7 +42,7 @@ from bench.diffusion.types import Denoiser, Level, Prediction, Step
 from bench.measure.features.extractors import open_extractor
 from bench.measure.instruments.exact_denoisers import FiniteSet
 from bench.measure.instruments.probes import WalkProbe, spread_indices
-from bench.measure.quality.paired_test import cell_terms
+from bench.measure.quality.compare_sets import cell_terms
 from bench.measure.quality.scores import FeatureSet, score
 from bench.runtime.errors import OneLineParser
 from bench.runtime.signals import exit_with

@@ -16,8 +16,8 @@ import torch
 from bench.data import CROPS, FILTERS, Preprocessing
 from bench.files.writing import write_json
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, Extractor, open_extractor
+from bench.measure.quality.compare_sets import paired_test
 from bench.measure.quality.embedded_statistics import WITH_STATISTICS
-from bench.measure.quality.paired_test import paired_test
 from bench.measure.quality.references import ImageSet, Yardstick, open_reference, open_samples
 from bench.measure.quality.scores import SCORES_VERSION, Score, collect, score
 from bench.measure.quality.statistics_files import write_statistics
