@@ -21,6 +21,7 @@ from analysis.output.entries import Output
 from analysis.output.style import pdf_too
 from analysis.quality import acceleration, excess, samples, scores, training, tuning
 from analysis.quality import main_table as quality
+from analysis.records.files import reopen
 from analysis.records.load import Results, load_results
 from analysis.report.html import write_report
 from analysis.spectra import haar
@@ -107,4 +108,5 @@ def _send(writer: Connection, results: Results, analyses: Sequence[ModuleType]) 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: sys.exit())
     with suppress(Exception):
+        reopen(results.records)
         writer.send((list(_analyse(results, analyses)), results.problems))

@@ -46,6 +46,15 @@ def open_records(root: Path) -> Place:
         raise ValueError(_reason(error)) from None
 
 
+def reopen(records: Place | None) -> None:
+    """Open the file of an archive anew: a forked process shares its position with the process that it came from."""
+    if isinstance(records, zipfile.Path):
+        archive = records.root
+        if archive.fp is not None:
+            archive.fp.close()
+        archive.fp = Path(str(archive.filename)).open("rb")  # noqa: SIM115 - the archive closes it
+
+
 def _check_archive(root: Path) -> None:
     """Compare an archive with its sha256 in ``run.json``, where that has one.
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pickle
 import zipfile
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis.records import files as bounded
-from analysis.records.files import read_json, read_npy, read_npz, read_table
+from analysis.records.files import open_records, read_bytes, read_json, read_npy, read_npz, read_table, reopen
 
 
 def refusal(read, path):
@@ -107,3 +108,17 @@ def test_json_larger_than_any_record(tmp_path, monkeypatch):
 def test_what_is_no_table(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert "\n" not in refusal(read_table, tmp_path / name)
+
+
+def test_a_reopened_archive_has_a_position_of_its_own(tmp_path):
+    """A descriptor that shares its position, as that of a forked process does, no longer moves it."""
+    with zipfile.ZipFile(tmp_path / "records.zip", "w") as archive:
+        archive.writestr("run.json", "{}")
+    (tmp_path / "run.json").write_text("{}")
+    records = open_records(tmp_path)
+    shared = os.dup(records.root.fp.fileno())
+    reopen(records)
+    before = os.lseek(shared, 0, os.SEEK_CUR)
+    assert read_bytes(records / "run.json") == b"{}"
+    assert os.lseek(shared, 0, os.SEEK_CUR) == before
+    os.close(shared)
