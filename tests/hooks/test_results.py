@@ -102,8 +102,10 @@ def test_two_schedulers_from_the_same_noise_are_a_pair_and_others_are_not(tmp_pa
         ours, theirs = terms[model][0], terms[other][0]
         same = pairs.loc[(model, other), "noise"] == "same"
         sides = [ours.frechet - theirs.frechet] if same else [ours.frechet, theirs.frechet]
-        variance = sum(side.mean(1).var(ddof=1) + max(np.cov(side.T)[0, 1], 0) for side in sides) / (2 * 64)
-        variance += max(np.cov((ours.frechet_reference - theirs.frechet_reference).T)[0, 1], 0) / 200
+        psi = ours.frechet_reference - theirs.frechet_reference
+        samples = sum(side.mean(1).var(ddof=1) for side in sides) / 64
+        shared = max(sum(max(np.cov(side.T)[0, 1], 0) for side in sides) / 64, np.diff(psi).var(ddof=1) / (4 * 200))
+        variance = (samples + shared) / 2 + max(np.cov(psi.T)[0, 1], 0) / 200
         assert error == pytest.approx(variance**0.5)
     printed = " ".join(terminal_summary(results, 100).split())
     assert "2 of 3 comparisons are not paired (noise: other)" in printed
