@@ -562,3 +562,9 @@ def test_datasets_that_do_not_fit(tmp_path, command, save_tiny, shape, flags, me
     args = ("--models", "m", "--dataset", "p", "--data-dir", tmp_path, "--config", config, "--steps", "2")
     one_line_error(command(*args, "--samples", "3", "--out", tmp_path / "out", *flags), message)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("columns", [40, 60, 100])
+def test_help_fits_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert max(map(len, make_parser().format_help().splitlines())) <= columns
