@@ -31,6 +31,7 @@ from analysis.records.load import CellRecord, Results, ResultsError, load_result
 _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16
+_ERRORS = "forced-train/error/"
 _EXPERIMENTS = ("chains", "exact", "response", "slopes", "tuning")
 _CHECKSUMS = ("sha256", "checksum")
 _DATE = (1980, 1, 1, 0, 0, 0)  # of every member, so that equal records make equal archives
@@ -107,10 +108,10 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     steps, terms, moments = record.steps(), record.array("kernel.npy"), record.arrays("moments.npz", is_analysed)
     if steps is not None:
-        files["steps.csv"] = _few_steps(steps).to_csv(index=False, float_format="%.6g").encode()
+        files["steps.csv"] = _few_steps(steps).to_csv(index=False, float_format="%.5g").encode()
     if terms is not None:
         buffer = io.BytesIO()
-        np.save(buffer, _rounded(terms))
+        np.save(buffer, terms.astype(np.float32))  # not rounded: what a test reads is small beside them
         files["kernel.npy"] = buffer.getvalue()
     influence = record.arrays("influence.npz")
     if influence is not None:
@@ -128,11 +129,11 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
 
 
 def _rounded(array: NDArray[Any]) -> NDArray[Any]:
-    """Return floats as float32 whose last thirteen bits are 0, off by 1 part in 2048 at most: they pack better."""
+    """Return floats as float32 whose last fourteen bits are 0, off by 1 part in 1024 at most: they pack better."""
     if array.dtype.kind != "f":
         return array
     bits = array.astype(np.float32).view(np.uint32)
-    rounded: NDArray[Any] = ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
+    rounded: NDArray[Any] = ((bits + np.uint32(1 << 13)) & np.uint32(0xFFFFC000)).view(np.float32)
     return rounded
 
 
@@ -162,10 +163,11 @@ def _few_steps(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _few_moments(moments: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Keep band powers and moments of x0_hat's error at levels spread evenly, rounded; the data's own."""
+    """Keep band powers and moments of x0_hat's error at levels spread evenly, in single precision; the data's own."""
     levels = shown(range(len(moments["i"])), _BAND_LEVELS)
     few = {name: array[levels] if name in LEVEL_ARRAYS else array for name, array in moments.items()}
-    arms = {name: _rounded(array[levels]) for name, array in few.items() if name.startswith(MOMENT_ARRAYS)}
+    arms = {name: array[levels].astype(np.float32) for name, array in few.items() if name.startswith(MOMENT_ARRAYS)}
+    arms |= {name: _rounded(array) for name, array in arms.items() if name.startswith(_ERRORS)}  # most of the file
     floors = {name: array for name, array in moments.items() if name.startswith("recorded/")}  # a number a level each
     return few | arms | floors | ({"recorded/i": moments.get("recorded/i", moments["i"])} if floors else {})
 

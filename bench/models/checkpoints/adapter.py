@@ -57,8 +57,9 @@ class Adapted:
         if not self._checked:
             self._refuse_unlike(sample, self._ask(x, t, labels), "when asked twice")
             others = torch.cat([x[:1], 1 - 2 * x[: max(1, len(x) - 1)]])
-            given = [None if value is None else value[:1].repeat(len(others)) for value in (t, labels)]
-            self._refuse_unlike(sample[:1], self._ask(others, *given)[:1], "beside other images")
+            times = t[:1].repeat(len(others))
+            classes = None if labels is None else labels[:1].repeat(len(others))
+            self._refuse_unlike(sample[:1], self._ask(others, times, classes)[:1], "beside other images")
             self._checked = True
         return Output(sample.to(x.dtype))
 
