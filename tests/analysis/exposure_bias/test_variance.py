@@ -171,5 +171,5 @@ def test_figures_are_drawn(exact_steps, tmp_path):
         *draw_eps_norm(table, norm_table(table), tmp_path),
         *draw_scaling(norm_table(table), ["exact"], tmp_path),
     ]  # fmt: skip
-    assert len(paths) == 12
+    assert len(paths) == 6
     assert all(path.stat().st_size > 5000 for path in paths)

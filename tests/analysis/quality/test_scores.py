@@ -88,7 +88,7 @@ def test_the_distance_of_exact_samples_is_told_and_is_no_metric_of_its_own(score
     assert np.allclose(excess["excess"], excess["distance"] - 0.75)
     assert np.allclose(excess["ratio"], excess["distance"] / 0.75)
     assert len(excess) == quality.table[[f"{steps}" for steps in quality.steps]].notna().to_numpy().sum()
-    assert len(draw_quality(quality, tmp_path)) == 2
+    assert len(draw_quality(quality, tmp_path)) == 1
 
 
 def test_step_counts_with_fewer_seeds_are_named(folder):
