@@ -1,6 +1,7 @@
 """A copy of a results folder that is small enough for git: everything the analyses read, nothing they do not.
 
-Of every cell stay its scores, the terms of its distances, at most 20 levels of the per-step table and 8 of the moments.
+Of every cell stay its scores, the terms of its distances, at most 20 levels of the per-step table and 8 of the moments,
+rounded where no small difference of large numbers is taken.
 Of the first seed, at the most steps of the first sampler, stay 16 samples a model, the single errors in half precision
 at the levels that figures show, and the tests of normality at all levels. All records are one file,
 ``records.zip``, whose sha256 stands in ``run.json``; the logs of trainings lie beside it.
@@ -111,7 +112,7 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
         files["steps.csv"] = _few_steps(steps).to_csv(index=False, float_format="%.5g").encode()
     if terms is not None:
         buffer = io.BytesIO()
-        np.save(buffer, terms.astype(np.float32))  # not rounded: what a test reads is small beside them
+        np.save(buffer, terms.astype(np.float32))  # their small differences are read: not rounded
         files["kernel.npy"] = buffer.getvalue()
     influence = record.arrays("influence.npz")
     if influence is not None:

@@ -11,7 +11,8 @@ from pathlib import Path
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a hidden path that takes the place of ``path`` at the end, and is deleted where the block fails."""
-    partial = path.with_name(f".partial{os.getpid()}-{path.name}")
+    # Of the form of a run's half-written files, which git ignores and the next run deletes.
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         yield partial
         partial.replace(path)

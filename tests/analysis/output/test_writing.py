@@ -1,6 +1,7 @@
 import pytest
 
 from analysis.output.writing import replacing, write_text
+from bench.files.writing import partials
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -10,6 +11,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     def fail():
         with replacing(path) as partial:
             partial.write_text("half")
+            assert list(partials(tmp_path)) == [partial]  # the next run deletes what a killed process leaves
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
