@@ -177,7 +177,7 @@ def resolve_hub(name: str) -> Path:
         raise CheckpointError(f"model {name} lacks {lacking} (the hub was not asked: HF_HUB_OFFLINE is set); {place}")
     try:
         files = list_repo_files(model, **options)
-    except Exception:  # as above
+    except Exception:  # by cause: errors of its own, of its network client, OSError, ValueError
         why = "the hub cannot be reached, or does not know it"
         raise CheckpointError(f"model {name} lacks {lacking} ({why}); {place}") from None
     if reason := _unusable(f"model {name}", (file.rpartition("/")[2] for file in files)):

@@ -10,9 +10,9 @@ def test_models_with_and_without_paths():
     assert parse_models("adm, mine=weights/a=b.pt") == (("adm", None), ("mine", Path("weights/a=b.pt")))
 
 
-def test_the_home_folder_behind_an_equals_sign(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    assert parse_models("mine=~/a.pt") == (("mine", Path("/home/me/a.pt")),)
+def test_the_home_folder_behind_an_equals_sign(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_models("mine=~/a.pt") == (("mine", tmp_path / "a.pt"),)
 
 
 def test_hub_ids_beside_others_are_no_cut_paths():

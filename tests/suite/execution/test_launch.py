@@ -283,6 +283,7 @@ def test_a_folder_that_becomes_read_only_is_one_line(tmp_path, completed, change
     out = tmp_path / "run"
     patch = partial(fail_from, change, out, errno.EROFS)
     refused(done([*SMALL, "--out", out], tmp_path, SHARDS, patch), out, "Read-only file system; make it writable, then")
+    assert not (out / "run.json").exists() or json.loads((out / "run.json").read_text())["end"] is None
     completed()
 
 
