@@ -58,6 +58,20 @@ def welch(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str, 
     return row | {"freedom": freedom, "t": t, "p": p, "detectable": (low + high) * error}
 
 
+def paired(differences: NDArray[np.float64]) -> dict[str, float]:
+    """Return the paired t-test of two recipes from their differences training by training, with n - 1 degrees.
+
+    t = mean / error, error = s / sqrt(n); ``paired_detectable`` as in :func:`welch`.
+    """
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    if not error:
+        return {}
+    freedom, t = len(differences) - 1, float(differences.mean()) / error
+    seen = sum(float(stdtrit(freedom, q)) for q in (1 - 0.05 / 2, _POWER)) * error
+    p = 2 * float(stdtr(freedom, -abs(t)))
+    return {"paired_error": error, "paired_t": t, "paired_p": p, "paired_detectable": seen}
+
+
 def trainings_table(results: Results) -> pd.DataFrame:
     """Return the spread of each recipe over trainings and over seeds, and the test of each pair of recipes.
 
@@ -72,6 +86,8 @@ def trainings_table(results: Results) -> pd.DataFrame:
         other, other_trainings, delta: what it is compared with, none in a recipe's own row; model less other.
         error, freedom, t, p, detectable: :func:`welch`, from three trainings a side on; ``p_holm`` is corrected over
             all rows.
+        paired_error, paired_t, paired_p, paired_detectable: :func:`paired` over the numbers that both have, from three
+            on: for recipes whose trainings of one number share a start or seed. Not corrected, no part of the verdict.
         excess: the farther recipe's mean less the distance of an exact sampler.
         verdict: :func:`analysis.comparison.ties.verdicts` of the recipe, or ``in one training`` where there are fewer.
     """
@@ -94,7 +110,8 @@ def trainings_table(results: Results) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     names = (
-        "other", "other_trainings", "delta", "error", "freedom", "t", "p", "p_holm", "detectable", "excess", "verdict",
+        "other", "other_trainings", "delta", "error", "freedom", "t", "p", "p_holm", "detectable", "paired_error",
+        "paired_t", "paired_p", "paired_detectable", "excess", "verdict",
     )  # fmt: skip
     table = pd.DataFrame(rows)
     table = table.reindex(columns=[*(name for name in table if name not in names), *names])
@@ -128,7 +145,9 @@ def _against(other: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, 
     row = {"other": other, "other_trainings": len(second), "delta": float(first.mean() - second.mean())}
     if min(len(first), len(second)) < FEWEST:
         return row | {"verdict": ONE}
-    return row | welch(first, second) | {"verdict": "tie"}
+    differences = (ours.mean() - theirs.mean()).dropna().to_numpy()  # of trainings of one number
+    pairing = paired(differences) if len(differences) >= FEWEST else {}
+    return row | welch(first, second) | pairing | {"verdict": "tie"}
 
 
 def trainings_sentence(table: pd.DataFrame) -> str:

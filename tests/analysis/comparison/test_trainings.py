@@ -68,6 +68,9 @@ def test_spread_and_test_by_hand(folder):
     assert pair["t"] == pytest.approx(stats.ttest_ind(ours, theirs, equal_var=False).statistic)
     assert (pair["trainings"], pair["other_trainings"], pair["verdict"]) == (4, 3, "win")
     assert pair["p_holm"] == pair["p"]  # the only test
+    both = stats.ttest_rel(ours[:3], theirs)  # the fourth training has no partner
+    assert (pair["paired_t"], pair["paired_p"]) == pytest.approx((both.statistic, both.pvalue))
+    assert pair["paired_detectable"] == pytest.approx((4.30265 + 1.06066) * pair["paired_error"])  # t of .975, .8 at 2
     assert "adm-ip is closer than adm at 10 steps" in trainings_sentence(table.reset_index())
 
 
