@@ -100,7 +100,7 @@ def nearest(kind: str, name: str, known: Iterable[str], advice: str = "") -> Con
     """Return the error for an unknown name: the nearest known one, or else the advice and the known names if few."""
     choices = sorted(known)
     folded = {choice.casefold(): choice for choice in choices}
-    close = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.4)]
+    close = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.45)]
     few = f"known: {', '.join(choices)}" if len(choices) <= _FEW_NAMES or not advice else ""
     hints = (f"did you mean {close[0]!r}?", advice) if close else (advice, few)
     return ConfigError(f"unknown {kind} {name!r}; {'; '.join(filter(None, hints))}")

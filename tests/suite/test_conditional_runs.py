@@ -190,8 +190,8 @@ def test_the_flag_replaces_the_entrys_scale_and_one_is_the_plain_model(guidable,
 @pytest.mark.parametrize(
     ("entry", "flags", "message"),
     [
-        ("null_class = 11", "", "null class 11 of model 'other' must be a label beyond the data's, 10"),
-        ("null_class = 3", "", "null class 3 of model 'other' must be a label beyond the data's, 10"),
+        ("null_class = 11", "", "null class 11 of model 'other' is no label of it beyond the data's; it must be 10"),
+        ("null_class = 3", "", "null class 3 of model 'other' is no label of it beyond the data's; it must be 10"),
         ("guidance = -1", "", "'guidance' of model 'other' must be a finite number of at least 0"),
         ("guidance = nan", "", "'guidance' of model 'other' must be a finite number of at least 0"),
         ("guidance_interval = [2, 1]", "", "'guidance_interval' of model 'other' must be [low, high]"),

@@ -75,8 +75,9 @@ def settle_guidance(model: Model, data_classes: int, flags: Mapping[str, Any]) -
         return model
     least = data_classes if data_classes > 1 else 1
     if not least <= null < classes:
-        labels = " or ".join(map(str, range(least, classes)[:3])) or "of which it has none"
-        raise ConfigError(f"null class {null} of model {model.name!r} must be a label beyond the data's, {labels}")
+        labels = " or ".join(map(str, range(least, classes)[:3]))
+        remedy = f"it must be {labels}" if labels else "there is none: leave out 'null_class'"
+        raise ConfigError(f"null class {null} of model {model.name!r} is no label of it beyond the data's; {remedy}")
     low, high = map(float, interval or (0.0, math.inf))
     guidance = ClassifierFree(scale, null, low, high)
     count = model.label_count or (data_classes if data_classes > 1 else null)

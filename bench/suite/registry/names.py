@@ -64,7 +64,7 @@ class Names:
         numbers = trainings(self.dataset, member)
         if number not in map(str, numbers) and (check or not number.isdecimal()):
             names = ", ".join([member, *(f"{member}@{training}" for training in numbers)])
-            raise ConfigError(f"unknown training {member}@{number} for dataset {self.dataset!r}; there are {names}")
+            raise ConfigError(f"unknown training {member}@{number} for dataset {self.dataset!r}; known: {names}")
         return f"{member}-t{number}{dash}{remedies}"
 
     def split(self, name: str) -> tuple[str, str] | None:

@@ -390,11 +390,11 @@ def test_a_training_with_weights_of_the_users(trained):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("adm@4", "unknown training adm@4 for dataset 'digits'; there are adm, adm@2, adm@3"),
-        ("adm@1", "unknown training adm@1 .*; there are adm, adm@2"),
+        ("adm@4", "unknown training adm@4 for dataset 'digits'; known: adm, adm@2, adm@3"),
+        ("adm@1", "unknown training adm@1 .*; known: adm, adm@2"),
         ("adm@", "unknown training adm@ "),
         ("adm@x-es", "unknown training adm@x "),
-        ("ddpm-y@2", "there are ddpm-y$"),
+        ("ddpm-y@2", "known: ddpm-y$"),
         ("nobody@2", "unknown model 'nobody@2'; only the embedded family has trainings"),
     ],
 )
