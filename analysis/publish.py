@@ -32,6 +32,7 @@ from analysis.records.load import CellRecord, Results, ResultsError, load_result
 _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16
+_BITS = 9  # of a rounded number's mantissa: it is off by 1 part in 1024 at most
 _ERRORS = "forced-train/error/"
 _EXPERIMENTS = ("chains", "exact", "response", "slopes", "tuning")
 _CHECKSUMS = ("sha256", "checksum")
@@ -116,9 +117,10 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
         files["kernel.npy"] = buffer.getvalue()
     influence = record.arrays("influence.npz")
     if influence is not None:
-        # The moments, of which a distance is computed again, stay as they are.
-        exact = ("mean", "covariance")
-        files["influence.npz"] = _npz({n: a if n in exact else _rounded(a) for n, a in influence.items()})
+        # The moments, of which a distance is computed again, stay as they are. Of the reference's terms, most of the
+        # file, only a variance is taken.
+        bits = dict.fromkeys(("frechet_reference", "kernel_reference"), 6) | dict.fromkeys(("mean", "covariance"), 23)
+        files["influence.npz"] = _npz({n: _rounded(a, bits.get(n, _BITS)) for n, a in influence.items()})
     if moments is not None:
         files["moments.npz"] = _npz(_few_moments(moments))
     if pictured:
@@ -129,12 +131,14 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
     return files | {"metrics.json": (json.dumps(facts, indent=1) + "\n").encode()}
 
 
-def _rounded(array: NDArray[Any]) -> NDArray[Any]:
-    """Return floats as float32 whose last fourteen bits are 0, off by 1 part in 1024 at most: they pack better."""
+def _rounded(array: NDArray[Any], bits: int = _BITS) -> NDArray[Any]:
+    """Return floats as float32 with ``bits`` of the 23 bits of their mantissa, since they pack better."""
     if array.dtype.kind != "f":
         return array
-    bits = array.astype(np.float32).view(np.uint32)
-    rounded: NDArray[Any] = ((bits + np.uint32(1 << 13)) & np.uint32(0xFFFFC000)).view(np.float32)
+    dropped = 23 - bits
+    words = array.astype(np.float32).view(np.uint32)
+    half = np.uint32(1 << dropped >> 1)
+    rounded: NDArray[Any] = ((words + half) >> np.uint32(dropped) << np.uint32(dropped)).view(np.float32)
     return rounded
 
 
