@@ -32,8 +32,8 @@ from analysis.records.load import CellRecord, Results, ResultsError, load_result
 _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16
-_BITS = 9  # of a rounded number's mantissa: it is off by 1 part in 1024 at most
-_ERRORS = "forced-train/error/"
+_BITS, _COARSE = 9, 6  # of a rounded number's mantissa: it is off by 1 part in 1024 or 128 at most
+_ERRORS = ("forced-train/error/mean", "forced-train/error/second")
 _EXPERIMENTS = ("chains", "exact", "response", "slopes", "tuning")
 _CHECKSUMS = ("sha256", "checksum")
 _DATE = (1980, 1, 1, 0, 0, 0)  # of every member, so that equal records make equal archives
@@ -119,7 +119,8 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
     if influence is not None:
         # The moments, of which a distance is computed again, stay as they are. Of the reference's terms, most of the
         # file, only a variance is taken.
-        bits = dict.fromkeys(("frechet_reference", "kernel_reference"), 6) | dict.fromkeys(("mean", "covariance"), 23)
+        coarse, exact = ("frechet_reference", "kernel_reference"), ("mean", "covariance")
+        bits = dict.fromkeys(coarse, _COARSE) | dict.fromkeys(exact, 23)
         files["influence.npz"] = _npz({n: _rounded(a, bits.get(n, _BITS)) for n, a in influence.items()})
     if moments is not None:
         files["moments.npz"] = _npz(_few_moments(moments))
@@ -168,11 +169,13 @@ def _few_steps(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _few_moments(moments: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Keep band powers and moments of x0_hat's error at levels spread evenly, in single precision; the data's own."""
+    """Keep band powers and moments of x0_hat's error at levels spread evenly, and the data's, in single precision."""
     levels = shown(range(len(moments["i"])), _BAND_LEVELS)
     few = {name: array[levels] if name in LEVEL_ARRAYS else array for name, array in moments.items()}
+    few |= {name: array.astype(np.float32) for name, array in few.items() if name.startswith("data/")}
     arms = {name: array[levels].astype(np.float32) for name, array in few.items() if name.startswith(MOMENT_ARRAYS)}
-    arms |= {name: _rounded(array) for name, array in arms.items() if name.startswith(_ERRORS)}  # most of the file
+    # Most of the file, and read as means over all pixels alone.
+    arms |= {name: _rounded(array, _COARSE) for name, array in arms.items() if name.startswith(_ERRORS)}
     floors = {name: array for name, array in moments.items() if name.startswith("recorded/")}  # a number a level each
     return few | arms | floors | ({"recorded/i": moments.get("recorded/i", moments["i"])} if floors else {})
 
