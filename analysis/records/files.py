@@ -6,7 +6,6 @@ cannot be opened, and else ``ValueError`` with one line that says what is wrong.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
@@ -149,16 +148,11 @@ def read_npy(place: Place) -> NDArray[Any]:
 
 
 def read_table(place: Place, **options: Any) -> pd.DataFrame:
-    """Return the table of a CSV file, packed if it is called ``.gz``; the options are those of ``pandas.read_csv``."""
+    """Return the table of a CSV file; the options are those of ``pandas.read_csv``."""
     content = read_bytes(place)
     try:
-        if place.name.endswith(".gz"):
-            most = max(_MOST, _SHARE * len(content))
-            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
-            if len(content) > most:
-                raise ValueError(f"it unfolds to over {_SHARE} times its size")
         return pd.read_csv(io.BytesIO(content), **options)
-    except Exception as error:  # on damaged bytes zlib and pandas raise almost any kind
+    except Exception as error:  # on damaged bytes pandas raises almost any kind
         raise ValueError(_reason(error)) from None
 
 

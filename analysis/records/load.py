@@ -30,14 +30,8 @@ T = TypeVar("T")
 _KEY = ("model", "sampler", "steps", "seed")
 _CLOSED_FORM = "gaussian"  # begins the arms of exact samplers that are formulas; others are walks
 _EXTRAPOLATED = "_inf"  # ends a score of older records that is computed no more
-_DERIVED = (
-    _EXTRAPOLATED,
-    "_exact",
-    "_exact_sd",
-    "_exact_low",
-    "_exact_high",
-    "_strat",
-)  # endings of scores that belong to a distance
+# Endings of scores that belong to a distance.
+_DERIVED = (_EXTRAPOLATED, "_exact", "_exact_sd", "_exact_low", "_exact_high", "_strat")
 
 
 class ResultsError(ValueError):
@@ -64,8 +58,8 @@ class CellRecord:
         Raises:
             ResultsError: the table is damaged.
         """
-        path = next((path for name in ("steps.csv", "steps.csv.gz") if (path := self.folder / name).exists()), None)
-        if path is None:
+        path = self.folder / "steps.csv"
+        if not path.exists():
             return None
         try:
             table = read_table(path)
@@ -192,8 +186,6 @@ class Results:
         for table in measured if exact else []:
             key = {name: table[name].iloc[0] for name in _KEY}
             record = next(record for record in self.cells if record.key() == key)
-            if table["arm"].str.startswith(_CLOSED_FORM).any():  # recorded before exact samplers had their own
-                continue
             place = (key["model"], key["sampler"], key["steps"])
             for walked, rows in exact:
                 if all(record.cell.get(name) == value for name, value in walked.items()):

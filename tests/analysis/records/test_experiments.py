@@ -60,14 +60,6 @@ def test_floors_stand_in_the_tables_of_norms_and_variance(walked):
     assert variance.loc[variance["steps"] == 10, "few_steps"].dropna().unique() == pytest.approx([0.1])
 
 
-def test_old_records_keep_their_own_floor(walked, make_record):
-    walked.cell("old", 10)
-    steps = load_results(walked.root).steps
-    old = steps[(steps["model"] == "old") & (steps["arm"] == "gaussian") & (steps["quantity"] == "variance_ratio")]
-    assert not (old["value"] == 1.1).any()
-    assert len(old) == 10
-
-
 @pytest.mark.parametrize("damage", ["version", "file", "missing"])
 def test_a_damaged_record_is_named_and_left_out(walked, make_record, damage):
     path = walked.root / "exact" / "cosine-1000-ddpm-10"

@@ -1,6 +1,5 @@
 """Readers of records: what they give, and how they say what is wrong."""
 
-import gzip
 import json
 import os
 import pickle
@@ -33,12 +32,11 @@ def test_sound_files_come_back(tmp_path):
     assert read_json(tmp_path / "a.json") == {"ä": [1.5, None]}
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
-def test_tables_are_those_of_pandas(tmp_path, name):
+def test_tables_are_those_of_pandas(tmp_path):
     table = pd.DataFrame({"x": [1, 2], "y": ["a", "b"], "z": [0.5, None]})
-    table.to_csv(tmp_path / name, index=False)
-    pd.testing.assert_frame_equal(read_table(tmp_path / name), table)
-    assert read_table(tmp_path / name, dtype={"x": str})["x"].tolist() == ["1", "2"]
+    table.to_csv(tmp_path / "a.csv", index=False)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "a.csv"), table)
+    assert read_table(tmp_path / "a.csv", dtype={"x": str})["x"].tolist() == ["1", "2"]
 
 
 @pytest.mark.parametrize("read", [read_json, read_npy, read_npz, read_table])
@@ -47,13 +45,6 @@ def test_files_that_are_not_there(tmp_path, read):
         read(tmp_path / "none")
     with pytest.raises(IsADirectoryError):
         read(tmp_path)
-
-
-@pytest.mark.parametrize("read", [read_npy, read_npz])
-@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps([1]), b"PK\x03\x04", b"\x93NUMPY\x01\x00\xff\xff{"])
-def test_files_that_hold_no_arrays(tmp_path, read, content):
-    (tmp_path / "a").write_bytes(content)
-    assert "\n" not in refusal(read, tmp_path / "a")
 
 
 def test_a_kind_of_file_for_another(tmp_path):
@@ -75,9 +66,6 @@ def test_what_unfolds_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(bounded, "_MOST", 2**16)
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**17))
     assert "unfolds" in refusal(read_npz, tmp_path / "a.npz")
-    with gzip.open(tmp_path / "a.csv.gz", "wb") as file:
-        file.write(b"x\n" + b"0" * 2**20)
-    assert "unfolds" in refusal(read_table, tmp_path / "a.csv.gz")
 
 
 def test_numbers_whose_squares_overflow(tmp_path):
@@ -88,26 +76,28 @@ def test_numbers_whose_squares_overflow(tmp_path):
 def test_a_header_that_declares_any_size(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("a.npy", "w") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**50,)})
-    assert "\n" not in refusal(read_npz, tmp_path / "a.npz")
+    assert refusal(read_npz, tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("content", [b"", b"[" * 200_000, b"\xff", b"{"])
-def test_what_is_no_json(tmp_path, content):
-    (tmp_path / "a.json").write_bytes(content)
-    assert refusal(read_json, tmp_path / "a.json")
+READERS = {
+    (read_npy, read_npz): [b"", b"text", pickle.dumps([1]), b"PK\x03\x04", b"\x93NUMPY\x01\x00\xff\xff{"],
+    (read_json,): [b"", b"[" * 200_000, b"\xff", b"{"],
+    (read_table,): [b"", b"\xff\xfe\n\xff", b'a\n1\n"open', b"\x1f\x8b\x08"],
+}
+
+
+@pytest.mark.parametrize(
+    ("read", "content"), [(read, one) for readers, all_ in READERS.items() for read in readers for one in all_]
+)
+def test_files_of_something_else(tmp_path, read, content):
+    (tmp_path / "a").write_bytes(content)
+    assert refusal(read, tmp_path / "a")
 
 
 def test_json_larger_than_any_record(tmp_path, monkeypatch):
     monkeypatch.setattr(bounded, "_LARGEST_JSON", 10)
     (tmp_path / "a.json").write_text("[" + "1," * 10 + "1]")
     assert "more than 10 bytes" in refusal(read_json, tmp_path / "a.json")
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\n\xff", b'a\n1\n"open', b"\x1f\x8b\x08"])
-def test_what_is_no_table(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    assert "\n" not in refusal(read_table, tmp_path / name)
 
 
 def test_a_reopened_archive_has_a_position_of_its_own(tmp_path):

@@ -4,16 +4,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.records.load import (
-    ResultsError,
-    coverage_name,
-    frechet_name,
-    inception_score_name,
-    load_results,
-)  # fmt: skip
+from analysis.records.load import ResultsError, coverage_name, frechet_name, inception_score_name, load_results
 from bench.files.writing import write_record
 from bench.measure.features.extractors import _metric_names
 from bench.suite.settings import short_hash
+
+
+def left_out(folder):
+    """Return the one problem of a folder whose one sound cell is that of adm."""
+    results = load_results(folder.root)
+    assert [record.cell["model"] for record in results.cells] == ["adm"]
+    (problem,) = results.problems
+    assert problem.isprintable()
+    return problem
+
 
 STEPS = "arm,i,stage,t,alpha,sigma,n,quantity,value,std\nfree,0,0,1,0.5,0.5,3,eps_norm,2,0.1\n"
 DAMAGE = {
@@ -41,7 +45,7 @@ def test_a_folder_without_a_complete_cell(folder):
 
 
 def test_complete_cells_are_read(folder):
-    folder.cell("adm", 10, 0, 1.5)
+    first = folder.cell("adm", 10, 0, 1.5)
     folder.cell("adm", 20, 1, 2.5)
     results = load_results(folder.root)
     assert results.problems == []
@@ -49,15 +53,13 @@ def test_complete_cells_are_read(folder):
         {"model": "adm", "sampler": "ddpm", "steps": 10, "seed": 0},
         {"model": "adm", "sampler": "ddpm", "steps": 20, "seed": 1},
     ]
+    assert results.cells[0].facts == json.loads((first / "metrics.json").read_text())
 
 
 def test_an_incomplete_cell_is_named_and_left_out(folder):
     folder.cell()
     (folder.root / "cells" / "adm-ddpm-20-seed0" / "shard-free-0-8").mkdir(parents=True)
-    results = load_results(folder.root)
-    assert len(results.cells) == 1
-    (problem,) = results.problems
-    assert "adm-ddpm-20-seed0 is incomplete" in problem
+    assert "adm-ddpm-20-seed0 is incomplete" in left_out(folder)
 
 
 @pytest.mark.parametrize("text", DAMAGE.values(), ids=DAMAGE)
@@ -65,11 +67,7 @@ def test_a_damaged_cell_is_named_and_left_out(folder, text):
     folder.cell()
     bad = folder.cell("bad")
     (bad / "metrics.json").write_text(text)
-    results = load_results(folder.root)
-    assert [record.cell["model"] for record in results.cells] == ["adm"]
-    (problem,) = results.problems
-    assert "bad-ddpm-10-seed0 is damaged" in problem
-    assert "\n" not in problem
+    assert "bad-ddpm-10-seed0 is damaged" in left_out(folder)
 
 
 BAD_FACTS = {
@@ -101,10 +99,7 @@ def test_facts_of_the_wrong_kind_are_damage(folder, change):
     bad = folder.cell("bad")
     facts = json.loads((bad / "metrics.json").read_text())
     (bad / "metrics.json").write_text(json.dumps(facts | change))
-    results = load_results(folder.root)
-    assert [record.cell["model"] for record in results.cells] == ["adm"]
-    (problem,) = results.problems
-    assert "bad-ddpm-10-seed0 is damaged" in problem
+    assert "bad-ddpm-10-seed0 is damaged" in left_out(folder)
 
 
 @pytest.mark.parametrize("name", ["samples.npz", "steps.csv", "kernel.npy"])
@@ -119,10 +114,7 @@ def test_a_cell_whose_files_changed_is_left_out(folder, terms, name, damage):
         (bad / name).unlink()
     else:
         (bad / name).write_bytes(content[:-1] if damage == "cut" else content + b" ")
-    results = load_results(folder.root)
-    assert [record.cell["model"] for record in results.cells] == ["adm"]
-    (problem,) = results.problems
-    assert f"bad-ddpm-10-seed0 is damaged and left out ({name} is missing or has been changed)" in problem
+    assert f"bad-ddpm-10-seed0 is damaged and left out ({name} is missing or has been changed)" in left_out(folder)
 
 
 def test_models_come_in_the_order_of_the_run_after_those_that_were_there_before(folder):
@@ -136,19 +128,11 @@ def test_models_come_in_the_order_of_the_run_after_those_that_were_there_before(
     ]  # fmt: skip
 
 
+NO_ORDER = ["null", "{}", '{"models": 5}', '{"models": [{}]}']
+
+
 @pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[]",
-        "3",
-        '{"configuration": null}',
-        '{"configuration": {}}',
-        '{"con',
-        "[" * 100_000,
-        '{"configuration": {"models": 5}}',
-        '{"configuration": {"models": [{}]}}',
-    ],
+    "text", ["", "[]", "3", '{"con', "[" * 100_000, *(f'{{"configuration": {content}}}' for content in NO_ORDER)]
 )
 def test_a_damaged_run_file_costs_the_order_only(folder, text):
     folder.cell("b")
@@ -236,12 +220,6 @@ def test_a_table_that_several_analyses_read_is_made_once(folder):
     assert calls == [results]
 
 
-def test_facts_are_kept(folder):
-    cell = folder.cell()
-    facts = json.loads((cell / "metrics.json").read_text())
-    assert load_results(folder.root).cells[0].facts == facts
-
-
 @pytest.mark.parametrize("change", [{"steps": 0}, {"samples": 0}, {"seed": -1}, {"samples": 10**30}, {"model": "a\nb"}])
 def test_a_cell_that_no_run_makes_is_left_out(folder, change):
     folder.cell()
@@ -251,11 +229,7 @@ def test_a_cell_that_no_run_makes_is_left_out(folder, change):
     facts |= {"cell": cell, "key": short_hash(cell), "nfe": cell["steps"]}
     (bad / "metrics.json").write_text(json.dumps(facts))
     bad.rename(bad.with_name("{model}-{sampler}-{steps}-seed{seed}".format(**cell)))
-    results = load_results(folder.root)
-    assert [record.cell["model"] for record in results.cells] == ["adm"]
-    (problem,) = results.problems
-    assert f"({next(iter(change))} is " in problem
-    assert problem.isprintable()
+    assert f"({next(iter(change))} is " in left_out(folder)
 
 
 def test_a_score_cannot_rename_its_cell(folder):
@@ -288,6 +262,14 @@ def test_rows_of_a_correcting_call_are_left_out(folder):
     assert loaded["value"].max() < 9e9
 
 
+def assert_steps_left_out(folder):
+    results = load_results(folder.root)
+    assert set(results.steps["model"]) == {"adm"}
+    (problem,) = results.problems
+    assert "bad-ddpm-10-seed0" in problem
+    assert problem.isprintable()
+
+
 STEP_DAMAGE = {
     "n a word": ("n", "many"), "n infinite": ("n", "inf"), "std infinite": ("std", "-inf"), "no arm": ("arm", ""),
     "half a step": ("i", "1.5"), "stage a word": ("stage", "x"), "too large": ("value", "1e300"),
@@ -301,10 +283,7 @@ def test_a_damaged_step_is_named_and_its_cell_left_out(folder, column, text):
     table = pd.read_csv(bad / "steps.csv", dtype=str, keep_default_na=False)
     table.loc[3, column] = text
     table.to_csv(bad / "steps.csv", index=False)
-    results = load_results(folder.root)
-    assert set(results.steps["model"]) == {"adm"}
-    (problem,) = results.problems
-    assert "bad-ddpm-10-seed0" in problem
+    assert_steps_left_out(folder)
 
 
 @pytest.mark.parametrize("lines", [1, 3])
@@ -312,10 +291,7 @@ def test_a_steps_table_of_other_lines_is_one_line_of_warning(folder, lines):
     folder.cell()
     bad = folder.cell("bad")
     (bad / "steps.csv").write_text(STEPS.splitlines()[0] + "\n" if lines == 1 else STEPS + "1," * 20 + "\n")
-    results = load_results(folder.root)
-    assert set(results.steps["model"]) == {"adm"}
-    (problem,) = results.problems
-    assert problem.isprintable()
+    assert_steps_left_out(folder)
 
 
 KINDS = [("", ""), ("", "_inception"), ("clean_", ""), ("clean_", "_inception"), ("", "_digits"), ("", "_cifar10")]
