@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
-from analysis.output.style import is_edm, level_symbol, line_key, line_panels, noisy_left, reference, save
+from analysis.output.style import is_edm, label_levels, line_key, line_panels, reference, save
 from analysis.records.load import Results
 
 _SECTION = "Variance"
@@ -48,11 +48,7 @@ def draw_delta(steps: pd.DataFrame, folder: Path) -> list[Path]:
                     axis.plot(line["t"], line["value"], color=row.paint[model], linewidth=row.width(model))
                 axis.plot(exact["t"], exact["value"], color="black", linestyle="--")
             row.axes[0].set_ylabel(r"published $\delta_t$")
-        for axis, count in zip(rows[0].axes, counts, strict=True):
-            axis.set_title(f"{count} steps")
-        for axis in rows[-1].axes:
-            axis.set_xlabel(level_symbol(sampler))
-        noisy_left(rows[0].axes[0], sampler)
+        label_levels(rows, counts, sampler)
         rows[0].axes[0].set_yscale("log")  # which all panels share
         for row in rows:
             for axis in row.axes:
@@ -114,12 +110,8 @@ def draw_single_step(table: pd.DataFrame, folder: Path) -> list[Path]:
                 axis.plot(exact["t"], exact[row.quantity], color="black", linestyle="--")
                 reference(axis, 0)
             row.axes[0].set_ylabel(_ROWS[row.quantity])
-        for axis, count in zip(rows[0].axes, counts, strict=True):
-            axis.set_title(f"{count} steps")
-        for axis in rows[-1].axes:
-            axis.set_xlabel(level_symbol(sampler))
+        label_levels(rows, counts, sampler)
         _scale(rows[0].axes[0], table)
-        noisy_left(rows[0].axes[0], sampler)
         exact_key = {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")}
         line_key(figure, rows, exact_key if _has_exact(table) else {})
         return save(figure, folder, "single_step_variance")

@@ -19,10 +19,9 @@ from analysis.output.style import (
     RECORDED_KEY,
     LineRow,
     exact_band,
-    level_symbol,
+    label_levels,
     line_key,
     line_panels,
-    noisy_left,
     reference,
     save,
 )
@@ -139,11 +138,7 @@ def _finish(
     rows: Sequence[LineRow], counts: Sequence[int], sampler: str, ratios: pd.DataFrame, names: Sequence[str]
 ) -> None:
     """Title the panels, and scale the ratios to all but the least noisy level, which dwarfs them; say what it was."""
-    for axis, count in zip(rows[0].axes, counts, strict=True):
-        axis.set_title(f"{count} steps")
-    for axis in rows[-1].axes:
-        axis.set_xlabel(level_symbol(sampler))
-    noisy_left(rows[0].axes[0], sampler)
+    label_levels(rows, counts, sampler)
     for row in rows:
         row.axes[0].set_ylabel("free / forced" if row.quantity == "ratio" else r"$\|\epsilon_\theta\|_2$")
     if not len(ratios):

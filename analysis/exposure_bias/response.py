@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, shown, step_counts
-from analysis.output.style import band, colours, key, line_key, line_panels, noisy_left, panels, reference, save
+from analysis.output.style import (
+    band,
+    colours,
+    key,
+    label_levels,
+    line_key,
+    line_panels,
+    noisy_left,
+    panels,
+    reference,
+    save,
+)
 from analysis.records.experiments import read_records
 from analysis.records.load import Results
 
@@ -107,11 +118,7 @@ def draw_effective(table: pd.DataFrame, folder: Path) -> list[Path]:
                     row.band(axis, model, line.assign(value=line["shift"]))
                 reference(axis, 0)
             row.axes[0].set_ylabel(f"effective t - t ({sampler})")
-        for axis, count in zip(rows[0].axes, counts, strict=True):
-            axis.set_title(f"{count} steps")
-        for axis in rows[-1].axes:
-            axis.set_xlabel("t")
-        noisy_left(rows[0].axes[0])
+        label_levels(rows, counts)
         low, high = (np.nanpercentile(table["shift"], q) for q in (1, 99))
         rows[0].axes[0].set_ylim(min(low, -1) * 1.4, max(high, 1) * 1.4)
         line_key(figure, rows, {})

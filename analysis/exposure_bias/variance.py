@@ -7,7 +7,6 @@ Var(x_t) / (alpha^2 Var(x_0) + sigma^2), both averaged over pixels first, splits
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,13 +18,11 @@ from analysis.output.style import (
     EXACT_KEY,
     RECORDED,
     RECORDED_KEY,
-    LineRow,
     exact_band,
     is_edm,
-    level_symbol,
+    label_levels,
     line_key,
     line_panels,
-    noisy_left,
     reference,
     save,
 )
@@ -85,7 +82,7 @@ def draw_variance_gap(steps: pd.DataFrame, folder: Path, recorded: pd.DataFrame 
                         line = own[(own["model"] == model) & (own["steps"] == count)]
                         axis.plot(line["t"], line["recorded"], color=row.paint[model], **RECORDED)
                 reference(axis, 1 if row.quantity == "ratio" else 0)
-        _label(rows, counts, sampler)
+        label_levels(rows, counts, sampler)
         excess = "(pred_std - floor)\n/ floor" if is_edm(sampler) else "excess std over\nexact-sampler floor"
         for row in rows:
             row.axes[0].set_ylabel("marginal variance,\nsampled / true" if row.quantity == "ratio" else excess)
@@ -111,15 +108,6 @@ def _excess(steps: pd.DataFrame, sampler: str) -> pd.DataFrame:
     return table
 
 
-def _label(rows: Sequence[LineRow], counts: Sequence[int], sampler: str) -> None:
-    """Title the columns, and let the noise fall to the right."""
-    for axis, count in zip(rows[0].axes, counts, strict=True):
-        axis.set_title(f"{count} steps")
-    for axis in rows[-1].axes:
-        axis.set_xlabel(level_symbol(sampler))
-    noisy_left(rows[0].axes[0], sampler)  # panels share their axis
-
-
 def draw_variance_parts(table: pd.DataFrame, folder: Path) -> list[Path]:
     """The part of the variance gap that few steps cause (top) and the rest (bottom, alone of many models), along t."""
     table, sampler = first_sampler(table)
@@ -135,7 +123,7 @@ def draw_variance_parts(table: pd.DataFrame, folder: Path) -> list[Path]:
                 exact_band(axis, lines, less=lines["exact_gaussian"])
                 for model in row.paint:
                     row.band(axis, model, lines[lines["model"] == model].rename(columns={"network": "value"}))
-        _label(rows, counts, sampler)
+        label_levels(rows, counts, sampler)
         for row in rows:
             few = row.quantity == "few steps"
             row.axes[0].set_ylabel("few steps alone\n(exact - 1)" if few else "rest (sampled -\nexact, Gaussian)")

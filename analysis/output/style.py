@@ -167,6 +167,15 @@ def points(
     )  # fmt: skip
 
 
+def label_levels(rows: Sequence[LineRow], counts: Sequence[int], sampler: str = "") -> None:
+    """Title the columns with their step counts, and name the axis of levels, along which the noise falls."""
+    for axis, count in zip(rows[0].axes, counts, strict=True):
+        axis.set_title(f"{count} steps")
+    for axis in rows[-1].axes:
+        axis.set_xlabel(level_symbol(sampler))
+    noisy_left(rows[0].axes[0], sampler)
+
+
 def reference(axis: Axes, value: float) -> None:
     """Draw a horizontal line that means "nothing amiss", unlike any curve."""
     axis.axhline(value, color="0.5", linewidth=0.8, zorder=0)
