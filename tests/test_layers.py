@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ ROWS = {
 MOST_MODULES = 9
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Return the absolute names a file imports; relative imports are not used in this project."""
     names: set[str] = set()

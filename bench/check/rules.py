@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -23,6 +23,7 @@ from bench.check.walks import (
     Oracle,
     biased_images,
     distance,
+    exact,
     measured,
     states,
 )
@@ -183,31 +184,35 @@ def check(subject: Subject) -> Findings:
     return findings
 
 
+@cache
+def _plain(place: tuple[str, str]) -> list[Tensor]:
+    """Return the states of the plain sampler, which every correction is compared with."""
+    return states(place, None, exact(), range(_FEW))
+
+
 def _neutral(subject: Subject) -> Mapping[str, Any] | None:
     """Return constants of 0 or 1 that make the plain sampler, None where none do."""
-    place, oracle = ("vp", "ddim"), Oracle()
-    plain = states(place, None, oracle, range(_FEW))
+    place = ("vp", "ddim")
     for values in product((0.0, 1.0), repeat=len(subject.typical)):
         constants = dict(zip(subject.typical, values, strict=True))
         try:
-            off = states(place, subject.at(place[0], constants), oracle, range(_FEW))
+            off = states(place, subject.at(place[0], constants), exact(), range(_FEW))
         except Exception:  # whatever is wrong is found where the rules are checked
             continue
-        if constants and all(torch.equal(a, b) for a, b in zip(off, plain, strict=True)):
+        if constants and all(map(torch.equal, off, _plain(place))):
             return constants
     return None
 
 
 def _check_place(subject: Subject, place: tuple[str, str], findings: Findings) -> None:
     """Check the rules of one solver in one frame; a correction that refuses it owes nothing more there."""
-    name, oracle = f"{place[1]} ({place[0]})", Oracle()
+    name, oracle = f"{place[1]} ({place[0]})", exact()
     try:
         watched = Watched(subject.at(place[0], subject.typical))
         made = states(place, watched, oracle, range(_FEW))
         clipped = states(place, subject.at(place[0], subject.typical, clip=True), oracle, range(_FEW), clip=True)
         alone = states(place, subject.at(place[0], subject.typical), oracle, range(1, 2))
-        plain = states(place, None, oracle, range(_FEW))
-        off = plain
+        off = plain = _plain(place)
         if subject.neutral is not None:
             off = states(place, subject.at(place[0], {**subject.typical, **subject.neutral}), oracle, range(_FEW))
     except CheckError:
@@ -230,16 +235,16 @@ def _check_place(subject: Subject, place: tuple[str, str], findings: Findings) -
     ]
     if max(apart) > _ALIKE:
         findings.breaks("any batch", name)
-    if not all(torch.equal(a, b) for a, b in zip(off, plain, strict=True)):
+    if not all(map(torch.equal, off, plain)):
         findings.breaks("neutral is plain", name)
 
 
 def _errors(subject: Subject, bias: str, place: tuple[str, str]) -> Errors:
     """Measure the error of a biased walk against the unbiased one on the same noise: with and without correction."""
-    exact, oracle = biased_images(place, None), {**BIASES, **OPPOSITES}[bias]()
+    unbiased, oracle = biased_images(place, None), {**BIASES, **OPPOSITES}[bias]()
 
     def error(constants: Mapping[str, Any]) -> float:
-        return distance(states(place, subject.at(place[0], constants), oracle, range(MANY))[-1], exact)
+        return distance(states(place, subject.at(place[0], constants), oracle, range(MANY))[-1], unbiased)
 
     treated = error(subject.typical)
     tried = {1.0: treated}
@@ -250,7 +255,7 @@ def _errors(subject: Subject, bias: str, place: tuple[str, str]) -> Errors:
                 tried[u] = error(constants)
             except (ValueError, UserError):  # no constants of this correction
                 continue
-    return Errors(distance(biased_images(place, bias), exact), treated, tried)
+    return Errors(distance(biased_images(place, bias), unbiased), treated, tried)
 
 
 def _check_direction(subject: Subject, findings: Findings) -> None:

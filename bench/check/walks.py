@@ -69,6 +69,12 @@ class Oracle(GaussianOracle):
         return Prediction(eps, (x - level.sigma * eps) / level.alpha)
 
 
+@cache
+def exact() -> Oracle:
+    """Return the denoiser without a bias."""
+    return Oracle()
+
+
 # Each bias removes too much noise, as networks do by their own errors, so that samples spread too little.
 BIASES: Mapping[str, Callable[[], Oracle]] = {
     "eps too large": lambda: Oracle(eps=1 + _SIZE),
@@ -97,7 +103,7 @@ def states(
 @cache
 def measured(frame: str) -> Mapping[str, Any]:
     """Return what corrections are given that is measured on the data, of the unbiased oracle's images."""
-    oracle = Oracle()
+    oracle = exact()
     images = oracle.sample(MANY, torch.Generator().manual_seed(_SEED))
     variance = float(images.flatten(1).var(1).mean())
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -108,10 +114,9 @@ def measured(frame: str) -> Mapping[str, Any]:
     return {"data_variance": variance, "std": variance**0.5, "reference": spreads}
 
 
-def distance(samples: Tensor, exact: Tensor) -> float:
+def distance(samples: Tensor, unbiased: Tensor) -> float:
     """Return the distance of two laws of images along the axes of the data: the root of W2 squared of Gaussians."""
-    vectors = Oracle().vectors
-    ours, theirs = (images.flatten(1) @ vectors for images in (samples, exact))
+    ours, theirs = (images.flatten(1) @ exact().vectors for images in (samples, unbiased))
     apart = (ours.mean(0) - theirs.mean(0)).square().sum() + (ours.std(0) - theirs.std(0)).square().sum()
     return float(apart.sqrt())
 
@@ -119,4 +124,4 @@ def distance(samples: Tensor, exact: Tensor) -> float:
 @cache
 def biased_images(place: tuple[str, str], bias: str | None) -> Tensor:
     """Return the images [256, C, H, W] that a walk ends in, under a bias by name or under none."""
-    return states(place, None, Oracle() if bias is None else {**BIASES, **OPPOSITES}[bias](), range(MANY))[-1]
+    return states(place, None, exact() if bias is None else {**BIASES, **OPPOSITES}[bias](), range(MANY))[-1]
