@@ -1,11 +1,13 @@
 """Files in the format of EDM's released networks, small and with random weights, made without EDM's code."""
 
+import json
 import math
 import pickle
 import sys
 import types
 import zlib
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,12 @@ def golden_tensor(key, shape):
 
 def random_tensors(architecture, config):
     """Return the golden weights of a network, under the names in its file."""
+    return dict(_tensors(architecture, json.dumps(config)))
+
+
+@cache
+def _tensors(architecture, text):
+    config = json.loads(text)
     taps = torch.tensor(config.get("resample_filter", [1, 1]), dtype=torch.float32)
     box = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
     shapes = shapes_of_file(architecture, config)

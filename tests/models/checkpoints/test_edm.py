@@ -151,27 +151,15 @@ UNDESCRIBED = {
     "no-ema": (lambda: {"net": an_object()}, "has no 'ema' entry"),
     "state-dict": (lambda: {"ema": {"weight": torch.ones(2)}}, "holds no EDM network"),
     "list": (lambda: [1, 2], "holds no EDM network"),
-    "class": (
-        lambda: {"ema": an_object(preconditioning="CTPrecond")},
-        "holds 'CTPrecond', not one of EDMPrecond, VPPrecond",
-    ),
+    "class": (lambda: {"ema": an_object(preconditioning="CTPrecond")}, "holds 'CTPrecond', not one of EDMPrecond, VPP"),
     "class-of-many-lines": (lambda: {"ema": Persistent("a\nb" * 99, {})}, r"holds 'a\\nb.*\.\.\., not one of"),
     "class-is-a-list": (lambda: {"ema": Persistent([], {})}, "holds '', not one of"),
     "no-model": (lambda: {"ema": Persistent("EDMPrecond", module_state({}))}, "network of the class '', not one of"),
-    "architecture": (
-        lambda: {"ema": edm_object("EDM2UNet", small_config("SongUNet"), {})},
-        "class 'EDM2UNet', not one of",
-    ),
+    "architecture": (lambda: {"ema": edm_object("EDM2UNet", small_config("SongUNet"), {})}, "class 'EDM2UNet', not"),
     "no-arguments": (lambda: {"ema": shapeless()}, "does not record how its SongUNet was made"),
     "argument": (lambda: {"ema": an_object(config={"width": 3})}, "unknown SongUNet argument 'width'"),
-    "value": (
-        lambda: {"ema": an_object(config={"num_blocks": "many"})},
-        "'num_blocks' must be an integer from 1 to 64, not 'many'",
-    ),
-    "constant": (
-        lambda: {"ema": an_object(constants={"sigma_data": "x"})},
-        "sigma_data must be a finite number above 0",
-    ),
+    "value": (lambda: {"ema": an_object(config={"num_blocks": "many"})}, "must be an integer from 1 to 64, not 'many'"),
+    "constant": (lambda: {"ema": an_object(constants={"sigma_data": "x"})}, "sigma_data must be a finite number above"),
     "outputs": (lambda: {"ema": an_object(config={"in_channels": 3})}, "fewer output channels than input channels"),
 }
 
@@ -227,14 +215,8 @@ UNLOADED = {
     "lacking": ({"change": lambda t: t.pop("map_layer0.bias")}, "lacks 'map_layer0.bias'"),
     "extra": ({"change": put("enc.8x8_conv.extra", torch.ones(1))}, "has 'enc.8x8_conv.extra' which it should not"),
     "shape": ({"change": put("map_layer0.bias", torch.ones(3))}, r"'map_layer0.bias' is \(3\) and not \(\d+\)"),
-    "nan": (
-        {"change": put("map_layer0.bias", torch.full((64,), torch.nan))},
-        "'map_layer0.bias' holds weights that are not finite",
-    ),
-    "integers": (
-        {"change": put("map_layer0.bias", torch.ones(64, dtype=torch.int64))},
-        "'map_layer0.bias': it holds int64",
-    ),
+    "nan": ({"change": put("map_layer0.bias", torch.full((64,), torch.nan))}, "holds weights that are not finite"),
+    "integers": ({"change": put("map_layer0.bias", torch.ones(64, dtype=torch.int64))}, "bias': it holds int64"),
     "depth": ({"config": {"num_blocks": 2}}, "lacks '.*block1"),
     "enormous": ({"config": {"model_channels": 1 << 14, "channel_mult": [64, 64]}}, "weights are not those"),
     "classes": ({"config": {"label_dim": 7}}, "lacks 'map_label.weight'"),
@@ -259,13 +241,13 @@ def test_changed_bytes_never_escape_as_another_error(tmp_path):
     data = path.read_bytes()
     generator = torch.Generator().manual_seed(0)
     refused: list[str] = []
-    for at in torch.randint(len(data), (40,), generator=generator).tolist():
+    for at in torch.randint(len(data), (20,), generator=generator).tolist():
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
         try:
             read(path)
         except CheckpointError as error:
             refused.append(str(error))
-    assert len(refused) > 10
+    assert len(refused) > 5
     assert not any("\n" in line for line in refused)
 
 
