@@ -24,7 +24,19 @@ NETWORK = {
     "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 2, "num_res_blocks": 1,
     "channel_mult": (1,),
 }  # fmt: skip
-Outcome = namedtuple("Outcome", "code out err")
+
+
+class Outcome(namedtuple("Outcome", "code out err")):
+    """How a command ended."""
+
+    def refused(self, *words):
+        """Assert that it ended with code 2 and one line, which has these words."""
+        assert self.code == 2
+        (line,) = self.err.splitlines()
+        assert line.startswith("error: ")
+        assert line.isprintable()
+        for word in words:
+            assert str(word) in line
 
 
 @pytest.fixture(autouse=True, scope="module")  # not the session: other folders' tests run in the same process

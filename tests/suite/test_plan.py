@@ -129,15 +129,12 @@ def test_the_key_sees_whatever_changes_the_numbers(make_cell, change):
 
 
 def test_the_key_sees_the_network_arguments(make_cell):
-    # Heads and their split, e.g., change the numbers but neither weights nor shapes.
+    """Heads and their split, e.g., change the numbers but neither weights nor shapes."""
     cell = make_cell()
     old = cell.model.description
-    other = replace(cell.model, description=replace(old, network={**old.network, "num_heads": 2}))
-    changed = {
-        name for name, value in replace(cell, model=other).description().items() if cell.description()[name] != value
-    }
-    assert changed == {"network"}
-    assert replace(cell, model=other).key() != cell.key()
+    other = replace(cell, model=replace(cell.model, description=replace(old, network={**old.network, "num_heads": 2})))
+    assert {n for n, value in other.description().items() if cell.description()[n] != value} == {"network"}
+    assert other.key() != cell.key()
 
 
 def test_an_interruption_costs_at_most_a_batch_more_than_a_shard(make_cell):
@@ -173,20 +170,12 @@ def test_solver_and_correction(make_cell):
     assert [type(each) for each in both.corrections] == [TimeShift, EpsilonScaling]
 
 
-@pytest.mark.parametrize(
-    ("config", "steps", "message"),
-    [
-        (SamplerConfig(), 1001, "between 1 and 1000"),
-        (SamplerConfig(spacing="ddim"), 80, "nearest is ddim"),
-    ],
-)
-def test_impossible_steps_are_refused_with_the_model(adm, digits, config, steps, message):
-    with pytest.raises(ConfigError, match=f"model 'adm'.*{message}"):
-        plan_cells((adm,), config, (steps,), (0,), 10, IN_CELLS, digits)
-
-
-def test_a_scaling_that_reaches_zero_is_refused(adm, digits):
-    constants = Constants((1,), {"b": (1.0,), "span": (-2.0,)})
-    bad = replace(adm, remedies=(Remedy("epsilon-scaling", {"ddpm": constants}),))
-    with pytest.raises(ConfigError, match="must stay positive"):
-        plan_cells((bad,), SamplerConfig(), (10,), (0,), 10, IN_CELLS, digits)
+def test_impossible_steps_and_scalings_are_refused_with_the_model(adm, digits):
+    falling = Remedy("epsilon-scaling", {"ddpm": Constants((1,), {"b": (1.0,), "span": (-2.0,)})})
+    for model, config, steps, message in (
+        (adm, SamplerConfig(), 1001, "model 'adm'.*between 1 and 1000"),
+        (adm, SamplerConfig(spacing="ddim"), 80, "model 'adm'.*nearest is ddim"),
+        (replace(adm, remedies=(falling,)), SamplerConfig(), 10, "must stay positive"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plan_cells((model,), config, (steps,), (0,), 10, IN_CELLS, digits)

@@ -6,22 +6,12 @@ from bench.suite.config.request import parse_measure, parse_models, parse_seeds,
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
 
 
-def test_models_with_and_without_paths():
+def test_models_with_and_without_paths(monkeypatch, tmp_path):
     assert parse_models("adm, mine=weights/a=b.pt") == (("adm", None), ("mine", Path("weights/a=b.pt")))
-
-
-def test_the_home_folder_behind_an_equals_sign(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert parse_models("mine=~/a.pt") == (("mine", tmp_path / "a.pt"),)
-
-
-def test_hub_ids_beside_others_are_no_cut_paths():
     ids = parse_models("one=google/ddpm,two=other/model@main,adm")
     assert [str(path) for _, path in ids] == ["google/ddpm", "other/model@main", "None"]
-
-
-def test_steps_keep_their_order():
-    assert parse_steps("1000, 80,300") == (1000, 80, 300)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +21,8 @@ def test_seeds_and_ranges(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-def test_measurements_come_in_the_order_they_are_made():
+def test_measurements_come_in_the_order_they_are_made_and_steps_as_given():
+    assert parse_steps("1000, 80,300") == (1000, 80, 300)
     assert parse_measure("chains, steps") == ("steps", "chains")
     assert parse_measure("all") == parse_measure("response,all") == ("steps", "normality", "chains", "response")
 
