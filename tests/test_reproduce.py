@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,11 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def cells(folder, monkeypatch):
-    """Return a function that plans a command's cells without loading networks or images."""
-    monkeypatch.chdir(folder)
+@pytest.fixture(scope="module")
+def cells(folder):
+    """Return a function that plans a command's cells, once, without loading networks or images."""
 
+    @cache
     def plan(command):
         args = arguments(command)
         request = make_request(args)
@@ -90,7 +91,9 @@ def cells(folder, monkeypatch):
             for steps in request.steps
         ]
 
-    return plan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield plan
 
 
 def test_there_is_a_block_of_commands_for_every_row():

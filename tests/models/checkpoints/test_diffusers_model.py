@@ -337,7 +337,8 @@ def test_weights_that_do_not_fit(flat, change, message):
 
 def test_an_existing_folder_alone_is_taken_as_it_is(flat):
     assert resolve_hub(str(flat)) == flat
-    for path in (flat / "none", flat / "config.json"):
+    (flat / "file").touch()
+    for path in (flat / "none", flat / "file"):
         assert "no such folder" in refusal(describe_diffusers, path)
 
 

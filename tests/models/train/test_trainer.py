@@ -12,12 +12,13 @@ from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.train import trainer as training
 from bench.models.train.__main__ import main
 from bench.models.train.objectives import edm_loss, flow_loss, gradient_penalty, make_pair, slowed
-from bench.models.train.recipes import CONTINUOUS, DIGITS_NETWORK, NETWORKS, RECIPES
+from bench.models.train.recipes import CONTINUOUS, NETWORKS, RECIPES
 from bench.models.train.trainer import Batches, Trainer, learning_rate, train
 from bench.runtime.errors import CheckpointError
 
 CPU = torch.device("cpu")
-NETWORK = dict(DIGITS_NETWORK)
+SMALL = "digits-affine-small"  # the name of a network without attention
+NETWORK = dict(NETWORKS[SMALL])
 EDM_NETWORK = NETWORK | {"out_channels": 1}
 
 
@@ -27,7 +28,7 @@ def images():
 
 
 def short(name, iterations=4, **changes):
-    return dataclasses.replace(RECIPES[name], iterations=iterations, batch=4, **changes)
+    return dataclasses.replace(RECIPES[name], network=SMALL, iterations=iterations, batch=4, **changes)
 
 
 def rows(folder):
