@@ -79,6 +79,7 @@ def test_churn_is_recorded_and_cells_of_one_folder_share_it(tiny_edm):
         (("--churn", "nan"), ("--churn must be a finite number",)),
         (("--churn", "1", "--S-min", "-1"), ("--S-min must be a finite number of at least 0",)),
         (("--churn", "1", "--S-min", "2", "--S-max", "1"), ("--S-max must be a finite number of at least --S-min, 2",)),
+        (("--churn", "1", "--S-max", "0"), ("--S-max 0 churns no level; leave out --churn",)),
         (("--churn", "1", "--S-noise", "0"), ("--S-noise must be positive",)),
         (("--S-noise", "1.003"), ("have no effect without --churn",)),
         (("--measure", "chains"), ("--measure chains", "leave it out")),

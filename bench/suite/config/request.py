@@ -207,6 +207,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
     if args.s_max is not None and not args.s_min <= args.s_max < math.inf:
         raise ConfigError(f"--S-max must be a finite number of at least --S-min, {args.s_min:g}, not {args.s_max}")
     positive("--S-noise", args.s_noise)
+    if args.s_max == 0:
+        raise ConfigError("--S-max 0 churns no level; leave out --churn")
     if not args.churn and (args.s_min or args.s_max is not None or args.s_noise != 1):
         raise ConfigError("--S-min, --S-max and --S-noise have no effect without --churn")
 
