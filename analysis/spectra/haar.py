@@ -14,13 +14,7 @@ from analysis.output.entries import Output
 from analysis.output.selection import most_steps, thinned
 from analysis.output.style import level_symbol, noisy_left, save
 from analysis.records.load import Results
-from analysis.spectra.band_power import (
-    BAND_NOTE,
-    CSV_LEVELS,
-    band_table,
-    measured,
-    ratio_panels,
-)
+from analysis.spectra.band_power import BAND_NOTE, CSV_LEVELS, band_table, measured, ratio_panels
 
 _SECTION = "Spectra"
 _BANDS = ("LL", "LH", "HL", "HH")

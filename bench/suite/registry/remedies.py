@@ -145,11 +145,7 @@ KINDS: Mapping[str, Kind] = {
         ),
         even=True,
     ),
-    "dcw-pixel": Kind(
-        "on pixels",
-        {"c": 0.005},
-        lambda make, walk, c: make.PixelCorrection(walk.levels, c=c["c"]),
-    ),
+    "dcw-pixel": Kind("on pixels", {"c": 0.005}, lambda make, walk, c: make.PixelCorrection(walk.levels, c=c["c"])),
     "noise-scaling": Kind(
         "the noise of random steps and of churn, a little stronger (EDM's S_noise)",
         {"s": 1.003},

@@ -18,14 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.files.writing import (
-    read_record,
-    sha256_of,
-    unchanged,
-    write_array,
-    write_arrays,
-    write_record,
-)
+from bench.files.writing import read_record, sha256_of, unchanged, write_array, write_arrays, write_record
 from bench.suite.plan import Cell, Unit
 from bench.suite.settings import IN_CELLS, NEUTRAL_SETTINGS, ConfigError
 from bench.suite.store.shards import DamagedShard, read_shard, write_shard

@@ -25,8 +25,7 @@ def table(samplers, models=3, factor=1.0, baselines=("adm",)):
 
 
 @pytest.mark.parametrize(
-    ("samplers", "models"),
-    [({"ddpm": [10]}, 1), ({"ddpm": [10, 20], "heun": [7]}, 20), ({"ddim": range(1, 10)}, 3)],
+    ("samplers", "models"), [({"ddpm": [10]}, 1), ({"ddpm": [10, 20], "heun": [7]}, 20), ({"ddim": range(1, 10)}, 3)]
 )
 def test_figure(tmp_path, samplers, models):
     assert_figures(draw_mitigations(table(samplers, models), "fd_toy", tmp_path), "mitigations")

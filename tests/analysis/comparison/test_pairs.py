@@ -5,14 +5,7 @@ import pytest
 from synthetic_results import drawn_texts, make_cell, score
 
 from analysis.comparison import pairs
-from analysis.comparison.pairs import (
-    analyse,
-    classes_sentence,
-    classes_table,
-    coverage_table,
-    draw_pairs,
-    pairs_table,
-)
+from analysis.comparison.pairs import analyse, classes_sentence, classes_table, coverage_table, draw_pairs, pairs_table
 from analysis.output.entries import Output
 from analysis.records.load import load_results
 

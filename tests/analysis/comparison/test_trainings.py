@@ -3,13 +3,7 @@ import pytest
 from scipy import stats
 from synthetic_results import assert_figures
 
-from analysis.comparison.trainings import (
-    analyse,
-    training_of,
-    trainings_sentence,
-    trainings_table,
-    welch,
-)
+from analysis.comparison.trainings import analyse, training_of, trainings_sentence, trainings_table, welch
 from analysis.output.entries import Output
 from analysis.records.load import load_results
 

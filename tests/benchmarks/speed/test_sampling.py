@@ -44,8 +44,7 @@ def pixels(unit):
 
 
 @pytest.mark.parametrize(
-    ("solver", "peer"),
-    [("ddpm", peers.ddpm_pipeline), ("ddim", peers.ddim_pipeline), ("ddpm", peers.by_hand)],
+    ("solver", "peer"), [("ddpm", peers.ddpm_pipeline), ("ddim", peers.ddim_pipeline), ("ddpm", peers.by_hand)]
 )
 def test_peers_make_our_images(subject, shared_noise, solver, peer):
     ours = walks.Walk(subject, solver)()

@@ -4,12 +4,7 @@ import math
 import pytest
 import torch
 
-from bench.diffusion.corrections import (
-    FinalStd,
-    VarianceNormalisation,
-    X0StdMatching,
-    x0_std,
-)
+from bench.diffusion.corrections import FinalStd, VarianceNormalisation, X0StdMatching, x0_std
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import edm_levels, levels

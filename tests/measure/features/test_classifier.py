@@ -2,12 +2,7 @@ import pytest
 import torch
 
 from bench.data import load
-from bench.measure.features.classifier import (
-    CLASSIFIERS,
-    accuracy,
-    load_classifier,
-    main,
-)
+from bench.measure.features.classifier import CLASSIFIERS, accuracy, load_classifier, main
 
 DIGITS = CLASSIFIERS["digits"]
 

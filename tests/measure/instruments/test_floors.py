@@ -210,8 +210,7 @@ def test_energies_of_bands_are_those_of_the_instruments():
 
 
 @pytest.mark.parametrize(
-    ("mode", "wanted"),
-    [("fixed-small", (-0.55, -0.35, -0.18, -0.10)), ("fixed-large", (16.2, 9.8, 4.7, 2.5))],
+    ("mode", "wanted"), [("fixed-small", (-0.55, -0.35, -0.18, -0.10)), ("fixed-large", (16.2, 9.8, 4.7, 2.5))]
 )
 def test_norms_of_cifar10_are_those_computed_elsewhere(mode, wanted):
     """The average over levels is the geometric mean, without the least noisy level, which has the clean one's step."""

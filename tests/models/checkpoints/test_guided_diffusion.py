@@ -203,7 +203,7 @@ WRAPPINGS = {
             "state_dict": prefixed("model.diffusion_model.", RAW)
             | {f"model_ema.diffusion_model{name.replace('.', '')}": tensor for name, tensor in GOOD.items()}
             | {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
-            | {"betas": torch.ones(4)},
+            | {"betas": torch.ones(4)}
         },
         "the moving average model_ema.*, names without model.diffusion_model.*",
     ),

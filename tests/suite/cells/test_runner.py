@@ -220,8 +220,7 @@ def test_values_that_are_not_finite_are_reported(make_cell, run_cell):
 
 
 @pytest.mark.parametrize(
-    ("measure", "files"),
-    [(("steps",), {"steps.csv", "moments.npz"}), (("normality",), {"errors.npz"}), ((), set())],
+    ("measure", "files"), [(("steps",), {"steps.csv", "moments.npz"}), (("normality",), {"errors.npz"}), ((), set())]
 )
 def test_each_measurement_writes_its_files_and_costs_its_calls(make_cell, run_cell, shrink, measure, files):
     cell, counted = make_cell(measure=measure), []

@@ -217,8 +217,7 @@ def test_a_flipped_byte_of_a_shard_costs_that_unit_alone(tmp_path, unmerged, com
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["samples.npz", "metrics.json", *(pytest.param(name, marks=pytest.mark.ci) for name in MEASURED)],
+    "name", ["samples.npz", "metrics.json", *(pytest.param(name, marks=pytest.mark.ci) for name in MEASURED)]
 )
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_a_flipped_byte_of_a_complete_cell_costs_that_cell_alone(tmp_path, undisturbed, completed, name, seed):

@@ -81,8 +81,7 @@ def test_the_line_counts_what_all_ranks_do(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "shown"),
-    [(("--quiet",), False), (("--no-progress",), False), (("--quiet", "--progress"), True)],
+    ("flags", "shown"), [(("--quiet",), False), (("--no-progress",), False), (("--quiet", "--progress"), True)]
 )
 def test_the_line_can_be_switched(tmp_path, command, flags, shown):
     found = command(*RUN, "--steps", "2", "--no-probes", *flags, "--out", tmp_path / "out")
