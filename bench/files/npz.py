@@ -112,7 +112,7 @@ class CheckedNpz:
             raise self._damaged(error) from None
         shape, dtype = header.shape, header.dtype
         if dtype.hasobject or dtype.kind not in kinds or (kinds == "f" and dtype.itemsize < 4):
-            raise FeatureError(f"{self.path}: '{name}' is {dtype}, not {_KINDS[kinds]}; get the file again")
+            raise FeatureError(f"{self.path}: '{name}' is {dtype}, not {_KINDS[kinds]}; write it as that")
         if not fits(shape):
             raise FeatureError(f"{self.path}: '{name}' is {list(shape)}, not {expected}")
         if not 0 <= size - header.nbytes <= _MOST_HEADER:

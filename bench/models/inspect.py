@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.data import load, to_unit
+from bench.data import load, load_path, to_unit
 from bench.models.checkpoints.adapter import adapter_file, describe_adapter
 from bench.models.checkpoints.formats import denoiser_of, describe, located, open_network, with_table
-from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry, presets_that_fit
-from bench.models.checkpoints.state_dicts import read_state
-from bench.models.denoisers.calibration import Slope, slope_levels, slopes, worst
-from bench.models.denoisers.parameterization import CONVERSIONS
+from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry, fitting_presets
+from bench.models.denoisers.calibration import LEVELS, MOST_IMAGES, Slope, slope_levels, slopes, worst
+from bench.models.denoisers.parameterization import CONVERSIONS, check_process
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS, make_preconditioning
 from bench.models.interface import Description
-from bench.models.networks.arguments import complete, shapes_of
+from bench.models.networks.arguments import complete
 from bench.runtime.errors import CheckpointError, OneLineParser, UserError, quoted, reason
+from bench.runtime.signals import exit_with
 
 _BETTER = 0.9  # of the error: what another description must reach to be recommended over one that fits
 _ROUNDS = 3  # of changes on top of each other
@@ -56,8 +56,13 @@ class Trial:
 
     @property
     def fits(self) -> bool:
-        """Tell whether no slope is off."""
-        return worst(self.slopes) is None
+        """Tell whether no slope is off, nor so uncertain that it could be."""
+        return not self.is_off and not any(slope.is_vague for slope in self.slopes)
+
+    @property
+    def is_off(self) -> bool:
+        """Tell whether a slope is off."""
+        return worst(self.slopes) is not None
 
     @property
     def loss(self) -> float:
@@ -73,8 +78,20 @@ class Trial:
 def candidates(description: Description) -> Iterator[Candidate]:
     """Yield the descriptions that differ from one in a single thing that a file does not tell."""
     yield Candidate("images in [0, 1]", description, in_unit=True)
-    if description.is_edm:
-        return
+    if not description.is_edm:
+        yield from (one for one in _processes(description) if _is_possible(one.description))
+
+
+def _is_possible(description: Description) -> bool:
+    try:
+        check_process(description.schedule, description.T, description.prediction)
+    except ValueError:  # a table has one T, and short trainings do not suit every schedule
+        return False
+    return True
+
+
+def _processes(description: Description) -> Iterator[Candidate]:
+    """Yield the descriptions with another training process, and of plain files with other attention."""
     if description.is_flow:
         for prediction in {"flow", "x0"} - {description.prediction}:
             yield Candidate(f"prediction {prediction}", replace(description, prediction=prediction))
@@ -129,10 +146,11 @@ class Inspector:
         weights: the file or folder.
         images: real ones in [-1, 1], float32 [N, C, H, W].
         labels: their classes, int64 [N].
+        count: images a level, to begin with.
     """
 
-    def __init__(self, weights: Path, images: Tensor, labels: Tensor) -> None:
-        self.weights, self.images, self.labels = weights, images, labels
+    def __init__(self, weights: Path, images: Tensor, labels: Tensor, count: int = MOST_IMAGES) -> None:
+        self.weights, self.images, self.labels, self.count = weights, images, labels, count
         self._network: tuple[Any, Any] = (None, None)  # the last one, and what it was made of
 
     def trial(self, candidate: Candidate) -> Trial:
@@ -147,7 +165,8 @@ class Inspector:
             preconditioning = make_preconditioning(about.prediction, about.network.get("preconditioning"))
         images = (self.images + 1) / 2 if candidate.in_unit else self.images
         levels = slope_levels(about.schedule, about.T, preconditioning)
-        return Trial(candidate, slopes(denoiser, images, levels, self.labels if about.classes else None))
+        labels = self.labels if about.classes else None
+        return Trial(candidate, slopes(denoiser, images, levels, labels, LEVELS * self.count))
 
     def search(self, description: Description) -> tuple[list[Trial], Trial]:
         """Return the trials of a description and of those beside it, and the best trial found from there."""
@@ -190,8 +209,7 @@ def describe_file(weights: Path, entry: Mapping[str, Any] | None, folder: Path) 
         return weights, description
     if entry is not None:
         return weights, describe_entry(with_table(entry, folder))
-    fitting = [name for name in presets_that_fit(shapes_of(read_state(weights))) if name in PRESETS]
-    if not fitting:
+    if not (fitting := fitting_presets(weights)):
         raise CheckpointError(f"{weights} does not describe itself, and no preset fits it; give its entry by --config")
     print(f"{weights} fits preset {' or '.join(fitting)}")
     return weights, PRESETS[fitting[0]].description()
@@ -205,10 +223,10 @@ def _entry(config: Path, name: str) -> tuple[Path, Mapping[str, Any]]:
         raise CheckpointError(f"{config} cannot be read as a config file of models ({reason(error)})") from None
     for key, entry in models.items():
         weights = Path(str(entry.get("weights", "")))
-        if not weights.exists():
-            weights = config.parent / weights
-        if name == key or ("weights" in entry and Path(name).resolve() == weights.resolve()):
-            return weights, entry
+        if name == key or ("weights" in entry and Path(name).resolve() == (config.parent / weights).resolve()):
+            if not {"weights", "adapter"} & entry.keys():
+                raise CheckpointError(f"model {quoted(key)} of {config} has no 'weights' of its own; name their file")
+            return located(weights, config.parent), entry
     raise CheckpointError(f"{config} has no model {quoted(name)}, nor one of these weights; known: {', '.join(models)}")
 
 
@@ -217,7 +235,7 @@ def report(trials: Sequence[Trial], best: Trial) -> Iterator[str]:
     yield f"{'description':40s} {'slopes, little noise to much':>44s}   error"
     for trial in trials:
         values = " ".join(f"{slope.value:5.2f}" for slope in trial.slopes)
-        yield f"{trial.candidate.name:40s} {values:>44s}  {trial.loss:6.3f}  {'fits' if trial.fits else 'does not fit'}"
+        yield f"{trial.candidate.name:40s} {values:>44s}  {trial.loss:6.3f}  {_verdict(trial)}"
     name = best.candidate.name
     if not best.fits:
         yield f"no description fits; nearest is: {name} (error {best.loss:.3f})"
@@ -226,6 +244,12 @@ def report(trials: Sequence[Trial], best: Trial) -> Iterator[str]:
     else:
         yield f"recommended: {name} (error {best.loss:.3f})"
         yield from _advice(best.candidate)
+
+
+def _verdict(trial: Trial) -> str:
+    if trial.is_off:
+        return "does not fit"
+    return "fits" if trial.fits else "cannot be told"
 
 
 def _advice(candidate: Candidate) -> Iterator[str]:
@@ -254,26 +278,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="python -m bench.models.inspect", description="Does a description fit its network?")
     parser.add_argument("file", help="weights, or the name of a model in --config")
     parser.add_argument("--config", type=Path, help="TOML file with the entry of the weights")
-    parser.add_argument("--dataset", default="digits", help="real images that the network was trained on")
+    parser.add_argument("--dataset", default="digits", help="real images that the network was trained on, or NAME=PATH")
     parser.add_argument("--data-dir", type=Path, help="folder of the dataset's files, or the file")
-    parser.add_argument("--images", type=int, default=32, choices=range(2, 129), metavar="N", help="images a level")
+    counts = range(2, MOST_IMAGES + 1)
+    parser.add_argument("--images", type=int, default=32, choices=counts, metavar="N", help="a level, more if need be")
     args = parser.parse_args(argv)
     try:
         weights, entry = (Path(args.file), None) if args.config is None else _entry(args.config, args.file)
         folder = Path() if args.config is None else args.config.parent
         weights, description = describe_file(weights, entry, folder)
-        data = load(args.dataset, args.data_dir)
+        name, _, path = args.dataset.partition("=")
+        data = load_path(name, Path(path).expanduser()) if path else load(name, args.data_dir)
         if data.shape[0] != description.channels:
             raise CheckpointError(
                 f"{weights} takes {description.channels} channels, {args.dataset} has {data.shape[0]}; see --dataset"
             )
-        rows = torch.linspace(0, data.count("train") - 1, min(args.images, data.count("train"))).long()
+        count = data.count("train")
+        rows = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
         images = to_unit(data.pick("train", rows))
         print(
             f"{weights}: format {description.format}, prediction {description.prediction}, schedule"
             f" {description.schedule}, T = {description.T}"
         )
-        trials, best = Inspector(weights, images, data.pick_labels("train", rows)).search(description)
+        trials, best = Inspector(weights, images, data.pick_labels("train", rows), args.images).search(description)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -282,4 +309,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

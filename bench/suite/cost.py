@@ -333,7 +333,7 @@ def _reference(run: Run) -> tuple[Reference, str]:
     try:
         return run.reference(), ""
     except FeatureError as error:  # of the whole plan, only this cannot be done here
-        return Reference(run.config.data, None), f"; no scores: {error}"
+        return Reference(run.config.data, None), f"; a run would refuse: {error}"
 
 
 def _treatment(cell: Cell) -> str:

@@ -3,13 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_sample_images
 
 import bench
+from bench.diffusion.schedules import schedule_table
+from bench.diffusion.types import Level
 from bench.models.checkpoints.formats import describe, open_network
-from bench.models.inspect import Candidate, Inspector, candidates, main
+from bench.models.denoisers.calibration import Slope
+from bench.models.inspect import Candidate, Inspector, Trial, candidates, main
 from bench.models.networks.adm_keys import guided_keys, published_shapes
 from bench.models.networks.arguments import complete
 
@@ -85,6 +89,20 @@ def test_mistakes_are_one_line(capsys, arguments, message):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_only_descriptions_that_can_be_are_tried():
+    about = replace(describe(WEIGHTS / "digits" / "adm.safetensors"), schedule=schedule_table(np.linspace(0.9, 0, 50)))
+    names = [candidate.name for candidate in candidates(replace(about, T=50, prediction="v"))]
+    assert ("prediction x0" in names, "prediction eps" in names, any(name.startswith("T") for name in names)) == (
+        True, False, False,
+    )  # fmt: skip
+
+
+def test_slopes_that_could_be_anything_do_not_fit():
+    vague, sharp = (Slope(Level(1, 1.0, 1.0), 0.1, error, 1.0, 4) for error in (0.5, 0.01))
+    trials = [Trial(None, [slope]) for slope in (vague, sharp)]
+    assert [(trial.fits, trial.is_off) for trial in trials] == [(False, False), (False, True)]
 
 
 def test_the_attention_order_shows_in_the_error(tmp_path):

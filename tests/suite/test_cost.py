@@ -122,7 +122,7 @@ def test_images_that_cannot_be_scored_are_told(command, toml, priced, tmp_path):
     weights = ("--inception-weights", tmp_path / "none.pth")
     outcome = command(*args, *weights, "--steps", "2", "--samples", "4", "--dry-run")
     assert outcome.code == 0
-    assert "no scores: " in outcome.out
+    assert "a run would refuse: " in outcome.out
 
 
 def test_the_dry_run_calls_networks_and_writes_nothing(tiny, tmp_path, monkeypatch):

@@ -181,7 +181,8 @@ def _download(path: Path) -> None:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=CHECKSUM, progress=False)
     except (OSError, RuntimeError) as error:
         place = (
-            f"download {URL_INCEPTION_V3} and put it at {path}, name it with {_FLAG}, or use --features cifar10-resized"
+            f"download {URL_INCEPTION_V3} and put it at {path}, name it with {_FLAG}, or compare images with"
+            " --features cifar10-resized"
         )
         raise FeatureError(f"Inception weights cannot be had ({reason(error)}); {place}") from None
 

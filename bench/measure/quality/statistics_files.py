@@ -40,6 +40,7 @@ _WIDEST = 2**13  # features; no extractor in use has more
 _MOST_FEATURES = 2**29  # numbers of a file of features
 _PAIRS = (("mu", "sigma"), ("m", "s"))  # names of a mean and a covariance
 _FEATURES = "pool_3"
+_MADE_WITH = "use the features it was made with (64 are digits, 128 cifar10, 2048 inception)"
 _ROUNDING = 1e-6  # relative to the largest entry: some files hold float32
 _LOG = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def is_statistics(names: Collection[str]) -> bool:
 def read_statistics(path: Path, extractor: Extractor, name: str = "") -> ReferenceStatistics:
     """Read ``mu, sigma`` and, where present, ``mu_s, sigma_s, n, extractor, pooled``; images are not read.
 
-    ``m, s`` are read as ``mu, sigma``. Of features ``pool_3`` [N, d] the moments are computed.
+    ``m, s`` are read as ``mu, sigma``. Of features ``pool_3`` [N, d] the moments are computed, unless they stand beside
+    them.
 
     Args:
         path: the npz file.
@@ -96,24 +98,26 @@ def read_statistics(path: Path, extractor: Extractor, name: str = "") -> Referen
         if "pooled" in file.names:
             fits = f"[1 to {RETAINED}, {width}]"
             pooled = file.read("pooled", lambda s: len(s) == 2 and 0 < s[0] <= RETAINED and s[1] == width, fits)
+        elif _FEATURES in file.names:
+            rows = _features(file, extractor)
+            pooled = rows[thinned(len(rows))]
     name = name or (path.name if n is None else f"{path.name} ({n})")
     return ReferenceStatistics(name, key, moments, spatial, pooled.astype(np.float32), name)
 
 
 def _of_features(file: CheckedNpz, extractor: Extractor, name: str) -> ReferenceStatistics:
     """Return the statistics of a file of pooled features."""
+    if "arr_0" in file.names:
+        raise FeatureError(
+            f"{file.path} holds images and no statistics; write them with python -m bench.measure {file.path}"
+            f" --reference {file.path} --features {extractor.name} --save-statistics FILE.npz"
+        )
     if _FEATURES not in file.names:
         raise FeatureError(
             f"{file.path} holds {file.listed()}; a file of statistics has 'mu' [d] and 'sigma' [d, d]: write its mean"
             " and covariance with np.savez(FILE, mu=..., sigma=...)"
         )
-    width = (extractor.widths or (None, None))[0]
-    shape = f"[N, {width or 'd'}] as --features {extractor.name} has them; use the features it was made with"
-
-    def fits(shape: tuple[int, ...]) -> bool:
-        return len(shape) == 2 and shape[0] > 1 and width in (None, shape[1]) and math.prod(shape) <= _MOST_FEATURES
-
-    rows, stream = file.read(_FEATURES, fits, shape).astype(np.float32, copy=False), MomentStream()
+    rows, stream = _features(file, extractor), MomentStream()
     for start in range(0, len(rows), RETAINED):
         stream.add(rows[start : start + RETAINED])
     name = f"{name} ({len(rows)})"
@@ -121,11 +125,24 @@ def _of_features(file: CheckedNpz, extractor: Extractor, name: str) -> Reference
     return ReferenceStatistics(name, "", stream.result(), None, kept, retained_name(name, len(rows)))
 
 
+def _features(file: CheckedNpz, extractor: Extractor) -> NDArray[np.float32]:
+    """Return the pooled features [N, d] of a file, which may have axes of one entry behind them."""
+    width = (extractor.widths or (None, None))[0]
+    shape = f"[N, {width or 'd'}] as --features {extractor.name} has them; {_MADE_WITH}"
+
+    def fits(shape: tuple[int, ...]) -> bool:
+        is_table = len(shape) > 1 and shape[0] > 1 and math.prod(shape) == shape[0] * shape[1] <= _MOST_FEATURES
+        return is_table and width in (None, shape[1])
+
+    rows = file.read(_FEATURES, fits, shape)
+    return rows.reshape(rows.shape[:2]).astype(np.float32, copy=False)
+
+
 def _moments(
     file: CheckedNpz, mean_name: str, cov_name: str, width: int | None, features: str, n: int | None
 ) -> FeatureMoments:
     """Read a mean and a covariance and check that they can be these."""
-    shape = f"[{width or 'd'}] as --features {features} has them; use the features it was made with"
+    shape = f"[{width or 'd'}] as --features {features} has them; {_MADE_WITH}"
 
     def fits(shape: tuple[int, ...]) -> bool:
         return shape[:-1] in ((), (1,)) and 0 < shape[-1] <= _WIDEST and width in (None, shape[-1])

@@ -65,7 +65,8 @@ class Adapted:
 
     def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         with _one_line(self.name):
-            sample = self.network(x.clone(), t, labels)  # a copy: x is the state of the walk, and code may change it
+            # Copies: x is the state of the walk, labels those of all its steps, and code may change them.
+            sample = self.network(x.clone(), t.clone(), None if labels is None else labels.clone())
         shape = (len(x), self.outputs, *x.shape[2:])
         if not isinstance(sample, Tensor):
             raise CheckpointError(f"{self.name} returned {type(sample).__name__}; return a tensor of shape {shape}")

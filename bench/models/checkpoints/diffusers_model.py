@@ -112,7 +112,9 @@ def _schedule(path: Path, kind: Any, start: Any, end: Any, T: int) -> str:
         name = "cosine"
     elif kind not in ("linear", "scaled_linear", "sigmoid"):
         names = "linear, scaled_linear, sigmoid, squaredcos_cap_v2"
-        raise CheckpointError(f"{path}: unknown beta_schedule {quoted(kind)}; known: {names}")
+        raise CheckpointError(
+            f"{path}: unknown beta_schedule {quoted(kind)}; known: {names}, others by their numbers, trained_betas"
+        )
     elif not all(isinstance(value, int | float) and math.isfinite(value) for value in (start, end)):
         raise CheckpointError(f"{path}: beta_start and beta_end must be numbers")
     else:

@@ -116,7 +116,8 @@ def _read(path: Path) -> _Stored:
         raise of_torch(path)
     if isinstance(content, dict):
         if "ema" not in content:
-            raise CheckpointError(f"{path} has no 'ema' entry, where EDM keeps its network; it is another kind of file")
+            held = ", ".join(quoted(str(key)) for key in list(content)[:3])
+            raise CheckpointError(f"{path} holds {held} and no 'ema', where EDM keeps its network; give another file")
         content = content["ema"]
     if not isinstance(content, StoredObject):
         raise CheckpointError(f"{path} holds no EDM network; it is another kind of file")

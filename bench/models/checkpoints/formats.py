@@ -95,11 +95,15 @@ def with_table(entry: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"alphas_cumprod gives the schedule and T; drop {extra[0]!r} from the entry")
     path = folder / str(entry["alphas_cumprod"])
     require_file(path)
+    advice = "save alpha_bar, float64 [T], with numpy.save, and name that file"
     try:
         bars = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):  # of text, numpy says that it is pickled
+        raise CheckpointError(f"{path} is not a file of numpy.save; {advice}") from None
+    try:
         name = schedule_table(np.asarray(bars, dtype=np.float64))
-    except (ValueError, TypeError, AttributeError, EOFError) as error:
-        raise CheckpointError(f"{path}: {reason(error)}; save alpha_bar, float64 [T], with numpy.save") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {reason(error)}; {advice}") from None
     return {key: value for key, value in entry.items() if key != "alphas_cumprod"} | {"schedule": name, "T": len(bars)}
 
 

@@ -217,6 +217,15 @@ def _advice(shapes: Shapes) -> str:
     return f"it fits preset {' or '.join(fitting)}"
 
 
+def fitting_presets(path: Path) -> list[str]:
+    """Return the names of the presets whose network a ``.pt`` file fits.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds no network.
+    """
+    return [name for name in presets_that_fit(shapes_of(read_state(path))) if name in PRESETS]
+
+
 def presets_that_fit(shapes: Shapes) -> list[str]:
     """Return the names of the presets whose network, or whose classifier (``NAME's classifier``), a file fits."""
     return [name for name, build, config in _published() if _may_fit(shapes, config) and _fits(shapes, build)]

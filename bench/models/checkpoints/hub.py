@@ -76,6 +76,8 @@ class Parts:
             note(f"{folder} holds unet_ema/ and unet/: takes the moving average, unet_ema/")
         unet = unet or next(iter(networks), folder)
         if not (unet / _CONFIG).is_file():
+            if reason := _unusable(str(unet), _names(unet)):
+                raise CheckpointError(reason)
             missing = (unet / _CONFIG).relative_to(folder)
             raise CheckpointError(f"{folder} lacks {missing}; copy it from where the model came from")
         index = folder / _INDEX
@@ -98,13 +100,17 @@ def _scheduler(folder: Path) -> Path:
 
 
 def _weights(folder: Path) -> Path:
-    names = {entry.name for entry in folder.iterdir()}
+    names = _names(folder)
     for name in _WEIGHTS:
         if name in names:
             if name != _WEIGHTS[0]:
                 note(f"{folder} holds weights in half precision alone: takes {name}")
             return folder / name
     raise CheckpointError(_unusable(str(folder), names) or f"{folder} lacks {_WEIGHTS[0]}; copy it from its source")
+
+
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
 
 
 def _unusable(place: str, names: Iterable[str]) -> str | None:
@@ -171,6 +177,9 @@ def resolve_hub(name: str) -> Path:
         if not _missing(path):
             return path
     is_cached = path.is_dir()
+    network = path / "unet" if (path / "unet").is_dir() else path
+    if is_cached and (reason := _unusable(f"model {name}", _names(network))):
+        raise CheckpointError(reason)
     lacking = ", ".join(_missing(path if is_cached else Path(name)))
     place = f"put them into {path}" if is_cached else f"get them from https://huggingface.co/{model}, give their folder"
     if constants.HF_HUB_OFFLINE:

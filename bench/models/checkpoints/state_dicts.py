@@ -26,6 +26,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "unet.", "diffusion_model.")
 _AVERAGE_PREFIXES = ("ema_model.", "model_ema.", "ema.")  # beside those of the weights in one state dict
 _LATENT = "model.diffusion_model."  # the network of latent-diffusion, beside its autoencoder and schedule
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80")  # since torch 1.6 an archive, before a pickle
+_DEEPEST = 3  # wrappers of wrappers
 _DDIM_ENTRIES = 5  # of ddim's list: model, optimizer, epoch, step, ema
 
 
@@ -114,7 +115,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(_INERT):
             content = load_plain(path)
     except UnfoldingError as error:
-        raise CheckpointError(f"{path}: {error}; save it anew") from None
+        raise CheckpointError(f"{path}: {error}; save it with torch.save(model.state_dict(), path)") from None
     except Exception as error:  # on damaged bytes torch's readers raise almost any kind
         raise _unreadable(path, error) from None
     state, remarks = _unwrapped(path, content)
@@ -157,6 +158,15 @@ def _is_state(value: Any) -> bool:
     )
 
 
+def _holds_network(value: Any, depth: int = _DEEPEST) -> bool:
+    """Tell whether a value is a state dict with a matrix in it, or wraps one; an optimizer's is none."""
+    if _is_state(value):
+        return any(tensor.ndim > 1 for tensor in value.values())
+    if depth == 0 or not isinstance(value, Mapping) or {"state", "param_groups"} <= value.keys():
+        return False
+    return any(_holds_network(inner, depth - 1) for name, inner in value.items() if isinstance(name, str))
+
+
 def _unwrapped(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
     """Return the network's state dict of a file's content, and what was taken of it, in words.
 
@@ -197,7 +207,7 @@ def _chosen(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
     if isinstance(content, Sequence) and len(content) == _DDIM_ENTRIES and _is_state(content[-1]):
         return dict(content[-1]), ["the moving average, the last of five entries"]
     entries = dict(content) if isinstance(content, Mapping) else {}
-    states = {name: value for name, value in entries.items() if isinstance(name, str) and _is_state(value)}
+    states = {name: value for name, value in entries.items() if isinstance(name, str) and _holds_network(value)}
     averages = [name for name in _AVERAGES if name in states]
     if averages:
         name = averages[0]
@@ -207,11 +217,15 @@ def _chosen(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
         names = " and ".join(map(quoted, list(states)[:3]))
         raise CheckpointError(f"{path} holds several networks, {names}; save the state dict of the one meant alone")
     else:
-        kind = next((type(value).__name__ for value in entries.values() if not isinstance(value, Tensor)), "")
-        what = f"; its entries are {kind}" if kind else ""
+        other = next((key for key, value in entries.items() if not isinstance(value, Tensor)), None)
+        what = "" if other is None else f"; its entry {quoted(str(other))} is {type(entries[other]).__name__}"
         raise CheckpointError(f"{path} does not hold a state dict (names to tensors){what}")
-    others = ", ".join(str(key) for key in entries)
-    return dict(states[name]), [f"{quoted(name)} of {others}"] if len(entries) > 1 else []
+    state, remarks = _chosen(path, states[name])
+    if len(entries) > 1:
+        remarks = [f"{quoted(name)} of {', '.join(map(str, entries))}", *remarks]
+    if not averages and (unread := [key for key in _AVERAGES if entries.get(key) is not None]):
+        remarks.append(f"raw weights, since {quoted(unread[0])} has no names of tensors")
+    return state, remarks
 
 
 def _weights_beside(path: Path) -> str:

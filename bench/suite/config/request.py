@@ -319,6 +319,8 @@ def parse_models(text: str) -> tuple[tuple[str, Path | None], ...]:
         name, given, path = item.partition("=")
         if not name or (given and not path):
             raise ConfigError(f"--models: {item!r} is not NAME or NAME=PATH")
+        if "/" in name and not given:
+            raise ConfigError(f"--models: weights of your own need a name, as in --models mine={item}")
         check_name(name, "--models")
         pairs.append((name, Path(path) if path else None))
     names = [name for name, _ in pairs]

@@ -15,7 +15,7 @@ from bench.latent.networks import describe_conditional
 from bench.measure.quality.embedded_statistics import WITH_STATISTICS, unseen
 from bench.models.checkpoints.adapter import describe_adapter
 from bench.models.checkpoints.formats import describe, located, with_table
-from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry
+from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry, fitting_presets
 from bench.models.checkpoints.state_dicts import file_hash, require_torch
 from bench.models.interface import Description
 from bench.runtime.errors import CheckpointError
@@ -75,7 +75,7 @@ class Registry(Names):
         weights = path or weights_file(self.dataset, name)
         if not weights.exists() and path is None:
             raise ConfigError(f"no embedded weights of {request!r} for dataset {self.dataset!r}; give {request}=PATH")
-        return Model(name, weights, self._describe(weights, {}))
+        return Model(name, weights, self._unnamed(name, weights))
 
     def _unnamed(self, name: str, path: Path) -> Description:
         """Describe a file under a name without an entry: one that describes itself, or fits the dataset's preset."""
@@ -84,9 +84,9 @@ class Registry(Names):
             return description
         require_torch(path)  # a missing file, or another kind of file, is the first thing to report
         if self.dataset not in PRESETS:
-            raise ConfigError(
-                f"{path} does not describe itself; give {name!r} an entry with 'preset' or 'network' in a --config file"
-            )
+            presets = " or ".join(f"preset = {preset!r}" for preset in fitting_presets(path))
+            key = presets or "'preset' or 'network'"
+            raise ConfigError(f"{path} does not describe itself; give {name!r} an entry with {key} in a --config file")
         return PRESETS[self.dataset].description()
 
     def _remedy(self, name: str, suffix: str, model: Model) -> Remedy:

@@ -172,6 +172,7 @@ EYE = np.eye(5)
 LOPSIDED = EYE + np.triu(np.ones((5, 5)))
 BAD = {
     "no sigma": ({"mu": np.zeros(5)}, r"holds 'mu' float64 .5.; a file of statistics has 'mu' .d. and 'sigma'"),
+    "images": ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "holds images and no statistics; write them with"),
     "integers": ({"mu": np.zeros(5, int), "sigma": EYE}, "'mu' is int64, not float32 or float64"),
     "half": ({"mu": np.zeros(5), "sigma": EYE.astype(np.float16)}, "'sigma' is float16"),
     "objects": ({"mu": np.zeros(5, object), "sigma": EYE}, "'mu' is object"),
@@ -204,13 +205,16 @@ def test_other_names_and_a_row_as_mean_are_read(tmp_path, names, shape):
 
 def test_features_themselves_are_read(tmp_path):
     features = rows(40)
-    np.savez(tmp_path / "x.npz", pool_3=features)
+    np.savez(tmp_path / "x.npz", pool_3=features[..., None, None])  # as a network without flattening gives them
     found = read_statistics(tmp_path / "x.npz", TOY)
     np.testing.assert_allclose(found.moments.cov, feature_moments(features)[1], rtol=1e-12)
     np.testing.assert_array_equal(found.pooled, features)
     assert (found.n, found.name) == (40, "x.npz (40)")
+    np.savez(tmp_path / "x.npz", m=np.zeros(5), s=EYE, pool_3=features)
+    found = read_statistics(tmp_path / "x.npz", TOY)
+    assert (found.moments.mean.any(), len(found.pooled), found.comparable) == (False, 40, False)
     np.savez(tmp_path / "x.npz", pool_3=features[:, :4])
-    assert refusal(tmp_path / "x.npz").endswith("use the features it was made with")
+    assert refusal(tmp_path / "x.npz").endswith("it was made with (64 are digits, 128 cifar10, 2048 inception)")
 
 
 def refusal(path):

@@ -417,6 +417,11 @@ def test_weights_that_cannot_be_read_are_refused_alike_in_a_folder_and_on_the_hu
     Hub(monkeypatch, online=flat)
     assert message in refusal(describe_diffusers, flat)
     assert message in refusal(resolve_hub, "owner/model")
+    Hub(monkeypatch, cached=flat)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert message in refusal(resolve_hub, "owner/model")
+    (flat / "config.json").unlink()
+    assert message in refusal(describe_diffusers, flat)
 
 
 @pytest.fixture

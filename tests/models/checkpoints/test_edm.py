@@ -148,7 +148,7 @@ def shapeless():
 
 
 UNDESCRIBED = {
-    "no-ema": (lambda: {"net": an_object()}, "has no 'ema' entry"),
+    "no-ema": (lambda: {"net": an_object()}, "holds 'net' and no 'ema'"),
     "state-dict": (lambda: {"ema": {"weight": torch.ones(2)}}, "holds no EDM network"),
     "list": (lambda: [1, 2], "holds no EDM network"),
     "class": (lambda: {"ema": an_object(preconditioning="CTPrecond")}, "holds 'CTPrecond', not one of EDMPrecond, VPP"),

@@ -181,7 +181,7 @@ def test_truncated_pickles_are_refused(tmp_path, zipped):
         assert path.name in refusal(load_guided, path, Description(SMALL))
 
 
-GOOD, RAW = ({"a.weight": torch.full((2,), float(k)), "b.bias": torch.full((3,), float(k))} for k in (1, 0))
+GOOD, RAW = ({"a.weight": torch.full((2, 1), float(k)), "b.bias": torch.full((3,), float(k))} for k in (1, 0))
 OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
 
 
@@ -213,6 +213,14 @@ WRAPPINGS = {
     ),
     "ddim": ([prefixed("module.", RAW), OPTIMIZER, 5, 7, GOOD], "the last of five entries"),
     "options": ({"model": GOOD, "args": argparse.Namespace(lr=1e-4)}, "'model' of model, args"),
+    "wrapped twice": (
+        {"state_dict": {"model": RAW, "ema": {"decay": 0.9, "shadow": GOOD}}, "opt": OPTIMIZER},
+        "'state_dict' of state_dict, opt, 'ema' of model, ema, 'shadow' of decay, shadow",
+    ),
+    "average without names": (
+        {"model": GOOD, "ema": {"decay": 0.9, "shadow_params": list(RAW.values())}, "scaler": {"scale": torch.ones(1)}},
+        "raw weights, since 'ema' has no names of tensors",
+    ),
     "counts": ({"model": GOOD, "step": np.int64(5)}, "'model' of model, step"),
 }
 
@@ -232,10 +240,10 @@ def test_the_network_is_found_in_what_programs_save_around_it(path, capsys, name
 CONTENTS = {
     "list": ([1, 2], "does not hold a state dict"),
     "empty": ({}, "does not hold a state dict"),
-    "number": ({"weight": 1.0}, "its entries are float"),
+    "number": ({"weight": 1.0}, "its entry 'weight' is float"),
     "tensor": (torch.zeros(3), "does not hold a state dict"),
     "integer-names": ({1: torch.zeros(3)}, "does not hold a state dict"),
-    "numpy": ({"weight": np.zeros(3)}, "its entries are numpy.ndarray"),
+    "numpy": ({"weight": np.zeros(3)}, "its entry 'weight' is numpy.ndarray"),
     "optimizer": (OPTIMIZER, "is an optimizer's state, not a network's weights; give the file of the weights"),
     "two": ({"model": GOOD, "model_ema2": RAW}, "holds several networks, 'model' and 'model_ema2'"),
     "object": ({"model": GOOD, "epoch": Fraction(1, 2)}, "it holds 'fractions.Fraction'; save it with"),

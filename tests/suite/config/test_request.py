@@ -33,6 +33,7 @@ BAD = {  # by what reads it: what is said, and the texts that it answers
         "neither 'a/b/run' nor 'a/b/run,lr=1e-4/ema.pt' exists": ["adm=a/b/run,lr=1e-4/ema.pt"],
         "neither 'a' nor 'a,b/c.pt' exists; commas separate models": ["adm=a,b/c.pt", "adm,mine=a,b/c.pt,adm-ip"],
         "'../../evil' in --models is no name": ["../../evil=w.pt"], "a model twice": ["adm,adm=x.pt"],
+        "as in --models mine=a/w.pt": ["adm,a/w.pt"],
     },
     parse_steps: {
         "--steps is empty": [""], "is not positive": ["0", "10,-5"], "5 twice": ["5,5"], "a number twice": ["5,05"],

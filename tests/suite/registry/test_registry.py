@@ -164,9 +164,13 @@ def test_an_unknown_name_with_a_bad_file_is_an_error_of_the_file(tmp_path, conte
         load_registry((), "digits").model("mine", path)
     with pytest.raises(CheckpointError, match=r"w\.pt: no such file"):
         load_registry((), "digits").model("mine", path.with_suffix(".pt"))
-    path.with_suffix(".pt").write_bytes(b"PK\x03\x04")  # as torch begins
-    with pytest.raises(ConfigError, match="does not describe itself; give 'mine' an entry"):
+    torch.save({"a": torch.zeros(2, 2)}, path.with_suffix(".pt"))
+    with pytest.raises(ConfigError, match="does not describe itself; give 'mine' an entry with 'preset' or 'network'"):
         load_registry((), "digits").model("mine", path.with_suffix(".pt"))
+    torch.save({"state": {}, "param_groups": []}, path.with_suffix(".pt"))
+    for name in ("mine", "adm"):
+        with pytest.raises(CheckpointError, match="is an optimizer's state"):
+            load_registry((), "digits").model(name, path.with_suffix(".pt"))
 
 
 @pytest.mark.parametrize("key", ["T = 10", 'schedule = "linear"', "network = {}"])
