@@ -76,5 +76,9 @@ def _loops(results: Results) -> list[str]:
 def _reasons(results: Results, quality: QualityTable, width: int) -> list[str]:
     """Return why entries are dashes, each reason once."""
     scores = results.metrics[results.metrics["metric"] == quality.metric]
-    reasons = scores.loc[scores["value"].isna(), "reason"].dropna().unique()
+    reasons = list(scores.loc[scores["value"].isna(), "reason"].dropna().unique())
+    present = set(zip(scores["model"], scores["sampler"], scores["steps"], strict=True))
+    rows = zip(quality.table["model"], quality.table["sampler"], strict=True)
+    if any((*row, steps) not in present for row in rows for steps in quality.steps):
+        reasons.append("not run at these steps, or left out as damaged")
     return [textwrap.fill(f"-: {reason}", width, subsequent_indent="   ") for reason in reasons if reason]

@@ -175,7 +175,9 @@ class Inspector:
         best = _better(trials)
         last = trials
         for _ in range(_ROUNDS - 1):  # two things may be wrong at once
-            if best.fits or best.candidate.in_unit:
+            # A flow's levels forgive more: a network that is none may just fit there.
+            is_settled = best.fits and best.candidate.description.is_flow == description.is_flow
+            if is_settled or best.candidate.in_unit:
                 break
             # A flow with one thing wrong may look better than the frame as described with one of two put right.
             frame = _better([one for one in last if one.candidate.description.is_flow == description.is_flow])

@@ -13,7 +13,11 @@ REASON = "a covariance of 64 features needs 65 images, not 16"
 class Stand:
     """Stands in for results: two models at two step counts, the last of which has no distance."""
 
-    metrics = pd.DataFrame({"metric": ["fd", "fd"], "value": [0.5, None], "reason": ["", REASON]})
+    metrics = pd.DataFrame(
+        [["fd", model, "ddpm", steps, value, reason] for model in ("adm", "adm-ip")
+         for steps, value, reason in ((10, 0.5, ""), (100, None, REASON))],
+        columns=["metric", "model", "sampler", "steps", "value", "reason"],
+    )  # fmt: skip
 
     def once(self, make):
         if make is pairs_table:
@@ -36,6 +40,9 @@ def test_columns_are_aligned_and_every_dash_has_its_reason():
         "NFE                          10        100",
     ]
     assert reason == f"-: {REASON}"
+    lost = Stand()
+    lost.metrics = Stand.metrics[:3]  # a damaged cell's scores are not among them
+    assert terminal_summary(lost, 80).split("\n\n")[3] == "-: not run at these steps, or left out as damaged"
 
 
 @pytest.mark.parametrize("width", [20, 40])
