@@ -94,7 +94,7 @@ def read_statistics(path: Path, extractor: Extractor, name: str = "") -> Referen
         if {"mu_s", "sigma_s"} <= file.names:
             spatial = _moments(file, "mu_s", "sigma_s", wide_spatial, extractor.name, n)
         width = len(moments.mean)
-        pooled = np.empty((0, width))
+        pooled: NDArray[Any] = np.empty((0, width))
         if "pooled" in file.names:
             fits = f"[1 to {RETAINED}, {width}]"
             pooled = file.read("pooled", lambda s: len(s) == 2 and 0 < s[0] <= RETAINED and s[1] == width, fits)
