@@ -101,7 +101,7 @@ def test_constants_far_from_best_are_not_of_the_wrong_sign():
     assert "right direction" not in findings.broken
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_the_time_shift_removes_more_noise():
     broken = check(subject_of("TimeShift", TimeShift, {}, None)).broken
     assert "lessens 2 of 3 of the opposite" in broken["right direction"][0]
