@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("files")
     for path in {word for command in COMMANDS for word in re.findall(r"[\w./-]+\.pt\b", command)}:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(b"stand-in")
+        (root / path).write_bytes(b"PK\x03\x04 a stand-in that begins as a file of torch.save does")
     (root / "weights" / "edm").mkdir()
     for name, labels in (("uncond", 0), ("cond", 10)):
         path = root / "weights" / "edm" / f"edm-cifar10-32x32-{name}-vp.pkl"
