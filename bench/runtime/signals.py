@@ -68,8 +68,9 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
 class Signals:
     """Listens while it is entered. The first signal raises :class:`Interrupted`, or waits where it is held.
 
-    Later ones are ignored: torchrun passes on what the terminal sent already. Outside the main thread, where Python
-    allows no handlers, nothing is heard; nor within another that listens, which then is the one to hear.
+    An error after it becomes :class:`Interrupted`, too. Later signals are ignored: torchrun passes on what the terminal
+    sent already. Outside the main thread, where Python allows no handlers, nothing is heard; nor within another that
+    listens, which then is the one to hear.
 
     Attributes:
         received: the number of the first signal, 0 before it.
@@ -86,10 +87,12 @@ class Signals:
             self._before = {number: signal.signal(number, self._hear) for number in _LISTENED}
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._before.items():
             # A process that ends for a signal has said so, and must not say it again.
             signal.signal(number, signal.SIG_IGN if self.received and handler is _end else handler)
+        if self.received and isinstance(error, Exception):  # what code that imports made of the interruption
+            raise Interrupted(self.received) from error
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.received:

@@ -17,6 +17,17 @@ def test_a_signal_is_raised_once_and_ends_with_its_own_code(number, code):
     assert signal.getsignal(number) is before
 
 
+def test_what_an_import_makes_of_a_signal_is_still_an_interruption():
+    def imports():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RecursionError("maximum recursion depth exceeded") from None
+
+    with pytest.raises(Interrupted), Signals():
+        imports()
+
+
 def test_a_held_signal_waits_and_later_ones_are_ignored():
     with Signals() as signals:
         with signals.hold():
