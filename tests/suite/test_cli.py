@@ -199,10 +199,10 @@ def test_a_longer_run_keeps_the_cells_it_has(finished, tmp_path, command, monkey
 
 
 def test_another_configuration_in_the_same_folder_is_refused(finished, command):
-    command(*SHORT, "--samples", "71", "--out", finished).refused("another samples", "choose another --out")
+    assert command(*SHORT, "--samples", "71", "--out", finished).refused("another samples", "choose another --out")
     other_steps = (*ADM, "--steps", "5", "--samples", "70", "--out", finished)  # cells of other names
-    command(*other_steps, "--no-clip").refused("another clip", "choose another --out")
-    command(*other_steps, "--variance", "fixed-large").refused("another variance")
+    assert command(*other_steps, "--no-clip").refused("another clip", "choose another --out")
+    assert command(*other_steps, "--variance", "fixed-large").refused("another variance")
     assert not (finished / "cells" / "adm-ddpm-5-seed0").exists()
 
 
@@ -290,13 +290,13 @@ def test_a_fixed_variance_is_the_default_without_a_learned_one(tmp_path, save_ti
     found = json.loads((out / "cells" / "adm-ddpm-2-seed0" / "metrics.json").read_text())
     assert found["cell"]["variance"] == "fixed-large"
     outcome = command("--models", f"adm={weights}", *args, "--variance", "learned")
-    outcome.refused("does not learn its variance", "fixed-small")
+    assert outcome.refused("does not learn its variance", "fixed-small")
 
 
 def test_models_that_disagree_on_the_variance_need_one_for_all(tmp_path, save_tiny, command):
     plain, out = save_tiny(out_channels=1), tmp_path / "out"
     args = ("--models", f"adm,plain={plain}", "--features", "none", "--steps", "2", "--samples", "3", "--out", out)
-    command(*args).refused("'plain' learns no variance", "choose one with --variance for all")
+    assert command(*args).refused("'plain' learns no variance", "choose one with --variance for all")
     assert not out.exists()
     assert command(*args, "--variance", "fixed-small", "--dry-run").code == 0
     assert command(*args, "--sampler", "ddim", "--dry-run").code == 0  # no variance there
@@ -305,7 +305,7 @@ def test_models_that_disagree_on_the_variance_need_one_for_all(tmp_path, save_ti
 def test_class_labels_must_be_the_datasets(tmp_path, save_tiny, command):
     weights, out = save_tiny(num_classes=7), tmp_path / "out"
     args = ("--models", f"mine={weights}", "--steps", "2", "--samples", "3", "--features", "none", "--out", out)
-    command(*args).refused("takes 7 class labels, dataset 'digits' has 10", "--no-probes")
+    assert command(*args).refused("takes 7 class labels, dataset 'digits' has 10", "--no-probes")
     assert not out.exists()
     assert command(*args, "--no-probes", "--quiet").code == 0
 
@@ -319,7 +319,8 @@ def test_scaling_without_tuned_constants_is_refused(tmp_path, tiny_weights, comm
     args = ("--models", model, "--steps", "5", "--samples", "3", "--out", out)
     for flags, sampler in (((), "ddpm"), (("--sampler", "ddim"), "ddim"), (("--eps-slope", "0.001"), "ddpm")):
         outcome = command(*args, *flags)
-        outcome.refused(f"no {sampler} scaling constants were tuned for", model.split("=")[0], "give --eps-scale")
+        constants = f"no {sampler} scaling constants were tuned for"
+        assert outcome.refused(constants, model.split("=")[0], "give --eps-scale")
     assert not out.exists()
     assert "eps / (1.02 + 0 i)" in command(*args, "--eps-scale", "1.02", "--dry-run").out
     assert "eps / (1.02 + 0.001 i)" in command(*args, "--eps-scale", "1.02", "--eps-slope", "0.001", "--dry-run").out
@@ -474,7 +475,7 @@ BAD_FLAGS = {  # what the line says: the flags that it answers, none of which ne
 def test_bad_flags(tmp_path, command, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     given = ("--models", "adm", "--steps", "2", "--samples", "4", "--out", "out", *flags.split())
-    command(*given).refused(message)
+    assert command(*given).refused(message)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -489,13 +490,13 @@ def test_out_of_memory_is_one_line(tmp_path, command, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(whole_run, "denoiser_of", exhausted(error))
             outcome = command(*SHORT, "--out", tmp_path / "out")
-        outcome.refused("out of memory; use a smaller --batch-size, then the same command goes on")
+        assert outcome.refused("out of memory; use a smaller --batch-size, then the same command goes on")
 
 
 def test_a_file_where_the_results_should_go(tmp_path, command):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        command(*SHORT, "--out", out).refused("choose another --out")
+        assert command(*SHORT, "--out", out).refused("choose another --out")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -518,7 +519,7 @@ def test_datasets_that_do_not_fit(tmp_path, command, save_tiny, shape, flags, me
     config = tmp_path / "bench.toml"
     config.write_text(f'[models.m]\nweights = "{weights}"\n[datasets.p]\npath = "pictures.npz"')
     args = ("--models", "m", "--dataset", "p", "--data-dir", tmp_path, "--config", config, "--steps", "2")
-    command(*args, "--samples", "3", "--out", tmp_path / "out", *flags).refused(message)
+    assert command(*args, "--samples", "3", "--out", tmp_path / "out", *flags).refused(message)
     assert not (tmp_path / "out").exists()
 
 

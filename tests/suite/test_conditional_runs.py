@@ -107,7 +107,7 @@ def test_chains_and_response_are_refused(weights, command, tmp_path):
         outcome = command(
             "--models", f"mine={weights}", "--steps", "2", "--measure", measure, "--out", tmp_path / "out"
         )
-        outcome.refused(f"--measure {measure} needs models")
+        assert outcome.refused(f"--measure {measure} needs models")
 
 
 def test_an_unconditional_model_keeps_no_labels(command, tmp_path, tiny_weights):
@@ -124,8 +124,8 @@ def test_a_classifier_guides_only_models_with_labels(command, tmp_path, tiny_wei
     torch.save({}, file)
     args = ("--models", f"mine={tiny_weights}", "--steps", "2", "--out", tmp_path / "out")
     guides = "guides models of the presets imagenet64, imagenet128, which 'mine' is not"
-    command(*args, "--classifier", file).refused(guides)
-    command(*args, "--classifier-scale", "2").refused("--classifier-scale has no effect without --classifier")
+    assert command(*args, "--classifier", file).refused(guides)
+    assert command(*args, "--classifier-scale", "2").refused("--classifier-scale has no effect without --classifier")
 
 
 @pytest.fixture
@@ -202,13 +202,13 @@ def test_the_flag_replaces_the_entrys_scale_and_one_is_the_plain_model(guidable,
 )
 def test_guidance_that_cannot_be_is_one_line(guidable, command, entry, flags, message):
     outcome = command(*guidable(other=entry), *flags.split())
-    outcome.refused(message)
+    assert outcome.refused(message)
 
 
 def test_a_model_without_labels_or_null_class_is_not_guided(tiny_weights, weights, command, tmp_path):
     plain, labelled = (("--out", tmp_path / "out", "--models", f"mine={path}") for path in (tiny_weights, weights))
     no_labels = "model 'mine' takes no class labels and cannot be guided; leave out --guidance"
-    command(*plain, "--guidance", "2").refused(no_labels)
-    command(*plain, "--labels", "balanced").refused("--labels has no effect on models without class labels")
+    assert command(*plain, "--guidance", "2").refused(no_labels)
+    assert command(*plain, "--labels", "balanced").refused("--labels has no effect on models without class labels")
     no_null = "model 'mine' has no null class to be guided from: the data have 10 classes, it takes 10"
-    command(*labelled, "--guidance", "2").refused(no_null)
+    assert command(*labelled, "--guidance", "2").refused(no_null)

@@ -63,7 +63,7 @@ def test_churn_is_recorded_and_cells_of_one_folder_share_it(tiny_edm):
     cell = facts(out, "mine-heun-3-seed0")["cell"]
     assert [cell[name] for name in ("churn", "s_min", "s_max", "s_noise")] == [40.0, 0.05, 50.0, 1.003]
     for name in ("mine", "other"):
-        tiny_edm("--steps", "3", "--no-probes", name=name)[0].refused("made with another churn (40.0, now 0.0)")
+        assert tiny_edm("--steps", "3", "--no-probes", name=name)[0].refused("made with another churn (40.0, now 0.0)")
     assert not {"churn", "s_min", "s_max", "s_noise"} & set(SamplerConfig().description())  # keys of before
 
 
@@ -88,19 +88,20 @@ def test_churn_is_recorded_and_cells_of_one_folder_share_it(tiny_edm):
 )
 def test_flags_that_do_not_go_with_edm(tiny_edm, flags, words):
     outcome, out = tiny_edm("--steps", "2", *flags)
-    outcome.refused(*words)
+    assert outcome.refused(*words)
     assert not out.exists()
 
 
 @pytest.mark.parametrize("sampler", ["heun", "euler"])
 def test_edm_samplers_do_not_go_with_other_models(command, tmp_path, sampler):
     out = tmp_path / "out"
-    command("--models", "adm", "--sampler", sampler, "--steps", "2", "--out", out).refused(
+    assert command("--models", "adm", "--sampler", sampler, "--steps", "2", "--out", out).refused(
         "model 'adm' walks on variance-preserving levels; use --sampler ddpm, ddim, dpmpp-2m or unipc"
     )
-    command("--models", "adm,edm", "--steps", "2", "--out", out).refused("'edm' walks on EDM levels", "run them apart")
+    mixed = command("--models", "adm,edm", "--steps", "2", "--out", out)
+    assert mixed.refused("'edm' walks on EDM levels", "run them apart")
     churned = command("--models", "adm", "--churn", "1", "--steps", "2", "--out", out)
-    churned.refused("--churn has no effect with --sampler ddpm; leave it out")
+    assert churned.refused("--churn has no effect with --sampler ddpm; leave it out")
     assert not out.exists()
 
 

@@ -42,7 +42,7 @@ def test_every_measurement_is_finite_from_a_start_without_signal(tiny_flow, samp
 )
 def test_flags_that_do_not_go_with_a_flow(tiny_flow, flags, words):
     outcome, out = tiny_flow("--steps", "2", *flags)
-    outcome.refused(*words)
+    assert outcome.refused(*words)
     assert not out.exists()
 
 
@@ -63,7 +63,7 @@ def test_flags_that_do_not_go_with_a_flow(tiny_flow, flags, words):
 )
 def test_what_does_not_go_with_a_solver(command, tmp_path, models, flags, words):
     outcome = command("--models", models, "--steps", "3", *flags, "--out", tmp_path / "out")
-    outcome.refused(*words)
+    assert outcome.refused(*words)
 
 
 @pytest.mark.parametrize(

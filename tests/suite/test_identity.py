@@ -74,7 +74,7 @@ def test_labels_are_part_of_a_conditional_cells_key(labelled):
     assert labelled(np.arange(40)).code == 0
     assert labelled(np.arange(40)).code == 0
     outcome = labelled(np.arange(40)[::-1])
-    outcome.refused("another labels")
+    assert outcome.refused("another labels")
 
 
 def test_labels_play_no_part_where_no_network_takes_them(labelled):

@@ -165,10 +165,10 @@ def test_with_an_autoencoder_samples_are_decoded_and_scored_as_images(latent, tm
 )  # fmt: skip
 def test_what_cannot_run_is_one_line_and_writes_nothing(latent, tmp_path, entries, flags, message):
     outcome = latent(entries, *flags.split())
-    outcome.refused(message)
+    assert outcome.refused(message)
     assert not (tmp_path / "out").exists()
 
 
 def test_pixel_models_do_not_take_the_moments_of_latents(toml, command, tmp_path):
     outcome = command("--config", toml, "--models", "tiny", "--features", "latents", "--out", tmp_path / "out")
-    outcome.refused("--features latents is for latent models")
+    assert outcome.refused("--features latents is for latent models")

@@ -55,7 +55,7 @@ def test_precision_is_recorded_and_float32_leaves_no_trace(folders):
 @pytest.mark.parametrize("steps", ["5", "4"])
 def test_a_folder_has_one_precision(folders, command, there, now, steps):
     outcome = command(*ADM, "--steps", steps, "--precision", now, "--out", folders / there)
-    outcome.refused(f"was made with another precision ('{there}', now '{now}')")
+    assert outcome.refused(f"was made with another precision ('{there}', now '{now}')")
 
 
 def test_cells_of_another_precision_are_left_out_of_tables(folders, tmp_path):
@@ -99,8 +99,8 @@ def test_precision_is_part_of_every_key(make_cell, plan, tmp_path):
 
 def test_tf32_is_refused_where_it_does_nothing(command, tmp_path):
     args = (*ADM, "--out", tmp_path / "out", "--precision")
-    command(*args, "tf32", "--device", "cpu").refused("--precision tf32 has no effect on cpu")
-    command(*args, "bf61").refused("did you mean 'bf16'?")
+    assert command(*args, "tf32", "--device", "cpu").refused("--precision tf32 has no effect on cpu")
+    assert command(*args, "bf61").refused("did you mean 'bf16'?")
     assert not (tmp_path / "out").exists()
 
 

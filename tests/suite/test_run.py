@@ -92,7 +92,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("flags", REFUSED, ids=" ".join)
 def test_names_and_paths_that_cannot_be(tmp_path, command, flags):
-    command("--steps", "2", *flags, "--out", tmp_path / "out").refused(REFUSED[flags])
+    assert command("--steps", "2", *flags, "--out", tmp_path / "out").refused(REFUSED[flags])
     assert not (tmp_path / "out").exists()
 
 

@@ -78,20 +78,20 @@ def test_the_config_file_may_say_it_and_flags_replace_it(run):
 def test_preprocessing_that_cannot_be(run, save_tiny, flags, words):
     deep = save_tiny(name="deep", channel_mult=(1, 1, 1))  # halves images twice; 10 rows cannot be
     outcome, out = run("--models", f"deep={deep}", *flags)
-    outcome.refused(words)
+    assert outcome.refused(words)
     assert not out.exists()
 
 
 def test_the_embedded_digits_are_not_resized(command, tmp_path):
     args = ("--models", "adm", "--steps", "2", "--features", "none", "--no-probes", "--out", tmp_path / "out")
     for flags in (("--resize", "16"), ("--crop", "center"), ("--resize", "8", "--resize-filter", "box")):
-        command(*args, *flags).refused("error: the embedded digits are 8x8 as they are; leave out --")
+        assert command(*args, *flags).refused("error: the embedded digits are 8x8 as they are; leave out --")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_known_dataset_says_where_it_was_looked_for(command, tmp_path):
     args = ("--models", "adm", "--dataset", "cifar10", "--data-dir", tmp_path, "--out", tmp_path / "out")
-    command(*args).refused("cifar-10-python.tar.gz")
+    assert command(*args).refused("cifar-10-python.tar.gz")
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +130,9 @@ def test_a_reference_that_cannot_be_read(command, tmp_path, tiny_weights, conten
     path = tmp_path / "bad.npz"
     path.write_bytes(content)
     args = ("--models", f"mine={tiny_weights}", "--steps", "2", "--samples", "3", "--out", tmp_path / "out")
-    command(*args, "--reference", path).refused("bad.npz")
-    command(*args, "--features", "none", "--reference", path).refused("--reference has no effect with --features none")
+    assert command(*args, "--reference", path).refused("bad.npz")
+    unused = command(*args, "--features", "none", "--reference", path)
+    assert unused.refused("--reference has no effect with --features none")
     assert not (tmp_path / "out").exists()
 
 

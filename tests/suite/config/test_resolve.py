@@ -114,7 +114,7 @@ def test_scores_are_those_of_a_run_with_the_images(without, run, images):
 
 def test_the_two_do_not_mix_in_one_folder(without, command, network, images):
     more = ("--quiet", "--data-dir", images, "--features", "cifar10", "--out", without[1])
-    command("--models", f"tiny={network}", *GRID, *more).refused()
+    assert command("--models", f"tiny={network}", *GRID, *more).refused()
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -138,7 +138,7 @@ def test_tables_figures_and_report_can_be_made_of_it(without):
 )
 def test_what_cannot_be_done_without_images_is_refused(run, flags, words):
     outcome, out = run(*flags)
-    outcome.refused(words)
+    assert outcome.refused(words)
     assert not out.exists()
 
 
@@ -149,7 +149,7 @@ def test_constants_that_are_measured_on_images_cannot_be_fitted(command, network
     )
     models = ("--config", tmp_path / "c.toml", "--models", "m")
     outcome = command(*models, "--dataset", "cifar10", "--steps", "2", "--tune", "std=fit")
-    outcome.refused("--tune std=fit needs the images; give the images' folder with --data-dir")
+    assert outcome.refused("--tune std=fit needs the images; give the images' folder with --data-dir")
 
 
 @pytest.mark.parametrize(

@@ -239,5 +239,5 @@ def test_a_sweep_leaves_curves_and_an_entry(tuned, command):
 )
 def test_bad_grids_give_one_line(tuned, tune, more, message):
     outcome, out = tuned(tune, *more)
-    outcome.refused(message)
+    assert outcome.refused(message)
     assert not out.exists()
