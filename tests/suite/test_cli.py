@@ -319,8 +319,8 @@ def test_scaling_without_tuned_constants_is_refused(tmp_path, tiny_weights, comm
     args = ("--models", model, "--steps", "5", "--samples", "3", "--out", out)
     for flags, sampler in (((), "ddpm"), (("--sampler", "ddim"), "ddim"), (("--eps-slope", "0.001"), "ddpm")):
         outcome = command(*args, *flags)
-        constants = f"no {sampler} scaling constants were tuned for"
-        assert outcome.refused(constants, model.split("=")[0], "give --eps-scale")
+        untuned = f"no {sampler} scaling constants were tuned for"
+        assert outcome.refused(untuned, model.split("=")[0], "give --eps-scale")
     assert not out.exists()
     assert "eps / (1.02 + 0 i)" in command(*args, "--eps-scale", "1.02", "--dry-run").out
     assert "eps / (1.02 + 0.001 i)" in command(*args, "--eps-scale", "1.02", "--eps-slope", "0.001", "--dry-run").out
