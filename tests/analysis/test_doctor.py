@@ -1,6 +1,9 @@
 """What differs from the published rows: each setting a line, the largest first."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -101,3 +104,12 @@ def test_the_command_reads_a_folder_or_says_why_not(folder, capsys):
     assert "ADM-IP, 100 steps" in capsys.readouterr().out
     assert main([str(folder.root / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_where_nobody_reads_its_output_it_ends_without_a_word():
+    root = Path(__file__).parents[2]
+    line = [sys.executable, "-m", "analysis.doctor", root / "results" / "cifar10"]
+    with subprocess.Popen(line, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
