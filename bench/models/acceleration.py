@@ -142,7 +142,8 @@ def _replays(device: torch.device) -> bool:
 def compiler_errors() -> Iterator[None]:
     """Turn what fails in the first calls of compiled code into one line.
 
-    Left out is what torch says of the library's code: a cached version number is computed again, to no effect.
+    Left out are two warnings of torch: that a cached version number of a library is computed again, to no effect, and
+    that Python 3.13.0 checks compiled code more slowly than its later versions.
 
     Raises:
         CompileError: there is no compiler, or it fails.
@@ -150,6 +151,7 @@ def compiler_errors() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
+            warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0", RuntimeWarning)
             yield
     except (torch.OutOfMemoryError, MemoryError):
         raise
