@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.latent.inputs import Conditioning, read_embeddings
-from bench.models.checkpoints.diffusers_model import build_unet, training_process
+from bench.models.checkpoints.diffusers_model import build_unet, class_name, training_process
 from bench.models.checkpoints.hub import Parts, read_json
 from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.interface import Description, Output
@@ -116,9 +116,7 @@ def describe_conditional(path: Path, embeddings: Path | None) -> tuple[Descripti
 
 
 def _kind(parts: Parts, config: Mapping[str, Any]) -> str:
-    kind = str(config.get("_class_name"))
-    if kind == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
-        kind = "DiTTransformer2DModel"  # as files from before it had a class of its own call it
+    kind = class_name(config)
     if kind not in _CALLS:
         raise CheckpointError(
             f"{parts.config} is of a {quoted(kind)}, which is called in another way; known: {', '.join(_CALLS)}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.data import load, load_path, to_unit
+from bench.files.paths import with_home
 from bench.models.checkpoints.adapter import adapter_file, describe_adapter
 from bench.models.checkpoints.formats import denoiser_of, describe, located, open_network, with_table
 from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry, fitting_presets
@@ -220,8 +221,8 @@ def describe_file(weights: Path, entry: Mapping[str, Any] | None, folder: Path) 
 def _entry(config: Path, name: str) -> tuple[Path, Mapping[str, Any]]:
     """Return the weights and the entry of a config file that a name or a path of weights means."""
     try:
-        models = tomllib.loads(config.read_text())["models"]
-    except (OSError, ValueError, KeyError) as error:
+        models = {name: with_home(entry) for name, entry in tomllib.loads(config.read_text())["models"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{config} cannot be read as a config file of models ({reason(error)})") from None
     for key, entry in models.items():
         weights = Path(str(entry.get("weights", "")))

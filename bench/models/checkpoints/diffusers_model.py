@@ -27,6 +27,8 @@ from bench.runtime.distributed import note
 from bench.runtime.errors import CheckpointError, quoted, reason
 
 _LATENT = ("vae", "vqvae", "movq", "text_encoder", "prior")  # parts of pipelines whose U-Net sees no pixels
+# Classes of networks of latents whose calls bench.latent.networks knows.
+OF_LATENTS = ("UNet2DConditionModel", "DiTTransformer2DModel", "PixArtTransformer2DModel", "SanaTransformer2DModel")
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 # What a scheduler of these classes means by leaving a setting out.
 _DEFAULTS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
@@ -145,14 +147,7 @@ def describe_diffusers(path: Path) -> Description:
     """
     parts = Parts.of(path)
     config = read_json(parts.config)
-    latent = [name for name in _LATENT if name in parts.index]
-    if latent or config.get("_class_name") == "UNet2DConditionModel":
-        what = f"works on the latents of its {latent[0]!r}" if latent else "is conditioned on embeddings"
-        raise CheckpointError(
-            f"{path} {what}, but an unconditional pixel model is needed here; give its entry 'latents' (docs/latent.md)"
-        )
-    if config.get("_class_name") != "UNet2DModel":
-        raise CheckpointError(f"{parts.config} is of a {quoted(config.get('_class_name'))}; only UNet2DModel is known")
+    _refuse_latent(path, parts, config)
     schedule, T, prediction = training_process(parts.scheduler)
     network = {key: value for key, value in config.items() if not key.startswith("_")}
     _check_channels(parts, network)
@@ -165,6 +160,29 @@ def describe_diffusers(path: Path) -> Description:
     if unused := _unused(scheduler):
         note(f"{parts.scheduler}: how the library would sample is not used: {', '.join(unused)}")
     return Description(network, schedule, T, {}, prediction, "diffusers", {"parts": parts}, _variance(scheduler))
+
+
+def class_name(config: Mapping[str, Any]) -> str:
+    """Return the class of a network's configuration."""
+    name = str(config.get("_class_name"))
+    # Files from before it had a class of its own call a DiT by its parent's name.
+    is_dit = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"
+    return "DiTTransformer2DModel" if is_dit else name
+
+
+def _refuse_latent(path: Path, parts: Parts, config: Mapping[str, Any]) -> None:
+    """Refuse a network that is no unconditional one of pixels, with what it needs if it can be used."""
+    name = class_name(config)
+    if name in OF_LATENTS:
+        raise CheckpointError(
+            f"{path} is a {name}, but an unconditional pixel model is needed here; give its entry 'latents'"
+            " (docs/latent.md)"
+        )
+    known = f"known are UNet2DModel of pixels and {', '.join(OF_LATENTS)} of latents (docs/latent.md)"
+    if name != "UNet2DModel":
+        raise CheckpointError(f"{parts.config} is of a {quoted(name)}; {known}")
+    if latent := [part for part in _LATENT if part in parts.index]:
+        raise CheckpointError(f"{path} is a UNet2DModel of what its {latent[0]!r} makes; {known}")
 
 
 def _variance(scheduler: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ from bench.models.checkpoints.adapter import hash_adapter, load_adapter
 from bench.models.checkpoints.diffusers_model import describe_diffusers, hash_diffusers, load_diffusers
 from bench.models.checkpoints.edm import describe_edm, load_edm
 from bench.models.checkpoints.guided_diffusion import load_guided
-from bench.models.checkpoints.hub import is_hub_id, is_inside, resolve_hub
+from bench.models.checkpoints.hub import is_hub_id, is_inside, refuse_address, resolve_hub
 from bench.models.checkpoints.native import load_network, read_description
 from bench.models.checkpoints.state_dicts import file_hash, require_file
 from bench.models.denoisers.parameterization import NetworkDenoiser
@@ -60,9 +60,11 @@ def located(weights: Path, folder: Path | None = None) -> Path:
     A relative path starts in ``folder``, by default the current one.
 
     Raises:
-        CheckpointError: a hub id that is neither in the cache nor can be downloaded.
+        CheckpointError: a hub id that is neither in the cache nor can be downloaded, or an address of the web.
     """
     name, path = weights.as_posix(), weights if folder is None else folder / weights
+    if not path.exists():
+        refuse_address(name)
     is_id = is_hub_id(name) and weights.suffix.lower() not in WEIGHT_SUFFIXES and not path.exists()
     return resolve_hub(name) if is_id else path
 

@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from bench.runtime.distributed import note
-from bench.runtime.errors import CheckpointError
+from bench.runtime.errors import CheckpointError, quoted
 
 _CONFIG, _SCHEDULER, _INDEX = "config.json", "scheduler_config.json", "model_index.json"
 _STEM = "diffusion_pytorch_model"
 _WEIGHTS = (f"{_STEM}.safetensors", f"{_STEM}.fp16.safetensors")
 _NETWORKS = ("unet_ema", "unet", "transformer")  # folders of a network, the moving average first
+_FILES = (".pt", ".pth", ".ckpt", ".pkl", ".safetensors")
 _LARGEST_JSON = 2**20
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_ADDRESS = re.compile(r"(?:(\w\w+):/+)?(?:www\.)?(.*)", re.DOTALL)  # pathlib makes one slash of two
+_PAGE = re.compile(
+    r"(?:huggingface\.co|hf\.co)(?:/+(?!datasets/|spaces/)([\w.-]+/[\w.-]+?)(?:\.git)?(?![\w.-]))?"
+    r"(?:/+(?:tree|blob|resolve)/+([\w.-]+)(?:/+([^?#]*))?)?(?:[/?#].*)?",
+    re.IGNORECASE,
+)
 # All that is ever downloaded: of a pipeline or of a flat model, and nothing that could be executed.
 _PATTERNS = [
     _INDEX, _CONFIG, _SCHEDULER, _WEIGHTS[0], f"unet/{_CONFIG}", f"unet/{_WEIGHTS[0]}", f"transformer/{_CONFIG}",
@@ -76,14 +83,31 @@ class Parts:
             note(f"{folder} holds unet_ema/ and unet/: takes the moving average, unet_ema/")
         unet = unet or next(iter(networks), folder)
         if not (unet / _CONFIG).is_file():
-            if reason := _unusable(str(unet), _names(unet)):
-                raise CheckpointError(reason)
-            missing = (unet / _CONFIG).relative_to(folder)
-            raise CheckpointError(f"{folder} lacks {missing}; copy it from where the model came from")
+            raise CheckpointError(_without_network(folder, unet))
+        if "Autoencoder" in (name := str(read_json(unet / _CONFIG).get("_class_name"))):
+            raise CheckpointError(f"{unet} is an {name}, which denoises nothing; give the folder of its pipeline")
         index = folder / _INDEX
         entries = read_json(index) if index.is_file() else {}
         scheduler = _scheduler(folder)
         return cls(unet / _CONFIG, _weights(unet), scheduler, entries)
+
+
+def _without_network(folder: Path, unet: Path) -> str:
+    """Return what a folder is without a network's configuration where one is looked for, and what to do."""
+    names, source = _names(unet), "copy it from where the model came from"
+    is_flat = _SCHEDULER in names or any(name.startswith(_STEM) for name in names)
+    index = folder / _INDEX
+    if not is_flat and unet == folder and index.is_file():
+        entries = read_json(index)
+        pipeline = f"{folder} is a {quoted(entries.get('_class_name', 'pipeline'))}"
+        if parts := [name for name in _NETWORKS if name in entries]:
+            return f"{pipeline} without its {parts[0]}/; {source}"
+        return f"{pipeline}, whose network is in neither unet/ nor transformer/; others cannot be used"
+    if is_flat or unet != folder or "model.safetensors" in names:
+        return _unusable(str(unet), names) or f"{folder} lacks {(unet / _CONFIG).relative_to(folder)}; {source}"
+    if files := sorted(name for name in names if name.endswith(_FILES)):
+        return f"{folder} is a folder of files; give the path of one, such as {folder / files[0]}"
+    return f"{folder} is no model: it holds neither {_CONFIG} nor {_INDEX}; check the path"
 
 
 def _scheduler(folder: Path) -> Path:
@@ -149,6 +173,26 @@ def is_hub_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None
 
 
+def refuse_address(name: str) -> None:
+    """Refuse the address of a page or a file of the web.
+
+    Raises:
+        CheckpointError: it is one; the message says what to write in its place.
+    """
+    scheme, rest = _ADDRESS.fullmatch(name).groups()  # type: ignore[union-attr]  # fits any text
+    page = _PAGE.fullmatch(f"hf.co/{rest}" if scheme == "hf" else rest)
+    if not (scheme or page):
+        return
+    advice = "give the path alone" if scheme == "file" else "download the file and give its path"
+    if page and page[1]:
+        revision = "" if page[2] in (None, "main") else f"@{page[2]}"
+        file = (page[3] or "").rpartition("/")[2]
+        is_part = file.startswith(_STEM) or "." not in file or file.endswith(".json")
+        advice = f"write the model's id, {page[1]}{revision}{'' if is_part else f', or {advice}'}"
+    address = f"{scheme}://{rest}" if scheme else rest
+    raise CheckpointError(f"{address} is an address of the web, not a path; {advice}")
+
+
 def resolve_hub(name: str) -> Path:
     """Return the folder of a model: a path as it is, or where the hub's cache keeps an id like ``owner/model``.
 
@@ -177,8 +221,7 @@ def resolve_hub(name: str) -> Path:
         if not _missing(path):
             return path
     is_cached = path.is_dir()
-    network = path / "unet" if (path / "unet").is_dir() else path
-    if is_cached and (reason := _unusable(f"model {name}", _names(network))):
+    if is_cached and (reason := _unusable(f"model {name}", _names(path / _network(path)))):
         raise CheckpointError(reason)
     lacking = ", ".join(_missing(path if is_cached else Path(name)))
     place = f"put them into {path}" if is_cached else f"get them from https://huggingface.co/{model}, give their folder"
@@ -194,9 +237,14 @@ def resolve_hub(name: str) -> Path:
     raise CheckpointError(f"model {name} lacks {lacking} (it has no such files); {place}")
 
 
+def _network(folder: Path) -> str:
+    """Return the folder of a network in a pipeline, ``unet/`` or another, empty where there is none."""
+    return next((f"{name}/" for name in _NETWORKS if (folder / name).is_dir()), "")
+
+
 def _missing(folder: Path) -> list[str]:
     """Name the files that a folder lacks, those of a flat model unless it is a pipeline's."""
-    unet, scheduler = (f"{name}/" if (folder / name).is_dir() else "" for name in ("unet", "scheduler"))
+    unet, scheduler = _network(folder), "scheduler/" if (folder / "scheduler").is_dir() else ""
     needed = {f"{unet}{_CONFIG}": (_CONFIG,), f"{unet}{_WEIGHTS[0]}": _WEIGHTS}
     lacking = [shown for shown, names in needed.items() if not any((folder / unet / name).is_file() for name in names)]
     return lacking + ([] if (folder / scheduler / _SCHEDULER).is_file() else [f"{scheduler}{_SCHEDULER}"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.files.paths import with_home
 from bench.runtime.errors import reason
 from bench.suite.registry.constants import Constants
 from bench.suite.registry.remedies import VARIANTS, Remedy
@@ -34,6 +35,7 @@ _MODEL_KEYS = {
     "guidance": _NUMBER, "guidance_interval": _PAIR, "null_class": _WHOLE,
 }  # fmt: skip
 _DATASET_KEYS = {"path": _TEXT, "heldout_every": _WHOLE, "resize": _WHOLE, "crop": _TEXT, "resize_filter": _TEXT}
+_SECTIONS = {"models": _MODEL_KEYS, "datasets": _DATASET_KEYS}
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ def read_config_file(path: Path) -> tuple[Tables, Tables]:
         ConfigError: the file is missing, is not TOML, or holds an unknown key or a value of another type.
     """
     document = _read_toml(path)
-    _check_keys("section", document, ("models", "datasets"))
-    for section, keys in (("models", _MODEL_KEYS), ("datasets", _DATASET_KEYS)):
+    _check_keys("section", document, _SECTIONS)
+    for section, keys in _SECTIONS.items():
         _check_table(section, document.get(section, {}))
         for name, entry in document.get(section, {}).items():
             check_name(name, f"[{section}] of the config file")
@@ -84,7 +86,10 @@ def read_config_file(path: Path) -> tuple[Tables, Tables]:
         every = entry.get("heldout_every", 0)
         if every < 0 or every == 1:
             raise ConfigError(f"heldout_every of datasets.{name} must be 0 (none) or at least 2, not {every}")
-    return document.get("models", {}), document.get("datasets", {})
+    models, datasets = (
+        {name: with_home(entry) for name, entry in document.get(section, {}).items()} for section in _SECTIONS
+    )
+    return models, datasets
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

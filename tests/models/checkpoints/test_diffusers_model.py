@@ -289,7 +289,10 @@ def test_schedulers_that_cannot_be_used(flat, settings, message):
     ("settings", "message"),
     [
         ({"_class_name": "UNet2DConditionModel"}, "docs/latent.md"),
-        ({"_class_name": "DiTTransformer2DModel"}, "only UNet2DModel"),
+        ({"_class_name": "DiTTransformer2DModel"}, "is a DiTTransformer2DModel, but"),
+        ({"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}, "is a DiTTransformer2DModel, but"),
+        ({"_class_name": "SD3Transformer2DModel"}, "is of a 'SD3Transformer2DModel'; known are UNet2DModel of pixels"),
+        ({"_class_name": "AutoencoderKL"}, "denoises nothing"),
         ({"out_channels": 5}, "out_channels must be"),
         ({"in_channels": "three"}, "whole numbers"),
         ({"out_channels": 6}, "'fixed_small' does not go with"),
@@ -451,6 +454,33 @@ def test_every_path_into_a_model_means_it(pipeline, capsys, inner, taken):
     assert (description.format, description.schedule) == ("diffusers", "linear")
     assert description.content["parts"].weights == pipeline / taken / WEIGHTS
     assert ("takes the moving average" in capsys.readouterr().err) == ("unet" not in inner)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"_class_name": "DiTPipeline", "transformer": ["diffusers", "T"]}, "'DiTPipeline' without its transformer/"),
+        ({"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}, "'DDPMPipeline' without its unet/"),
+        ({"_class_name": "CascadePipeline", "prior": ["diffusers", "P"]}, "network is in neither unet/ nor"),
+        (None, "no model: it holds neither config.json nor model_index.json"),
+    ],
+)
+def test_folders_without_a_network_are_called_what_they_are(tmp_path, index, message):
+    if index is not None:
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert message in refusal(describe_diffusers, tmp_path)
+
+
+def test_a_folder_of_another_trainings_files_asks_for_one_of_them(tmp_path):
+    (tmp_path / "ema_0.9999_500000.pt").touch()
+    assert f"give the path of one, such as {tmp_path / 'ema_0.9999_500000.pt'}" in refusal(describe_diffusers, tmp_path)
+
+
+def test_a_transformer_of_the_hub_is_whole_without_a_unet(pipeline, monkeypatch):
+    shutil.rmtree(pipeline / "unet_ema")
+    (pipeline / "unet").rename(pipeline / "transformer")
+    Hub(monkeypatch, cached=pipeline)
+    assert resolve_hub("owner/model") == pipeline
 
 
 def test_checkpoints_of_a_training_find_the_scheduler_beside_them(pipeline):

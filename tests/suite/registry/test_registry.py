@@ -308,6 +308,14 @@ def test_datasets_of_the_file_start_at_the_data_dir(from_toml, pictures):
     assert (data.name, len(data.images), int(data.heldout.sum())) == ("pictures", 40, 10)
 
 
+def test_paths_of_entries_may_start_at_home(from_toml, pictures, tiny_weights, monkeypatch):
+    monkeypatch.setenv("HOME", str(pictures.parent))
+    known = from_toml(f'[datasets.pictures]\npath = "~/{pictures.name}"', dataset="pictures")
+    assert known.load_dataset(None, {}).count("train") == 40
+    monkeypatch.setenv("HOME", str(tiny_weights.parent))
+    assert from_toml(f'[models.m]\nweights = "~/{tiny_weights.name}"').model("m").weights == tiny_weights
+
+
 def test_a_dataset_of_one_image_is_refused(from_toml, tmp_path):
     np.savez(tmp_path / "one.npz", arr_0=np.zeros((1, 8, 8, 1), np.uint8))
     known = from_toml(f'[datasets.one]\npath = "{tmp_path}/one.npz"', dataset="one")

@@ -1,0 +1,11 @@
+import pytest
+
+from bench.files.paths import with_home
+
+
+@pytest.mark.parametrize("key", ["weights", "adapter", "alphas_cumprod", "latents", "embeddings", "vae", "path"])
+def test_a_tilde_is_the_home_folder(monkeypatch, key):
+    monkeypatch.setenv("HOME", "/home/me")
+    entry = {key: "~/x.py:load", "T": 10, "schedule": "~"}
+    assert with_home(entry) == {key: "/home/me/x.py:load", "T": 10, "schedule": "~"}
+    assert with_home({key: "a/~/x"}) == {key: "a/~/x"}
