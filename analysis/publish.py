@@ -1,7 +1,7 @@
 """A copy of a results folder that is small enough for git: everything the analyses read, nothing they do not.
 
 Of every cell stay its scores, the terms of its distances, at most 20 levels of the per-step table and 8 of the moments,
-rounded where no small difference of large numbers is taken.
+rounded where no small difference of large numbers is taken, and of exact samplers everything, with six digits.
 Of the first seed, at the most steps of the first sampler, stay 16 samples a model, the single errors in half precision
 at the levels that figures show, and the tests of normality at all levels. All records are one file,
 ``records.zip``, whose sha256 stands in ``run.json``; the logs of trainings lie beside it.
@@ -26,7 +26,7 @@ from analysis.output.selection import shown
 from analysis.quality.training import training_logs
 from analysis.records.arrays import LEVEL_ARRAYS, MOMENT_ARRAYS, is_analysed
 from analysis.records.checks import checksum
-from analysis.records.files import ARCHIVE, CHECKSUM, RUN, file_hash, read_bytes, read_json
+from analysis.records.files import ARCHIVE, CHECKSUM, RUN, Place, file_hash, read_bytes, read_json, read_table
 from analysis.records.load import CellRecord, Results, ResultsError, load_results
 
 _STEP_LEVELS = 20
@@ -34,7 +34,7 @@ _BAND_LEVELS = 8
 _SAMPLES = 16
 _BITS, _COARSE = 9, 6  # of a rounded number's mantissa: it is off by 1 part in 1024 or 128 at most
 _ERRORS = ("forced-train/error/mean", "forced-train/error/second")
-_EXPERIMENTS = ("chains", "exact", "response", "slopes", "tuning")
+_EXPERIMENTS = ("chains", "response", "slopes", "tuning")  # copied as they are
 _CHECKSUMS = ("sha256", "checksum")
 _DATE = (1980, 1, 1, 0, 0, 0)  # of every member, so that equal records make equal archives
 
@@ -92,6 +92,9 @@ def _records(results: Results) -> Iterator[tuple[str, bytes]]:
     for folder, files in results.each(copy):
         for name, content in files.items():
             yield f"cells/{folder}/{name}", content
+    for place in results.folder("exact"):
+        for name, content in _exact_files(place).items():
+            yield f"exact/{place.name}/{name}", content
     for experiment in _EXPERIMENTS:
         yield from _tree(results.folder(experiment), experiment)
 
@@ -126,10 +129,29 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
         files["moments.npz"] = _npz(_few_moments(moments))
     if pictured:
         files |= _pictures(record)
-    described = {name: value for name, value in record.facts.items() if name not in _CHECKSUMS}  # of what is not copied
-    facts = {**described, "files": {name: len(content) for name, content in files.items()}, "published": True}
-    facts["checksum"] = checksum(facts)
-    return files | {"metrics.json": (json.dumps(facts, indent=1) + "\n").encode()}
+    return files | {"metrics.json": _facts_of(files, record.facts)}
+
+
+def _exact_files(place: Place) -> dict[str, bytes]:
+    """Return what stays of an exact sampler's record, its table with six digits, or nothing if unfinished."""
+    path = place / "exact.json"
+    if not path.is_file():
+        return {}
+    try:
+        facts = read_json(path)
+        files = {name: read_bytes(place / name) for name in facts["files"]}
+        table = read_table(place / "record.csv")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"{place} is damaged ({error}); delete it and run again") from None
+    files["record.csv"] = table.to_csv(index=False, float_format="%.6g").encode()
+    return files | {path.name: _facts_of(files, facts)}
+
+
+def _facts_of(files: Mapping[str, bytes], facts: Mapping[str, Any]) -> bytes:
+    """Return the file that completes a record, for the files of its copy."""
+    described = {name: value for name, value in facts.items() if name not in _CHECKSUMS}  # of what is not copied
+    described |= {"files": {name: len(content) for name, content in files.items()}, "published": True}
+    return (json.dumps(described | {"checksum": checksum(described)}, indent=1) + "\n").encode()
 
 
 def _rounded(array: NDArray[Any], bits: int = _BITS) -> NDArray[Any]:
