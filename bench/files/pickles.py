@@ -170,12 +170,13 @@ class UnfoldingError(ValueError):
     """An archive that ``torch.save`` does not write, compressed or with overlapping members: it could unfold."""
 
 
-def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:
+def load_plain(path: Path, device: torch.device | str = "cpu", is_mapped: bool = False) -> Any:
     """Read a file of ``torch.save``: plain tensors, and containers, numbers and texts around them.
 
     Args:
         path: the file.
         device: where the tensors go.
+        is_mapped: whether numbers are read only where they are asked for, as files from before torch 1.6 cannot be.
 
     Raises:
         UnfoldingError: a small file could unfold to any size.
@@ -187,7 +188,8 @@ def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:
         raise UnfoldingError("it is a compressed archive, not a file of torch.save")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an odd file is refused in one line, or its oddity is not in the tensors
-        return torch.load(path, map_location=device, weights_only=True)
+        is_mapped = is_mapped and zipfile.is_zipfile(path)
+        return torch.load(path, map_location=device, weights_only=True, mmap=is_mapped)
 
 
 def _unfolds(path: Path) -> bool:

@@ -228,11 +228,14 @@ def test_bytes_that_a_text_stands_for_are_not_repeated_at_will():
         restricted_load(io.BytesIO(data), cifar._allowed(len(data)))
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_plain_tensors_come_back(tmp_path, zipped):
+@pytest.mark.parametrize(("zipped", "is_mapped"), [(True, False), (True, True), (False, False), (False, True)])
+def test_plain_tensors_come_back(tmp_path, monkeypatch, zipped, is_mapped):
+    load, mapped = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda path, **how: mapped.append(how["mmap"]) or load(path, **how))
     content = {"a": torch.arange(3.0), "b": {"c": [1, "x"]}}
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
-    found = load_plain(tmp_path / "a.pt")
+    found = load_plain(tmp_path / "a.pt", is_mapped=is_mapped)
+    assert mapped == [zipped and is_mapped]  # what is not zipped cannot be
     assert torch.equal(found["a"], content["a"])
     assert found["b"] == content["b"]
 

@@ -218,12 +218,12 @@ def _advice(shapes: Shapes) -> str:
 
 
 def fitting_presets(path: Path) -> list[str]:
-    """Return the names of the presets whose network a ``.pt`` file fits.
+    """Return the names of the presets whose network a ``.pt`` file fits; its numbers are not read.
 
     Raises:
         CheckpointError: it cannot be read, or holds no network.
     """
-    return [name for name in presets_that_fit(shapes_of(read_state(path))) if name in PRESETS]
+    return [name for name in presets_that_fit(shapes_of(read_state(path, is_mapped=True))) if name in PRESETS]
 
 
 def presets_that_fit(shapes: Shapes) -> list[str]:

@@ -101,11 +101,15 @@ _EDM_MODULE, _HEAD = "torch_utils.persistence", 2**12  # named in the first byte
 _REFUSED_OBJECT = re.compile(r"(?:GLOBAL|class|instruction:|function) ([\w.]+\.[\w.]+)")
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, is_mapped: bool = False) -> dict[str, Tensor]:
     """Read the weights in a ``.pt`` file, names to floating-point tensors, without executing anything.
 
     The state dict may lie among other entries, have prefixes before its names, and a moving average beside it, which is
     taken. A note says what was taken.
+
+    Args:
+        path: the file.
+        is_mapped: whether numbers are read only where they are asked for.
 
     Raises:
         CheckpointError: missing, truncated, compressed, or without a state dict of ordinary floating-point tensors.
@@ -113,7 +117,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     require_file(path)
     try:
         with torch.serialization.safe_globals(_INERT):
-            content = load_plain(path)
+            content = load_plain(path, is_mapped=is_mapped)
     except UnfoldingError as error:
         raise CheckpointError(f"{path}: {error}; save it with torch.save(model.state_dict(), path)") from None
     except Exception as error:  # on damaged bytes torch's readers raise almost any kind
