@@ -51,6 +51,23 @@ def test_the_adapter_draws_pixels_of_the_digits_mean_and_variance():
     assert abs(drawn.var(0).mean() / real.var(0).mean() - 1) < 0.07
 
 
+def test_a_denoiser_that_is_told_sigma_is_asked_at_the_walks_levels():
+    """Both are the posterior mean of the same pixels, one by alpha_bar, one by sigma; float32 differs by 1e-5."""
+    pixels = to_unit(load("digits").part("train"))
+    mean, variance = pixels.mean(0), pixels.var(0)
+    entry = tomllib.loads((EXAMPLES / "adapter.toml").read_text())["models"]["karras"]
+    description = describe_adapter(entry, EXAMPLES)
+    network = load_adapter(adapter_file(entry["adapter"], EXAMPLES), description)
+    denoiser = NetworkDenoiser(network, description.prediction)
+    for level in levels(description.schedule, description.T, 7)[:-1]:
+        x = level.alpha * pixels[:16] + level.sigma * torch.randn(
+            16, 1, 8, 8, generator=torch.Generator().manual_seed(0)
+        )
+        gain = level.alpha * variance / (level.alpha**2 * variance + level.sigma**2)
+        expected = mean + gain * (x - level.alpha * mean)
+        assert torch.allclose(denoiser(x, level).x0, expected, atol=1e-5)
+
+
 def test_a_latent_model_runs_by_the_main_command(tmp_path):
     assert program("latent_diffusion").main(tmp_path, steps=2, images=70) == 0
     results = load_results(tmp_path / "results")
