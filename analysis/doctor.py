@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 
 from analysis.published.protocol import PublishedRow, our_protocols, published_rows
-from analysis.records.files import read_json
 from analysis.records.load import Results, ResultsError, coverage_name, load_results, main_metric
 
 # Settings, what moves a distance most first, with what is known of it.
@@ -174,11 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ResultsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    try:
-        run = read_json(root / "run.json")["configuration"]
-    except (OSError, ValueError, KeyError, TypeError):
-        run = {}
-    print("\n".join(diagnose(results, run if isinstance(run, dict) else {})))
+    print("\n".join(diagnose(results, results.run.get("configuration", {}))))
     for problem in results.problems:
         print(f"warning: {problem}", file=sys.stderr)
     return 1 if results.problems else 0

@@ -57,18 +57,13 @@ def publish(source: Path, target: Path) -> Results:
     for recipe, path in training_logs(source).items():
         (target / "training" / recipe).mkdir(parents=True)
         shutil.copy(path, target / "training" / recipe / path.name)
-    _seal(source / RUN, target)
+    _seal(results.run, target)
     return results
 
 
-def _seal(run: Path, target: Path) -> None:
+def _seal(run: Mapping[str, Any], target: Path) -> None:
     """Write ``run.json`` of the copy: the run's, if it has one, with the sha256 of the archive."""
-    try:
-        account = read_json(run)
-    except (OSError, ValueError):
-        account = {}
-    account = account if isinstance(account, dict) else {}
-    text = json.dumps(account | {CHECKSUM: file_hash(target / ARCHIVE)}, indent=1)
+    text = json.dumps({**run, CHECKSUM: file_hash(target / ARCHIVE)}, indent=1)
     (target / RUN).write_text(text + "\n")
 
 

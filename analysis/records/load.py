@@ -25,6 +25,7 @@ from analysis.records.files import (
     read_npz,
     read_table,
 )
+from analysis.records.run_record import read_run
 
 T = TypeVar("T")
 _KEY = ("model", "sampler", "steps", "seed")
@@ -113,6 +114,7 @@ class Results:
     cells: list[CellRecord]
     problems: list[str] = field(default_factory=list)
     records: Place | None = None
+    run: dict[str, Any] = field(default_factory=dict)  # run.json, empty where there is none
     _tables: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, make: Callable[[Results], T]) -> T:
@@ -210,12 +212,16 @@ def load_results(root: Path) -> Results:
     """Read every complete cell of a folder, ancestral sampling first, models in the order of the last run.
 
     Raises:
-        ResultsError: there is no results folder here, or no complete cell in it.
+        ResultsError: there is no results folder here, no complete cell in it, or its ``run.json`` is damaged.
     """
     try:
         records = open_records(root)
     except (OSError, ValueError) as error:
         raise ResultsError(_one_line(f"{root / ARCHIVE} is damaged ({error}); fetch it again")) from None
+    try:
+        run = read_run(root)
+    except ValueError as error:
+        raise ResultsError(_one_line(str(error))) from None
     if not (records / "cells").is_dir():
         raise ResultsError(f"{root} is not a results folder (no cells/ and no {ARCHIVE} in it)")
     cells: list[CellRecord] = []
@@ -232,7 +238,7 @@ def load_results(root: Path) -> Results:
     if not cells:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ResultsError(_one_line(f"{root} holds no complete cell" + (f": {problems[0]}{more}" if problems else "")))
-    order = _model_order(root)
+    order = {name: position for position, name in enumerate(run.get("configuration", {}).get("models", ()))}
     cells.sort(
         key=lambda r: (
             r.cell["sampler"] != "ddpm",
@@ -242,7 +248,7 @@ def load_results(root: Path) -> Results:
             r.cell["seed"],
         )
     )
-    return Results(root, cells, [_one_line(problem) for problem in problems], records)
+    return Results(root, cells, [_one_line(problem) for problem in problems], records, run)
 
 
 def _one_line(text: str) -> str:
@@ -267,15 +273,6 @@ def _alike(cells: list[CellRecord], problems: list[str]) -> list[CellRecord]:
         else:
             alike.append(record)
     return alike
-
-
-def _model_order(root: Path) -> dict[str, int]:
-    """Return the order in which the run named its models."""
-    try:
-        models = read_json(root / "run.json")["configuration"]["models"]
-        return {name: position for position, name in enumerate(models)}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def frechet_name(names: Iterable[str]) -> str | None:

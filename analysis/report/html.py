@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,7 +19,6 @@ from analysis.output.entries import FigureEntry, Output, TableEntry
 from analysis.output.text import entry, without_constants
 from analysis.output.writing import write_text
 from analysis.quality.main_table import QualityTable, quality_table
-from analysis.records.files import read_json
 from analysis.records.load import Results
 from analysis.report.verdict import verdict
 
@@ -62,7 +61,7 @@ def build_report(results: Results, out: Output) -> str:
         contents="\n".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name in names.items()),
         main="\n".join([_main_table(results.once(quality_table)), *(_figure(item, out) for item in main_figures)]),
         sections="\n".join(_section(name, items, out) for name, items in sections.items()),
-        configuration=_configuration(results.root),
+        configuration=_configuration(results.run),
     )
 
 
@@ -223,11 +222,11 @@ def _kind(column: Sequence[str]) -> str:
     return "long" if max(map(len, column)) > _LONG else ""
 
 
-def _configuration(root: Path) -> str:
-    """Return the run's settings, folded; a word on their absence where ``run.json`` cannot be read."""
-    sections = read_configuration(root)
+def _configuration(run: Mapping[str, Any]) -> str:
+    """Return the run's settings, folded; a word on their absence where there is no ``run.json``."""
+    sections = list_configuration(run)
     if not sections:
-        return "<p>Not known: <code>run.json</code> is missing or damaged.</p>"
+        return "<p>Not known: there is no <code>run.json</code>.</p>"
     parts = []
     for heading, rows in sections.items():
         lines = "\n".join(
@@ -237,16 +236,11 @@ def _configuration(root: Path) -> str:
     return "<details>\n<summary>Full configuration and environment</summary>\n" + "\n".join(parts) + "\n</details>"
 
 
-def read_configuration(root: Path) -> dict[str, list[tuple[str, str]]]:
-    """Return names and values of the command, the configuration and the environment; empty where none can be read."""
-    try:
-        record = _scrubbed(read_json(root / "run.json"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(record, dict):
-        return {}
+def list_configuration(run: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Return names and values of the command, the configuration and the environment of ``run.json``, without paths."""
+    record = _scrubbed(dict(run))
     words, configuration = record.pop("command", None), record.pop("configuration", None)
-    command = shlex.join(str(word) for word in words) if isinstance(words, list) else None
+    command = shlex.join(str(word) for word in words) if words else None
     parts = {"Configuration": configuration, "Environment": {"command": command, **record}}
     sections = {heading: list(_flat("", content)) for heading, content in parts.items()}
     return {heading: rows for heading, rows in sections.items() if rows}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic_results import cell_facts, score
+from synthetic_results import cell_facts, run_record, score
 
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
@@ -69,7 +69,7 @@ class Folder:
 
     def order(self, *models):
         """Record the order in which the run named its models."""
-        (self.root / "run.json").write_text(json.dumps({"configuration": {"models": {name: {} for name in models}}}))
+        (self.root / "run.json").write_text(json.dumps(run_record({"models": {name: {} for name in models}})))
 
 
 @pytest.fixture

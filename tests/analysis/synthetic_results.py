@@ -24,6 +24,20 @@ def cell_facts(model, sampler, steps, seed, n):
     return {"key": short_hash(cell), "cell": cell, "files": {}, "nfe": 2 * steps - 1 if sampler == "heun" else steps}
 
 
+def run_record(configuration=None, **changes):
+    """What run.json holds, with changes of its configuration and of its other entries."""
+    usual = {
+        "models": {"adm": {"T": 1000}}, "dataset": "toy", "sampler": "ddpm", "steps": [10], "seeds": [0], "samples": 16,
+        "features": "toy", "measure": ["steps"],
+    }  # fmt: skip
+    return {
+        "configuration": usual | (configuration or {}), "hash": "a", "command": ["run_bench.py"], "arguments": [],
+        "packages": {}, "python": "3.11", "commit": None, "device": "cpu", "processes": 1, "threads": 1,
+        "batch_size": 8, "compiled": False, "start": "s", "end": None, "network_calls": None,
+        "network_calls_per_second": 1.5, "images_per_second": 2,
+    } | changes  # fmt: skip
+
+
 def make_cell(root, model, seed=0, sampler="ddpm", steps=4, **arrays):
     folder = root / "cells" / f"{model}-{sampler}-{steps}-seed{seed}"
     folder.mkdir(parents=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from synthetic_results import run_record
 
 from analysis.doctor import _EFFECTS, diagnose, differences, main, unpublished
 from analysis.published import protocol
@@ -99,7 +100,7 @@ def test_a_run_beside_the_papers(folder):
 
 def test_the_command_reads_a_folder_or_says_why_not(folder, capsys):
     folder.cell("adm", steps=100, probes=False)
-    (folder.root / "run.json").write_text(json.dumps({"configuration": CIFAR}))
+    (folder.root / "run.json").write_text(json.dumps(run_record(CIFAR)))
     assert main([str(folder.root)]) == 0
     assert "ADM-IP, 100 steps" in capsys.readouterr().out
     assert main([str(folder.root / "none")]) == 2

@@ -148,7 +148,9 @@ def test_a_list_of_files_to_delete_cannot_lead_out(results, room, call):
     for victim in victims:
         victim.write_text("mine")
     (results / "written.json").write_text(json.dumps(["../victim", "tables/../../victim", str(victims[1]), "run.json"]))
-    (results / "run.json").write_text('{"configuration": {"models": {"<script>alert(1)</script>": 1}}, "command": [1]}')
+    record = json.loads((results / "run.json").read_text())
+    record["configuration"]["models"] = {"<script>alert(1)</script>": {}}
+    (results / "run.json").write_text(json.dumps(record | {"command": [1]}))
     assert call("analysis", results, "--quiet").code == 0
     assert all(victim.read_text() == "mine" for victim in victims)
     assert (results / "run.json").exists()
