@@ -18,6 +18,7 @@ from analysis.records.files import (
     ARCHIVE,
     Place,
     children,
+    file_hash,
     npz_names,
     open_records,
     read_json,
@@ -46,6 +47,7 @@ class CellRecord:
     folder: Place
     cell: dict[str, Any]
     facts: dict[str, Any]
+    _unchanged: set[str] = field(default_factory=set, repr=False, compare=False)  # names of files, once they are known
 
     def key(self) -> dict[str, Any]:
         """Return model, sampler, steps and seed."""
@@ -63,6 +65,7 @@ class CellRecord:
         if not path.exists():
             return None
         try:
+            self._refuse_changed(path)
             table = read_table(path)
             check_steps(table, self.cell["steps"])
             table = table.astype({"t": float, "n": float, "value": float, "std": float})
@@ -101,9 +104,19 @@ class CellRecord:
         if not path.exists():
             return None
         try:
+            self._refuse_changed(path)
             return read(path)
         except (OSError, ValueError) as error:
             raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
+
+    def _refuse_changed(self, path: Place) -> None:
+        """Refuse a file whose sha256 is not that of the record, which a published copy's archive has in its place."""
+        sums = self.facts.get("sha256")
+        digest = sums.get(path.name) if isinstance(sums, dict) else None
+        if digest is not None and path.name not in self._unchanged:
+            if file_hash(path) != digest:
+                raise ValueError("its sha256 is not the one in metrics.json")
+            self._unchanged.add(path.name)
 
 
 @dataclass(frozen=True)

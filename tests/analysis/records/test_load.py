@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis.records.load import ResultsError, coverage_name, frechet_name, inception_score_name, load_results
-from bench.files.writing import write_record
+from bench.files.writing import sha256_of, write_record
 from bench.measure.features.extractors import _metric_names
 from bench.suite.settings import short_hash
 
@@ -132,6 +132,27 @@ def test_without_a_run_file_models_stand_by_name(folder):
     folder.cell("b")
     folder.cell("a")
     assert [record.cell["model"] for record in load_results(folder.root).cells] == ["a", "b"]
+
+
+def test_files_of_the_same_size_with_other_content_are_named(folder):
+    cell = folder.cell("adm", 10, 0, 1.5)
+    np.save(cell / "kernel.npy", np.arange(3.0))
+    folder.seal(cell)
+    facts = json.loads((cell / "metrics.json").read_text())
+    facts["sha256"] = {name: sha256_of(cell / name) for name in facts["files"]}
+    (cell / "metrics.json").write_text(json.dumps(facts))
+    sound = load_results(folder.root)
+    assert (len(sound.steps) > 0, sound.cells[0].array("kernel.npy").tolist(), sound.problems) == (True, [0, 1, 2], [])
+    np.save(cell / "kernel.npy", np.arange(1.0, 4.0))
+    text = (cell / "steps.csv").read_text()
+    (cell / "steps.csv").write_text(f"{text[:-2]}{'1' if text[-2] != '1' else '2'}\n")
+    results = load_results(folder.root)
+    assert results.steps.empty
+    results.each(lambda record: record.array("kernel.npy"))
+    assert [problem.removeprefix(f"{cell}/") for problem in results.problems] == [
+        f"{name} is damaged (its sha256 is not the one in metrics.json); delete the cell and run again"
+        for name in ("steps.csv", "kernel.npy")
+    ]
 
 
 def test_metrics_are_long(folder):
