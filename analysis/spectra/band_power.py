@@ -191,7 +191,7 @@ def ratio_panels(
         for row in rows:
             for axis, part in zip(row.axes, chosen.values(), strict=True):
                 ratio_lines(row, axis, table[part], row.quantity, along)
-            row.axes[0].set_ylabel(labels[row.quantity])
+            row.axes[0].set_ylabel(labels[row.quantity].replace(": ", ":\n"))  # one line runs into the next row's
         for axis, title in zip(rows[0].axes, chosen, strict=True):
             axis.set_title(title)
         line_key(figure, rows, exact_key(table))

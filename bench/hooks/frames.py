@@ -230,7 +230,8 @@ def _training(scheduler: Any, t: float) -> Level:
     """
     end = float(getattr(scheduler, "final_alpha_cumprod", 1.0))  # DDPM has none and ends in clean data
     index = int(t) if t >= 0 else 0
-    kept, exact = float(scheduler.alphas_cumprod[index]), float((1 - scheduler.betas.cpu().double())[: index + 1].prod())
+    kept, betas = float(scheduler.alphas_cumprod[index]), scheduler.betas.cpu().double()
+    exact = float((1 - betas)[: index + 1].prod())
     is_rounded = scheduler.alphas_cumprod.dtype != torch.float64 and abs(kept - exact) < _ROUNDING
     kept = exact if is_rounded else kept
     kept = 1.0 if t < 0 and end == 1 else kept
