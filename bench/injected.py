@@ -19,7 +19,7 @@ from scipy.special import chdtri, chndtrinc, stdtr
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from analysis.comparison.paired_test import (
+from analysis.comparison.paired_tests import (
     DETECTABLE,
     LEVEL,
     Comparison,

@@ -17,7 +17,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.comparison.paired_test import CRITICAL, compare, compare_kernels
+from analysis.comparison.paired_tests import CRITICAL, compare, compare_kernels
 from analysis.records.arrays import CellTerms
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 from bench.measure.quality.influence import frechet_terms, kernel_terms

@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 
 from analysis.comparison.baselines import Remedy, corrections, find_remedies
 from analysis.comparison.forest import draw_mitigations
-from analysis.comparison.paired_test import CRITICAL, DETECTABLE, Comparison, compare, holm, p_value, rank_intervals
+from analysis.comparison.paired_tests import CRITICAL, DETECTABLE, Comparison, compare, holm, p_value, rank_intervals
 from analysis.comparison.ties import DECIDED, exact_means, untested, verdicts
 from analysis.output.entries import Output, TableEntry
 from analysis.output.text import latex, markdown

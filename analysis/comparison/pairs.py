@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.comparison.paired_test import (
+from analysis.comparison.paired_tests import (
     DETECTABLE,
     LEVEL,
     Comparison,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.comparison.paired_test import LEVEL
+from analysis.comparison.paired_tests import LEVEL
 
 DECIDED = ("win", "loss")
 UNTESTABLE = "not testable"

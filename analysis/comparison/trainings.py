@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from analysis.comparison.paired_test import holm
+from analysis.comparison.paired_tests import holm
 from analysis.comparison.ties import DECIDED, exact_means, untested, verdicts
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler

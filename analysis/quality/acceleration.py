@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from analysis.comparison.paired_test import CRITICAL, compare
+from analysis.comparison.paired_tests import CRITICAL, compare
 from analysis.output.entries import Output
 from analysis.records.arrays import Row, Terms, cell_terms
 from analysis.records.load import Results, main_metric

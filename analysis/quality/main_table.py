@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
-from analysis.comparison.paired_test import distance_error
+from analysis.comparison.paired_tests import distance_error
 from analysis.comparison.pairs import noise_sentence, pairs_table
 from analysis.comparison.ties import DECIDED, exact_distances
 from analysis.output.entries import Output, TableEntry

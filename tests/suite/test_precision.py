@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from analysis.comparison.paired_test import compare
+from analysis.comparison.paired_tests import compare
 from analysis.published.protocol import _ours
 from analysis.records.arrays import cell_terms
 from analysis.records.load import load_results

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.comparison.paired_test import compare, p_value
+from analysis.comparison.paired_tests import compare, p_value
 from analysis.records.arrays import CellTerms
 from bench.measure.features.extractors import Extractor
 from bench.measure.quality.influence import influence_arrays, stratified_terms

@@ -3,7 +3,7 @@
 A distance D between samples a_1 .. a_N and reference images r_1 .. r_M is, to first order, a mean over samples plus a
 mean over reference images. The terms of these means are the influence functions of D. Their variance is the variance
 of D, with no resampling, and the variance of their differences is that of D_A - D_B, where two models A and B share
-the noise of each sample. The tests themselves are in :mod:`analysis.comparison.paired_test`.
+the noise of each sample. The tests themselves are in :mod:`analysis.comparison.paired_tests`.
 
 Near a perfect sampler the first-order terms vanish. A test that trusts them rejects too often, or too rarely. So the
 terms are taken twice, with the statistics of the even and of the odd samples: what the two halves have in common is

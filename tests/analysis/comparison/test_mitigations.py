@@ -9,7 +9,7 @@ from synthetic_results import assert_figures
 
 from analysis.comparison import mitigations
 from analysis.comparison.mitigations import mitigations_table
-from analysis.comparison.paired_test import compare
+from analysis.comparison.paired_tests import compare
 from analysis.exposure_bias.quality_correlation import diagnostics_table
 from analysis.output.entries import Output
 from analysis.records.arrays import cell_terms

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.comparison.paired_test import (
+from analysis.comparison.paired_tests import (
     CRITICAL,
     compare,
     compare_classes,
