@@ -68,6 +68,7 @@ def test_a_denoiser_that_is_told_sigma_is_asked_at_the_walks_levels():
         assert torch.allclose(denoiser(x, level).x0, expected, atol=1e-5)
 
 
+@pytest.mark.ci
 def test_a_latent_model_runs_by_the_main_command(tmp_path):
     assert program("latent_diffusion").main(tmp_path, steps=2, images=70) == 0
     results = load_results(tmp_path / "results")
@@ -133,6 +134,7 @@ def test_a_results_folder_is_read_with_pandas(recorded, capsys):
     assert {"DDIM", "DPMSolverMultistep", "exact"} <= set(printed.split())
 
 
+@pytest.mark.ci
 def test_the_correction_of_the_example_keeps_its_contract(capsys):
     assert check_correction([f"{EXAMPLES / 'custom_correction.py'}:Widened"]) == 0
     assert "BROKEN" not in capsys.readouterr().out

@@ -50,6 +50,7 @@ def programs(wheel, tmp_path_factory):
     return folder / "bin"
 
 
+@pytest.mark.ci
 def test_the_wheel_has_the_suite_and_the_analysis_alone(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()

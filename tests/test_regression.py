@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import run_bench
+from analysis.output import style
 from bench.suite import cli
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -23,7 +24,9 @@ COMMANDS = {
 def run(request, tmp_path_factory):
     """Run a command once and return its name and its results folder."""
     out = tmp_path_factory.mktemp("regression") / request.param
-    assert run_bench.main([*COMMANDS[request.param], "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(style._SETTINGS, "figure.dpi", 40)  # figures of few pixels
+        assert run_bench.main([*COMMANDS[request.param], "--out", str(out)]) == 0
     return request.param, out
 
 

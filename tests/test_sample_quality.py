@@ -123,6 +123,7 @@ def test_the_cifar10_families_are_those_of_their_recipes(dataset, name):
     assert model.description.network == {**NETWORKS[dataset], **lists}
 
 
+@pytest.mark.ci
 def test_the_cifar10_family_predicts_noise_it_has_not_seen():
     """On half noised pictures of smooth colour the error of eps is far below 1, that of no prediction at all.
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from synthetic_results import cell_facts, run_record, score
 
+from analysis.output import style
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import levels
@@ -70,6 +71,12 @@ class Folder:
     def order(self, *models):
         """Record the order in which the run named its models."""
         (self.root / "run.json").write_text(json.dumps(run_record({"models": {name: {} for name in models}})))
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Draw with few pixels."""
+    monkeypatch.setitem(style._SETTINGS, "figure.dpi", 40)
 
 
 @pytest.fixture

@@ -93,6 +93,6 @@ def assert_figures(paths, name, kinds=("png",)):
         else:
             with Image.open(path) as image:
                 image.load()
-                assert image.width > 300
+                assert image.width > 120
                 assert len(image.convert("L").getcolors()) > 10  # something is drawn
     assert plt.get_fignums() == []  # and closed

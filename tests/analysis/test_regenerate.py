@@ -12,18 +12,11 @@ from analysis.__main__ import main
 from analysis.exposure_bias.norms import draw_eps_norm, norm_table
 from analysis.exposure_bias.variance import draw_variance_gap
 from analysis.exposure_bias.x0_error import draw_x0_error
-from analysis.output import style
 from analysis.output.style import colours, pdf_too
 from analysis.quality.main_table import draw_quality, quality_table
 from analysis.quality.samples import draw_samples
 from analysis.records.load import load_results
 from analysis.regenerate import regenerate
-
-
-@pytest.fixture(autouse=True)
-def coarse(monkeypatch):
-    """Draw with fewer pixels."""
-    monkeypatch.setitem(style._SETTINGS, "figure.dpi", 90)
 
 
 @pytest.fixture

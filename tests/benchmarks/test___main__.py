@@ -7,11 +7,13 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks.__main__ import OUT, PARTS, main
 from benchmarks.document import DOCUMENT, PUBLISHED
+from benchmarks.speed.pixels import pixels
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_command_runs_one_part(tmp_path, capsys):
+def test_the_command_runs_one_part(tmp_path, capsys, tiny, monkeypatch):
+    monkeypatch.setitem(PARTS, "pixels", lambda setting: pixels(tiny))
     main(["pixels", "--pairs", "1", "--out", str(tmp_path / "out.csv")])
     assert capsys.readouterr().out.count("| pixels |") == 2
     assert {row["part"] for row in csv.DictReader((tmp_path / "out.csv").open())} == {"pixels"}

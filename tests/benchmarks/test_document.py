@@ -1,7 +1,10 @@
+import pytest
+
 from benchmarks.comparison import HEADER, line, ratios, read_csv, write_csv
 from benchmarks.document import DOCUMENT, PUBLISHED, filled, measured
 
 
+@pytest.mark.ci
 def test_the_document_is_what_the_tables_make_it():
     assert DOCUMENT.read_text() == filled(DOCUMENT.read_text(), PUBLISHED)
 

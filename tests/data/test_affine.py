@@ -71,6 +71,7 @@ def data():
     return load("digits-affine")
 
 
+@pytest.mark.ci
 def test_the_dataset(data):
     assert (data.name, data.shape, data.classes, data.preprocessing) == ("digits-affine", (1, 8, 8), 10, "affine")
     assert (data.count("train"), data.count("heldout")) == (120_000, 12_000)
@@ -84,10 +85,12 @@ def test_the_dataset(data):
         assert ((apart <= apart.diagonal()[:, None]).double().mean(1)).median() < 0.02
 
 
+@pytest.mark.ci
 def test_the_dataset_is_the_one_that_embedded_weights_belong_to(data):
     assert data.content_hash() == "30f46ba04bedf8ba"
 
 
+@pytest.mark.ci
 def test_no_image_is_twice_in_it(data):
     assert len(data.images.flatten(1).unique(dim=0)) == 132_000
 

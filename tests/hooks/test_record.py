@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from cases import at_first
 from exact_loops import SETTINGS, VARIANCE, ExactNetwork, Pipeline, gaussian_data, scheduler_of
 
 from analysis.records.load import load_results
@@ -171,7 +172,7 @@ def assert_same(found, own, arms=("free", "forced-train")):
         np.testing.assert_allclose(both[name].astype(float), both[f"{name}_own"].astype(float), atol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", at_first(SCHEDULES, 1))
 def test_ddpm_pipeline_gives_the_steps_of_our_own_walk(embedded, schedule):
     pipe = diffusers.DDPMPipeline(embedded, scheduler_at(diffusers.DDPMScheduler, schedule))
     with record(pipe, real=DIGITS, forced=32) as log:
@@ -182,8 +183,8 @@ def test_ddpm_pipeline_gives_the_steps_of_our_own_walk(embedded, schedule):
     assert_same(log.table(), own[(own["arm"] == "free") | own["quantity"].isin(calls)])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("schedule", at_first(SCHEDULES, 1))
+@pytest.mark.parametrize("clip", at_first([True, False], 1))
 def test_ddim_pipeline_gives_the_steps_of_our_own_walk(embedded, clip, schedule):
     pipe = diffusers.DDIMPipeline(embedded, scheduler_at(diffusers.DDIMScheduler, schedule, clip_sample=clip))
     pipe.scheduler = scheduler_at(diffusers.DDIMScheduler, schedule, clip_sample=clip)  # which that made anew
@@ -374,7 +375,7 @@ CARELESS = {
 }
 
 
-@pytest.mark.parametrize("way", CARELESS)
+@pytest.mark.parametrize("way", at_first(CARELESS, 3))
 def test_careless_users_have_their_images_and_a_whole_table(small_unet, way, tmp_path):
     """Blocks one after the other, in a folder, with fewer real images than a batch has."""
     pipe = digits_pipe(small_unet)
@@ -445,7 +446,7 @@ def test_a_compiled_network(way):
     assert not compiled.notes
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", at_first([torch.bfloat16, torch.float16], 1))
 def test_half_precision(small_unet, dtype):
     """A whole table, near that of float32, from states that stay in half precision."""
     whole = digits_pipe(small_unet)

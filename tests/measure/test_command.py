@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from cases import at_first
 from PIL import Image
 
 from bench.data import load
@@ -143,7 +144,7 @@ def test_bare_statistics_give_the_frechet_distance_alone(samples, tmp_path, caps
     assert "mu_s" in next(line for line in out.splitlines() if line.startswith("sfd"))
 
 
-@pytest.mark.parametrize(("batch", "channels"), [(1000, 1), (7, 3)])
+@pytest.mark.parametrize(("batch", "channels"), at_first([(7, 3), (1000, 1)], 1))
 def test_batch_and_channels_do_not_matter(samples, heldout, tmp_path, capsys, batch, channels):
     wide = save(tmp_path / "wide.npz", heldout.expand(-1, channels, -1, -1))
     assert measure(samples, "--reference", "digits", *DIGITS) == 0

@@ -11,6 +11,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from cases import at_first
 from edm_files import Persistent, dump, edm_modules, module_state
 from safetensors.torch import load_file, save_file
 
@@ -23,7 +24,7 @@ def cut(data, kept):
     return data[: int(kept * len(data))] if isinstance(kept, float) else data[:kept]
 
 
-@pytest.mark.parametrize("name", [*FILES, "diffusers"])
+@pytest.mark.parametrize("name", at_first(["diffusers", *FILES], 3))
 def test_sound_ones_run(room, given, model, call, name):
     outcome = call(*model(given(name)))
     assert (outcome.code, outcome.err) == (0, "")

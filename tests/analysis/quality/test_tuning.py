@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from cases import at_first
 from synthetic_results import assert_figures, drawn_texts
 
 from analysis.output.entries import Output
@@ -147,7 +148,7 @@ def test_without_chosen_values_the_curve_is_drawn_and_that_is_said(tmp_path, tex
     assert_figures(draw_tuning(table, tmp_path / "figures"), "tuning")
 
 
-@pytest.mark.parametrize("curves", [1, 2, 4, 5])
+@pytest.mark.parametrize("curves", at_first([4, 1, 2, 5], 2))
 def test_figure(tmp_path, curves, monkeypatch):
     rng, counts = np.random.default_rng(0), [10 * (k + 1) for k in range(curves)]
     for steps in counts:

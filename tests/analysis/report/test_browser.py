@@ -12,7 +12,10 @@ from analysis.regenerate import regenerate
 from analysis.report.html import write_report
 from bench.suite.cli import run
 
-pytestmark = pytest.mark.skipif(chromium.missing() is not None, reason=str(chromium.missing()))
+pytestmark = [
+    pytest.mark.ci,  # which has a browser
+    pytest.mark.skipif(chromium.missing() is not None, reason=str(chromium.missing())),
+]
 
 TABLE = "#main-table ~ div table"
 COLUMN = "thead th:nth-child(3)"  # the first of the distances

@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 import torch
+from cases import at_first
 from safetensors.torch import load_file
 
 from bench.data import load
@@ -71,10 +72,10 @@ def interrupted(monkeypatch):
     return run
 
 
-VARIANTS = [(name, {}) for name in ("adm-ip-t", "adm-gp", "adm-mdss", "adm-dream", "edm", "flow")]
+VARIANTS = [(name, {}) for name in ("adm-mdss", "flow", "adm-ip-t", "adm-gp", "adm-dream", "edm")]
 
 
-@pytest.mark.parametrize(("name", "changes"), [*VARIANTS, ("adm-wd", {"dropout": 0.5})])
+@pytest.mark.parametrize(("name", "changes"), at_first([("adm-wd", {"dropout": 0.5}), *VARIANTS], 3))
 def test_a_resumed_training_equals_an_undisturbed_one_bit_for_bit(tmp_path, images, interrupted, name, changes):
     recipe, torn, whole = short(name, **changes), tmp_path / "torn", tmp_path / "whole"
     interrupted(recipe, torn, CPU, True, images)
