@@ -76,6 +76,7 @@ def test_the_size_from_which_on_a_bias_is_seen():
     assert math.isnan(Finding(0.0, 0.1, 1.0, 10).enough)
 
 
+@pytest.mark.ci
 def test_the_command_prints_two_tables(capsys, monkeypatch):
     monkeypatch.setattr("bench.injected.KINDS", {"scale": KINDS["scale"]})
     assert main(["--steps", "2", "--samples", "130", "--seeds", "3", "--sizes", ".1"]) == 0

@@ -71,6 +71,7 @@ def test_steps_are_those_committed(run):
     close(found, wanted, ["cell", "arm", "i", "stage", "quantity"], tolerance=0.01)
 
 
+@pytest.mark.ci
 def test_probes_change_no_image(run, tmp_path):
     sampler, results = run
     assert cli.run([*COMMANDS[sampler], "--no-probes", "--out", str(tmp_path)])[0] == 0

@@ -95,6 +95,7 @@ def test_regenerate_writes_everything(results):
     assert {"metrics.csv", "fid_vs_steps.csv", "fid_vs_steps.md", "fid_vs_steps.tex"} <= tables
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process draws")
 def test_two_processes_write_what_one_writes_even_if_one_is_lost(folder, monkeypatch):
     for model in ("adm", "ip"):

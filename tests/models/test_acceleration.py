@@ -127,6 +127,7 @@ def test_only_batches_of_the_size_are_compiled(unet, asked, traced):
     assert traced() == 1
 
 
+@pytest.mark.ci
 def test_networks_of_one_architecture_compile_once(asked, traced):
     networks = [Accelerated(make_unet(seed)) for seed in range(3)]
     for network in networks:

@@ -109,6 +109,7 @@ def test_slopes_that_could_be_anything_do_not_fit():
     assert [(trial.fits, trial.is_off) for trial in trials] == [(False, False), (False, True)]
 
 
+@pytest.mark.ci
 def test_the_attention_order_shows_in_the_error(tmp_path):
     """Legacy and new order have the same shapes; the lower denoising error decides. Two heads at 64 channels."""
     description = publish("cifar10/adm.safetensors", tmp_path / "w.pt")

@@ -175,6 +175,7 @@ def test_walks_and_their_instruments_do_without(name):
             assert probe.state()["scalars/mean"].dtype == "float64"  # sums are on the CPU
 
 
+@pytest.mark.ci
 def test_the_network_and_what_is_asked_of_it_do_without():
     weights = Path(bench.__file__).parent / "models" / "weights" / "digits" / "adm.safetensors"
     description = describe(weights)

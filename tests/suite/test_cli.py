@@ -165,6 +165,7 @@ def test_another_set_of_scores_rescores_without_sampling(tmp_path, command, no_n
     assert (samples_of(out) == samples_of(finished)).all()
 
 
+@pytest.mark.ci
 def test_a_resumed_run_keeps_its_first_start(tmp_path, command, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -390,6 +391,7 @@ def test_what_needs_no_torch_imports_none(flags):
     assert not modules & {"torch", "numpy", "pandas", "matplotlib", "torchvision", "torch_fidelity", "diffusers"}
 
 
+@pytest.mark.ci
 def test_a_run_starts_without_what_only_scores_need():
     code = "import sys, bench.suite.run, bench.suite.execution.launch, bench.suite.tuning.outcome\nprint(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

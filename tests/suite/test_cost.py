@@ -184,6 +184,7 @@ def compiled(folder):
     return json.loads((folder / "run.json").read_text())["compiled"]
 
 
+@pytest.mark.ci
 def test_compiled_runs_make_the_same_images(tiny, tmp_path, traced):
     assert tiny(*SMALL, "--compile", "off", out="off").code == 0
     assert traced() == 0

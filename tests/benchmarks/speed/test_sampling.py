@@ -132,6 +132,7 @@ def test_compiled_modes_give_rows(tiny):
     assert all(row.ratio > 0 for row in rows)
 
 
+@pytest.mark.ci
 def test_instruments_give_a_row_each(tiny):
     rows = list(instruments.instruments(tiny))
     assert [row.peer for row in rows] == ["no instruments", "network calls alone"] * 2
@@ -149,6 +150,7 @@ def test_a_process_of_its_own_makes_the_call(tiny):
     assert not process.is_alive()
 
 
+@pytest.mark.ci
 def test_the_networks_share_is_a_share(tiny, capsys):
     rows = list(share(tiny))
     assert len(rows) == 2
@@ -162,6 +164,7 @@ def test_processes_give_a_row(tiny):
     assert row.ratio > 0
 
 
+@pytest.mark.ci
 def test_training_compares_recipes_with_the_baseline(tiny, monkeypatch):
     recipes = {name: replace(RECIPES[name], batch=8) for name in ("adm", "adm-gp")}
     monkeypatch.setattr("benchmarks.speed.training.RECIPES", recipes)

@@ -83,6 +83,7 @@ def test_its_inception_score_lies_between_one_and_ten():
     assert 1 <= value <= 10
 
 
+@pytest.mark.ci
 def test_training_learns_and_repeats(colours):
     first, again = (train_classifier(CIFAR, colours, epochs=3, seed=1, quiet=True) for _ in range(2))
     assert accuracy(first, colours, "heldout") > 0.9  # chance is 50 %; the classes differ in brightness alone

@@ -93,6 +93,7 @@ def test_processes_train_what_one_trains(tmp_path, images, alone, size):
     assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == written
 
 
+@pytest.mark.ci
 def test_a_training_goes_on_with_another_number_of_processes(tmp_path, images, alone):
     """Stopped by a signal within a window of the log each time."""
     recipe = TOGETHER[0]

@@ -117,6 +117,7 @@ def test_the_two_do_not_mix_in_one_folder(without, command, network, images):
     assert command("--models", f"tiny={network}", *GRID, *more).refused()
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("unrendered")
 def test_tables_figures_and_report_can_be_made_of_it(without):
     _, out = without

@@ -56,6 +56,7 @@ def test_an_error_is_the_callers(beside, error):
     assert done == ["again"]
 
 
+@pytest.mark.ci
 def test_a_cell_finished_beside_is_the_same(tmp_path, command, monkeypatch):
     monkeypatch.setattr(plan, "SHARD", 8)
     args = ("--models", "adm", "--steps", "2,3", "--samples", "24", "--batch-size", "8", "--quiet", "--compile", "off")

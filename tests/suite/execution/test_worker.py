@@ -244,6 +244,7 @@ def states_of(cell, make_context, batch, jobs):
     }
 
 
+@pytest.mark.ci
 def test_noise_is_the_same_for_any_processes_and_batch_size(make_cell, make_context, monkeypatch):
     monkeypatch.setattr(plan, "SHARD", 3)
     cell = make_cell(steps=3, spacing="ddim")  # whose first level remembers x0, so that there are paired walks

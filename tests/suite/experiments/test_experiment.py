@@ -84,6 +84,7 @@ def test_everything_is_measured_counted_resumed_and_not_repeated(everything, com
     assert files(out) == before
 
 
+@pytest.mark.ci
 def test_chains_alone_leave_cells_without_instruments(everything, command, tmp_path):
     out = tmp_path / "out"
     assert command(*everything, *ONE_SEED, "--measure", "chains", "--quiet").code == 0

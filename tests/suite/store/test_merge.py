@@ -220,12 +220,14 @@ def test_other_features_are_refused(whole, merge, tmp_path, of):
         assert_refused(merge(*pair, "--out", tmp_path / "out"), "other features", out=tmp_path / "out")
 
 
+@pytest.mark.ci
 def test_a_cell_without_scores_goes_with_any_features(whole, merge, tmp_path):
     other = make(tmp_path / "other", *BASE, "--steps", "2", "--seeds", "4", "--features", "none")
     found = merge(whole, other, "--out", tmp_path / "out")
     assert (found.code, found.err) == (0, "")
 
 
+@pytest.mark.ci
 def test_units_that_were_measured_otherwise_are_not_mixed(parts, whole, merge, tmp_path):
     """A unit's shard holds records only of what its run measured: in a cell of more they would be missing."""
     plain = [make(tmp_path / f"plain{job}", *BASE, "--no-probes", "--shard", f"{job}/2") for job in range(2)]
@@ -349,6 +351,7 @@ def configured(short_toml, tmp_path_factory):
     return make(room / "whole", *args), [make(room / f"p{job}", *args, "--shard", f"{job}/2") for job in range(2)]
 
 
+@pytest.mark.ci
 def test_chains_and_responses_are_joined(configured, short_toml, merge, tmp_path):
     whole, parts = configured
     out = tmp_path / "out"
