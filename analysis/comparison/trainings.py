@@ -158,11 +158,11 @@ def trainings_sentence(table: pd.DataFrame) -> str:
     text = f"{len(pairs) - len(tested)} of {len(pairs)} comparisons hold {ONE} only"
     if not len(tested):
         return f"{text}: a claim about a recipe takes {FEWEST} trainings a side."
-    named = [
-        f"{row['model']} is {'closer' if row['verdict'] == 'win' else 'farther'} than {row['other']} at {row['steps']}"
-        f" steps (t = {row['t']:.1f})"
-        for row in standing.to_dict("records")
-    ]
+    named = []
+    for (model, verdict, steps), rows in standing.groupby(["model", "verdict", "steps"], sort=False):
+        others, sizes = ", ".join(rows["other"]), ", ".join(f"{t:.1f}" for t in rows["t"])
+        side = "closer" if verdict == "win" else "farther"
+        named.append(f"{model} is {side} than {others} at {steps} steps (t = {sizes})")
     blind = untested(tested)
     power = f"none sees less than {tested['detectable'].min():.2g}{'; ' if blind else ''}{blind}"
     return (
