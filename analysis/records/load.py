@@ -231,12 +231,12 @@ def load_results(root: Path) -> Results:
         records = open_records(root)
     except (OSError, ValueError) as error:
         raise ResultsError(_one_line(f"{root / ARCHIVE} is damaged ({error}); fetch it again")) from None
+    if not (records / "cells").is_dir():
+        raise ResultsError(f"{root} is not a results folder (no cells/ and no {ARCHIVE} in it)")
     try:
         run = read_run(root)
     except ValueError as error:
         raise ResultsError(_one_line(str(error))) from None
-    if not (records / "cells").is_dir():
-        raise ResultsError(f"{root} is not a results folder (no cells/ and no {ARCHIVE} in it)")
     cells: list[CellRecord] = []
     problems: list[str] = []
     for folder in (place for place in children(records / "cells") if place.is_dir()):

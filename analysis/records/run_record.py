@@ -39,7 +39,7 @@ def read_run(root: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0]
+        text = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is damaged ({text}); run again, or delete it to draw without it") from None
     account: dict[str, Any] = record
     return account

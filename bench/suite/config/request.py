@@ -312,6 +312,12 @@ def _is_cut(path: str, rest: str) -> bool:
     return "/" in name or Path(name).suffix.lower() in WEIGHT_SUFFIXES or (bool(given) and not os.path.exists(target))
 
 
+def _refuse_address(text: str) -> None:
+    from bench.models.checkpoints.hub import refuse_address
+
+    refuse_address(text)
+
+
 def parse_models(text: str) -> tuple[tuple[str, Path | None], ...]:
     """Read ``NAME[=PATH],...`` into (name, path or None) pairs; a path that is there may hold commas."""
     pairs = []
@@ -320,6 +326,7 @@ def parse_models(text: str) -> tuple[tuple[str, Path | None], ...]:
         if not name or (given and not path):
             raise ConfigError(f"--models: {item!r} is not NAME or NAME=PATH")
         if "/" in name and not given:
+            _refuse_address(item)
             raise ConfigError(f"--models: weights of your own need a name, as in --models mine={item}")
         check_name(name, "--models")
         pairs.append((name, Path(path) if path else None))

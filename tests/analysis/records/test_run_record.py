@@ -66,3 +66,15 @@ def test_commands_end_with_one_line(tmp_path, capsys, command):
     assert command([str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path / 'run.json'} is damaged ('verzion' is unknown")
+
+
+def test_a_file_for_a_folder_is_no_damage(tmp_path, capsys):
+    (tmp_path / "run.json").write_text(changed())
+    assert main([str(tmp_path / "run.json")]) == 2
+    assert "run.json is not a results folder" in capsys.readouterr().err
+
+
+def test_a_folder_for_the_file_is_named(tmp_path):
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(ValueError, match=r"is damaged \(Is a directory\)"):
+        read_run(tmp_path)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.runtime.errors import UserError
 from bench.suite.config.request import parse_measure, parse_models, parse_seeds, parse_steps
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
 
@@ -53,3 +54,8 @@ def test_what_cannot_be_read_is_refused(parse):
         for text in texts:
             with pytest.raises(ConfigError, match=message):
                 parse(text)
+
+
+def test_an_address_without_a_name_says_what_to_write():
+    with pytest.raises(UserError, match="write the model's id, owner/name"):
+        parse_models("https://huggingface.co/owner/name")
