@@ -126,12 +126,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference", type=int, nargs="+", default=[1442], metavar="M")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 5], metavar="S")
     parser.add_argument("--correlation", type=float, nargs="+", default=[0.0, 0.9, 0.99], metavar="R")
+    parser.add_argument("--seed", type=int, default=0, metavar="K", help="of all draws (default %(default)s)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="(default: all four)")
     args = parser.parse_args(argv)
     print("| d | N | seeds | M | correlation | case | Frechet test | kernel test | repeats |\n" + "|---" * 9 + "|")
     for d, n, m in product(args.features, args.samples, args.reference):
         setting = Setting(tuple(args.cases), d, n, tuple(args.seeds), m, tuple(args.correlation))
-        every = z_values(setting, args.repeats).reshape(-1, 2, args.repeats)
+        every = z_values(setting, args.repeats, args.seed).reshape(-1, 2, args.repeats)
         lines = product(args.correlation, args.cases, args.seeds)
         for (r, case, seeds), z in zip(lines, every, strict=True):
             frechet, kernel = (_share(rejection(one), args.repeats) for one in z)
