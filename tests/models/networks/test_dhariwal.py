@@ -23,7 +23,8 @@ def test_the_released_imagenet_network_has_its_published_size():
 def test_another_filter_is_refused():
     config = small_config("DhariwalUNet")
     tensors = random_tensors("DhariwalUNet", config)
-    tensors["enc.4x4_down.conv0.resample_filter"] += 0.01
+    key = "enc.4x4_down.conv0.resample_filter"
+    tensors[key] = tensors[key] + 0.01  # the tensors themselves serve other tests
     with pytest.raises(CheckpointError, match="resamples with a filter"):
         dhariwal_state(DhariwalUNet(config), tensors)
 
