@@ -95,8 +95,11 @@ def read_folder(path: Path, options: ReadOptions) -> Pictures:
     to folders are not followed, and names with a leading dot are passed over.
 
     Raises:
-        DataError: no images, unreadable ones, or images of different sizes.
+        DataError: no images, unreadable ones, images of different sizes, or records of a run of this suite.
     """
+    samples = [*sorted(path.glob("cells/*/samples.npz")), *path.glob("samples.npz")]
+    if samples:  # else its figures would be taken for images
+        raise DataError(f"{path} holds records of a run, its samples are in files like {samples[0]}; name one of these")
     remarks = _Remarks()
     try:
         return _read(str(path), _files(path, remarks), remarks, options)

@@ -226,6 +226,14 @@ def test_what_is_neither_file_nor_folder(tmp_path, refusal):
     assert "holds no images" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("named", ["run", "run/cells/adm-ddpm-2-seed0"])
+def test_a_results_folder_is_called_what_it_is(tmp_path, refusal, named):
+    samples = tmp_path / "run/cells/adm-ddpm-2-seed0/samples.npz"
+    samples.parent.mkdir(parents=True)
+    samples.touch()
+    assert f"{samples}; name one of these" in refusal(tmp_path / named)
+
+
 def test_links(tmp_path, tree, refusal):
     write(tmp_path / "elsewhere", tree("0.png"))
     (tmp_path / "set").mkdir()
