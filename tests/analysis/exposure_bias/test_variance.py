@@ -172,4 +172,4 @@ def test_figures_are_drawn(exact_steps, tmp_path):
         *draw_scaling(norm_table(table), ["exact"], tmp_path),
     ]  # fmt: skip
     assert len(paths) == 6
-    assert all(path.stat().st_size > 2000 for path in paths)
+    assert all(path.stat().st_size > 1000 for path in paths)
