@@ -1,13 +1,15 @@
 """Shared settings and fixtures of all tests."""
 
+import os
 import sys
 from functools import partial
 
+# One thread a worker and a process that it starts, in torch, numpy and scipy, which read this when they are imported:
+# tests run on as many workers as there are cores, and threads of two workers would collide.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
-
-# One thread a worker: tests run on as many workers as there are cores, and threads of two workers would collide.
-torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_kid_has_its_error_where_no_frechet_distance_can_be_given():
 
 def test_precision_and_recall_point_the_right_way():
     # Samples inside a narrow part of the reference: all of them lie on its manifold, but they cover little of it.
-    reference, inside = feature_set(400, 0), feature_set(400, 1, spread=0.2)
+    reference, inside = feature_set(150, 0), feature_set(150, 1, spread=0.2)
     narrow = scores(inside, reference)
     assert narrow["precision_x"].value > 0.9
     assert narrow["recall_x"].value < 0.3
