@@ -18,8 +18,15 @@ from bench.files.writing import write_json
 from bench.measure.features.extractors import EXTRACTORS, INCEPTION_EXTRACTORS, Extractor, open_extractor
 from bench.measure.quality.compare_sets import paired_test
 from bench.measure.quality.embedded_statistics import WITH_STATISTICS
-from bench.measure.quality.references import ImageSet, Yardstick, open_reference, open_samples
-from bench.measure.quality.scores import SCORES_VERSION, Score, collect, score
+from bench.measure.quality.references import (
+    ImageSet,
+    Yardstick,
+    open_reference,
+    open_sample_statistics,
+    open_samples,
+)
+from bench.measure.quality.scores import SCORES_VERSION, Score, collect, score, score_statistics
+from bench.measure.quality.statistics import ReferenceStatistics
 from bench.measure.quality.statistics_files import write_statistics
 from bench.runtime.devices import DEVICES, find_device, full_float32
 from bench.runtime.errors import FeatureError, OneLineParser, UserError, one_line
@@ -37,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     extractors = [name for name in EXTRACTORS if name not in ("latents", "none")]
     images = "npz (arr_0 uint8 NHWC), folder or zip of images"
-    parser.add_argument("samples", type=Path, metavar="SAMPLES", help=images)
+    parser.add_argument("samples", type=Path, metavar="SAMPLES", help=f"{images}, or npz of statistics with their n")
     parser.add_argument(
         "--reference",
         required=True,
@@ -89,13 +96,19 @@ def _score(args: argparse.Namespace) -> None:
     extractor = open_extractor(args.features, args.inception_weights, device)
     assert extractor is not None  # the parser offers no 'none'
     done = Preprocessing(args.resize, args.crop, args.resize_filter)
-    samples = open_samples(args.samples, extractor, done)
+    samples: ImageSet | ReferenceStatistics | None
+    samples = None if args.against else open_sample_statistics(args.samples, extractor)
+    samples = samples or open_samples(args.samples, extractor, done)
     reference = open_reference(args.reference, extractor, args.batch_size, args.quiet, done)
-    features = collect(extractor, samples.images, samples.name, args.batch_size, args.quiet)
-    scores = tuple(score(features, reference.statistics, extractor, reference.statistics.name))
+    test: Mapping[str, Any] = {}
+    if isinstance(samples, ReferenceStatistics):
+        scores = tuple(score_statistics(samples, reference.statistics, extractor))
+    else:
+        features = collect(extractor, samples.images, samples.name, args.batch_size, args.quiet)
+        scores = tuple(score(features, reference.statistics, extractor, reference.statistics.name))
     remarks = tuple(notes(samples, reference, extractor))
-    test = {}
     if args.against is not None:
+        assert isinstance(samples, ImageSet)  # statistics were refused
         others = open_samples(args.against, extractor, done)
         if len(others.images) != len(samples.images):
             raise FeatureError(
@@ -119,16 +132,19 @@ def _test_lines(test: Mapping[str, Any], other: Path) -> Iterator[str]:
         yield f"less that of {other}, paired by place: {numbers}"
 
 
-def notes(samples: ImageSet, reference: Yardstick, extractor: Extractor) -> Iterator[str]:
+def notes(samples: ImageSet | ReferenceStatistics, reference: Yardstick, extractor: Extractor) -> Iterator[str]:
     """Yield the remarks that a reader of the scores needs."""
-    theirs = reference.pictures
-    if theirs is not None and theirs.size != samples.size:
-        yield f"samples are {samples.size}, the reference's images {theirs.size}: the extractor resizes both"
-    if theirs is not None and (count := samples.count_in(theirs)):
-        yield f"{count} of {len(samples.images)} samples are images of the reference"
-    yield from (images.note for images in (samples, theirs) if images is not None and images.note)
+    ours, theirs = samples if isinstance(samples, ImageSet) else None, reference.pictures
+    if ours is not None and theirs is not None and theirs.size != ours.size:
+        yield f"samples are {ours.size}, the reference's images {theirs.size}: the extractor resizes both"
+    if ours is not None and theirs is not None and (count := ours.count_in(theirs)):
+        yield f"{count} of {len(ours.images)} samples are images of the reference"
+    yield from (images.note for images in (ours, theirs) if images is not None and images.note)
+    unnamed = f"does not say which features it is of; they are taken for those of {extractor.name}"
+    if isinstance(samples, ReferenceStatistics) and not samples.extractor:
+        yield f"the samples' file {unnamed}"
     if not reference.statistics.extractor:
-        yield f"the reference does not say which features it is of; they are taken for those of {extractor.name}"
+        yield f"the reference {unnamed}"
 
 
 def as_table(scores: Sequence[Score]) -> list[str]:
@@ -142,24 +158,27 @@ def as_table(scores: Sequence[Score]) -> list[str]:
 
 
 def record(
-    samples: ImageSet, reference: Yardstick, extractor: Extractor, scores: Sequence[Score], remarks: Sequence[str]
+    samples: ImageSet | ReferenceStatistics,
+    reference: Yardstick,
+    extractor: Extractor,
+    scores: Sequence[Score],
+    remarks: Sequence[str],
 ) -> dict[str, Any]:
     """Return the scores with everything that they depend on, ready for JSON."""
     theirs, statistics = reference.pictures, reference.statistics
     return {
-        "samples": _described(samples),
-        "reference": {
-            "name": statistics.name,
-            "n": statistics.n,
-            "statistics_hash": statistics.content_hash(),
-            "images": None if theirs is None else _described(theirs),
-        },
+        "samples": _described(samples) if isinstance(samples, ImageSet) else _numbers(samples),
+        "reference": _numbers(statistics) | {"images": None if theirs is None else _described(theirs)},
         "features": {"name": extractor.name, "weights_sha256": extractor.weights_hash, "note": extractor.note},
         "scores_version": SCORES_VERSION,
         "scores": [asdict(row) for row in scores],
         "notes": list(remarks),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
+
+
+def _numbers(statistics: ReferenceStatistics) -> dict[str, Any]:
+    return {"name": statistics.name, "n": statistics.n, "statistics_hash": statistics.content_hash()}
 
 
 def _described(pictures: ImageSet) -> dict[str, Any]:

@@ -295,11 +295,31 @@ def test_a_distance_of_small_photos_needs_no_download(tmp_path, capsys):
     assert reference == "b.npz (200); CIFAR-10's classifier on images resized to 32x32"
 
 
-def test_statistics_are_no_samples(tmp_path, capsys):
+def test_statistics_of_samples_have_the_distances_of_their_images(samples, tmp_path, capsys):
+    saved, out = tmp_path / "saved.npz", tmp_path / "scores.json"
+    assert measure(samples, "--reference", samples, "--save-statistics", saved, *DIGITS) == 0
+    with np.load(saved) as file:
+        arrays = {name: file[name] for name in file.files if name != "arr_0"}
+    np.savez(saved, **arrays)
+    capsys.readouterr()
+    assert measure(samples, "--reference", "digits", *DIGITS) == 0
+    of_images = table(capsys)
+    assert measure(saved, "--reference", "digits", "--out", out, *DIGITS) == 0
+    of_statistics = table(capsys)
+    for name in ("fd_digits", "sfd_digits"):
+        assert of_statistics[name][:2] == of_images[name][:2]
+    assert of_statistics["kid_digits"] == ("-", 200, "digits-train (1442) [needs the samples' images]")
+    assert json.loads(out.read_text())["samples"]["n"] == 200
+
+
+def test_statistics_without_their_number_and_tests_of_them_are_refused(samples, tmp_path, capsys):
     np.savez(tmp_path / "edm.npz", mu=np.zeros(64), sigma=np.eye(64))
-    assert "holds statistics or features (mu, sigma) and no images" in refused(
-        capsys, tmp_path / "edm.npz", "--reference", "digits", *DIGITS
-    )
+    asked = (tmp_path / "edm.npz", "--reference", "digits", *DIGITS)
+    assert "does not say of how many images it is" in refused(capsys, *asked)
+    assert "a test of two sets needs the images of both" in refused(capsys, *asked, "--against", samples)
+    np.savez(tmp_path / "edm.npz", m=np.zeros(64), s=np.eye(64), n=100)
+    assert measure(*asked) == 0
+    assert "the samples' file does not say which features it is of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("args", [[], ["samples.npz"], ["samples.npz", "--reference", "digits", "--features", "vgg"]])

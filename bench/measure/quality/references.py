@@ -21,6 +21,7 @@ from bench.measure.quality.statistics_files import (
     read_statistics,
     with_features,
 )
+from bench.runtime.errors import FeatureError
 
 _AS_IS = Preprocessing()
 
@@ -118,6 +119,25 @@ def open_statistics(path: Path, extractor: Extractor) -> Yardstick:
     return Yardstick(statistics, pictures)
 
 
+def open_sample_statistics(path: Path, extractor: Extractor) -> ReferenceStatistics | None:
+    """Read samples of which a file holds statistics or pooled features alone; None where there are images.
+
+    Raises:
+        FeatureError: damaged, of other features, or without the number of images.
+    """
+    _check_there(path, "SAMPLES")
+    names = npz_names(path)
+    if not is_statistics(names) or "arr_0" in names:
+        return None
+    statistics = read_statistics(path, extractor)
+    if statistics.n is None:
+        raise FeatureError(
+            f"{path} does not say of how many images it is, and a distance depends on that; write it again with their"
+            " number, np.savez(FILE, mu=..., sigma=..., n=N)"
+        )
+    return statistics
+
+
 def open_samples(path: Path, extractor: Extractor, preprocessing: Preprocessing = _AS_IS) -> ImageSet:
     """Read samples from an npz (``arr_0`` uint8 NHWC), a folder or a zip of images; of labels nothing is read.
 
@@ -130,8 +150,7 @@ def open_samples(path: Path, extractor: Extractor, preprocessing: Preprocessing 
     if is_statistics(names) and "arr_0" not in names:
         held = ", ".join(sorted(names))
         raise DataError(
-            f"{path} holds statistics or features ({held}) and no images; name it with --reference, and give samples as"
-            " images"
+            f"{path} holds statistics or features ({held}) and no images; a test of two sets needs the images of both"
         )
     samples = ImageSet.all_of(load_path(path.name, path, preprocessing=preprocessing, classes=False))
     extractor.check(tuple(samples.images.shape))

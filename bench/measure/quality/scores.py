@@ -102,6 +102,26 @@ def score(
         yield _inception_score(names["inception_score"], samples.pooled, extractor)
 
 
+def score_statistics(samples: ReferenceStatistics, reference: ReferenceStatistics, extractor: Extractor) -> list[Score]:
+    """Return the scores of samples of which there are only statistics: Frechet distances; the others say why not.
+
+    Args:
+        samples: with their number.
+        reference: statistics that they are compared with.
+        extractor: source of both, which names the scores.
+    """
+    n, names = samples.n or 0, extractor.metrics
+    note = f"; {extractor.note}" if extractor.note else ""
+    name = f"{reference.name}{note}"
+    scores = [frechet_score(names["frechet"], samples.moments, reference.moments, name)]
+    if samples.spatial is None or reference.spatial is None:
+        scores.append(Score(names["spatial"], None, n, name, "needs mu_s and sigma_s of samples and reference"))
+    else:
+        scores.append(frechet_score(names["spatial"], samples.spatial, reference.spatial, name))
+    others = ("kid", "precision", "recall", *(("inception_score",) if extractor.logits is not None else ()))
+    return [*scores, *(Score(names[key], None, n, name, "needs the samples' images") for key in others)]
+
+
 def _stratified(name: str, samples: Rows, reference: ReferenceStatistics, extractor: Extractor) -> Score:
     """Return the Frechet distance of samples that weigh as much in each class as the reference's images do."""
     n, label = len(samples), reference.pooled_name
