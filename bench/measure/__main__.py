@@ -25,7 +25,7 @@ from bench.measure.quality.references import (
     open_sample_statistics,
     open_samples,
 )
-from bench.measure.quality.scores import SCORES_VERSION, Score, collect, score, score_statistics
+from bench.measure.quality.scores import SCORES_VERSION, FeatureSet, Score, collect, score, score_statistics
 from bench.measure.quality.statistics import ReferenceStatistics
 from bench.measure.quality.statistics_files import write_statistics
 from bench.runtime.devices import DEVICES, find_device, full_float32
@@ -106,17 +106,10 @@ def _score(args: argparse.Namespace) -> None:
     else:
         features = collect(extractor, samples.images, samples.name, args.batch_size, args.quiet)
         scores = tuple(score(features, reference.statistics, extractor, reference.statistics.name))
+        if args.against is not None:
+            others = open_samples(args.against, extractor, done)
+            test = _test(args, samples, others, features, reference.statistics, extractor)
     remarks = tuple(notes(samples, reference, extractor))
-    if args.against is not None:
-        assert isinstance(samples, ImageSet)  # statistics were refused
-        others = open_samples(args.against, extractor, done)
-        if len(others.images) != len(samples.images):
-            raise FeatureError(
-                f"{args.against} has {len(others.images)} images and {args.samples} {len(samples.images)}: distances"
-                " depend on N; give as many of both"
-            )
-        rows = collect(extractor, others.images, others.name, args.batch_size, args.quiet)
-        test = paired_test(features.pooled, rows.pooled, reference.statistics, extractor)
     if args.save_statistics is not None:
         pictures = reference.pictures
         write_statistics(reference.statistics, args.save_statistics, None if pictures is None else pictures.images)
@@ -124,6 +117,20 @@ def _score(args: argparse.Namespace) -> None:
         facts = record(samples, reference, extractor, scores, remarks)
         write_json(args.out, facts | ({"against": str(args.against), "test": test} if test else {}))
     print("\n".join([*as_table(scores), *_test_lines(test, args.against), *(f"note: {line}" for line in remarks)]))
+
+
+def _test(
+    args: argparse.Namespace, samples: ImageSet, others: ImageSet, features: FeatureSet,
+    reference: ReferenceStatistics, extractor: Extractor,
+) -> Mapping[str, Any]:  # fmt: skip
+    """Test which of two sets of images is closer to the reference."""
+    if len(others.images) != len(samples.images):
+        raise FeatureError(
+            f"{args.against} has {len(others.images)} images and {args.samples} {len(samples.images)}: distances"
+            " depend on N; give as many of both"
+        )
+    rows = collect(extractor, others.images, others.name, args.batch_size, args.quiet)
+    return paired_test(features.pooled, rows.pooled, reference, extractor)
 
 
 def _test_lines(test: Mapping[str, Any], other: Path) -> Iterator[str]:
