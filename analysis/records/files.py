@@ -93,7 +93,8 @@ def read_bytes(place: Place, most: int | None = None) -> bytes:
     try:
         with place.open("rb") as file:
             return bytes(file.read(-1 if most is None else most))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
+    # RuntimeError is zipfile's word for members that are encrypted, or packed in a way that it does not know.
+    except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:
         raise ValueError(_reason(error)) from None
 
 

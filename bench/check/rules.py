@@ -197,7 +197,7 @@ def _neutral(subject: Subject) -> Mapping[str, Any] | None:
         constants = dict(zip(subject.typical, values, strict=True))
         try:
             off = states(place, subject.at(place[0], constants), exact(), range(_FEW))
-        except Exception:  # whatever is wrong is found where the rules are checked
+        except Exception:  # a user's class may raise anything; the rules run it again and show what
             continue
         if constants and all(map(torch.equal, off, _plain(place))):
             return constants

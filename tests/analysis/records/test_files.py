@@ -100,6 +100,19 @@ def test_json_larger_than_any_record(tmp_path, monkeypatch):
     assert "more than 10 bytes" in refusal(read_json, tmp_path / "a.json")
 
 
+@pytest.mark.parametrize(("offset", "value"), [(6, 1), (8, 99)])  # of the local header: encrypted; an unknown packing
+def test_a_member_that_cannot_be_unpacked_is_damage(tmp_path, offset, value):
+    path = tmp_path / "records.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("run.json", "{}")
+    content = bytearray(path.read_bytes())
+    content[offset] = value
+    content[content.index(b"PK\x01\x02") + offset + 2] = value
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="encrypted|compression"):
+        read_bytes(zipfile.Path(zipfile.ZipFile(path)) / "run.json")
+
+
 def test_a_reopened_archive_has_a_position_of_its_own(tmp_path):
     """A descriptor that shares its position, as that of a forked process does, no longer moves it."""
     with zipfile.ZipFile(tmp_path / "records.zip", "w") as archive:
