@@ -109,7 +109,7 @@ def test_a_member_that_cannot_be_unpacked_is_damage(tmp_path, offset, value):
     content[offset] = value
     content[content.index(b"PK\x01\x02") + offset + 2] = value
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="encrypted|compression"):
+    with pytest.raises(ValueError, match=r"encrypted|compression"):
         read_bytes(zipfile.Path(zipfile.ZipFile(path)) / "run.json")
 
 
