@@ -33,7 +33,7 @@ from bench.runtime.tensorboard import require_tensorboard
 
 _CHANGEABLE = (
     "iterations", "gamma", "gamma_schedule", "gradient_penalty", "weight_decay", "dream_power", "scheduled_sampling",
-    "rollout_stride", "seed",
+    "rollout_stride", "slowed", "seed",
 )  # fmt: skip
 _OF_INDICES = ["gamma", "gamma_schedule", "gradient_penalty", "dream_power", "scheduled_sampling"]
 
@@ -118,6 +118,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--scheduled-sampling", type=_share, help="largest share of inputs that the network makes itself"
     )
     parser.add_argument("--rollout-stride", type=_whole(1, 999), help="indices a step of scheduled sampling spans")
+    parser.add_argument("--slowed", type=_share, metavar="GAMMA", help="MixFlow: how far inputs reach beyond their time")
     parser.add_argument("--seed", type=_whole(0), help="seed of weights, order and noise")
     parser.add_argument(
         "--device", type=_device, default="cpu", help="torch device (default cpu); under torchrun cuda is a GPU each"
@@ -142,7 +143,7 @@ def _idle(args: argparse.Namespace) -> list[str]:
     """Return the flags that mean nothing to the recipe as the others change it."""
     recipe = RECIPES[args.recipe]
     if recipe.is_continuous:
-        return [*_OF_INDICES, "rollout_stride"]
+        return [*_OF_INDICES, "rollout_stride", *(["slowed"] if recipe.objective == "edm" else [])]
     share = recipe.scheduled_sampling if args.scheduled_sampling is None else args.scheduled_sampling
     return [] if share else ["rollout_stride"]
 

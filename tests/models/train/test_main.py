@@ -18,6 +18,8 @@ BAD_ARGUMENTS = [
     ("--rollout-stride 2", "--rollout-stride has no effect on the recipe adm"),
     ("--recipe adm-mdss --scheduled-sampling 0 --rollout-stride 2", "--rollout-stride has no effect on the recipe"),
     ("--recipe edm --gamma-schedule linear", "--gamma-schedule has no effect on the recipe edm"),
+    ("--recipe edm --slowed 0.1", "--slowed has no effect on the recipe edm"),
+    ("--slowed 1.1", "must be a share from 0 to 1"),
     ("--recipe edm --gamma 0.1", "--gamma has no effect on the recipe edm"),
     ("--recipe edm --gradient-penalty 0.1", "--gradient-penalty has no effect on the recipe edm"),
     ("--recipe edm --scheduled-sampling 0.1", "--scheduled-sampling has no effect on the recipe edm"),
