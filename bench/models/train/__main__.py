@@ -118,7 +118,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--scheduled-sampling", type=_share, help="largest share of inputs that the network makes itself"
     )
     parser.add_argument("--rollout-stride", type=_whole(1, 999), help="indices a step of scheduled sampling spans")
-    parser.add_argument("--slowed", type=_share, metavar="GAMMA", help="MixFlow: how far inputs reach beyond their time")
+    parser.add_argument("--slowed", type=_share, metavar="GAMMA", help="how far MixFlow reaches past t")
     parser.add_argument("--seed", type=_whole(0), help="seed of weights, order and noise")
     parser.add_argument(
         "--device", type=_device, default="cpu", help="torch device (default cpu); under torchrun cuda is a GPU each"
