@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from records import edited
 from synthetic_results import cell_facts, run_record, score
 
 from analysis.output import style
@@ -64,9 +65,8 @@ class Folder:
     def seal(self, cell):
         """List a cell's files and their sizes in its ``metrics.json``, as the suite does."""
         path = cell / "metrics.json"
-        facts = json.loads(path.read_text())
-        facts["files"] = {file.name: file.stat().st_size for file in cell.iterdir() if file != path}
-        path.write_text(json.dumps(facts))
+        with edited(path) as facts:
+            facts["files"] = {file.name: file.stat().st_size for file in cell.iterdir() if file != path}
 
     def order(self, *models):
         """Record the order in which the run named its models."""

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from refusals import outcome_of
 from synthetic_results import assert_figures
 
 import analysis.regenerate
@@ -132,9 +133,7 @@ def test_what_was_scored_before_is_not_left_lying(folder):
 def test_the_command_where_nothing_can_be_written(folder, capsys):
     folder.cell(probes=False)
     (folder.root / "tables").write_text("in the way")
-    assert main([str(folder.root)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: cannot write {folder.root / 'tables'}: ")
+    assert outcome_of(capsys, main, folder.root).refused(f"cannot write {folder.root / 'tables'}: ")
 
 
 def test_the_command_prints_the_table(folder, capsys):
@@ -158,36 +157,30 @@ def test_the_command_warns_of_cells_left_out(folder, capsys):
 
 @pytest.mark.parametrize("name", ["absent", "."])
 def test_the_command_on_no_results(tmp_path, capsys, name):
-    assert main([str(tmp_path / name)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
+    assert outcome_of(capsys, main, tmp_path / name).refused()
 
 
-@pytest.mark.parametrize("name", ["steps.csv", "samples.npz", "kernel.npy"])
-def test_the_command_on_a_damaged_record(folder, capsys, terms, name):
-    cell = folder.cell(terms=terms(1.0), probes=name == "steps.csv")
-    (cell / name).write_bytes(b"rubbish")
-    assert main([str(folder.root)]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{name} is damaged" in line
-    assert (folder.root / "tables" / "fid_vs_steps.md").exists()  # what is sound is drawn
-
-
-ARRAYS = {
+DAMAGE = {
+    **{name: (name, b"rubbish") for name in ("steps.csv", "samples.npz", "kernel.npy")},
     "kernel of texts": ("kernel.npy", np.array([["a", "b"]])), "kernel of none": ("kernel.npy", np.zeros((0, 2))),
     "two channels": ("samples.npz", np.zeros((3, 8, 8, 2), np.uint8)),
     "no samples": ("samples.npz", np.zeros((0, 8, 8, 3), np.uint8)),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "array"), ARRAYS.values(), ids=ARRAYS)
-def test_the_command_on_arrays_of_the_wrong_kind(folder, capsys, name, array):
+@pytest.mark.parametrize(("name", "content"), DAMAGE.values(), ids=DAMAGE)
+def test_the_command_on_a_damaged_record(folder, capsys, terms, name, content):
     folder.cell(probes=False)
-    bad = folder.cell("bad", probes=False)
-    np.save(bad / name, array) if name == "kernel.npy" else np.savez(bad / name, arr_0=array)
+    bad = folder.cell("bad", terms=terms(1.0), probes=name == "steps.csv")
+    if isinstance(content, bytes):
+        (bad / name).write_bytes(content)
+    else:
+        np.save(bad / name, content) if name == "kernel.npy" else np.savez(bad / name, arr_0=content)
     assert main([str(folder.root)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"bad-ddpm-10-seed0/{name} does not hold" in line
+    said = "is damaged" if isinstance(content, bytes) else "does not hold"
+    assert f"bad-ddpm-10-seed0/{name} {said}" in line
+    assert (folder.root / "tables" / "fid_vs_steps.md").exists()  # what is sound is drawn
 
 
 def test_an_interrupted_command_says_so_in_one_line(folder, monkeypatch, capsys):

@@ -283,15 +283,10 @@ def test_pictures_become_rgb_unless_all_are_grey(tmp_path, images, mode):
     np.testing.assert_array_equal(load_path("mine", tmp_path).images, pixels.transpose(2, 0, 1)[None])
 
 
-@pytest.mark.parametrize("kind", ["gif", "tiff", "ppm", "ico"])
+@pytest.mark.parametrize("kind", ["gif", "tiff", "ppm", "ico", "eps"])
 def test_other_formats_under_a_known_suffix(tmp_path, images, encoded, refusal, kind):
+    """Pillow hands EPS, a script, to Ghostscript."""
     (tmp_path / "a.png").write_bytes(encoded(images(1, 16)[0], kind))
-    assert "no PNG, JPEG, BMP, WEBP" in refusal(tmp_path)
-
-
-def test_a_script_under_a_known_suffix(tmp_path, refusal):
-    """Pillow hands EPS to Ghostscript."""
-    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     assert "no PNG, JPEG, BMP, WEBP" in refusal(tmp_path)
 
 

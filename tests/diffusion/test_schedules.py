@@ -70,22 +70,39 @@ def test_every_possible_stride_is_found(T):
         assert len(set(np.diff(chosen))) <= 1  # one stride throughout
 
 
-@pytest.mark.parametrize("spec", [0, 1001, "0", "1001", "ddim0", "ddim1001"])
-def test_steps_outside_the_training_length_are_refused(spec):
-    with pytest.raises(ValueError, match="between 1 and 1000"):
-        respace(spec, 1000)
-
-
-@pytest.mark.parametrize("spec", ["", "twenty", "-3", -3, "1.5", "ddim", "ddim-5", "2e1", "²", "20ddim"])
-def test_what_is_not_a_whole_number_is_refused(spec):
-    with pytest.raises(ValueError, match="whole number or 'ddimN'"):
-        respace(spec, 1000)
+OUTSIDE = [0, 1001, "0", "1001", "ddim0", "ddim1001"]
+NOT_WHOLE = ["", "twenty", "-3", -3, "1.5", "ddim", "ddim-5", "2e1", "²", "20ddim"]
 
 
 @pytest.mark.parametrize(
-    ("name", "T", "message"), [("sigmoid", 10, "choose cosine, linear or flow"), ("cosine", 0, "not 0")]
+    ("spec", "message"),
+    [*((spec, "between 1 and 1000") for spec in OUTSIDE), *((spec, "whole number or 'ddimN'") for spec in NOT_WHOLE)],
 )
-def test_unknown_schedules_are_refused(name, T, message):
+def test_steps_that_cannot_be_are_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        respace(spec, 1000)
+
+
+UNKNOWN = [
+    "sigmoid", "linear()", "linear(0.1)", "linear(0.1,0.2,0.3)", "linear(0.1,0.2", "cosine(0.1,0.2)", "scaled_linear",
+    "linear(0.1,0.2)\n", "", "LINEAR",
+]  # fmt: skip
+NO_VARIANCES = ["0,0.1", "0.1,1", "-0.1,0.2", "nan,0.1", "0.1,inf", "a,0.1", "0.1,1e400"]
+
+
+@pytest.mark.parametrize(
+    ("name", "T", "message"),
+    [
+        ("cosine", 0, "not 0"),
+        *((name, 10, r"unknown noise schedule .* choose cosine, linear or flow") for name in UNKNOWN),
+        *(
+            (f"{kind}({ends})", 10, r"must be numbers above 0 and below 1$")
+            for kind in ("linear", "scaled_linear")
+            for ends in NO_VARIANCES
+        ),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(name, T, message):
     with pytest.raises(ValueError, match=message):
         betas(name, T)
 
@@ -106,25 +123,6 @@ def test_scaled_linear_is_even_in_the_square_root():
     np.testing.assert_allclose(variances[[0, -1]], [0.00085, 0.012], rtol=1e-15)
     # Differences of neighbours are 8e-5, so a rounding of 1.4e-17 in each root is 2e-13 of them.
     np.testing.assert_allclose(np.diff(np.sqrt(variances)), (0.012**0.5 - 0.00085**0.5) / 999, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "linear()", "linear(0.1)", "linear(0.1,0.2,0.3)", "linear(0.1,0.2", "cosine(0.1,0.2)", "scaled_linear",
-        "linear(0.1,0.2)\n", "", "LINEAR",
-    ],
-)  # fmt: skip
-def test_names_of_no_schedule_are_refused(name):
-    with pytest.raises(ValueError, match=r"unknown noise schedule .* choose cosine, linear or flow"):
-        betas(name, 10)
-
-
-@pytest.mark.parametrize("kind", ["linear", "scaled_linear"])
-@pytest.mark.parametrize("ends", ["0,0.1", "0.1,1", "-0.1,0.2", "nan,0.1", "0.1,inf", "a,0.1", "0.1,1e400"])
-def test_ends_that_are_no_variances_are_refused(kind, ends):
-    with pytest.raises(ValueError, match=r"must be numbers above 0 and below 1$"):
-        betas(f"{kind}({ends})", 10)
 
 
 def test_a_schedule_that_leaves_no_signal_is_refused():

@@ -5,6 +5,7 @@ import json
 import diffusers
 import pytest
 import torch
+from records import edited
 
 from bench.latent.autoencoder import Decoder, check_decoder, hash_decoder
 from bench.latent.inputs import LatentData
@@ -45,8 +46,8 @@ def test_what_is_no_autoencoder_of_these_latents_is_refused(folder, tmp_path):
         check_decoder(folder, 16)
     with pytest.raises(CheckpointError, match=r"is no folder with a config\.json"):
         check_decoder(tmp_path / "nowhere", 4)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"scaling_factor": 1.0}))
+    with edited(folder / "config.json") as config:
+        config |= {"scaling_factor": 1.0}
     assert hash_decoder(folder) != before
     (folder / "config.json").write_text(json.dumps(config | {"_class_name": "VQModel"}))
     with pytest.raises(CheckpointError, match="only AutoencoderKL decodes"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import at_first
 from PIL import Image
+from refusals import outcome_of
 
 from bench.data import load
 from bench.measure.__main__ import main
@@ -47,19 +48,22 @@ def table(capsys):
     return {metric: (value, int(n), reference) for metric, value, n, reference in cells}
 
 
+def scored(capsys, *args):
+    """Return the rows that a command must print."""
+    assert measure(*args) == 0
+    return table(capsys)
+
+
 def refused(capsys, *args):
     """Return the one line of a command that must fail."""
-    assert measure(*args) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    return err
+    outcome = outcome_of(capsys, main, *args)
+    assert outcome.refused(), outcome
+    assert outcome.out == ""
+    return outcome.err
 
 
 def test_scores_against_the_digits(samples, heldout, capsys):
-    assert measure(samples, "--reference", "digits", *DIGITS) == 0
-    found = table(capsys)
+    found = scored(capsys, samples, "--reference", "digits", *DIGITS)
     assert list(found) == METRICS
     assert all(n == 200 for _, n, _ in found.values())
     assert found["is_digits"][2] == "none"
@@ -117,16 +121,13 @@ def test_a_folder_with_a_test_part_is_a_reference_without_it(samples, heldout, t
         folder = tmp_path / "data" / ("test" if number % 4 == 0 else "train") / "one"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(folder / f"{number:03}.png")
-    assert measure(samples, "--reference", tmp_path / "data", *DIGITS) == 0
-    assert table(capsys)["fd_digits"][2] == "data-train (150)"
+    assert scored(capsys, samples, "--reference", tmp_path / "data", *DIGITS)["fd_digits"][2] == "data-train (150)"
 
 
 def test_saved_statistics_stand_for_their_images(samples, tmp_path, capsys):
     saved = tmp_path / "reference.npz"
-    assert measure(samples, "--reference", "digits", "--save-statistics", saved, *DIGITS) == 0
-    first = table(capsys)
-    assert measure(samples, "--reference", saved, *DIGITS) == 0
-    again = table(capsys)
+    first = scored(capsys, samples, "--reference", "digits", "--save-statistics", saved, *DIGITS)
+    again = scored(capsys, samples, "--reference", saved, *DIGITS)
     assert {name: row[:2] for name, row in again.items()} == {name: row[:2] for name, row in first.items()}
     assert again["fd_digits"][2] == "reference.npz (1442)"
     assert again["kid_digits"][2] == "images of reference.npz (1442)"
@@ -147,10 +148,8 @@ def test_bare_statistics_give_the_frechet_distance_alone(samples, tmp_path, caps
 @pytest.mark.parametrize(("batch", "channels"), at_first([(7, 3), (1000, 1)], 1))
 def test_batch_and_channels_do_not_matter(samples, heldout, tmp_path, capsys, batch, channels):
     wide = save(tmp_path / "wide.npz", heldout.expand(-1, channels, -1, -1))
-    assert measure(samples, "--reference", "digits", *DIGITS) == 0
-    first = table(capsys)
-    assert measure(wide, "--reference", "digits", "--batch-size", batch, *DIGITS) == 0
-    for name, (value, *_) in table(capsys).items():
+    first = scored(capsys, samples, "--reference", "digits", *DIGITS)
+    for name, (value, *_) in scored(capsys, wide, "--reference", "digits", "--batch-size", batch, *DIGITS).items():
         if value != "-":
             assert float(value) == pytest.approx(float(first[name][0]), rel=1e-3, abs=1e-3)
 
@@ -211,8 +210,7 @@ def test_the_network_computes_in_full_float32_where_it_was_asked_to(samples, mon
 def test_scores_on_a_gpu_are_those_on_the_host(samples, capsys):
     found = []
     for device in ("cpu", "cuda"):
-        assert measure(samples, "--reference", "digits", *DIGITS, "--device", device) == 0
-        found.append(table(capsys))
+        found.append(scored(capsys, samples, "--reference", "digits", *DIGITS, "--device", device))
     for name, (value, *_) in found[0].items():
         if value != "-":
             # Features differ by 1e-5 at most, distances of order 1 by no more than some tens of that.
@@ -302,10 +300,8 @@ def test_statistics_of_samples_have_the_distances_of_their_images(samples, tmp_p
         arrays = {name: file[name] for name in file.files if name != "arr_0"}
     np.savez(saved, **arrays)
     capsys.readouterr()
-    assert measure(samples, "--reference", "digits", *DIGITS) == 0
-    of_images = table(capsys)
-    assert measure(saved, "--reference", "digits", "--out", out, *DIGITS) == 0
-    of_statistics = table(capsys)
+    of_images = scored(capsys, samples, "--reference", "digits", *DIGITS)
+    of_statistics = scored(capsys, saved, "--reference", "digits", "--out", out, *DIGITS)
     for name in ("fd_digits", "sfd_digits"):
         assert of_statistics[name][:2] == of_images[name][:2]
     assert of_statistics["kid_digits"] == ("-", 200, "digits-train (1442) [needs the samples' images]")
@@ -324,17 +320,14 @@ def test_statistics_without_their_number_and_tests_of_them_are_refused(samples, 
 
 @pytest.mark.parametrize("args", [[], ["samples.npz"], ["samples.npz", "--reference", "digits", "--features", "vgg"]])
 def test_a_wrong_command_line_is_one_line(args, capsys):
-    with pytest.raises(SystemExit) as caught:
-        measure(*args)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert refused(capsys, *args)
 
 
 def test_one_image_leaves_everything_empty(tmp_path, heldout, capsys):
-    assert measure(save(tmp_path / "one.npz", heldout[:1]), "--reference", "digits", *DIGITS) == 0
-    assert {value for value, *_ in table(capsys).values()} == {"-"}
-    assert measure(save(tmp_path / "all.npz", heldout), "--reference", tmp_path / "one.npz", *DIGITS) == 0
-    assert {name for name, (value, *_) in table(capsys).items() if value != "-"} == {"is_digits"}
+    found = scored(capsys, save(tmp_path / "one.npz", heldout[:1]), "--reference", "digits", *DIGITS)
+    assert {value for value, *_ in found.values()} == {"-"}
+    found = scored(capsys, save(tmp_path / "all.npz", heldout), "--reference", tmp_path / "one.npz", *DIGITS)
+    assert {name for name, (value, *_) in found.items() if value != "-"} == {"is_digits"}
 
 
 def test_an_interruption_says_so(samples, monkeypatch, capsys):

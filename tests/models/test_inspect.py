@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import at_first
+from refusals import outcome_of
 from sklearn.datasets import load_sample_images
 
 import bench
@@ -89,10 +90,7 @@ def test_a_file_that_describes_itself(capsys):
     ],
 )
 def test_mistakes_are_one_line(capsys, arguments, message):
-    assert main(arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert message in line
+    assert outcome_of(capsys, main, *arguments).refused(message)
 
 
 def test_only_descriptions_that_can_be_are_tried():

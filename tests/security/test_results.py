@@ -9,6 +9,7 @@ import shutil
 import matplotlib.figure
 import numpy as np
 import pytest
+from records import edited
 
 from bench.suite.cli import run
 from bench.suite.store.store import Store
@@ -40,9 +41,8 @@ def undrawn(monkeypatch):
 
 def relisted(cell, name):
     """Let a cell's record say that a file has the size that it has: whoever spoils the file can do that too."""
-    facts = json.loads((cell / "metrics.json").read_text())
-    facts["files"].pop("steps.csv" if name == "steps.csv.gz" else name, None)
-    (cell / "metrics.json").write_text(json.dumps(facts))
+    with edited(cell / "metrics.json") as facts:
+        facts["files"].pop("steps.csv" if name == "steps.csv.gz" else name, None)
 
 
 def spoiled(name):
@@ -70,9 +70,8 @@ def nested_record(path, hostile):
 
 @spoiled("metrics.json")
 def record_that_leads_out(path, hostile):
-    facts = json.loads(path.read_text())
-    facts["cell"]["model"] = "../../m"
-    path.write_text(json.dumps(facts))
+    with edited(path) as facts:
+        facts["cell"]["model"] = "../../m"
 
 
 @spoiled("metrics.json")
@@ -148,9 +147,9 @@ def test_a_list_of_files_to_delete_cannot_lead_out(results, room, call):
     for victim in victims:
         victim.write_text("mine")
     (results / "written.json").write_text(json.dumps(["../victim", "tables/../../victim", str(victims[1]), "run.json"]))
-    record = json.loads((results / "run.json").read_text())
-    record["configuration"]["models"] = {"<script>alert(1)</script>": {}}
-    (results / "run.json").write_text(json.dumps(record | {"command": [1]}))
+    with edited(results / "run.json") as record:
+        record["configuration"]["models"] = {"<script>alert(1)</script>": {}}
+        record |= {"command": [1]}
     assert call("analysis", results, "--quiet").code == 0
     assert all(victim.read_text() == "mine" for victim in victims)
     assert (results / "run.json").exists()
@@ -180,14 +179,6 @@ def test_a_spoiled_record_is_made_anew(room, going_on, name):
     json.loads(path.read_text())
 
 
-def refusing(outcome, marker):
-    assert outcome.code == 2
-    assert outcome.err.startswith("error: ")
-    assert outcome.err.count("\n") == 1
-    assert not marker.exists()
-    return outcome.err
-
-
 def test_hostile_parts_of_a_run_are_refused(room, going_on, hostile, marker, monkeypatch):
     """Shards, which an interrupted run leaves, and samples, which are scored again with other features."""
     out = room / "out"
@@ -206,10 +197,8 @@ def test_hostile_parts_of_a_run_are_refused(room, going_on, hostile, marker, mon
     assert (going_on(out).code, marker.exists()) == (0, False)
     (samples,) = out.rglob("samples.npz")
     size = samples.stat().st_size
-    metrics = samples.with_name("metrics.json")
-    facts = json.loads(metrics.read_text())
-    del facts["checksum"], facts["sha256"]
-    metrics.write_text(json.dumps(facts))
+    with edited(samples.with_name("metrics.json")) as facts:
+        del facts["checksum"], facts["sha256"]
     file = io.BytesIO()
     np.savez(file, arr_0=np.array([hostile], dtype=object))
     samples.write_bytes(file.getvalue().ljust(size, b"\0"))
@@ -224,5 +213,6 @@ def test_nothing_is_written_through_links(room, going_on, marker, place):
     victim.mkdir()
     (room / "out" / place).parent.mkdir(parents=True)
     (room / "out" / place).symlink_to(victim)
-    assert "is a link or no plain file" in refusing(going_on(room / "out"), marker)
+    assert going_on(room / "out").refused("is a link or no plain file")
+    assert not marker.exists()
     assert list(victim.iterdir()) == []

@@ -1,12 +1,13 @@
 """A tiny random network, a small dataset and the command line, all under a temporary folder."""
 
-from collections import namedtuple
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from refusals import outcome_of
 
 from bench.data import Dataset, stratified_split
 from bench.diffusion.types import Prediction
@@ -24,16 +25,6 @@ NETWORK = {
     "image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 2, "num_res_blocks": 1,
     "channel_mult": (1,),
 }  # fmt: skip
-
-
-class Outcome(namedtuple("Outcome", "code out err")):
-    """How a command ended."""
-
-    def refused(self, *words):
-        """Return whether it ended with code 2 and one printable line of error, which has these words."""
-        line = self.err.removesuffix("\n")
-        is_one_line = line.startswith("error: ") and line.isprintable()
-        return self.code == 2 and is_one_line and all(str(word) in line for word in words)
 
 
 @pytest.fixture(autouse=True, scope="module")  # not the session: other folders' tests run in the same process
@@ -95,17 +86,7 @@ def toml(tmp_path, tiny_weights, pictures):
 @pytest.fixture
 def command(capsys):
     """Return a function that runs the suite's command line and returns (exit code, stdout, stderr)."""
-
-    def call(*args):
-        capsys.readouterr()
-        try:
-            code, _ = run([str(arg) for arg in args])
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return call
+    return partial(outcome_of, capsys, lambda args: run(args)[0])
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import signal
 import sys
 import threading
 import time
-from collections import namedtuple
 from dataclasses import replace
 
 import torch
+from refusals import Outcome
 from tqdm import tqdm
 
 import run_bench
@@ -39,8 +39,6 @@ SLOW = ["bench.suite.cli", "analysis.regenerate", "diffusers.models.unets.unet_2
 PATIENCE = 120  # seconds: far more than anything here takes, so that what hangs fails
 PHASES = ("sampling", "writing", "merging", "scoring")
 CALL = "call"  # told as a phase, too: a network call
-
-Outcome = namedtuple("Outcome", "code out err")
 
 
 class Job:

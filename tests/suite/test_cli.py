@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from cases import at_first
+from records import edited
 
 from bench.files.writing import write_record
 from bench.suite import run as whole_run
@@ -171,9 +172,8 @@ def test_a_resumed_run_keeps_its_first_start(tmp_path, command, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(whole_run, "denoiser_of", Interrupting(1))
         assert command(*SHORT, "--out", out).code == 130
-    record = json.loads((out / "run.json").read_text())
-    record["start"] = "2001-02-03T04:05:06+00:00"
-    (out / "run.json").write_text(json.dumps(record))
+    with edited(out / "run.json") as record:
+        record["start"] = "2001-02-03T04:05:06+00:00"
     assert command(*SHORT, "--out", out).code == 0
     assert json.loads((out / "run.json").read_text())["start"] == "2001-02-03T04:05:06+00:00"
     assert command(*SHORT, "--out", out, "--features", "none").code == 0  # another run

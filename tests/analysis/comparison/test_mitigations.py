@@ -1,9 +1,9 @@
-import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+from records import edited
 from scipy import stats
 from synthetic_results import assert_figures
 
@@ -28,11 +28,9 @@ def cell(folder, terms):
     def make(model, level=1.0, value=1.0, steps=10, seed=0, sampler="ddpm", weights="w", cost=(100, 1.0), **more):
         own = None if level is None else terms(level, seed=100 * len(model) + seed)
         made = folder.cell(model, steps, seed, value, sampler, own, probes=False)
-        path = made / "metrics.json"
-        facts = json.loads(path.read_text())
-        facts["cell"] |= {"weights": weights, "eps_scale": 1.0, "eps_slope": 0.0} | more
-        facts |= {"key": short_hash(facts["cell"]), "network_calls": cost[0], "seconds": cost[1]}
-        path.write_text(json.dumps(facts))
+        with edited(made / "metrics.json") as facts:
+            facts["cell"] |= {"weights": weights, "eps_scale": 1.0, "eps_slope": 0.0} | more
+            facts |= {"key": short_hash(facts["cell"]), "network_calls": cost[0], "seconds": cost[1]}
         return made
 
     return make
@@ -68,20 +66,22 @@ def test_a_row_by_hand(folder, cell):
     assert (row["call_time_ratio"], row["time_ratio"]) == (2, 2)  # the median over seeds
 
 
-def test_the_baseline_has_a_row_of_its_own(folder, cell):
-    cell("adm", 1.0, 3.0)
-    cell("adm-es", 1.0, 1.0, **ES)
-    row = rows(folder).loc["ddpm", 10, "adm"]
-    assert (row["kind"], row["baseline"], row["value"], row["verdict"]) == ("baseline", "", 3.0, "")
-    assert row[["baseline_value", "ratio", "z", "calls_ratio", "time_ratio"]].isna().all()
-
-
-def test_one_seed_has_a_test_but_no_spread(folder, cell):
-    cell("adm", 1.0, 2.0)
-    cell("adm-es", 3.0, 1.0, **ES)
-    row = rows(folder).loc["ddpm", 10, "adm-es"]
-    assert (row["verdict"], row["ratio"]) == ("loss", 0.5)  # the kernel test decides, whatever the distances say
-    assert row[["sd", "baseline_sd", "ratio_low", "ratio_high"]].isna().all()
+@pytest.mark.parametrize(
+    ("levels", "verdict", "empty"),
+    [
+        ((1.0, 3.0), "loss", ["sd", "baseline_sd", "ratio_low", "ratio_high"]),  # kernels decide, not distances
+        ((None, None), "", ["z", "p", "p_holm", "rank_low"]),  # without terms nothing is tested
+    ],
+)
+def test_one_seed_has_a_test_but_no_spread(folder, cell, levels, verdict, empty):
+    cell("adm", levels[0], 2.0)
+    cell("adm-es", levels[1], 1.0, **ES)
+    table = rows(folder).loc["ddpm", 10]
+    row, base = table.loc["adm-es"], table.loc["adm"]
+    assert (row["verdict"], row["ratio"]) == (verdict, 0.5)
+    assert row[empty].isna().all()
+    assert (base["kind"], base["baseline"], base["value"], base["verdict"]) == ("baseline", "", 2.0, "")
+    assert base[["baseline_value", "ratio", "z", "calls_ratio", "time_ratio"]].isna().all()
 
 
 def test_ties_stay_ties_and_equal_samples_are_one(folder, cell):
@@ -124,14 +124,6 @@ def test_other_settings_are_not_compared(folder, cell, other):
         cell("adm", seed=seed)
         cell("adm-es", seed=seed, **ES, **(other if seed else {}))
     assert rows(folder).loc["ddpm", 10, "adm-es"]["seeds"] == 1
-
-
-def test_without_cell_terms_nothing_is_tested(folder, cell):
-    cell("adm", None, 2.0)
-    cell("adm-es", None, 1.0, **ES)
-    row = rows(folder).loc["ddpm", 10, "adm-es"]
-    assert (row["ratio"], row["verdict"]) == (0.5, "")
-    assert row[["z", "p", "p_holm", "rank_low"]].isna().all()
 
 
 def test_without_distances_the_test_is_left(folder, cell):

@@ -1,7 +1,6 @@
-import json
-
 import numpy as np
 import pytest
+from records import edited
 from synthetic_results import drawn_texts, make_cell, score
 
 from analysis.comparison import pairs
@@ -39,9 +38,8 @@ def with_precision(folder, seeds):
         for seed in range(seeds):
             for steps in (10, 20):
                 cell = folder.cell(model, steps, seed)
-                facts = json.loads((cell / "metrics.json").read_text())
-                facts["scores"].append(score("precision_toy", level + 0.001 * rng.random(), 20))
-                (cell / "metrics.json").write_text(json.dumps(facts))
+                with edited(cell / "metrics.json") as facts:
+                    facts["scores"].append(score("precision_toy", level + 0.001 * rng.random(), 20))
     folder.order("adm", "ip")
     return load_results(folder.root)
 
@@ -84,9 +82,8 @@ def test_the_text_says_which_of_the_three_differs(tmp_path):
         influence = {"frechet": rng.normal(size=(300, 2)), "classes": seen, "reference_classes": reference,
                      "stratified": rng.normal(size=300)}  # fmt: skip
         cell = make_cell(tmp_path, model, kernel=1 + rng.random((300, 2)), influence=influence)
-        facts = json.loads((cell / "metrics.json").read_text())
-        facts["scores"] = [score("fd_toy", 1.0, 300), score("fd_toy_strat", 0.5, 300)]
-        (cell / "metrics.json").write_text(json.dumps(facts))
+        with edited(cell / "metrics.json") as facts:
+            facts["scores"] = [score("fd_toy", 1.0, 300), score("fd_toy_strat", 0.5, 300)]
     results = load_results(tmp_path)
     pairs, shares = pairs_table(results), classes_table(results)
     [pair] = pairs.to_dict("records")

@@ -1,11 +1,10 @@
 """Chain records made by hand: averages, baselines, figures and pictures."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 from cases import at_first
+from records import edited
 
 from analysis.exposure_bias.chains import analyse, chain_table
 from analysis.output.entries import Output
@@ -133,9 +132,8 @@ def test_damaged_pictures_cost_their_row_alone(chains, content):
         (folder / "pictures.npz").write_bytes(content)
     else:
         np.savez(folder / "pictures.npz", **content)
-    facts = json.loads((folder / "chain.json").read_text())
-    facts["files"]["pictures.npz"] = (folder / "pictures.npz").stat().st_size
-    (folder / "chain.json").write_text(json.dumps(facts))
+    with edited(folder / "chain.json") as facts:
+        facts["files"]["pictures.npz"] = (folder / "pictures.npz").stat().st_size
     out, results = Output(chains.root), load_results(chains.root)
     analyse(results, out)
     (problem,) = results.problems

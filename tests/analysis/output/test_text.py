@@ -1,8 +1,7 @@
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
+from records import edited
 
 from analysis.output.text import clips, other_causes, used_x0, without_constants
 from analysis.records.load import load_results
@@ -14,10 +13,9 @@ def results(folder):
     """Return a function that makes a folder of one cell with changes to its configuration."""
 
     def make(**changes):
-        path = folder.cell(probes=False) / "metrics.json"
-        facts = json.loads(path.read_text())
-        facts["cell"] |= changes
-        path.write_text(json.dumps(facts | {"key": short_hash(facts["cell"])}))
+        with edited(folder.cell(probes=False) / "metrics.json") as facts:
+            facts["cell"] |= changes
+            facts |= {"key": short_hash(facts["cell"])}
         return load_results(folder.root)
 
     return make

@@ -1,8 +1,8 @@
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from records import edited
 from synthetic_results import assert_figures
 
 from analysis.published.protocol import Protocol, comparable, overlay
@@ -44,15 +44,14 @@ def cifar(folder):
         if labels:
             images = np.load(cell_folder / "samples.npz")["arr_0"]
             np.savez(cell_folder / "samples.npz", arr_0=images, arr_1=np.arange(len(images)))
-        path = cell_folder / "metrics.json"
-        facts = json.loads(path.read_text())
-        score = {"reference": "cifar10-all (50000)", "metric": "fid", "n": 50_000, "value": 3.0, "reason": ""}
-        cell = {"variance": "learned", "quantize": "floor"}
-        for name, value in changes.items():
-            (score if name in score else cell)[name] = value
-        facts["scores"] = [score]
-        facts["cell"] |= cell
-        path.write_text(json.dumps(facts | {"key": short_hash(facts["cell"])}))
+        with edited(cell_folder / "metrics.json") as facts:
+            score = {"reference": "cifar10-all (50000)", "metric": "fid", "n": 50_000, "value": 3.0, "reason": ""}
+            cell = {"variance": "learned", "quantize": "floor"}
+            for name, value in changes.items():
+                (score if name in score else cell)[name] = value
+            facts["scores"] = [score]
+            facts["cell"] |= cell
+            facts |= {"key": short_hash(facts["cell"])}
         return load_results(folder.root)
 
     return make

@@ -1,10 +1,10 @@
-import json
 import math
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from records import edited
 
 from analysis.comparison.baselines import find_remedies
 from analysis.comparison.pairs import pairs_table
@@ -148,13 +148,11 @@ def test_main_metric(names, metric):
 def test_the_kernel_distance_stands_in_for_a_frechet_distance_that_no_cell_has(folder):
     """As of 1000 samples with Inception: a table of dashes would be all that a run gives."""
     for model, value in (("a", 0.0123), ("b", 0.02)):
-        path = folder.cell(model, value=None) / "metrics.json"
-        facts = json.loads(path.read_text())
-        row = facts["scores"][0]
-        facts["scores"] += [
-            row | {"metric": f"kid_toy{end}", "value": v} for end, v in (("", value), ("_error", 0.001))
-        ]
-        path.write_text(json.dumps(facts))
+        with edited(folder.cell(model, value=None) / "metrics.json") as facts:
+            row = facts["scores"][0]
+            facts["scores"] += [
+                row | {"metric": f"kid_toy{end}", "value": v} for end, v in (("", value), ("_error", 0.001))
+            ]
     quality = table_of(folder)
     assert quality.metric == "kid_toy"
     assert "| a | ddpm | 0.01230 ± 0.00100 |" in quality.markdown()

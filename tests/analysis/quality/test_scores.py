@@ -1,10 +1,9 @@
 """The table of every score, precision and recall, and the error of x0_hat."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
+from records import edited
 from synthetic_results import score
 
 from analysis.exposure_bias.x0_error import error_table
@@ -17,10 +16,8 @@ from analysis.records.load import load_results
 
 
 def add_scores(cell, *scores):
-    path = cell / "metrics.json"
-    facts = json.loads(path.read_text())
-    facts["scores"] += scores
-    path.write_text(json.dumps(facts))
+    with edited(cell / "metrics.json") as facts:
+        facts["scores"] += scores
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
-import json
-
 import pandas as pd
 import pytest
+from records import edited
 
 from analysis.output.entries import Output
 from analysis.quality import training
@@ -17,10 +16,8 @@ def trained(folder):
 
     def add(model, recipe, images, value, seed=0, **changes):
         cell = folder.cell(model, 100, seed, value, probes=False)
-        path = cell / "metrics.json"
-        facts = json.loads(path.read_text())
-        facts["training"] = {"recipe": recipe, "images": images} | changes
-        path.write_text(json.dumps(facts))
+        with edited(cell / "metrics.json") as facts:
+            facts["training"] = {"recipe": recipe, "images": images} | changes
         return cell
 
     return add
@@ -47,10 +44,8 @@ def test_a_folder_of_one_length_has_no_table(folder, trained):
 @pytest.mark.parametrize("told", [None, [], {"recipe": 3}, {"images": 0}, {"images": "many"}])
 def test_records_that_do_not_say_are_passed_over(folder, trained, told):
     trained("adm", "adm", 200, 2.0)
-    path = trained("early", "adm", 100, 4.0) / "metrics.json"
-    facts = json.loads(path.read_text())
-    facts["training"] = told if not told else facts["training"] | told
-    path.write_text(json.dumps(facts))
+    with edited(trained("early", "adm", 100, 4.0) / "metrics.json") as facts:
+        facts["training"] = told if not told else facts["training"] | told
     assert lengths_table(load_results(folder.root)).empty
 
 

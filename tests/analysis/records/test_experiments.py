@@ -1,9 +1,8 @@
 """Exact samplers stand beside the cells on whose levels they walked."""
 
-import json
-
 import pandas as pd
 import pytest
+from records import edited
 
 from analysis.exposure_bias.norms import norm_table
 from analysis.exposure_bias.variance import variance_table
@@ -79,10 +78,9 @@ def test_models_whose_description_does_not_fit_are_named(folder, make_record):
     """By what their cells say of network and data; the worst level is quoted, and one without a slope is worst."""
     for model in ("adm", "wrong"):
         cell = folder.cell(model)
-        facts = json.loads((cell / "metrics.json").read_text())
-        facts["cell"] |= {"weights": "a", "network": "n", "prediction": "v" if model == "wrong" else None}
-        facts["key"] = short_hash(facts["cell"])
-        (cell / "metrics.json").write_text(json.dumps(facts))
+        with edited(cell / "metrics.json") as facts:
+            facts["cell"] |= {"weights": "a", "network": "n", "prediction": "v" if model == "wrong" else None}
+            facts["key"] = short_hash(facts["cell"])
     for prediction, values in (("v", (0.7, 0.4)), (None, (1.0, 1.1))):
         table = pd.DataFrame({"sigma": [0.5, 0.9], "slope": values, "error": 0.01})
         table["off"] = ["yes" if abs(value - 1) > 0.2 else "no" for value in values]

@@ -8,16 +8,10 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+from refusals import refusal
 
 from analysis.records import files as bounded
 from analysis.records.files import open_records, read_bytes, read_json, read_npy, read_npz, read_table, reopen
-
-
-def refusal(read, path):
-    with pytest.raises(ValueError, match=r"\S") as caught:
-        read(path)
-    assert str(caught.value).isprintable()
-    return str(caught.value)
 
 
 def test_sound_files_come_back(tmp_path):
@@ -50,33 +44,33 @@ def test_files_that_are_not_there(tmp_path, read):
 def test_a_kind_of_file_for_another(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.arange(3))
     np.save(tmp_path / "a.npy", np.arange(3))
-    assert refusal(read_npy, tmp_path / "a.npz")
-    assert refusal(read_npz, tmp_path / "a.npy")
+    assert refusal(ValueError, read_npy, tmp_path / "a.npz")
+    assert refusal(ValueError, read_npz, tmp_path / "a.npy")
 
 
 def test_objects_are_not_unpickled(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.array([{}], dtype=object))
-    assert "allow_pickle=False" in refusal(read_npz, tmp_path / "a.npz")
+    assert "allow_pickle=False" in refusal(ValueError, read_npz, tmp_path / "a.npz")
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object))
-    assert "allow_pickle=False" in refusal(read_npy, tmp_path / "a.npy")
+    assert "allow_pickle=False" in refusal(ValueError, read_npy, tmp_path / "a.npy")
 
 
 def test_what_unfolds_is_refused_unread(tmp_path, monkeypatch):
     """A thousand zeros a byte; the limit is 250 where it matters."""
     monkeypatch.setattr(bounded, "_MOST", 2**16)
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**17))
-    assert "unfolds" in refusal(read_npz, tmp_path / "a.npz")
+    assert "unfolds" in refusal(ValueError, read_npz, tmp_path / "a.npz")
 
 
 def test_numbers_whose_squares_overflow(tmp_path):
     np.savez(tmp_path / "a.npz", small=np.float32([1e30]), large=np.array([1.0, -1e101]))
-    assert refusal(read_npz, tmp_path / "a.npz") == "large holds numbers beyond 1e+100"
+    assert refusal(ValueError, read_npz, tmp_path / "a.npz") == "large holds numbers beyond 1e+100"
 
 
 def test_a_header_that_declares_any_size(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("a.npy", "w") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**50,)})
-    assert refusal(read_npz, tmp_path / "a.npz")
+    assert refusal(ValueError, read_npz, tmp_path / "a.npz")
 
 
 READERS = {
@@ -91,13 +85,13 @@ READERS = {
 )
 def test_files_of_something_else(tmp_path, read, content):
     (tmp_path / "a").write_bytes(content)
-    assert refusal(read, tmp_path / "a")
+    assert refusal(ValueError, read, tmp_path / "a")
 
 
 def test_json_larger_than_any_record(tmp_path, monkeypatch):
     monkeypatch.setattr(bounded, "_LARGEST_JSON", 10)
     (tmp_path / "a.json").write_text("[" + "1," * 10 + "1]")
-    assert "more than 10 bytes" in refusal(read_json, tmp_path / "a.json")
+    assert "more than 10 bytes" in refusal(ValueError, read_json, tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(("offset", "value"), [(6, 1), (8, 99)])  # of the local header: encrypted; an unknown packing

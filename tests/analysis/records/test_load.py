@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from records import edited
 
 from analysis.records.load import ResultsError, coverage_name, frechet_name, inception_score_name, load_results
 from bench.files.writing import sha256_of, write_record
@@ -62,14 +63,6 @@ def test_an_incomplete_cell_is_named_and_left_out(folder):
     assert "adm-ddpm-20-seed0 is incomplete" in left_out(folder)
 
 
-@pytest.mark.parametrize("text", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_cell_is_named_and_left_out(folder, text):
-    folder.cell()
-    bad = folder.cell("bad")
-    (bad / "metrics.json").write_text(text)
-    assert "bad-ddpm-10-seed0 is damaged" in left_out(folder)
-
-
 BAD_FACTS = {
     "model a number": {"cell": {"model": 3, "sampler": "ddpm", "steps": 1, "seed": 0}},
     "steps a text": {"cell": {"model": "m", "sampler": "ddpm", "steps": "1", "seed": 0}},
@@ -93,12 +86,12 @@ BAD_FACTS = {
 }
 
 
-@pytest.mark.parametrize("change", BAD_FACTS.values(), ids=BAD_FACTS)
-def test_facts_of_the_wrong_kind_are_damage(folder, change):
+@pytest.mark.parametrize("damage", [*DAMAGE.values(), *BAD_FACTS.values()], ids=[*DAMAGE, *BAD_FACTS])
+def test_a_damaged_cell_is_named_and_left_out(folder, damage):
     folder.cell()
-    bad = folder.cell("bad")
-    facts = json.loads((bad / "metrics.json").read_text())
-    (bad / "metrics.json").write_text(json.dumps(facts | change))
+    path = folder.cell("bad") / "metrics.json"
+    facts = json.loads(path.read_text())
+    path.write_text(damage if isinstance(damage, str) else json.dumps(facts | damage))
     assert "bad-ddpm-10-seed0 is damaged" in left_out(folder)
 
 
@@ -138,9 +131,8 @@ def test_files_of_the_same_size_with_other_content_are_named(folder):
     cell = folder.cell("adm", 10, 0, 1.5)
     np.save(cell / "kernel.npy", np.arange(3.0))
     folder.seal(cell)
-    facts = json.loads((cell / "metrics.json").read_text())
-    facts["sha256"] = {name: sha256_of(cell / name) for name in facts["files"]}
-    (cell / "metrics.json").write_text(json.dumps(facts))
+    with edited(cell / "metrics.json") as facts:
+        facts["sha256"] = {name: sha256_of(cell / name) for name in facts["files"]}
     sound = load_results(folder.root)
     assert (len(sound.steps) > 0, sound.cells[0].array("kernel.npy").tolist(), sound.problems) == (True, [0, 1, 2], [])
     np.save(cell / "kernel.npy", np.arange(1.0, 4.0))
@@ -238,19 +230,17 @@ def test_a_table_that_several_analyses_read_is_made_once(folder):
 def test_a_cell_that_no_run_makes_is_left_out(folder, change):
     folder.cell()
     bad = folder.cell("bad", probes=False)
-    facts = json.loads((bad / "metrics.json").read_text())
-    cell = facts["cell"] | change
-    facts |= {"cell": cell, "key": short_hash(cell), "nfe": cell["steps"]}
-    (bad / "metrics.json").write_text(json.dumps(facts))
+    with edited(bad / "metrics.json") as facts:
+        cell = facts["cell"] | change
+        facts |= {"cell": cell, "key": short_hash(cell), "nfe": cell["steps"]}
     bad.rename(bad.with_name("{model}-{sampler}-{steps}-seed{seed}".format(**cell)))
     assert f"({next(iter(change))} is " in left_out(folder)
 
 
 def test_a_score_cannot_rename_its_cell(folder):
     cell = folder.cell("adm")
-    facts = json.loads((cell / "metrics.json").read_text())
-    facts["scores"][0] |= {"model": "other", "seed": "x", "nfe": 0}
-    (cell / "metrics.json").write_text(json.dumps(facts))
+    with edited(cell / "metrics.json") as facts:
+        facts["scores"][0] |= {"model": "other", "seed": "x", "nfe": 0}
     table = load_results(folder.root).metrics
     assert (set(table["model"]), set(table["seed"]), set(table["nfe"])) == ({"adm"}, {0}, {10})
 
@@ -258,8 +248,8 @@ def test_a_score_cannot_rename_its_cell(folder):
 def test_a_cell_of_heun_has_two_calls_a_step_but_for_the_last(folder):
     sound = folder.cell("edm", 10, sampler="heun")
     assert load_results(folder.root).metrics["nfe"].unique().tolist() == [19]
-    facts = json.loads((sound / "metrics.json").read_text())
-    (sound / "metrics.json").write_text(json.dumps(facts | {"nfe": 10}))
+    with edited(sound / "metrics.json") as facts:
+        facts |= {"nfe": 10}
     folder.cell("edm-es", 10, sampler="heun")
     results = load_results(folder.root)
     assert [record.cell["model"] for record in results.cells] == ["edm-es"]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import outcome_of
 
 from analysis.records.load import frechet_name
 from bench.data import Dataset, stratified_split
@@ -108,7 +109,4 @@ def test_the_command_reads_class_folders(tmp_path, capsys):
 
 @pytest.mark.parametrize("given", [[], ["--data", "/nonexistent"]])
 def test_without_data_the_command_says_so(given, capsys):
-    assert main(["--dataset", "cifar10", *given]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    assert outcome_of(capsys, main, "--dataset", "cifar10", *given).refused()

@@ -25,6 +25,14 @@ def make_step(images=6, i=1, seed=0, paired=True):
     return Step(i, 0, LEVEL, LEVEL_NEXT, x, x_next, pred, x0_used, eps_used, real if paired else None)
 
 
+def state_of(*steps, count=3, indices=(), paired=False, **more):
+    """Return what a probe of the walk records of some steps."""
+    probe = WalkProbe(count, indices, CENTRE, paired, **more)
+    for step in steps:
+        probe.update(step)
+    return probe.state()
+
+
 def norms(x):
     return x.flatten(1).double().norm(dim=1)
 
@@ -47,9 +55,7 @@ def expected_scalars(step):
 @pytest.mark.parametrize("name", SCALARS)
 def test_scalar_probe_equals_direct_computation(name, paired):
     step = make_step(paired=paired)
-    probe = WalkProbe(3, [], CENTRE, paired=False)
-    probe.update(step)
-    state = probe.state()
+    state = state_of(step)
     column, wanted = SCALARS.index(name), expected_scalars(step)[name]
     assert state["scalars/count"].tolist() == [0, 6, 0]
     np.testing.assert_allclose(state["scalars/mean"][1, column], wanted.mean(), **SINGLE)
@@ -81,9 +87,7 @@ def test_a_guided_walk_records_the_plain_prediction_beside_it(clip):
 def test_an_element_exactly_at_the_limit_counts_as_clipped():
     step = make_step(images=1)
     step.x0_used.zero_()[0, 0, 0, :2] = torch.tensor([1.0, -1.0])
-    probe = WalkProbe(2, [], CENTRE, paired=False)
-    probe.update(step)
-    assert probe.state()["scalars/mean"][1, SCALARS.index("clipped")] == 2 / 32
+    assert state_of(step)["scalars/mean"][1, SCALARS.index("clipped")] == 2 / 32
 
 
 def expected_pixels(step):
@@ -98,9 +102,8 @@ def expected_pixels(step):
 @pytest.mark.parametrize("name", ["state", "eps", "residual", "error"])
 def test_pixel_probe_equals_direct_computation(name):
     step = make_step(i=5)
-    probe = WalkProbe(6, [2, 5], CENTRE, paired=True)
-    probe.update(step)
-    record, wanted = probe.state(), expected_pixels(step)[name].double()
+    record = state_of(step, count=6, indices=[2, 5], paired=True)
+    wanted = expected_pixels(step)[name].double()
     assert record[f"{name}/count"].tolist() == [0, 6]
     np.testing.assert_allclose(record[f"{name}/mean"][1], wanted.mean(0), **SINGLE)
     np.testing.assert_allclose(record[f"{name}/second"][1], wanted.square().mean(0), **SINGLE)
@@ -109,22 +112,18 @@ def test_pixel_probe_equals_direct_computation(name):
 @pytest.mark.parametrize(("name", "of"), [("spectrum_state", "x_next"), ("spectrum_x0", "x0_used")])
 def test_pixel_probe_keeps_spectra(name, of):
     step = make_step()
-    probe = WalkProbe(6, [1], CENTRE, paired=True)
-    probe.update(step)
+    state = state_of(step, indices=[1], paired=True)
     wanted = RadialBins(4, 4).density(getattr(step, of)).double()
-    np.testing.assert_allclose(probe.state()[f"{name}/mean"][0], wanted.mean(0), **SINGLE)
+    np.testing.assert_allclose(state[f"{name}/mean"][0], wanted.mean(0), **SINGLE)
 
 
 def test_pixels_of_other_indices_are_not_recorded():
-    probe = WalkProbe(6, [0, 2], CENTRE, paired=False)
-    probe.update(make_step(i=1, paired=False))
-    assert not any(value.any() for name, value in probe.state().items() if not name.startswith("scalars/"))
+    state = state_of(make_step(i=1, paired=False), indices=[0, 2])
+    assert not any(value.any() for name, value in state.items() if not name.startswith("scalars/"))
 
 
 def test_pixel_probe_of_a_walk_from_noise_has_no_errors():
-    probe = WalkProbe(6, [1], CENTRE, paired=False)
-    probe.update(make_step(paired=False))
-    names = {key.split("/")[0] for key in probe.state()}
+    names = {key.split("/")[0] for key in state_of(make_step(paired=False), indices=[1])}
     assert names == {"scalars", "state", "eps", "spectrum_state", "spectrum_x0", "haar_state", "haar_x0"}
 
 
@@ -194,13 +193,12 @@ def test_selected_knows_shared_from_batched_covariances(batched):
 
 
 def test_a_padded_batch_counts_its_real_part_only():
-    step, padded, plain = make_step(), WalkProbe(2, [], CENTRE, paired=False), WalkProbe(2, [], CENTRE, paired=False)
+    step, padded = make_step(), WalkProbe(3, [], CENTRE, paired=False)
     Selected(padded, slice(0, 4)).update(step)
-    plain.update(step)
     assert padded.state()["scalars/count"][1] == 4
     wanted = expected_scalars(step)["x0_norm"][:4].mean()
     np.testing.assert_allclose(padded.state()["scalars/mean"][1, SCALARS.index("x0_norm")], wanted, **SINGLE)
-    assert not np.allclose(plain.state()["scalars/mean"][1], padded.state()["scalars/mean"][1])
+    assert not np.allclose(state_of(step)["scalars/mean"][1], padded.state()["scalars/mean"][1])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import outcome_of
 
 from bench.data import Dataset, load
 from bench.measure.__main__ import main as measure
@@ -123,12 +124,9 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     shutil.rmtree(tmp_path / "cifar10" / "train")
     (tmp_path / "cifar10" / "train" / "truck").mkdir(parents=True)
     shutil.copy(next((tmp_path / "cifar10" / "test").glob("*/0.png")), tmp_path / "cifar10" / "train" / "truck")
-    assert main(["--data-dir", str(tmp_path), "--out", str(out)]) == 2
-    assert "fewer than 2 training images of cifar10" in capsys.readouterr().err
-    assert main(["--data-dir", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    few = outcome_of(capsys, main, "--data-dir", tmp_path, "--out", out)
+    assert few.refused("fewer than 2 training images of cifar10")
+    assert outcome_of(capsys, main, "--data-dir", tmp_path / "nowhere", "--out", out).refused()
 
 
 def test_samples_of_any_tool_are_scored_against_what_is_kept(data, kept, tmp_path, capsys, monkeypatch):

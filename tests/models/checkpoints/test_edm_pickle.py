@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from edm_files import Persistent, dump, edm_modules, module_state, write_edm_pickle
+from refusals import refusal
 
 from bench.models.checkpoints.edm_pickle import StoredObject, StoredTensor, read_objects, stored_tensors
 from bench.runtime.errors import CheckpointError
@@ -107,18 +108,15 @@ def hostile(marker):
 @pytest.mark.parametrize("name", ["system", "eval", "inside", "torch-load", "numpy-load"])
 def test_a_hostile_pickle_is_refused_unrun(tmp_path, name):
     marker = tmp_path / "ran"
-    with pytest.raises(CheckpointError, match=r"asks for .*; nothing of it was run") as caught:
-        written(tmp_path / "a.pkl", {"ema": hostile(marker)[name]})
-    assert "\n" not in str(caught.value)
+    content = {"ema": hostile(marker)[name]}
+    assert refusal(CheckpointError, written, tmp_path / "a.pkl", content, match=r"asks for .*; nothing of it was run")
     assert not marker.exists()
 
 
 def test_a_name_of_many_lines_is_shown_in_one(tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(b"\x80\x04\x8c\x0ba\nb\x1b[31mcde\x8c\x01x\x93.")
-    with pytest.raises(CheckpointError, match="nothing of it was run") as caught:
-        read_objects(path)
-    assert str(caught.value).removeprefix(str(path)).isprintable()
+    assert refusal(CheckpointError, read_objects, path, match="nothing of it was run")
 
 
 def test_a_file_cannot_change_what_stands_for_its_names(tmp_path):
@@ -156,9 +154,7 @@ ABSURD = {
 def test_absurd_bytes_are_refused_in_one_line(tmp_path, name):
     path = tmp_path / "a.pkl"
     path.write_bytes(ABSURD[name])
-    with pytest.raises(CheckpointError, match=r"a\.pkl is (truncated or )?not an EDM") as caught:
-        read_objects(path)
-    assert "\n" not in str(caught.value)
+    assert refusal(CheckpointError, read_objects, path, match=r"a\.pkl is (truncated or )?not an EDM")
 
 
 @pytest.mark.parametrize("missing", ["nothing.pkl", ""])

@@ -1,7 +1,9 @@
 import hashlib
 import json
+from functools import partial
 
 import pytest
+import refusals
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -28,14 +30,7 @@ def saved(tmp_path, network):
     return path
 
 
-def refusal(act, *args):
-    """Return the message of the CheckpointError, one line that names the file."""
-    with pytest.raises(CheckpointError) as caught:
-        act(*args)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.count(str(args[0])) == 1
-    return message
+refusal = partial(refusals.refusal_of_file, CheckpointError)
 
 
 def test_half_precision_round_trip(saved, network):

@@ -1,5 +1,6 @@
 """Chains from the plan to their records, with cheap denoisers that count what they are asked."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -103,14 +104,9 @@ def test_only_what_plays_a_part_is_in_the_key(plan):
 
 
 def test_baselines_are_made_once_for_models_and_steps(make_cell):
-    cells = [
-        make_cell(model=toy(name=name), seed=seed, steps=steps)
-        for name in ("a", "b")
-        for seed in (0, 1)
-        for steps in (2, 3)
-    ]
-    planned = plan_chains(cells)
-    names = [extra.name for extra in planned]
+    settings = itertools.product("ab", (0, 1), (2, 3))
+    cells = [make_cell(model=toy(name=name), seed=seed, steps=steps) for name, seed, steps in settings]
+    names = [extra.name for extra in plan_chains(cells)]
     assert names[:2] == ["data-cosine-20-seed0", "data-cosine-20-seed1"]
     assert len(set(names)) == len(names) == 2 + 2 * 2 * 15
 
@@ -162,10 +158,8 @@ def test_an_exact_denoisers_records_equal_the_closed_form(gaussian_data, make_ce
     for chain in chains:
         if chain.method == method:
             chain.compute(site, tmp_path)
-            found, law = (
-                record(chain, tmp_path),
-                "exact-gaussian" if method == "ancestral" else f"exact-gaussian-{method}",
-            )
+            found = record(chain, tmp_path)
+            law = "exact-gaussian" if method == "ancestral" else f"exact-gaussian-{method}"
             for quantity in ("l1", "rmse"):
                 row = value(found, quantity, start=chain.length)
                 expected = value(exact, quantity, start=chain.length, method=law)["value"]

@@ -1,22 +1,21 @@
 """Folders of jobs that wrote apart, joined: what comes out, what is refused, and what strangers' folders can do."""
 
-import functools
 import hashlib
 import json
 import os
 import shutil
-from collections import namedtuple
+from functools import partial, reduce
 from itertools import chain
 
 import numpy as np
 import pytest
 from cases import at_first
+from refusals import outcome_of
 
 from bench.suite import plan
 from bench.suite.__main__ import main
 from bench.suite.cli import run
 
-Outcome = namedtuple("Outcome", "code out err")
 BASE = ("--models", "adm", "--steps", "2,3", "--samples", "24", "--batch-size", "8", "--quiet", "--compile", "off")
 CELLS = ("adm-ddpm-2-seed0", "adm-ddpm-3-seed0")
 JOBS = 3
@@ -56,16 +55,7 @@ def parts(made_parts, tmp_path):
 @pytest.fixture
 def merge(capsys):
     """Return a function that runs the command and returns (exit code, stdout, stderr)."""
-
-    def call(*args):
-        capsys.readouterr()
-        try:
-            code = main(["merge", *map(str, args)])
-        except SystemExit as stop:
-            code = stop.code
-        return Outcome(code, *capsys.readouterr())
-
-    return call
+    return partial(outcome_of, capsys, main, "merge")
 
 
 def some(values):
@@ -102,12 +92,8 @@ def assert_same_cells(out, whole, cells=CELLS):
 
 def assert_refused(found, *words, out=None):
     """One line, code 2, and nothing written."""
-    assert (found.code, found.out) == (2, "")
-    assert found.err.startswith("error: ")
-    assert len(found.err.splitlines()) == 1
-    assert found.err.rstrip("\n").isprintable()
-    for word in words:
-        assert word in found.err
+    assert found.refused(*words), found
+    assert found.out == ""
     assert out is None or not out.exists()
 
 
@@ -422,7 +408,7 @@ ODD_ARGUMENTS = [
     [*BASE, "--tune", "b=fit"], [*BASE, "--config", "evil.toml"], [*BASE, "--models", "adm=../precious/file"],
     [*BASE, "--models", "\x1b[31m"], [*BASE, "--shard", "5/1"], "--models adm", {"--models": "adm"}, None, 3,
 ]  # fmt: skip
-NESTED = functools.reduce(lambda nested, _: [nested], range(800), [])
+NESTED = reduce(lambda nested, _: [nested], range(800), [])
 
 
 @pytest.mark.parametrize("record", some([{"end": NESTED}, *({"arguments": odd} for odd in ODD_ARGUMENTS)]))

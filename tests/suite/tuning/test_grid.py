@@ -101,10 +101,15 @@ def test_a_constant_that_the_model_does_not_have(known, name, constant, message)
         TunedConstant(constant, (1.0, 2.0, 3.0)).prepared(known.model(name))
 
 
+def written(tmp_path, model, steps, *more):
+    """Write a tuned entry of a model and read it back, beside other configurations."""
+    (tmp_path / "tuned.toml").write_text(tuned_entry(model, "ddpm", steps))
+    return load_registry((*more, tmp_path / "tuned.toml"), "digits").model(f"{model.name}-tuned")
+
+
 def test_the_k_of_another_remedy_is_no_slope(known, tmp_path):
     model = with_constant(known.model("adm-tsr"), "k", [0.97, 1.03], "ddpm", [10, 50])
-    (tmp_path / "tuned.toml").write_text(tuned_entry(model, "ddpm", [10, 50]))
-    read = load_registry((tmp_path / "tuned.toml",), "digits").model("adm-tsr-tuned")
+    read = written(tmp_path, model, [10, 50])
     assert [read.remedies[0].at("ddpm", steps)["k"] for steps in (10, 50)] == [0.97, 1.03]
     with pytest.raises(ConfigError, match="has no constant 'span'"):
         TunedConstant("span", (0.0, 0.1, 0.2)).prepared(model)
@@ -112,8 +117,7 @@ def test_the_k_of_another_remedy_is_no_slope(known, tmp_path):
 
 def test_an_entry_is_read_as_it_was_written(known, tmp_path):
     model = with_constant(known.model("adm-ts-es").rescaled(1.0, 0.001), "b", [1.01, 1.03], "ddpm", [10, 50])
-    (tmp_path / "tuned.toml").write_text(tuned_entry(model, "ddpm", [10, 50]))
-    read = load_registry((tmp_path / "tuned.toml",), "digits").model("adm-ts-es-tuned")
+    read = written(tmp_path, model, [10, 50])
     assert [remedy.kind for remedy in read.remedies] == ["time-shift", "epsilon-scaling"]
     assert read.weights == model.weights
     for steps, b in ((10, 1.01), (50, 1.03)):
@@ -137,16 +141,14 @@ def tuned(command, tmp_path):
 def test_entries_of_any_name_are_read(tmp_path):
     (tmp_path / "c.toml").write_text('[models."mine.v2"]\nbase = "adm"\n')
     model = load_registry((tmp_path / "c.toml",), "digits").model("mine.v2-dcw")
-    (tmp_path / "tuned.toml").write_text(tuned_entry(model, "ddpm", [10]))
-    known = load_registry((tmp_path / "c.toml", tmp_path / "tuned.toml"), "digits")
-    assert known.model("mine.v2-dcw-tuned").remedies[0].at("ddpm", 10) == model.remedies[0].at("ddpm", 10)
+    read = written(tmp_path, model, [10], tmp_path / "c.toml")
+    assert read.remedies[0].at("ddpm", 10) == model.remedies[0].at("ddpm", 10)
 
 
 def test_an_entry_names_the_weights_that_were_tuned(known, tmp_path):
     other = WEIGHTS / "digits" / "adm-gp.safetensors"
     model = known.model("adm-es", other).rescaled(1.02, None)
-    (tmp_path / "tuned.toml").write_text(tuned_entry(model, "ddpm", [10]))
-    read = load_registry((tmp_path / "tuned.toml",), "digits").model("adm-es-tuned")
+    read = written(tmp_path, model, [10])
     assert read.weights == other
     assert read.weights_hash() != known.model("adm").weights_hash()
 
