@@ -1,4 +1,7 @@
-"""The report: one self-contained HTML file with the verdict, every figure, every short table, and the settings."""
+"""The report: an HTML file with the verdict, every figure, every short table, and the settings.
+
+It needs nothing beside it, but that of a published run shows the files in ``figures/``, so that git holds them once.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from analysis.output.entries import FigureEntry, Output, TableEntry
 from analysis.output.text import entry, without_constants
 from analysis.output.writing import write_text
 from analysis.quality.main_table import QualityTable, quality_table
+from analysis.records.files import ARCHIVE
 from analysis.records.load import Results
 from analysis.report.verdict import verdict
 
@@ -187,8 +191,9 @@ def _figure(item: FigureEntry, out: Output) -> str:
         return f"<h3>{title}</h3>\n<p>figures/{escape(path.name)} cannot be read.</p>\n<p>{caption}</p>"
     size = f'width="{round(width * _DENSITY)}" height="{round(height * _DENSITY)}"'
     wide = ' class="wide"' if width > _WIDE else ""
-    data = base64.b64encode(content).decode()
-    image = f'<img{wide} {size} alt="{title}" src="data:image/png;base64,{data}">'
+    is_published = (out.root / ARCHIVE).is_file()
+    source = f"figures/{path.name}" if is_published else f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    image = f'<img{wide} {size} alt="{title}" src="{escape(source)}">'
     box = f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">{image}</div>'
     return f"<figure>\n<h3>{title}</h3>\n{box}\n<figcaption>{caption}</figcaption>\n</figure>"
 

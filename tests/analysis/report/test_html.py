@@ -146,6 +146,9 @@ def test_a_figure_is_the_file_itself(results, out):
     assert base64.b64decode(image["src"].removeprefix(prefix)) == (out.figures / "curve.png").read_bytes()
     assert (image["width"], image["height"], image["alt"]) == ("24", "16", "A curve")
     assert found.texts("figcaption") == ["Its caption, a < b. N = 20."]
+    (out.root / "records.zip").touch()  # a published run, whose figures are files beside the report
+    ((image, _),) = page(results, out).all("img")
+    assert image["src"] == "figures/curve.png"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x89PNG"])
