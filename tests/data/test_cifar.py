@@ -2,12 +2,12 @@
 
 import gzip
 import io
-import os
 import pickle
 import tarfile
 
 import numpy as np
 import pytest
+from hostile import touch
 from PIL import Image
 
 from bench.data import Preprocessing, load, load_path
@@ -99,17 +99,9 @@ def test_a_missing_batch(tmp_path, contents, packed, refusal, kind):
         assert f"lacks data_batch_3{suffix}; get the archive of CIFAR-10 again" in refusal(path, "cifar10")
 
 
-class Command:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
 def test_a_pickle_that_would_run_a_command(tmp_path, contents, refusal):
     touched = tmp_path / "touched"
-    hostile = pickle.dumps({b"data": Command(touched), b"labels": [0]})
+    hostile = pickle.dumps({b"data": touch(touched), b"labels": [0]})
     write(tmp_path / FOLDERS["python"], contents["python"] | {"data_batch_2": hostile})
     assert "data_batch_2 is no batch of CIFAR-10 (it asks for 'posix.system'" in refusal(tmp_path, "cifar10")
     assert not touched.exists()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cases import at_first
+from hostile import touch
 
 from bench.data import cifar
 from bench.files.pickles import UnfoldingError, UnsafePickleError, load_plain, restricted_load
@@ -78,18 +79,10 @@ def test_allowed_names_are_called():
     assert found[1].state == {"k": 3}
 
 
-class Command:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
 @pytest.mark.parametrize("protocol", range(6))
 def test_nothing_is_run(tmp_path, protocol):
     marker = tmp_path / "ran"
-    data = pickle.dumps([Command(marker)], protocol)
+    data = pickle.dumps([touch(marker)], protocol)
     with pytest.raises(UnsafePickleError, match=r"asks for 'posix\.system', which such a file does not need"):
         load(data)
     assert not marker.exists()
@@ -243,7 +236,7 @@ def test_plain_tensors_come_back(tmp_path, monkeypatch, zipped, is_mapped):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_no_command_in_a_file_of_tensors_is_run(tmp_path, zipped):
-    torch.save({"a": Command(tmp_path / "ran")}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    torch.save({"a": touch(tmp_path / "ran")}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(Exception, match="nsupported"):  # torch's own kind, of which it has several
         load_plain(tmp_path / "a.pt")
     assert not (tmp_path / "ran").exists()

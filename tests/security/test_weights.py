@@ -13,6 +13,7 @@ import pytest
 import torch
 from cases import at_first
 from edm_files import Persistent, dump, edm_modules, module_state
+from hostile import Call
 from safetensors.torch import load_file, save_file
 
 FILES = ("own.safetensors", "released.pt", "edm.pkl")
@@ -90,16 +91,6 @@ def test_tensors_of_another_kind(given, model, refused, name, how):
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         save_file(change(load_file(path)), path, metadata=header["__metadata__"])
     assert message in refused(*model(path))
-
-
-class Call:
-    """Pickled as a call."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
 
 
 def test_an_edm_file_whose_tensors_share_few_numbers(room, model, refused):

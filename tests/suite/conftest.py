@@ -1,5 +1,6 @@
 """A tiny random network, a small dataset and the command line, all under a temporary folder."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,13 @@ from bench.diffusion.types import Prediction
 from bench.models.checkpoints.native import save_network
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
+from bench.suite import run as whole_run
 from bench.suite.cells.reference import Reference
 from bench.suite.cells.walks import WalkContext
 from bench.suite.cli import run
 from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
+from bench.suite.registry.registry import load_registry
 from bench.suite.settings import IN_CELLS, SamplerConfig
 
 NETWORK = {
@@ -84,6 +87,18 @@ def toml(tmp_path, tiny_weights, pictures):
 
 
 @pytest.fixture
+def from_toml(tmp_path):
+    """Return a function that reads a configuration text."""
+
+    def read(text, dataset="digits"):
+        path = tmp_path / "models.toml"
+        path.write_text(text)
+        return load_registry((path,), dataset)
+
+    return read
+
+
+@pytest.fixture
 def command(capsys):
     """Return a function that runs the suite's command line and returns (exit code, stdout, stderr)."""
     return partial(outcome_of, capsys, lambda args: run(args)[0])
@@ -99,6 +114,39 @@ def run_tiny(command, tmp_path):
         return command(*args, *flags), out
 
     return call
+
+
+class Interrupting:
+    """Stand in for the denoiser class: the network works for some calls, then the user presses Ctrl-C."""
+
+    def __init__(self, calls):
+        self.left, self.made = calls, 0
+        self.real = whole_run.denoiser_of
+
+    def __call__(self, network, description, device):
+        denoiser = self.real(network, description, device)
+
+        def call(x, level, cond=None):
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.made += 1
+            return denoiser(x, level, cond)
+
+        return call
+
+
+@pytest.fixture
+def interrupting(monkeypatch):
+    """Return a context in which a run gets so many network calls, any number if negative, and its stand-in."""
+
+    @contextmanager
+    def within(calls):
+        with monkeypatch.context() as patch:
+            patch.setattr(whole_run, "denoiser_of", Interrupting(calls))
+            yield whole_run.denoiser_of
+
+    return within
 
 
 class Shrink:

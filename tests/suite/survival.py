@@ -205,7 +205,12 @@ def _changed(event, args):
     return None
 
 
-def largest_file(size):
+def read_only_from(operation, root):
+    """Refuse the ``operation``-th change to the files below a folder, and later ones, as a read-only system does."""
+    fail_from(operation, root, errno.EROFS)
+
+
+def largest_file(size, root):
     """Let no file grow beyond so many bytes, as where a disk is full: a write fails in the middle (EFBIG)."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 

@@ -57,26 +57,6 @@ def no_network(monkeypatch):
     monkeypatch.setattr(whole_run, "denoiser_of", Refusing)
 
 
-class Interrupting:
-    """Stand in for the denoiser class: the network works for some calls, then the user presses Ctrl-C."""
-
-    def __init__(self, calls):
-        self.left, self.made = calls, 0
-        self.real = whole_run.denoiser_of
-
-    def __call__(self, network, description, device):
-        denoiser = self.real(network, description, device)
-
-        def call(x, level, cond=None):
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-            self.made += 1
-            return denoiser(x, level, cond)
-
-        return call
-
-
 def samples_of(out, cell="adm-ddpm-3-seed0"):
     with np.load(out / "cells" / cell / "samples.npz") as file:
         return file["arr_0"]
@@ -167,10 +147,9 @@ def test_another_set_of_scores_rescores_without_sampling(tmp_path, command, no_n
 
 
 @pytest.mark.ci
-def test_a_resumed_run_keeps_its_first_start(tmp_path, command, monkeypatch):
+def test_a_resumed_run_keeps_its_first_start(tmp_path, command, interrupting):
     out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "denoiser_of", Interrupting(1))
+    with interrupting(1):
         assert command(*SHORT, "--out", out).code == 130
     with edited(out / "run.json") as record:
         record["start"] = "2001-02-03T04:05:06+00:00"
@@ -189,12 +168,11 @@ def test_a_damaged_account_is_written_anew(tmp_path, command, text):
     assert json.loads((out / "run.json").read_text())["end"] is not None
 
 
-def test_a_longer_run_keeps_the_cells_it_has(finished, tmp_path, command, monkeypatch):
+def test_a_longer_run_keeps_the_cells_it_has(finished, tmp_path, command, interrupting):
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
-    counting = Interrupting(-1)
-    monkeypatch.setattr(whole_run, "denoiser_of", counting)
-    assert command(*ADM, "--steps", "1,2,3", "--samples", "70", "--out", out).code == 0
+    with interrupting(-1) as counting:
+        assert command(*ADM, "--steps", "1,2,3", "--samples", "70", "--out", out).code == 0
     assert counting.made > 0
     assert len(list((out / "cells").iterdir())) == 3
     np.testing.assert_array_equal(samples_of(out), samples_of(finished))

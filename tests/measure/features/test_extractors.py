@@ -5,6 +5,7 @@ import pytest
 import refusals
 import torch
 import torch_fidelity
+from hostile import Call
 from torch.utils.data import Dataset
 from torch_fidelity import feature_extractor_inceptionv3 as theirs
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -19,6 +20,9 @@ from bench.runtime.devices import full_float32
 from bench.runtime.errors import FeatureError
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
+
+
+BOMB = Call(open, "/nonexistent-folder/never", "w")
 
 
 class Pictures(Dataset):
@@ -144,15 +148,10 @@ def test_a_download_is_checked_before_it_takes_its_place(standard_place, tmp_pat
     assert list(standard_place.parent.iterdir()) == []
 
 
-class Bomb:
-    def __reduce__(self):
-        return (open, ("/nonexistent-folder/never", "w"))
-
-
 @pytest.mark.parametrize("name", ["inception", "clean-fid"])
 def test_the_standard_place_holds_the_published_file_or_none(standard_place, name):
     standard_place.parent.mkdir(parents=True)
-    torch.save({"weight": Bomb()}, standard_place)
+    torch.save({"weight": BOMB}, standard_place)
     message = r"is damaged: its sha256 begins with .* and not 6726825d; remove it"
     assert str(standard_place) in refusals.refusal(FeatureError, open_extractor, name, match=message)
 
@@ -166,7 +165,7 @@ def refusal(path):
 
 NO_STATE, OTHER_NETWORK = "does not hold a state dict", "does not hold torch-fidelity's Inception"
 CONTENTS = {
-    "code": ({"weight": Bomb()}, "damaged or not plain tensors"),
+    "code": ({"weight": BOMB}, "damaged or not plain tensors"),
     "a list": ([1, 2, 3], NO_STATE),
     "numbers for names": ({1: torch.zeros(3)}, NO_STATE),
     "a number": ({"weight": 1.0}, NO_STATE),

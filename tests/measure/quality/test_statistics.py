@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import refusals
 import torch
+from hostile import Call
 
 from bench.data import load
 from bench.measure.features.extractors import Extractor, open_extractor
@@ -256,11 +257,6 @@ def test_a_member_larger_than_it_declares_is_refused_unread(tmp_path):
     assert "declares [5, 5] but holds" in refusal(tmp_path / "bad.npz")
 
 
-class Bomb:
-    def __reduce__(self):
-        return (open, ("executed", "w"))
-
-
 def test_changed_files_are_refused_or_mean_the_same(tmp_path):
     write_statistics(made(), tmp_path / "whole.npz")
     whole = (tmp_path / "whole.npz").read_bytes()
@@ -346,7 +342,7 @@ def test_what_was_cached_of_the_same_images_serves_too(cache, computed, count):
 def damages(whole):
     yield b""
     yield whole[: len(whole) // 2]
-    yield pickle.dumps(Bomb())
+    yield pickle.dumps(Call(open, "executed", "w"))
     file = io.BytesIO()
     np.savez(file, mu=np.zeros(2), sigma=np.eye(2))
     yield file.getvalue()

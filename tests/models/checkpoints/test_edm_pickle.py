@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from edm_files import Persistent, dump, edm_modules, module_state, write_edm_pickle
+from hostile import Call, touch
 from refusals import refusal
 
 from bench.models.checkpoints.edm_pickle import StoredObject, StoredTensor, read_objects, stored_tensors
@@ -84,22 +85,11 @@ def test_names_are_those_of_a_state_dict(tmp_path):
     assert list(stored_tensors(written(tmp_path / "a.pkl", outer))) == ["u", "model.weight", "model.bias"]
 
 
-class Call:
-    """Pickled as the call of any importable function."""
-
-    def __init__(self, function, *args):
-        self.call = (function, args)
-
-    def __reduce__(self):
-        return self.call
-
-
 def hostile(marker):
-    command = f"touch {marker}"
     return {
-        "system": Call(os.system, command),
+        "system": touch(marker),
         "eval": Call(eval, f"open({str(marker)!r}, 'w')"),
-        "inside": Persistent("EDMPrecond", {"_modules": {"model": Call(os.system, command)}}),
+        "inside": Persistent("EDMPrecond", {"_modules": {"model": touch(marker)}}),
         "torch-load": Call(torch.load, str(marker)),
         "numpy-load": Call(np.load, str(marker)),
     }

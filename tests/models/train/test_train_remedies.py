@@ -1,30 +1,16 @@
 """What a training does with the remedies that need the network's own predictions or a gamma of the index."""
 
-import dataclasses
-
 import pytest
 import torch
 from cases import at_first
+from trainings import CPU, NETWORK, short
 
 from bench.diffusion.noise import Noise, Purpose
 from bench.diffusion.samplers import Draws
 from bench.models.train import trainer as training
 from bench.models.train.objectives import hybrid_loss, make_pair
-from bench.models.train.recipes import DIGITS_NETWORK, RECIPES
 from bench.models.train.scheduled_sampling import Rollout
 from bench.models.train.trainer import Batches, Trainer
-
-CPU = torch.device("cpu")
-NETWORK = dict(DIGITS_NETWORK)
-
-
-@pytest.fixture
-def images():
-    return torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def short(name, iterations=4, **changes):
-    return dataclasses.replace(RECIPES[name], iterations=iterations, batch=4, **changes)
 
 
 def same(a, b):

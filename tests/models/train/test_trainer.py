@@ -6,6 +6,7 @@ import torch
 from cases import at_first
 from refusals import outcome_of
 from safetensors.torch import load_file
+from trainings import CPU, NETWORK, short
 
 from bench.data import load
 from bench.diffusion.noise import Noise, Purpose, uniform_words
@@ -18,19 +19,7 @@ from bench.models.train.recipes import CONTINUOUS, NETWORKS, RECIPES
 from bench.models.train.trainer import Batches, Trainer, learning_rate, train
 from bench.runtime.errors import CheckpointError
 
-CPU = torch.device("cpu")
-SMALL = "digits-affine-small"  # the name of a network without attention
-NETWORK = dict(NETWORKS[SMALL])
 EDM_NETWORK = NETWORK | {"out_channels": 1}
-
-
-@pytest.fixture
-def images():
-    return torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def short(name, iterations=4, **changes):
-    return dataclasses.replace(RECIPES[name], network=SMALL, iterations=iterations, batch=4, **changes)
 
 
 def rows(folder):

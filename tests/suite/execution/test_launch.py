@@ -1,6 +1,5 @@
 """Runs that are killed, interrupted, starved or damaged: the same command then completes them as if nothing was."""
 
-import errno
 import json
 import os
 import random
@@ -29,6 +28,7 @@ from survival import (
     largest_file,
     no_analysis,
     partials_in,
+    read_only_from,
     signal_at,
     signal_in_analysis,
     signal_when_stopping,
@@ -249,39 +249,26 @@ def test_what_is_left_by_a_process_that_died_when_all_was_done_goes(tmp_path, un
 # A file system that refuses
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        (20, 65),
-        pytest.param((1, 55), marks=pytest.mark.ci),
-        *(pytest.param((first,), marks=pytest.mark.slow) for first in range(2, 125, 6)),
-    ],
-)
-def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, completed, changes):
+FULL = "No space left on device; free some space, then the same command goes on"
+READ_ONLY = "Read-only file system; make it writable, then"
+REFUSING = [
+    ((20, 65), fail_from, FULL), ((30,), read_only_from, READ_ONLY), ((30_000,), largest_file, "File too large; "),
+    pytest.param((1, 55), fail_from, FULL, marks=pytest.mark.ci),
+    *(pytest.param((first,), fail_from, FULL, marks=pytest.mark.slow) for first in range(2, 125, 6)),
+    *(pytest.param((first,), read_only_from, READ_ONLY, marks=pytest.mark.slow) for first in (1, 5, 62, 90)),
+    *(pytest.param((size,), largest_file, "File too large; ", marks=pytest.mark.slow) for size in (1000, 5000, 10_000)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("numbers", "patch", "message"), REFUSING)
+def test_a_file_system_that_refuses_is_one_line_and_costs_nothing(tmp_path, completed, numbers, patch, message):
+    """A full disk or a read-only folder from some changes on, or a write that fails in the middle of a file."""
     out = tmp_path / "run"
-    for change in changes:
-        found = done([*SMALL, "--out", out], tmp_path, SHARDS, partial(fail_from, change, out))
-        refused(found, out, "No space left on device; free some space, then the same command goes on")
-        assert not partials_in(out)
-    completed()
-
-
-@pytest.mark.parametrize(
-    "size", [30_000, *(pytest.param(size, marks=pytest.mark.slow) for size in (1000, 5000, 10_000))]
-)
-def test_a_write_that_fails_in_the_middle_leaves_nothing_behind(tmp_path, completed, size):
-    out = tmp_path / "run"
-    refused(done([*SMALL, "--out", out], tmp_path, SHARDS, partial(largest_file, size)), "File too large; ")
-    assert not partials_in(out)
-    completed()
-
-
-@pytest.mark.parametrize("change", [30, *(pytest.param(change, marks=pytest.mark.slow) for change in (1, 5, 62, 90))])
-def test_a_folder_that_becomes_read_only_is_one_line(tmp_path, completed, change):
-    out = tmp_path / "run"
-    patch = partial(fail_from, change, out, errno.EROFS)
-    refused(done([*SMALL, "--out", out], tmp_path, SHARDS, patch), out, "Read-only file system; make it writable, then")
-    assert not (out / "run.json").exists() or json.loads((out / "run.json").read_text())["end"] is None
+    for number in numbers:
+        refused(done([*SMALL, "--out", out], tmp_path, SHARDS, partial(patch, number, out)), message, out)
+        assert patch is read_only_from or not partials_in(out)  # where nothing can be deleted either
+        record = out / "run.json"
+        assert patch is not read_only_from or not record.exists() or json.loads(record.read_text())["end"] is None
     completed()
 
 

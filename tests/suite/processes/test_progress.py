@@ -9,7 +9,6 @@ import pytest
 from suite_ranks import command as suite_command
 from suite_ranks import launch
 
-from bench.suite import run as whole_run
 from bench.suite.processes import progress as module
 from bench.suite.processes.progress import Progress, log_path
 from bench.suite.processes.ranks import Share, Team
@@ -90,28 +89,9 @@ def test_the_line_can_be_switched(tmp_path, command, flags, shown):
     assert shown or found.err == ""
 
 
-class Interrupting:
-    """Stand in for the denoiser class: after some calls the user presses Ctrl-C."""
-
-    def __init__(self, calls):
-        self.left, self.real = calls, whole_run.denoiser_of
-
-    def __call__(self, network, description, device):
-        denoiser = self.real(network, description, device)
-
-        def call(x, level, cond=None):
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-            return denoiser(x, level, cond)
-
-        return call
-
-
-def test_a_run_that_goes_on_starts_from_what_was_done(tmp_path, command, monkeypatch):
+def test_a_run_that_goes_on_starts_from_what_was_done(tmp_path, command, monkeypatch, interrupting):
     monkeypatch.setattr("bench.suite.plan.SHARD", 8)
-    with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "denoiser_of", Interrupting(2 * 3 + 1))  # the 24 samples of the first cell
+    with interrupting(2 * 3 + 1):  # the 24 samples of the first cell
         assert command(*RUN, "--out", tmp_path / "out").code == 130
     found = command(*RUN, "--out", tmp_path / "out")
     assert found.code == 0
@@ -150,9 +130,8 @@ def test_a_complete_run_adds_nothing(finished, command):
     assert len(events(finished[0] / "log.jsonl")) == 10
 
 
-def test_an_interruption_is_logged_and_what_follows_is_appended(tmp_path, command, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "denoiser_of", Interrupting(4))
+def test_an_interruption_is_logged_and_what_follows_is_appended(tmp_path, command, interrupting):
+    with interrupting(4):
         assert command(*RUN, "--quiet", "--out", tmp_path / "out").code == 130
     found = events(tmp_path / "out" / "log.jsonl")
     assert [event["event"] for event in found] == ["start", "interrupted"]

@@ -20,18 +20,6 @@ from bench.suite.settings import ConfigError
 
 
 @pytest.fixture
-def from_toml(tmp_path):
-    """Return a function that reads a configuration text."""
-
-    def read(text, dataset="digits"):
-        path = tmp_path / "models.toml"
-        path.write_text(text)
-        return load_registry((path,), dataset)
-
-    return read
-
-
-@pytest.fixture
 def constants(tmp_path, monkeypatch):
     """Return a function that replaces the tuned constants."""
 

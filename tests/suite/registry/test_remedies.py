@@ -77,12 +77,11 @@ def test_names_that_are_no_models(known, name):
         known.model(name)
 
 
-def test_models_of_the_config_file_take_suffixes_and_come_first(tmp_path, tiny_weights):
-    (tmp_path / "c.toml").write_text(
+def test_models_of_the_config_file_take_suffixes_and_come_first(from_toml, tiny_weights):
+    known = from_toml(
         f'[models.mine]\nweights = "{tiny_weights}"\n[models.adm-ts]\nbase = "mine"\n'
         'corrections = [{ kind = "epsilon-scaling", b = 1.1 }]\n'
     )
-    known = load_registry((tmp_path / "c.toml",), "digits")
     assert known.model("mine-tsr").weights == tiny_weights
     assert [remedy.kind for remedy in known.model("adm-ts").remedies] == ["epsilon-scaling"]
     assert [remedy.kind for remedy in known.model("adm-ts-dcw").remedies] == ["epsilon-scaling", "dcw"]
@@ -99,10 +98,10 @@ def test_models_of_the_config_file_take_suffixes_and_come_first(tmp_path, tiny_w
         ("adm", "kind = 'epsilon-scaling'", "ddpm", "no ddpm scaling constants were tuned"),
     ],
 )
-def test_what_a_remedy_does_not_work_with(tmp_path, base, correction, sampler, message):
-    (tmp_path / "c.toml").write_text(f"[models.m]\nbase = '{base}'\ncorrections = [{{ {correction} }}]\n")
+def test_what_a_remedy_does_not_work_with(from_toml, base, correction, sampler, message):
+    model = from_toml(f"[models.m]\nbase = '{base}'\ncorrections = [{{ {correction} }}]\n").model
     with pytest.raises(ConfigError, match=message):
-        load_registry((tmp_path / "c.toml",), "digits").model("m").refuse(sampler)
+        model("m").refuse(sampler)
 
 
 def test_what_a_cell_records(known):
@@ -147,18 +146,16 @@ ENTRIES = [
 
 
 @pytest.mark.parametrize(("entry", "message"), ENTRIES)
-def test_entries_that_cannot_be_read(tmp_path, entry, message):
-    (tmp_path / "c.toml").write_text(f"[models.m]\nbase = 'adm'\ncorrections = [{entry}]\n")
+def test_entries_that_cannot_be_read(from_toml, entry, message):
     with pytest.raises(ConfigError, match=message):
-        load_registry((tmp_path / "c.toml",), "digits").model("m")
+        from_toml(f"[models.m]\nbase = 'adm'\ncorrections = [{entry}]\n").model("m")
 
 
-def test_corrections_of_an_entry_act_in_their_order(tmp_path, make_cell):
-    (tmp_path / "c.toml").write_text(
+def test_corrections_of_an_entry_act_in_their_order(from_toml, make_cell):
+    model = from_toml(
         "[models.m]\nbase = 'adm'\n"
         "corrections = [{ kind = 'dcw', low = 0.02 }, { kind = 'tsr', steps = [10, 40], k = [0.9, 0.98] }]\n"
-    )
-    model = load_registry((tmp_path / "c.toml",), "digits").model("m")
+    ).model("m")
     assert model.remedies[0].at("ddim", 10) == {"low": 0.02, "high": 0.0}
     assert model.remedies[1].at("ddpm", 20)["k"] == pytest.approx(0.94)  # half-way in log steps
     assert math.isclose(model.remedies[1].at("ddpm", 10)["s"], 1.0)
@@ -177,7 +174,6 @@ def test_two_config_files(tmp_path):
 
 
 @pytest.mark.parametrize("base", ["mine", "mine-es", "mine-ts-es"])
-def test_an_entry_based_on_itself_with_a_remedy(tmp_path, base):
-    (tmp_path / "c.toml").write_text(f"[models.mine]\nbase = '{base}'\n")
+def test_an_entry_based_on_itself_with_a_remedy(from_toml, base):
     with pytest.raises(ConfigError, match="based on itself"):
-        load_registry((tmp_path / "c.toml",), "digits").model("mine")
+        from_toml(f"[models.mine]\nbase = '{base}'\n").model("mine")
