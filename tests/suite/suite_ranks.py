@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import time
+from unittest import mock
 
 from processes_of_tests import PATIENCE, captured, run_ranks
 from torch.distributed import TCPStore
 
 from bench.runtime.distributed import AgreedError, PeerError
 from bench.suite import cli
+from bench.suite.experiments import exact
 from bench.suite.processes.locks import Claims
 from bench.suite.processes.ranks import join
 from bench.suite.settings import ConfigError
@@ -39,8 +41,9 @@ def launch_again(store, attempt, size, target, *args):
 
 
 def command(*argv):
-    """Run the command line; return its exit code and what it printed."""
-    return captured(lambda words: cli.run(words)[0], list(argv))
+    """Run the command line, with few walks of exact samplers; return its exit code and what it printed."""
+    with mock.patch.multiple(exact, _MANY=64, _FEW=64):
+        return captured(lambda words: cli.run(words)[0], list(argv))
 
 
 def on_its_own():

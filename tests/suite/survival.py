@@ -31,6 +31,7 @@ from bench.suite.cells.runner import CellRunner
 from bench.suite.cells.walks import CellWalks
 from bench.suite.execution import launch
 from bench.suite.execution import worker as execution
+from bench.suite.experiments import exact
 from bench.suite.processes.progress import Progress
 from bench.suite.store.store import Store
 
@@ -161,8 +162,9 @@ def _tell_phases(pipe):
 
 
 def small_shards(images=8):
-    """Cut cells into units of so many images, and visit no others for their errors alone."""
+    """Cut cells into units of so many images, visit no others for their errors alone, and walk few exact samples."""
     plan.SHARD, plan._ERROR_IMAGES = images, 8
+    exact._MANY = exact._FEW = 64
 
 
 def die_at(operation, root):

@@ -5,6 +5,7 @@ from itertools import chain
 
 import pytest
 import suite_ranks
+from cases import at_first
 from suite_ranks import COUNT, abandoned, launch, launch_again, mistaken, new_store, share_work, with_team
 
 from bench.runtime.distributed import is_launched
@@ -12,7 +13,7 @@ from bench.suite.processes.ranks import Share, Team, join, parse_share
 from bench.suite.settings import ConfigError
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", at_first([3, 2], 1))
 def test_ranks_share_units_words_and_counters(size):
     found = launch(size, with_team, share_work)
     assert [one["rank"] for one in found] == [(rank, size, rank, rank == 0) for rank in range(size)]
@@ -72,21 +73,22 @@ def test_what_is_no_share_is_refused(text):
 @pytest.mark.parametrize("joined", [True, False])
 def test_no_share_is_one_line(command, tmp_path, text, joined):
     found = command(*([f"--shard={text}"] if joined else ["--shard", text]), "--out", tmp_path / "out")
-    assert (found.code, found.out) == (2, "")
-    assert found.err.startswith("error: ")
-    assert len(found.err.splitlines()) == 1
+    assert (found.out, found.refused()) == ("", True)
     assert len(found.err) < 2000
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("flags", "line"),
-    [
-        (("--shard", "0/2"), "error: --shard 0/2 is for processes without torchrun"),
-        (("--shard", "3/2"), "error: --shard: '3/2' is out of range"),
-        (("--models", "amd"), "error: unknown model 'amd'; did you mean 'adm'?"),
-        (("--nonsense",), "error: unrecognized arguments: --nonsense"),
-    ],
+    at_first(
+        [
+            (("--shard", "0/2"), "--shard 0/2 is for processes without torchrun"),
+            (("--models", "amd"), "unknown model 'amd'; did you mean 'adm'?"),
+            (("--nonsense",), "unrecognized arguments: --nonsense"),
+            (("--shard", "3/2"), "--shard: '3/2' is out of range"),
+        ],
+        3,
+    ),
 )
 def test_a_mistake_under_torchrun_is_told_once(tmp_path, flags, line):
     found = launch(2, suite_ranks.command, *flags, "--out", str(tmp_path / "out"))
@@ -94,11 +96,11 @@ def test_a_mistake_under_torchrun_is_told_once(tmp_path, flags, line):
     assert (found[0][0], found[1][0]) in ((2, 0), (2, 2))
     assert "".join(out for _, out, _ in found) == ""
     assert len("".join(err for _, _, err in found).splitlines()) == 1
-    assert found[0][2].startswith(line)
+    assert found[0][2].startswith(f"error: {line}")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("flag", ["--list-models", "--dry-run", "--help"])
+@pytest.mark.parametrize("flag", at_first(["--dry-run", "--help", "--list-models"], 2))
 def test_what_is_asked_under_torchrun_is_said_once(tmp_path, flag):
     found = launch(2, suite_ranks.command, "--models", "adm", "--steps", "2", flag, "--out", str(tmp_path / "out"))
     assert [code for code, _, _ in found] == [0, 0]
