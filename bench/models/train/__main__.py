@@ -144,8 +144,9 @@ def _idle(args: argparse.Namespace) -> list[str]:
     recipe = RECIPES[args.recipe]
     if recipe.is_continuous:
         return [*_OF_INDICES, "rollout_stride", *(["slowed"] if recipe.objective == "edm" else [])]
+    idle = ["gamma", "gamma_schedule"] if recipe.objective == "ddpm" else []  # it perturbs no input
     share = recipe.scheduled_sampling if args.scheduled_sampling is None else args.scheduled_sampling
-    return [] if share else ["rollout_stride"]
+    return idle if share else [*idle, "rollout_stride"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.files.writing import write_bytes
 from bench.models.train.recipes import Recipe
-from bench.runtime.errors import CheckpointError
+from bench.runtime.errors import CheckpointError, UserError
 from bench.runtime.progress import progress_bar
 from bench.runtime.tensorboard import open_writer
 
 LOG_EVERY = 50  # iterations
 LOSSES = ("mse", "bound", "penalty")
+
+
+class DivergedError(UserError):
+    """A loss is no finite number any more; the message names the last iteration of its window."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,15 @@ class TrainingLog:
             self._writer.close()
 
     def add(self, window: Window) -> None:
-        """Append a window."""
+        """Append a window.
+
+        Raises:
+            DivergedError: one of its losses is not finite; nothing is written.
+        """
+        if not all(map(math.isfinite, window.losses)):
+            which = ", ".join(n for n, loss in zip(LOSSES, window.losses, strict=True) if not math.isfinite(loss))
+            at = f"at iteration {window.iteration} or just before"
+            raise DivergedError(f"the loss ({which}) is no finite number {at}; nothing from there on is saved")
         fresh = not self._path.exists()
         with self._path.open("a", newline="") as file:
             rows = csv.writer(file)

@@ -27,7 +27,7 @@ from bench.models.acceleration import CompileError, compiler_errors
 from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.interface import Description
 from bench.models.train.batches import Batches, LossSecondMoment, Part, learning_rate
-from bench.models.train.log import LOG_EVERY, TrainingLog, Window
+from bench.models.train.log import LOG_EVERY, DivergedError, TrainingLog, Window
 from bench.models.train.objectives import (
     Network,
     Process,
@@ -271,6 +271,7 @@ def train(
     Raises:
         CheckpointError, DataError, TensorBoardError, OSError: what is in ``out`` or the dataset cannot be used.
         CompileError: there is no compiler, or it fails.
+        DivergedError: a loss is not finite; ``out`` holds what was saved before.
         AgreedError: one of these in another replica, or the replicas cannot train this together.
         Interrupted: a signal came; ``out`` holds the last complete iteration.
     """
@@ -296,7 +297,7 @@ def train(
         log = TrainingLog(csv, recipe, trainer.iteration, quiet, tensorboard) if replicas.leads else None
     with signals.hold(), log or nullcontext():
         for window in _windows(trainer, batches, signals):
-            with replicas.together():
+            with replicas.together(), _named_flag() if compiled else nullcontext():
                 if log is not None:
                     log.add(window)
             # Before saving: a training that stops between the two resumes before this iteration, and keeps it then.
@@ -313,11 +314,11 @@ def train(
 
 @contextmanager
 def _named_flag() -> Iterator[None]:
-    """Name the flag that switches a failing compiler off."""
+    """Name the flag that switches a failing compiler off, or one whose gradients are wrong on this processor."""
     try:
         yield
-    except CompileError as error:
-        raise CompileError(f"{error}; use --compile off") from None
+    except (CompileError, DivergedError) as error:
+        raise type(error)(f"{error}; use --compile off") from None
 
 
 def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, Tensor | None, dict[str, str]]:

@@ -16,6 +16,7 @@ BAD_ARGUMENTS = [
     ("--scheduled-sampling 1.01", "must be a share from 0 to 1, not '1.01'"),
     ("--scheduled-sampling 0.5 --rollout-stride 0", "must be a whole number from 1 to 999"),
     ("--scheduled-sampling 0.5 --rollout-stride 1000", "must be a whole number from 1 to 999"),
+    ("--gamma 0.1", "--gamma has no effect on the recipe adm"),
     ("--rollout-stride 2", "--rollout-stride has no effect on the recipe adm"),
     ("--recipe adm-mdss --scheduled-sampling 0 --rollout-stride 2", "--rollout-stride has no effect on the recipe"),
     ("--recipe edm --gamma-schedule linear", "--gamma-schedule has no effect on the recipe edm"),

@@ -477,6 +477,16 @@ def test_a_compiler_that_fails_is_one_line(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: no C++ compiler; use --compile off\n"
 
 
+def test_a_training_whose_loss_is_no_number_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda network, **how: network)
+    common = ["--recipe", "adm-ip", "--gamma", "1e39", "--iterations", "1", "--quiet", "--out", str(tmp_path)]
+    for flags, hint in (([], ""), (["--compile", "on"], "; use --compile off")):
+        assert main([*common, *flags]) == 2
+        line = "the loss (mse, bound) is no finite number at iteration 1 or just before; nothing from there on is saved"
+        assert capsys.readouterr().err == f"error: {line}{hint}\n"
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_a_checkpoint_on_the_way_is_kept_though_its_iteration_was_the_last(tmp_path, images, monkeypatch):
     """The plug is pulled between keeping and saving: the training goes on before both, and keeps it again."""
     monkeypatch.setattr(training, "LOG_EVERY", 1)
