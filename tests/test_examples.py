@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import run_bench
 from analysis.records.load import load_results
 from bench.check.__main__ import main as check_correction
 from bench.data import load, to_unit
@@ -19,6 +20,7 @@ from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.solvers import DDIM
 from bench.models.checkpoints.adapter import adapter_file, describe_adapter, load_adapter
+from bench.models.checkpoints.native import read_description
 from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.suite.registry.registry import load_registry
 
@@ -113,7 +115,19 @@ def test_recorded_loops_are_sound_results(recorded, name):
     assert len(results.cells) == (2 if name in ("pipeline_schedulers", "custom_correction") else 1)
 
 
-@pytest.mark.parametrize("name", [*RUNS, "read_results", "latent_diffusion"])
+def test_a_model_of_own_images_is_sampled_as_the_example_says(tmp_path, capsys):
+    program("dead_leaves").main(tmp_path, count=154, iterations=1)
+    assert read_description(tmp_path / "adm-ip.safetensors").training["dataset"] == "dead-leaves"
+    images = np.load(tmp_path / "dead-leaves.npz")["arr_0"]
+    assert (images.shape, images.dtype) == ((154, 8, 8, 1), np.uint8)
+    assert 0 < images.min() < images.max() <= 255
+    models = ",".join(f"{name}={tmp_path / name}.safetensors" for name in ("adm", "adm-ip"))
+    flags = ["--config", f"{tmp_path / 'dead-leaves.toml'}", "--dataset", "dead-leaves", "--features", "digits"]
+    assert run_bench.main([*flags, "--models", models, "--steps", "2", "--samples", "2", "--dry-run"]) == 0
+    assert "dead-leaves (154 images, 14 held out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*RUNS, "read_results", "latent_diffusion", "dead_leaves"])
 def test_examples_are_short(name):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < LONGEST
 
