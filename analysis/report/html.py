@@ -58,6 +58,7 @@ def build_report(results: Results, out: Output) -> str:
     names |= {"how-to-read": "How to read this", "made-with": "How this was made"}
     template = Template(files("analysis.report").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
+        pictures="'self' file:" if _is_published(out) else "data:",  # what the page may load
         title=escape(f"Exposure bias: {_models(results)}"),
         summary=escape(_summary(results)),
         verdict="\n".join(f"<li>{escape(sentence)}</li>" for sentence in verdict(results)),
@@ -191,11 +192,15 @@ def _figure(item: FigureEntry, out: Output) -> str:
         return f"<h3>{title}</h3>\n<p>figures/{escape(path.name)} cannot be read.</p>\n<p>{caption}</p>"
     size = f'width="{round(width * _DENSITY)}" height="{round(height * _DENSITY)}"'
     wide = ' class="wide"' if width > _WIDE else ""
-    is_published = (out.root / ARCHIVE).is_file()
-    source = f"figures/{path.name}" if is_published else f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    data = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    source = f"figures/{path.name}" if _is_published(out) else data
     image = f'<img{wide} {size} alt="{title}" src="{escape(source)}">'
     box = f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">{image}</div>'
     return f"<figure>\n<h3>{title}</h3>\n{box}\n<figcaption>{caption}</figcaption>\n</figure>"
+
+
+def _is_published(out: Output) -> bool:
+    return (out.root / ARCHIVE).is_file()
 
 
 def _tabled(item: TableEntry, caption: str) -> str:
