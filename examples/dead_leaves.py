@@ -2,7 +2,8 @@
 
 python examples/dead_leaves.py training/dead-leaves     # 132,000 images of 8x8, and adm and adm-ip trained on them
 python run_bench.py --config training/dead-leaves/dead-leaves.toml --dataset dead-leaves --features digits \
-    --models adm=training/dead-leaves/adm.safetensors,adm-ip=training/dead-leaves/adm-ip.safetensors --steps 20,80,100
+    --models adm=training/dead-leaves/adm.safetensors,adm-ip=training/dead-leaves/adm-ip.safetensors \
+    --steps 20,80,100,300 --samples 512
 """
 
 from __future__ import annotations
