@@ -127,7 +127,7 @@ def test_a_model_of_own_images_is_sampled_as_the_example_says(tmp_path, capsys):
     assert "dead-leaves (154 images, 14 held out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [*RUNS, "read_results", "latent_diffusion", "dead_leaves"])
+@pytest.mark.parametrize("name", [*RUNS, "read_results", "latent_diffusion", "dead_leaves", "noise_awareness"])
 def test_examples_are_short(name):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < LONGEST
 

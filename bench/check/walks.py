@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from bench.diffusion.corrections import Correction
-from bench.diffusion.corrections.base import is_blind
+from bench.diffusion.corrections.base import Grid, is_blind
 from bench.diffusion.noise import Noise
 from bench.diffusion.samplers import Draws, prior, walk
 from bench.diffusion.schedules import edm_grid, edm_levels, flow_grid, flow_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, Churn, DPMSolverPP2M, Euler, FlowSDE, Heun, Solver, UniPC
 from bench.diffusion.types import Denoiser, Level, Prediction
-from bench.models.denoisers.oracles import GaussianOracle
+from bench.models.denoisers.oracles import GaussianOracle, TimelessOracle
 
 _STEPS, _SHAPE, _SEED = 10, (1, 8, 8), 0
 MANY = 256  # images of a law
@@ -43,7 +43,7 @@ SHOWN = (("vp", "ddim"), ("vp", "ddpm"), ("edm", "euler"), ("flow", "euler"))  #
 
 
 class Oracle(GaussianOracle):
-    """The exact denoiser of Gaussian images, with a bias.
+    """The exact denoiser of Gaussian images, with a bias; asked without a time it guesses its level from the state.
 
     Attributes:
         eps: factor of its eps.
@@ -58,10 +58,14 @@ class Oracle(GaussianOracle):
         mean = torch.rand(_SHAPE, generator=generator, dtype=torch.float64) - 0.5
         super().__init__(mean, spread**2 * (vectors * variances) @ vectors.T)
         self.eps, self.time = eps, time
+        self.guessing = {frame: TimelessOracle(self.mean, self.cov, grid) for frame, (_, grid) in FRAMES.items()}
 
     def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
         """Return the biased prediction, in x's dtype."""
-        pred = super().__call__(x, replace(level, sigma=self.time * level.sigma))
+        if level.is_timeless:
+            pred = self.guessing[Grid([level]).family](x, level)
+        else:
+            pred = super().__call__(x, replace(level, sigma=self.time * level.sigma))
         eps = (x - level.alpha * pred.x0) / level.sigma
         if self.eps == 1 or is_blind(level):
             return Prediction(eps, pred.x0)

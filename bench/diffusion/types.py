@@ -13,6 +13,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 
+NULL_TIME = -1.0  # the t of a level whose network is asked without a time
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
     """A noise level.
@@ -20,7 +23,7 @@ class Level:
     The levels of a walk are floats on the host. A correction may give each image a level, see :func:`batched`.
 
     Attributes:
-        t: the training index, counted from 0, at which the network is asked.
+        t: the training index, counted from 0, at which the network is asked; :data:`NULL_TIME` for none.
         alpha: factor of the data.
         sigma: factor of the noise.
     """
@@ -34,6 +37,12 @@ class Level:
         """Tell whether no noise is left; the levels of :func:`batched` are never clean."""
         sigma: Any = self.sigma
         return not isinstance(sigma, Tensor) and sigma == 0
+
+    @property
+    def is_timeless(self) -> bool:
+        """Tell whether the network is asked without a time."""
+        t: Any = self.t
+        return not isinstance(t, Tensor) and t == NULL_TIME
 
 
 def batched(t: Tensor, alpha: Tensor, sigma: Tensor) -> Level:
@@ -58,7 +67,8 @@ class Prediction:
             alone know it.
         guidance: a score that the solver adds, s grad_x log p(y | x) of a classifier of strength s; eps and x0 do not
             include it.
-        plain: under classifier-free guidance, which eps and x0 include, what the model says of its condition alone.
+        plain: under classifier-free or noise awareness guidance, which eps and x0 include, what the model says of its
+            condition and time alone.
         calls: network calls that it took.
     """
 

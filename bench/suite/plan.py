@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 from bench.data import Dataset
@@ -240,11 +240,12 @@ class Cell:
     def _calls(self) -> list[int]:
         """Return the network calls of each solver step by its index."""
         path, solver, calls = self.levels()[::-1], self.solver(), list[int]()  # path[i + 1] is the level of step i
+        calls_at = partial(self.model.network_calls, sampler=self.config.sampler, steps=self.steps)
         for level_next, level in pairwise(path):
-            count = self.model.network_calls(solver.churned(level)[0])
+            count = calls_at(solver.churned(level)[0])
             # A step with a correction asks twice, but for the last one, into the clean level.
             corrects = solver.stages == 2 and not level_next.is_clean
-            calls.append(count + (self.model.network_calls(level_next) if corrects else 0))
+            calls.append(count + (calls_at(level_next) if corrects else 0))
         return calls
 
     def cost(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from bench.diffusion.corrections.base import Correction, InOrder
 from bench.diffusion.corrections.epsilon_scaling import EpsilonScaling, FirstCallScaling, VelocityScaling, X0Scaling
 from bench.diffusion.corrections.input_perturbation import InputPerturbation
+from bench.diffusion.corrections.noise_awareness import NoiseAwareness
 from bench.diffusion.corrections.noise_scaling import NoiseScaling
 from bench.diffusion.corrections.sigma_lying import SigmaLying
 from bench.diffusion.corrections.temporal_rescaling import TemporalRescaling
@@ -17,7 +18,7 @@ from bench.diffusion.corrections.wavelet import (
 
 __all__ = [
     "Correction", "DifferentialCorrection", "EpsilonScaling", "FinalStd", "FirstCallScaling", "InOrder",
-    "InputPerturbation", "NoiseScaling", "PiecewiseCorrection", "PixelCorrection", "ReverseStdCorrection",
-    "ShiftedTarget", "SigmaLying", "TemporalRescaling", "TimeShift", "VarianceNormalisation", "VelocityScaling",
-    "X0Scaling", "X0StdMatching", "x0_std",
+    "InputPerturbation", "NoiseAwareness", "NoiseScaling", "PiecewiseCorrection", "PixelCorrection",
+    "ReverseStdCorrection", "ShiftedTarget", "SigmaLying", "TemporalRescaling", "TimeShift", "VarianceNormalisation",
+    "VelocityScaling", "X0Scaling", "X0StdMatching", "x0_std",
 ]  # fmt: skip

@@ -38,7 +38,7 @@ class Correction:
         return x, call
 
     def ask(self, network: Network, x: Tensor, level: Level) -> Prediction:
-        """Ask the network, once; the prediction is of x at ``level``, whatever input the network gets."""
+        """Ask the network; the prediction is of x at ``level``, whatever the network gets, and counts its calls."""
         return network(x, level)
 
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,12 @@ class Grid:
         return ratio.log() if isinstance(ratio, Tensor) else math.log(ratio)
 
     def t_of(self, level: Level) -> Any:
-        """Return the t of a level's alpha and sigma, interpolated; beyond the grid that of its end."""
+        """Return the t of a level's alpha and sigma, interpolated; beyond the grid that of its end.
+
+        A network that is asked without a time is asked so at every level.
+        """
+        if level.is_timeless:
+            return level.t
         return self._t(self._position(level))
 
     def scaled(self, level: Level, s: float) -> tuple[Any, Level]:

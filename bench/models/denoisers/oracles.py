@@ -6,6 +6,7 @@ float64; predictions come back in the state's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,6 +48,40 @@ class GaussianOracle:
         z = torch.randn(count, len(self.values), dtype=torch.float64, generator=generator)
         drawn = (z * self.values.sqrt()) @ self.vectors.T
         return self.mean + drawn.reshape(count, *self.mean.shape)
+
+
+class TimelessOracle(GaussianOracle):
+    """The exact denoiser of x0 ~ N(mean, cov) that can be asked without a time: it then answers E[eps | x].
+
+    That is the best answer of a network trained with times dropped, where all levels of ``grid`` are equally likely.
+
+    Args:
+        mean: [C, H, W].
+        cov: [D, D], see :class:`GaussianOracle`.
+        grid: the levels of training.
+    """
+
+    def __init__(self, mean: Tensor, cov: Tensor, grid: Sequence[Level]) -> None:
+        super().__init__(mean, cov)
+        self.grid = [torch.tensor(row, dtype=torch.float64)[:, None] for row in _numbers(grid)]  # [L, 1] each
+
+    def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
+        """Return the prediction of x [B, C, H, W] at its level, or, at a level with signal, without its time."""
+        if not level.is_timeless:
+            return super().__call__(x, level)
+        alpha, sigma = self.grid
+        total = alpha**2 * self.values + sigma**2  # [L, D]
+        state, mean = x.double().flatten(1) @ self.vectors, self.mean.flatten() @ self.vectors
+        # p(t | x), from log N(x; alpha mean, total) with its square multiplied out: no array of [B, L, D].
+        quadratic = state.square() @ (1 / total).T - 2 * state @ (alpha * mean / total).T
+        share = (-0.5 * (quadratic + (alpha**2 * mean**2 / total + total.log()).sum(1))).softmax(1)
+        eps = (state * (share @ (sigma / total)) - mean * (share @ (alpha * sigma / total))) @ self.vectors.T
+        eps = eps.reshape(x.shape)
+        return Prediction(eps.to(x.dtype), ((x - level.sigma * eps) / level.alpha).to(x.dtype))
+
+
+def _numbers(levels: Sequence[Level]) -> tuple[list[float], list[float]]:
+    return [level.alpha for level in levels], [level.sigma for level in levels]
 
 
 class MixtureOracle:

@@ -21,13 +21,13 @@ def adm_unet(config: Mapping[str, Any]) -> Any:
     """Build guided-diffusion's ``UNetModel`` as a ``diffusers.UNet2DModel`` with fresh weights.
 
     Args:
-        config: ``UNetModel``'s constructor arguments. ``attention_resolutions`` are downsampling factors
-            (1, 2, 4, ...), as in the class, not image sizes as on its command line. ``learn_sigma`` may stand
-            for ``out_channels`` = 2 * ``in_channels``.
+        config: ``UNetModel``'s constructor arguments, and ``null_time`` for a network that can be asked without one.
+            ``attention_resolutions`` are downsampling factors (1, 2, 4, ...), as in the class, not image sizes as on
+            its command line. ``learn_sigma`` may stand for ``out_channels`` = 2 * ``in_channels``.
 
     Returns:
         A network called as ``unet(x, t, class_labels=None).sample`` with x [B, C, H, W] float and t [B], the
-        0-based training index (fractions allowed); the output has ``out_channels`` channels.
+        0-based training index (fractions allowed; below 0 for none); the output has ``out_channels`` channels.
 
     Raises:
         CheckpointError: an unknown argument, or a network diffusers cannot express (``conv_resample=False``).
@@ -69,6 +69,8 @@ def adm_unet(config: Mapping[str, Any]) -> Any:
     _set_heads(unet, config)
     if widths[0] != config["model_channels"]:
         _set_time_width(unet, config["model_channels"])
+    if config["null_time"]:
+        unet.time_proj = _NullableTime(unet.time_proj, config["model_channels"])
     unet.register_to_config(guided_diffusion=config)
     return unet
 
@@ -97,6 +99,20 @@ def _set_time_width(unet: Any, width: int) -> None:
 
     unet.time_proj = Timesteps(width, True, 0)
     unet.time_embedding.linear_1 = nn.Linear(width, unet.time_embedding.linear_1.out_features)
+
+
+class _NullableTime(nn.Module):
+    """The sinusoidal embedding of times [B], [B, width], and a learned one of a time below 0, which stands for none.
+
+    It starts at 0 and draws no random number, so that all other weights are those of the network without it.
+    """
+
+    def __init__(self, sinusoid: nn.Module, width: int) -> None:
+        super().__init__()
+        self.sinusoid, self.null = sinusoid, nn.Parameter(torch.zeros(width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return torch.where((t < 0)[:, None], self.null, self.sinusoid(t))
 
 
 def check_fit(network: Any, state: Mapping[str, Tensor]) -> None:

@@ -34,6 +34,7 @@ _POOL = ("positional_embedding", "qkv_proj.weight", "qkv_proj.bias", "c_proj.wei
 _TENSORS: Mapping[str, Mapping[str, str]] = {
     "pair": _PAIR,  # a convolution, norm or linear layer
     "embedding": {"weight": "weight"},
+    "time": {"null": "null"},
     "res": {f"{old}.{s}": f"{new}.{s}" for old, new in _RES.items() for s in _PAIR},
     "skip": _PAIR,
     "attention": {f"norm.{s}": f"group_norm.{s}" for s in _PAIR},
@@ -55,6 +56,8 @@ def _encoder(config: Mapping[str, Any]) -> Iterator[_Part]:
     widths = (widths_of(config)[0], *widths_of(config))  # the first convolution already has the first level's
     yield _Part("time_embed.0", "time_embedding.linear_1", "pair")
     yield _Part("time_embed.2", "time_embedding.linear_2", "pair")
+    if config["null_time"]:
+        yield _Part("time_embed", "time_proj", "time")
     if config["num_classes"] is not None:
         yield _Part("label_emb", "class_embedding", "embedding")
     yield _Part("input_blocks.0.0", "conv_in", "pair")

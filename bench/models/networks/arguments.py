@@ -68,8 +68,9 @@ _TAPS = _Rule(
 
 _Arguments = Mapping[str, tuple[Any, _Rule]]
 
-# Every argument of guided-diffusion's UNetModel with its default and rule, and two of its scripts: `learn_sigma`, and
-# `rescale_timesteps`, which the denoiser heeds. `use_checkpoint` and `use_fp16` never change the function.
+# Every argument of guided-diffusion's UNetModel with its default and rule, two of its scripts: `learn_sigma`, and
+# `rescale_timesteps`, which the denoiser heeds, and one of ours: `null_time`, a learned embedding of a missing time.
+# `use_checkpoint` and `use_fp16` never change the function.
 _UNET_MODEL: _Arguments = {
     "image_size": (None, _POSITIVE_OR_NONE),
     "in_channels": (3, _POSITIVE),
@@ -92,6 +93,7 @@ _UNET_MODEL: _Arguments = {
     "use_new_attention_order": (False, _SWITCH),
     "learn_sigma": (False, _SWITCH),
     "rescale_timesteps": (False, _SWITCH),
+    "null_time": (False, _SWITCH),
 }
 
 

@@ -82,6 +82,7 @@ class Recipe:
     # Share of labels replaced by the null class, one more than the data's (Ho & Salimans 2022, algorithm 1); None for a
     # network without labels.
     label_dropout: float | None = None
+    time_dropout: float = 0.0  # share of images whose time the network is not told, for noise awareness guidance
 
     @property
     def is_continuous(self) -> bool:
@@ -107,6 +108,7 @@ _ALL = (
     replace(_ADM, name="adm-dream", dream_power=1.0),
     replace(_ADM, name="edm", objective="edm", schedule="edm"),
     replace(_ADM, name="adm-cond", label_dropout=0.1),
+    replace(_ADM, name="adm-null-time", time_dropout=0.1),  # noise awareness guidance asks it without a time
     replace(_ADM, name="flow", objective="flow", schedule="flow"),
     replace(_ADM, name="flow-mix", objective="flow", schedule="flow", slowed=0.8),  # these two go on from a finished
     replace(_ADM, name="adm-mix", slowed=0.8),  # training: --start

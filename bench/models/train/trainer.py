@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.data import load, to_unit
 from bench.diffusion.noise import Noise, Purpose, uniform_words
 from bench.diffusion.samplers import Draws
+from bench.diffusion.types import NULL_TIME
 from bench.models.acceleration import CompileError, compiler_errors
 from bench.models.checkpoints.state_dicts import file_hash
 from bench.models.interface import Description
@@ -165,7 +166,8 @@ class Trainer(TrainingState):
             label, time = slowed(self._uniform(numbers), self._uniform(numbers, 1), recipe.slowed)
             t, t_input = (recipe.T * label).long(), (recipe.T * time).long()
         y, target = self._pair(process, x0, t_input, numbers, noise, first, labels)
-        mse, bound = hybrid_loss(process, self.learn(y, t, labels), y, target, x0, t)  # [B] each
+        told = self._without_some(t, numbers)
+        mse, bound = hybrid_loss(process, self.learn(y, told, labels), y, target, x0, t)  # [B] each
         if self.index_sampler is not None:
             self._remember(self.index_sampler, t, (mse + bound).detach(), part)
             mse, bound = weights * mse, weights * bound
@@ -191,6 +193,11 @@ class Trainer(TrainingState):
         if self.index_sampler is None:
             return self.noise.integers(numbers, Purpose.TRAIN_INDEX, 0, self.recipe.T), torch.ones(())
         return self.index_sampler.draw(self._uniform(numbers))
+
+    def _without_some(self, t: Tensor, numbers: Tensor) -> Tensor:
+        """Return indices [B] with the recipe's share of them replaced by no time at all."""
+        share = self.recipe.time_dropout
+        return torch.where(self._uniform(numbers, 2) < share, int(NULL_TIME), t) if share else t
 
     def _uniform(self, numbers: Tensor, which: int = 0) -> Tensor:
         """Return a number in [0, 1) for each image, float64 [B]: number 0 of the draws makes indices."""
@@ -337,6 +344,8 @@ def _description(
     prediction = recipe.objective if recipe.is_continuous else "eps"
     if recipe.label_dropout is not None and labels is not None:
         sizes["num_classes"] = int(labels.max()) + 2  # the data's classes, and the null class
+    if recipe.time_dropout:
+        sizes["null_time"] = True
     network = {**NETWORKS[recipe.network], **sizes, "dropout": recipe.dropout}
     return Description(network, recipe.schedule, recipe.T, {**asdict(recipe), **data}, prediction)
 

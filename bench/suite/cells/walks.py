@@ -257,12 +257,12 @@ class CellWalks:
         if self.instruments is None or not self.instruments.indices:
             return []
         centre = self.context.reference.centre.float().to(self.device)
-        free = self.cell.model.classifier_free
+        cell = self.cell
         return [
             WalkProbe(
-                self.cell.steps, self.instruments.indices, centre, paired, self.solver.stages,
-                guided=free is not None and free.scale != 1, clip=self.cell.config.clip,
-                fraction=fraction and self.cell.config.variance == "learned",
+                cell.steps, self.instruments.indices, centre, paired, self.solver.stages,
+                guided=cell.model.is_guided(cell.config.sampler, cell.steps), clip=cell.config.clip,
+                fraction=fraction and cell.config.variance == "learned",
             )
         ]  # fmt: skip
 

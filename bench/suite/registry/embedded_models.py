@@ -16,6 +16,7 @@ EMBEDDED: Mapping[str, str] = {
     "adm-mdss": "multi-step scheduled sampling: trained on its own denoised states too (after Ren et al. 2024)",
     "adm-dream": "input and target moved by the model's own error (DREAM, Zhou et al. 2024)",
     "adm-cond": "baseline with class labels, a tenth of them dropped: for --guidance (Ho & Salimans 2022)",
+    "adm-null-time": "baseline with a tenth of its times dropped: for -nag (Zhong et al. 2026)",
     "edm": "EDM's preconditioning and loss (Karras et al. 2022), for --sampler heun or euler",
     "flow": "a rectified flow: the velocity noise - x0 (Liu et al. 2023), for --sampler heun, euler or sde",
 }

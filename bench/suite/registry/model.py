@@ -85,9 +85,16 @@ class Model:
         """Return how many class labels samples are drawn from, None for an unconditional model."""
         return self.label_count or self.description.classes
 
-    def network_calls(self, level: Level) -> int:
-        """Return the network calls of one prediction at a level."""
-        return self.classifier_free.calls(level) if self.classifier_free else 1
+    def network_calls(self, level: Level, sampler: str, steps: int) -> int:
+        """Return the network calls of one prediction at a level of a walk of ``steps`` steps."""
+        guided = self.classifier_free.calls(level) if self.classifier_free else 1
+        return guided * math.prod(KINDS[r.kind].calls(r.at(sampler, steps)) for r in self.remedies)
+
+    def is_guided(self, sampler: str, steps: int) -> bool:
+        """Tell whether a walk's predictions are made of several of the network's."""
+        free = self.classifier_free
+        remedies = (KINDS[r.kind].calls(r.at(sampler, steps)) > 1 for r in self.remedies)
+        return (free is not None and free.scale != 1) or any(remedies)
 
     @property
     def learns_variance(self) -> bool:
@@ -169,6 +176,11 @@ class Model:
                 frames = " and ".join(FRAME_NAMES[frame] for frame in kind.frames)
                 raise ConfigError(
                     f"{remedy.kind} of model {self.name!r} is for {frames}: {kind.reason}; leave the remedy out"
+                )
+            if kind.null_time and not self.description.network.get("null_time"):
+                raise ConfigError(
+                    f"{remedy.kind} of model {self.name!r} asks its network without a time, for which it was not"
+                    " trained (--recipe adm-null-time is); leave the remedy out"
                 )
             missing = remedy.missing(sampler)
             if missing == "b":

@@ -48,6 +48,8 @@ class Kind:
         frames: of the levels that it works on.
         reason: why it does not work with the others.
         even: whether images must have even height and width.
+        null_time: whether the network is asked without a time too, which only some can be.
+        calls: the network's calls of one prediction, by the constants.
     """
 
     about: str
@@ -57,6 +59,8 @@ class Kind:
     reason: str = ""
     frames: tuple[str, ...] = ("vp", "edm", "flow")
     even: bool = False
+    null_time: bool = False
+    calls: Callable[[Numbers], int] = lambda c: 1
 
 
 KINDS: Mapping[str, Kind] = {
@@ -146,6 +150,15 @@ KINDS: Mapping[str, Kind] = {
         even=True,
     ),
     "dcw-pixel": Kind("on pixels", {"c": 0.005}, lambda make, walk, c: make.PixelCorrection(walk.levels, c=c["c"])),
+    "nag": Kind(
+        "noise awareness guidance: away from the network without a time (Zhong et al. 2026)",
+        {"w": 1.0},
+        lambda make, walk, c: make.NoiseAwareness(w=c["w"]),
+        reason="networks that can be asked without a time are trained on indices",
+        frames=("vp",),
+        null_time=True,
+        calls=lambda c: 2 if c["w"] else 1,
+    ),
     "noise-scaling": Kind(
         "the noise of random steps and of churn, a little stronger (EDM's S_noise)",
         {"s": 1.003},
@@ -171,6 +184,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "input-perturbation": ("y",),
     "variance-normalisation": ("x0", "final"),
     "dcw": ("reverse", "piecewise", "pixel"),
+    "nag": (),
     "noise-scaling": (),
     "sigma-lying": (),
     "tsr": (),
@@ -184,6 +198,7 @@ SUFFIXES: Mapping[str, str] = {
     "ts": "time-shift",
     "ip-emu": "input-perturbation",
     "dcw": "dcw",
+    "nag": "nag",
     "noise": "noise-scaling",
     "lie": "sigma-lying",
     "tsr": "tsr",

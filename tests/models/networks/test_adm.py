@@ -92,6 +92,18 @@ def test_learn_sigma_doubles_the_output_channels(learn_sigma):
     assert network(torch.zeros(2, 1, 8, 8), torch.zeros(2)).sample.shape == (2, 2 if learn_sigma else 1, 8, 8)
 
 
+def test_a_missing_time_has_an_embedding_of_its_own(adm_16px, published_weights):
+    """Its features take the sinusoid's place: with those of t = 3 it says what the network says at t = 3."""
+    config = {**adm_16px["config"], "null_time": True}
+    network, x = adm_unet(config), torch.from_numpy(adm_16px["x"])
+    null = {"time_embed.null": network.time_proj.sinusoid(torch.tensor([3.0]))[0]}
+    load_guided_diffusion(network, published_weights(adm_16px["shapes"]) | null)
+    t = torch.full((len(x),), -1.0)
+    assert torch.equal(network(x, t).sample, network(x, torch.full_like(t, 3.0)).sample)
+    plain = run(adm_16px["config"], published_weights(adm_16px["shapes"]), adm_16px["x"], adm_16px["t"])
+    assert torch.equal(network(x, torch.from_numpy(adm_16px["t"])).sample, torch.from_numpy(plain))
+
+
 def test_settings_of_memory_and_storage_leave_the_function(adm_16px, published_weights):
     weights = published_weights(adm_16px["shapes"])
     config = {**adm_16px["config"], "use_checkpoint": True, "use_fp16": True, "num_heads_upsample": 7}

@@ -23,6 +23,7 @@ STUDIED = {
     "flow-mix": {"objective", "schedule", "slowed"},
     "adm-mix": {"slowed"},
     "adm-cond": {"label_dropout"},
+    "adm-null-time": {"time_dropout"},
     "adm-dropout": {"dropout"},
     "adm-lsm": {"index_sampling"},
 }

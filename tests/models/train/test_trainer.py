@@ -307,6 +307,27 @@ def test_a_conditional_training_reaches_the_embedding_of_each_label_it_sees(imag
     assert set(moved.nonzero().flatten().tolist()) == set(given.tolist())
 
 
+def test_a_tenth_of_the_times_is_not_told_and_trains_the_embedding_of_none(images, tmp_path):
+    """Of 4000 times 400 are dropped, within five standard deviations; the others, and all initial weights, stay."""
+    description = read_description(train(short("adm-null-time", 1), tmp_path, CPU, True, images))
+    assert description.network["null_time"]
+    trainer = Trainer(short("adm-null-time"), dict(description.network), CPU)
+    plain = Trainer(short("adm"), dict(description.network) | {"null_time": False}, CPU)
+    weights = dict(trainer.network.named_parameters())
+    null = weights.pop("time_proj.null")
+    assert same(weights, dict(plain.network.named_parameters()))
+    numbers = torch.arange(4000)
+    t = trainer._indices(numbers)[0]
+    told = trainer._without_some(t, numbers)
+    assert abs(int((told == -1).sum()) - 400) < 95
+    assert torch.equal(told[told != -1], t[told != -1])
+    dropped, kept = numbers[told == -1][:2], numbers[told != -1][:2]
+    trainer.step(images[:2], kept)
+    assert not null.any()
+    trainer.step(images[:2], dropped)
+    assert null.any()
+
+
 @pytest.mark.parametrize(("size", "batch"), [(10, 4), (7, 7), (3, 5), (12, 1)])
 def test_every_epoch_shows_each_image_once(size, batch):
     marked = torch.arange(float(size)).reshape(-1, 1, 1, 1)

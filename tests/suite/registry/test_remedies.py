@@ -96,6 +96,7 @@ def test_models_of_the_config_file_take_suffixes_and_come_first(from_toml, tiny_
         ("edm", "kind = 'time-shift', variant = 'code'", "heun", "the released code has no such step; use euler"),
         ("adm", "kind = 'variance-normalisation', variant = 'x0'", "ddpm", "find it with --tune reference=fit"),
         ("adm", "kind = 'epsilon-scaling'", "ddpm", "no ddpm scaling constants were tuned"),
+        ("adm", "kind = 'nag'", "ddpm", "nag of model 'm' asks its network without a time, for which it was not"),
     ],
 )
 def test_what_a_remedy_does_not_work_with(from_toml, base, correction, sampler, message):
