@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-
 NULL_TIME = -1.0  # the t of a level whose network is asked without a time
 
 

@@ -3,11 +3,10 @@
 from bench.diffusion.corrections.base import Correction, InOrder
 from bench.diffusion.corrections.epsilon_scaling import EpsilonScaling, FirstCallScaling, VelocityScaling, X0Scaling
 from bench.diffusion.corrections.input_perturbation import InputPerturbation
-from bench.diffusion.corrections.noise_awareness import NoiseAwareness
 from bench.diffusion.corrections.noise_scaling import NoiseScaling
-from bench.diffusion.corrections.sigma_lying import SigmaLying
 from bench.diffusion.corrections.temporal_rescaling import TemporalRescaling
 from bench.diffusion.corrections.time_shift import ShiftedTarget, TimeShift
+from bench.diffusion.corrections.told_time import NoiseAwareness, SigmaLying
 from bench.diffusion.corrections.variance_matching import FinalStd, VarianceNormalisation, X0StdMatching, x0_std
 from bench.diffusion.corrections.wavelet import (
     DifferentialCorrection,
