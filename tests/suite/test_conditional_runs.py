@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from analysis.records.load import load_results
 from bench.data import load
 from bench.diffusion.noise import Noise, Purpose
 from bench.suite import run as whole_run
@@ -201,6 +202,7 @@ def test_noise_awareness_is_counted_and_recorded(save_tiny, command, tmp_path):
     assert [len(norm) > 0 and bool((norm > 0).all()) for norm in norms] == [False, False, True, True]
     images = [np.load(tmp_path / f"out/cells/{name}-ddpm-4-seed0/samples.npz")["arr_0"] for name in names[:2]]
     assert np.array_equal(*images)
+    assert not load_results(tmp_path / "out").problems
 
 
 def test_the_flag_replaces_the_entrys_scale_and_one_is_the_plain_model(guidable, command, tmp_path):
