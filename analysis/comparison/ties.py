@@ -14,6 +14,7 @@ from analysis.comparison.paired_tests import LEVEL
 
 DECIDED = ("win", "loss")
 UNTESTABLE = "not testable"
+_ROUNDING = 1e-6  # of one distance, by machine
 
 
 def verdicts(table: pd.DataFrame) -> NDArray[np.str_]:
@@ -45,8 +46,8 @@ def exact_distances(metrics: pd.DataFrame, metric: str) -> dict[int, tuple[float
     for steps, group in metrics.groupby("steps"):
         numbers = []
         for name in (f"{metric}_exact", f"{metric}_exact_sd"):
-            values = group.loc[group["metric"] == name, "value"].astype(float).dropna().unique()
-            if len(values) == 1:
+            values = group.loc[group["metric"] == name, "value"].astype(float).dropna().to_numpy()
+            if len(values) and np.allclose(values, values[0], rtol=_ROUNDING, atol=0):
                 numbers.append(float(values[0]))
         if len(numbers) == 2:
             exact[int(str(steps))] = (numbers[0], numbers[1])
