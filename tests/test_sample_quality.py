@@ -55,12 +55,7 @@ def test_adm_is_as_close_to_half_of_the_data_as_the_other_half_nearly():
 
 
 TRAININGS = {
-    "adm-t2": 1,
-    "adm-t3": 2,
-    "adm-ip-t2": 1,
-    "adm-ip-t3": 2,
-    "ddpm-y-t2": 1,
-    "ddpm-y-t3": 2,
+    f"{name}-t{number}": number - 1 for name in ("adm", "adm-ip", "ddpm-y", "adm-null-time") for number in (2, 3)
 }  # by name, with their seeds
 ON_CIFAR10 = {
     "cifar10": ("adm", "adm-ip", "ddpm-y"),
