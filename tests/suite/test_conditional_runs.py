@@ -68,10 +68,10 @@ def test_models_and_batches_share_labels_and_images(run):
     assert (images_of(out) == images_of(out, "same")).all()
     small = run("--no-probes", "--batch-size", "5", folder="small")
     assert (labels_of(small) == labels_of(out)).all()
-    # Kernels of another batch size differ by about 1e-6: one or two pixels in a thousand may move by one grey level.
+    # Kernels of another batch size differ by about 1e-6: a pixel in a thousand may move by one grey level.
     apart = np.abs(images_of(small).astype(int) - images_of(out).astype(int))
     assert apart.max() <= 1
-    assert (apart > 0).mean() <= 2e-3
+    assert (apart > 0).mean() <= 1e-3
 
 
 class Spy:
