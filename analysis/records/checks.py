@@ -59,8 +59,9 @@ def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
     check_key(facts["key"], cell)
     calls = 2 * cell["steps"] - 1 if cell["sampler"] == "heun" else cell["steps"]
     calls = cell.get("calls", calls)  # a recorded loop counts its own
-    if any(remedy["kind"] == "nag" and remedy["w"] for remedy in cell.get("remedies", ())):
-        calls *= 2  # with the time and without
+    for remedy in cell.get("remedies", ()):
+        if remedy["kind"] == "nag" and remedy["w"]:
+            calls *= 2  # with the time and without
     most = 2 * calls if "guidance" in cell else calls  # guidance asks twice where it acts
     if isinstance(facts["nfe"], bool) or not calls <= facts["nfe"] <= most:
         raise ValueError(f"nfe is {facts['nfe']!r} at {cell['steps']} steps of {cell['sampler']}")

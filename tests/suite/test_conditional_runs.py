@@ -178,7 +178,7 @@ def test_guidance_is_counted_recorded_and_part_of_the_key(guidable, command, tmp
 
 
 def test_noise_awareness_is_counted_and_recorded(save_tiny, command, tmp_path):
-    """Two calls a step, in the plan too, but at w = 0, which is the plain model; four under class guidance."""
+    """Two calls a step, in the plan too, but at w = 0, which is the plain model; four under class guidance or twice."""
     weights = save_tiny(
         name="timeless", num_classes=11, null_time=True, edit=lambda unet: torch.nn.init.normal_(unet.time_proj.null)
     )
@@ -187,19 +187,20 @@ def test_noise_awareness_is_counted_and_recorded(save_tiny, command, tmp_path):
         f'[models.plain]\nweights = "{weights}"\n'
         '[models.off]\nbase = "plain"\ncorrections = [{ kind = "nag", w = 0 }]\n'
         '[models.both]\nbase = "plain"\nguidance = 2\ncorrections = [{ kind = "nag", w = 0.5 }]\n'
+        '[models.twice]\nbase = "plain"\ncorrections = [{ kind = "nag" }, { kind = "nag" }]\n'
     )
-    flags = ["--config", config, "--models", "plain,off,plain-nag,both", "--steps", "4", "--samples", "20"]
+    flags = ["--config", config, "--models", "plain,off,plain-nag,both,twice", "--steps", "4", "--samples", "20"]
     outcome = command(*flags, "--features", "none", "--quiet", "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
-    names = ("plain", "off", "plain-nag", "both")
-    assert [facts_of(tmp_path, name)["nfe"] for name in names] == [4, 4, 8, 16]
+    names = ("plain", "off", "plain-nag", "both", "twice")
+    assert [facts_of(tmp_path, name)["nfe"] for name in names] == [4, 4, 8, 16, 16]
     calls = [facts_of(tmp_path, name)["network_calls"] for name in names]
-    assert calls == [calls[0] * factor for factor in (1, 1, 2, 4)]
+    assert calls == [calls[0] * factor for factor in (1, 1, 2, 4, 4)]
     planned = command(*flags, "--features", "none", "--dry-run", "--out", tmp_path / "other").out
     assert f"{sum(calls):,} network calls" in planned
     tables = [pd.read_csv(tmp_path / f"out/cells/{name}-ddpm-4-seed0/steps.csv") for name in names]
     norms = [table.loc[table["quantity"] == "guidance_norm", "value"] for table in tables]
-    assert [len(norm) > 0 and bool((norm > 0).all()) for norm in norms] == [False, False, True, True]
+    assert [len(norm) > 0 and bool((norm > 0).all()) for norm in norms] == [False, False, True, True, True]
     images = [np.load(tmp_path / f"out/cells/{name}-ddpm-4-seed0/samples.npz")["arr_0"] for name in names[:2]]
     assert np.array_equal(*images)
     assert not load_results(tmp_path / "out").problems
