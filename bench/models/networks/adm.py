@@ -67,6 +67,7 @@ def adm_unet(config: Mapping[str, Any]) -> Any:
         dropout=config["dropout"],
     )
     _set_heads(unet, config)
+    _upsample_contiguous(unet)
     if widths[0] != config["model_channels"]:
         _set_time_width(unet, config["model_channels"])
     if config["null_time"]:
@@ -91,6 +92,23 @@ def _set_heads(unet: nn.Module, config: Mapping[str, Any]) -> None:
             width = module.to_q.out_features
             module.heads = heads(config, width)
             module.scale = (width // module.heads) ** -0.5
+
+
+def _upsample_contiguous(unet: nn.Module) -> None:
+    """Let every upsampling read its input channel by channel at any batch size.
+
+    diffusers does so from 64 images on; below, the order that attention leaves in memory chooses another kernel for the
+    convolution that follows, and a sample's last bits change with the batch it is in.
+    """
+    from diffusers.models.upsampling import Upsample2D
+
+    for module in unet.modules():
+        if isinstance(module, Upsample2D):
+            module.register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return inputs[0].contiguous(), *inputs[1:]
 
 
 def _set_time_width(unet: Any, width: int) -> None:

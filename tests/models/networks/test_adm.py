@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from diffusers.models.upsampling import Upsample2D
 from refusals import refusal
 
 from bench.models.networks.adm import adm_unet, load_guided_diffusion
@@ -102,6 +103,21 @@ def test_a_missing_time_has_an_embedding_of_its_own(adm_16px, published_weights)
     assert torch.equal(network(x, t).sample, network(x, torch.full_like(t, 3.0)).sample)
     plain = run(adm_16px["config"], published_weights(adm_16px["shapes"]), adm_16px["x"], adm_16px["t"])
     assert torch.equal(network(x, torch.from_numpy(adm_16px["t"])).sample, torch.from_numpy(plain))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("resblock_updown", [False, True])
+def test_what_follows_an_upsampling_finds_the_same_order_in_memory_at_any_batch_size(resblock_updown):
+    """Else the batch chooses its kernel: attention leaves channels last, and diffusers copies from 64 images on."""
+    network = adm_unet({**SMALL, "attention_resolutions": (1, 2), "resblock_updown": resblock_updown}).eval()
+    orders = []
+    for module in network.modules():
+        if isinstance(module, Upsample2D):
+            module.register_forward_hook(lambda module, inputs, output: orders.append(output.is_contiguous()))
+    for batch in (2, 64):
+        network(torch.zeros(batch, 1, 8, 8), torch.zeros(batch))
+    assert len(orders) >= 2
+    assert orders == [True] * len(orders)
 
 
 def test_settings_of_memory_and_storage_leave_the_function(adm_16px, published_weights):
