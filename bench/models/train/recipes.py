@@ -129,7 +129,7 @@ _CIFAR10_16 = replace(
 # 384,000 images, each seen three times or so.
 _AFFINE = replace(_ADM, dataset="digits-affine", network="digits-affine", iterations=3000)
 _AFFINE_SMALL = replace(_AFFINE, network="digits-affine-small")
-_STUDIED_ON_CIFAR10 = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm")
+_STUDIED_ON_CIFAR10 = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm", "flow")
 
 
 def _on(base: Recipe, name: str) -> Recipe:

@@ -27,7 +27,7 @@ STUDIED = {
     "adm-dropout": {"dropout"},
     "adm-lsm": {"index_sampling"},
 }
-ON_CIFAR10 = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm")
+ON_CIFAR10 = ("adm", "adm-ip", "ddpm-y", "adm-gp", "adm-wd", "edm", "flow")
 CONTROLS = ("adm-dropout", "adm-lsm")
 ON_DIGITS = [name for name in STUDIED if name not in CONTROLS]
 ON_AFFINE = ("adm", "adm-ip")
