@@ -32,7 +32,7 @@ _COMPILE_FROM = 600.0  # seconds of uncompiled network calls an architecture: se
 _GAIN = 1.3  # an uncompiled call takes so many times as long as a compiled one; 1.17 to 1.45 on two CPU cores
 _COMPILATION = 60.0  # seconds; 43 to 86 there
 _WORTH_TIMING = 100  # batches: the time of fewer decides nothing
-_TIMED_SECONDS, _TIMED_CALLS = 0.5, 30  # of a measurement, at most
+_TIMED_SECONDS, _TIMED_CALLS = 0.2, 30  # of a measurement, at most
 _TIMED_IMAGES = 64  # of the features' measurement
 # Start-up, tables and figures take so many times as long as the imports before a forecast, each cell so many more.
 _START_UP, _CELL_FIGURES = 1.7, 0.04
