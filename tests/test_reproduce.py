@@ -108,8 +108,7 @@ def test_there_is_a_block_of_commands_for_every_row():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_follows_the_papers_protocol(cells, command):
     args, planned = arguments(command), cells(command)
-    assert args.samples == 50_000
-    assert args.seeds == "0"
+    assert (args.samples, args.seeds) == (50_000, "0")
     is_adm = {cell.model.name for cell in planned} <= {"adm", "adm-ip", "adm-es", "adm-es-linear"}
     config = planned[0].config
     assert (config.quantize == "floor") == is_adm

@@ -15,8 +15,7 @@ def test_a_ratio_is_theirs_over_ours(tiny):
 def test_pairs_are_interleaved_and_change_sides(tiny):
     called = []
     row = compare("p", "n", "q", lambda: called.append("o"), lambda: called.append("t"), tiny, pairs=3)
-    assert "".join(called) == "ot" + "ot" + "to" + "ot"
-    assert row.unit == "s"
+    assert ("".join(called), row.unit) == ("ot" + "ot" + "to" + "ot", "s")
 
 
 def test_the_slower_side_has_the_larger_time(tiny):
@@ -45,5 +44,4 @@ def test_parts_measured_again_replace_their_rows(tmp_path, tiny):
         ("b", "what", "cpu"), ("a", "again", "cpu"), ("a", "other", "GPU"),
     ]  # fmt: skip
     assert not list(path.parent.glob(".*"))
-    assert rows[0]["ratio"] == "2"
-    assert rows[0]["goal"] == ""
+    assert (rows[0]["ratio"], rows[0]["goal"]) == ("2", "")

@@ -17,8 +17,7 @@ def test_all_distances_agree_at_full_rank():
 def test_frechet_rows(tiny):
     rows = list(distances.frechet(tiny))
     errors = [row for row in rows if row.unit == "relative error"]
-    assert len(rows) == 3 * len(distances.peers())
-    assert len(errors) == len(distances.peers())
+    assert (len(rows), len(errors)) == (3 * len(distances.peers()), len(distances.peers()))
     assert all(row.ratio > 0 for row in rows)
     assert all(row.ratio > 1 for row in errors)  # fewer images than features: ours is the more exact
 

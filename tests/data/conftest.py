@@ -60,8 +60,7 @@ def sound():
     def check(data):
         assert isinstance(data, Dataset)
         count = len(data.images)
-        assert data.images.dtype.itemsize == 1
-        assert data.images.shape == (count, *data.shape)
+        assert (data.images.dtype.itemsize, data.images.shape) == (1, (count, *data.shape))
         assert count > 0
         assert data.labels.shape == data.heldout.shape == (count,)
         assert data.labels.min() >= 0

@@ -16,8 +16,7 @@ def digits():
 
 def test_the_digits(digits):
     assert (digits.name, digits.shape, len(digits.images)) == ("digits", (1, 8, 8), 1797)
-    assert digits.images.dtype == torch.uint8
-    assert (digits.images.min(), digits.images.max()) == (0, 255)
+    assert (digits.images.dtype, digits.images.min(), digits.images.max()) == (torch.uint8, 0, 255)
     assert len(digits.images.unique()) == 17  # grey levels 0 to 16
     assert digits.labels.unique().tolist() == list(range(10))
 
@@ -120,8 +119,7 @@ def test_the_labels_have_a_hash_of_their_own(digits):
 
 def test_unit_range():
     values = to_unit(torch.tensor([0, 255], dtype=torch.uint8))
-    assert values.tolist() == [-1.0, 1.0]
-    assert values.dtype == torch.float32
+    assert (values.tolist(), values.dtype) == ([-1.0, 1.0], torch.float32)
 
 
 @pytest.mark.parametrize("mode", ["round", "floor"])

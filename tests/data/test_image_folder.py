@@ -58,14 +58,12 @@ def tree(images, encoded):
 def test_train_and_test_folders_are_a_split(source, tree, root):
     names = ("test/cat/0.png", "test/dog/0.png", "train/cat/0.png", "train/cat/1.png", "train/dog/0.png")
     data = load_path("mine", source(tree(*(root + name for name in names))))
-    assert data.heldout.tolist() == [True, True, False, False, False]
-    assert data.labels.tolist() == [0, 1, 0, 0, 1]
+    assert (data.heldout.tolist(), data.labels.tolist()) == ([True, True, False, False, False], [0, 1, 0, 0, 1])
 
 
 def test_a_split_without_classes(source, tree):
     data = load_path("mine", source(tree("test/0.png", "train/0.png", "train/1.png")))
-    assert data.heldout.tolist() == [True, False, False]
-    assert data.labels.tolist() == [0, 0, 0]
+    assert (data.heldout.tolist(), data.labels.tolist()) == ([True, False, False], [0, 0, 0])
 
 
 def test_a_number_goes_before_the_folders_split(source, tree):
@@ -123,8 +121,7 @@ def test_names_that_are_no_unicode(tmp_path, tree, refusal):
 def test_names_of_windows_in_a_zip(tmp_path, tree):
     pack(tmp_path / "x.zip", tree("train\\a\\0.png", "train\\b\\0.png", "test\\a\\0.png"))
     data = load_path("mine", tmp_path / "x.zip")
-    assert data.classes == 2
-    assert data.heldout.sum() == 1
+    assert (data.classes, data.heldout.sum()) == (2, 1)
 
 
 def test_what_is_no_image_is_passed_over(source, tree):
@@ -184,8 +181,7 @@ def test_nvidias_archive_of_cifar10_has_fifty_chunks(tmp_path, images, encoded):
     }
     pack(tmp_path / "cifar10-32x32.zip", files)
     data = load("cifar10", tmp_path)
-    assert data.labels.tolist() == labels.tolist()
-    assert (data.name, data.note) == ("cifar10", "")
+    assert (data.labels.tolist(), data.name, data.note) == (labels.tolist(), "cifar10", "")
 
 
 WRONG_LABELS = {
@@ -296,8 +292,7 @@ def test_resizing_makes_sizes_equal(source, images, encoded, refusal):
     assert "images differ in size (9x9 and 5x7 of " in message
     assert message.endswith("b.png); resize them first, or use --resize")
     data = load_path("mine", path, preprocessing=Preprocessing(4, "center"))
-    assert data.shape == (3, 4, 4)
-    assert data.preprocessing == "crop=center resize=4 filter=bicubic"
+    assert (data.shape, data.preprocessing) == ((3, 4, 4), "crop=center resize=4 filter=bicubic")
 
 
 def test_colour_after_grey(source, images, encoded):

@@ -44,8 +44,7 @@ LABELS = [
 def test_labels_are_numbered_in_order_of_their_values(tmp_path, images, labels, expected):
     np.savez(tmp_path / "x.npz", arr_0=images(4), arr_1=np.asarray(labels))
     data = load_path("mine", tmp_path / "x.npz")
-    assert data.labels.tolist() == expected
-    assert data.classes == len(set(expected))
+    assert (data.labels.tolist(), data.classes) == (expected, len(set(expected)))
 
 
 def test_labels_of_a_known_dataset_stay_as_they_are(tmp_path, images, refusal):

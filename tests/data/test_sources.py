@@ -69,8 +69,7 @@ def test_cifar_as_train_and_test(tmp_path, classes, root):
     classes(tmp_path / root / "train")
     classes(tmp_path / root / "test")
     data = load("cifar10", tmp_path / root if root == "elsewhere" else tmp_path)
-    assert data.labels.tolist() == 2 * list(range(10))
-    assert data.heldout.tolist() == 10 * [True] + 10 * [False]
+    assert (data.labels.tolist(), data.heldout.tolist()) == (2 * list(range(10)), 10 * [True] + 10 * [False])
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG"])

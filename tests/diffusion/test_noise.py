@@ -47,8 +47,7 @@ def test_noise_belongs_to_the_sample_bit_for_bit(shape):
     """A sample's draw is the same alone, in any batch, in any order, beside any other sample."""
     noise = Noise(3)
     whole = noise.normal(torch.arange(37), Purpose.ANCESTRAL, 4, shape)
-    assert whole.dtype == torch.float32
-    assert whole.shape == (37, *shape)
+    assert (whole.dtype, whole.shape) == (torch.float32, (37, *shape))
     for chosen in ([5], [36, 0, 5], list(range(20, 37)), [1] * 9):
         part = noise.normal(torch.tensor(chosen), Purpose.ANCESTRAL, 4, shape)
         assert torch.equal(part, whole[chosen])

@@ -45,8 +45,7 @@ def test_trajectories_equal_the_published_ones(golden, replay, step_errors, sche
 def test_one_step_and_one_record_a_network_call(stand_in, spec):
     net, walked = stand_in(True), levels("cosine", 1000, spec)
     steps = list(walk(net, walked, prior(walked[0], DRAWS, SHAPE), Ancestral(), DRAWS))
-    assert net.levels == list(walked[:-1])
-    assert [step.i for step in steps] == list(reversed(range(len(walked) - 1)))
+    assert (net.levels, [step.i for step in steps]) == (list(walked[:-1]), list(reversed(range(len(walked) - 1))))
     assert [(step.level, step.level_next) for step in steps] == list(itertools.pairwise(walked))
     assert all(step.stage == 0 for step in steps)
     assert steps[-1].level_next == CLEAN

@@ -188,8 +188,7 @@ def test_edm_levels_are_the_published_formula():
     path = edm_levels(18)
     wanted = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]
     np.testing.assert_allclose([level.sigma for level in path[:-1]], wanted, rtol=1e-12)
-    assert path[-1] == CLEAN
-    assert {level.alpha for level in path} == {1.0}
+    assert (path[-1], {level.alpha for level in path}) == (CLEAN, {1.0})
 
 
 def test_edm_positions_are_even_and_end_at_0_and_999():

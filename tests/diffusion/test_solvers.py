@@ -87,8 +87,7 @@ def test_churn_adds_the_noise_of_the_level_it_names():
     level = Level(5, 1.0, 2.0)
     churn = Churn(amount=3.0, steps=10)
     noisier = churn.raised(level)
-    assert noisier.sigma == pytest.approx(2.6)
-    assert noisier.t == edm_position(noisier.sigma)
+    assert (noisier.sigma, noisier.t) == (pytest.approx(2.6), edm_position(noisier.sigma))
     assert churn.added_variance(level) == pytest.approx(2.6**2 - 2**2)
     assert Churn(3.0, 10, noise=1.5).added_variance(level) == pytest.approx(1.5**2 * (2.6**2 - 2**2))
     assert Churn(3.0, 10, rounded=math.floor).raised(level).sigma == 2

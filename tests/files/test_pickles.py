@@ -75,8 +75,7 @@ def test_a_file_may_hold_more_before_and_after():
 
 def test_allowed_names_are_called():
     found = load(b"\x80\x02ca\nfunction\n(K\x01K\x02tRca\nThing\n)\x81}X\x01\x00\x00\x00kK\x03sb\x86.")
-    assert found[0].args == (1, 2)
-    assert found[1].state == {"k": 3}
+    assert (found[0].args, found[1].state) == ((1, 2), {"k": 3})
 
 
 @pytest.mark.parametrize("protocol", range(6))

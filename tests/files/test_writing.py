@@ -36,8 +36,7 @@ def test_atomic_writing_leaves_the_old_file_when_it_fails(tmp_path):
 def test_temporary_files_keep_the_suffix_and_vanish(tmp_path):
     seen = []
     write_atomic(tmp_path / "a.npz", lambda partial: seen.append(partial) or partial.write_text(""))
-    assert seen[0].suffix == ".npz"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+    assert (seen[0].suffix, [path.name for path in tmp_path.iterdir()]) == (".npz", ["a.npz"])
 
 
 def test_json_refuses_what_json_cannot_say(tmp_path):

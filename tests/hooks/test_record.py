@@ -357,8 +357,7 @@ def test_a_copy_of_the_scheduler_is_not_recorded(small_unet):
         sample(pipe)
         copied.set_timesteps(3)
         copied.step(torch.zeros(2, 1, 8, 8), copied.timesteps[0], torch.zeros(2, 1, 8, 8))
-    assert log.samples == 4
-    assert (copied.step.__self__, copied.step.__func__) == (copied, diffusers.DDIMScheduler.step)
+    assert (log.samples, copied.step.__self__, copied.step.__func__) == (4, copied, diffusers.DDIMScheduler.step)
 
 
 CARELESS = {
@@ -385,8 +384,7 @@ def test_careless_users_have_their_images_and_a_whole_table(small_unet, way, tmp
             images = CARELESS[way](pipe)
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(images, expected, strict=True))
     assert is_untouched(pipe)
-    assert log.notes == []
-    assert set(log.table()["arm"]) == {"free", "forced-train"}
+    assert (log.notes, set(log.table()["arm"])) == ([], {"free", "forced-train"})
     assert set(log.table().query("arm == 'free'")["n"]) == {sum(map(len, expected))}
     assert len(load_results(tmp_path).cells) == 2
 
@@ -481,8 +479,7 @@ def test_batches_are_one_record(small_unet):
                 pipe(4, torch.Generator().manual_seed(seed), num_inference_steps=3, output_type="pt")
         tables.append(values(log.table(), "free", "eps_norm"))
     np.testing.assert_allclose(tables[2], (tables[0] + tables[1]) / 2, rtol=1e-6)
-    assert log.samples == 8
-    assert set(log.table()["n"]) == {8}
+    assert (log.samples, set(log.table()["n"])) == (8, {8})
 
 
 def test_a_remedy_in_the_users_loop_is_told_from_what_the_network_says(small_unet):

@@ -33,8 +33,7 @@ def test_latents_are_unscaled_decoded_and_rounded(folder):
     data = Decoder(folder).decoded(
         LatentData("latents", LATENTS, torch.zeros(10, dtype=torch.int64), torch.zeros(10, dtype=torch.bool))
     )
-    assert data.images.shape == (10, 3, 8, 8)
-    assert data.images.dtype == torch.uint8
+    assert (data.images.shape, data.images.dtype) == ((10, 3, 8, 8), torch.uint8)
     assert (data.images.float() - expected).abs().max() <= 1
     assert ((data.images.float() - expected).abs() > 0).float().mean() < 0.01
 

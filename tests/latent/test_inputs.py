@@ -62,8 +62,7 @@ def test_sizes_of_images_are_shared_or_one_a_prompt(tmp_path, rows):
     np.savez(tmp_path / "e.npz", **arrays, time_ids=ids)
     conditions, has_null = read_embeddings(tmp_path / "e.npz")
     assert has_null
-    assert conditions.embeddings.shape == (4, 5, 12)
-    assert conditions.embeddings[3].min() == 1
+    assert (conditions.embeddings.shape, conditions.embeddings[3].min()) == ((4, 5, 12), 1)
     assert conditions.added["time_ids"].tolist() == (ids.tolist() if rows == 1 else [*ids.tolist(), ids[0].tolist()])
 
 

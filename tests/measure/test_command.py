@@ -66,8 +66,7 @@ def test_scores_against_the_digits(samples, heldout, capsys):
     found = scored(capsys, samples, "--reference", "digits", *DIGITS)
     assert list(found) == METRICS
     assert all(n == 200 for _, n, _ in found.values())
-    assert found["is_digits"][2] == "none"
-    assert found["kid_digits"][2] == "digits-train (1442)"
+    assert (found["is_digits"][2], found["kid_digits"][2]) == ("none", "digits-train (1442)")
     extractor = open_extractor("digits")
     ours, theirs = (extractor.extract(images)[0] for images in (heldout, load("digits").part("train")))
     wanted = frechet_distance(*feature_moments(ours), *feature_moments(theirs))
@@ -86,8 +85,7 @@ def test_the_record_says_what_the_scores_depend_on(samples, tmp_path, capsys):
     assert measure(samples, "--reference", "digits", "--out", out, *DIGITS) == 0
     assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
     found = json.loads(out.read_text())
-    assert found["samples"]["shape"] == [200, 1, 8, 8]
-    assert found["reference"]["n"] == 1442
+    assert (found["samples"]["shape"], found["reference"]["n"]) == ([200, 1, 8, 8], 1442)
     assert found["features"]["name"] == "digits"
     assert found["features"]["weights_sha256"] == open_extractor("digits").weights_hash
     assert found["versions"]["torch"] == importlib.metadata.version("torch")
@@ -129,8 +127,7 @@ def test_saved_statistics_stand_for_their_images(samples, tmp_path, capsys):
     first = scored(capsys, samples, "--reference", "digits", "--save-statistics", saved, *DIGITS)
     again = scored(capsys, samples, "--reference", saved, *DIGITS)
     assert {name: row[:2] for name, row in again.items()} == {name: row[:2] for name, row in first.items()}
-    assert again["fd_digits"][2] == "reference.npz (1442)"
-    assert again["kid_digits"][2] == "images of reference.npz (1442)"
+    assert (again["fd_digits"][2], again["kid_digits"][2]) == ("reference.npz (1442)", "images of reference.npz (1442)")
 
 
 def test_bare_statistics_give_the_frechet_distance_alone(samples, tmp_path, capsys):

@@ -68,8 +68,7 @@ def test_bfloat16_is_near_and_comes_back_as_float32(unet, asked):
     with torch.no_grad():
         exact, fast = unet(*asked).sample, Accelerated(unet, "bf16")(*asked).sample
     hook.remove()
-    assert seen == [torch.float32, torch.bfloat16]
-    assert fast.dtype == torch.float32
+    assert (seen, fast.dtype) == ([torch.float32, torch.bfloat16], torch.float32)
     # bfloat16 keeps 8 bits: each of about 30 layers in a row rounds by up to 2^-9 of its size, in the mean square
     # sqrt(30) 2^-9 / sqrt(3) = 0.6 % where nothing cancels; a factor of 5 for what does.
     error = (fast - exact).square().mean().sqrt() / exact.square().mean().sqrt()

@@ -15,8 +15,7 @@ from bench.runtime.errors import DataError, one_line, reason
     ],
 )
 def test_messages_stay_on_one_line(said, shown):
-    assert one_line(said) == shown
-    assert str(DataError(str(said))) == shown
+    assert (one_line(said), str(DataError(str(said)))) == (shown, shown)
 
 
 @pytest.mark.parametrize(

@@ -185,8 +185,7 @@ def test_the_network_and_what_is_asked_of_it_do_without():
         slope = slope_at(denoiser, x0, VP[2])
         moments = Moments(1, (), MPS)
         response_norms(denoiser, [(VP[1], VP[2])], x0, x0, moments, 2, lambda count: None)
-    assert slope.images == 2
-    assert moments.state()["count"].tolist() == [2]
+    assert (slope.images, moments.state()["count"].tolist()) == (2, [2])
 
 
 def test_errors_of_images_do_without():

@@ -384,8 +384,7 @@ SLOW = [pytest.param(f"-m bench.{name} --help", marks=pytest.mark.slow) for name
 def test_a_pipe_that_is_closed_ends_a_command_without_a_word(command):
     line = f"{shlex.quote(sys.executable)} -u {command} 2>&1 | head -1"
     found = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT)
-    assert len(found.stdout.splitlines()) == 1
-    assert found.stderr == ""
+    assert (len(found.stdout.splitlines()), found.stderr) == (1, "")
 
 
 def test_every_flag_has_a_help_text():

@@ -160,8 +160,7 @@ def test_guidance_is_counted_recorded_and_part_of_the_key(guidable, command, tmp
     facts = {name: facts_of(tmp_path, name) for name in ("cond", *entries)}
     assert [facts[name]["nfe"] for name in facts] == [4, 8, 7]
     assert facts["twice"]["network_calls"] == 2 * facts["cond"]["network_calls"]
-    assert facts["cond"]["cell"]["null_class"] == 10
-    assert facts["within"]["cell"]["guidance_interval"] == [0.1, None]
+    assert (facts["cond"]["cell"]["null_class"], facts["within"]["cell"]["guidance_interval"]) == (10, [0.1, None])
     folder = tmp_path / "out" / "cells" / "within-ddpm-4-seed0"
     steps = pd.read_csv(folder / "steps.csv")
     rows = steps[(steps["arm"] == "free") & (steps["quantity"] == "guidance_norm")]

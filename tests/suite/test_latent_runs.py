@@ -92,8 +92,7 @@ def test_latent_models_run_with_all_instruments_and_their_own_moments(latent, tm
             samples[name] = file["arr_0"], file["arr_1"]
     wanted = Noise(0).integers(torch.arange(70), Purpose.LABEL, 0, PROMPTS).numpy()
     assert all((labels == wanted).all() for _, labels in samples.values())
-    assert samples["sd"][0].shape == (70, 8, 8, 4)
-    assert samples["sd"][0].dtype == np.float32
+    assert (samples["sd"][0].shape, samples["sd"][0].dtype) == ((70, 8, 8, 4), np.float32)
     assert (tmp_path / "out" / "exact" / "scaled_linear(0.00085,0.012)-1000-ddim-3" / "record.csv").exists()
 
 
@@ -128,8 +127,7 @@ def test_with_an_autoencoder_samples_are_decoded_and_scored_as_images(latent, tm
     assert outcome.code == 0, outcome.err
     folder, facts = cell(tmp_path, "sd")
     with np.load(folder / "samples.npz") as file:
-        assert file["arr_0"].shape == (70, 32, 32, 3)
-        assert file["arr_0"].dtype == np.uint8
+        assert (file["arr_0"].shape, file["arr_0"].dtype) == ((70, 32, 32, 3), np.uint8)
     score = next(score for score in facts["scores"] if score["metric"] == "fd_cifar10")
     assert score["reference"].startswith("decoded-latents-all (90)")
     assert "vae" in facts["cell"]

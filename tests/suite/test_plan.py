@@ -45,11 +45,9 @@ def test_forced_images_end_with_the_data(make_cell):
 @pytest.mark.parametrize("steps", [1, 3, 20, 99, 100, 101, 1000])
 def test_levels_of_the_instruments(make_cell, steps):
     look = make_cell(steps=steps, parts=DIGITS).instruments()
-    assert len(look.indices) == min(steps, 100)
-    assert len(look.error_indices) == min(steps, 20)
+    assert (len(look.indices), len(look.error_indices)) == (min(steps, 100), min(steps, 20))
     assert set(look.error_indices) <= set(look.indices) <= set(range(steps))
-    assert (look.indices[0], look.indices[-1]) == (0, steps - 1)
-    assert (look.error_train, look.error_heldout) == (50, 50)
+    assert (look.indices[0], look.indices[-1], look.error_train, look.error_heldout) == (0, steps - 1, 50, 50)
 
 
 def test_paired_walks_only_where_the_start_remembers(make_cell):
@@ -62,8 +60,7 @@ def test_paired_walks_only_where_the_start_remembers(make_cell):
 def test_without_probes_nothing_is_looked_at(make_cell):
     cell = make_cell(measure=())
     assert cell.instruments() is None
-    assert {unit.arm for unit in cell.units(128)} == {"free"}
-    assert cell.cost() == (12 * 4, 0)
+    assert ({unit.arm for unit in cell.units(128)}, cell.cost()) == ({"free"}, (12 * 4, 0))
 
 
 def test_the_default_command_spends_little_on_instruments(adm, digits):

@@ -84,16 +84,14 @@ def test_by_hand(terms):
     a, b = old(terms(1.0, seed=1)), old(terms(0.7, seed=2))
     found = compare({3: a}, {3: b})
     p = (a.kernel - b.kernel) @ (1, -1)
-    assert found.delta == pytest.approx(0.3)
-    assert found.error == pytest.approx(2 * p.std(ddof=1) / math.sqrt(len(p)))
+    assert (found.delta, found.error) == (pytest.approx(0.3), pytest.approx(2 * p.std(ddof=1) / math.sqrt(len(p))))
     assert found.z == pytest.approx(found.delta / found.error)
 
 
 def test_swapping_the_models_flips_the_sign(terms):
     a, b = {0: old(terms(1.0, seed=1))}, {0: old(terms(0.7, seed=2))}
     forth, back = compare(a, b), compare(b, a)
-    assert forth.delta == pytest.approx(-back.delta)
-    assert forth.error == pytest.approx(back.error)
+    assert (forth.delta, forth.error) == (pytest.approx(-back.delta), pytest.approx(back.error))
 
 
 def test_without_shared_seeds_there_is_no_comparison(terms):
@@ -106,8 +104,7 @@ def test_several_seeds_count_equally_and_shrink_the_error(terms):
     a = {seed: old(terms(1.0, seed=seed)) for seed in range(4)}
     b = {seed: old(terms(0.5 + 0.1 * seed, seed=seed + 10)) for seed in range(4)}
     found, single = compare(a, b), [compare({0: a[k]}, {0: b[k]}) for k in range(4)]
-    assert found.seeds == 4
-    assert found.delta == pytest.approx(np.mean([one.delta for one in single]))
+    assert (found.seeds, found.delta) == (4, pytest.approx(np.mean([one.delta for one in single])))
     # Var of a mean of four independent deltas.
     assert found.error == pytest.approx(math.sqrt(sum(one.error**2 for one in single)) / 4)
     assert found.error < min(one.error for one in single)
@@ -187,8 +184,7 @@ def test_stratified_distances_by_hand():
 def test_class_shares_against_the_data_are_pearsons_test():
     counts = np.array([[10.0, 20.0, 30.0, 0.0], [15.0, 15.0, 40.0, 0.0]])
     found, wanted = compare_shares(*counts), stats.chi2_contingency(counts[:, :3], correction=False)
-    assert (found.statistic, found.p) == pytest.approx(wanted[:2])
-    assert found.freedom == 2
+    assert ((found.statistic, found.p), found.freedom) == (pytest.approx(wanted[:2]), 2)
 
 
 def test_loops_from_other_noise_are_independent_samples():
@@ -224,8 +220,7 @@ def classes(*values):
 def test_class_shares_of_two_classes_are_mcnemars_test():
     # Of 10 places 5 change from 0 to 1 and 1 changes back: chi2 = (5 - 1)^2 / (5 + 1).
     found = compare_classes({0: classes(*[0] * 7, 1, 1, 1)}, {0: classes(*[1] * 5, 0, 0, 0, 1, 1)})
-    assert found.statistic == pytest.approx(16 / 6)
-    assert found.freedom == 1
+    assert (found.statistic, found.freedom) == (pytest.approx(16 / 6), 1)
     same = compare_classes({0: classes(0, 1, 2)}, {0: classes(0, 1, 2)})
     assert (same.statistic, same.freedom, same.p) == (0, 0, 1)
     assert compare_classes({0: classes(0, 1)}, {0: CellTerms(1.0)}) is None
@@ -268,8 +263,7 @@ def test_p_of_z():
 def test_ranks_by_hand():
     z = {("a", "b"): -9.0, ("a", "c"): -8.0, ("b", "c"): 0.3, ("c", "d"): -0.1, ("a", "d"): -9.0, ("b", "d"): 1.0}
     found = rank_intervals(["a", "b", "c", "d", "alone"], z)
-    assert found.loc["a"].tolist() == [1, 1]
-    assert [found.loc[name].tolist() for name in "bcd"] == [[2, 4]] * 3
+    assert (found.loc["a"].tolist(), [found.loc[name].tolist() for name in "bcd"]) == ([1, 1], [[2, 4]] * 3)
     assert "alone" not in found.index
 
 
@@ -287,12 +281,10 @@ def test_t_by_hand():
     # Differences 1, 2, 3, 4, 5: mean 3, s = sqrt(2.5), standard error sqrt(.5), t = 3 sqrt 2 with 4 degrees of freedom.
     second = np.array([0.3, 0.1, 0.4, 0.1, 0.5])
     found = paired_t(second + np.arange(1.0, 6.0), second)
-    assert found["difference"] == pytest.approx(3)
-    assert found["t"] == pytest.approx(3 * math.sqrt(2))
+    assert (found["difference"], found["t"]) == (pytest.approx(3), pytest.approx(3 * math.sqrt(2)))
     half = 2.7764451 * math.sqrt(0.5)  # the tabulated 97.5 % point of t with 4 degrees of freedom
     assert (found["low"], found["high"]) == pytest.approx((3 - half, 3 + half), abs=1e-6)
-    assert found["p"] == pytest.approx(2 * stats.t.sf(3 * math.sqrt(2), 4))
-    assert (found["seeds"], found["reason"]) == (5, "")
+    assert (found["p"], found["seeds"], found["reason"]) == (pytest.approx(2 * stats.t.sf(3 * math.sqrt(2), 4)), 5, "")
 
 
 @pytest.mark.parametrize("seeds", [0, 1, 4])

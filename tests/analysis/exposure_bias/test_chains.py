@@ -79,8 +79,7 @@ def test_the_analysis_draws_chains_and_pictures(chains):
     assert [entry.name for entry in out.entries] == ["chains", "chain_error", "chain_pictures"]
     table = pd.read_csv(chains.root / "tables" / "chains.csv")
     real = table[table["method"] == "real"]
-    assert real["value"].tolist() == [0.5]
-    assert real["seeds"].tolist() == [2]
+    assert (real["value"].tolist(), real["seeds"].tolist()) == ([0.5], [2])
 
 
 @pytest.mark.usefixtures("unrendered")

@@ -76,7 +76,6 @@ def test_the_analysis_reads_records_and_writes_its_table(folder, make_record):
     out = Output(folder.root)
     results = load_results(folder.root)
     analyse(results, out)
-    assert results.problems == []
-    assert {entry.name for entry in out.entries} == {"response", "effective_timestep"}
+    assert (results.problems, {entry.name for entry in out.entries}) == ([], {"response", "effective_timestep"})
     written = pd.read_csv(folder.root / "tables" / "effective_timestep.csv")
     assert set(written["t"]) <= set(levels)

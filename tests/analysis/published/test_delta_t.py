@@ -22,8 +22,7 @@ def test_cosine_schedule_is_the_suites():
 def test_levels_are_those_of_20_respaced_steps():
     table = delta_table()
     visited = [level.t for level in levels("cosine", 1000, "20")][1:-1]  # all but the start and the clean one
-    assert table["t"].tolist() == visited
-    assert table["timestep"].tolist() == list(range(19, 0, -1))
+    assert (table["t"].tolist(), table["timestep"].tolist()) == (visited, list(range(19, 0, -1)))
     # The carried alpha_bar has eight digits.
     carried = load_published("delta_t_floor_cifar10_20step")["alpha_bar"]
     np.testing.assert_allclose(1 - table["sigma"] ** 2, carried, atol=1e-8)

@@ -28,8 +28,7 @@ def grid(folder):
 
 def test_steps_by_mean(grid):
     table = table_of(grid)
-    assert table["target"].tolist() == pytest.approx([1.0] * 3)
-    assert set(table["target_steps"]) == {100}
+    assert (table["target"].tolist(), set(table["target_steps"])) == (pytest.approx([1.0] * 3), {100})
     assert (table.loc["adm", "steps_mean"], table.loc["adm", "speed_up_mean"]) == (100, 1)
     assert (table.loc["ip", "steps_mean"], table.loc["ip", "speed_up_mean"]) == (20, 5)
     assert table.loc["ip", "fd_mean"] == pytest.approx(1.0)
@@ -51,8 +50,7 @@ def test_steps_by_the_interval(folder, terms):
     assert table["steps_mean"].isna().to_dict() == {"adm": False, "ip": True, "gp": True}
     adm, ip, gp = (table.loc[name] for name in ("adm", "ip", "gp"))
     # 20 steps are not told from 100, which are themselves the target.
-    assert (adm["steps_possible"], adm["steps_certain"]) == (20, 100)
-    assert (adm["speed_up_low"], adm["speed_up_high"]) == (1, 5)
+    assert (adm["steps_possible"], adm["steps_certain"], adm["speed_up_low"], adm["speed_up_high"]) == (20, 100, 1, 5)
     assert adm["delta_low"] < 0 < adm["delta_high"]
     assert adm["delta"] == pytest.approx((adm["delta_low"] + adm["delta_high"]) / 2)
     assert (ip["steps_possible"], ip["steps_certain"], ip["speed_up_low"]) == (10, 10, 10)
@@ -79,8 +77,7 @@ def test_scores_that_are_empty_are_passed_over(folder):
     folder.cell("adm", 20, value=2.0, probes=False)
     folder.cell("gone", 10, value=None, probes=False)
     table = table_of(folder)
-    assert list(table.index) == ["adm"]
-    assert table.loc["adm", "steps_mean"] == 20
+    assert (list(table.index), table.loc["adm", "steps_mean"]) == (["adm"], 20)
 
 
 def test_a_baseline_without_the_sampler_gives_way_to_the_first(folder):

@@ -98,8 +98,7 @@ def test_step_counts_with_fewer_seeds_are_named(folder):
 def test_errors_of_x0_hat_stand_in_one_row(exact_steps):
     steps = exact_steps("exact")
     table = error_table(steps)
-    assert set(table["arm"]) == {"forced-train", "forced-heldout"}
-    assert len(table) == 40
+    assert (set(table["arm"]), len(table)) == ({"forced-train", "forced-heldout"}, 40)
     # An exact denoiser's error at a single step is the closed form's: sqrt(mean of 16 posterior variances). The mean of
     # 4000 squared errors has a relative standard error of at most sqrt(2 / 4000) = .022, half of that for the root.
     exact = steps[(steps["arm"] == "gaussian-forced") & (steps["quantity"] == "x0_rmse")].set_index("i")["value"]

@@ -78,8 +78,7 @@ def test_losses_are_read_and_damaged_logs_named(folder):
         write_log(folder.root, name, text)
     results = load_results(folder.root)
     found = read_losses(results)
-    assert list(found) == ["adm", "adm-ip"]
-    assert found["adm"]["mse"].tolist() == [0.5, 0.25]
+    assert (list(found), found["adm"]["mse"].tolist()) == (["adm", "adm-ip"], [0.5, 0.25])
     assert found["adm-ip"]["mse"].tolist() == pytest.approx([0.5 - 0.01 / 1.01, 0.25 - 0.01 / 1.01])  # its constant
     assert len(results.problems) == 3
     assert all("copy the training's log again" in problem for problem in results.problems)

@@ -45,8 +45,7 @@ def test_a_curve_by_hand(tmp_path):
     curve(tmp_path)
     choose(tmp_path)
     table, problems = read(tmp_path)
-    assert problems == []
-    assert table["value"].tolist() == [0.99, 1.0, 1.01]
+    assert (problems, table["value"].tolist()) == ([], [0.99, 1.0, 1.01])
     assert table["distance"].tolist() == pytest.approx([4.0, 1.5, 1.8])
     assert table["sd"].tolist() == pytest.approx([math.sqrt(2), math.sqrt(0.5), math.sqrt(0.18)])
     assert table["difference"].tolist() == pytest.approx([2.5, 0, 0.3])
@@ -112,8 +111,7 @@ def test_damaged_curves_are_named_on_one_line(tmp_path, change, reason):
     choose(tmp_path, ("adm-es", "ddpm", 50, "b", 1.0))
     path.write_text(change(path.read_text()))
     table, problems = read(tmp_path)
-    assert table["steps"].unique().tolist() == [50]
-    assert len(problems) == 1
+    assert (table["steps"].unique().tolist(), len(problems)) == ([50], 1)
     assert problems[0].startswith(f"{path} is damaged and left out (")
     assert reason in problems[0]
     assert "\n" not in problems[0]
@@ -182,5 +180,4 @@ def test_nothing_is_written_without_curves(folder, made):
         (folder.root / "tuning").mkdir()
     out, results = Output(folder.root), load_results(folder.root)
     tuning.analyse(results, out)
-    assert out.entries == []
-    assert results.problems == []
+    assert (out.entries, results.problems) == ([], [])

@@ -152,8 +152,7 @@ def test_metrics_are_long(folder):
     folder.cell("adm", 10, 1, None)
     table = load_results(folder.root).metrics
     columns = ["model", "sampler", "steps", "nfe", "seed", "n", "reference", "metric", "value", "reason"]
-    assert list(table.columns) == columns
-    assert len(table) == 4
+    assert (list(table.columns), len(table)) == (columns, 4)
     row = table[(table["metric"] == "fd_toy") & (table["seed"] == 0)].iloc[0]
     assert (row["value"], row["nfe"], row["n"], row["reference"]) == (1.5, 10, 20, "toy-train (30)")
     empty = table[(table["metric"] == "fd_toy") & (table["seed"] == 1)].iloc[0]
@@ -166,9 +165,7 @@ def test_steps_carry_the_cells_key(folder):
     folder.cell("adm", 3, 1)
     folder.cell("ip", 5, 0, probes=False)
     table = load_results(folder.root).steps
-    assert set(table["seed"]) == {0, 1}
-    assert set(table["model"]) == {"adm"}
-    assert set(table["steps"]) == {3}
+    assert (set(table["seed"]), set(table["model"]), set(table["steps"])) == ({0, 1}, {"adm"}, {3})
 
 
 def test_without_probes_there_are_no_steps(folder):

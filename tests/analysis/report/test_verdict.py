@@ -65,8 +65,7 @@ def test_what_stands_after_the_correction_is_found(folder, terms):
     folder.order("adm", "ip", "es")
     finding = of(quality, folder)
     assert (finding.metric, finding.baseline, finding.models, finding.compared) == ("fd_toy", "adm", 3, 4)
-    assert (finding.closer, finding.farther) == ({"ip": [10]}, {"es": [10]})
-    assert finding.lowest == "0.700, adm at 20 steps"
+    assert (finding.closer, finding.farther, finding.lowest) == ({"ip": [10]}, {"es": [10]}, "0.700, adm at 20 steps")
 
 
 def test_one_sampler_is_spoken_of_and_the_run_names_the_baseline(folder, terms):
@@ -138,9 +137,7 @@ def test_the_variance_beside_exact_denoisers(folder):
 
 
 def test_a_value_between_the_stand_ins_is_not_outside():
-    assert Level(10, 0.85, 0.01, 0.79, 0.94).outside == 0
-    assert Level(10, 0.76, 0.01, 0.79, 0.94).outside == -1
-    assert Level(10, 0.97, 0.01, 0.79, 0.94).outside == 1
+    assert [Level(10, value, 0.01, 0.79, 0.94).outside for value in (0.85, 0.76, 0.97)] == [0, -1, 1]
     assert Level(10, 0.97).outside == 0
 
 

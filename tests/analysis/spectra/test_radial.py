@@ -163,8 +163,7 @@ def test_heat_greys_what_is_within_two_standard_errors(tmp_path, monkeypatch):
     meshes = []
     monkeypatch.setattr(spectra, "save", lambda figure, *args: meshes.append(figure.axes[0].collections[0].get_array()))
     draw_heat(spectrum_table(load_results(tmp_path)), "state", tmp_path, "heat")
-    assert np.ma.getmaskarray(meshes[0]).ravel().tolist() == [True, False]
-    assert meshes[0].ravel()[1] == pytest.approx(0.2)
+    assert (np.ma.getmaskarray(meshes[0]).ravel().tolist(), meshes[0].ravel()[1]) == ([True, False], pytest.approx(0.2))
 
 
 @pytest.mark.parametrize("counts", [{"ddim": 4, "ddpm": 8}, {"ddim": 8, "ddpm": 4}])

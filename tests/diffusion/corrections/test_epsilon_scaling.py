@@ -120,8 +120,7 @@ BY_HAND = {
 def test_two_steps_by_hand(kind, constants, solver, eps, ends):
     path, x = (EDM_BY_HAND, 10.0) if isinstance(solver, Heun) else (VP_BY_HAND, 1.0)
     steps = by_hand(path, x, solver, kind(path, *constants))
-    assert [step.eps_used.item() for step in steps] == eps
-    assert values(steps) == pytest.approx(ends, abs=1e-6)
+    assert ([step.eps_used.item() for step in steps], values(steps)) == (eps, pytest.approx(ends, abs=1e-6))
 
 
 def walked(stand_in, path, solver, correction, clip):
@@ -184,5 +183,4 @@ def test_a_level_without_signal_is_not_scaled():
     sigma = torch.tensor([1.0, 0.5], dtype=torch.float64).view(2, 1, 1, 1)
     level = batched(1000 * sigma, 1 - sigma, sigma)
     x0, eps = EpsilonScaling(path, 2.0).prediction(pred, x, Call(0, level, path[1], True))
-    assert x0.flatten().tolist() == pytest.approx([0.3, (1 - 0.5 * 0.5) / 0.5])
-    assert eps.flatten().tolist() == [1.0, 0.5]
+    assert (x0.flatten().tolist(), eps.flatten().tolist()) == (pytest.approx([0.3, (1 - 0.5 * 0.5) / 0.5]), [1.0, 0.5])

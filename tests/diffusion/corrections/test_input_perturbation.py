@@ -116,8 +116,7 @@ def test_two_steps_by_hand_in_the_frame_of_edm():
     assert [(x, level.alpha, level.sigma) for x, level in asked] == [(10.0, 1.0, 5.0), (pytest.approx(8.4), 1.0, 2.5)]
     # t is linear in log sigma between the grid's: log2(5 / 4) = .3219 above 2, log2(2.5 / 2) = .3219 above 1.
     assert [level.t for _, level in asked] == pytest.approx([2.321928, 1.321928], abs=1e-6)
-    assert x0 == pytest.approx([6.8, 7.6])
-    assert states == pytest.approx([8.4, 7.6])
+    assert (x0, states) == (pytest.approx([6.8, 7.6]), pytest.approx([8.4, 7.6]))
 
 
 @pytest.mark.parametrize("frame", FRAMES)

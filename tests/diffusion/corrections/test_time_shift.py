@@ -76,8 +76,7 @@ def test_algorithm_3_by_hand():
     said = Constant()
     steps = run(said, path, 0.28 * x0 + 0.96 * 0.4, DDIM(), TimeShift(path, TRIPLES, window=2, cutoff=3), clip=False)
     torch.testing.assert_close(steps[0].x_next, 0.8 * x0 + 0.24, rtol=0, atol=1e-6)
-    assert said.t[0] == 4
-    assert said.t[1].flatten().tolist() == [3, 1]
+    assert (said.t[0], said.t[1].flatten().tolist()) == (4, [3, 1])
     wanted = torch.stack([x0[0] * 4 / 3, (0.8 * x0[1] + 0.24 - 0.5 / 13) / 12 * 13])
     torch.testing.assert_close(steps[1].x_next, wanted, rtol=0, atol=1e-6)
 

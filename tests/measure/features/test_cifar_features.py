@@ -60,8 +60,7 @@ def test_layers(name):
 @both
 def test_scores_are_called_after_the_features(name):
     extractor, suffix = open_extractor(name), name.replace("-", "_")
-    assert extractor.metrics["frechet"] == f"fd_{suffix}"
-    assert extractor.metrics["precision"] == f"precision_{suffix}"
+    assert (extractor.metrics["frechet"], extractor.metrics["precision"]) == (f"fd_{suffix}", f"precision_{suffix}")
     assert frechet_name(extractor.metrics.values()) == f"fd_{suffix}"
 
 

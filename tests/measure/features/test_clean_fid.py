@@ -75,7 +75,6 @@ def test_at_other_sizes_they_are_not(network, random_inception):
 def test_the_extractor_reads_grey_images_and_says_what_it_is(random_inception):
     extractor = open_extractor("clean-fid", random_inception)
     pooled, spatial = extractor.extract(pictures(2, 8, 8)[:, :1])
-    assert pooled.shape == (2, 2048)
-    assert spatial.shape == (2, 17 * 17 * 7)
+    assert (pooled.shape, spatial.shape) == ((2, 2048), (2, 17 * 17 * 7))
     assert extractor.note == "torch-fidelity's network, clean-fid's resizing"
     assert extractor.metrics["frechet"] == "clean_fd_inception"

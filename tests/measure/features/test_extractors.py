@@ -77,8 +77,7 @@ def test_extraction_does_not_depend_on_the_batch():
     images, extractor = load("digits").images[:50], open_extractor("digits")
     whole, split = extractor.extract(images), extractor.extract(images, batch=7)
     for one, other, width in zip(whole, split, (64, 112), strict=True):
-        assert one.shape == (50, width)
-        assert one.dtype == "float32"
+        assert (one.shape, one.dtype) == ((50, width), "float32")
         torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other))
 
 
@@ -86,8 +85,7 @@ def test_extraction_does_not_depend_on_the_batch():
 def test_an_embedded_extractor_names_its_weights(name):
     digest = hashlib.sha256(CLASSIFIERS[name].weights.read_bytes()).hexdigest()
     extractor = open_extractor(name)
-    assert extractor.weights_hash == digest
-    assert extractor.key == f"{name}-{digest[:16]}"
+    assert (extractor.weights_hash, extractor.key) == (digest, f"{name}-{digest[:16]}")
     assert extractor.embedded
 
 
@@ -219,8 +217,7 @@ def test_images_of_another_size_are_refused(name, size):
 def test_images_are_sent_to_the_network():
     network = Elsewhere()
     pooled, spatial = Extractor("toy", network, {}, "0").extract(load("digits").images[:5], batch=3)
-    assert network.seen == torch.device("meta")
-    assert (pooled.shape, spatial.shape) == ((5, 2), (5, 3))
+    assert (network.seen, pooled.shape, spatial.shape) == (torch.device("meta"), (5, 2), (5, 3))
 
 
 def test_the_network_is_moved_to_its_device():
@@ -256,8 +253,7 @@ def inception_elsewhere():
 def test_logits_of_another_device_are_of_and_on_the_host(sent_home, make, width, classes):
     """On the host, the product with weights elsewhere would be refused."""
     found = make().logits(torch.zeros(5, width))
-    assert [device.type for device in sent_home] == ["meta"]
-    assert (found.device.type, found.shape) == ("cpu", (5, classes))
+    assert ([device.type for device in sent_home], found.device.type, found.shape) == (["meta"], "cpu", (5, classes))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -284,8 +280,7 @@ def test_inception_features(random_inception, pictures):
     seen = []
     extractor.network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: seen.append(output))
     pooled, spatial = extractor.extract(pictures)
-    assert pooled.shape == (3, 2048)
-    assert spatial.shape == (3, 17 * 17 * 7)
+    assert (pooled.shape, spatial.shape) == ((3, 2048), (3, 17 * 17 * 7))
     assert spatial.min() == 0  # after rectification
     # Height, width, channel: entry (h, w, c) stands at (17 h + w) * 7 + c.
     assert seen[0].shape == (3, 192, 17, 17)

@@ -212,7 +212,6 @@ def test_spread_indices(steps, count, expected):
 @pytest.mark.parametrize(("steps", "count"), [(1000, 100), (300, 100), (101, 100), (250, 20)])
 def test_spread_indices_are_distinct_and_hold_both_ends(steps, count):
     chosen = spread_indices(steps, count)
-    assert len(set(chosen)) == count
-    assert (chosen[0], chosen[-1]) == (0, steps - 1)
+    assert (len(set(chosen)), chosen[0], chosen[-1]) == (count, 0, steps - 1)
     gaps = np.diff(chosen)
     assert gaps.max() - gaps.min() <= 1

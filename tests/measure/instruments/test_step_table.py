@@ -112,8 +112,7 @@ def test_values_follow_from_the_record_by_hand():
     assert rows["variance_ratio"].value == pytest.approx(variance / 0.2)
     assert rows["pred_std"].value == pytest.approx(math.sqrt(variance + 0.2))
     assert rows["delta_t"].value == pytest.approx(variance + 0.2)  # sigma is 0 here
-    assert rows["floor_std"].value == pytest.approx(math.sqrt(0.4))
-    assert rows["delta_t_floor"].value == pytest.approx(0.4)
+    assert (rows["floor_std"].value, rows["delta_t_floor"].value) == (pytest.approx(math.sqrt(0.4)), pytest.approx(0.4))
     assert rows["excess_std"].value == pytest.approx(math.sqrt(variance + 0.2) - math.sqrt(0.4))
     assert rows["eps_norm"].value == pytest.approx(0.1)
     assert rows["eps_rms"].value == pytest.approx(math.sqrt(0.1**2 + 0.3))

@@ -210,8 +210,7 @@ def test_copies_of_heldout_images_leave_the_ratio_empty(count):
     train, heldout = images(100, 0), images(100, 1)
     found = neighbour_ratio(heldout[:count], train, heldout)
     assert found.value is None
-    assert found.reason == "every sample is a held-out image"
-    assert found.n == count
+    assert (found.reason, found.n) == ("every sample is a held-out image", count)
     other = torch.cat([heldout[:count], images(1, 2)])
     assert neighbour_ratio(other, train, heldout).value > 1
 

@@ -106,8 +106,7 @@ def test_a_large_set_keeps_ten_thousand_features_and_the_moments_of_all():
     np.testing.assert_array_equal(found.pooled, every[thinned(12_345)])
     np.testing.assert_allclose(found.moments.cov, feature_moments(every)[1], rtol=1e-10)
     np.testing.assert_allclose(found.spatial.cov, 4 * found.moments.cov[:1, :1], rtol=1e-12)
-    assert found.n == 12_345
-    assert (found.name, found.pooled_name) == ("many", "many, 10000 of them evenly spaced")
+    assert (found.n, found.name, found.pooled_name) == (12_345, "many", "many, 10000 of them evenly spaced")
 
 
 def test_a_small_set_keeps_everything():
@@ -132,8 +131,7 @@ def test_written_statistics_come_back(tmp_path):
     write_statistics(made(), tmp_path / "new" / "reference.npz", keep_features=True)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["reference.npz"]
     found = read_statistics(tmp_path / "new" / "reference.npz", TOY)
-    assert found.content_hash() == made().content_hash()
-    assert (found.n, found.name) == (40, "reference.npz (40)")
+    assert (found.content_hash(), found.n, found.name) == (made().content_hash(), 40, "reference.npz (40)")
 
 
 def test_the_format_is_guided_diffusions(tmp_path):
@@ -325,8 +323,7 @@ def test_features_to_compare_with_are_computed_once(cache, computed):
     np.testing.assert_array_equal(first.pooled, COUNTING.extract(pictures[thinned(12_345)])[0])
     np.testing.assert_array_equal(again.pooled, first.pooled)
     assert (first.moments, first.name) == (bare.moments, bare.name)
-    assert again.pooled_name == "same, 10000 of them evenly spaced"
-    assert [len(args[1]) for args in computed] == [RETAINED]
+    assert (again.pooled_name, [len(args[1]) for args in computed]) == ("same, 10000 of them evenly spaced", [RETAINED])
     with_features(bare, COUNTING, pictures[:12_000], "fewer", "abc")
     assert len(computed) == len(list(cache.iterdir())) == 2
 

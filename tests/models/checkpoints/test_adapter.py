@@ -165,8 +165,7 @@ def load():
 
 def test_two_files_of_one_name_are_two(tmp_path):
     one, two = (written(tmp_path / name, f"def load():\n    return {name!r}.upper") for name in ("one", "two"))
-    assert read_adapter("model.py:load", one)()() == "ONE"
-    assert read_adapter("model.py:load", two)()() == "TWO"
+    assert (read_adapter("model.py:load", one)()(), read_adapter("model.py:load", two)()()) == ("ONE", "TWO")
 
 
 @pytest.mark.parametrize("place", ["model.py", "sub/model.py", "./model.py", "../model.py"])

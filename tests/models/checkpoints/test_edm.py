@@ -135,8 +135,7 @@ def test_positional_arguments_are_understood(tmp_path):
     }
     outer = Persistent("EDMPrecond", module_state({}, {"model": inner}), (8, 1, 0, False, 0, float("inf"), 0.7))
     network = describe_edm(save(tmp_path / "net.pkl", {"ema": outer})).network
-    assert (network["image_size"], network["in_channels"]) == (8, 1)
-    assert network["preconditioning"] == {"sigma_data": 0.7}
+    assert (network["image_size"], network["in_channels"], network["preconditioning"]) == (8, 1, {"sigma_data": 0.7})
 
 
 def put(name, value):

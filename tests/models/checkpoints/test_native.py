@@ -38,8 +38,7 @@ def test_half_precision_round_trip(saved, network):
     loaded = load_network(saved, DESCRIPTION)
     assert not loaded.training
     for (name, tensor), (same, original) in zip(loaded.state_dict().items(), network.state_dict().items(), strict=True):
-        assert name == same
-        assert tensor.dtype == torch.float32
+        assert (name, tensor.dtype) == (same, torch.float32)
         assert torch.equal(tensor, original.half().float())
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert {tensor.dtype for tensor in load_file(saved).values()} == {torch.float16}

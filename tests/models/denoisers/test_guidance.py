@@ -67,8 +67,7 @@ def test_the_classifier_is_asked_at_the_training_index_in_float32():
     classifier, x = Quadratic(), torch.randn(5, *SHAPE, dtype=torch.float64, generator=rng())
     pred = GuidedDenoiser(data(), classifier, 1.0)(x, LEVEL, torch.zeros(5, dtype=torch.int64))
     (times,) = classifier.times
-    assert times.tolist() == [437] * 5
-    assert pred.guidance.dtype == torch.float64
+    assert (times.tolist(), pred.guidance.dtype) == ([437] * 5, torch.float64)
     assert torch.equal(pred.guidance, pred.guidance.float().double())
 
 
@@ -244,8 +243,7 @@ def test_the_interval_is_of_the_noise_over_the_signal(low, high, alpha, sigma, c
     assert guidance.calls(level) == calls
     if alpha:
         pred = ClassifierFreeDenoiser(Conditional(), guidance)(torch.zeros(2, *SHAPE), level, LABELS)
-        assert pred.calls == calls
-        assert (pred.plain is None) == (calls == 1)
+        assert (pred.calls, pred.plain is None) == (calls, calls == 1)
 
 
 def test_classifier_free_guidance_needs_labels():

@@ -151,8 +151,7 @@ def test_levels_of_one_an_image_are_the_images_one_by_one(oracle, dtype):
     x = torch.cat([states(level, count=1) for level in LEVELS]).to(dtype)
     rows = torch.tensor([(level.t, level.alpha, level.sigma) for level in LEVELS], dtype=dtype)
     pred = oracle(x, batched(*rows.T.reshape(3, -1, 1, 1, 1)))
-    assert pred.x0.dtype == dtype
-    assert pred.x0_cov.shape == (len(LEVELS), 6, 6)
+    assert (pred.x0.dtype, pred.x0_cov.shape) == (dtype, (len(LEVELS), 6, 6))
     for k, level in enumerate(LEVELS):
         alone = oracle(x[k : k + 1], level)
         tolerance = dict.fromkeys(("rtol", "atol"), 2e-6 if dtype == torch.float32 else 1e-9)

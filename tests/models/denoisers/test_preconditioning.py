@@ -54,16 +54,14 @@ def test_vp_noise_and_time_are_inverse():
 
 def test_ve_is_conditioned_on_half_the_noise():
     ve = make_preconditioning("ve")
-    assert ve.at(3.0) == pytest.approx((1, 3, 1, math.log(1.5)), rel=1e-14)
-    assert (ve.sigma_min, ve.sigma_max) == (0.02, 100)
+    assert (ve.at(3.0), ve.sigma_min, ve.sigma_max) == (pytest.approx((1, 3, 1, math.log(1.5)), rel=1e-14), 0.02, 100)
 
 
 def test_iddpm_levels_are_those_of_the_cosine_schedule():
     """Where no beta is clipped, 1 + u^2 is 1 / alpha_bar with alpha_bar 1 at the data (Nichol & Dhariwal 2021)."""
     iddpm = make_preconditioning("iddpm")
     levels = iddpm.levels
-    assert levels.shape == (1001,)
-    assert levels[-1] == 0
+    assert (levels.shape, levels[-1]) == ((1001,), 0)
     assert np.all(np.diff(levels) < 0)
     j = np.array([500, 900, 999])
     bar = np.sin(0.5 * math.pi * j / 1000 / 1.008) ** 2 / np.sin(0.5 * math.pi / 1.008) ** 2
@@ -78,8 +76,7 @@ def test_iddpm_rounds_to_its_levels_and_counts_them():
     iddpm = make_preconditioning("iddpm")
     for index in (0, 300, 999):
         sigma = float(iddpm.levels[index])
-        assert iddpm.rounded(sigma * (1 + 1e-6)) == sigma
-        assert iddpm.at(sigma).noise == 999 - index
+        assert (iddpm.rounded(sigma * (1 + 1e-6)), iddpm.at(sigma).noise) == (sigma, 999 - index)
         assert iddpm.at(sigma)[:3] == pytest.approx((1, -sigma, 1 / math.sqrt(1 + sigma**2)), rel=1e-14)
 
 
@@ -104,8 +101,7 @@ def test_the_ideal_network_of_gaussian_data_makes_the_ideal_denoiser(name):
         ideal = s**2 / (s**2 + sigma**2) * x
         assert (prediction.x0 - ideal).abs().max() < 3e-7 * x.abs().max()
         assert torch.allclose(x, prediction.x0 + sigma * prediction.eps, rtol=1e-12, atol=1e-12)
-        assert prediction.x0.dtype == torch.float64
-        assert seen[0][0].dtype == torch.float32
+        assert (prediction.x0.dtype, seen[0][0].dtype) == (torch.float64, torch.float32)
         assert seen[0][0].tolist() == pytest.approx([c.noise] * 2, rel=1e-7)
         assert seen[0][1] is labels
 

@@ -68,8 +68,7 @@ def test_the_large_run_is_the_planned_one():
 def test_the_networks_of_cifar10_attend_at_half_and_a_quarter_of_the_size():
     for name in ("cifar10", "cifar10-16"):
         network = NETWORKS[name]
-        assert network["attention_resolutions"] == (2, 4)
-        assert (network["model_channels"], network["out_channels"]) == (32, 6)
+        assert (network["attention_resolutions"], network["model_channels"], network["out_channels"]) == ((2, 4), 32, 6)
     assert (network["model_channels"], network["channel_mult"], network["num_res_blocks"]) == (32, (1, 2, 2), 1)
     assert sum(weights.numel() for weights in adm_unet(network).parameters()) == 1_422_278
 

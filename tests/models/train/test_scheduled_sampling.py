@@ -62,8 +62,7 @@ def test_two_steps_by_hand():
 
     rollout, x0 = Rollout.make("linear(0.1,0.5)", 3, steps=2, stride=1), torch.full((1, 1, 1, 1), 0.5)
     found = rollout.pair(network, x0, torch.tensor([0]), torch.zeros_like(x0), draws(1))
-    assert [part.item() for part in found] == pytest.approx([x_0, target], abs=4e-6)
-    assert [t for _, t in seen] == [2, 1]
+    assert ([part.item() for part in found], [t for _, t in seen]) == (pytest.approx([x_0, target], abs=4e-6), [2, 1])
     assert [x for x, _ in seen] == pytest.approx([x_2, x_1], abs=1e-6)
 
 

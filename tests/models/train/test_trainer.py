@@ -71,8 +71,7 @@ VARIANTS = [("adm", HISTORY)] + [(name, {}) for name in ("adm-mdss", "flow", "ad
 def test_a_resumed_training_equals_an_undisturbed_one_bit_for_bit(tmp_path, images, interrupted, name, changes):
     recipe, torn, whole = short(name, **changes), tmp_path / "torn", tmp_path / "whole"
     interrupted(recipe, torn, CPU, True, images)
-    assert torch.load(torn / "resume.pt")["iteration"] == 2
-    assert len(rows(torn)) == 3
+    assert (torch.load(torn / "resume.pt")["iteration"], len(rows(torn))) == (2, 3)
     resumed, undisturbed = (train(recipe, folder, CPU, True, images) for folder in (torn, whole))
     assert resumed.read_bytes() == undisturbed.read_bytes()
     assert same(torch.load(torn / "resume.pt"), torch.load(whole / "resume.pt"))
@@ -140,8 +139,7 @@ def test_until_its_history_is_full_indices_are_the_uniform_ones(images):
     assert torch.equal(t, plain._indices(numbers)[0])
     assert (weights == 1).all()
     losses = [trainer.step(images[:4], torch.arange(4)) for trainer in (plain, weighted)]
-    assert losses[0].mse.item() == losses[1].mse.item()
-    assert weighted.index_sampler.counts.sum() == 4
+    assert (losses[0].mse.item(), weighted.index_sampler.counts.sum()) == (losses[1].mse.item(), 4)
 
 
 def test_the_log_holds_window_means(tmp_path, images, monkeypatch):
@@ -482,8 +480,7 @@ def test_the_flags_reach_the_training(tmp_path, monkeypatch, capsys):
     (recipe, out, more), (_, own, told) = seen
     assert (recipe, str(out)) == (RECIPES["cifar10/adm-ip"], "training/cifar10/adm-ip")
     assert (more["data_dir"], more["compiled"], more["keep_every"]) == (None, False, 0)
-    assert (told["data_dir"], told["compiled"], told["keep_every"]) == (tmp_path, True, 800)
-    assert own == tmp_path / "out"
+    assert (told["data_dir"], told["compiled"], told["keep_every"], own) == (tmp_path, True, 800, tmp_path / "out")
 
 
 def test_a_compiler_that_fails_is_one_line(tmp_path, monkeypatch, capsys):

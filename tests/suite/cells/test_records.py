@@ -23,8 +23,7 @@ def empty_arm(arm, images=0):
 def test_an_arm_that_saw_nothing_is_left_out(records):
     records.add(empty_arm("forced-train", 2) | empty_arm("forced-heldout", 0))
     found = {name.split("/")[0] for name in records.moments()}
-    assert found & set(ARMS) == {"forced-train"}
-    assert set(records.table()["arm"]) == {"forced-train"}
+    assert (found & set(ARMS), set(records.table()["arm"])) == ({"forced-train"}, {"forced-train"})
 
 
 def test_moments_carry_levels_and_the_datas_own(records, small_data):
@@ -50,8 +49,7 @@ def test_errors_put_training_images_first_whatever_the_shards_order(records):
     records.add({"errors/train": errors["train"] + 1})
     joined = records.errors()
     assert joined["errors"][0, :, 0, 0, 0].tolist() == [1, 1, 2, 2, 9]
-    assert joined["part"].tolist() == ["train"] * 4 + ["heldout"]
-    assert joined["t"].tolist() == [0, 500, 999]
+    assert (joined["part"].tolist(), joined["t"].tolist()) == (["train"] * 4 + ["heldout"], [0, 500, 999])
 
 
 def test_the_networks_variance_gives_a_floor_of_its_own(make_cell, small_data):

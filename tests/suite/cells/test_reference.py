@@ -126,8 +126,7 @@ def test_images_of_a_file_of_statistics_are_what_is_compared_one_by_one(tmp_path
     write_statistics(summarise(extractor, images, "held out"), tmp_path / "file.npz", images)
     features = Reference(load("digits"), extractor, open_statistics(tmp_path / "file.npz", extractor)).features()
     np.testing.assert_array_equal(features.pooled, extractor.extract(images)[0])
-    assert features.pooled_name == "images of file.npz (355)"
-    assert features.name == "file.npz (355)"
+    assert (features.pooled_name, features.name) == ("images of file.npz (355)", "file.npz (355)")
 
 
 @pytest.mark.parametrize(("count", "is_comparable"), [(2, False), (100, True)])

@@ -120,8 +120,7 @@ def test_seconds_are_those_of_every_attempt(make_cell, run_cell, shrink, monkeyp
 def test_samples_are_guided_diffusions_format(make_cell, run_cell, shrink):
     cell = make_cell()
     samples = arrays(run_cell(cell, shrink()), cell, "samples.npz")
-    assert list(samples) == ["arr_0", "quantize"]
-    assert str(samples["quantize"]) == "round"
+    assert (list(samples), str(samples["quantize"])) == (["arr_0", "quantize"], "round")
     floored = make_cell(quantize="floor")
     assert str(arrays(run_cell(floored, shrink(), folder="floor"), floored, "samples.npz")["quantize"]) == "floor"
     images = samples["arr_0"]
@@ -152,8 +151,7 @@ def test_step_table(finished):
     at = {len(cell.levels()) - 2 - k: level for k, level in enumerate(cell.levels())}
     for row in table.itertuples():
         level = at[row.i]
-        assert (row.t, row.stage) == (level.t, 0)
-        assert row.alpha == pytest.approx(level.alpha, rel=1e-12)
+        assert (row.t, row.stage, row.alpha) == (level.t, 0, pytest.approx(level.alpha, rel=1e-12))
         assert row.sigma == pytest.approx(level.sigma, rel=1e-12)
     assert not table.duplicated(["arm", "i", "quantity"]).any()
     counts = table.drop_duplicates("arm").set_index("arm")["n"]
@@ -180,8 +178,7 @@ def test_errors_are_those_of_single_images(finished):
     cell, store = finished
     errors = arrays(store, cell, "errors.npz")
     assert errors["errors"].shape == (4, 60, 1, 4, 4)  # all 42 training and 18 held-out images
-    assert errors["errors"].dtype == np.float32
-    assert errors["i"].tolist() == [0, 1, 2, 3]
+    assert (errors["errors"].dtype, errors["i"].tolist()) == (np.float32, [0, 1, 2, 3])
     assert errors["t"].tolist() == [level.t for level in reversed(cell.levels()[:-1])]
     assert errors["part"].tolist() == ["train"] * 42 + ["heldout"] * 18
     moments = arrays(store, cell, "moments.npz")

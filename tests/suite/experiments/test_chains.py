@@ -176,8 +176,7 @@ def test_a_record(plan, make_context, shrink, small_data, tmp_path):
     folder = tmp_path / "chains" / "toy-ancestral-6-seed3"
     assert {path.name for path in folder.iterdir()} == {"record.csv", "pictures.npz", "chain.json"}
     table = pd.read_csv(folder / "record.csv")
-    assert tuple(table.columns) == CHAIN_COLUMNS
-    assert table["quantity"].tolist() == ["l1", "rmse", "frechet"]
+    assert (tuple(table.columns), table["quantity"].tolist()) == (CHAIN_COLUMNS, ["l1", "rmse", "frechet"])
     assert (table[["start", "t", "seed", "n"]] == [6, 5, 3, 9]).all(axis=None)
     errors = table.iloc[:2]
     assert (errors["reference"] == "source images (small-train)").all()
@@ -298,8 +297,7 @@ def test_real_images_are_scored_like_reconstructions(small_data, make_context, t
     real = record(work, tmp_path).query("method == 'real'")
     assert real["quantity"].tolist() == ["fd_corners", "fd_corners"]
     assert (real["n"] == n).all()
-    assert real["reference"].tolist() == ["small-train (42)"] * 2
-    assert real["note"].tolist()[1] == note
+    assert (real["reference"].tolist(), real["note"].tolist()[1]) == (["small-train (42)"] * 2, note)
     assert real["value"].isna().tolist() == [n == 2, n in (2, 42)]
     if n == 42:  # the sources are the reference
         assert real["value"].iloc[0] == pytest.approx(0, abs=1e-12)

@@ -65,8 +65,7 @@ def test_levels_are_those_whose_errors_a_cell_keeps(make, make_cell, steps, spac
 )
 def test_heldout_images_are_shown_where_there_are_any(make, parts, shown):
     response = make(parts=parts)
-    assert response.part == shown
-    assert response.cost() == len(response.pairs) * shown[1]
+    assert (response.part, response.cost()) == (shown, len(response.pairs) * shown[1])
 
 
 def test_models_that_share_a_network_share_the_measurement(make_cell):
@@ -109,8 +108,7 @@ def test_a_record_is_the_networks_norm_at_every_pair(make, make_context, small_d
     x0 = to_unit(small_data.part("heldout"))
     noise = Noise(2).normal(torch.arange(18), Purpose.RESPONSE, 0, (1, 4, 4))
     for row, (told, true), (level, x) in zip(table.itertuples(), response.pairs, network.asked, strict=True):
-        assert (row.s, row.t) == (told.t, true.t)
-        assert level == told
+        assert (row.s, row.t, level) == (told.t, true.t, told)
         torch.testing.assert_close(x, true.alpha * x0 + true.sigma * noise)  # the same noise at every level
         norms = (x + told.t).flatten(1).double().norm(dim=1)
         # float32 norms of 16 values: a few 1e-7 of each; their spread cancels some more.

@@ -47,8 +47,7 @@ def test_every_suffix_goes_with_every_model(known, suffix):
 
 def test_suffixes_stand_in_a_row(known):
     model = known.model("edm-ts-es-dcw")
-    assert [remedy.kind for remedy in model.remedies] == ["time-shift", "epsilon-scaling", "dcw"]
-    assert model.base == "edm"
+    assert ([remedy.kind for remedy in model.remedies], model.base) == (["time-shift", "epsilon-scaling", "dcw"], "edm")
 
 
 def test_the_longest_suffix_wins(known):

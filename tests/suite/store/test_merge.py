@@ -364,8 +364,7 @@ def test_a_damaged_measurement_is_left_out_and_told(configured, short_toml, merg
     record = sorted(part.glob("chains/*/record.csv"))[0]
     flip(record)
     found = merge(part, "--out", tmp_path / "out", "--config", short_toml)
-    assert found.code == 1
-    assert found.err.splitlines()[0] == f"left out: {record.parent} is damaged"
+    assert (found.code, found.err.splitlines()[0]) == (1, f"left out: {record.parent} is damaged")
     assert merge(whole, "--out", tmp_path / "out", "--config", short_toml)[::2] == (0, "")
 
 
@@ -468,8 +467,7 @@ def test_names_of_files_lead_nowhere(whole, stranger, merge, tmp_path, name):
     edit(cell / "metrics.json", files={**files, name: 8}, sha256={})
     before = tree(tmp_path / "room")
     found = merge(stranger, "--out", tmp_path / "out")
-    assert found.code == 1
-    assert found.err.splitlines()[0] == f"left out: {cell} is damaged"
+    assert (found.code, found.err.splitlines()[0]) == (1, f"left out: {cell} is damaged")
     assert tree(tmp_path / "room") == before
     assert {path.name for path in tmp_path.iterdir()} == {"room", "out"}
 

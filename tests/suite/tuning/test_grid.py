@@ -75,8 +75,7 @@ def test_the_span_turns_about_the_mean_divisor(known):
     model = known.model("adm-es").rescaled(1.02, 0.0)
     for steps in (2, 11, 100):
         b, k = with_constant(model, "span", [0.04], "ddpm", [steps]).scale_at("ddpm", steps)
-        assert b == pytest.approx(1.0)
-        assert b + k * (steps - 1) == pytest.approx(1.04)
+        assert (b, b + k * (steps - 1)) == (pytest.approx(1.0), pytest.approx(1.04))
 
 
 def test_other_constants_of_the_remedy_stay(known):
@@ -211,8 +210,7 @@ def test_a_sweep_leaves_curves_and_an_entry(tuned, command):
     assert outcome.code == 0
     table = pd.read_csv(out / "tuning" / "adm-ip-es-ddpm-3-b.csv")
     assert table["value"].tolist() == [0.8, 0.8, 1.0, 1.0, 1.2, 1.2]
-    assert table["seed"].tolist() == [RESERVED_SEEDS, RESERVED_SEEDS + 1] * 3
-    assert set(table["n"]) == {66}
+    assert (table["seed"].tolist(), set(table["n"])) == ([RESERVED_SEEDS, RESERVED_SEEDS + 1] * 3, {66})
     assert table["distance"].nunique() == 6
     chosen = pd.read_csv(out / "tuning" / "chosen.csv")
     assert chosen[["model", "steps"]].to_numpy().tolist() == [

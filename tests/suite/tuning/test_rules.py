@@ -80,9 +80,7 @@ def test_a_divisor_is_fitted_on_reserved_noise_among_other_remedies(make_cell, m
     assert fit("b", cell, context).value == 7
     assert seeds == [RESERVED_SEEDS]
     states, features = given["drawn"](1.0, 2, 9)
-    assert states.shape == (7, 1, 8, 8)
-    assert len(features) == 7
-    assert sum(calls) == 7 * 3
+    assert (states.shape, len(features), sum(calls)) == ((7, 1, 8, 8), 7, 7 * 3)
     np.testing.assert_array_equal(given["drawn"](1.0, 4, 5)[0], states[2:3])  # whatever the batch
     assert (given["drawn"](1.1, 2, 9)[0] != states).any()
     plain = replace(cell, model=replace(cell.model, remedies=remedies[1:]))
