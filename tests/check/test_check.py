@@ -150,17 +150,17 @@ def test_the_report_has_every_rule_and_error():
     assert sum("ddim (vp)" in line for line in lines) == len(BIASES) + len(OPPOSITES)
 
 
-@pytest.mark.parametrize(
-    ("code", "rc", "text"),
-    [
-        ("class Mine(Correction):\n    pass", 0, "Mine()"),
-        ("class Mine(Correction):\n    def after(self, x, p, c): return x * 2", 1, "BROKEN"),
-        ("class Mine:\n    pass", 2, "makes no Correction"),
-        ("class Other(Correction):\n    pass", 2, "has no class 'Mine'"),
-        ("class Mine(Correction):\n    def __init__(self, b): pass", 2, "give --set b=VALUE"),
-        ("1 / 0", 2, "raised ZeroDivisionError"),
-    ],
-)
+CODES = [
+    ("class Mine(Correction):\n    pass", 0, "Mine()"),
+    ("class Mine(Correction):\n    def after(self, x, p, c): return x * 2", 1, "BROKEN"),
+    ("class Mine:\n    pass", 2, "makes no Correction"),
+    ("class Other(Correction):\n    pass", 2, "has no class 'Mine'"),
+    ("class Mine(Correction):\n    def __init__(self, b): pass", 2, "give --set b=VALUE"),
+    ("1 / 0", 2, "raised ZeroDivisionError"),
+]
+
+
+@pytest.mark.parametrize(("code", "rc", "text"), CODES)
 def test_the_command(tmp_path, capsys, code, rc, text):
     path = tmp_path / "mine.py"
     path.write_text(f"from bench.diffusion.corrections import Correction\n{code}\n")

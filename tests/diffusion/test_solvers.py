@@ -167,18 +167,18 @@ def test_a_variance_the_denoiser_lacks_is_refused(stand_in, variance, message):
         next(walk(stand_in(False), LEVELS, prior(LEVELS[0], DRAWS, SHAPE), Ancestral(variance), DRAWS))
 
 
-@pytest.mark.parametrize(
-    ("solver", "drawn"),
-    [
-        (Ancestral("fixed-small"), range(19, 0, -1)),
-        (DDIM(1.0), range(19, 0, -1)),
-        (DDIM(0.0), ()),
-        (PosteriorMean(), ()),
-        (Euler(), ()),
-        (Heun(), ()),
-        (Heun(Churn(4.0, 20)), range(19, -1, -1)),  # churn comes before a step, so before the last one too
-    ],
-)
+DRAWN = [
+    (Ancestral("fixed-small"), range(19, 0, -1)),
+    (DDIM(1.0), range(19, 0, -1)),
+    (DDIM(0.0), ()),
+    (PosteriorMean(), ()),
+    (Euler(), ()),
+    (Heun(), ()),
+    (Heun(Churn(4.0, 20)), range(19, -1, -1)),  # churn comes before a step, so before the last one too
+]
+
+
+@pytest.mark.parametrize(("solver", "drawn"), DRAWN)
 def test_noise_that_no_step_takes_is_not_drawn(stand_in, solver, drawn):
     asked = []
 

@@ -89,20 +89,20 @@ def step(log, **changes):
     log.step(**{"t": 5, "alpha": 0.6, "sigma": 0.8, "x": x, "prediction": x.clone(), "x_next": x.clone(), **changes})
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"prediction": torch.zeros(2, 3, 4, 4)}, r"prediction is \(2, 3, 4, 4\), x is \(2, 1, 4, 4\)"),
-        ({"x_next": torch.zeros(2, 4)}, "x_next must be a float tensor"),
-        ({"x": None}, "x must be a float tensor"),
-        ({"kind": "epsilon"}, "kind must be one of eps, v, x0, flow"),
-        ({"kind": "flow"}, "a flow has alpha"),
-        ({"sigma": 0.0}, "sigma > 0"),
-        ({"alpha": 0.0}, "says nothing of the data"),
-        ({"sigma": float("nan")}, "sigma > 0"),
-        ({"t": torch.zeros(2)}, "must be numbers"),
-    ],
-)
+IMPOSSIBLE = [
+    ({"prediction": torch.zeros(2, 3, 4, 4)}, r"prediction is \(2, 3, 4, 4\), x is \(2, 1, 4, 4\)"),
+    ({"x_next": torch.zeros(2, 4)}, "x_next must be a float tensor"),
+    ({"x": None}, "x must be a float tensor"),
+    ({"kind": "epsilon"}, "kind must be one of eps, v, x0, flow"),
+    ({"kind": "flow"}, "a flow has alpha"),
+    ({"sigma": 0.0}, "sigma > 0"),
+    ({"alpha": 0.0}, "says nothing of the data"),
+    ({"sigma": float("nan")}, "sigma > 0"),
+    ({"t": torch.zeros(2)}, "must be numbers"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), IMPOSSIBLE)
 def test_impossible_steps_are_one_line(changes, message):
     with pytest.raises(HookError, match=message) as error, record() as log:
         step(log, **changes)

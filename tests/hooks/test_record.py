@@ -216,15 +216,15 @@ def is_untouched(pipe):
     return not own and not pipe.unet._forward_hooks
 
 
-@pytest.mark.parametrize(
-    ("pipe", "message"),
-    [
-        ("a name", "str is no pipeline with a scheduler and a unet or transformer"),
-        (SimpleNamespace(unet=torch.nn.Identity()), "is no pipeline with a scheduler"),
-        (SimpleNamespace(unet=torch.nn.Identity(), scheduler=diffusers.LCMScheduler()), "LCMScheduler"),
-        (None, "nothing was recorded"),
-    ],
-)
+NO_PIPELINES = [
+    ("a name", "str is no pipeline with a scheduler and a unet or transformer"),
+    (SimpleNamespace(unet=torch.nn.Identity()), "is no pipeline with a scheduler"),
+    (SimpleNamespace(unet=torch.nn.Identity(), scheduler=diffusers.LCMScheduler()), "LCMScheduler"),
+    (None, "nothing was recorded"),
+]
+
+
+@pytest.mark.parametrize(("pipe", "message"), NO_PIPELINES)
 def test_what_is_no_pipeline(pipe, message):
     with pytest.raises(HookError, match=message) as error, record(pipe):
         pass
@@ -238,15 +238,15 @@ def test_a_pipeline_that_never_calls_its_scheduler(small_unet):
     assert is_untouched(pipe)
 
 
-@pytest.mark.parametrize(
-    ("loops", "message"),
-    [
-        (lambda pipe: (sample(pipe, 3), sample(pipe, 5)), "two loops in the block have different levels"),
-        (lambda pipe: (sample(pipe), broken_off(pipe)), "a loop ended after 1 of its 3 calls"),
-        (lambda pipe: (broken_off(pipe), sample(pipe)), "a loop ended after 1 of its 3 calls"),
-        (lambda pipe: replaced(pipe), "got another scheduler in the block"),
-    ],
-)
+OTHER_LOOPS = [
+    (lambda pipe: (sample(pipe, 3), sample(pipe, 5)), "two loops in the block have different levels"),
+    (lambda pipe: (sample(pipe), broken_off(pipe)), "a loop ended after 1 of its 3 calls"),
+    (lambda pipe: (broken_off(pipe), sample(pipe)), "a loop ended after 1 of its 3 calls"),
+    (lambda pipe: replaced(pipe), "got another scheduler in the block"),
+]
+
+
+@pytest.mark.parametrize(("loops", "message"), OTHER_LOOPS)
 def test_another_loop_in_the_block(small_unet, loops, message):
     pipe = digits_pipe(small_unet)
     with pytest.raises(HookError, match=message) as error, record(pipe) as log:
@@ -278,18 +278,18 @@ def test_images_of_another_size(small_unet):
     assert is_untouched(pipe)
 
 
-@pytest.mark.parametrize(
-    ("real", "message"),
-    [
-        ("digits", "real images are str"),
-        (torch.zeros(1, 1, 8, 8), "at least two"),
-        (torch.zeros(3, 8, 8), r"real images are \(3, 8, 8\)"),
-        (torch.zeros(3, 1, 8, 8, dtype=torch.int64), "int64"),
-        (torch.full((3, 1, 8, 8), torch.nan), "not finite"),
-        ((torch.zeros(3, 1, 8, 8), torch.zeros(3)), "must map names"),
-        ((torch.zeros(3, 1, 8, 8), {"class_labels": torch.zeros(2)}), "'class_labels' must be a tensor of 3 rows"),
-    ],
-)
+NOT_REAL = [
+    ("digits", "real images are str"),
+    (torch.zeros(1, 1, 8, 8), "at least two"),
+    (torch.zeros(3, 8, 8), r"real images are \(3, 8, 8\)"),
+    (torch.zeros(3, 1, 8, 8, dtype=torch.int64), "int64"),
+    (torch.full((3, 1, 8, 8), torch.nan), "not finite"),
+    ((torch.zeros(3, 1, 8, 8), torch.zeros(3)), "must map names"),
+    ((torch.zeros(3, 1, 8, 8), {"class_labels": torch.zeros(2)}), "'class_labels' must be a tensor of 3 rows"),
+]
+
+
+@pytest.mark.parametrize(("real", "message"), NOT_REAL)
 def test_what_are_no_real_images(small_unet, real, message):
     with pytest.raises(UserError, match=message), record(digits_pipe(small_unet), real=real):
         pass

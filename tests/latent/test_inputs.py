@@ -34,20 +34,20 @@ def test_a_forgotten_scaling_factor_is_a_warning_with_the_number(tmp_path, capsy
     assert line.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"other": LATENTS}, "no array 'latents'"),
-        ({"latents": LATENTS[0]}, r"not \[N, C, h, w\]"),
-        ({"latents": LATENTS[:1]}, "at least two latents"),
-        ({"latents": LATENTS[..., :1]}, "at least two latents of at least 2x2"),
-        ({"latents": LATENTS.astype(int)}, "not float32"),
-        ({"latents": LATENTS * np.inf}, "not finite"),
-        ({"latents": LATENTS, "cond": np.zeros(5, int)}, r"'cond' is \[5\], not \[6\]"),
-        ({"latents": LATENTS, "cond": np.zeros(6)}, "not a whole number"),
-        ({"latents": LATENTS, "cond": np.arange(6) - 1}, "from 0, not from -1"),
-    ],
-)
+UNUSABLE = [
+    ({"other": LATENTS}, "no array 'latents'"),
+    ({"latents": LATENTS[0]}, r"not \[N, C, h, w\]"),
+    ({"latents": LATENTS[:1]}, "at least two latents"),
+    ({"latents": LATENTS[..., :1]}, "at least two latents of at least 2x2"),
+    ({"latents": LATENTS.astype(int)}, "not float32"),
+    ({"latents": LATENTS * np.inf}, "not finite"),
+    ({"latents": LATENTS, "cond": np.zeros(5, int)}, r"'cond' is \[5\], not \[6\]"),
+    ({"latents": LATENTS, "cond": np.zeros(6)}, "not a whole number"),
+    ({"latents": LATENTS, "cond": np.arange(6) - 1}, "from 0, not from -1"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "message"), UNUSABLE)
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_latents_that_cannot_be_used_are_one_line(tmp_path, arrays, message):
     np.savez(tmp_path / "latents.npz", **arrays)

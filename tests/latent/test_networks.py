@@ -118,25 +118,20 @@ def test_the_hash_is_of_weights_settings_and_embeddings(save):
     assert len(hashes) == 3
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "embeddings", "message"),
-    [
-        (
-            "unet",
-            {"_class_name": "FluxTransformer2DModel"},
-            True,
-            "'FluxTransformer2DModel', which is called in another",
-        ),
-        ("unet", {"_class_name": "Transformer2DModel"}, True, "'Transformer2DModel', which is called in another way"),
-        ("unet", {"in_channels": 9}, True, r"inpainting"),
-        ("unet", {"cross_attention_dim": 16}, True, "takes embeddings of 16 numbers, those of .* have 12"),
-        ("unet", {"addition_embed_type": "text_time"}, True, "takes text_embeds and time_ids beside"),
-        ("unet", {}, False, "is conditioned on embeddings; give its entry 'embeddings'"),
-        ("dit", {}, True, "is conditioned on class labels; leave 'embeddings' out"),
-        ("sana", {"timestep_scale": 0.001}, True, "sets timestep_scale 0.001; only 1 can be used"),
-        ("pixart", {"use_additional_conditions": True}, True, "takes a resolution beside its embeddings"),
-    ],
-)
+UNASKABLE = [
+    ("unet", {"_class_name": "FluxTransformer2DModel"}, True, "'FluxTransformer2DModel', which is called in another"),
+    ("unet", {"_class_name": "Transformer2DModel"}, True, "'Transformer2DModel', which is called in another way"),
+    ("unet", {"in_channels": 9}, True, r"inpainting"),
+    ("unet", {"cross_attention_dim": 16}, True, "takes embeddings of 16 numbers, those of .* have 12"),
+    ("unet", {"addition_embed_type": "text_time"}, True, "takes text_embeds and time_ids beside"),
+    ("unet", {}, False, "is conditioned on embeddings; give its entry 'embeddings'"),
+    ("dit", {}, True, "is conditioned on class labels; leave 'embeddings' out"),
+    ("sana", {"timestep_scale": 0.001}, True, "sets timestep_scale 0.001; only 1 can be used"),
+    ("pixart", {"use_additional_conditions": True}, True, "takes a resolution beside its embeddings"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "embeddings", "message"), UNASKABLE)
 def test_a_network_that_cannot_be_asked_is_one_line(save, tmp_path, name, changes, embeddings, message):
     folder, _, _ = save(name)
     path = next(folder.glob("*r/config.json" if name != "unet" else "unet/config.json"))
@@ -156,17 +151,17 @@ def test_weights_that_cannot_be_loaded_are_refused(save):
         load_conditional(folder, describe_conditional(folder, embeddings)[0])
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"other": normals(3, 5, 12)}, "no array 'embeddings'"),
-        ({"embeddings": normals(3, 12)}, r"'embeddings' is \[3, 12\], not \[M, L, D\]"),
-        ({"embeddings": normals(3, 5, 12), "negative_embeddings": normals(3, 5, 12)}, "must be one row like those of"),
-        ({"embeddings": normals(3, 5, 12), "negative_embeddings": normals(1, 4, 12)}, "must be one row like those of"),
-        ({"embeddings": normals(3, 5, 12), "text_embeds": normals(2, 10)}, r"have \[2, 3\] rows"),
-        ({"embeddings": normals(3, 5, 12) * np.nan}, "not finite"),
-    ],
-)
+BAD_EMBEDDINGS = [
+    ({"other": normals(3, 5, 12)}, "no array 'embeddings'"),
+    ({"embeddings": normals(3, 12)}, r"'embeddings' is \[3, 12\], not \[M, L, D\]"),
+    ({"embeddings": normals(3, 5, 12), "negative_embeddings": normals(3, 5, 12)}, "must be one row like those of"),
+    ({"embeddings": normals(3, 5, 12), "negative_embeddings": normals(1, 4, 12)}, "must be one row like those of"),
+    ({"embeddings": normals(3, 5, 12), "text_embeds": normals(2, 10)}, r"have \[2, 3\] rows"),
+    ({"embeddings": normals(3, 5, 12) * np.nan}, "not finite"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "message"), BAD_EMBEDDINGS)
 def test_embeddings_that_cannot_be_used_are_one_line(save, arrays, message):
     folder, path, _ = save("unet")
     np.savez(path, **arrays)

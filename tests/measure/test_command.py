@@ -151,24 +151,24 @@ def test_batch_and_channels_do_not_matter(samples, heldout, tmp_path, capsys, ba
             assert float(value) == pytest.approx(float(first[name][0]), rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (["--reference", "absent.npz"], "--reference absent.npz: there is no such file or folder"),
-        (["--reference", "absent"], "--reference absent: there is no such file or folder"),
-        (["--reference", "digits", "--device", "cuda"], "--device cuda is not available here; use --device auto"),
-        (["--reference", "digits", "--device", "mps"], "--device mps is not available here; use --device auto"),
-        (["--reference", "SAMPLES", "--features", "cifar10"], "--features cifar10 reads 32x32 images only, not 8x8"),
-        (["--reference", "digits", "--inception-weights", "x.pth"], "no effect with --features digits"),
-        (["--reference", "digits", "--batch-size", "0"], "--batch-size must lie between 1 and"),
-        (["--reference", "digits", "--out", "scores.txt"], "--out must name a .json file"),
-        (["--reference", "digits", "--save-statistics", "."], "--save-statistics must name a .npz file"),
-        (["--reference", "other.npz"], "'mu' is [3], not [64] as --features digits"),
-        (["--reference", "hostile.npz"], "'mu' is object"),
-        (["--reference", "empty.npz"], "empty.npz"),
-        (["--reference", "."], "no images"),
-    ],
-)
+MISTAKES = [
+    (["--reference", "absent.npz"], "--reference absent.npz: there is no such file or folder"),
+    (["--reference", "absent"], "--reference absent: there is no such file or folder"),
+    (["--reference", "digits", "--device", "cuda"], "--device cuda is not available here; use --device auto"),
+    (["--reference", "digits", "--device", "mps"], "--device mps is not available here; use --device auto"),
+    (["--reference", "SAMPLES", "--features", "cifar10"], "--features cifar10 reads 32x32 images only, not 8x8"),
+    (["--reference", "digits", "--inception-weights", "x.pth"], "no effect with --features digits"),
+    (["--reference", "digits", "--batch-size", "0"], "--batch-size must lie between 1 and"),
+    (["--reference", "digits", "--out", "scores.txt"], "--out must name a .json file"),
+    (["--reference", "digits", "--save-statistics", "."], "--save-statistics must name a .npz file"),
+    (["--reference", "other.npz"], "'mu' is [3], not [64] as --features digits"),
+    (["--reference", "hostile.npz"], "'mu' is object"),
+    (["--reference", "empty.npz"], "empty.npz"),
+    (["--reference", "."], "no images"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES)
 def test_mistakes_are_one_line_and_write_nothing(samples, tmp_path, monkeypatch, capsys, change, message):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")

@@ -259,16 +259,13 @@ def layers(network):
     return len(attending)
 
 
-@pytest.mark.parametrize(
-    ("make", "x", "more"),
-    [
-        (make_unet, (2, 1, 8, 8), {}),
-        (song_unet, (2, 3, 16, 16), {}),
-        (library_unet, (2, 3, 8, 8), {}),
-        (latent_unet, (2, 4, 8, 8), {"encoder_hidden_states": torch.zeros(2, 3, 8)}),
-        (classifier, (2, 1, 8, 8), {}),
-    ],
-)
+BLOCKS = [
+    (make_unet, (2, 1, 8, 8), {}), (song_unet, (2, 3, 16, 16), {}), (library_unet, (2, 3, 8, 8), {}),
+    (latent_unet, (2, 4, 8, 8), {"encoder_hidden_states": torch.zeros(2, 3, 8)}), (classifier, (2, 1, 8, 8), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "x", "more"), BLOCKS)
 def test_attention_is_torchs_fused_one(make, x, more, monkeypatch):
     calls, real = [], nn.functional.scaled_dot_product_attention
 

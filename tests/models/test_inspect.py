@@ -81,14 +81,14 @@ def test_a_file_that_describes_itself(capsys):
     assert "the description fits" in out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["none.pt"], "no such file"),
-        (["mine", "--config", "none.toml"], "cannot be read as a config file"),
-        ([str(WEIGHTS / "cifar10" / "adm.safetensors")], "takes 3 channels, digits has 1"),
-    ],
-)
+MISTAKES = [
+    (["none.pt"], "no such file"),
+    (["mine", "--config", "none.toml"], "cannot be read as a config file"),
+    ([str(WEIGHTS / "cifar10" / "adm.safetensors")], "takes 3 channels, digits has 1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_are_one_line(capsys, arguments, message):
     assert outcome_of(capsys, main, *arguments).refused(message)
 

@@ -7,15 +7,14 @@ import torch
 
 from bench.runtime.devices import DEVICES, find_device, full_float32, keep_freed_memory
 
+FOUND_DEVICES = [
+    (False, False, {"auto": "cpu", "cpu": "cpu", "cuda": None, "mps": None}),
+    (False, True, {"auto": "mps", "cpu": "cpu", "cuda": None, "mps": "mps"}),
+    (True, False, {"auto": "cuda", "cpu": "cpu", "cuda": "cuda", "mps": None}),
+]
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "wanted"),
-    [
-        (False, False, {"auto": "cpu", "cpu": "cpu", "cuda": None, "mps": None}),
-        (False, True, {"auto": "mps", "cpu": "cpu", "cuda": None, "mps": "mps"}),
-        (True, False, {"auto": "cuda", "cpu": "cpu", "cuda": "cuda", "mps": None}),
-    ],
-)
+
+@pytest.mark.parametrize(("cuda", "mps", "wanted"), FOUND_DEVICES)
 def test_devices_that_are_there(monkeypatch, cuda, mps, wanted):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)

@@ -2,18 +2,14 @@ import pytest
 
 from bench.runtime.errors import DataError, one_line, reason
 
+MESSAGES = [
+    ("plain, ä and 漢", "plain, ä and 漢"), ("a\nb\r\x1b[2J\u2028", "a\\nb\\r\\x1b[2J\\u2028"), ("\udcff", "\\udcff"),
+    (ValueError("two\nlines"), "two\\nlines"), ("x" * 1000, "x" * 1000),
+    ("a" * 1000 + "b" * 1000, "a" * 497 + " ... " + "b" * 497),
+]  # fmt: skip
 
-@pytest.mark.parametrize(
-    ("said", "shown"),
-    [
-        ("plain, ä and 漢", "plain, ä and 漢"),
-        ("a\nb\r\x1b[2J\u2028", "a\\nb\\r\\x1b[2J\\u2028"),
-        ("\udcff", "\\udcff"),
-        (ValueError("two\nlines"), "two\\nlines"),
-        ("x" * 1000, "x" * 1000),
-        ("a" * 1000 + "b" * 1000, "a" * 497 + " ... " + "b" * 497),
-    ],
-)
+
+@pytest.mark.parametrize(("said", "shown"), MESSAGES)
 def test_messages_stay_on_one_line(said, shown):
     assert (one_line(said), str(DataError(str(said)))) == (shown, shown)
 

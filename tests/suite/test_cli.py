@@ -236,15 +236,13 @@ def test_a_dataset_of_ones_own(tmp_path, toml, command):
     assert arms == {"free", "forced-train"}
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--sampler", "ddim"),
-        ("--sampler", "ddim", "--eta", "1", "--spacing", "ddim"),
-        ("--variance", "fixed-small", "--no-clip"),
-        ("--variance", "fixed-large", "--quantize", "floor"),
-    ],
-)
+WAYS = [
+    ("--sampler", "ddim"), ("--sampler", "ddim", "--eta", "1", "--spacing", "ddim"),
+    ("--variance", "fixed-small", "--no-clip"), ("--variance", "fixed-large", "--quantize", "floor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", WAYS)
 def test_ways_to_sample(tmp_path, toml, command, flags):
     out = tmp_path / "out"
     assert command(*TINY, "--samples", "5", "--config", toml, "--out", out, *flags).code == 0
@@ -488,15 +486,15 @@ def write_pictures(path, shape):
     np.savez(path, arr_0=np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 
 
-@pytest.mark.parametrize(
-    ("shape", "flags", "message"),
-    [
-        ((9, 16, 16, 1), ("--features", "digits"), "reads 8x8 images only"),
-        ((9, 8, 8, 3), ("--features", "none"), "takes 1 channels"),
-        ((9, 7, 8, 1), ("--features", "none"), "halves images 2-fold"),
-        ((1, 8, 8, 1), ("--features", "none"), "fewer than 2 training images"),
-    ],
-)
+UNFIT = [
+    ((9, 16, 16, 1), ("--features", "digits"), "reads 8x8 images only"),
+    ((9, 8, 8, 3), ("--features", "none"), "takes 1 channels"),
+    ((9, 7, 8, 1), ("--features", "none"), "halves images 2-fold"),
+    ((1, 8, 8, 1), ("--features", "none"), "fewer than 2 training images"),
+]
+
+
+@pytest.mark.parametrize(("shape", "flags", "message"), UNFIT)
 def test_datasets_that_do_not_fit(tmp_path, command, save_tiny, shape, flags, message):
     write_pictures(tmp_path / "pictures.npz", shape)
     weights = save_tiny(channel_mult=(1, 1))

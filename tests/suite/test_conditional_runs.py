@@ -212,23 +212,23 @@ def test_the_flag_replaces_the_entrys_scale_and_one_is_the_plain_model(guidable,
     assert facts_of(tmp_path, "twice")["nfe"] == 4
 
 
-@pytest.mark.parametrize(
-    ("entry", "flags", "message"),
-    [
-        ("null_class = 11", "", "null class 11 of model 'other' is no label of it beyond the data's; it must be 10"),
-        ("null_class = 3", "", "null class 3 of model 'other' is no label of it beyond the data's; it must be 10"),
-        ("guidance = -1", "", "'guidance' of model 'other' must be a finite number of at least 0"),
-        ("guidance = nan", "", "'guidance' of model 'other' must be a finite number of at least 0"),
-        ("guidance_interval = [2, 1]", "", "'guidance_interval' of model 'other' must be [low, high]"),
-        ("guidance_interval = [1]", "", "'guidance_interval' of model 'other' must be [low, high]"),
-        ("guidance_interval = [1, 2]", "", "the guidance interval of model 'other' has no effect at scale 1"),
-        ("", "--guidance nan", "--guidance must be a finite number of at least 0, not nan"),
-        ("", "--guidance-interval 1:2", "--guidance-interval has no effect on models that are not guided"),
-        ("", "--guidance 2 --guidance-interval 3:1", "--guidance-interval must be LOW:HIGH"),
-        ("", "--guidance 2 --classifier a.pt", "--guidance and --classifier guide in two ways"),
-        ("", "--labels even", "unknown --labels 'even'"),
-    ],
-)
+IMPOSSIBLE = [
+    ("null_class = 11", "", "null class 11 of model 'other' is no label of it beyond the data's; it must be 10"),
+    ("null_class = 3", "", "null class 3 of model 'other' is no label of it beyond the data's; it must be 10"),
+    ("guidance = -1", "", "'guidance' of model 'other' must be a finite number of at least 0"),
+    ("guidance = nan", "", "'guidance' of model 'other' must be a finite number of at least 0"),
+    ("guidance_interval = [2, 1]", "", "'guidance_interval' of model 'other' must be [low, high]"),
+    ("guidance_interval = [1]", "", "'guidance_interval' of model 'other' must be [low, high]"),
+    ("guidance_interval = [1, 2]", "", "the guidance interval of model 'other' has no effect at scale 1"),
+    ("", "--guidance nan", "--guidance must be a finite number of at least 0, not nan"),
+    ("", "--guidance-interval 1:2", "--guidance-interval has no effect on models that are not guided"),
+    ("", "--guidance 2 --guidance-interval 3:1", "--guidance-interval must be LOW:HIGH"),
+    ("", "--guidance 2 --classifier a.pt", "--guidance and --classifier guide in two ways"),
+    ("", "--labels even", "unknown --labels 'even'"),
+]
+
+
+@pytest.mark.parametrize(("entry", "flags", "message"), IMPOSSIBLE)
 def test_guidance_that_cannot_be_is_one_line(guidable, command, entry, flags, message):
     outcome = command(*guidable(other=entry), *flags.split())
     assert outcome.refused(message)

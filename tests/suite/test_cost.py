@@ -55,23 +55,14 @@ def seconds_of(outcome):
     return 60 * int(minutes) + int(seconds)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.0, "about 1 s"),
-        (4.26, "about 4 s"),
-        (42.0, "about 40 s"),
-        (99.0, "about 100 s"),
-        (100.0, "about 1 min 40 s"),
-        (594.0, "about 9 min 50 s"),
-        (600.0, "about 10 min"),
-        (59.4 * 60, "about 59 min"),
-        (59.6 * 60, "about 1 h 0 min"),
-        (12_000.0, "about 3 h 20 min"),
-        (47.9 * 3600, "about 47 h 50 min"),
-        (50 * 3600.0, "about 2 d 2 h"),
-    ],
-)
+TIMES = [
+    (0.0, "about 1 s"), (4.26, "about 4 s"), (42.0, "about 40 s"), (99.0, "about 100 s"), (100.0, "about 1 min 40 s"),
+    (594.0, "about 9 min 50 s"), (600.0, "about 10 min"), (59.4 * 60, "about 59 min"), (59.6 * 60, "about 1 h 0 min"),
+    (12_000.0, "about 3 h 20 min"), (47.9 * 3600, "about 47 h 50 min"), (50 * 3600.0, "about 2 d 2 h"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "text"), TIMES)
 def test_times_are_rounded(seconds, text):
     assert duration(seconds) == text
 

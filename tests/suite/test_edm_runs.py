@@ -67,25 +67,25 @@ def test_churn_is_recorded_and_cells_of_one_folder_share_it(tiny_edm):
     assert not {"churn", "s_min", "s_max", "s_noise"} & set(SamplerConfig().description())  # keys of before
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--sampler", "ddpm"), ("model 'mine'", "use --sampler euler, heun, dpmpp-2m or unipc")),
-        (("--sampler", "ddim"), ("model 'mine'", "use --sampler euler, heun, dpmpp-2m or unipc")),
-        (("--variance", "fixed-small"), ("--variance has no effect with --sampler heun; leave it out",)),
-        (("--eta", "0.5"), ("--eta has no effect with --sampler heun; leave it out",)),
-        (("--spacing", "ddim"), ("--spacing has no effect with --sampler heun",)),
-        (("--churn", "-1"), ("--churn must be a finite number of at least 0",)),
-        (("--churn", "nan"), ("--churn must be a finite number",)),
-        (("--churn", "1", "--S-min", "-1"), ("--S-min must be a finite number of at least 0",)),
-        (("--churn", "1", "--S-min", "2", "--S-max", "1"), ("--S-max must be a finite number of at least --S-min, 2",)),
-        (("--churn", "1", "--S-max", "0"), ("--S-max 0 churns no level; leave out --churn",)),
-        (("--churn", "1", "--S-noise", "0"), ("--S-noise must be positive",)),
-        (("--S-noise", "1.003"), ("have no effect without --churn",)),
-        (("--measure", "chains"), ("--measure chains", "leave it out")),
-        (("--measure", "response"), ("--measure response", "leave it out")),
-    ],
-)
+NOT_OF_EDM = [
+    (("--sampler", "ddpm"), ("model 'mine'", "use --sampler euler, heun, dpmpp-2m or unipc")),
+    (("--sampler", "ddim"), ("model 'mine'", "use --sampler euler, heun, dpmpp-2m or unipc")),
+    (("--variance", "fixed-small"), ("--variance has no effect with --sampler heun; leave it out",)),
+    (("--eta", "0.5"), ("--eta has no effect with --sampler heun; leave it out",)),
+    (("--spacing", "ddim"), ("--spacing has no effect with --sampler heun",)),
+    (("--churn", "-1"), ("--churn must be a finite number of at least 0",)),
+    (("--churn", "nan"), ("--churn must be a finite number",)),
+    (("--churn", "1", "--S-min", "-1"), ("--S-min must be a finite number of at least 0",)),
+    (("--churn", "1", "--S-min", "2", "--S-max", "1"), ("--S-max must be a finite number of at least --S-min, 2",)),
+    (("--churn", "1", "--S-max", "0"), ("--S-max 0 churns no level; leave out --churn",)),
+    (("--churn", "1", "--S-noise", "0"), ("--S-noise must be positive",)),
+    (("--S-noise", "1.003"), ("have no effect without --churn",)),
+    (("--measure", "chains"), ("--measure chains", "leave it out")),
+    (("--measure", "response"), ("--measure response", "leave it out")),
+]
+
+
+@pytest.mark.parametrize(("flags", "words"), NOT_OF_EDM)
 def test_flags_that_do_not_go_with_edm(tiny_edm, flags, words):
     outcome, out = tiny_edm("--steps", "2", *flags)
     assert outcome.refused(*words)

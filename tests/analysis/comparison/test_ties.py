@@ -6,18 +6,18 @@ from analysis.comparison.ties import exact_distances, untested, verdicts
 NAN = float("nan")
 
 
-@pytest.mark.parametrize(
-    ("delta", "p_holm", "detectable", "excess", "verdict"),
-    [
-        (-2.0, 0.04, 1.0, 3.0, "win"),
-        (2.0, 0.04, 1.0, 3.0, "loss"),
-        (2.0, 0.05, 1.0, 3.0, "tie"),
-        (-2.0, 0.9, 3.1, 3.0, "not testable"),
-        (-2.0, 0.04, 3.1, 3.0, "win"),  # what was seen was testable
-        (0.0, 0.9, 1.0, -0.1, "not testable"),  # nothing to gain: closer than an exact sampler's mean
-        (0.0, 0.9, 1.0, NAN, "tie"),  # no exact sampler was scored
-    ],
-)
+VERDICTS = [
+    (-2.0, 0.04, 1.0, 3.0, "win"),
+    (2.0, 0.04, 1.0, 3.0, "loss"),
+    (2.0, 0.05, 1.0, 3.0, "tie"),
+    (-2.0, 0.9, 3.1, 3.0, "not testable"),
+    (-2.0, 0.04, 3.1, 3.0, "win"),  # what was seen was testable
+    (0.0, 0.9, 1.0, -0.1, "not testable"),  # nothing to gain: closer than an exact sampler's mean
+    (0.0, 0.9, 1.0, NAN, "tie"),  # no exact sampler was scored
+]
+
+
+@pytest.mark.parametrize(("delta", "p_holm", "detectable", "excess", "verdict"), VERDICTS)
 def test_verdicts(delta, p_holm, detectable, excess, verdict):
     row = {"delta": delta, "p_holm": p_holm, "detectable": detectable, "excess": excess}
     assert verdicts(pd.DataFrame([row])).tolist() == [verdict]

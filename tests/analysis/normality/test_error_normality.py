@@ -160,15 +160,13 @@ def test_the_figure_shows_the_ancestral_sampler_the_most_steps_and_eight_models(
     assert "n = 120 training and held-out images a seed" in out.entries[-1].caption
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"errors": np.ones((2, 20, 8, 8))},
-        {"errors": np.full((2, 20, 1, 8, 8), np.nan)},
-        {"t": np.array([0.0])},
-        {"i": np.array(["a", "b"])},
-    ],
-)
+DAMAGE = [
+    {"errors": np.ones((2, 20, 8, 8))}, {"errors": np.full((2, 20, 1, 8, 8), np.nan)}, {"t": np.array([0.0])},
+    {"i": np.array(["a", "b"])},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", DAMAGE)
 def test_damaged_records_are_left_out_and_named(tmp_path, wrong):
     make_cell(tmp_path, "adm", 0, errors=errors_of(normal(0), 20))
     make_cell(tmp_path, "adm", 1, errors=errors_of(normal(0), 20) | wrong)

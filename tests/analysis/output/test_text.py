@@ -39,17 +39,17 @@ def test_guidance_is_named_among_the_causes(results):
     assert "the classifier's guidance" in other_causes(results(classifier="abc", classifier_scale=0.5))
 
 
-@pytest.mark.parametrize(
-    ("columns", "left", "repeated"),
-    [
-        ({"a": [1, 2], "b": [3, 3], "c": [np.nan, np.nan]}, ["a"], "In every row: b 3."),
-        ({"a": [1, 2], "b": ["", None]}, ["a"], ""),
-        ({"a": [1], "b": [3], "c": [None]}, ["a", "b"], ""),  # one row has no constants
-        ({"a": [1, 1], "b": [3, 3], "c": [None, None]}, ["a", "b"], ""),  # rows alike throughout
-        ({"a": [0.1, 0.1 + 1e-9], "b": ["x", "y"], "d": ["z", "z"]}, ["b"], "In every row: a 0.1, d z."),
-        ({"a": [1, np.nan], "b": [True, False]}, ["a", "b"], ""),
-    ],
-)
+TABLES = [
+    ({"a": [1, 2], "b": [3, 3], "c": [np.nan, np.nan]}, ["a"], "In every row: b 3."),
+    ({"a": [1, 2], "b": ["", None]}, ["a"], ""),
+    ({"a": [1], "b": [3], "c": [None]}, ["a", "b"], ""),  # one row has no constants
+    ({"a": [1, 1], "b": [3, 3], "c": [None, None]}, ["a", "b"], ""),  # rows alike throughout
+    ({"a": [0.1, 0.1 + 1e-9], "b": ["x", "y"], "d": ["z", "z"]}, ["b"], "In every row: a 0.1, d z."),
+    ({"a": [1, np.nan], "b": [True, False]}, ["a", "b"], ""),
+]
+
+
+@pytest.mark.parametrize(("columns", "left", "repeated"), TABLES)
 def test_columns_that_say_nothing_leave_a_readable_table(columns, left, repeated):
     frame, sentence = without_constants(pd.DataFrame(columns))
     assert (list(frame.columns), sentence, len(frame)) == (left, repeated, len(next(iter(columns.values()))))

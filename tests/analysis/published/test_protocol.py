@@ -74,21 +74,21 @@ def test_the_training_set_under_both_names(cifar, reference):
     assert set(overlay(cifar(reference=reference), "fid")["value"]) == {3.37, 2.70, 2.17, 3.90}
 
 
-@pytest.mark.parametrize(
-    ("changes", "values"),
-    [
-        ({"reference": "imagenet32-all (1281167)"}, {4.26, 3.24}),
-        ({"reference": "ffhq128-all (70000)"}, {14.52, 5.94, 6.77}),
-        ({"reference": "VIRTUAL_imagenet64_labeled.npz", "labels": True}, {2.71, 2.39}),
-        ({"reference": "VIRTUAL_imagenet128_labeled.npz", "labels": True, "classifier_scale": 0.5}, {3.55, 3.37}),
-        ({"reference": "VIRTUAL_imagenet128_labeled.npz", "labels": True, "classifier_scale": 1.0}, set()),
-        ({"reference": "VIRTUAL_imagenet128_labeled.npz", "labels": True}, set()),
-        ({"reference": "VIRTUAL_imagenet64_labeled.npz"}, set()),
-        ({"reference": "lsun-tower64-all (50000)"}, set()),  # 50,000 random images, and which is not known
-        ({"reference": "celeba64-all (50000)"}, set()),
-        ({"labels": True}, set()),
-    ],
-)
+REFERENCES = [
+    ({"reference": "imagenet32-all (1281167)"}, {4.26, 3.24}),
+    ({"reference": "ffhq128-all (70000)"}, {14.52, 5.94, 6.77}),
+    ({"reference": "VIRTUAL_imagenet64_labeled.npz", "labels": True}, {2.71, 2.39}),
+    ({"reference": "VIRTUAL_imagenet128_labeled.npz", "labels": True, "classifier_scale": 0.5}, {3.55, 3.37}),
+    ({"reference": "VIRTUAL_imagenet128_labeled.npz", "labels": True, "classifier_scale": 1.0}, set()),
+    ({"reference": "VIRTUAL_imagenet128_labeled.npz", "labels": True}, set()),
+    ({"reference": "VIRTUAL_imagenet64_labeled.npz"}, set()),
+    ({"reference": "lsun-tower64-all (50000)"}, set()),  # 50,000 random images, and which is not known
+    ({"reference": "celeba64-all (50000)"}, set()),
+    ({"labels": True}, set()),
+]
+
+
+@pytest.mark.parametrize(("changes", "values"), REFERENCES)
 def test_other_datasets_whose_reference_is_one_set(cifar, changes, values):
     assert set(overlay(cifar(**changes), "fid")["value"]) == values
 

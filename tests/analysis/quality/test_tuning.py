@@ -85,26 +85,26 @@ def test_curves_are_sorted_by_steps_as_numbers(tmp_path):
     assert read(tmp_path)[0]["steps"].drop_duplicates().tolist() == [20, 100]
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda text: text.replace("distance", "far"), "no column 'distance'"),
-        (lambda text: text.splitlines()[0], "no rows"),
-        (lambda text: "", "No columns"),
-        (lambda text: text.replace("0.99", "much"), "row 2 has no sound value"),
-        (lambda text: text.replace("fd_toy,3.0", "fd_toy,inf"), "row 2 has no sound distance"),
-        (lambda text: text.replace("fd_toy,5.0", "fd_toy,far"), "row 3 has no sound distance"),
-        (lambda text: text.replace(",64,", ",1e30,"), "row 2 has no sound n"),
-        (lambda text: text.replace(",64,", ",0,"), "row 2 has no sound n"),
-        (lambda text: text.replace(",11,", ",10,"), "same row twice"),
-        (lambda text: text.replace(",10,b", ",20,b"), "it is the record of adm-es-ddpm-20-b"),
-        (lambda text: text.replace("10,b,1.01", "20,b,1.01"), "several curves"),
-        (lambda text: text.replace("fd_toy", ""), "row 2 has no sound metric"),
-        (lambda text: text.replace("fd_toy", "a\x1b[31m"), "row 2 has no sound metric"),
-        (lambda text: '"' + text, "damaged"),
-        (lambda text: "\0\xff" * 50, "damaged"),
-    ],
-)
+DAMAGE = [
+    (lambda text: text.replace("distance", "far"), "no column 'distance'"),
+    (lambda text: text.splitlines()[0], "no rows"),
+    (lambda text: "", "No columns"),
+    (lambda text: text.replace("0.99", "much"), "row 2 has no sound value"),
+    (lambda text: text.replace("fd_toy,3.0", "fd_toy,inf"), "row 2 has no sound distance"),
+    (lambda text: text.replace("fd_toy,5.0", "fd_toy,far"), "row 3 has no sound distance"),
+    (lambda text: text.replace(",64,", ",1e30,"), "row 2 has no sound n"),
+    (lambda text: text.replace(",64,", ",0,"), "row 2 has no sound n"),
+    (lambda text: text.replace(",11,", ",10,"), "same row twice"),
+    (lambda text: text.replace(",10,b", ",20,b"), "it is the record of adm-es-ddpm-20-b"),
+    (lambda text: text.replace("10,b,1.01", "20,b,1.01"), "several curves"),
+    (lambda text: text.replace("fd_toy", ""), "row 2 has no sound metric"),
+    (lambda text: text.replace("fd_toy", "a\x1b[31m"), "row 2 has no sound metric"),
+    (lambda text: '"' + text, "damaged"),
+    (lambda text: "\0\xff" * 50, "damaged"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), DAMAGE)
 def test_damaged_curves_are_named_on_one_line(tmp_path, change, reason):
     path = curve(tmp_path)
     curve(tmp_path, steps=50)
@@ -126,15 +126,15 @@ def test_curves_without_any_distance_are_named(tmp_path):
     assert "names adm-es-ddpm-10-b, of which there is no sound curve" in problems[1]
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (None, "is missing"),
-        ("model,sampler\nadm,ddpm\n", "no column 'steps'"),
-        ("model,sampler,steps,parameter,value\nadm-es,ddpm,10,b,\n", "row 2 has no sound value"),
-        ("model,sampler,steps,parameter,value\n" + 2 * "adm-es,ddpm,10,b,1.0\n", "same row twice"),
-    ],
-)
+UNCHOSEN = [
+    (None, "is missing"),
+    ("model,sampler\nadm,ddpm\n", "no column 'steps'"),
+    ("model,sampler,steps,parameter,value\nadm-es,ddpm,10,b,\n", "row 2 has no sound value"),
+    ("model,sampler,steps,parameter,value\n" + 2 * "adm-es,ddpm,10,b,1.0\n", "same row twice"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), UNCHOSEN)
 def test_without_chosen_values_the_curve_is_drawn_and_that_is_said(tmp_path, text, reason):
     curve(tmp_path)
     if text is not None:

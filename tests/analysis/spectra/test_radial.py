@@ -105,16 +105,14 @@ def test_an_empty_ring_has_no_ratio(tmp_path):
     assert np.allclose(table["state_log_ratio"][[0, 2]], [0, -np.log(2)])
 
 
-@pytest.mark.parametrize(
-    ("name", "wrong"),
-    [
-        ("free/spectrum_state/mean", np.ones((1, 4))),
-        ("free/spectrum_x0/second", np.full((1, 3), np.nan)),
-        ("forced-train/spectrum_x0/mean", -np.ones((1, 3))),
-        ("alpha_next", np.ones(2)),
-        ("data/spectrum", np.array(["a", "b", "c"])),
-    ],
-)
+DAMAGE = [
+    ("free/spectrum_state/mean", np.ones((1, 4))), ("free/spectrum_x0/second", np.full((1, 3), np.nan)),
+    ("forced-train/spectrum_x0/mean", -np.ones((1, 3))), ("alpha_next", np.ones(2)),
+    ("data/spectrum", np.array(["a", "b", "c"])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "wrong"), DAMAGE)
 def test_damaged_records_are_left_out_and_named(tmp_path, name, wrong):
     sound = band_arrays("spectrum", {"free/state": np.ones((1, 10, 3))}, np.ones(3))
     make_cell(tmp_path, "adm", 0, moments=sound)

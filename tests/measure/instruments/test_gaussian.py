@@ -224,16 +224,16 @@ def floor_gap(linear, top, level, start):
     return np.square(linear.vectors) @ gap
 
 
+GAPS = [
+    ("cosine", "20", (0, 1e-8)),  # alpha_T^2 = 2.4e-9: nothing is remembered
+    ("cosine", "ddim20", (1e-4, 1e-2)),  # 6e-3: starts at t = 950
+    ("cosine", "ddim5", (1e-2, 1)),  # 9e-2: starts at t = 800
+    ("linear", "20", (1e-6, 1e-3)),  # 4e-5, even at t = 999
+]
+
+
 @pytest.mark.parametrize("start", ["paired", "prior"])
-@pytest.mark.parametrize(
-    ("schedule", "spec", "largest"),
-    [
-        ("cosine", "20", (0, 1e-8)),  # alpha_T^2 = 2.4e-9: nothing is remembered
-        ("cosine", "ddim20", (1e-4, 1e-2)),  # 6e-3: starts at t = 950
-        ("cosine", "ddim5", (1e-2, 1)),  # 9e-2: starts at t = 800
-        ("linear", "20", (1e-6, 1e-3)),  # 4e-5, even at t = 999
-    ],
-)
+@pytest.mark.parametrize(("schedule", "spec", "largest"), GAPS)
 def test_where_the_paired_residual_meets_the_floor(gaussian, schedule, spec, largest, start):
     linear, path = gaussian.linear(schedule), levels(schedule, 1000, spec)
     state = linear.forward(path[0]) if start == "paired" else linear.prior(path[0])

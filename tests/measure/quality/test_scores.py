@@ -66,17 +66,17 @@ def test_kid_is_torch_fidelitys_with_the_largest_subset_allowed(n, m):
 FEW = dict.fromkeys(COMPARED, "needs 50 samples, not ")
 
 
-@pytest.mark.parametrize(
-    ("n", "m", "empty"),
-    [
-        (5, 150, {"frechet_x": "needs 6 images, not 5", "spatial_x": "needs 8 images, not 5"} | FEW),
-        (49, 150, FEW),
-        (50, 6, {"spatial_x": "needs 8 images, not 6"} | dict.fromkeys(COMPARED, "needs 100 reference images, not 6")),
-        (50, 99, dict.fromkeys(COMPARED, "needs 100 reference images, not 99")),
-        (50, 100, {}),
-        (1, 150, {"frechet_x": "6", "spatial_x": "8"} | FEW),
-    ],
-)
+TOO_FEW = [
+    (5, 150, {"frechet_x": "needs 6 images, not 5", "spatial_x": "needs 8 images, not 5"} | FEW),
+    (49, 150, FEW),
+    (50, 6, {"spatial_x": "needs 8 images, not 6"} | dict.fromkeys(COMPARED, "needs 100 reference images, not 6")),
+    (50, 99, dict.fromkeys(COMPARED, "needs 100 reference images, not 99")),
+    (50, 100, {}),
+    (1, 150, {"frechet_x": "6", "spatial_x": "8"} | FEW),
+]
+
+
+@pytest.mark.parametrize(("n", "m", "empty"), TOO_FEW)
 def test_too_few_images_leave_a_metric_empty_with_a_reason(n, m, empty):
     found = scores(feature_set(n, 0), feature_set(m, 1))
     assert {name for name, row in found.items() if row.value is None} == set(empty)

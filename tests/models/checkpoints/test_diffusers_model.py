@@ -252,53 +252,53 @@ def test_the_hash_is_of_weights_and_both_configurations(flat):
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (FLOW | {"use_dynamic_shifting": True}, "'use_dynamic_shifting'"),
-        (FLOW | {"invert_sigmas": True}, "'invert_sigmas'"),
-        (FLOW | {"shift": 0}, "the shift of flow(0)"),
-        (FLOW | {"shift": "x"}, "the shift of flow"),
-        (FLOW | {"num_train_timesteps": 0}, "num_train"),
-        ({"prediction_type": "flow"}, "unknown prediction_type 'flow'"),
-        ({"beta_schedule": "exp"}, "unknown beta_schedule 'exp'"),
-        ({"trained_betas": [0.1]}, "1 entries, and T is 1000"),
-        ({"trained_betas": ["a"] * 1000}, "trained_betas: could not convert"),
-        ({"rescale_betas_zero_snr": True}, "ends without signal"),
-        ({"num_train_timesteps": 10**12}, "num_train_timesteps"),
-        ({"beta_start": "low"}, "must be numbers"),
-        ({"beta_end": 1.5}, "above 0 and below 1"),
-        ({"beta_start": float("nan")}, "must be numbers"),
-        ({"_class_name": "ScoreSdeVeScheduler", "beta_schedule": None}, "variance-preserving"),
-        ({"variance_type": "learned_range"}, "needs twice the channels"),
-    ],
-)
+UNUSABLE_SCHEDULERS = [
+    (FLOW | {"use_dynamic_shifting": True}, "'use_dynamic_shifting'"),
+    (FLOW | {"invert_sigmas": True}, "'invert_sigmas'"),
+    (FLOW | {"shift": 0}, "the shift of flow(0)"),
+    (FLOW | {"shift": "x"}, "the shift of flow"),
+    (FLOW | {"num_train_timesteps": 0}, "num_train"),
+    ({"prediction_type": "flow"}, "unknown prediction_type 'flow'"),
+    ({"beta_schedule": "exp"}, "unknown beta_schedule 'exp'"),
+    ({"trained_betas": [0.1]}, "1 entries, and T is 1000"),
+    ({"trained_betas": ["a"] * 1000}, "trained_betas: could not convert"),
+    ({"rescale_betas_zero_snr": True}, "ends without signal"),
+    ({"num_train_timesteps": 10**12}, "num_train_timesteps"),
+    ({"beta_start": "low"}, "must be numbers"),
+    ({"beta_end": 1.5}, "above 0 and below 1"),
+    ({"beta_start": float("nan")}, "must be numbers"),
+    ({"_class_name": "ScoreSdeVeScheduler", "beta_schedule": None}, "variance-preserving"),
+    ({"variance_type": "learned_range"}, "needs twice the channels"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), UNUSABLE_SCHEDULERS)
 def test_schedulers_that_cannot_be_used(flat, settings, message):
     edit(flat / "scheduler_config.json", **settings)
     assert message in refusal(describe_diffusers, flat)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"_class_name": "UNet2DConditionModel"}, "docs/latent.md"),
-        ({"_class_name": "DiTTransformer2DModel"}, "is a DiTTransformer2DModel, but"),
-        ({"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}, "is a DiTTransformer2DModel, but"),
-        ({"_class_name": "SD3Transformer2DModel"}, "is of a 'SD3Transformer2DModel'; known are UNet2DModel of pixels"),
-        ({"_class_name": "AutoencoderKL"}, "denoises nothing"),
-        ({"out_channels": 5}, "out_channels must be"),
-        ({"in_channels": "three"}, "whole numbers"),
-        ({"out_channels": 6}, "'fixed_small' does not go with"),
-        ({"class_embed_type": "timestep"}, "class_embed_type"),
-        ({"block_out_channels": [8, 32]}, "does not fit its config.json"),
-        ({"block_out_channels": [8]}, "describes no network"),
-        ({"block_out_channels": [10**12, 10**12]}, "describes no network|does not fit"),
-        ({"layers_per_block": 10**9}, "beyond any network"),
-        ({"down_block_types": ["DownBlock2D"] * 1000}, "beyond any network"),
-        ({"layers_per_block": 2}, "does not fit its config.json"),
-        ({"of_another_century": 7}, "upgrade"),
-    ],
-)
+UNUSABLE_NETWORKS = [
+    ({"_class_name": "UNet2DConditionModel"}, "docs/latent.md"),
+    ({"_class_name": "DiTTransformer2DModel"}, "is a DiTTransformer2DModel, but"),
+    ({"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}, "is a DiTTransformer2DModel, but"),
+    ({"_class_name": "SD3Transformer2DModel"}, "is of a 'SD3Transformer2DModel'; known are UNet2DModel of pixels"),
+    ({"_class_name": "AutoencoderKL"}, "denoises nothing"),
+    ({"out_channels": 5}, "out_channels must be"),
+    ({"in_channels": "three"}, "whole numbers"),
+    ({"out_channels": 6}, "'fixed_small' does not go with"),
+    ({"class_embed_type": "timestep"}, "class_embed_type"),
+    ({"block_out_channels": [8, 32]}, "does not fit its config.json"),
+    ({"block_out_channels": [8]}, "describes no network"),
+    ({"block_out_channels": [10**12, 10**12]}, "describes no network|does not fit"),
+    ({"layers_per_block": 10**9}, "beyond any network"),
+    ({"down_block_types": ["DownBlock2D"] * 1000}, "beyond any network"),
+    ({"layers_per_block": 2}, "does not fit its config.json"),
+    ({"of_another_century": 7}, "upgrade"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), UNUSABLE_NETWORKS)
 def test_networks_that_cannot_be_used(flat, settings, message):
     edit(flat / "config.json", **settings)
     assert any(part in refusal(opened, flat) for part in message.split("|"))
@@ -316,16 +316,16 @@ def test_latent_pipelines_are_pointed_elsewhere_and_a_missing_part_is_named(flat
         assert "docs/latent.md" in message
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda tensors: tensors | {"conv_in.bias": torch.full((8,), float("nan"))}, "not finite"),
-        (lambda tensors: tensors | {"conv_in.bias": torch.zeros(8, dtype=torch.int64)}, "is int64"),
-        (lambda tensors: tensors | {"conv_in.bias": torch.zeros(9)}, "'conv_in.bias' has shape (9,)"),
-        (lambda tensors: tensors | {"more": torch.zeros(1)}, "'more' is not in both"),
-        (lambda tensors: {n: t for n, t in tensors.items() if n != "conv_in.bias"}, "'conv_in.bias' is not in both"),
-    ],
-)
+UNFIT = [
+    (lambda tensors: tensors | {"conv_in.bias": torch.full((8,), float("nan"))}, "not finite"),
+    (lambda tensors: tensors | {"conv_in.bias": torch.zeros(8, dtype=torch.int64)}, "is int64"),
+    (lambda tensors: tensors | {"conv_in.bias": torch.zeros(9)}, "'conv_in.bias' has shape (9,)"),
+    (lambda tensors: tensors | {"more": torch.zeros(1)}, "'more' is not in both"),
+    (lambda tensors: {n: t for n, t in tensors.items() if n != "conv_in.bias"}, "'conv_in.bias' is not in both"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), UNFIT)
 def test_weights_that_do_not_fit(flat, change, message):
     save_file(change(load_file(flat / WEIGHTS)), flat / WEIGHTS)
     assert message in refusal(opened, flat)
@@ -449,15 +449,15 @@ def test_every_path_into_a_model_means_it(pipeline, capsys, inner, taken):
     assert ("takes the moving average" in capsys.readouterr().err) == ("unet" not in inner)
 
 
-@pytest.mark.parametrize(
-    ("index", "message"),
-    [
-        ({"_class_name": "DiTPipeline", "transformer": ["diffusers", "T"]}, "'DiTPipeline' without its transformer/"),
-        ({"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}, "'DDPMPipeline' without its unet/"),
-        ({"_class_name": "CascadePipeline", "prior": ["diffusers", "P"]}, "network is in neither unet/ nor"),
-        (None, "no model: it holds neither config.json nor model_index.json"),
-    ],
-)
+NO_NETWORK = [
+    ({"_class_name": "DiTPipeline", "transformer": ["diffusers", "T"]}, "'DiTPipeline' without its transformer/"),
+    ({"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}, "'DDPMPipeline' without its unet/"),
+    ({"_class_name": "CascadePipeline", "prior": ["diffusers", "P"]}, "network is in neither unet/ nor"),
+    (None, "no model: it holds neither config.json nor model_index.json"),
+]
+
+
+@pytest.mark.parametrize(("index", "message"), NO_NETWORK)
 def test_folders_without_a_network_are_called_what_they_are(tmp_path, index, message):
     if index is not None:
         (tmp_path / "model_index.json").write_text(json.dumps(index))

@@ -103,15 +103,13 @@ def test_half_precision_weights_become_float32(tmp_path, architecture):
     assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
 
 
-@pytest.mark.parametrize(
-    ("preconditioning", "constants"),
-    [
-        ("EDMPrecond", {"sigma_data": 1.0, "sigma_max": 50.0}),
-        ("VPPrecond", {"beta_d": 10.0, "M": 500}),
-        ("VEPrecond", {"sigma_min": 0.01}),
-        ("iDDPMPrecond", {"C_2": 0.01}),
-    ],
-)
+TOLD = [
+    ("EDMPrecond", {"sigma_data": 1.0, "sigma_max": 50.0}), ("VPPrecond", {"beta_d": 10.0, "M": 500}),
+    ("VEPrecond", {"sigma_min": 0.01}), ("iDDPMPrecond", {"C_2": 0.01}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("preconditioning", "constants"), TOLD)
 def test_constants_other_than_the_defaults_are_told(tmp_path, preconditioning, constants):
     path = tmp_path / "net.pkl"
     same = {"VEPrecond": {"sigma_max": 100}, "EDMPrecond": {"sigma_min": 0, "sigma_data": 0.5}}.get(preconditioning, {})

@@ -198,16 +198,16 @@ def test_bad_tensors_are_refused_when_decoded(tmp_path, name):
         stored_tensors(module)["weight"].tensor()
 
 
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        ({"_parameters": {"weight": 3}}, "'weight' in it is not a tensor"),
-        ({"_parameters": [1]}, "'_parameters' is not a dictionary of names"),
-        ({"_parameters": {3: 1}}, "'_parameters' is not a dictionary of names"),
-        ({"_modules": {"model": 3}}, "'model' in it is not a module"),
-        ({"_modules": {"model": Persistent("Net", {"_buffers": {"u": "x"}})}}, "'model.u' in it is not a tensor"),
-    ],
-)
+NO_MODULES = [
+    ({"_parameters": {"weight": 3}}, "'weight' in it is not a tensor"),
+    ({"_parameters": [1]}, "'_parameters' is not a dictionary of names"),
+    ({"_parameters": {3: 1}}, "'_parameters' is not a dictionary of names"),
+    ({"_modules": {"model": 3}}, "'model' in it is not a module"),
+    ({"_modules": {"model": Persistent("Net", {"_buffers": {"u": "x"}})}}, "'model.u' in it is not a tensor"),
+]
+
+
+@pytest.mark.parametrize(("state", "message"), NO_MODULES)
 def test_what_is_no_module_is_refused(tmp_path, state, message):
     with pytest.raises(CheckpointError, match=message):
         stored_tensors(written(tmp_path / "a.pkl", Persistent("Net", state)))

@@ -43,24 +43,24 @@ def test_a_folder_that_is_there_comes_first(resolved, tmp_path, name):
 ID, FILE = "write the model's id, ", "download the file and give its path"
 
 
-@pytest.mark.parametrize(
-    ("address", "advice"),
-    [
-        ("https://huggingface.co/owner/name", f"{ID}owner/name"),
-        ("http://www.hf.co/owner/name/", f"{ID}owner/name"),
-        ("hf.co/owner/name", f"{ID}owner/name"),
-        ("hf://owner/name", f"{ID}owner/name"),
-        ("https://huggingface.co/owner/name.git", f"{ID}owner/name"),
-        ("https://huggingface.co/owner/name?library=diffusers", f"{ID}owner/name"),
-        ("huggingface.co/owner/name/tree/main", f"{ID}owner/name"),
-        ("huggingface.co/owner/name/tree/v1.0/unet", f"{ID}owner/name@v1.0"),
-        ("huggingface.co/owner/name/blob/main/unet/diffusion_pytorch_model.safetensors", f"{ID}owner/name"),
-        ("huggingface.co/owner/name/resolve/main/x.pt?download=true", f"{ID}owner/name, or {FILE}"),
-        ("https://huggingface.co/datasets/owner/name", FILE),
-        ("https://example.com/model.pt", FILE),
-        ("file:///data/model.pt", "give the path alone"),
-    ],
-)
+ADDRESSES = [
+    ("https://huggingface.co/owner/name", f"{ID}owner/name"),
+    ("http://www.hf.co/owner/name/", f"{ID}owner/name"),
+    ("hf.co/owner/name", f"{ID}owner/name"),
+    ("hf://owner/name", f"{ID}owner/name"),
+    ("https://huggingface.co/owner/name.git", f"{ID}owner/name"),
+    ("https://huggingface.co/owner/name?library=diffusers", f"{ID}owner/name"),
+    ("huggingface.co/owner/name/tree/main", f"{ID}owner/name"),
+    ("huggingface.co/owner/name/tree/v1.0/unet", f"{ID}owner/name@v1.0"),
+    ("huggingface.co/owner/name/blob/main/unet/diffusion_pytorch_model.safetensors", f"{ID}owner/name"),
+    ("huggingface.co/owner/name/resolve/main/x.pt?download=true", f"{ID}owner/name, or {FILE}"),
+    ("https://huggingface.co/datasets/owner/name", FILE),
+    ("https://example.com/model.pt", FILE),
+    ("file:///data/model.pt", "give the path alone"),
+]
+
+
+@pytest.mark.parametrize(("address", "advice"), ADDRESSES)
 def test_an_address_of_the_web_says_what_to_write_instead(resolved, address, advice):
     with pytest.raises(CheckpointError) as caught:
         located(Path(address))

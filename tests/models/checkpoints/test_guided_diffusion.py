@@ -385,31 +385,31 @@ def test_networks_beside_a_preset_fit_none(change, fitting):
     assert presets_that_fit({}) == []
 
 
-@pytest.mark.parametrize(
-    ("entry", "expected"),
-    [
-        ({"preset": "cifar10", "prediction": "x0"}, ("cosine", 1000, 1.0, "x0")),
-        ({"network": SMALL, "schedule": "linear", "T": 4000, "rescale_timesteps": True}, ("linear", 4000, 0.25, "eps")),
-        ({"network": SMALL, "rescale_timesteps": False}, ("cosine", 1000, 1.0, "eps")),
-        ({}, ("linear", 1000, 1.0, "eps")),
-    ],
-)
+ENTRIES = [
+    ({"preset": "cifar10", "prediction": "x0"}, ("cosine", 1000, 1.0, "x0")),
+    ({"network": SMALL, "schedule": "linear", "T": 4000, "rescale_timesteps": True}, ("linear", 4000, 0.25, "eps")),
+    ({"network": SMALL, "rescale_timesteps": False}, ("cosine", 1000, 1.0, "eps")),
+    ({}, ("linear", 1000, 1.0, "eps")),
+]
+
+
+@pytest.mark.parametrize(("entry", "expected"), ENTRIES)
 def test_an_entry_describes_a_file(entry, expected):
     about = describe_entry(entry, "imagenet128")
     assert (about.schedule, about.T, about.time_factor, about.prediction) == expected
 
 
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({}, "it does not describe itself; give its entry 'preset' or 'network'"),
-        ({"preset": "cifar"}, "unknown preset 'cifar'; choose cifar10"),
-        ({"preset": "cifar10", "T": 4000}, "preset 'cifar10' brings its own 'T'"),
-        ({"network": SMALL, "prediction": "score"}, "unknown prediction 'score'"),
-        ({"network": SMALL, "schedule": "x"}, "unknown noise schedule"),
-        ({"network": {"width": 3}}, "unknown U-Net argument 'width'"),
-    ],
-)
+BAD_ENTRIES = [
+    ({}, "it does not describe itself; give its entry 'preset' or 'network'"),
+    ({"preset": "cifar"}, "unknown preset 'cifar'; choose cifar10"),
+    ({"preset": "cifar10", "T": 4000}, "preset 'cifar10' brings its own 'T'"),
+    ({"network": SMALL, "prediction": "score"}, "unknown prediction 'score'"),
+    ({"network": SMALL, "schedule": "x"}, "unknown noise schedule"),
+    ({"network": {"width": 3}}, "unknown U-Net argument 'width'"),
+]
+
+
+@pytest.mark.parametrize(("entry", "message"), BAD_ENTRIES)
 def test_entries_that_describe_nothing_are_refused(entry, message):
     with pytest.raises(CheckpointError, match=message):
         describe_entry(entry)

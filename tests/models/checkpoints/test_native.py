@@ -87,17 +87,13 @@ def test_safetensors_of_other_origin_are_refused(tmp_path, metadata):
     assert "of another architecture" in refusal(load_network, path, DESCRIPTION)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"T": "many"},
-        {"T": "-1"},
-        {"network": "{"},
-        {"schedule": None},
-        {"schedule": "x"},
-        {"schedule": "linear", "T": "10"},
-    ],
-)
+DAMAGED = [
+    {"T": "many"}, {"T": "-1"}, {"network": "{"}, {"schedule": None}, {"schedule": "x"},
+    {"schedule": "linear", "T": "10"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_damaged_descriptions_are_refused(tmp_path, damage):
     text = {"format": "exposure-bias-1", "network": "{}", "schedule": "cosine", "T": "1000", "training": "{}", **damage}
     path = tmp_path / "damaged.safetensors"

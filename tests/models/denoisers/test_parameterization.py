@@ -45,19 +45,19 @@ def test_a_velocity_gives_eps_and_x0(sigma):
     assert asked == [(torch.float32, [pytest.approx(sigma)] * 5)]
 
 
-@pytest.mark.parametrize(
-    ("process", "message"),
-    [
-        (("cosine", 1000, "score"), "unknown prediction 'score'; choose eps, v, x0, flow"),
-        (("cosine", 1000, "flow"), "prediction 'flow' needs the schedule flow or"),
-        (("flow", 1000, "eps"), "takes the prediction flow or x0, not 'eps'"),
-        (("flow(0)", 1000, "flow"), "the shift of flow"),
-        (("flow(x)", 1000, "flow"), "the shift of flow"),
-        (("flow3", 1000, "flow"), "is no flow"),
-        (("flow", 0, "flow"), "must be at least 1"),
-        (("sigmoid", 1000, "eps"), "unknown noise schedule 'sigmoid'"),
-    ],
-)
+UNWALKABLE = [
+    (("cosine", 1000, "score"), "unknown prediction 'score'; choose eps, v, x0, flow"),
+    (("cosine", 1000, "flow"), "prediction 'flow' needs the schedule flow or"),
+    (("flow", 1000, "eps"), "takes the prediction flow or x0, not 'eps'"),
+    (("flow(0)", 1000, "flow"), "the shift of flow"),
+    (("flow(x)", 1000, "flow"), "the shift of flow"),
+    (("flow3", 1000, "flow"), "is no flow"),
+    (("flow", 0, "flow"), "must be at least 1"),
+    (("sigmoid", 1000, "eps"), "unknown noise schedule 'sigmoid'"),
+]
+
+
+@pytest.mark.parametrize(("process", "message"), UNWALKABLE)
 def test_processes_that_no_walk_could_follow(process, message):
     with pytest.raises(ValueError, match=message):
         check_process(*process)

@@ -127,24 +127,24 @@ def test_channels_beyond_the_images_are_left_out():
     assert prediction.variance_fraction is None
 
 
-@pytest.mark.parametrize(
-    ("name", "settings", "message"),
-    [
-        ("karras", {}, "unknown preconditioning 'karras'"),
-        ("edm", {"beta": 1}, "no constant 'beta'"),
-        ("edm", {"sigma_data": "0.5"}, "sigma_data must be a finite number above 0"),
-        ("edm", {"sigma_data": 0}, "sigma_data must be a finite number above 0"),
-        ("edm", {"sigma_data": math.nan}, "sigma_data must be a finite number above 0"),
-        ("edm", {"sigma_data": True}, "sigma_data must be a finite number above 0"),
-        ("edm", {"sigma_min": -1}, "sigma_min must be a finite number of at least 0"),
-        ("edm", {"sigma_min": 2, "sigma_max": 1}, "no range of noise levels"),
-        ("iddpm", {"M": 10**9}, "M must be an integer from 2 to 100000"),
-        ("iddpm", {"M": 2.5}, "M must be an integer"),
-        ("iddpm", {"C_1": 10**400}, "C_1 must be a finite number"),
-        ("vp", {"beta_d": 1e6}, "no range of noise levels"),
-        ("ve", {"sigma_max": 0.01}, "no range of noise levels"),
-    ],
-)
+IMPOSSIBLE = [
+    ("karras", {}, "unknown preconditioning 'karras'"),
+    ("edm", {"beta": 1}, "no constant 'beta'"),
+    ("edm", {"sigma_data": "0.5"}, "sigma_data must be a finite number above 0"),
+    ("edm", {"sigma_data": 0}, "sigma_data must be a finite number above 0"),
+    ("edm", {"sigma_data": math.nan}, "sigma_data must be a finite number above 0"),
+    ("edm", {"sigma_data": True}, "sigma_data must be a finite number above 0"),
+    ("edm", {"sigma_min": -1}, "sigma_min must be a finite number of at least 0"),
+    ("edm", {"sigma_min": 2, "sigma_max": 1}, "no range of noise levels"),
+    ("iddpm", {"M": 10**9}, "M must be an integer from 2 to 100000"),
+    ("iddpm", {"M": 2.5}, "M must be an integer"),
+    ("iddpm", {"C_1": 10**400}, "C_1 must be a finite number"),
+    ("vp", {"beta_d": 1e6}, "no range of noise levels"),
+    ("ve", {"sigma_max": 0.01}, "no range of noise levels"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), IMPOSSIBLE)
 def test_impossible_constants_are_refused(name, settings, message):
     with pytest.raises(ValueError, match=message):
         make_preconditioning(name, settings)

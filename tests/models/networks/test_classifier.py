@@ -70,22 +70,22 @@ def test_pooling_asks_with_the_mean_only():
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)  # a dozen float32 roundings of numbers near 1
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"pool": "spatial"}, "'pool' must be adaptive or attention, not 'spatial'"),
-        ({"pool": None}, "'pool' must be adaptive or attention, not None"),
-        ({"out_channels": None}, "needs 'out_channels'"),
-        ({"num_classes": 7}, "takes no labels itself"),
-        ({"learn_sigma": True}, "takes no labels itself"),
-        ({"image_size": None}, "needs 'image_size' and 'num_head_channels'"),
-        ({"num_head_channels": -1}, "needs 'image_size' and 'num_head_channels'"),
-        ({"num_head_channels": 64}, "width 96 cannot be split"),
-        ({"image_size": "16"}, "'image_size' must be a positive integer"),
-        ({"depth": 2}, "unknown U-Net argument 'depth'"),
-        ({"model_channels": None}, "'model_channels' must be a positive integer"),
-        ({"channel_mult": None}, "'channel_mult' must be a list of positive numbers"),
-    ],
-)
+IMPOSSIBLE = [
+    ({"pool": "spatial"}, "'pool' must be adaptive or attention, not 'spatial'"),
+    ({"pool": None}, "'pool' must be adaptive or attention, not None"),
+    ({"out_channels": None}, "needs 'out_channels'"),
+    ({"num_classes": 7}, "takes no labels itself"),
+    ({"learn_sigma": True}, "takes no labels itself"),
+    ({"image_size": None}, "needs 'image_size' and 'num_head_channels'"),
+    ({"num_head_channels": -1}, "needs 'image_size' and 'num_head_channels'"),
+    ({"num_head_channels": 64}, "width 96 cannot be split"),
+    ({"image_size": "16"}, "'image_size' must be a positive integer"),
+    ({"depth": 2}, "unknown U-Net argument 'depth'"),
+    ({"model_channels": None}, "'model_channels' must be a positive integer"),
+    ({"channel_mult": None}, "'channel_mult' must be a list of positive numbers"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), IMPOSSIBLE)
 def test_classifiers_that_cannot_be_built_are_refused(change, message):
     assert refusal(CheckpointError, classifier_network, {**CLASSIFIER, **change}, match=message)

@@ -120,15 +120,15 @@ def test_what_processes_exchange():
     assert launch(3, exchange) == [([3.0, 3.0], 4, 0, part) for part in parts]
 
 
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("data", "AgreedError: the data are gone"),
-        ("log", "AgreedError: [Errno 28] No space left on device"),
-        ("resume", "cannot be resumed ("),
-        ("batch", "AgreedError: 2 processes cannot share batches of 1; start at most 1"),
-    ],
-)
+MISTAKES = [
+    ("data", "AgreedError: the data are gone"),
+    ("log", "AgreedError: [Errno 28] No space left on device"),
+    ("resume", "cannot be resumed ("),
+    ("batch", "AgreedError: 2 processes cannot share batches of 1; start at most 1"),
+]
+
+
+@pytest.mark.parametrize(("how", "said"), MISTAKES)
 def test_the_mistake_of_one_process_ends_all(tmp_path, images, how, said):
     (tmp_path / "resume.pt").write_bytes(b"damaged") if how == "resume" else None
     found = launch(2, fail, how, short("adm", 3, 1 if how == "batch" else 10), tmp_path, images)
@@ -155,17 +155,15 @@ def test_a_process_that_dies_ends_all(tmp_path, images):
     assert code == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "printed", "complained"),
-    [
-        (["--recipe", "amd"], 2, "", "unknown recipe 'amd'; did you mean 'adm'?"),
-        (["--recipe", "adm", "--quiet"], 2, "", "cannot be resumed ("),
-        (["--help"], 0, "usage: python -m bench.models.train", ""),
-        pytest.param(
-            ["--recipe", "adm", "--device", "meta"], 2, "", "'meta' cannot be used here", marks=pytest.mark.ci
-        ),
-    ],
-)
+SAID = [
+    (["--recipe", "amd"], 2, "", "unknown recipe 'amd'; did you mean 'adm'?"),
+    (["--recipe", "adm", "--quiet"], 2, "", "cannot be resumed ("),
+    (["--help"], 0, "usage: python -m bench.models.train", ""),
+    pytest.param(["--recipe", "adm", "--device", "meta"], 2, "", "'meta' cannot be used here", marks=pytest.mark.ci),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "printed", "complained"), SAID)
 def test_the_first_process_alone_speaks(tmp_path, arguments, code, printed, complained):
     (tmp_path / "resume.pt").write_bytes(b"damaged")
     first, second = launch(2, command, [*arguments, "--out", str(tmp_path)])

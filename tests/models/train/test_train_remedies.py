@@ -49,16 +49,16 @@ def test_every_remedy_has_a_limit_that_is_the_plain_training_bit_for_bit(images,
     assert not same(other, plain)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("adm", [[4]] * 4),
-        ("adm-ip-t", [[4]] * 4),
-        ("adm-dream", [[4, 4]] * 4),
-        # A share of 0, 1/6, 1/3 and 1/2 of four images, four steps each.
-        ("adm-mdss", [[4], [1, 1, 1, 1, 4], [1, 1, 1, 1, 4], [2, 2, 2, 2, 4]]),
-    ],
-)
+CALLS = [
+    ("adm", [[4]] * 4),
+    ("adm-ip-t", [[4]] * 4),
+    ("adm-dream", [[4, 4]] * 4),
+    # A share of 0, 1/6, 1/3 and 1/2 of four images, four steps each.
+    ("adm-mdss", [[4], [1, 1, 1, 1, 4], [1, 1, 1, 1, 4], [2, 2, 2, 2, 4]]),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), CALLS)
 def test_what_a_remedy_costs_in_network_calls(images, name, expected):
     assert weights(short(name), images)[1] == expected
 

@@ -65,16 +65,13 @@ def test_the_config_file_may_say_it_and_flags_replace_it(run):
     assert "preprocessing crop=center resize=8 filter=lanczos" in run("--resize", "8", "--dry-run", entry=entry)[0].out
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ((), "halves images"),
-        (("--resize", "0"), "resize"),
-        (("--resize", "-8"), "resize"),
-        (("--resize-filter", "box"), "resize"),
-        (("--crop", "guided"), "resize"),
-    ],
-)
+IMPOSSIBLE = [
+    ((), "halves images"), (("--resize", "0"), "resize"), (("--resize", "-8"), "resize"),
+    (("--resize-filter", "box"), "resize"), (("--crop", "guided"), "resize"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "words"), IMPOSSIBLE)
 def test_preprocessing_that_cannot_be(run, save_tiny, flags, words):
     deep = save_tiny(name="deep", channel_mult=(1, 1, 1))  # halves images twice; 10 rows cannot be
     outcome, out = run("--models", f"deep={deep}", *flags)
@@ -136,19 +133,14 @@ def test_a_reference_that_cannot_be_read(command, tmp_path, tiny_weights, conten
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("dataset", "data_dir", "features"),
-    [
-        ("digits", None, "digits"),
-        ("digits-affine", None, "digits"),
-        ("cifar10", None, "cifar10"),
-        ("cifar10", "data", "inception"),
-        ("cifar10-16", None, "cifar10-16"),
-        ("cifar10-16", "data", "cifar10-16"),
-        ("lsun-tower64", "data", "inception"),
-        ("mine", None, "inception"),
-    ],
-)
+FEATURES = [
+    ("digits", None, "digits"), ("digits-affine", None, "digits"), ("cifar10", None, "cifar10"),
+    ("cifar10", "data", "inception"), ("cifar10-16", None, "cifar10-16"), ("cifar10-16", "data", "cifar10-16"),
+    ("lsun-tower64", "data", "inception"), ("mine", None, "inception"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dataset", "data_dir", "features"), FEATURES)
 def test_images_of_8_and_16_pixels_have_features_of_their_own(dataset, data_dir, features):
     args = argparse.Namespace(dataset=dataset, data_dir=data_dir, reference=None)
     assert _default_features(args, {"mine"}) == features

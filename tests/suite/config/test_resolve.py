@@ -129,14 +129,14 @@ def test_tables_figures_and_report_can_be_made_of_it(without):
     assert not list(out.glob("figures/*x0_*"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--features", "inception"), "--features inception needs the images, of which the package keeps statistics"),
-        (("--features", "digits"), "--features digits needs the images"),
-        (("--resize", "32"), "needs --data-dir DIR"),
-    ],
-)
+WITHOUT_IMAGES = [
+    (("--features", "inception"), "--features inception needs the images, of which the package keeps statistics"),
+    (("--features", "digits"), "--features digits needs the images"),
+    (("--resize", "32"), "needs --data-dir DIR"),
+]
+
+
+@pytest.mark.parametrize(("flags", "words"), WITHOUT_IMAGES)
 def test_what_cannot_be_done_without_images_is_refused(run, flags, words):
     outcome, out = run(*flags)
     assert outcome.refused(words)

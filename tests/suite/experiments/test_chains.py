@@ -74,15 +74,15 @@ def test_a_chain_of_length_L_starts_at_index_L_minus_1_and_visits_every_index(pl
         assert chain.cost() == 42 * length
 
 
-@pytest.mark.parametrize(
-    ("config", "learns", "variance"),
-    [
-        ({"variance": "fixed-small"}, True, "fixed-small"),
-        ({"variance": "learned"}, True, "learned"),
-        ({"sampler": "ddim", "variance": None, "eta": 0.7, "spacing": "ddim"}, True, "learned"),
-        ({"sampler": "ddim", "variance": None}, False, "fixed-large"),
-    ],
-)
+VARIANCES = [
+    ({"variance": "fixed-small"}, True, "fixed-small"),
+    ({"variance": "learned"}, True, "learned"),
+    ({"sampler": "ddim", "variance": None, "eta": 0.7, "spacing": "ddim"}, True, "learned"),
+    ({"sampler": "ddim", "variance": None}, False, "fixed-large"),
+]
+
+
+@pytest.mark.parametrize(("config", "learns", "variance"), VARIANCES)
 def test_solvers_are_the_runs_or_what_the_network_was_trained_for(plan, config, learns, variance):
     _, chains = plan(**config, model=toy(network={"in_channels": 1, "out_channels": 2 if learns else 1}))
     solvers = {method: chains[method, 20].solver() for method in METHODS}
@@ -281,16 +281,14 @@ class Corners(torch.nn.Module):
 CORNERS = Extractor("corners", Corners(), {"frechet": "fd_corners"}, "0" * 64)
 
 
-@pytest.mark.parametrize(
-    ("n", "note"),
-    [
-        (10, "held-out images"),
-        (18, "held-out images"),
-        (20, "training images that were no sources"),
-        (42, "neither 42 held-out images nor as many training images that were no sources"),
-        (2, "a covariance of 2 features needs 3 images, not 2"),
-    ],
-)
+REAL = [
+    (10, "held-out images"), (18, "held-out images"), (20, "training images that were no sources"),
+    (42, "neither 42 held-out images nor as many training images that were no sources"),
+    (2, "a covariance of 2 features needs 3 images, not 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "note"), REAL)
 def test_real_images_are_scored_like_reconstructions(small_data, make_context, tmp_path, n, note):
     work = baselines_of(small_data, n)
     work.compute(make_context(None, extractor=CORNERS), tmp_path)

@@ -158,15 +158,13 @@ def test_measurements_are_logged(tmp_path, command, toml):
     assert [event["name"] for event in found if event["event"] == "measurement"] == ["response of tiny at 1 steps"]
 
 
-@pytest.mark.parametrize(
-    ("share", "rank", "name"),
-    [
-        (None, 0, "log.jsonl"),
-        (None, 3, "log-rank-3.jsonl"),
-        (Share(0, 4), 0, "log-shard-0-of-4.jsonl"),
-        (Share(3, 4), 0, "log-shard-3-of-4.jsonl"),
-    ],
-)
+LOGS = [
+    (None, 0, "log.jsonl"), (None, 3, "log-rank-3.jsonl"), (Share(0, 4), 0, "log-shard-0-of-4.jsonl"),
+    (Share(3, 4), 0, "log-shard-3-of-4.jsonl"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("share", "rank", "name"), LOGS)
 def test_every_process_has_a_log_of_its_own(tmp_path, share, rank, name):
     team = Team(share)
     team.rank = rank

@@ -237,40 +237,40 @@ def test_entry_describes_a_foreign_checkpoint(from_toml, tmp_path):
     assert (description.schedule, description.T, dict(description.network)) == ("linear", 500, network)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[model.m]", "unknown section 'model'; did you mean 'models'"),
-        ("[models.m]\nweight = 'x'", "unknown key of models.m 'weight'; did you mean 'weights'"),
-        ("[datasets.d]\npaht = 'x'", "unknown key of datasets.d 'paht'; did you mean 'path'"),
-        ("[datasets.d]\nheldout_every = 5", "needs 'path'"),
-        ("[datasets.d]\npath = 'x'\nheldout_every = 1", "0 .none. or at least 2"),
-        ("[datasets.d]\npath = 'x'\nheldout_every = -2", "0 .none. or at least 2"),
-        ("[datasets.d]\npath = 'x'\nheldout_every = 2.5", "must be a whole number"),
-        ("[datasets.d]\npath = 3", "must be a text"),
-        ("models = 3", "must be a table"),
-        ("[models]\nm = 3", "must be a table"),
-        ("[models.m]\nbase = 'adm'\ncorrections = 3", "'corrections' of .models.m. .* must be a list of tables"),
-        ("[models.m]\nT = 'x'", "must be a whole number"),
-        ("[models.m]\nnetwork = 3", "must be a table"),
-        ("[models.'../m']\nbase = 'adm'", "is no name"),
-        ("[models.m\n", "not valid TOML"),
-    ],
-)
+BAD_FILES = [
+    ("[model.m]", "unknown section 'model'; did you mean 'models'"),
+    ("[models.m]\nweight = 'x'", "unknown key of models.m 'weight'; did you mean 'weights'"),
+    ("[datasets.d]\npaht = 'x'", "unknown key of datasets.d 'paht'; did you mean 'path'"),
+    ("[datasets.d]\nheldout_every = 5", "needs 'path'"),
+    ("[datasets.d]\npath = 'x'\nheldout_every = 1", "0 .none. or at least 2"),
+    ("[datasets.d]\npath = 'x'\nheldout_every = -2", "0 .none. or at least 2"),
+    ("[datasets.d]\npath = 'x'\nheldout_every = 2.5", "must be a whole number"),
+    ("[datasets.d]\npath = 3", "must be a text"),
+    ("models = 3", "must be a table"),
+    ("[models]\nm = 3", "must be a table"),
+    ("[models.m]\nbase = 'adm'\ncorrections = 3", "'corrections' of .models.m. .* must be a list of tables"),
+    ("[models.m]\nT = 'x'", "must be a whole number"),
+    ("[models.m]\nnetwork = 3", "must be a table"),
+    ("[models.'../m']\nbase = 'adm'", "is no name"),
+    ("[models.m\n", "not valid TOML"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES)
 def test_bad_configuration_files(from_toml, text, message):
     with pytest.raises(ConfigError, match=message):
         from_toml(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "needs 'weights', 'adapter' or 'base'"),
-        ("base = 'm'", "based on itself .m -> m"),
-        ("base = 'other'\n[models.other]\nbase = 'm'", "m -> other -> m"),
-        ("base = 'admm'", "unknown model 'admm'; did you mean 'adm'"),
-    ],
-)
+BAD_ENTRIES = [
+    ("", "needs 'weights', 'adapter' or 'base'"),
+    ("base = 'm'", "based on itself .m -> m"),
+    ("base = 'other'\n[models.other]\nbase = 'm'", "m -> other -> m"),
+    ("base = 'admm'", "unknown model 'admm'; did you mean 'adm'"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_ENTRIES)
 def test_bad_entries(from_toml, text, message):
     with pytest.raises(ConfigError, match=message):
         from_toml(f"[models.m]\n{text}").model("m")
@@ -363,17 +363,17 @@ def test_a_training_with_weights_of_the_users(trained):
     assert (model.name, model.weights.name) == ("adm-t7", "adm-gp.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("adm@4", "unknown training adm@4 for dataset 'digits'; known: adm, adm@2, adm@3"),
-        ("adm@1", "unknown training adm@1 .*; known: adm, adm@2"),
-        ("adm@", "unknown training adm@ "),
-        ("adm@x-es", "unknown training adm@x "),
-        ("ddpm-y@2", "known: ddpm-y$"),
-        ("nobody@2", "unknown model 'nobody@2'; only the embedded family has trainings"),
-    ],
-)
+UNKNOWN_TRAININGS = [
+    ("adm@4", "unknown training adm@4 for dataset 'digits'; known: adm, adm@2, adm@3"),
+    ("adm@1", "unknown training adm@1 .*; known: adm, adm@2"),
+    ("adm@", "unknown training adm@ "),
+    ("adm@x-es", "unknown training adm@x "),
+    ("ddpm-y@2", "known: ddpm-y$"),
+    ("nobody@2", "unknown model 'nobody@2'; only the embedded family has trainings"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), UNKNOWN_TRAININGS)
 def test_unknown_trainings_name_those_there_are(trained, name, message):
     with pytest.raises(ConfigError, match=message):
         trained.model(name)

@@ -120,17 +120,13 @@ def test_scores_are_complete_by_themselves(store, make_cell):
     assert not store.is_scored(cell, "toy-1")
 
 
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"samples": 13}, "samples"),
-        ({"clip": False}, "clip"),
-        ({"spacing": "ddim"}, "spacing"),
-        ({"quantize": "floor"}, "quantize"),
-        ({"data_hash": "other"}, "data"),
-        ({"variance": "fixed-small"}, "variance"),
-    ],
-)
+SETTINGS = [
+    ({"samples": 13}, "samples"), ({"clip": False}, "clip"), ({"spacing": "ddim"}, "spacing"),
+    ({"quantize": "floor"}, "quantize"), ({"data_hash": "other"}, "data"), ({"variance": "fixed-small"}, "variance"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "name"), SETTINGS)
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("steps", [7, 5])
 def test_cells_of_one_folder_share_their_settings(store, make_cell, change, name, finished, steps):

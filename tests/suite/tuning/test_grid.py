@@ -86,15 +86,13 @@ def test_other_constants_of_the_remedy_stay(known):
     assert changed.remedies[0].at("ddpm", 20) == model.remedies[0].at("ddpm", 20)
 
 
-@pytest.mark.parametrize(
-    ("name", "constant", "message"),
-    [
-        ("adm", "b", "it has no remedy; add one"),
-        ("adm-es", "c", "has no constant 'c'; its constants are b, k"),
-        ("adm-es-tsr", "k", "belongs to several remedies"),
-        ("adm-dcw", "span", "has no constant 'span'"),
-    ],
-)
+UNKNOWN = [
+    ("adm", "b", "it has no remedy; add one"), ("adm-es", "c", "has no constant 'c'; its constants are b, k"),
+    ("adm-es-tsr", "k", "belongs to several remedies"), ("adm-dcw", "span", "has no constant 'span'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "constant", "message"), UNKNOWN)
 def test_a_constant_that_the_model_does_not_have(known, name, constant, message):
     with pytest.raises(ConfigError, match=message):
         TunedConstant(constant, (1.0, 2.0, 3.0)).prepared(known.model(name))
@@ -225,18 +223,18 @@ def test_a_sweep_leaves_curves_and_an_entry(tuned, command):
     assert f"eps / ({b:.5g} + 0 i)" in command(*used).out
 
 
-@pytest.mark.parametrize(
-    ("tune", "more", "message"),
-    [
-        ("b", (), "is not NAME=LOW:HIGH:COUNT"),
-        ("c=1:2:3", (), "has no constant 'c'"),
-        ("b=1:2:3", ("--features", "none"), "--tune compares distances"),
-        ("b=-1:1:3", (), "must stay positive"),
-        ("b=1:1.1:3", ("--samples", "64"), "65 images a value, not 64"),
-        ("b=fit", ("--samples", "66"), "--samples has no effect with --tune b=fit"),
-        ("b=1:1.1:3", ("--eps-scale", "1.1"), "--eps-scale has no effect with --tune b"),
-    ],
-)
+BAD_GRIDS = [
+    ("b", (), "is not NAME=LOW:HIGH:COUNT"),
+    ("c=1:2:3", (), "has no constant 'c'"),
+    ("b=1:2:3", ("--features", "none"), "--tune compares distances"),
+    ("b=-1:1:3", (), "must stay positive"),
+    ("b=1:1.1:3", ("--samples", "64"), "65 images a value, not 64"),
+    ("b=fit", ("--samples", "66"), "--samples has no effect with --tune b=fit"),
+    ("b=1:1.1:3", ("--eps-scale", "1.1"), "--eps-scale has no effect with --tune b"),
+]
+
+
+@pytest.mark.parametrize(("tune", "more", "message"), BAD_GRIDS)
 def test_bad_grids_give_one_line(tuned, tune, more, message):
     outcome, out = tuned(tune, *more)
     assert outcome.refused(message)
