@@ -7,18 +7,7 @@ from cases import at_first
 from synthetic_results import drawn_texts
 
 from analysis.exposure_bias import variance, x0_error
-from analysis.output.style import (
-    dodged,
-    is_edm,
-    level_name,
-    level_symbol,
-    line_panels,
-    markers,
-    noisy_left,
-    panels,
-    sigma_at,
-    step_axis,
-)  # fmt: skip
+from analysis.output import style
 from analysis.records.checks import walk_name
 from analysis.records.load import load_results
 from bench.diffusion.schedules import edm_position
@@ -28,7 +17,7 @@ from bench.suite.settings import SAMPLER_FRAMES
 @pytest.mark.parametrize("sigma", [0.002, 0.01, 0.5, 1.0, 10.0, 80.0])
 def test_sigma_is_the_suites(sigma):
     # A seventh power magnifies rounding (2e-16) sevenfold, and again by sigma^(1/7) against its least value, .41.
-    assert sigma_at(edm_position(sigma)) == pytest.approx(sigma, rel=1e-13)
+    assert style.sigma_at(edm_position(sigma)) == pytest.approx(sigma, rel=1e-13)
 
 
 def test_the_samplers_are_those_of_the_suite():
@@ -36,22 +25,22 @@ def test_the_samplers_are_those_of_the_suite():
     schedules = {"vp": "cosine", "edm": "edm", "flow": "flow(3)"}
     for sampler, frames in SAMPLER_FRAMES.items():
         names = [walk_name({"sampler": sampler, "schedule": schedules[frame]}) for frame in frames]
-        assert [is_edm(name) for name in names] == [frame == "edm" for frame in frames]
+        assert [style.is_edm(name) for name in names] == [frame == "edm" for frame in frames]
         assert len(set(names)) == len(frames)
 
 
 def test_names():
-    assert (level_name(646.0, "ddpm"), level_symbol("ddim")) == ("t = 646", "t")
-    assert (level_name(999.0, "heun"), level_symbol("euler")) == (r"$\sigma$ = 80", r"$\sigma$")
+    assert (style.level_name(646.0, "ddpm"), style.level_symbol("ddim")) == ("t = 646", "t")
+    assert (style.level_name(999.0, "heun"), style.level_symbol("euler")) == (r"$\sigma$ = 80", r"$\sigma$")
 
 
 def test_ticks_stand_where_their_sigma_is():
-    with panels(1, 1) as (_, axes):
+    with style.panels(1, 1) as (_, axes):
         axes[0, 0].plot([0, 999], [0, 1])
-        noisy_left(axes[0, 0], "heun")
+        style.noisy_left(axes[0, 0], "heun")
         places, labels = axes[0, 0].get_xticks(), [label.get_text() for label in axes[0, 0].get_xticklabels()]
         assert axes[0, 0].xaxis_inverted()
-    assert [sigma_at(place) for place in places] == pytest.approx([float(label) for label in labels], rel=1e-12)
+    assert [style.sigma_at(place) for place in places] == pytest.approx([float(label) for label in labels], rel=1e-12)
     assert np.diff(places).max() < -200  # they do not crowd
 
 
@@ -66,8 +55,8 @@ def test_figures_along_the_walk_name_its_levels(folder, monkeypatch, module, dra
     drawn = drawn_texts(monkeypatch, module)
     draw(pd.concat([steps, floor], ignore_index=True), folder.root)
     labels = {text.split(" (levels")[0] for text in drawn[0]}
-    assert level_symbol(sampler) in labels
-    assert level_symbol("heun" if sampler == "ddpm" else "ddpm") not in labels
+    assert style.level_symbol(sampler) in labels
+    assert style.level_symbol("heun" if sampler == "ddpm" else "ddpm") not in labels
 
 
 def test_excess_is_relative_on_edm_levels(folder):
@@ -81,38 +70,38 @@ def test_excess_is_relative_on_edm_levels(folder):
 
 def test_the_baseline_lies_on_top_and_no_panel_has_more_than_four_models():
     models = [f"m{k}" for k in range(9)]
-    with line_panels(models, 2, ["norm", "ratio"]) as (_, rows):
+    with style.line_panels(models, 2, ["norm", "ratio"]) as (_, rows):
         assert [" ".join(row.paint) for row in rows] == ["m1 m2 m0", "m3 m4 m5 m0", "m6 m7 m8 m0"]
         assert {row.quantity for row in rows} == {"ratio"}  # small panels of one quantity
         assert len({row.paint["m0"] for row in rows}) == 1
         assert all(len(set(row.paint.values())) == len(row.paint) for row in rows)
         widths = [rows[1].width(model) for model in rows[1].paint]
         assert widths == sorted(set(widths), reverse=True)  # of lines that coincide all are visible
-    with line_panels(models[:4], 1, ["norm", "ratio"]) as (_, rows):
+    with style.line_panels(models[:4], 1, ["norm", "ratio"]) as (_, rows):
         assert [row.quantity for row in rows] == ["norm", "ratio"]
-    with line_panels(["alone"], 1) as (_, rows):
+    with style.line_panels(["alone"], 1) as (_, rows):
         assert [list(row.paint) for row in rows] == [["alone"]]
 
 
 def test_labels_of_step_counts_do_not_touch():
-    with panels(1, 1) as (_, axes):
-        step_axis(axes[0, 0], [10, 20, 50, 80, 100, 300, 1000])
+    with style.panels(1, 1) as (_, axes):
+        style.step_axis(axes[0, 0], [10, 20, 50, 80, 100, 300, 1000])
         labels = [label.get_text() for label in axes[0, 0].get_xticklabels()]
     assert labels == ["10", "20", "50", "", "100", "300", "1000"]
 
 
 def test_bars_of_models_lie_apart():
-    places = [dodged([10, 100], position, 4) for position in range(4)]
+    places = [style.dodged([10, 100], position, 4) for position in range(4)]
     assert places == sorted(places)
-    assert dodged([10], 0, 1) == [10]
+    assert style.dodged([10], 0, 1) == [10]
     assert np.mean(np.log([first for first, _ in places])) == pytest.approx(np.log(10))
 
 
 @pytest.mark.parametrize("number", [2, 9, 23])
 def test_no_two_models_look_alike(number):
     models = [f"model{k}" for k in range(number)]
-    assert len(set(markers(models).values())) == number
-    with line_panels(models, 2) as (_, rows):
+    assert len(set(style.markers(models).values())) == number
+    with style.line_panels(models, 2) as (_, rows):
         for row in rows:
             assert len(set(row.paint.values())) == len(row.paint) <= 4
             assert models[0] in row.paint  # the baseline is in every row

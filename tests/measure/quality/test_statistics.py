@@ -15,15 +15,6 @@ from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.quality import statistics
 from bench.measure.quality import statistics_files as statistics_cache
 from bench.measure.quality.frechet import feature_moments
-from bench.measure.quality.statistics import (
-    RETAINED,
-    FeatureMoments,
-    MomentStream,
-    ReferenceStatistics,
-    merged,
-    summarise,
-    thinned,
-)
 from bench.measure.quality.statistics_files import (
     cached_statistics,
     npz_names,
@@ -39,7 +30,7 @@ def rows(count, width=5, centre=0.0, seed=0):
 
 
 def streamed(features, size):
-    stream = MomentStream()
+    stream = statistics.MomentStream()
     for start in range(0, len(features), size):
         stream.add(features[start : start + size])
     return stream.result()
@@ -62,13 +53,13 @@ def test_a_single_row_has_no_spread():
     found = streamed(rows(1), 1)
     assert found.n == 1
     assert not found.cov.any()
-    both = merged(found, streamed(rows(1, seed=1), 1))
+    both = statistics.merged(found, streamed(rows(1, seed=1), 1))
     wanted = feature_moments(np.concatenate([rows(1), rows(1, seed=1)]))
     np.testing.assert_allclose(both.cov, wanted[1], rtol=1e-12)
 
 
 def test_memory_does_not_grow_with_the_number():
-    stream = MomentStream()
+    stream = statistics.MomentStream()
     for k in range(100):
         stream.add(rows(500, seed=k))
         assert sum(map(len, stream._batches)) < statistics._BLOCK
@@ -76,10 +67,10 @@ def test_memory_does_not_grow_with_the_number():
 
 
 def test_kept_rows_are_evenly_spaced():
-    assert thinned(5, 10).tolist() == [0, 1, 2, 3, 4]
-    assert thinned(9, 3).tolist() == [0, 4, 8]
-    many = thinned(50_000)
-    assert (len(many), len(set(many)), many[0], many[-1]) == (RETAINED, RETAINED, 0, 49_999)
+    assert statistics.thinned(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert statistics.thinned(9, 3).tolist() == [0, 4, 8]
+    many = statistics.thinned(50_000)
+    assert (len(many), len(set(many)), many[0], many[-1]) == (statistics.RETAINED, statistics.RETAINED, 0, 49_999)
 
 
 class Brightness(torch.nn.Module):
@@ -101,9 +92,9 @@ def counted(count):
 
 def test_a_large_set_keeps_ten_thousand_features_and_the_moments_of_all():
     pictures = counted(12_345)
-    found = summarise(COUNTING, pictures, "many", batch=1000)
+    found = statistics.summarise(COUNTING, pictures, "many", batch=1000)
     every = COUNTING.extract(pictures)[0]
-    np.testing.assert_array_equal(found.pooled, every[thinned(12_345)])
+    np.testing.assert_array_equal(found.pooled, every[statistics.thinned(12_345)])
     np.testing.assert_allclose(found.moments.cov, feature_moments(every)[1], rtol=1e-10)
     np.testing.assert_allclose(found.spatial.cov, 4 * found.moments.cov[:1, :1], rtol=1e-12)
     assert (found.n, found.name, found.pooled_name) == (12_345, "many", "many, 10000 of them evenly spaced")
@@ -111,7 +102,7 @@ def test_a_large_set_keeps_ten_thousand_features_and_the_moments_of_all():
 
 def test_a_small_set_keeps_everything():
     pictures, extractor = load("digits").images[:300], open_extractor("digits")
-    found = summarise(extractor, pictures, "few")
+    found = statistics.summarise(extractor, pictures, "few")
     pooled, spatial = extractor.extract(pictures)
     np.testing.assert_array_equal(found.pooled, pooled)
     for moments, layer in ((found.moments, pooled), (found.spatial, spatial)):
@@ -123,8 +114,8 @@ TOY = Extractor("toy", torch.nn.Identity(), {}, "1" * 64, widths=(5, 3))
 
 
 def made(spatial=True):
-    parts = [FeatureMoments(*feature_moments(rows(40, width)), 40) for width in (5, 3)]
-    return ReferenceStatistics("made", TOY.key, parts[0], parts[1] if spatial else None, rows(40), "made")
+    parts = [statistics.FeatureMoments(*feature_moments(rows(40, width)), 40) for width in (5, 3)]
+    return statistics.ReferenceStatistics("made", TOY.key, parts[0], parts[1] if spatial else None, rows(40), "made")
 
 
 def test_written_statistics_come_back(tmp_path):
@@ -295,7 +286,7 @@ def cache(tmp_path, monkeypatch):
 def computed(monkeypatch):
     """Count how often statistics are computed."""
     calls = []
-    monkeypatch.setattr(statistics_cache, "summarise", lambda *args: calls.append(args) or summarise(*args))
+    monkeypatch.setattr(statistics_cache, "summarise", lambda *args: calls.append(args) or statistics.summarise(*args))
     return calls
 
 
@@ -320,10 +311,13 @@ def test_features_to_compare_with_are_computed_once(cache, computed):
     pictures, bare = counted(12_345), replace(made(), pooled=rows(0, 2))
     first = with_features(bare, COUNTING, pictures, "many", "abc")
     again = with_features(bare, COUNTING, pictures, "same", "abc")
-    np.testing.assert_array_equal(first.pooled, COUNTING.extract(pictures[thinned(12_345)])[0])
+    np.testing.assert_array_equal(first.pooled, COUNTING.extract(pictures[statistics.thinned(12_345)])[0])
     np.testing.assert_array_equal(again.pooled, first.pooled)
     assert (first.moments, first.name) == (bare.moments, bare.name)
-    assert (again.pooled_name, [len(args[1]) for args in computed]) == ("same, 10000 of them evenly spaced", [RETAINED])
+    assert (again.pooled_name, [len(args[1]) for args in computed]) == (
+        "same, 10000 of them evenly spaced",
+        [statistics.RETAINED],
+    )
     with_features(bare, COUNTING, pictures[:12_000], "fewer", "abc")
     assert len(computed) == len(list(cache.iterdir())) == 2
 
