@@ -125,13 +125,8 @@ def test_names_of_windows_in_a_zip(tmp_path, tree):
 
 
 def test_what_is_no_image_is_passed_over(source, tree):
-    files = tree("a/0.png") | {
-        "a/notes.txt": b"text",
-        "__MACOSX/a/._0.png": b"shadow",
-        "a/.DS_Store": b"",
-        "b.gif": b"",
-    }
-    data = load_path("mine", source(files))
+    others = {"a/notes.txt": b"text", "__MACOSX/a/._0.png": b"shadow", "a/.DS_Store": b"", "b.gif": b""}
+    data = load_path("mine", source(tree("a/0.png") | others))
     assert len(data.images) == 1
     assert data.note.endswith(": 4 files passed over (2 with a leading dot, 1 .gif, 1 .txt)")
 

@@ -123,12 +123,7 @@ def test_missing(tmp_path, refusal, name, given):
         source = PUBLISHED[name].source or name
         looked = [source, f"{source}.zip", f"{source}.npz"]
         if source == "cifar10":
-            looked += [
-                "cifar-10-python.tar.gz",
-                "cifar-10-batches-py",
-                "cifar-10-binary.tar.gz",
-                "cifar-10-batches-bin",
-            ]
+            looked += [f"cifar-10-{form}" for form in ("python.tar.gz", "batches-py", "binary.tar.gz", "batches-bin")]
         assert all(entry in message for entry in looked)
 
 

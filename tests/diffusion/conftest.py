@@ -49,17 +49,10 @@ class StoredDraws:
 
 def _replay(reference, schedule, learned, clip, mode, correction=None):
     """Return the states after each step, [20, ...], walked from the reference's start with its noise."""
-    walk_levels = levels(schedule, 1000, 20)
+    path, made = levels(schedule, 1000, 20), StandIn(learned)
     solver = {"ddim0": DDIM(0.0), "ddim1": DDIM(1.0)}.get(mode, Ancestral("learned" if learned else "fixed-small"))
-    steps = walk(
-        StandIn(learned),
-        walk_levels,
-        torch.tensor(reference["x"]),
-        solver,
-        StoredDraws(torch.tensor(reference["noise"])),
-        clip=clip,
-        correction=correction(walk_levels) if correction else None,
-    )
+    start, draws = torch.tensor(reference["x"]), StoredDraws(torch.tensor(reference["noise"]))
+    steps = walk(made, path, start, solver, draws, clip=clip, correction=correction(path) if correction else None)
     return torch.stack([step.x_next for step in steps]).numpy()
 
 

@@ -13,11 +13,7 @@ LEVELS = levels("cosine", 1000, 20)
 SHAPE = (3, 4, 4)
 DRAWS = Draws(Noise(7), torch.arange(10, 14))
 REAL = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-SOLVERS = [
-    *(Ancestral(variance) for variance in ("learned", "fixed-small", "fixed-large")),
-    *(DDIM(eta) for eta in (0.0, 0.5, 1.0)),
-    PosteriorMean(),
-]
+SOLVERS = [*map(Ancestral, ("learned", "fixed-small", "fixed-large")), *map(DDIM, (0.0, 0.5, 1.0)), PosteriorMean()]
 GOLDEN = list(itertools.product(("cosine", "linear"), (0, 1), (0, 1), ("ddpm", "ddim0", "ddim1")))
 
 

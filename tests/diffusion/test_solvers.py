@@ -34,11 +34,7 @@ CASES = [name for name in GOLDEN.files if "_b" in name]
 SOLVERS = {"heun": Heun(), "euler": Euler()}
 DRAWS = Draws(Noise(0), torch.arange(2))
 LEVELS, SHAPE = levels("cosine", 1000, 20), (3, 4, 4)
-VP_SOLVERS = [
-    *(Ancestral(variance) for variance in ("learned", "fixed-small", "fixed-large")),
-    *(DDIM(eta) for eta in (0.0, 0.5, 1.0)),
-    PosteriorMean(),
-]
+VP_SOLVERS = [*map(Ancestral, ("learned", "fixed-small", "fixed-large")), *map(DDIM, (0.0, 0.5, 1.0)), PosteriorMean()]
 
 
 def closed_form(x, level, cond=None):

@@ -25,6 +25,10 @@ SETTINGS = [(name, {}) for name in SCHEDULERS] + [
     ("HeunDiscreteScheduler", {"prediction_type": "v_prediction"}),
     ("EDMEulerScheduler", {"prediction_type": "v_prediction"}),
 ]
+WITHOUT_GENERATOR = [  # in their step
+    "PNDMScheduler", "HeunDiscreteScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler",
+]  # fmt: skip
 MEAN, VARIANCE = 0.2, 0.3  # of the Gaussian data, each pixel independent
 
 
@@ -105,15 +109,7 @@ class Pipeline:
         self.states = [x]
         for t in self.scheduler.timesteps:
             output = self.unet(scaled(self.scheduler, x, t), t).sample
-            random = {} if "KDPM" in type(self.scheduler).__name__ else {"generator": generator}
-            if type(self.scheduler).__name__ in (
-                "PNDMScheduler",
-                "HeunDiscreteScheduler",
-                "DEISMultistepScheduler",
-                "UniPCMultistepScheduler",
-                "DPMSolverSinglestepScheduler",
-            ):
-                random = {}
+            random = {} if type(self.scheduler).__name__ in WITHOUT_GENERATOR else {"generator": generator}
             x = self.scheduler.step(output, t, x, **random).prev_sample
             self.states.append(x)
         return x

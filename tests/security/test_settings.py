@@ -108,12 +108,8 @@ def guided(room, sound, bench_args, refused, monkeypatch):
 def test_classifiers(room, hostile, guided):
     path = room / "in" / "classifier.pt"
     assert "no such file" in guided(path)
-    for content in (
-        b"",
-        random.Random(0).randbytes(2000),
-        pickle.dumps({"a": hostile}),
-        b"\x80\x02}r\xff\xff\xff\xff.",
-    ):
+    noise, pickled = random.Random(0).randbytes(2000), pickle.dumps({"a": hostile})
+    for content in (b"", noise, pickled, b"\x80\x02}r\xff\xff\xff\xff."):
         path.write_bytes(content)
         assert "truncated or not" in guided(path)
     torch.save({"a": hostile}, path)

@@ -89,12 +89,8 @@ def test_leading_figures_come_first_and_the_rest_is_folded(results, out):
     found = page(results, out)
     sections = [text for text in found.texts("h2") if text not in ("Verdict", "Main table")]
     assert sections[:4] == ["Samples", "Norms", "Spectra", "Appendix"]
-    assert found.texts("summary") == [
-        "Short",
-        "Long",
-        "More",
-        "Terms, bands and files",
-    ]  # no figure of the first sections
+    # No figure of the first sections.
+    assert found.texts("summary") == ["Short", "Long", "More", "Terms, bands and files"]
 
 
 def test_columns_that_say_nothing_are_left_out(results, out):
@@ -281,13 +277,10 @@ RECORD = {
 
 
 def test_the_settings_are_listed_without_paths():
+    command = "run_bench.py --out first --models adm,mine=w.pt"
     assert list_configuration(RECORD) == {
         "Configuration": [("models.adm.eps", "[[1.0, 0.0]]"), ("models.adm.weights", "w.pt"), ("steps", "[5, 20]")],
-        "Environment": [
-            ("command", "run_bench.py --out first --models adm,mine=w.pt"),
-            ("packages.numpy", "2.4"),
-            ("device", "cpu"),
-        ],
+        "Environment": [("command", command), ("packages.numpy", "2.4"), ("device", "cpu")],
     }
 
 

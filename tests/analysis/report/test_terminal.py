@@ -48,10 +48,8 @@ def test_columns_are_aligned_and_every_dash_has_its_reason():
 @pytest.mark.parametrize("width", [20, 40])
 def test_columns_that_do_not_fit_follow_below(width):
     blocks = [text for text in terminal_summary(Stand(), width).split("\n\n") if text.startswith("model")]
-    assert [block.splitlines()[0].split("sampler")[1].split() for block in blocks] == [
-        ["10", "steps"],
-        ["100", "steps"],
-    ]
+    columns = [block.splitlines()[0].split("sampler")[1].split() for block in blocks]
+    assert columns == [["10", "steps"], ["100", "steps"]]
     assert all(len(line) <= max(width, 32) for block in blocks for line in block.splitlines())
 
 

@@ -77,15 +77,9 @@ def test_both_sides_ask_the_network_equally_often(subject, sampler, calls):
         return forward(x, *given, **named)
 
     subject.network.forward = counting
-    theirs = {
-        "ddpm": peers.ddpm_pipeline,
-        "ddim": peers.ddim_pipeline,
-        **(
-            {n: partial(peers.k_sampler, name=f"sample_{n}") for n in ("euler", "heun")}
-            if peers.has_k_diffusion()
-            else {}
-        ),
-    }
+    theirs = {"ddpm": peers.ddpm_pipeline, "ddim": peers.ddim_pipeline}
+    if peers.has_k_diffusion():
+        theirs |= {name: partial(peers.k_sampler, name=f"sample_{name}") for name in ("euler", "heun")}
     for make in (partial(walks.Walk, sampler=sampler), *([theirs[sampler]] if sampler in theirs else [])):
         asked.clear()
         make(subject)()

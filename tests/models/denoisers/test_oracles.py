@@ -82,15 +82,9 @@ def integrated(oracle, x, level, grid):
 
     The trapezoid rule on a Gaussian of width w and spacing h errs by exp(-2 (pi w / h)^2): nothing, for w > 2h.
     """
-    log_prior = torch.logsumexp(
-        torch.stack(
-            [
-                weight + torch.distributions.MultivariateNormal(part.mean.flatten(), part.cov).log_prob(grid)
-                for weight, part in zip(oracle.log_weights, oracle.parts, strict=True)
-            ]
-        ),
-        dim=0,
-    )
+    laws = [torch.distributions.MultivariateNormal(part.mean.flatten(), part.cov) for part in oracle.parts]
+    parts = [weight + law.log_prob(grid) for weight, law in zip(oracle.log_weights, laws, strict=True)]
+    log_prior = torch.logsumexp(torch.stack(parts), dim=0)
     share = (log_prior - 0.5 * ((x - level.alpha * grid) / level.sigma).square().sum(1)).softmax(0)
     mean = share @ grid
     return mean, (grid - mean).T @ ((grid - mean) * share[:, None])

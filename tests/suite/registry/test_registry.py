@@ -391,12 +391,8 @@ def test_a_table_of_alpha_bar_is_read_beside_the_config_file(tmp_path, monkeypat
     about = load_registry([config], "digits").model("mine").description
     assert about.T == 40
     assert alpha_bars(about.schedule, 40).tolist() == alpha_bars("linear", 40).tolist()
-    for text, message in {
-        '"wrong.npy"': "must fall",
-        '"none.npy"': "no such file",
-        '"net.py"': "save alpha_bar",
-        '"bars.npy"\nT = 40': "drop 'T'",
-    }.items():
+    wrong = {'"wrong.npy"': "must fall", '"none.npy"': "no such file", '"net.py"': "save alpha_bar"}
+    for text, message in (*wrong.items(), ('"bars.npy"\nT = 40', "drop 'T'")):
         config.write_text(f"{entry}{text}\n")
         with pytest.raises(CheckpointError, match=message):
             load_registry([config], "digits").model("mine")

@@ -109,11 +109,8 @@ def test_what_a_cell_records(known):
     assert plain.intervention("ddpm", 10) == {"eps_scale": 1.0, "eps_slope": 0.0}
     assert scaled.intervention("ddpm", 10) == {"eps_scale": 1.02, "eps_slope": 0.0}
     both = known.model("adm-ip-tsr-es").rescaled(1.02, 0.0)
-    assert both.intervention("ddpm", 10) == {
-        "eps_scale": 1.02,
-        "eps_slope": 0.0,
-        "remedies": [{"kind": "tsr", "k": 0.95, "s": 1.0}, {"kind": "epsilon-scaling", "b": 1.02, "k": 0.0}],
-    }
+    remedies = [{"kind": "tsr", "k": 0.95, "s": 1.0}, {"kind": "epsilon-scaling", "b": 1.02, "k": 0.0}]
+    assert both.intervention("ddpm", 10) == {"eps_scale": 1.02, "eps_slope": 0.0, "remedies": remedies}
 
 
 def test_a_slope_of_the_users_is_no_constant_of_other_remedies(known):
