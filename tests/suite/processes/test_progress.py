@@ -88,14 +88,20 @@ def test_the_line_can_be_switched(tmp_path, command, flags, shown):
     assert shown or found.err == ""
 
 
-def test_a_run_that_goes_on_starts_from_what_was_done(tmp_path, command, monkeypatch, interrupting):
+def test_a_run_goes_on_from_what_was_done_and_appends_to_its_log(tmp_path, command, monkeypatch, interrupting):
     monkeypatch.setattr("bench.suite.plan.SHARD", 8)
+    log = tmp_path / "out" / "log.jsonl"
     with interrupting(2 * 3 + 1):  # the 24 samples of the first cell
         assert command(*RUN, "--out", tmp_path / "out").code == 130
+    begun = ["start", *["unit"] * 3, "interrupted"]
+    assert [event["event"] for event in events(log)] == begun
+    with log.open("a") as file:
+        file.write('{"time": "2026-')  # of a process that was killed while it wrote
     found = command(*RUN, "--out", tmp_path / "out")
     assert found.code == 0
     assert f"{24 * 2}.0/{CALLS}" in found.err.splitlines()[0]
     assert_complete(line_of(found.err))
+    assert [event["event"] for event in events(log)][: len(begun) + 1] == [*begun, "start"]
 
 
 # --- the log --------------------------------------------------------------------------------------------------------
@@ -127,17 +133,6 @@ def test_the_log_tells_what_happened_in_order(finished):
 def test_a_complete_run_adds_nothing(finished, command):
     assert command(*RUN, "--quiet", "--out", finished[0]).code == 0
     assert len(events(finished[0] / "log.jsonl")) == 10
-
-
-def test_an_interruption_is_logged_and_what_follows_is_appended(tmp_path, command, interrupting):
-    with interrupting(4):
-        assert command(*RUN, "--quiet", "--out", tmp_path / "out").code == 130
-    found = events(tmp_path / "out" / "log.jsonl")
-    assert [event["event"] for event in found] == ["start", "interrupted"]
-    with (tmp_path / "out" / "log.jsonl").open("a") as file:
-        file.write('{"time": "2026-')  # of a process that was killed while it wrote
-    assert command(*RUN, "--quiet", "--out", tmp_path / "out").code == 0
-    assert [event["event"] for event in events(tmp_path / "out" / "log.jsonl")][:3] == ["start", "interrupted", "start"]
 
 
 def test_a_cell_that_is_given_up_is_logged(tmp_path, command):
