@@ -153,9 +153,7 @@ def test_batch_and_channels_do_not_matter(samples, heldout, tmp_path, capsys, ba
 
 MISTAKES = [
     (["--reference", "absent.npz"], "--reference absent.npz: there is no such file or folder"),
-    (["--reference", "absent"], "--reference absent: there is no such file or folder"),
     (["--reference", "digits", "--device", "cuda"], "--device cuda is not available here; use --device auto"),
-    (["--reference", "digits", "--device", "mps"], "--device mps is not available here; use --device auto"),
     (["--reference", "SAMPLES", "--features", "cifar10"], "--features cifar10 reads 32x32 images only, not 8x8"),
     (["--reference", "digits", "--inception-weights", "x.pth"], "no effect with --features digits"),
     (["--reference", "digits", "--batch-size", "0"], "--batch-size must lie between 1 and"),
@@ -173,7 +171,6 @@ def test_mistakes_are_one_line_and_write_nothing(samples, tmp_path, monkeypatch,
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     np.savez("other.npz", mu=np.zeros(3), sigma=np.eye(3))
     np.savez("hostile.npz", mu=np.array([{}]), sigma=np.eye(1))
     (tmp_path / "work" / "empty.npz").write_bytes(b"")
@@ -341,12 +338,8 @@ def test_inception_scores_images_of_different_sizes(random_inception, tmp_path, 
     monkeypatch.setenv("EXPOSURE_BIAS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("bench.measure.quality.statistics.FEWEST_COMPARED", 4)  # a hundred images would take minutes
     generator = torch.Generator().manual_seed(0)
-    small, large = (
-        save(
-            tmp_path / f"{size}.npz", torch.randint(0, 256, (5, 3, size, size), generator=generator, dtype=torch.uint8)
-        )
-        for size in (16, 24)
-    )
+    sets = [torch.randint(0, 256, (5, 3, size, size), generator=generator, dtype=torch.uint8) for size in (16, 24)]
+    small, large = (save(tmp_path / f"{len(images[0, 0])}.npz", images) for images in sets)
     for features, prefix in (("inception", ""), ("clean-fid", "clean_")):
         asked = ["--features", features, "--inception-weights", random_inception, "--quiet"]
         assert measure(small, "--reference", large, *asked, "--out", tmp_path / "scores.json") == 0

@@ -255,7 +255,6 @@ FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 UNUSABLE_SCHEDULERS = [
     (FLOW | {"use_dynamic_shifting": True}, "'use_dynamic_shifting'"),
     (FLOW | {"invert_sigmas": True}, "'invert_sigmas'"),
-    (FLOW | {"shift": 0}, "the shift of flow(0)"),
     (FLOW | {"shift": "x"}, "the shift of flow"),
     (FLOW | {"num_train_timesteps": 0}, "num_train"),
     ({"prediction_type": "flow"}, "unknown prediction_type 'flow'"),

@@ -236,7 +236,6 @@ CONTENTS = {
     "list": ([1, 2], "does not hold a state dict"),
     "empty": ({}, "does not hold a state dict"),
     "number": ({"weight": 1.0}, "its entry 'weight' is float"),
-    "tensor": (torch.zeros(3), "does not hold a state dict"),
     "integer-names": ({1: torch.zeros(3)}, "does not hold a state dict"),
     "numpy": ({"weight": np.zeros(3)}, "its entry 'weight' is numpy.ndarray"),
     "optimizer": (OPTIMIZER, "is an optimizer's state, not a network's weights; give the file of the weights"),

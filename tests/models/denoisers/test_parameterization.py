@@ -50,7 +50,6 @@ UNWALKABLE = [
     (("cosine", 1000, "flow"), "prediction 'flow' needs the schedule flow or"),
     (("flow", 1000, "eps"), "takes the prediction flow or x0, not 'eps'"),
     (("flow(0)", 1000, "flow"), "the shift of flow"),
-    (("flow(x)", 1000, "flow"), "the shift of flow"),
     (("flow3", 1000, "flow"), "is no flow"),
     (("flow", 0, "flow"), "must be at least 1"),
     (("sigmoid", 1000, "eps"), "unknown noise schedule 'sigmoid'"),
