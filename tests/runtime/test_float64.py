@@ -81,7 +81,7 @@ class Device(TorchFunctionMode):
 
 # These ask for the device before they dispatch.
 EARLY = (
-    torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.Tensor.tolist, torch.Tensor.to,
+    torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.Tensor.tolist, torch.Tensor.to, torch.Tensor.contiguous,
     nn.functional.scaled_dot_product_attention,
 )  # fmt: skip
 
