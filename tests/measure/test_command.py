@@ -336,7 +336,8 @@ def test_an_interruption_says_so(samples, monkeypatch, capsys):
 @pytest.mark.slow
 def test_inception_scores_images_of_different_sizes(random_inception, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("EXPOSURE_BIAS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("bench.measure.quality.statistics.FEWEST_COMPARED", 4)  # a hundred images would take minutes
+    for name in ("statistics.FEWEST_COMPARED", "scores.FEWEST_COMPARED", "scores.FEWEST_SCORED"):
+        monkeypatch.setattr(f"bench.measure.quality.{name}", 4)  # a hundred images would take minutes
     generator = torch.Generator().manual_seed(0)
     sets = [torch.randint(0, 256, (5, 3, size, size), generator=generator, dtype=torch.uint8) for size in (16, 24)]
     small, large = (save(tmp_path / f"{len(images[0, 0])}.npz", images) for images in sets)
@@ -347,7 +348,8 @@ def test_inception_scores_images_of_different_sizes(random_inception, tmp_path, 
         assert "note: samples are 16x16, the reference's images 24x24: the extractor resizes both" in out
         values = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:] if not line.startswith("note")}
         filled = {name for name, value in values.items() if value != "-"}
-        assert filled == {f"{prefix}{stem}_inception" for stem in ("kid", "precision", "recall", "is")}
+        stems = ("kid_inception", "kid_inception_error", "precision_inception", "recall_inception", "is_inception")
+        assert filled == {prefix + stem for stem in stems}
         digest = hashlib.sha256(random_inception.read_bytes()).hexdigest()
         assert json.loads((tmp_path / "scores.json").read_text())["features"]["weights_sha256"] == digest
     assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 2

@@ -59,16 +59,8 @@ def test_a_folder_of_images_needs_no_config_file(tmp_path, photos, tiny_weights,
     weights = tmp_path / "run,lr=1e-4" / "ema.safetensors"
     weights.parent.mkdir()
     weights.write_bytes(tiny_weights.read_bytes())
-    args = (
-        "--dataset",
-        f"mine={photos}",
-        "--models",
-        f"a={weights},b={tiny_weights}",
-        "--steps",
-        "2",
-        "--samples",
-        "4",
-    )
+    args = ("--dataset", f"mine={photos}", "--models", f"a={weights},b={tiny_weights}", "--steps", "2")
+    args += ("--samples", "4")
     outcome = command(*args, "--features", "cifar10-resized", "--dry-run", "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     assert "dataset   mine (60 images" in outcome.out

@@ -13,20 +13,8 @@ from bench.suite.processes import progress as module
 from bench.suite.processes.progress import Progress, log_path
 from bench.suite.processes.ranks import Share, Team
 
-RUN = (
-    "--models",
-    "adm",
-    "--steps",
-    "2,3",
-    "--samples",
-    "24",
-    "--batch-size",
-    "8",
-    "--compile",
-    "off",
-    "--features",
-    "none",
-)
+RUN = ("--models", "adm", "--steps", "2,3", "--samples", "24", "--batch-size", "8", "--compile", "off")
+RUN += ("--features", "none")
 CELLS = ["adm-ddpm-2-seed0", "adm-ddpm-3-seed0"]
 CALLS = 24 * (2 + 3) + 24 * (2 + 3) + 76 * (2 + 3)  # the samples, 24 forced images and 76 more for their errors
 
