@@ -32,6 +32,7 @@ from analysis.records.load import CellRecord, Results, ResultsError, load_result
 _STEP_LEVELS = 20
 _BAND_LEVELS = 8
 _SAMPLES = 16
+_REFERENCE = 2500  # reference images whose spread stands for that of all: known to 3 %, and a small part of an error
 _BITS, _COARSE = 9, 6  # of a rounded number's mantissa: it is off by 1 part in 1024 or 128 at most
 _ERRORS = ("forced-train/error/mean", "forced-train/error/second")
 _EXPERIMENTS = ("chains", "response", "slopes", "tuning")  # copied as they are
@@ -115,11 +116,7 @@ def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
         files["kernel.npy"] = buffer.getvalue()
     influence = record.arrays("influence.npz")
     if influence is not None:
-        # The moments, of which a distance is computed again, stay as they are. Of the reference's terms, most of the
-        # file, only a variance is taken.
-        coarse, exact = ("frechet_reference", "kernel_reference"), ("mean", "covariance")
-        bits = dict.fromkeys(coarse, _COARSE) | dict.fromkeys(exact, 23)
-        files["influence.npz"] = _npz({n: _rounded(a, bits.get(n, _BITS)) for n, a in influence.items()})
+        files["influence.npz"] = _npz(_few_terms(influence))
     if moments is not None:
         files["moments.npz"] = _npz(_few_moments(moments))
     if pictured:
@@ -195,6 +192,22 @@ def _few_moments(moments: Mapping[str, NDArray[Any]]) -> Arrays:
     arms |= {name: _rounded(array, _COARSE) for name, array in arms.items() if name.startswith(_ERRORS)}
     floors = {name: array for name, array in moments.items() if name.startswith("recorded/")}  # a number a level each
     return few | arms | floors | ({"recorded/i": moments.get("recorded/i", moments["i"])} if floors else {})
+
+
+def _few_terms(influence: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Round the terms of a cell's distances, and keep every k-th of the reference's, with the number that there were.
+
+    The moments, of which a distance is computed again, stay as they are. Of the reference's terms, most of the file,
+    only a variance is taken.
+    """
+    few, n = dict(influence), len(influence.get("kernel_reference", ()))
+    if n > _REFERENCE:
+        few["pooled_n"] = np.array(n)
+    for name in ("frechet_reference", "kernel_reference"):
+        if name in few:
+            few[name] = _rounded(few[name][:: -(-len(few[name]) // _REFERENCE) or 1], _COARSE)
+    bits = {"mean": 23, "covariance": 23}
+    return {name: _rounded(array, bits.get(name, _BITS)) for name, array in few.items()}
 
 
 def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:

@@ -135,7 +135,7 @@ def compare_kernels(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison 
     variance = sum(variances) / len(pairs) ** 2
     if len(references) == len(pairs):
         w = np.mean(references, axis=0)
-        variance += 4 * max(_covariance(w), 0) / len(w)
+        variance += 4 * max(_covariance(w), 0) / (pairs[0][0].pooled_n or len(w))
     return Comparison(float(np.mean(deltas)), math.sqrt(variance), len(pairs), "kernel", _are_paired(pairs))
 
 

@@ -80,6 +80,8 @@ class CellTerms:
         kernel: [N, 2], each sample's mean kernel with the other samples and with the reference.
         within: [N, 2], the former over even and over odd partners.
         kernel_reference: [M, 2], each kept reference image's mean kernel with the even and with the odd samples.
+        pooled_n: number of reference images that the kernel was taken with, where a published copy has terms of some of
+            them alone.
         stratified_distance: Frechet distance at the reference's class shares, as tabled.
         stratified: the terms [N] of its error.
         classes: [N], the class that an embedded classifier sees in each sample.
@@ -95,6 +97,7 @@ class CellTerms:
     kernel: Floats | None = None
     within: Floats | None = None
     kernel_reference: Floats | None = None
+    pooled_n: int | None = None
     stratified_distance: float | None = None
     stratified: Floats | None = None
     classes: Floats | None = None
@@ -149,15 +152,16 @@ def _terms(record: CellRecord) -> tuple[dict[str, Any], CellTerms] | None:
         return None
     scores = {score["metric"]: score["value"] for score in record.facts["scores"]}
     name, metric = "influence.npz", frechet_name(scores)
-    n = arrays.get("reference_n")
+    n, pooled_n = (int(arrays[part]) if part in arrays else None for part in ("reference_n", "pooled_n"))
     terms = CellTerms(
         scores.get(metric),
         frechet=_columns(record, name, arrays.get("frechet"), 2),
         frechet_reference=_reference(record, arrays.get("frechet_reference")),
-        reference_n=None if n is None else int(n),
+        reference_n=n,
         kernel=kernel,
         within=_columns(record, name, arrays.get("within"), 2),
         kernel_reference=_reference(record, arrays.get("kernel_reference")),
+        pooled_n=pooled_n,
         stratified_distance=scores.get(f"{metric}_strat"),
         start=None if arrays.get("start") is None else _matrix(record, name, arrays["start"]),
         **{

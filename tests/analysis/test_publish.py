@@ -11,10 +11,11 @@ import pytest
 from cases import at_first
 
 from analysis.__main__ import main
+from analysis.comparison.paired_tests import compare
 from analysis.normality.error_normality import normality_table, per_cell
 from analysis.publish import publish
 from analysis.quality.main_table import quality_table
-from analysis.records.arrays import recorded_ratios
+from analysis.records.arrays import cell_terms, recorded_ratios
 from analysis.records.load import ResultsError, load_results
 from bench.data import load
 from bench.measure.features.extractors import open_extractor
@@ -219,6 +220,20 @@ def test_a_published_cell_keeps_what_its_distance_needs(copy):
     assert len(pairs) == 4
     for tabled, found in pairs:
         assert found == pytest.approx(tabled, rel=1e-4)  # moments in single precision
+
+
+def test_some_of_many_reference_images_give_the_errors_of_all(original, tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.publish._REFERENCE", 100)
+    publish(original, tmp_path / "few")
+    publish(tmp_path / "few", tmp_path / "again")
+    errors = []
+    for folder, rows in ((original, 1442), (tmp_path / "few", 97), (tmp_path / "again", 97)):
+        by_steps = cell_terms(load_results(folder))
+        two, many = (next(iter(by_steps[steps].values())) for steps in (2, 24))
+        assert {len(terms.kernel_reference) for terms in two.values()} == {rows}
+        errors.append(compare(two, many).error)
+    assert errors[1] == errors[2] == pytest.approx(errors[0], rel=0.05)
+    assert errors[1] != errors[0]
 
 
 @pytest.mark.parametrize("records", at_first(COMMITTED, 1), ids=lambda path: path.parent.name)
