@@ -89,12 +89,14 @@ def error_line(error: BaseException, out: Path | None) -> str:
 def _model_list(args: argparse.Namespace) -> list[str]:
     """Return the lines of ``--list-models``."""
     from bench.suite.registry.config_file import read_config_files
-    from bench.suite.registry.embedded_models import EMBEDDED, trainings
+    from bench.suite.registry.embedded_models import EMBEDDED, trainings, weights_file
     from bench.suite.registry.remedies import describe_remedies
 
-    names = {**EMBEDDED, **dict.fromkeys(read_config_files(args.config).models, "from the config file")}
+    embedded = {name: about for name, about in EMBEDDED.items() if weights_file(args.dataset, name).is_file()}
+    names = {**embedded, **dict.fromkeys(read_config_files(args.config).models, "from the config file")}
     others = [f"{name}@{number}" for name in EMBEDDED for number in trainings(args.dataset, name)]
     return [
+        *([] if embedded else [f"no weights are embedded for the dataset {one_line(args.dataset)}"]),
         *(f"{name:<24} {about}" for name, about in names.items()),
         *(["", "other trainings of these recipes: " + ", ".join(others)] if others else []),
         "",

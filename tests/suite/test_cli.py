@@ -354,6 +354,9 @@ def test_list_models(command, toml):
     suffixes = " ".join(blocks[-2])
     assert all(f"-{suffix}" in suffixes for suffix in SUFFIXES)
     assert len(outcome.out.splitlines()) < 40  # it fits on a screen
+    few, none = (command("--list-models", "--dataset", name).out.split("\n\n") for name in ("cifar10-16", "mine=there"))
+    assert [line.split()[0] for line in few[0].splitlines()] == ["adm", "adm-ip", "ddpm-y", "flow"]
+    assert none[0] == "no weights are embedded for the dataset mine=there"
 
 
 @pytest.mark.parametrize(

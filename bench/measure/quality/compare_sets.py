@@ -38,6 +38,7 @@ def cell_terms(features: Rows, reference: ReferenceStatistics, extractor: Extrac
     return CellTerms(
         frechet_score("", features, reference.moments, "").value,
         reference_n=reference.n,
+        pooled_n=None,  # all of them
         stratified_distance=None if stratified is None else stratified.distance,
         **{name: arrays.get(name) for name in _TERMS},
     )
