@@ -38,3 +38,8 @@ def unrendered(monkeypatch):
     for module in [module for name, module in sys.modules.items() if name.startswith("analysis.")]:
         if getattr(module, "save", None) is style.save:
             monkeypatch.setattr(module, "save", save)
+
+
+def pytest_collection_modifyitems(items):
+    """Put first what starts processes and waits for them: no worker is left alone with it at the end."""
+    items.sort(key=lambda item: "tests/suite/" not in item.nodeid)
