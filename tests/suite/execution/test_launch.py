@@ -36,6 +36,7 @@ from survival import (
     whole_command,
 )  # fmt: skip
 
+from analysis.records.checks import checksum
 from bench.files.writing import partial_path
 
 ROOT = Path(__file__).parents[3]
@@ -161,7 +162,9 @@ def test_fifty_kills_over_a_set_of_runs_change_nothing(tmp_path, undisturbed):
 def tables(folder):
     """Return the tables that the analysis makes of a folder; some of them hold times, which are put aside."""
     for path in folder.glob("cells/*/metrics.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1.0}))
+        with edited(path) as facts:
+            facts["seconds"] = 1.0
+            facts["checksum"] = checksum(facts)
     assert subprocess.run([sys.executable, "-m", "analysis", folder, "--quiet"], cwd=ROOT).returncode == 0
     found = {path.name: path.read_bytes() for path in (folder / "tables").glob("*.csv")}
     assert len(found) > 20
@@ -172,7 +175,8 @@ def tables(folder):
 def test_a_killed_rank_ends_the_others_and_costs_them_nothing(tmp_path, undisturbed):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     line = [*launcher, ROOT / "tests/suite/survival.py", *LONGER, "--out", tmp_path / "run"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    places = os.pathsep.join(map(str, (ROOT, ROOT / "tests/shared")))
+    environment = os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("run/cells/*/shard-*")):
