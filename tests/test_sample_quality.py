@@ -60,8 +60,7 @@ TRAININGS = {
 ON_CIFAR10 = {
     "cifar10": ("adm", "adm-ip", "ddpm-y"),
     "cifar10-16": [
-        *("adm-dropout", "adm-lsm"),  # controls, which are named by their files
-        "flow",
+        *("adm-dropout", "adm-lsm", "flow"),  # the first two, controls, are named by their files
         *(f"{name}{number}" for name in ("adm", "adm-ip", "ddpm-y") for number in ("", "-t2", "-t3")),
     ],
 }

@@ -116,8 +116,7 @@ def test_what_follows_an_upsampling_finds_the_same_order_in_memory_at_any_batch_
             module.register_forward_hook(lambda module, inputs, output: orders.append(output.is_contiguous()))
     for batch in (2, 64):
         network(torch.zeros(batch, 1, 8, 8), torch.zeros(batch))
-    assert len(orders) >= 2
-    assert orders == [True] * len(orders)
+    assert set(orders) == {True}
 
 
 def test_settings_of_memory_and_storage_leave_the_function(adm_16px, published_weights):

@@ -175,8 +175,7 @@ def tables(folder):
 def test_a_killed_rank_ends_the_others_and_costs_them_nothing(tmp_path, undisturbed):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     line = [*launcher, ROOT / "tests/suite/survival.py", *LONGER, "--out", tmp_path / "run"]
-    places = os.pathsep.join(map(str, (ROOT, ROOT / "tests/shared")))
-    environment = os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests/shared", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("run/cells/*/shard-*")):
