@@ -108,8 +108,9 @@ def _terms(rows: Floats, reference: ReferenceStatistics) -> CellTerms:
     frechet, kernel = frechet_terms(features, reference), kernel_terms(features, reference.pooled)
     assert frechet is not None  # N is above 2 d
     return CellTerms(
-        distance, frechet.samples, frechet.reference, reference.n, kernel.by_sample(), kernel.within, kernel.reference
-    )
+        distance, frechet.samples, frechet.reference, reference.n, kernel.by_sample(), kernel.within, kernel.reference,
+        frechet_own=frechet.own,
+    )  # fmt: skip
 
 
 def _share(share: float, repeats: int) -> str:

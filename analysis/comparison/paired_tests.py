@@ -3,16 +3,19 @@
 The Frechet distance D is a smooth function of means over samples and over reference images, so its error is that of
 the mean of its influence functions (:class:`analysis.records.arrays.CellTerms`). For two models A and B whose samples
 share their noise, the error of D_A - D_B is that of the mean of the differences. With phi = (phi_even + phi_odd) / 2
-for S seeds of N samples, and psi_j for M reference images, also of the even and of the odd samples,
+for S seeds of N samples, o_i half of what sample i's own weight adds to phi_i, and psi_j for M reference images, also
+of the even and of the odd samples,
 
-    Var = 1 / 2 [(1 / S^2) sum_s var phi_s / N + max((1 / S^2) sum_s max(cov(phi_even, phi_odd)_s, 0) / N, e)]
+    Var = 1 / 2 [(1 / S^2) sum_s var phi_s / N + max((1 / S^2) sum_s max(cov(phi_even - o, phi_odd - o)_s, 0) / N, e)]
           + max(cov_j(mean_s psi_even, mean_s psi_odd), 0) / M,
     e = var_j(mean_s (psi_even - psi_odd) / 2) / M.
 
 Near a perfect sampler phi is noise alone: of the samples themselves, which its two halves do not share and whose
 variance phi has twice, and of samples and reference images together, which both halves of phi share and psi must not
 count again. e is the variance of the latter, as psi shows it: the halves of phi show less where N is a few times the
-number of features. Levels and power are simulated in ``benchmarks/significance.py``.
+number of features. phi_i - o_i is what the distance loses without sample i. The first sum keeps o: by chance it makes
+up for what each sample's part in the covariance takes off the variance of second order, so that perfect samplers hold
+the level. Levels and power are simulated in ``benchmarks/significance.py``.
 """
 
 from __future__ import annotations
@@ -66,10 +69,9 @@ def distance_error(terms: Terms) -> float | None:
 
     It is the error about the distance's expectation at this N. What a finite N adds to the distance is no part of it.
     """
-    halves = [cell.frechet for cell in terms.values()]
-    if not halves or any(half is None for half in halves):
-        return None
-    return _frechet_error([[half] for half in halves if half is not None], _of_reference([*terms.values()]))
+    cells = [*terms.values()]
+    influences = _influences(cells)
+    return None if influences is None else _frechet_error([[one] for one in influences], _of_reference(cells))
 
 
 def compare(first: Terms, second: Terms) -> Comparison | None:
@@ -84,15 +86,14 @@ def compare(first: Terms, second: Terms) -> Comparison | None:
 
 
 def _compare_frechet(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison | None:
-    halves, distances = [], []
-    for a, b in pairs:
-        if a.frechet is None or b.frechet is None or a.distance is None or b.distance is None:
-            return None
-        halves.append([a.frechet - b.frechet] if a.shares_noise(b) else [a.frechet, b.frechet])
-        distances.append((a.distance, b.distance))
-    if not pairs:
+    firsts, seconds = [a for a, _ in pairs], [b for _, b in pairs]
+    influences = _influences(firsts + seconds)
+    distances = [(a.distance, b.distance) for a, b in pairs if a.distance is not None and b.distance is not None]
+    if influences is None or len(distances) < len(pairs):
         return None
-    error = _frechet_error(halves, _of_reference([a for a, _ in pairs], [b for _, b in pairs]))
+    both = zip(influences[: len(pairs)], influences[len(pairs) :], strict=True)
+    sides = [[x - y] if a.shares_noise(b) else [x, y] for (a, b), (x, y) in zip(pairs, both, strict=True)]
+    error = _frechet_error(sides, _of_reference(firsts, seconds))
     first, second = map(float, np.mean(distances, axis=0))
     paired = _are_paired(pairs)
     return Comparison(first - second, error, len(pairs), paired=paired, farthest=max(first, second))
@@ -221,16 +222,30 @@ def compare_classes(first: Terms, second: Terms) -> ChiSquared | None:
     return ChiSquared(float(difference @ np.linalg.pinv(cov, hermitian=True) @ difference), rank)
 
 
-def _frechet_error(halves: Sequence[Sequence[Floats]], reference: tuple[float, float]) -> float:
+def _influences(cells: Sequence[CellTerms]) -> list[Floats] | None:
+    """Return [N, 3] of each cell: phi, phi_even - o and phi_odd - o; None where there is no cell, or one without terms.
+
+    Where a record has no o, none is taken off any.
+    """
+    halves = [cell.frechet for cell in cells if cell.frechet is not None]
+    if not halves or len(halves) < len(cells):
+        return None
+    own = [cell.frechet_own for cell in cells if cell.frechet_own is not None]
+    parts = own if len(own) == len(cells) else [np.zeros(len(half)) for half in halves]
+    both = zip(halves, parts, strict=True)
+    return [np.column_stack([half.mean(axis=1), half - part[:, None]]) for half, part in both]
+
+
+def _frechet_error(influences: Sequence[Sequence[Floats]], reference: tuple[float, float]) -> float:
     """Return the standard error of a mean over seeds.
 
     Args:
-        halves: influence functions [N, 2] of each seed, one entry a side.
+        influences: [N, 3] of each seed, from :func:`_influences`, one entry a side.
         reference: from :func:`_of_reference`.
     """
-    sides = [half for seed in halves for half in seed]
-    every = sum(half.mean(axis=1).var(ddof=1) / len(half) for half in sides) / len(halves) ** 2
-    common = sum(max(_covariance(half), 0) / len(half) for half in sides) / len(halves) ** 2
+    sides = [one for seed in influences for one in seed]
+    every = sum(one[:, 0].var(ddof=1) / len(one) for one in sides) / len(influences) ** 2
+    common = sum(max(_covariance(one[:, 1:]), 0) / len(one) for one in sides) / len(influences) ** 2
     alone, together = reference
     return math.sqrt((every + max(common, together)) / 2 + alone)
 

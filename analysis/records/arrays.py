@@ -76,6 +76,7 @@ class CellTerms:
         frechet: its influence function [N, 2], with the moments of the even and of the odd samples.
         frechet_reference: its influence function [M, 2] over kept reference images, likewise; empty where there are
             none. The columns are equal in records that did not tell halves apart, which errs on the safe side.
+        frechet_own: [N], half of what each sample's own weight adds to its influence; None in records without it.
         reference_n: number of reference images; None where nobody states it.
         kernel: [N, 2], each sample's mean kernel with the other samples and with the reference.
         within: [N, 2], the former over even and over odd partners.
@@ -103,6 +104,7 @@ class CellTerms:
     classes: Floats | None = None
     reference_classes: Floats | None = None
     start: Floats | None = None
+    frechet_own: Floats | None = None
 
     @property
     def samples(self) -> int:
@@ -165,7 +167,8 @@ def _terms(record: CellRecord) -> tuple[dict[str, Any], CellTerms] | None:
         stratified_distance=scores.get(f"{metric}_strat"),
         start=None if arrays.get("start") is None else _matrix(record, name, arrays["start"]),
         **{
-            part: _columns(record, name, arrays.get(part), 0) for part in ("stratified", "classes", "reference_classes")
+            part: _columns(record, name, arrays.get(part), 0)
+            for part in ("frechet_own", "stratified", "classes", "reference_classes")
         },
     )
     return record.cell, terms

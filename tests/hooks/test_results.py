@@ -101,10 +101,12 @@ def test_two_schedulers_from_the_same_noise_are_a_pair_and_others_are_not(tmp_pa
     for (model, other), error in pairs["error"].items():
         ours, theirs = terms[model][0], terms[other][0]
         same = pairs.loc[(model, other), "noise"] == "same"
-        sides = [ours.frechet - theirs.frechet] if same else [ours.frechet, theirs.frechet]
+        (phi, own), (other_phi, other_own) = ((one.frechet, one.frechet_own[:, None]) for one in (ours, theirs))
+        sides = [(phi - other_phi, own - other_own)] if same else [(phi, own), (other_phi, other_own)]
         psi = ours.frechet_reference - theirs.frechet_reference
-        samples = sum(side.mean(1).var(ddof=1) for side in sides) / 64
-        shared = max(sum(max(np.cov(side.T)[0, 1], 0) for side in sides) / 64, np.diff(psi).var(ddof=1) / (4 * 200))
+        samples = sum(side.mean(1).var(ddof=1) for side, _ in sides) / 64
+        common = sum(max(np.cov((side - part).T)[0, 1], 0) for side, part in sides) / 64
+        shared = max(common, np.diff(psi).var(ddof=1) / (4 * 200))
         variance = (samples + shared) / 2 + max(np.cov(psi.T)[0, 1], 0) / 200
         assert error == pytest.approx(variance**0.5)
     printed = " ".join(terminal_summary(results, 100).split())

@@ -17,7 +17,7 @@ from bench.runtime.errors import FeatureError
 
 Rows = NDArray[np.float32]
 _TERMS = (
-    "frechet", "frechet_reference", "kernel", "within", "kernel_reference", "stratified", "classes",
+    "frechet", "frechet_reference", "frechet_own", "kernel", "within", "kernel_reference", "stratified", "classes",
     "reference_classes",
 )  # fmt: skip
 

@@ -40,10 +40,12 @@ class FrechetTerms:
     Attributes:
         samples: [N, 2], of each sample, with the moments of the even and of the odd samples (tangents).
         reference: [M, 2], of each kept reference image, likewise; empty where the reference has none.
+        own: [N], half of what each sample's own weight adds to its influence.
     """
 
     samples: Floats
     reference: Floats
+    own: Floats
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ def frechet_terms(features: Rows, reference: ReferenceStatistics) -> FrechetTerm
     Where sample i weighs 1 + h s_i, with s_i = 1 for even and -1 for odd i, both are functions phi(h), psi(h). The
     terms of the even and of the odd samples are phi(0) + phi'(0) and phi(0) - phi'(0).
 
+    Each sample has a part in the covariance that its influence is taken at. Without sample i the distance is another
+    by the mean of its influence at weight 1 and at weight 0, that is phi_i - own_i, with own_i = (a_i - m)' T'
+    (a_i - m) / 2 and T' the derivative of T, with its sign turned, in the direction (a_i - m)(a_i - m)' / N.
+
     Args:
         features: a, [N, d].
         reference: its moments, and the features [M, d] of its kept images.
@@ -97,7 +103,7 @@ def frechet_terms(features: Rows, reference: ReferenceStatistics) -> FrechetTerm
     samples = _tangents(*phi)
     for half in (0, 1):
         samples[half::2] -= samples[half::2].mean(axis=0)  # a half fits its own samples better: no part of the error
-    return FrechetTerms(samples, _tangents(*psi))
+    return FrechetTerms(samples, _tangents(*psi), _own_parts(a, roots[0]))
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,21 @@ def _tangents(up: Floats, down: Floats) -> Floats:
     return np.stack([middle + slope, middle - slope], axis=1)
 
 
+def _own_parts(rows: Floats, root: Floats) -> Floats:
+    """Return half of what the own weight of each row [n, d] adds to its influence, with R the root of a target."""
+    centred = rows - rows.mean(axis=0)
+    values, vectors = np.linalg.eigh(root @ (centred.T @ centred / (len(rows) - 1)) @ root)
+    roots, positive = _positive_roots(values)
+    # In the eigenbasis of M, with q its roots, M^(-1/2) along E has the derivative -E_kl / (q_k q_l (q_k + q_l)).
+    slopes = np.outer(positive, positive) / (np.outer(roots, roots) * np.add.outer(roots, roots))
+    parts = np.empty(len(rows))
+    for start in range(0, len(rows), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        squares = (centred[block] @ (root @ vectors)) ** 2
+        parts[block] = ((squares @ slopes) * squares).sum(axis=1) / (2 * len(rows))
+    return parts
+
+
 def _influence(rows: Floats, ours: FeatureMoments, theirs: FeatureMoments, transport: Floats) -> Floats:
     """Return the influence of each row [n, d], of the law ``ours``, on the distance to ``theirs``; its mean is 0."""
     gradient = np.eye(len(ours.mean)) - transport  # of the trace term with respect to ours.cov
@@ -178,9 +199,14 @@ def _transports(source: Floats, root: Floats, inverse_root: Floats) -> tuple[Flo
 def _roots(matrix: Floats) -> tuple[Floats, Floats]:
     """Return the root of a positive semidefinite matrix [d, d], and its inverse but for eigenvalues of rounding."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    positive = values > values[-1] * len(values) * np.finfo(np.float64).eps
-    roots = np.sqrt(np.where(positive, values, 1.0))
+    roots, positive = _positive_roots(values)
     return (vectors * roots * positive) @ vectors.T, (vectors / roots * positive) @ vectors.T
+
+
+def _positive_roots(values: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the roots of ascending eigenvalues, 1 for those of rounding, and which are not of rounding."""
+    positive = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    return np.sqrt(np.where(positive, values, 1.0)), positive
 
 
 def kernel_terms(features: Rows, reference: Rows) -> KernelTerms:
@@ -252,7 +278,7 @@ def influence_arrays(features: Rows, reference: ReferenceStatistics, extractor: 
         extractor: gave both.
 
     Returns:
-        frechet [N, 2] and frechet_reference [M, 2]: :class:`FrechetTerms`, absent where N / 2 <= d.
+        frechet [N, 2], frechet_reference [M, 2], frechet_own [N]: :class:`FrechetTerms`, absent where N / 2 <= d.
         reference_n: number of reference images, absent where nobody states it.
         kernel [N, 2] in double precision, within [N, 2], kernel_reference [M, 2]: :class:`KernelTerms`, absent where
             the reference has too few images to compare with.
@@ -266,6 +292,7 @@ def influence_arrays(features: Rows, reference: ReferenceStatistics, extractor: 
     if terms is not None:
         arrays["frechet"] = terms.samples.astype(np.float32)
         arrays["frechet_reference"] = terms.reference.astype(np.float32)
+        arrays["frechet_own"] = terms.own.astype(np.float32)
     if reference.comparable and len(features) > 1:
         kernel = kernel_terms(features, reference.pooled)
         arrays["kernel"] = kernel.by_sample()  # its mean is the distance: differences are small against it

@@ -122,10 +122,10 @@ def frechet(value, seed, n=50, m=30, reference_n=300):
     return CellTerms(value, rng.normal(size=(n, 2)), psi, reference_n)
 
 
-def by_hand(halves, psi, n):
-    """The variance of a mean over seeds, phi [N, 2] a seed."""
+def by_hand(halves, psi, n, own=0.0):
+    """The variance of a mean over seeds, phi [N, 2] a seed; own parts [N, 1] are no part of what halves share."""
     every = np.mean([h.mean(1).var(ddof=1) / len(h) for h in halves]) / len(halves)
-    common = np.mean([max(np.cov(h.T)[0, 1], 0) / len(h) for h in halves]) / len(halves)
+    common = np.mean([max(np.cov((h - own).T)[0, 1], 0) / len(h) for h in halves]) / len(halves)
     together = (psi[:, 0] - psi[:, 1]).var(ddof=1) / 4 / n
     return (every + max(common, together)) / 2 + np.cov(psi.T)[0, 1] / n
 
@@ -145,6 +145,13 @@ def test_two_distances_by_hand():
     variance = by_hand([d], a.frechet_reference - b.frechet_reference, 300)
     assert (found.delta, found.error, found.distance) == (0.5, pytest.approx(math.sqrt(variance)), "frechet")
     assert (found.farthest, np.isnan(compare({0: old(a.frechet)}, {0: old(b.frechet)}).farthest)) == (1.5, True)
+
+
+def test_the_own_part_of_samples_is_taken_off_where_both_records_have_it():
+    a, b = (replace(frechet(1.0, seed), frechet_own=np.random.default_rng(seed + 9).normal(size=50)) for seed in (1, 2))
+    d, psi, own = a.frechet - b.frechet, a.frechet_reference - b.frechet_reference, a.frechet_own - b.frechet_own
+    assert compare({0: a}, {0: b}).error == pytest.approx(math.sqrt(by_hand([d], psi, 300, own[:, None])))
+    assert compare({0: a}, {0: replace(b, frechet_own=None)}).error == pytest.approx(math.sqrt(by_hand([d], psi, 300)))
 
 
 def test_what_halves_of_samples_do_not_show_the_reference_does():
