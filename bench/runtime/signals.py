@@ -65,6 +65,12 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
+def _report_but_torn_archives(report: sys.UnraisableHookArgs) -> None:
+    """Report what Python cannot raise, as ever, but not that an archive which the signal tore cannot close itself."""
+    if getattr(report.object, "__qualname__", "") != "ZipFile.__del__":
+        sys.__unraisablehook__(report)
+
+
 class Signals:
     """Listens while it is entered. The first signal raises :class:`Interrupted`, or waits where it is held.
 
@@ -98,6 +104,7 @@ class Signals:
         if self.received:
             return
         self.received = number
+        sys.unraisablehook = _report_but_torn_archives
         if not self._held:
             raise Interrupted(number)
 

@@ -1,5 +1,8 @@
+import io
 import signal
+import sys
 import threading
+import zipfile
 
 import pytest
 
@@ -35,6 +38,22 @@ def test_a_held_signal_waits_and_later_ones_are_ignored():
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert signals.received == signal.SIGTERM
+
+
+def test_an_archive_that_a_signal_tore_goes_without_a_word_and_other_errors_do_not(capsys, monkeypatch):
+    class Other:
+        def __del__(self):
+            raise ValueError("reported")
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    archive = zipfile.ZipFile(io.BytesIO(), "w")
+    archive._writing = True  # a member is open, as when the signal comes amid its first bytes
+    with pytest.raises(Interrupted), Signals():
+        signal.raise_signal(signal.SIGINT)
+    del archive
+    assert capsys.readouterr().err == ""
+    Other()
+    assert "ValueError: reported" in capsys.readouterr().err
 
 
 def test_outside_the_main_thread_nothing_is_heard():
