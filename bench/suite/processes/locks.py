@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import portalocker
@@ -48,40 +48,32 @@ class Claims:
                     raise ConfigError(f"--shard {share} is already running on {self.root}; wait for it or stop it")
             yield
 
-    @contextmanager
-    def setup(self) -> Iterator[None]:
+    def setup(self) -> AbstractContextManager[bool]:
         """Hold the right to set cells up; processes of one run take turns."""
-        with self._lock("setup", LockFlags.EXCLUSIVE):
-            yield
+        return self._lock("setup", LockFlags.EXCLUSIVE)
 
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
+    def drawing(self) -> AbstractContextManager[bool]:
         """Hold the right to write tables and figures; processes that end together take turns."""
-        with self._lock("drawing", LockFlags.EXCLUSIVE):
-            yield
+        return self._lock("drawing", LockFlags.EXCLUSIVE)
 
-    @contextmanager
-    def cell(self, name: str) -> Iterator[bool]:
+    def cell(self, name: str) -> AbstractContextManager[bool]:
         """Try to hold the right to complete a cell; False while another process is at it."""
-        with self._lock(f"cell-{name}", LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING) as mine:
-            yield mine
+        return self._lock(f"cell-{name}", LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
 
     @contextmanager
     def _lock(self, name: str, flags: LockFlags) -> Iterator[bool]:
         path = self.root / _FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        mine = True
         with path.open("a+") as file:  # NFS shares locks of readable files only
-            yield self._locked(file, flags, path)  # closing the file releases it
-
-    def _locked(self, file: object, flags: LockFlags, path: Path) -> bool:
-        try:
-            portalocker.lock(file, flags)  # type: ignore[arg-type]
-        except portalocker.exceptions.AlreadyLocked:
-            return False
-        except portalocker.exceptions.LockException:
-            # A file system without locks must not keep anyone from running; every write is safe without them.
-            if not self._noted:
-                place = path.parent
-                print(f"note: {place} cannot be locked here; see to it that one run at a time uses it", file=sys.stderr)
-            self._noted = True
-        return True
+            try:
+                portalocker.lock(file, flags)
+            except portalocker.exceptions.AlreadyLocked:
+                mine = False
+            except portalocker.exceptions.LockException:
+                # A file system without locks must not keep anyone from running; every write is safe without them.
+                if not self._noted:
+                    line = f"{path.parent} cannot be locked here; see to it that one run at a time uses it"
+                    print(f"note: {line}", file=sys.stderr)
+                self._noted = True
+            yield mine  # closing the file releases it

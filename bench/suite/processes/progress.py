@@ -6,7 +6,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,13 +85,10 @@ class Progress:
             totals = {name: self.team.add(name, count) for name, count in self._pending.items()}
             self._pending = dict.fromkeys(self._pending, 0)
             if self.team.leads:
-                self._show(totals)
-
-    def _show(self, totals: Mapping[str, int]) -> None:
-        seconds = max(self._exchanged - self._began, 1e-9)
-        cells, speed = f"cells {self.cells[1] + totals['cells']}/{self.cells[0]}", totals["images"] / seconds
-        self._bar.set_postfix_str(f"{cells}, {speed:.3g} images/s", refresh=False)
-        self._bar.update(self._before + totals["calls"] - self._bar.n)
+                cells = f"cells {self.cells[1] + totals['cells']}/{self.cells[0]}"
+                speed = totals["images"] / max(self._exchanged - self._began, 1e-9)
+                self._bar.set_postfix_str(f"{cells}, {speed:.3g} images/s", refresh=False)
+                self._bar.update(self._before + totals["calls"] - self._bar.n)
 
 
 def _drop_torn_line(log: Path) -> None:

@@ -68,15 +68,6 @@ def test_what_is_no_share_is_refused(text):
         parse_share(text)
 
 
-@pytest.mark.parametrize("text", ["3/2", "", "x", "-1/2", "9" * 5000 + "/2"])
-@pytest.mark.parametrize("joined", [True, False])
-def test_no_share_is_one_line(command, tmp_path, text, joined):
-    found = command(*([f"--shard={text}"] if joined else ["--shard", text]), "--out", tmp_path / "out")
-    assert (found.out, found.refused()) == ("", True)
-    assert len(found.err) < 2000
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("flags", "line"),
     at_first(
