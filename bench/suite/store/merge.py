@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.files.writing import drop_partials, partial_path, read_json, read_record, unchanged, write_atomic
+from bench.files.writing import drop_partials, read_json, read_record, unchanged, write_atomic
 from bench.suite.settings import ConfigError, is_folder_name
-from bench.suite.store.shards import is_intact
+from bench.suite.store.shards import ARRAYS, SUMS, is_intact, write_folder
 from bench.suite.store.store import ARCHIVE, differing, refuse_links
 
-_SHARD_FILES = ("arrays.npz", "SHA256SUMS")
 _EXTRAS = {"chains": "chain", "response": "response", "exact": "exact", "slopes": "slopes"}
 
 
@@ -130,7 +129,7 @@ def _copy_cell(source: Path, target: Path) -> list[str]:
         if is_intact(target / shard.name):
             continue
         if is_intact(shard):
-            _replace(shard, target / shard.name, _SHARD_FILES)
+            _replace(shard, target / shard.name, (ARRAYS, SUMS))
         else:
             left_out.append(f"{shard} is damaged")
     return left_out
@@ -162,15 +161,9 @@ def _copy_file(source: Path, target: Path) -> None:
 
 def _replace(source: Path, target: Path, names: Sequence[str]) -> None:
     """Copy files of a folder to a new one, atomically, in the place of what was there."""
-    partial = partial_path(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+
+    def fill(partial: Path) -> None:
         for name in names:
             shutil.copyfile(source / name, partial / name)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-    except OSError:
-        shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
-        raise
+
+    write_folder(target, fill)

@@ -12,7 +12,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bench.files.writing import partial_path
 
-_ARRAYS, _SUMS = "arrays.npz", "SHA256SUMS"
+ARRAYS, SUMS = "arrays.npz", "SHA256SUMS"
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -32,30 +32,34 @@ class DamagedShard(ValueError):
 
 def write_shard(folder: Path, arrays: Arrays) -> None:
     """Write arrays as a shard, in the place of a damaged one if there is one."""
+
+    def fill(partial: Path) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        (partial / ARRAYS).write_bytes(buffer.getbuffer())
+        (partial / SUMS).write_bytes(_sums(buffer.getbuffer()))
+
+    write_folder(folder, fill)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Have a folder filled beside its place, then rename it into it; an intact shard that is there already stays."""
     partial = partial_path(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        (partial / _ARRAYS).write_bytes(buffer.getbuffer())
-        (partial / _SUMS).write_bytes(_sums(buffer.getbuffer()))
-        _put(partial, folder)
+        fill(partial)
+        try:
+            os.replace(partial, folder)
+        except OSError:  # the place is taken, perhaps by another process with the same, or the file system refuses
+            if is_intact(folder):
+                shutil.rmtree(partial)
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
         raise
-
-
-def _put(partial: Path, folder: Path) -> None:
-    """Rename a shard into its place, which another process may have filled with the same."""
-    try:
-        os.replace(partial, folder)
-    except OSError:  # the place is taken, or the file system refuses
-        if is_intact(folder):
-            shutil.rmtree(partial)
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
 
 
 def read_shard(folder: Path) -> dict[str, NDArray[Any]]:
@@ -65,8 +69,8 @@ def read_shard(folder: Path) -> dict[str, NDArray[Any]]:
         DamagedShard: a byte differs from what was written, or it is not there.
     """
     try:
-        content = (folder / _ARRAYS).read_bytes()
-        if (folder / _SUMS).read_bytes() != _sums(content):
+        content = (folder / ARRAYS).read_bytes()
+        if (folder / SUMS).read_bytes() != _sums(content):
             raise DamagedShard(f"{folder} is damaged: its checksum is another")
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -79,10 +83,10 @@ def read_shard(folder: Path) -> dict[str, NDArray[Any]]:
 def is_intact(folder: Path) -> bool:
     """Tell whether a shard is there and every byte of it is what was written."""
     try:
-        return (folder / _SUMS).read_bytes() == _sums((folder / _ARRAYS).read_bytes())
+        return (folder / SUMS).read_bytes() == _sums((folder / ARRAYS).read_bytes())
     except OSError:
         return False
 
 
 def _sums(content: bytes | memoryview) -> bytes:
-    return f"{hashlib.sha256(content).hexdigest()}  {_ARRAYS}\n".encode()
+    return f"{hashlib.sha256(content).hexdigest()}  {ARRAYS}\n".encode()

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pandas as pd
 import pytest
 import suite_ranks
 import torch
+from results_of_runs import assert_same_results
 from suite_ranks import command as suite_command
 from suite_ranks import launch
 
@@ -20,6 +23,8 @@ from bench.diffusion.types import Prediction
 from bench.suite import plan
 from bench.suite.cells.runner import CellRunner
 from bench.suite.cells.walks import CellWalks
+from bench.suite.config.resolve import Configuration
+from bench.suite.execution.worker import Finisher
 from bench.suite.processes.ranks import Share, Team
 from bench.suite.store.store import Store
 
@@ -50,10 +55,6 @@ def shared(request, tmp_path_factory):
     return out, request.param
 
 
-def content(out, cell, name):
-    return (out / "cells" / cell / name).read_bytes()
-
-
 def facts(out, cell):
     found = json.loads((out / "cells" / cell / "metrics.json").read_text())
     assert found.pop("seconds") > 0
@@ -73,8 +74,7 @@ def events(out):
 def test_several_processes_leave_what_one_leaves(alone, shared, cell):
     out, _ = shared
     assert {path.name for path in (out / "cells" / cell).iterdir()} == {*FILES, "metrics.json"}
-    for name in FILES:
-        assert content(out, cell, name) == content(alone, cell, name), name
+    assert_same_results(out / "cells" / cell, alone / "cells" / cell)
     assert facts(out, cell) == facts(alone, cell)
 
 
@@ -119,16 +119,11 @@ def ours(text):
     return [line for line in text.splitlines() if line.startswith(("error: ", "interrupted"))]
 
 
-def assert_same_files(out, alone):
-    for cell, name in itertools.product(CELLS, FILES):
-        assert content(out, cell, name) == content(alone, cell, name), (cell, name)
-
-
 @pytest.mark.slow
 def test_torchrun_leaves_what_one_process_leaves(alone, tmp_path):
     found = torchrun(2, suite_ranks.__file__, *RUN, "--batch-size", BATCH, "--out", tmp_path / "out")
     assert (found.returncode, found.stdout, ours(found.stderr)) == (0, "", [])
-    assert_same_files(tmp_path / "out", alone)
+    assert_same_results(tmp_path / "out" / "cells", alone / "cells")
 
 
 @pytest.mark.slow
@@ -147,7 +142,7 @@ def test_torchrun_draws_what_it_leaves(alone, tmp_path, processes):
     out = tmp_path / "out"
     found = torchrun(processes, "run_bench.py", *RUN, "--batch-size", BATCH, "--out", out)
     assert (found.returncode, found.stdout, ours(found.stderr)) == (0, "", [])
-    assert_same_files(out, alone)
+    assert_same_results(out / "cells", alone / "cells")
     assert (out / "report.html").exists()
     assert (out / "tables" / "fid_vs_steps.csv").exists()
 
@@ -273,9 +268,88 @@ def test_the_order_in_which_units_are_done_does_not_matter(make_cell, make_conte
         for number in range(len(units))[::order] if order else shuffled:
             runner.keep(units[number], runner.walk(units[number]))
         runner.complete()
-        made.append({path.name: path.read_bytes() for path in store.folder(cell).iterdir()})
+        made.append(store.folder(cell))
     assert len(units) > 8
     for other in made[1:]:
-        assert other.keys() == made[0].keys()
-        for name in other.keys() - {"metrics.json"}:
-            assert other[name] == made[0][name], name
+        assert_same_results(other, made[0])
+
+
+# --- work that follows a walk --------------------------------------------------------------------------------------
+
+
+BOTH = pytest.mark.parametrize("beside", [False, True])
+
+
+@BOTH
+def test_work_is_done_in_order_one_at_a_time(beside):
+    finisher, done, running = Finisher(beside), [], []
+
+    def work(number):
+        running.append(number)
+        time.sleep(0.01)
+        assert running == [number]
+        done.append((running.pop(), threading.current_thread() is threading.main_thread()))
+
+    for number in range(5):
+        finisher.submit(lambda number=number: work(number))
+    finisher.wait()
+    assert done == [(number, not beside) for number in range(5)]
+
+
+def test_what_is_done_beside_does_not_hold_up_what_follows():
+    finisher, go, done = Finisher(True), threading.Event(), []
+    finisher.submit(lambda: done.append(go.wait(10)))
+    go.set()  # the caller got here while the work waits
+    finisher.wait()
+    assert done == [True]
+
+
+@BOTH
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(3)])
+def test_an_error_is_the_callers(beside, error):
+    def fail():
+        raise error
+
+    def two():
+        finisher.submit(fail)
+        finisher.submit(lambda: done.append("not reached"))
+
+    finisher, done = Finisher(beside), []
+    with pytest.raises(type(error)) as caught:
+        two()
+    assert caught.value is error
+    assert not done
+    finisher.submit(lambda: done.append("again"))  # and it is told once
+    finisher.wait()
+    assert done == ["again"]
+
+
+@pytest.mark.ci
+def test_a_cell_finished_beside_is_the_same(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(plan, "SHARD", 8)
+    args = ("--models", "adm", "--steps", "2,3", "--samples", "24", "--batch-size", "8", "--quiet", "--compile", "off")
+    threads, submit = set(), Finisher.submit
+
+    def noted(self, work):
+        submit(self, lambda: threads.add(threading.current_thread() is threading.main_thread()) or work())
+
+    for name, beside in (("plain", False), ("beside", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Configuration, "overlaps", beside)
+            patch.setattr(Finisher, "submit", noted)
+            assert command(*args, "--out", tmp_path / name).code == 0
+    assert threads == {False, True}
+    assert len(list((tmp_path / "plain" / "cells").iterdir())) == 2
+    assert_same_results(tmp_path / "plain" / "cells", tmp_path / "beside" / "cells")
+
+
+def test_a_full_disk_met_beside_is_one_line(tmp_path, command, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", str(tmp_path / "out"))
+
+    monkeypatch.setattr(Configuration, "overlaps", True)
+    monkeypatch.setattr("bench.suite.store.store.write_shard", full)
+    found = command("--models", "adm", "--steps", "2", "--samples", "8", "--quiet", "--out", tmp_path / "out")
+    assert (found.code, found.out) == (2, "")
+    assert found.err.startswith(f"error: {tmp_path / 'out'}: No space left on device")
+    assert len(found.err.splitlines()) == 1
