@@ -21,7 +21,7 @@ from bench.models.checkpoints.native import load_network, read_description
 from bench.models.denoisers.guidance import ClassifierFree, ClassifierFreeDenoiser
 from bench.models.denoisers.parameterization import NetworkDenoiser
 from bench.models.train.recipes import NETWORKS, RECIPES, Recipe
-from bench.suite.registry.embedded_models import EMBEDDED, WEIGHTS
+from bench.suite.registry.names import EMBEDDED, WEIGHTS
 from bench.suite.registry.registry import load_registry
 
 HALF = 898
@@ -75,7 +75,7 @@ def test_further_trainings_differ_by_their_seed_alone(name):
     assert {key: later[key] for key in first.description.training} == first.description.training | {
         "seed": TRAININGS[name]
     }
-    assert further.weights_hash() != first.weights_hash()
+    assert further.weights_hash != first.weights_hash
 
 
 def test_the_embedded_weights_are_small_and_complete():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.runtime.errors import OneLineParser, UserError, one_line
-from bench.runtime.signals import Signals, end_at_once, exit_code, exit_with, say_interrupted
+from bench.runtime.errors import OneLineParser, one_line
+from bench.runtime.signals import end_at_once, exit_with
 
 if __name__ == "__main__":
     end_at_once()  # the imports below take seconds
@@ -13,11 +13,10 @@ import io
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench.files.writing import read_json
-from bench.suite.cli import choose, error_line, prepare
+from bench.suite.cli import answered, choose, prepare
 from bench.suite.config.flags import make_parser
 from bench.suite.execution.launch import complete
 from bench.suite.processes.locks import Claims
@@ -29,17 +28,7 @@ from bench.suite.store.merge import join_folders, refuse_mixed
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0 where every cell is complete, 1 where units are missing."""
     args = _parser().parse_args(argv)
-    try:
-        with Signals():
-            return _merge(args)
-    except BrokenPipeError:
-        raise
-    except (UserError, OSError, MemoryError) as error:
-        print(f"error: {error_line(error, args.out)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        say_interrupted()
-        return exit_code(stop)
+    return answered(lambda: (_merge(args), None), args.out)[0]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,53 +55,36 @@ def _merge(args: argparse.Namespace) -> int:
     with Claims(args.out).folder():
         for line in join_folders(args.parts, args.out):
             print(f"left out: {one_line(line)}", file=sys.stderr)
-    missing = [line for command in commands for line in command.complete()]
+    missing: list[str] = []
+    for made, arguments in commands:
+        run = prepare(made, arguments, Team())
+        lacking = complete(run)
+        if not lacking:
+            choose(run, quiet=True)
+        missing += lacking
     for line in dict.fromkeys(missing):
         print(f"missing: {one_line(line)}", file=sys.stderr)
     print(f"joined in {args.out}; tables and figures: python -m analysis {args.out}")
     return 1 if missing else 0
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command that made a part.
-
-    Attributes:
-        arguments: as they were given.
-        args: the same, parsed, for the folder of all parts.
-    """
-
-    arguments: list[str]
-    args: argparse.Namespace
-
-    def complete(self) -> list[str]:
-        """Complete the cells whose units are all there, without computing what is missing.
-
-        Returns:
-            A line for each cell or measurement that is not complete.
-
-        Raises:
-            UserError: something that the command names is not here.
-        """
-        run = prepare(self.args, self.arguments, Team())
-        missing = complete(run)
-        if not missing:
-            choose(run, quiet=True)
-        return missing
-
-
-def recorded_commands(parts: Sequence[Path], out: Path, configs: Sequence[Path]) -> list[Command]:
-    """Return the commands that made the parts, one for each configuration and batch size, for the folder of all parts.
+def recorded_commands(
+    parts: Sequence[Path], out: Path, configs: Sequence[Path]
+) -> list[tuple[argparse.Namespace, list[str]]]:
+    """Return the commands that made the parts, one for each configuration and batch size.
 
     Args:
         parts: results folders.
         out: the folder that is to hold them.
         configs: the configuration files, which the user must name again.
 
+    Returns:
+        Each command parsed for the folder of all parts, and its arguments as they were given.
+
     Raises:
         ConfigError: a part does not say, or needs a configuration file that was not named.
     """
-    commands: dict[tuple[str, str], Command] = {}
+    commands: dict[tuple[str, str], tuple[argparse.Namespace, list[str]]] = {}
     for part in parts:
         record = read_json(part / "run.json") or {}
         key, arguments = record.get("hash"), record.get("arguments")
@@ -122,7 +94,7 @@ def recorded_commands(parts: Sequence[Path], out: Path, configs: Sequence[Path])
         if args.config and not configs:
             raise ConfigError(f"{part} was made with --config {args.config[0]}; name it to merge, too")
         args.out, args.config, args.shard, args.progress = out, list(configs), None, False
-        commands.setdefault((key, str(record.get("batch_size"))), Command(arguments, args))
+        commands.setdefault((key, str(record.get("batch_size"))), (args, arguments))
     return list(commands.values())
 
 

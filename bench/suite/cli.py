@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,21 +44,35 @@ def run(argv: Sequence[str] | None = None) -> tuple[int, Path | None]:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with spoken_once():
         args = make_parser().parse_args(arguments)
+
+    def work() -> tuple[int, Path | None]:
+        if args.list_models:
+            with spoken_once():
+                print("\n".join(_model_list(args)))
+            return 0, None
+        with closing(join(args.shard)) as team:
+            return _run(args, arguments, team)
+
+    return answered(work, args.out)
+
+
+def answered(work: Callable[[], tuple[int, Path | None]], out: Path | None) -> tuple[int, Path | None]:
+    """Do the work of a command; return its exit code and folder, or the code after a line on what went wrong.
+
+    Args:
+        work: the command.
+        out: the results folder, which an error of the file system is about if it names no file.
+    """
     with Signals():
         try:
-            if args.list_models:
-                with spoken_once():
-                    print("\n".join(_model_list(args)))
-                return 0, None
-            with closing(join(args.shard)) as team:
-                return _run(args, arguments, team)
+            return work()
         except BrokenPipeError:
             raise
         except (UserError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
                 raise
             if speaks() or not isinstance(error, AgreedError | PeerError):
-                print(f"error: {error_line(error, args.out)}", file=sys.stderr)
+                print(f"error: {error_line(error, out)}", file=sys.stderr)
             # Under torchrun a code of failure ends the first rank, which must print the line before.
             return (2 if speaks() or not isinstance(error, AgreedError) else 0), None
         except KeyboardInterrupt as stop:
@@ -89,7 +103,7 @@ def error_line(error: BaseException, out: Path | None) -> str:
 def _model_list(args: argparse.Namespace) -> list[str]:
     """Return the lines of ``--list-models``."""
     from bench.suite.registry.config_file import read_config_files
-    from bench.suite.registry.embedded_models import EMBEDDED, trainings, weights_file
+    from bench.suite.registry.names import EMBEDDED, trainings, weights_file
     from bench.suite.registry.remedies import describe_remedies
 
     embedded = {name: about for name, about in EMBEDDED.items() if weights_file(args.dataset, name).is_file()}

@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from bench.measure.features.extractors import Extractor
-from bench.models.acceleration import Accelerated, CompileError
+from bench.models.acceleration import CompileError
 from bench.runtime.distributed import AgreedError
 from bench.runtime.errors import FeatureError
 from bench.suite.cells.reference import Reference
 from bench.suite.cells.walks import CellWalks
 from bench.suite.experiments.chains import Chain
 from bench.suite.experiments.exact import ExactSamplers
-from bench.suite.experiments.experiment import Extra
 from bench.suite.experiments.response import Response
-from bench.suite.plan import Cell, Unit
+from bench.suite.plan import Cell
 from bench.suite.processes.ranks import Team
 from bench.suite.registry.model import Model
 from bench.suite.run import Run, notes
@@ -52,7 +51,8 @@ class _Stopwatch:
         self.device, self.marks, self.calls = device, list[float](), 1
 
     def __call__(self, calls: int) -> None:
-        _synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
         self.marks.append(time.perf_counter())
         self.calls = calls
         # The first call warms up. Three more are enough where calls are slow, and hold both of Heun's.
@@ -64,13 +64,6 @@ class _Stopwatch:
     def seconds(self) -> float:
         """Return the median time of a call, an image; a pair of predictions is taken together, since Heun's differ."""
         return statistics.median((b - a) / 2 for a, b in zip(self.marks, self.marks[2:], strict=False)) / self.calls
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def seconds_a_call(run: Run, cell: Cell, reference: Reference) -> float:
@@ -112,19 +105,6 @@ def _padded(calls: int, images: int, size: int) -> int:
     return calls // images * (-(-images // size) * size) if images else 0
 
 
-def _unit_calls(cell: Cell, unit: Unit, batch: int) -> int:
-    size = min(batch, cell.samples if unit.arm == "free" else unit.stop)
-    return _padded(cell.unit_cost(unit), unit.stop - unit.start, size)
-
-
-def _extra_calls(extra: Extra, batch: int) -> Counter[str]:
-    """Return the network calls of a measurement beside the cells, by model; none where it asks no network."""
-    if not isinstance(extra, Chain | Response):
-        return Counter()
-    images = extra.cell.samples if isinstance(extra, Chain) else extra.part[1]
-    return Counter({extra.cell.model.name: _padded(extra.cost(), images, min(batch, images))})
-
-
 def network_calls(run: Run, only_left: bool) -> Counter[str]:
     """Return the network calls by model (a call is one image at one level), padding included.
 
@@ -138,10 +118,12 @@ def network_calls(run: Run, only_left: bool) -> Counter[str]:
             continue
         for unit in cell.units(batch):
             if not (only_left and run.store.has_shard(cell, unit)):
-                calls[cell.model.name] += _unit_calls(cell, unit, batch)
+                size = min(batch, cell.samples if unit.arm == "free" else unit.stop)
+                calls[cell.model.name] += _padded(cell.unit_cost(unit), unit.stop - unit.start, size)
     for extra in run.extras:
-        if not only_left or extra.remaining(run.out):
-            calls += _extra_calls(extra, batch)
+        if isinstance(extra, Chain | Response) and (not only_left or extra.remaining(run.out)):
+            images = extra.cell.samples if isinstance(extra, Chain) else extra.part[1]
+            calls[extra.cell.model.name] += _padded(extra.cost(), images, min(batch, images))
     return calls
 
 
@@ -214,9 +196,8 @@ def _compile(run: Run) -> list[str]:
     """Compile every network; return what went wrong."""
     distinct = {id(run.networks[model.name]): model for model in run.config.models}
     for model in distinct.values():
-        network: Accelerated = run.networks[model.name]
         try:
-            network.to(run.config.device).compile(*_example(run, model))
+            run.networks[model.name].to(run.config.device).compile(*_example(run, model))
         except CompileError as error:
             return [str(error)]
     return []
@@ -306,7 +287,11 @@ def dry_run(run: Run, team: Team) -> Iterator[str]:
             yield f"  {request.tune.text} for {cell.model.name} at {cell.steps} steps"
         return
     yield from _plan(run)
-    reference, unscored = _reference(run)
+    unscored = ""
+    try:
+        reference = run.reference()
+    except FeatureError as error:  # of the whole plan, only this cannot be done here
+        reference, unscored = Reference(data, None), f"; a run would refuse: {error}"
     yield from (f"note      {line}" for line in notes(run, reference))
     yield f"time      {duration(forecast(run, reference, team.size))} here{unscored}"
 
@@ -326,14 +311,6 @@ def _plan(run: Run) -> Iterator[str]:
         state = {0: "to do", len(extras): "done"}.get(done, f"{done} of {len(extras)} done")
         yield f"  {line:<32} {calls:>12,} network calls  {state}"
     yield f"total     {total:,} network calls, {100 * instruments / total:.1f} % of them for the instruments"
-
-
-def _reference(run: Run) -> tuple[Reference, str]:
-    """Return what samples are compared with, and why they will not be scored, if they will not."""
-    try:
-        return run.reference(), ""
-    except FeatureError as error:  # of the whole plan, only this cannot be done here
-        return Reference(run.config.data, None), f"; a run would refuse: {error}"
 
 
 def _treatment(cell: Cell) -> str:

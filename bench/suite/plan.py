@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 from bench.data import Dataset
 from bench.diffusion.corrections import Correction, InOrder
@@ -66,13 +66,13 @@ class Instruments:
     images but those of ``normality``, and without that no ``error_indices``.
     """
 
-    indices: tuple[int, ...]
-    error_indices: tuple[int, ...]
-    train: int
-    heldout: int
-    error_train: int
-    error_heldout: int
-    paired: int
+    indices: tuple[int, ...] = ()
+    error_indices: tuple[int, ...] = ()
+    train: int = 0
+    heldout: int = 0
+    error_train: int = 0
+    error_heldout: int = 0
+    paired: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,6 @@ class Cell:
     def name(self) -> str:
         """Return the cell's folder name."""
         return f"{self.model.name}-{self.config.sampler}-{self.steps}-seed{self.seed}"
-
-    @property
-    def scale(self) -> tuple[float, float]:
-        """Return epsilon scaling's (b, k)."""
-        return self.model.scale_at(self.config.sampler, self.steps)
 
     def description(self) -> dict[str, object]:
         """Return everything that determines the cell's numbers, and nothing else."""
@@ -193,18 +188,13 @@ class Cell:
                 )
         return made[0] if len(made) == 1 else InOrder(made)
 
-    def instruments(self) -> Instruments | None:
-        """Return what the instruments look at, None where nothing is measured."""
-        return self._look
-
     @cached_property
-    def _look(self) -> Instruments | None:
-        if not self.measure:
-            return None
+    def instruments(self) -> Instruments:
+        """Return what the instruments look at: nothing where nothing is measured."""
         indices, errors = recorded_indices(self.steps)
         kept = (tuple(errors), *self._split(_ERROR_IMAGES)) if "normality" in self.measure else ((), 0, 0)
         if "steps" not in self.measure:
-            return Instruments((), kept[0], 0, 0, kept[1], kept[2], 0)
+            return Instruments(error_indices=kept[0], error_train=kept[1], error_heldout=kept[2])
         wanted = min(self.samples, max(_FEWEST, round(_SHARE * self.samples * self.steps / len(indices))))
         train, heldout = self._split(wanted)
         start = self.levels()[0]
@@ -220,21 +210,19 @@ class Cell:
     def units(self, batch: int) -> Iterator[Unit]:
         """Yield the units of work in merging order."""
         size = batch * -(-SHARD // batch)  # whole batches, so that only the last is padded
+        look = self.instruments
         yield from _ranges("free", self.samples, size)
-        look = self.instruments()
-        if look is not None:
-            yield from _ranges("forced", look.train + look.heldout, size)
-            if _extra(look):
-                yield Unit("errors", 0, _extra(look))
-            yield from _ranges("paired", look.paired, size)
+        yield from _ranges("forced", look.train + look.heldout, size)
+        # Images that must be visited for their errors alone.
+        extra = max(0, look.error_train - look.train) + max(0, look.error_heldout - look.heldout)
+        if extra:
+            yield Unit("errors", 0, extra)
+        yield from _ranges("paired", look.paired, size)
 
     def unit_cost(self, unit: Unit) -> int:
         """Return a unit's network calls (one call is one image at one level)."""
-        look = self.instruments()
-        visited: Sequence[int] = range(self.steps)
-        if look is not None and unit.arm not in ("free", "paired"):
-            visited = look.indices if unit.arm == "forced" else look.error_indices
-        return (unit.stop - unit.start) * sum(self._calls[i] for i in visited)
+        some = {"forced": self.instruments.indices, "errors": self.instruments.error_indices}
+        return (unit.stop - unit.start) * sum(self._calls[i] for i in some.get(unit.arm, range(self.steps)))
 
     @cached_property
     def _calls(self) -> list[int]:
@@ -263,11 +251,6 @@ def recorded_indices(steps: int) -> tuple[list[int], list[int]]:
 def _ranges(arm: str, count: int, size: int) -> Iterator[Unit]:
     for start in range(0, count, size):
         yield Unit(arm, start, min(start + size, count))
-
-
-def _extra(look: Instruments) -> int:
-    """Return how many images must be visited for their errors alone."""
-    return max(0, look.error_train - look.train) + max(0, look.error_heldout - look.heldout)
 
 
 def start_warning(cells: Sequence[Cell]) -> str | None:
@@ -310,13 +293,12 @@ def plan_cells(
     data_hash = data.content_hash()
     cells = []
     for model in models:
-        weights_hash, labels = model.weights_hash(), data.labels_hash() if model.description.classes else ""
-        for count in steps:
-            for seed in seeds:
-                cell = Cell(model, config, count, seed, samples, measure, data_hash, parts, weights_hash, labels)
-                try:
-                    cell.correction() or cell.levels()
-                except (UserError, ValueError, ArithmeticError) as error:  # constants beyond what floats hold
-                    raise ConfigError(f"model {model.name!r}: {error}") from None
-                cells.append(cell)
+        weights_hash, labels = model.weights_hash, data.labels_hash() if model.description.classes else ""
+        for count, seed in product(steps, seeds):
+            cell = Cell(model, config, count, seed, samples, measure, data_hash, parts, weights_hash, labels)
+            try:
+                cell.correction() or cell.levels()
+            except (UserError, ValueError, ArithmeticError) as error:  # constants beyond what floats hold
+                raise ConfigError(f"model {model.name!r}: {error}") from None
+            cells.append(cell)
     return cells

@@ -13,7 +13,7 @@ from bench.diffusion.types import Denoiser
 from bench.latent.autoencoder import Decoder
 from bench.latent.inputs import LatentData
 from bench.latent.networks import load_conditional
-from bench.measure.features.extractors import ANY_SIZE, INCEPTION_EXTRACTORS, Extractor, embedded_width, open_extractor
+from bench.measure.features.extractors import ANY_SIZE, INCEPTION_EXTRACTORS, embedded_width, open_extractor
 from bench.measure.quality.references import open_statistics
 from bench.measure.quality.scores import comparison_refusal, frechet_refusal
 from bench.models.acceleration import Accelerated
@@ -87,23 +87,18 @@ class Run:
         response = plan_response(self.cells) if "response" in measure else []
         return [*(() if self.config.fits else plan_exact(self.cells)), *chains, *response]
 
-    def open_features(self) -> Extractor | None:
-        """Open the features the run scores with.
+    def reference(self) -> Reference:
+        """Return what the run's samples are compared with, by the features that it scores with.
 
         Raises:
-            FeatureError: they cannot read the images, or weights are missing.
+            FeatureError: the features cannot read the images, or weights are missing.
         """
-        request = self.config.request
+        request, imported = self.config.request, None
         extractor = open_extractor(request.features, request.inception_weights, self.config.device)
         if extractor is not None:
             extractor.check(self._pictures.shape)
-        return extractor
-
-    def reference(self) -> Reference:
-        """Return what the run's samples are compared with."""
-        data, extractor, path = self.config.data, self.open_features(), self.config.request.reference
-        imported = None if path is None or extractor is None else open_statistics(path, extractor)
-        return Reference(data, extractor, imported, self._pictures)
+            imported = open_statistics(request.reference, extractor) if request.reference is not None else None
+        return Reference(self.config.data, extractor, imported, self._pictures)
 
     @cached_property
     def _pictures(self) -> Dataset:
@@ -135,7 +130,7 @@ def _load_networks(config: Configuration) -> dict[str, Accelerated]:
     networks = {}
     for model in config.models:
         check_fit(model, config.data, config.shows_images)
-        key = (model.weights_hash(), short_hash(dict(model.description.network)))
+        key = (model.weights_hash, short_hash(dict(model.description.network)))
         if key not in opened:
             network = (load_conditional if model.latent else open_network)(model.weights, model.description)
             opened[key] = Accelerated(network, config.sampler.precision)
@@ -164,7 +159,7 @@ def _equal_weights(models: Sequence[Model]) -> Iterator[str]:
     """Yield a line for each file that was given two names; a model and its remedies share theirs by intention."""
     names: dict[str, list[str]] = {}
     for model in models:
-        plain, known = model.base or model.name, names.setdefault(model.weights_hash(), [])
+        plain, known = model.base or model.name, names.setdefault(model.weights_hash, [])
         known += [] if plain in known else [plain]
     for known in names.values():
         if len(known) > 1:

@@ -10,8 +10,11 @@ import pytest
 import torch
 from refusals import outcome_of
 
-from bench.data import Dataset, stratified_split
+from bench.data import Dataset, load, stratified_split
 from bench.diffusion.types import Prediction
+from bench.measure.features.extractors import open_extractor
+from bench.measure.quality.statistics import summarise
+from bench.measure.quality.statistics_files import write_statistics
 from bench.models.checkpoints.native import save_network
 from bench.models.interface import Description
 from bench.models.networks.adm import adm_unet
@@ -78,6 +81,14 @@ def pictures(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def half_statistics(tmp_path_factory):
+    """The digits' statistics as a file that another tool might have written, of every second image."""
+    path = tmp_path_factory.mktemp("statistics") / "half.npz"
+    write_statistics(summarise(open_extractor("digits"), load("digits").part("train")[::2], "half"), path)
+    return path
+
+
 @pytest.fixture
 def toml(tmp_path, tiny_weights, pictures):
     """A configuration file that adds the tiny network and the small dataset."""
@@ -117,10 +128,13 @@ def run_tiny(command, tmp_path):
 
 
 class Interrupting:
-    """Stand in for the denoiser class: the network works for some calls, then the user presses Ctrl-C."""
+    """Stand in for the denoiser class: the network works for some calls, then the user presses Ctrl-C.
+
+    ``made`` counts the calls, ``rows`` their rows, padding included; ``labels`` are those it was given, in order.
+    """
 
     def __init__(self, calls):
-        self.left, self.made = calls, 0
+        self.left, self.made, self.rows, self.labels = calls, 0, 0, []
         self.real = whole_run.denoiser_of
 
     def __call__(self, network, description, device):
@@ -130,7 +144,8 @@ class Interrupting:
             if self.left == 0:
                 raise KeyboardInterrupt
             self.left -= 1
-            self.made += 1
+            self.made, self.rows = self.made + 1, self.rows + len(x)
+            self.labels.append(cond)
             return denoiser(x, level, cond)
 
         return call

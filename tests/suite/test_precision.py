@@ -51,13 +51,6 @@ def test_precision_is_recorded_and_float32_leaves_no_trace(folders):
     assert cells["bf16"].facts["key"] != cells["fp32"].facts["key"]
 
 
-@pytest.mark.parametrize(("there", "now"), [("fp32", "bf16"), ("bf16", "fp32")])
-@pytest.mark.parametrize("steps", ["5", "4"])
-def test_a_folder_has_one_precision(folders, command, there, now, steps):
-    outcome = command(*ADM, "--steps", steps, "--precision", now, "--out", folders / there)
-    assert outcome.refused(f"was made with another precision ('{there}', now '{now}')")
-
-
 def test_cells_of_another_precision_are_left_out_of_tables(folders, tmp_path):
     for name, steps in (("fp32", 5), ("fp32", 6), ("bf16", 7)):
         source = next((folders / name / "cells").iterdir())

@@ -76,7 +76,6 @@ REFUSED = {
     ("--dataset", "digits=x"): "choose another name",
     ("--dataset", "mine=x", "--data-dir", "y"): "leave out --data-dir",
     ("--dataset", "nobodys"): "images of your own are --dataset NAME=PATH",
-    ("--models", "nobodys"): "weights of your own are nobodys=PATH",
     ("--models", "../../evil=W"): "is no name",
     ("--models", f"{'x' * 101}=W"): "use up to 100 letters",
 }

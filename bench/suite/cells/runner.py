@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bench.data import coloured
-from bench.files.writing import write_atomic, write_blocks
+from bench.files.writing import write_array, write_atomic, write_blocks
 from bench.measure.quality.frechet import feature_moments
 from bench.measure.quality.influence import influence_arrays
 from bench.measure.quality.scores import FeatureSet, Score, collect, neighbour_ratio, score
 from bench.measure.quality.statistics import MomentStream
 from bench.suite.cells.records import Records
 from bench.suite.cells.reference import Reference
-from bench.suite.cells.walks import Arrays, CellWalks, WalkContext
+from bench.suite.cells.walks import Arrays, CellWalks, WalkContext, sample_labels
 from bench.suite.plan import Cell, Unit
 from bench.suite.store.shards import DamagedShard
 from bench.suite.store.store import Described, Store
@@ -73,40 +72,42 @@ class CellRunner:
         """Merge the shards, which are all there, into the cell's files, score the samples, and complete the cell."""
         totals, cell = _Totals(), self.cell
         others = {"quantize": np.array(cell.config.quantize)}
-        labels = self.arms.labels(torch.arange(cell.samples))
+        labels = sample_labels(cell, self.arms.noise, torch.arange(cell.samples))
         if labels is not None:
             others["arr_1"] = labels.cpu().numpy()
-        instruments = cell.instruments()
-        records = Records(cell, instruments, self.reference) if instruments is not None else None
+        records = Records(cell, cell.instruments, self.reference)
         path = self.store.folder(cell) / "samples.npz"
         write_blocks(path, "arr_0", cell.samples, self._merge(totals, records), others)
-        if records is not None:
-            self._write(records)
+        if "steps" in cell.measure:
+            self.store.put_arrays(cell, "moments.npz", records.moments())
+            table = records.table()
+            write_atomic(path.with_name("steps.csv"), lambda partial: table.to_csv(partial, index=False))
+        if "normality" in cell.measure:
+            self.store.put_arrays(cell, "errors.npz", records.errors())
         calls = sum(map(cell.unit_cost, self.units()))
         facts = {"network_calls": calls, "seconds": totals.seconds, "nfe": totals.nfe}
         rows = totals.pooled
         features = FeatureSet(np.concatenate(rows), totals.spatial.result()) if rows else None
-        score_cell(self.cell, self.reference, self.store, facts, features)
+        score_cell(cell, self.reference, self.store, facts, features)
 
     def _shards(self) -> Iterator[Arrays]:
         """Yield the shards in merging order; one that is damaged, or made for other features, is mended."""
         for unit in self.units():
             try:
-                yield self._scorable(self.store.get_shard(self.cell, unit))
+                yield self._scorable(self.store.get_shard(self.cell, unit.name))
             except DamagedShard:
                 arrays = self.walk(unit)
                 self.keep(unit, arrays)
                 yield self._scorable(arrays)
 
-    def _merge(self, totals: _Totals, records: Records | None) -> Iterator[NDArray[np.uint8]]:
+    def _merge(self, totals: _Totals, records: Records) -> Iterator[NDArray[np.uint8]]:
         """Yield the samples of each shard, [n, H, W, 3], and add its other arrays to the totals and records."""
         for shard in self._shards():
             totals.seconds += float(shard["seconds"])
             if "pooled" in shard:
                 totals.pooled.append(shard["pooled"])
                 totals.spatial.add(shard["spatial"])
-            if records is not None:
-                records.add(shard)
+            records.add(shard)
             if "samples" in shard:
                 totals.nfe = max(totals.nfe, int(shard["nfe"]))
                 yield coloured(shard["samples"])
@@ -128,15 +129,6 @@ class CellRunner:
         other = {name: array for name, array in arrays.items() if name not in ("pooled", "spatial", "extractor")}
         return {**other, **self._features(arrays)}
 
-    def _write(self, records: Records) -> None:
-        """Write the files of the measurements."""
-        if "steps" in self.cell.measure:
-            self.store.put_arrays(self.cell, "moments.npz", records.moments())
-            table = records.table()
-            write_atomic(self.store.folder(self.cell) / "steps.csv", lambda path: table.to_csv(path, index=False))
-        if "normality" in self.cell.measure:
-            self.store.put_arrays(self.cell, "errors.npz", records.errors())
-
 
 def score_cell(
     cell: Cell, reference: Reference, store: Store, facts: Mapping[str, Any], features: FeatureSet | None = None
@@ -150,24 +142,14 @@ def score_cell(
         facts: network calls, seconds and NFE of the sampling, for ``metrics.json``.
         features: of the samples, None where they are still to be extracted.
     """
-    samples = torch.from_numpy(store.samples(cell)).movedim(3, 1)
+    samples, data = torch.from_numpy(store.samples(cell)).movedim(3, 1), reference.pictures
     store.unscore(cell)
-    scores = [asdict(row) for row in _scores(cell, reference, store, samples, features)]
-    about = cell.model.description
-    outcome = {"features": reference.key(), "training": about.training_images(), "scores": scores}
-    store.finish(cell, {**facts, **outcome})
-
-
-def _scores(
-    cell: Cell, reference: Reference, store: Store, samples: Tensor, features: FeatureSet | None
-) -> Iterator[Score]:
-    data = reference.pictures
-    grey = samples[:, : data.shape[0]]
-    yield neighbour_ratio(grey, data.part("train"), data.part("heldout"))
-    extractor = reference.extractor
-    if extractor is None:
-        return
-    yield from score_features(cell, reference, store, features or collect(extractor, samples, cell.name), {})
+    scores = [neighbour_ratio(samples[:, : data.shape[0]], data.part("train"), data.part("heldout"))]
+    if reference.extractor is not None:
+        features = features or collect(reference.extractor, samples, cell.name)
+        scores += score_features(cell, reference, store, features, {})
+    training, rows = cell.model.description.training_images(), [asdict(score) for score in scores]
+    store.finish(cell, {**facts, "features": reference.key(), "training": training, "scores": rows})
 
 
 def score_features(
@@ -187,7 +169,7 @@ def score_features(
     store.put_arrays(cell, "features.npz", {"pooled": features.pooled})
     terms = influence_arrays(features.pooled, statistics, extractor)
     if "kernel" in terms:
-        store.put_array(cell, "kernel.npy", terms.pop("kernel"))
+        write_array(store.folder(cell) / "kernel.npy", terms.pop("kernel"))
     store.put_arrays(cell, "influence.npz", terms | _feature_moments(features.pooled) | others)
     yield from score(features, statistics, extractor, reference.name)
     yield from reference.exact_scores(len(features.pooled))

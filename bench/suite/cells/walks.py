@@ -18,7 +18,7 @@ from bench.diffusion.types import Denoiser, Probe, Step
 from bench.measure.instruments.probes import ErrorProbe, FiniteWatch, Selected, WalkProbe
 from bench.runtime.errors import UserError
 from bench.suite.cells.reference import Reference
-from bench.suite.plan import Cell, Instruments, Unit
+from bench.suite.plan import Cell, Unit
 from bench.suite.registry.model import Model
 
 Arrays = dict[str, NDArray[Any]]
@@ -105,7 +105,7 @@ class CellWalks:
         self.cell, self.context = cell, context
         self.denoiser, self.device = context.denoiser(cell.model), context.device
         self.levels, self.solver, self.correction = cell.levels(), cell.solver(), cell.correction()
-        self.noise, self.instruments = Noise(cell.seed), cell.instruments()
+        self.noise, self.instruments = Noise(cell.seed), cell.instruments
         self.finite = FiniteWatch()
 
     def compute(self, unit: Unit) -> Arrays:
@@ -136,7 +136,7 @@ class CellWalks:
         for samples, valid in self.context.batches(unit.start, unit.stop, self.cell.samples):
             draws = Draws(self.noise, samples)
             x = prior(self.levels[0], draws, self.context.data.shape)
-            steps = self._walk(x, draws, self.labels(samples))
+            steps = self._walk(x, draws, sample_labels(self.cell, self.noise, samples))
             x0, nfe = self._observe(steps, [Selected(probe, slice(0, valid)) for probe in probes], valid)
             images.append(self._pixels(x0[:valid]))
         self._require_finite()  # waits for the device, and so for the images that are still being copied
@@ -144,7 +144,7 @@ class CellWalks:
 
     def _forced(self, unit: Unit) -> Arrays:
         """Take single steps from noised real images: training images first, then held-out ones."""
-        plan = self._instruments()
+        plan = self.instruments
         # The network's own variance on training images, for a floor of its own.
         arms = {part: self._probes(paired=True, fraction=part == "train") for part in ("train", "heldout")}
         errors = {part: ErrorProbe(plan.error_indices) for part in arms}
@@ -167,7 +167,7 @@ class CellWalks:
 
     def _forced_images(self, rows: Tensor) -> _RealImages:
         """Return training images, then held-out ones: training image k draws as 2k, held-out image k as 2k + 1."""
-        plan, model, context = self._instruments(), self.cell.model, self.context
+        plan, model, context = self.instruments, self.cell.model, self.context
         rows = rows.clamp(max=plan.train + plan.heldout - 1)  # padding repeats the last image
         held = rows >= plan.train
         index = torch.where(held, rows - plan.train, rows)
@@ -181,7 +181,7 @@ class CellWalks:
 
     def _errors(self, unit: Unit) -> Arrays:
         """Visit the images that teacher forcing left out, at the error levels alone."""
-        plan, context = self._instruments(), self.context
+        plan, context = self.instruments, self.context
         more = {"train": range(plan.train, plan.error_train), "heldout": range(plan.heldout, plan.error_heldout)}
         arrays: Arrays = {}
         for offset, (part, numbers) in enumerate(more.items()):
@@ -241,10 +241,6 @@ class CellWalks:
             self.finite.update(step, last[:images])
         return last, calls
 
-    def labels(self, samples: Tensor) -> Tensor | None:
-        """Return a class label for each sample, int64 [B], None for an unconditional model."""
-        return sample_labels(self.cell, self.noise, samples)
-
     def _pixels(self, x0: Tensor) -> Tensor:
         """Return images uint8 (latents float32) [B, H, W, C] on the host; from CUDA the copy is still under way."""
         pixels = self.context.render(x0, self.cell.config.quantize).movedim(1, -1).contiguous()
@@ -254,7 +250,7 @@ class CellWalks:
         return host.copy_(pixels, non_blocking=True)
 
     def _probes(self, paired: bool, fraction: bool = False) -> list[WalkProbe]:
-        if self.instruments is None or not self.instruments.indices:
+        if not self.instruments.indices:
             return []
         centre = self.context.reference.centre.float().to(self.device)
         cell = self.cell
@@ -265,10 +261,6 @@ class CellWalks:
                 fraction=fraction and cell.config.variance == "learned",
             )
         ]  # fmt: skip
-
-    def _instruments(self) -> Instruments:
-        assert self.instruments is not None  # units of the instruments exist only where something is measured
-        return self.instruments
 
 
 def _records(arm: str, probes: Sequence[WalkProbe]) -> Arrays:

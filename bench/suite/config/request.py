@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 _MAX_COUNT = 10_000_000  # samples of a cell, images of a batch
 _MAX_SEEDS = 10_000  # of one range
 _PREPROCESSING = ("resize", "crop", "resize_filter")
+_AS_GIVEN = (  # flags that a request has as they are
+    "variance", "clip", "inception_weights", "classifier", "classifier_scale", "guidance", "eps_scale", "eps_slope",
+    "reference", "data_dir", "out",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -130,29 +134,19 @@ def make_request(args: argparse.Namespace, arguments: Sequence[str] = (), entrie
         samples=samples,
         sampler=_sampler(args),
         sampler_name=None if args.sampler is None else _choice("--sampler", args.sampler, SAMPLERS),
-        variance=args.variance,
-        clip=args.clip,
         batch=args.batch_size,
         device=_choice("--device", args.device, DEVICES),
         measure=_measurements(args),
         features=_features(args, entries),
         features_asked=args.features is not None,
-        inception_weights=args.inception_weights,
-        classifier=args.classifier,
-        classifier_scale=args.classifier_scale,
-        guidance=args.guidance,
         guidance_interval=None if args.guidance_interval is None else parse_interval(args.guidance_interval),
-        eps_scale=args.eps_scale,
-        eps_slope=args.eps_slope,
-        reference=args.reference,
-        data_dir=args.data_dir,
         preprocessing={name: value for name in _PREPROCESSING if (value := getattr(args, name)) is not None},
-        out=args.out,
         tune=_tune(args),
         share=None if args.shard is None else parse_share(args.shard),
         progress=not args.quiet if args.progress is None else args.progress,
         arguments=tuple(arguments),
         compile=_choice("--compile", args.compile, ("auto", "on", "off")),
+        **{name: getattr(args, name) for name in _AS_GIVEN},
     )
 
 
@@ -312,12 +306,6 @@ def _is_cut(path: str, rest: str) -> bool:
     return "/" in name or Path(name).suffix.lower() in WEIGHT_SUFFIXES or (bool(given) and not os.path.exists(target))
 
 
-def _refuse_address(text: str) -> None:
-    from bench.models.checkpoints.hub import refuse_address
-
-    refuse_address(text)
-
-
 def parse_models(text: str) -> tuple[tuple[str, Path | None], ...]:
     """Read ``NAME[=PATH],...`` into (name, path or None) pairs; a path that is there may hold commas."""
     pairs = []
@@ -326,7 +314,9 @@ def parse_models(text: str) -> tuple[tuple[str, Path | None], ...]:
         if not name or (given and not path):
             raise ConfigError(f"--models: {item!r} is not NAME or NAME=PATH")
         if "/" in name and not given:
-            _refuse_address(item)
+            from bench.models.checkpoints.hub import refuse_address
+
+            refuse_address(item)
             raise ConfigError(f"--models: weights of your own need a name, as in --models mine={item}")
         check_name(name, "--models")
         pairs.append((name, Path(path) if path else None))

@@ -16,8 +16,7 @@ from bench.measure.quality.embedded_statistics import WITH_STATISTICS, Unseen
 from bench.models.acceleration import precision_refusal
 from bench.runtime.devices import find_device
 from bench.suite.config.request import Request
-from bench.suite.registry.guidance import settle_guidance
-from bench.suite.registry.model import Model
+from bench.suite.registry.model import Model, settle_guidance
 from bench.suite.registry.registry import Registry
 from bench.suite.registry.tuned_constant import OF_IMAGES
 from bench.suite.settings import DEFAULT_DATASET, FRAME_NAMES, ConfigError, SamplerConfig, samplers_of, short_hash
@@ -90,7 +89,7 @@ class Configuration:
         return {
             "models": {
                 model.name: {
-                    "weights": model.weights_hash(),
+                    "weights": model.weights_hash,
                     "network": dict(model.description.network),
                     "schedule": model.description.schedule,
                     "T": model.description.T,
@@ -136,8 +135,9 @@ def resolve(request: Request, registry: Registry) -> Configuration:
     Raises:
         ConfigError, DataError, CheckpointError: something does not exist, or does not go with the rest.
     """
-    device = device_of(request.device)
-    _refuse_precision(request.sampler.precision, device)
+    device, precision = device_of(request.device), request.sampler.precision
+    if refusal := precision_refusal(precision, device):
+        raise ConfigError(f"--precision {refusal}; use --precision {'bf16 or ' if precision == 'tf32' else ''}fp32")
     named = resolve_models(request, registry)
     request, data = _data(request, registry, named)
     flags = {"guidance": request.guidance, "guidance_interval": request.guidance_interval}
@@ -196,17 +196,6 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def _refuse_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that the device does not have.
-
-    Raises:
-        ConfigError: saying what to use.
-    """
-    reason = precision_refusal(precision, device)
-    if reason:
-        raise ConfigError(f"--precision {reason}; use --precision {'bf16 or ' if precision == 'tf32' else ''}fp32")
-
-
 def resolve_models(request: Request, registry: Registry) -> tuple[Model, ...]:
     """Look every model up, with the user's scaling constants and classifier.
 
@@ -223,7 +212,7 @@ def resolve_models(request: Request, registry: Registry) -> tuple[Model, ...]:
     if request.classifier is None:
         return models
     classifier, scale = request.classifier, request.classifier_scale
-    return tuple(model.guided(registry.guidance(classifier, scale, model)) for model in models)
+    return tuple(replace(model, guidance=registry.guidance(classifier, scale, model)) for model in models)
 
 
 def resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConfig:
@@ -257,18 +246,16 @@ def resolve_sampler(request: Request, models: tuple[Model, ...]) -> SamplerConfi
 def _refuse_idle_flags(request: Request, sampler: SamplerConfig, frame: str) -> None:
     """Refuse flags that would have no effect under a sampler in a frame."""
     name = sampler.sampler
-    idle = {
-        "--variance": name != "ddpm" and request.variance is not None,
-        "--eta": name != "ddim" and sampler.eta != 0,
-        "--churn": (frame != "edm" or name not in ("euler", "heun")) and sampler.churn != 0,
-        "--spacing": frame != "vp" and sampler.spacing != "plain",
-        "--classifier": name not in ("ddpm", "ddim") and request.classifier is not None,
-    }
-    homes = {"--variance": "ddpm", "--eta": "ddim", "--churn": "heun", "--spacing": "ddpm", "--classifier": "ddpm"}
-    for flag, is_idle in idle.items():
+    idle = (  # a flag, a sampler that it has an effect with, and whether it has none here
+        ("--variance", "ddpm", name != "ddpm" and request.variance is not None),
+        ("--eta", "ddim", name != "ddim" and sampler.eta != 0),
+        ("--churn", "heun", (frame != "edm" or name not in ("euler", "heun")) and sampler.churn != 0),
+        ("--spacing", "ddpm", frame != "vp" and sampler.spacing != "plain"),
+        ("--classifier", "ddpm", name not in ("ddpm", "ddim") and request.classifier is not None),
+    )
+    for flag, home, is_idle in idle:
         if is_idle:
             # Another sampler is a remedy only where the run's models can take it, with this flag.
-            home = homes[flag]
             helps = home in samplers_of(frame) and (flag != "--churn" or frame == "edm")
             remedy = f"use --sampler {home}" if helps else "leave it out"
             raise ConfigError(f"{flag} has no effect with --sampler {name}; {remedy}")
@@ -276,7 +263,7 @@ def _refuse_idle_flags(request: Request, sampler: SamplerConfig, frame: str) -> 
 
 def _variance(request: Request, models: tuple[Model, ...]) -> str:
     """Choose the ancestral sampler's variance."""
-    unlearned = [model.name for model in models if not model.learns_variance]
+    unlearned = [model.name for model in models if not model.description.learns_variance]
     if request.variance is None and 0 < len(unlearned) < len(models):
         raise ConfigError(f"{unlearned[0]!r} learns no variance, other models do; choose one with --variance for all")
     if request.variance == "learned" and unlearned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
@@ -52,7 +52,10 @@ def execute(run: Run, team: Team, quiet: bool = False) -> Outcome:
         reference = run.reference()
         run.store.check_features(run.cells, reference.features_key())
     if team.leads:
-        for line in (*(() if quiet else notes(run, reference)), *_repairs(run)):
+        lines = [] if quiet else list(notes(run, reference))
+        if damaged := [cell.name for cell in run.cells if run.store.is_damaged(cell)]:
+            lines.append(f"damaged or edited, and computed again: {', '.join(damaged)}")
+        for line in lines:
             print(f"note: {one_line(line)}", file=sys.stderr)
     # The first rank looks for all: to know that a file is what was written, all of it is read.
     if not team.gather(["work"] if team.leads and not _is_complete(run, reference) else []):
@@ -63,7 +66,9 @@ def execute(run: Run, team: Team, quiet: bool = False) -> Outcome:
     run.compiled = settle_compiling(run, reference, team)
     with ExitStack() as stack:
         claims = Claims(run.out)
-        _claim(claims, team, stack)
+        with team.together():
+            if team.leads:  # under torchrun the first rank holds the folder for all
+                stack.enter_context(claims.folder(team.share))
         run.warnings = _check_descriptions(run, reference, team, claims)
         progress = _progress(run, reference, team)
         stack.callback(progress.close)
@@ -78,16 +83,12 @@ def execute(run: Run, team: Team, quiet: bool = False) -> Outcome:
                     progress.event("interrupted")
                 raise
             progress.exchange()
-            failures = _failures(execution, team)
+            failures: dict[str, str] = {}  # by cell or measurement, of which several processes may have had units
+            for mine in team.collect(execution.failures):
+                failures |= {name: line for name, line in mine.items() if name not in failures}
         progress.event("end", failures=len(failures))
     incomplete = sum(not _is_done(run, reference, cell) for cell in run.cells) if team.leads else 0
-    return Outcome(tuple(failures), incomplete)
-
-
-def _repairs(run: Run) -> Iterator[str]:
-    """Yield a line that names the complete cells whose files have changed; they are computed again."""
-    if damaged := [cell.name for cell in run.cells if run.store.is_damaged(cell)]:
-        yield f"damaged or edited, and computed again: {', '.join(damaged)}"
+    return Outcome(tuple(failures.values()), incomplete)
 
 
 def complete(run: Run) -> list[str]:
@@ -117,13 +118,6 @@ def complete(run: Run) -> list[str]:
     return missing
 
 
-def _claim(claims: Claims, team: Team, stack: ExitStack) -> None:
-    """Hold the folder: under torchrun the first rank holds it for all."""
-    with team.together():
-        if team.leads:
-            stack.enter_context(claims.folder(team.share))
-
-
 def _check_descriptions(run: Run, reference: Reference, team: Team, claims: Claims) -> list[str]:
     """Ask each network that was not asked before whether its description fits; print and return what does not."""
     context, checks = run.context(reference, lambda calls: None), plan_slopes(run.cells)
@@ -149,15 +143,6 @@ def _warn(lines: Sequence[str]) -> None:
         print(f"warning: {one_line(line)}", file=sys.stderr)
 
 
-def _failures(execution: Execution, team: Team) -> list[str]:
-    """Return a line for each cell or measurement that was given up, though several processes had units of it."""
-    told: dict[str, str] = {}
-    for named in team.gather([f"{name}\n{line}" for name, line in execution.failures.items()]):
-        name, _, line = named.partition("\n")
-        told.setdefault(name, line)
-    return list(told.values())
-
-
 def _is_done(run: Run, reference: Reference, cell: Cell) -> bool:
     return run.store.is_sampled(cell) and run.store.is_scored(cell, reference.key())
 
@@ -181,20 +166,14 @@ def _tidy(run: Run) -> None:
 
 def _calls(run: Run, reference: Reference) -> tuple[int, int]:
     """Return the network calls of what is not complete, and how many of them were made before; of a share, its part."""
-    total = done = 0
-    batch, share, position = run.config.request.batch, run.config.request.share, 0
-    for cell in map(run.store.extended, run.cells):
-        sampled = run.store.is_sampled(cell)
-        for unit in cell.units(batch):
-            own = share is None or position % share.count == share.index
-            position += 1
-            if own and not sampled:
-                total += cell.unit_cost(unit)
-                done += cell.unit_cost(unit) if run.store.has_shard(cell, unit) else 0
-    for position, extra in enumerate(run.extras):
-        if share is None or position % share.count == share.index:
-            total += extra.remaining(run.out, reference.features_key())
-    return total, done
+    share, store = run.config.request.share, run.store
+    part = slice(None) if share is None else slice(share.index, None, share.count)
+    cells = [store.extended(cell) for cell in run.cells]
+    sampled = {cell.name for cell in cells if store.is_sampled(cell)}
+    jobs = [(cell, unit) for cell in cells for unit in cell.units(run.config.request.batch)][part]
+    costs = [(store.has_shard(cell, unit), cell.unit_cost(unit)) for cell, unit in jobs if cell.name not in sampled]
+    extras = sum(extra.remaining(run.out, reference.features_key()) for extra in run.extras[part])
+    return extras + sum(cost for _, cost in costs), sum(cost for is_done, cost in costs if is_done)
 
 
 def _progress(run: Run, reference: Reference, team: Team) -> Progress:

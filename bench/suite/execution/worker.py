@@ -92,19 +92,16 @@ class Execution:
     def begin(self) -> None:
         """Set up every cell that is not complete; of the ranks of torchrun the first does."""
         if self.team.leads:
+            alone = self.team.share is None  # so that what is half written is of a process that died
             with self.claims.setup():
-                self._set_up()
+                if alone:
+                    drop_partials(self.run.out)
+                for cell in self.cells:
+                    if not self.store.is_sampled(cell):
+                        self.store.begin(cell)
+                    elif alone:  # of a process that died while it completed the cell
+                        self.store.close(cell)
         self.team.gather([])  # whoever works now finds the cells set up
-
-    def _set_up(self) -> None:
-        alone = self.team.share is None  # so that what is half written is of a process that died
-        if alone:
-            drop_partials(self.run.out)
-        for cell in self.cells:
-            if not self.store.is_sampled(cell):
-                self.store.begin(cell)
-            elif alone:  # of a process that died while it completed the cell
-                self.store.close(cell)
 
     def work(self) -> None:
         """Do this process's part: the units of the cells, scores made anew, then the other measurements."""
@@ -117,9 +114,12 @@ class Execution:
             self.complete()
         self.team.gather([])  # a cell that is being completed is not to be scored anew
         self.rescore()
-        extras = self.run.extras
-        for number in self.team.take("extras", len(extras)):
-            self._extra(extras[number])
+        features = self.reference.features_key()
+        for number in self.team.take("extras", len(self.run.extras)):
+            extra = self.run.extras[number]
+            if not extra.is_complete(self.run.out, features):
+                self.progress.begin(extra.name)
+                self._try(extra.name, partial(self._measure, extra))
 
     def _unit(self, cell: Cell, unit: Unit) -> None:
         """Compute a unit, unless it was done before or its cell was given up."""
@@ -150,16 +150,12 @@ class Execution:
             return
         with self.claims.cell(cell.name) as mine:
             if mine and self.store.is_open(cell):
-                self._know_reference()
+                if self.reference.extractor is not None and not self._knows_reference:
+                    with self.claims.setup():  # processes take turns: one extracts the features and the others read
+                        self.reference.features()
+                    self._knows_reference = True
                 runner.complete()
                 self._tell(cell)
-
-    def _know_reference(self) -> None:
-        """Have the reference's features ready: processes take turns, so that one extracts them and the others read."""
-        if self.reference.extractor is not None and not self._knows_reference:
-            with self.claims.setup():
-                self.reference.features()
-            self._knows_reference = True
 
     def complete(self) -> None:
         """Complete what no process found complete, as where a file system shows the files of others late."""
@@ -170,30 +166,20 @@ class Execution:
     def rescore(self) -> None:
         """Score complete cells anew that have other features than those wanted, or lost their scores."""
         for number in self.team.take("scores", len(self.cells)):
-            self._rescore(self.cells[number])
-
-    def _rescore(self, cell: Cell) -> None:
-        if not self.store.is_sampled(cell) or self.store.is_scored(cell, self.reference.key()):
-            return
-        found = self.store.metrics(cell) or {}
-        facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds", "nfe") if name in found}
-        self.progress.begin(f"{cell.name} (scores)")
-        score_cell(cell, self.reference, self.store, facts)
-        self._tell(cell)
+            cell = self.cells[number]
+            if not self.store.is_sampled(cell) or self.store.is_scored(cell, self.reference.key()):
+                continue
+            found = self.store.metrics(cell) or {}
+            facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds", "nfe") if name in found}
+            self.progress.begin(f"{cell.name} (scores)")
+            score_cell(cell, self.reference, self.store, facts)
+            self._tell(cell)
 
     def _tell(self, cell: Cell) -> None:
-        self.progress.event("cell", cell=cell.name, scores=self._scores(cell))
-        self.progress.cell()
-
-    def _scores(self, cell: Cell) -> dict[str, float]:
         scores = (self.store.metrics(cell) or {}).get("scores", [])
-        return {score["metric"]: score["value"] for score in scores if score["value"] is not None}
-
-    def _extra(self, extra: Extra) -> None:
-        if extra.is_complete(self.run.out, self.reference.features_key()):
-            return
-        self.progress.begin(extra.name)
-        self._try(extra.name, lambda: self._measure(extra))
+        values = {score["metric"]: score["value"] for score in scores if score["value"] is not None}
+        self.progress.event("cell", cell=cell.name, scores=values)
+        self.progress.cell()
 
     def _measure(self, extra: Extra) -> None:
         extra.compute(self.context, self.run.out)

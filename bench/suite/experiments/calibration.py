@@ -14,12 +14,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from bench.models.denoisers.calibration import LEVELS, MOST_IMAGES, Slope, slope_levels, slopes
+from bench.models.denoisers.calibration import LEVELS, MOST_IMAGES, slope_levels, slopes
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS
 from bench.suite.cells.walks import WalkContext
 from bench.suite.experiments.experiment import RecordFolder
 from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
+from bench.suite.settings import short_hash
 
 VERSION = 1  # of the record: raise when its meaning changes
 _SHARE = 0.02  # of the run's network calls
@@ -57,8 +58,7 @@ class SlopeCheck:
             "data": cell.data_hash,
             **({"labels": cell.labels_hash} if cell.labels_hash else {}),
         }
-        record = RecordFolder(root, "slopes", description)
-        return RecordFolder(root / "slopes" / record.key, "slopes", description)
+        return RecordFolder(root / "slopes" / short_hash(description), "slopes", description)
 
     def refusal(self, context: WalkContext) -> str | None:
         """Return why the network cannot be asked, None where it can."""
@@ -80,7 +80,15 @@ class SlopeCheck:
         started = time.perf_counter()
         results = slopes(context.denoiser(model), images, levels, labels, self.calls, context.batch)
         facts = {"seconds": time.perf_counter() - started}
-        self.folder(root).write(_table(results), {}, facts)
+        table = [
+            {
+                "t": slope.level.t, "alpha": slope.level.alpha, "sigma": slope.level.sigma, "slope": slope.value,
+                "error": slope.error, "loss": slope.loss, "images": slope.images,
+                "off": "yes" if slope.is_off else "no",
+            }
+            for slope in results
+        ]  # fmt: skip
+        self.folder(root).write(pd.DataFrame(table), {}, facts)
 
     def warning(self, root: Path) -> str | None:
         """Return a line on the level at which the kept slopes are off by most, None where none is."""
@@ -98,18 +106,6 @@ class SlopeCheck:
             " schedule, T, rescale_timesteps or the range of the images may be another, which python -m"
             " bench.models.inspect tells"
         )
-
-
-def _table(results: Sequence[Slope]) -> pd.DataFrame:
-    rows = [
-        {
-            "t": slope.level.t, "alpha": slope.level.alpha, "sigma": slope.level.sigma, "slope": slope.value,
-            "error": slope.error, "loss": slope.loss, "images": slope.images,
-            "off": "yes" if slope.is_off else "no",
-        }
-        for slope in results
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
 
 
 def plan_slopes(cells: Sequence[Cell]) -> list[SlopeCheck]:

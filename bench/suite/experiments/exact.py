@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -87,10 +87,6 @@ class ExactSamplers(Extra):
         """Return what a plan calls all of them."""
         return "exact samplers"
 
-    def cost(self) -> int:
-        """Return its network calls: none."""
-        return 0
-
     def folders(self, root: Path) -> Sequence[RecordFolder]:
         """Return its one folder."""
         return [RecordFolder(root / "exact" / self.folder_name, "exact", self.description())]
@@ -103,12 +99,10 @@ class ExactSamplers(Extra):
         network = {"network": cell["network"]} if self.cell.model.description.is_edm else {}
         return {"version": VERSION, **{name: cell[name] for name in names if name in cell}, **network}
 
-    @cached_property
+    @property
     def indices(self) -> tuple[int, ...]:
         """Return the solver indices with records of their own."""
-        instruments = self.cell.instruments()
-        assert instruments is not None  # planned only where steps are measured
-        return instruments.indices
+        return self.cell.instruments.indices
 
     def compute(self, context: WalkContext, root: Path) -> None:
         """Compute every arm and write the record."""
@@ -222,10 +216,9 @@ def plan_exact(cells: Sequence[Cell]) -> list[ExactSamplers]:
     """Return one measurement for each distinct schedule, sampler and step count of a run's cells."""
     planned: dict[str, ExactSamplers] = {}
     for cell in cells:
-        instruments = cell.instruments()
-        if instruments is None or not instruments.indices:
+        if not cell.instruments.indices:
             continue
-        paired = instruments.paired > 0 and not cell.model.description.classes
+        paired = cell.instruments.paired > 0 and not cell.model.description.classes
         record = ExactSamplers(cell, paired)
         key = record.name
         if key not in planned or (paired and not planned[key].paired):

@@ -19,7 +19,9 @@ from bench.suite.settings import NEUTRAL_SETTINGS, ConfigError, short_hash
 
 
 class RecordFolder:
-    """A folder of one record: ``record.csv``, perhaps an npz of arrays, and ``<kind>.json``, which completes it.
+    """A folder of one record: ``record.csv``, perhaps an npz of arrays, and ``facts``, its ``<kind>.json``.
+
+    That file completes it.
 
     Args:
         path: the folder; created when the record is written.
@@ -29,12 +31,7 @@ class RecordFolder:
 
     def __init__(self, path: Path, kind: str, description: Mapping[str, Any]) -> None:
         self.path, self.kind, self.description = path, kind, dict(description)
-        self.key = short_hash(self.description)
-
-    @property
-    def facts(self) -> Path:
-        """Return the file that completes the folder."""
-        return self.path / f"{self.kind}.json"
+        self.facts, self.key = path / f"{kind}.json", short_hash(self.description)
 
     def complete_facts(self, features: str | None = None) -> dict[str, Any] | None:
         """Return the facts of the complete record of this description, None where there is none.
@@ -113,9 +110,9 @@ class Extra(ABC):
     def folders(self, root: Path) -> Sequence[RecordFolder]:
         """Return the folders it fills."""
 
-    @abstractmethod
     def cost(self) -> int:
-        """Return its network calls (one call is one image at one level)."""
+        """Return its network calls (one call is one image at one level), 0 where it asks no network."""
+        return 0
 
     @abstractmethod
     def compute(self, context: WalkContext, root: Path) -> None:

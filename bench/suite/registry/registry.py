@@ -21,10 +21,8 @@ from bench.models.interface import Description
 from bench.runtime.errors import CheckpointError
 from bench.suite.registry.config_file import read_config_files, read_remedies
 from bench.suite.registry.constants import constants_of
-from bench.suite.registry.embedded_models import member_of, weights_file
-from bench.suite.registry.guidance import GUIDANCE_KEYS, read_guidance
-from bench.suite.registry.model import Guidance, LatentFiles, Model
-from bench.suite.registry.names import Names
+from bench.suite.registry.model import GUIDANCE_KEYS, Guidance, LatentFiles, Model, read_guidance
+from bench.suite.registry.names import Names, member_of, weights_file
 from bench.suite.registry.remedies import SUFFIXES, Remedy
 from bench.suite.settings import ConfigError, check_name, nearest
 
@@ -61,19 +59,14 @@ class Registry(Names):
         entry = self.entries.get(name)
         if entry is not None:
             return self._configured(name, entry, path)
-        if member_of(name):
-            return self._trained(name, path, request)
-        split = self.split(name)
-        if split is not None:
+        is_embedded = member_of(name) is not None
+        if not is_embedded and (split := self.split(name)):
             model = self._model(split[0], path, request)
             return _with(replace(model, name=name), model, self._remedy(name, split[1], model))
-        if path is None:
+        if not is_embedded and path is None:
             raise self.unknown(name)
-        return Model(name, path, self._unnamed(name, path))
-
-    def _trained(self, name: str, path: Path | None, request: str) -> Model:
         weights = path or weights_file(self.dataset, name)
-        if not weights.exists() and path is None:
+        if path is None and not weights.exists():
             raise ConfigError(f"no embedded weights of {request!r} for dataset {self.dataset!r}; give {request}=PATH")
         return Model(name, weights, self._unnamed(name, weights))
 
@@ -120,8 +113,7 @@ class Registry(Names):
 
     def _configured(self, name: str, entry: Mapping[str, Any], path: Path | None) -> Model:
         if "base" in entry:
-            ignored = [key for key in entry if key not in ("base", "weights", "corrections", *GUIDANCE_KEYS)]
-            if ignored:
+            if ignored := [key for key in entry if key not in ("base", "weights", "corrections", *GUIDANCE_KEYS)]:
                 raise ConfigError(f"model {name!r} has both 'base' and {ignored[0]!r} in the config file; keep one")
             self._refuse_circle(name)
             weights = path or self._weights(name, entry)
@@ -170,15 +162,11 @@ class Registry(Names):
             if key in entry:
                 raise ConfigError(f"model {name!r} has both 'adapter' and {key!r} in the config file; keep one")
         file = Path(str(entry["adapter"]).rpartition(":")[0])
-        folder = self.folders[name]
-        arguments = dict(entry) if path is None else {**entry, "weights": self._relative_to(folder, path, file)}
+        folder, arguments = self.folders[name], dict(entry)
+        if path is not None:  # of the command line; as an entry would give it, and absolute if the adapter's is
+            full = path.resolve()
+            arguments["weights"] = str(full) if file.is_absolute() else os.path.relpath(full, folder.resolve())
         return Model(name, folder / file, describe_adapter(with_table(arguments, folder), folder))
-
-    @staticmethod
-    def _relative_to(folder: Path, path: Path, file: Path) -> str:
-        """Return a path of the command line as an entry would give it: absolute if the adapter's is."""
-        full = path.resolve()
-        return str(full) if file.is_absolute() else os.path.relpath(full, folder.resolve())
 
     def _refuse_circle(self, name: str) -> None:
         chain, entry = [name], self.entries[name]
@@ -191,10 +179,9 @@ class Registry(Names):
             chain.append(base)
             entry = self.entries.get(base, {})
 
-    def _describe(self, weights: Path, entry: Mapping[str, Any], folder: Path = Path()) -> Description:
+    def _describe(self, weights: Path, entry: Mapping[str, Any], folder: Path) -> Description:
         """Describe weights by themselves, by a TOML entry of a config file in a folder, or by a preset."""
-        idle = [key for key in _OF_ADAPTERS if key in entry]
-        if idle:
+        if idle := [key for key in _OF_ADAPTERS if key in entry]:
             raise ConfigError(f"{idle[0]!r} in the config file is for models with an 'adapter'; use 'network'")
         given = [key for key in _OF_PLAIN_FILES if key in entry]
         description = describe(weights)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from bench.suite.registry.constants import Constants
@@ -42,8 +44,8 @@ class Kind:
     Attributes:
         about: one line for the list of models.
         defaults: its constants; None marks one that must be given.
-        build: makes the correction of a walk with these constants. Its first argument is the module of corrections,
-            which is imported late because it imports torch.
+        build: makes the correction of a walk with these constants, whose names are those of its arguments. Its first
+            argument is the module of corrections, which is imported late because it imports torch.
         samplers: those it works with; multistep ones refuse whatever moves states by themselves.
         frames: of the levels that it works on.
         reason: why it does not work with the others.
@@ -67,76 +69,74 @@ KINDS: Mapping[str, Kind] = {
     "epsilon-scaling": Kind(
         "eps divided by b + k i (Ning et al. 2024)",
         {"b": None, "k": 0.0},
-        lambda make, walk, c: make.EpsilonScaling(walk.levels, c["b"], c["k"]),
+        lambda make, walk, c: make.EpsilonScaling(walk.levels, **c),
     ),
     "epsilon-scaling-x0": Kind(
         "in x0_hat alone, as LDM-ES does",
         {"b": None, "k": 0.0},
-        lambda make, walk, c: make.X0Scaling(walk.levels, c["b"], c["k"]),
+        lambda make, walk, c: make.X0Scaling(walk.levels, **c),
         ("ddpm", "ddim", "dpmpp-2m", "unipc"),
         "Euler and Heun steps move along one derivative, and take no x0_hat apart from eps",
     ),
     "epsilon-scaling-velocity": Kind(
         "x - x0_hat divided, in a flow the velocity (ComfyUI)",
         {"b": None, "k": 0.0},
-        lambda make, walk, c: make.VelocityScaling(walk.levels, c["b"], c["k"]),
+        lambda make, walk, c: make.VelocityScaling(walk.levels, **c),
         reason="x - x0_hat is neither the noise nor the velocity there",
         frames=("edm", "flow"),
     ),
     "epsilon-scaling-first": Kind(
         "not in Heun's correcting calls, as EDM-ES' ablation sampler does",
         {"b": None, "k": 0.0},
-        lambda make, walk, c: make.FirstCallScaling(walk.levels, c["b"], c["k"]),
+        lambda make, walk, c: make.FirstCallScaling(walk.levels, **c),
     ),
     "time-shift": Kind(
         "each step from the level that the state's variance fits (Li et al. 2024, algorithm 3)",
         {"window": 2.0, "cutoff": 300.0},
-        lambda make, walk, c: make.TimeShift(walk.levels, walk.grid, window=c["window"], cutoff=c["cutoff"]),
+        lambda make, walk, c: make.TimeShift(walk.levels, walk.grid, **c),
     ),
     "time-shift-code": Kind(
         "each step to the level that the state's variance fits, as TS-DPM's code does",
         {"window": 2.0, "cutoff": 300.0},
-        lambda make, walk, c: make.ShiftedTarget(walk.levels, walk.grid, window=c["window"], cutoff=c["cutoff"]),
+        lambda make, walk, c: make.ShiftedTarget(walk.levels, walk.grid, **c),
         tuple(name for name in SAMPLERS if name != "heun"),
         "a corrected step asks at the level it goes to, and the released code has no such step",
     ),
     "input-perturbation": Kind(
         "training with input perturbation, emulated: a shift in time, and eps / sqrt(1 + gamma^2)",
         {"gamma": 0.1},
-        lambda make, walk, c: make.InputPerturbation(walk.grid, gamma=c["gamma"]),
+        lambda make, walk, c: make.InputPerturbation(walk.grid, **c),
     ),
     "input-perturbation-y": Kind(
         "for DDPM-y: the shift in time alone",
         {"gamma": 0.1},
-        lambda make, walk, c: make.InputPerturbation(walk.grid, gamma=c["gamma"], scale=False),
+        lambda make, walk, c: make.InputPerturbation(walk.grid, scale=False, **c),
     ),
     "variance-normalisation": Kind(
         "control: each state scaled to the variance of real noised data",
         {"data_variance": None, "cutoff": 0.0},
-        lambda make, walk, c: make.VarianceNormalisation(
-            walk.levels, data_variance=c["data_variance"], cutoff=c["cutoff"]
-        ),
+        lambda make, walk, c: make.VarianceNormalisation(walk.levels, **c),
     ),
     "variance-normalisation-x0": Kind(
         "each x0_hat scaled to its spread on real noised data (after Yao et al. 2025)",
         {"reference": None},
-        lambda make, walk, c: make.X0StdMatching(c["reference"], clip=walk.clip),
+        lambda make, walk, c: make.X0StdMatching(clip=walk.clip, **c),
     ),
     "variance-normalisation-final": Kind(
         "only the final images scaled, to the spread of real ones",
         {"std": None},
-        lambda make, walk, c: make.FinalStd(c["std"]),
+        lambda make, walk, c: make.FinalStd(**c),
     ),
     "dcw": Kind(
         "each state moved away from x0_hat, by wavelet bands (Yu et al. 2026, the code's weights)",
         {"low": 0.005, "high": 0.0},
-        lambda make, walk, c: make.DifferentialCorrection(walk.levels, low=c["low"], high=c["high"]),
+        lambda make, walk, c: make.DifferentialCorrection(walk.levels, **c),
         even=True,
     ),
     "dcw-reverse": Kind(
         "with the weights of the paper's equation 20",
         {"low": 0.052, "high": 0.01},
-        lambda make, walk, c: make.ReverseStdCorrection(walk.levels, low=c["low"], high=c["high"]),
+        lambda make, walk, c: make.ReverseStdCorrection(walk.levels, **c),
         reason="that equation is for variance-preserving levels",
         frames=("vp",),
         even=True,
@@ -144,16 +144,14 @@ KINDS: Mapping[str, Kind] = {
     "dcw-piecewise": Kind(
         "low bands above a t, the others below it (the paper's equations 42 and 43)",
         {"low": 0.052, "high": 0.01, "threshold": 100.0},
-        lambda make, walk, c: make.PiecewiseCorrection(
-            walk.levels, low=c["low"], high=c["high"], threshold=c["threshold"]
-        ),
+        lambda make, walk, c: make.PiecewiseCorrection(walk.levels, **c),
         even=True,
     ),
-    "dcw-pixel": Kind("on pixels", {"c": 0.005}, lambda make, walk, c: make.PixelCorrection(walk.levels, c=c["c"])),
+    "dcw-pixel": Kind("on pixels", {"c": 0.005}, lambda make, walk, c: make.PixelCorrection(walk.levels, **c)),
     "nag": Kind(
         "noise awareness guidance: away from the network without a time (Zhong et al. 2026)",
         {"w": 1.0},
-        lambda make, walk, c: make.NoiseAwareness(w=c["w"]),
+        lambda make, walk, c: make.NoiseAwareness(**c),
         reason="networks that can be asked without a time are trained on indices",
         frames=("vp",),
         null_time=True,
@@ -162,32 +160,35 @@ KINDS: Mapping[str, Kind] = {
     "noise-scaling": Kind(
         "the noise of random steps and of churn, a little stronger (EDM's S_noise)",
         {"s": 1.003},
-        lambda make, walk, c: make.NoiseScaling(s=c["s"]),
+        lambda make, walk, c: make.NoiseScaling(**c),
         ("ddpm", "ddim", "euler", "heun", "sde"),
         "its steps draw no noise",
     ),
     "sigma-lying": Kind(
         "the network told sigma (1 - d) (ComfyUI)",
         {"d": 0.05},
-        lambda make, walk, c: make.SigmaLying(walk.grid, d=c["d"]),
+        lambda make, walk, c: make.SigmaLying(walk.grid, **c),
     ),
     "tsr": Kind(
         "temporal score rescaling: eps scaled by the signal-to-noise ratio (arXiv 2510.01184)",
         {"k": 0.95, "s": 1.0},
-        lambda make, walk, c: make.TemporalRescaling(k=c["k"], s=c["s"]),
+        lambda make, walk, c: make.TemporalRescaling(**c),
     ),
 }
 
+
+def split_kind(name: str) -> tuple[str, str]:
+    """Return the (kind, variant) of a remedy's name in a record; the variant is empty where it has none."""
+    for kind in KINDS:
+        if name.startswith(f"{kind}-"):
+            return kind, name.removeprefix(f"{kind}-")
+    return name, ""
+
+
+# The variants of each kind, which stand behind it in KINDS.
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "epsilon-scaling": ("x0", "velocity", "first"),
-    "time-shift": ("code",),
-    "input-perturbation": ("y",),
-    "variance-normalisation": ("x0", "final"),
-    "dcw": ("reverse", "piecewise", "pixel"),
-    "nag": (),
-    "noise-scaling": (),
-    "sigma-lying": (),
-    "tsr": (),
+    kind: tuple(variant for _, variant in group if variant)
+    for kind, group in groupby(map(split_kind, KINDS), key=itemgetter(0))
 }
 
 # What follows a model's name, as in adm-ts; several may, and act in that order.
@@ -203,15 +204,6 @@ SUFFIXES: Mapping[str, str] = {
     "lie": "sigma-lying",
     "tsr": "tsr",
 }
-
-
-def split_kind(name: str) -> tuple[str, str]:
-    """Return the (kind, variant) of a remedy's name in a record; the variant is empty where it has none."""
-    for kind, variants in VARIANTS.items():
-        for variant in variants:
-            if name == f"{kind}-{variant}":
-                return kind, variant
-    return name, ""
 
 
 def describe_remedies() -> list[str]:

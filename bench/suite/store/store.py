@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.files.writing import read_record, sha256_of, unchanged, write_array, write_arrays, write_record
+from bench.files.writing import read_record, sha256_of, unchanged, write_arrays, write_record
 from bench.suite.plan import Cell, Unit
 from bench.suite.settings import IN_CELLS, NEUTRAL_SETTINGS, ConfigError
 from bench.suite.store.shards import DamagedShard, read_shard, write_shard
@@ -203,7 +203,7 @@ class Store:
         """Claim the cell's folder for its configuration; damaged shards and those of other measurements are dropped."""
         for shard in self.folder(cell).glob("shard-*"):
             try:
-                self._read_shard(shard, cell)
+                self.get_shard(cell, shard.name)
             except DamagedShard:
                 shutil.rmtree(shard, ignore_errors=True)
         if not self.is_open(cell):
@@ -232,15 +232,13 @@ class Store:
         """Write a unit's arrays, atomically, in the place of a damaged shard if there is one."""
         write_shard(self.folder(cell) / unit.name, {**arrays, "key": np.array(cell.key())})
 
-    def get_shard(self, cell: Cell, unit: Unit) -> dict[str, NDArray[Any]]:
-        """Read a unit's arrays.
+    def get_shard(self, cell: Described, name: str) -> dict[str, NDArray[Any]]:
+        """Read the arrays of the unit whose shard has a name.
 
         Raises:
             DamagedShard: the shard is missing, a byte of it has changed, or it is of another configuration.
         """
-        return self._read_shard(self.folder(cell) / unit.name, cell)
-
-    def _read_shard(self, shard: Path, cell: Described) -> dict[str, NDArray[Any]]:
+        shard = self.folder(cell) / name
         arrays = read_shard(shard)
         if str(arrays.pop("key", "none")) != cell.key():
             raise DamagedShard(f"{shard} is of another configuration")
@@ -249,10 +247,6 @@ class Store:
     def put_arrays(self, cell: Described, name: str, arrays: Arrays) -> None:
         """Write an npz of the cell."""
         write_arrays(self.folder(cell) / name, arrays)
-
-    def put_array(self, cell: Described, name: str, array: NDArray[Any]) -> None:
-        """Write an npy of the cell."""
-        write_array(self.folder(cell) / name, array)
 
     def samples(self, cell: Cell) -> NDArray[np.uint8]:
         """Return a complete cell's samples, uint8 [N, H, W, 3].

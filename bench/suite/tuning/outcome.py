@@ -1,5 +1,8 @@
 """The outcome of ``--tune``: tables of the constants chosen, and entries of models that ``--config`` reads.
 
+Every value of a grid is a model of its own, named ``<model>@<constant>=<value>``, on the same noise. Seeds are those of
+the user plus a million, a range that no other run may use: no reported number comes from the noise it was tuned on.
+
 A grid writes every distance as ``tuning/<model>-<sampler>-<steps>-<constant>.csv`` and the constants as
 ``tuning/chosen.csv``, a fit its diagnostics as ``fitted.csv``. Both write ``tuned.toml`` with an entry
 ``<model>-tuned`` for each model.
@@ -8,24 +11,28 @@ A grid writes every distance as ``tuning/<model>-<sampler>-<steps>-<constant>.cs
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench.files.writing import write_atomic
 from bench.runtime.progress import progress_bar
+from bench.suite.plan import Cell
 from bench.suite.registry.model import Model
 from bench.suite.registry.remedies import split_kind
 from bench.suite.registry.tuned_constant import BY_STEPS, TunedConstant, with_constant
 from bench.suite.run import Run
 from bench.suite.settings import ConfigError
-from bench.suite.tuning.grid import choose_values, write_table
+from bench.suite.store.store import Store
 from bench.suite.tuning.rules import FittedConstant, fit
 
 _COORDINATES = ["model", "sampler", "steps", "parameter"]  # of a row of chosen.csv
 _ENTRY = '[models."'
+_NEAR = 2  # grid points on either side of the best one that the parabola goes through
 
 
 def refuse_grid(run: Run, tune: TunedConstant) -> None:
@@ -80,7 +87,7 @@ def fit_constants(run: Run, tune: TunedConstant, quiet: bool) -> Path:
         for name, constants in fits.items()
         for count, constant in zip(counts, constants, strict=True)
     ]
-    write_atomic(run.out / "fitted.csv", lambda partial: pd.DataFrame(rows).to_csv(partial, index=False))
+    write_table(run.out / "fitted.csv", pd.DataFrame(rows))
     values = {name: [constant.value for constant in constants] for name, constants in fits.items()}
     return write_entries(
         run.out, tune, run.config.named, values, sampler, counts, f"sampler {sampler}; fitted.csv says how."
@@ -91,6 +98,55 @@ def _diagnostics(constant: FittedConstant) -> dict[str, Any]:
     """Return a fit as a part of a row; a list of numbers does not fit into one."""
     value = {} if isinstance(constant.value, list) else {"value": constant.value}
     return {**value, **constant.diagnostics}
+
+
+def choose(values: Sequence[float], distances: Sequence[float]) -> float:
+    """Return the value of least distance: the vertex of a parabola around the best point, to six digits.
+
+    The parabola is fitted to the best point and up to two on either side. Where its vertex is no minimum, or lies
+    outside of these points, the best point itself is taken.
+    """
+    best = int(np.argmin(distances))
+    near = slice(max(0, best - _NEAR), best + _NEAR + 1)
+    x, y = np.asarray(values[near]), np.asarray(distances[near])
+    middle = x.mean()
+    curve = np.polyfit(x - middle, y, 2)
+    vertex = middle - curve[1] / (2 * curve[0]) if curve[0] > 0 else math.nan
+    return float(f"{vertex if x[0] <= vertex <= x[-1] else values[best]:.6g}")
+
+
+def _chosen(run: Run, tune: TunedConstant, model: Model, count: int, metric: str) -> float:
+    """Write the distances of a model's values at a step count as a table; return the value of least distance.
+
+    Raises:
+        ConfigError: a distance is missing, because N does not support it.
+    """
+    sampler = run.config.sampler.sampler
+    where = {"model": model.name, "sampler": sampler, "steps": count, "parameter": tune.constant}
+    cells = {(cell.model.name, cell.seed): cell for cell in run.cells if cell.steps == count}
+    rows = [
+        {**where, "value": value, "seed": seed, **_distance(cells[name, seed], run.store, metric)}
+        for name, value in zip(tune.names(model), tune.values, strict=True)
+        for seed in sorted(run.config.seeds)
+    ]
+    table = pd.DataFrame(rows)
+    write_table(run.out / "tuning" / f"{model.name}-{sampler}-{count}-{tune.constant}.csv", table)
+    means = table.groupby("value", sort=True)["distance"].mean()
+    return choose([float(v) for v in means.index], means.tolist())
+
+
+def _distance(cell: Cell, store: Store, metric: str) -> dict[str, Any]:
+    """Return a cell's distance as a part of a curve's row."""
+    scores = (store.metrics(cell) or {}).get("scores", [])
+    score = next((score for score in scores if score["metric"] == metric), {"reason": "it was not scored"})
+    if score.get("value") is None:
+        raise ConfigError(f"--tune needs {metric}, and {cell.name} has none: {score['reason']}")
+    return {"n": score["n"], "metric": metric, "distance": score["value"]}
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file, atomically."""
+    write_atomic(path, lambda partial: table.to_csv(partial, index=False))
 
 
 def choose_constants(run: Run, tune: TunedConstant) -> tuple[Path, list[str]]:
@@ -105,7 +161,8 @@ def choose_constants(run: Run, tune: TunedConstant) -> tuple[Path, list[str]]:
     reference, counts, sampler = run.reference(), sorted(run.config.request.steps), run.config.sampler.sampler
     assert reference.extractor is not None  # the command line refuses --tune without features
     metric = reference.extractor.metrics["frechet"]
-    values = choose_values(tune, run.config.named, run.cells, run.store, metric)
+    models = run.config.named
+    values = {model.name: [_chosen(run, tune, model, count, metric) for count in counts] for model in models}
     rows = [
         {"model": model.name, "sampler": sampler, "steps": count, "parameter": tune.constant, "value": value}
         for model in run.config.named

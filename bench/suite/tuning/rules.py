@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bench.data import Dataset, to_unit
 from bench.diffusion.corrections.variance_matching import x0_std
@@ -19,6 +19,7 @@ from bench.measure.features.extractors import Extractor
 from bench.suite.cells.walks import WalkContext, sample_labels
 from bench.suite.plan import Cell
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
+from bench.suite.tuning.epsilon_scaling import Sampled
 from bench.suite.tuning.epsilon_scaling import fit as fit_divisor
 
 _LEVELS = 25  # of a reference along the walk
@@ -60,14 +61,10 @@ def _variance_within(data: Dataset) -> float:
     return float(sum(sums)) / data.count("train")
 
 
-def _data_variance(cell: Cell, context: WalkContext) -> FittedConstant:
-    data = context.data
-    return FittedConstant(float(f"{_variance_within(data):.6g}"), {"images": data.count("train")})
-
-
-def _data_std(cell: Cell, context: WalkContext) -> FittedConstant:
-    data = context.data
-    return FittedConstant(float(f"{_variance_within(data) ** 0.5:.6g}"), {"images": data.count("train")})
+def _data_variance(cell: Cell, context: WalkContext, power: float = 1.0) -> FittedConstant:
+    """Return a power of the mean variance within an image."""
+    value = float(f"{_variance_within(context.data) ** power:.6g}")
+    return FittedConstant(value, {"images": context.data.count("train")})
 
 
 def _spread_reference(cell: Cell, context: WalkContext) -> FittedConstant:
@@ -106,7 +103,7 @@ def _divisor(cell: Cell, context: WalkContext) -> FittedConstant:
             f"--tune b=fit is for a uniform divisor, and that of {cell.model.name!r} has a slope; use -es"
         )
     assert reference.extractor is not None  # the command line refuses --tune without features
-    samples = _Samples(cell, context, reference.extractor)
+    samples = _sampled(cell, context, reference.extractor)
     moments = reference.features().moments
     spread = float(reference.statistics.variance.mean()) ** 0.5
     fitted = fit_divisor(samples, moments.mean, moments.cov, spread)
@@ -123,36 +120,30 @@ def _divisor(cell: Cell, context: WalkContext) -> FittedConstant:
     return FittedConstant(fitted.b, diagnostics)
 
 
-class _Samples:
-    """Samples of a cell on reserved noise, under any divisor b."""
+def _sampled(cell: Cell, context: WalkContext, extractor: Extractor) -> Sampled:
+    """Return what draws samples of a cell on reserved noise, under any divisor b."""
+    denoiser, noise, levels, solver = context.denoiser(cell.model), Noise(RESERVED_SEEDS), cell.levels(), cell.solver()
 
-    def __init__(self, cell: Cell, context: WalkContext, extractor: Extractor) -> None:
-        self.cell, self.context, self.extractor = cell, context, extractor
-        self.denoiser, self.noise = context.denoiser(cell.model), Noise(RESERVED_SEEDS)
+    def sampled(b: float, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        correction = replace(cell, model=cell.model.rescaled(b, None)).correction()
+        states = []
+        for rows in torch.arange(start, stop, device=context.device).split(context.batch):
+            draws, cond = Draws(noise, rows), sample_labels(cell, noise, rows)
+            x = prior(levels[0], draws, context.data.shape)
+            clip = cell.config.clip
+            for step in walk(denoiser, levels, x, solver, draws, clip=clip, correction=correction, cond=cond):
+                x = step.x_next
+                context.progress(len(rows))
+            states.append(x)
+        x = torch.cat(states)
+        return x.float().cpu().numpy(), extractor.extract(context.render(x, cell.config.quantize).cpu())[0]
 
-    def __call__(self, b: float, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return final states [n, C, H, W] and features [n, d] of images start..stop-1."""
-        cell = replace(self.cell, model=self.cell.model.rescaled(b, None))
-        numbers = torch.arange(start, stop, device=self.context.device)
-        x = torch.cat([self._walk(cell, rows) for rows in numbers.split(self.context.batch)])
-        return x.float().cpu().numpy(), self.extractor.extract(self.context.render(x, cell.config.quantize).cpu())[0]
-
-    def _walk(self, cell: Cell, rows: Tensor) -> Tensor:
-        levels, draws = cell.levels(), Draws(self.noise, rows)
-        x = prior(levels[0], draws, self.context.data.shape)
-        cond = sample_labels(cell, self.noise, rows)
-        for step in walk(
-            self.denoiser, levels, x, cell.solver(), draws,
-            clip=cell.config.clip, correction=cell.correction(), cond=cond,
-        ):  # fmt: skip
-            x = step.x_next
-            self.context.progress(len(rows))
-        return x
+    return sampled
 
 
 RULES: Mapping[str, Callable[[Cell, WalkContext], FittedConstant]] = {
     "b": _divisor,
     "data_variance": _data_variance,
-    "std": _data_std,
+    "std": partial(_data_variance, power=0.5),
     "reference": _spread_reference,
 }

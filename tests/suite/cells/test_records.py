@@ -11,7 +11,7 @@ from bench.suite.cells.reference import Reference
 @pytest.fixture
 def records(make_cell, small_data):
     cell = make_cell(steps=3)
-    return Records(cell, cell.instruments(), Reference(small_data, None))
+    return Records(cell, cell.instruments, Reference(small_data, None))
 
 
 def empty_arm(arm, images=0):
@@ -54,7 +54,7 @@ def test_errors_put_training_images_first_whatever_the_shards_order(records):
 
 def test_the_networks_variance_gives_a_floor_of_its_own(make_cell, small_data):
     cell = make_cell(steps=3)
-    records = Records(cell, cell.instruments(), Reference(small_data, None))
+    records = Records(cell, cell.instruments, Reference(small_data, None))
     probe = WalkProbe(3, [0, 1, 2], torch.zeros(1, 4, 4), paired=True, fraction=True)
     for row in range(3):
         probe.moments["fraction"].add(row, torch.full((2, 1, 4, 4), 0.5))

@@ -24,9 +24,6 @@ def test_statistics_are_the_training_parts(small_data):
     np.testing.assert_allclose(reference.statistics.mean, pixels.mean(0), atol=1e-6)
     np.testing.assert_allclose(reference.statistics.variance, pixels.var(0), atol=1e-6)
     assert reference.name == "small-train (42)"
-
-
-def test_without_a_heldout_part_the_name_says_all(small_data):
     whole = replace(small_data, heldout=small_data.heldout & False)
     assert Reference(whole, None).name == "small-all (60)"
 
@@ -106,11 +103,8 @@ def test_imported_statistics_stand_in_for_the_training_parts():
     # Images to compare one by one are the data's own still.
     np.testing.assert_array_equal(features.pooled, extractor.extract(data.part("train"))[0])
     assert features.pooled_name == "digits-train (1442)"
-
-
-def test_imported_features_are_kept():
-    reference = Reference(load("digits"), open_extractor("digits"), imported(pooled=20))
-    assert (len(reference.features().pooled), reference.features().pooled_name) == (20, "theirs")
+    kept = Reference(data, extractor, imported(pooled=20)).features()
+    assert (len(kept.pooled), kept.pooled_name) == (20, "theirs")
 
 
 @pytest.mark.parametrize("pooled", [0, 20])

@@ -9,10 +9,6 @@ import pytest
 from PIL import Image
 
 from analysis.regenerate import regenerate
-from bench.data import load
-from bench.measure.features.extractors import open_extractor
-from bench.measure.quality.statistics import summarise
-from bench.measure.quality.statistics_files import write_statistics
 from bench.suite.config.request import _default_features
 
 
@@ -29,18 +25,14 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, photos, tiny_weights, command):
+def run(tmp_path, photos, tiny_weights, run_tiny):
     """Return a function that runs the tiny model on the pictures and returns outcome and results folder."""
     config = tmp_path / "bench.toml"
 
     def call(*flags, entry=""):
         config.write_text(f'[datasets.photos]\npath = "{photos}"\n{entry}')
-        out = tmp_path / "out"
-        outcome = command(
-            "--config", config, "--dataset", "photos", "--models", f"mine={tiny_weights}", "--steps", "2", "--samples",
-            "4", "--features", "none", "--quiet", "--out", out, *flags,
-        )  # fmt: skip
-        return outcome, out
+        given = ("--config", config, "--dataset", "photos", "--steps", "2", "--samples", "4", *flags)
+        return run_tiny(tiny_weights, *given)
 
     return call
 
@@ -91,20 +83,11 @@ def test_a_known_dataset_says_where_it_was_looked_for(command, tmp_path):
     assert command(*args).refused("cifar-10-python.tar.gz")
 
 
-@pytest.fixture(scope="module")
-def statistics(tmp_path_factory):
-    """The digits' statistics as a file that another tool might have written, of every second image."""
-    path = tmp_path_factory.mktemp("statistics") / "half.npz"
-    images = load("digits").part("train")[::2]
-    write_statistics(summarise(open_extractor("digits"), images, "half"), path)
-    return path
-
-
 @pytest.mark.usefixtures("unrendered")
-def test_published_statistics_replace_the_datas_without_sampling(command, tmp_path, tiny_weights, statistics):
+def test_published_statistics_replace_the_datas_without_sampling(command, tmp_path, tiny_weights, half_statistics):
     args = ("--models", f"mine={tiny_weights}", "--steps", "2", "--samples", "70", "--no-probes", "--quiet")
     out, made = tmp_path / "out", []
-    for flags in ((), ("--reference", statistics)):
+    for flags in ((), ("--reference", half_statistics)):
         outcome = command(*args, *flags, "--out", out)
         assert outcome.code == 0, outcome.err
         cell = out / "cells" / "mine-ddpm-2-seed0"

@@ -59,7 +59,7 @@ def test_a_record_has_three_laws(compute, make_cell, small_data):
                                    for of in ("state", "x0"))}  # fmt: skip
     assert spectra["gaussian/spectrum_state"].shape == spectra["empirical/spectrum_x0"].shape == (4, 4)
     rows = table[table["arm"].str.startswith("gaussian")]
-    path, instruments = cell.levels(), cell.instruments()
+    path, instruments = cell.levels(), cell.instruments
     reference = GaussianFloors(_law(small_data), path, instruments.indices, cell.solver(), True)
     assert len(rows) == len(reference.rows)
     wanted = {(row.arm, row.i, row.quantity): row.value for row in reference.rows}
@@ -100,7 +100,7 @@ def notes(table):
 
 
 def test_without_images_the_committed_covariance_serves(compute, make_cell, small_data):
-    pixels = _pixels(small_data)
+    pixels = PixelMoments.of_training(small_data)
     whole = _law(small_data)
     for law, missing in ((whole, set()), (type(whole).of_eigenvalues(whole.values, whole.mean), {"gaussian"}),
                          (None, {"gaussian"})):  # fmt: skip
@@ -111,10 +111,6 @@ def test_without_images_the_committed_covariance_serves(compute, make_cell, smal
     bare = _unseen(small_data, pixels, type(whole).of_eigenvalues(whole.values, whole.mean))
     table, *_ = compute(make_cell(), bare)  # a learned variance differs between pixels
     assert set(table["arm"]) == {"gaussian", "mixture", "empirical"}
-
-
-def _pixels(data):
-    return PixelMoments.of_training(data)
 
 
 def _unseen(data, pixels, law):

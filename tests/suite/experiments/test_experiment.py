@@ -5,10 +5,6 @@ import re
 
 import pytest
 
-from bench.suite import run as whole_run
-
-ONE_SEED = ("--seeds", "0")
-
 
 @pytest.fixture(scope="module")
 def short_weights(save_tiny):
@@ -35,35 +31,16 @@ def total_of(text):
     return int(re.search(r"total +([\d,]+) network calls", text)[1].replace(",", ""))
 
 
-class Counting:
-    """Stand in for the denoiser class and count the rows it is asked, padding included."""
-
-    def __init__(self, stop_after=None):
-        self.rows, self.calls, self.stop_after, self.real = 0, 0, stop_after, whole_run.denoiser_of
-
-    def __call__(self, network, description, device):
-        denoiser = self.real(network, description, device)
-
-        def call(x, level, cond=None):
-            if self.calls == self.stop_after:
-                raise KeyboardInterrupt
-            self.rows, self.calls = self.rows + len(x), self.calls + 1
-            return denoiser(x, level, cond)
-
-        return call
-
-
 def files(out):
     return {path: path.read_bytes() for kind in ("chains", "response") for path in (out / kind).rglob("*.*")}
 
 
-def test_everything_is_measured_counted_resumed_and_not_repeated(everything, command, tmp_path, monkeypatch):
-    out, counting = tmp_path / "out", Counting()
+def test_everything_is_measured_counted_resumed_and_not_repeated(everything, command, tmp_path, interrupting):
+    out = tmp_path / "out"
     planned = command(*everything, "--measure", "all", "--dry-run")
     assert planned.code == 0
     assert not out.exists()
-    with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "denoiser_of", counting)
+    with interrupting(-1) as counting:
         outcome = command(*everything, "--measure", "all")
     assert outcome.code == 0, outcome.err
     # Every unit, chain and response is one batch, so that no row is padding.
@@ -77,22 +54,22 @@ def test_everything_is_measured_counted_resumed_and_not_repeated(everything, com
     assert "to do" not in done
     assert total_of(done) == total
     # A second time nothing is computed, and nothing printed.
-    before, none = files(out), Counting(stop_after=0)
-    monkeypatch.setattr(whole_run, "denoiser_of", none)
-    again = command(*everything, "--measure", "all")
-    assert (again.code, again.out, none.calls, files(out)) == (0, "", 0, before)
+    before = files(out)
+    with interrupting(0):
+        again = command(*everything, "--measure", "all")
+    assert (again.code, again.out, files(out)) == (0, "", before)
 
 
 @pytest.mark.ci
 def test_chains_alone_leave_cells_without_instruments(everything, command, tmp_path):
     out = tmp_path / "out"
-    assert command(*everything, *ONE_SEED, "--measure", "chains", "--quiet").code == 0
+    assert command(*everything, "--seeds", "0", "--measure", "chains", "--quiet").code == 0
     assert not (out / "response").exists()
     cells = list((out / "cells").iterdir())
     assert len(cells) == 4
     assert all({path.name for path in cell.iterdir()} == {"samples.npz", "metrics.json"} for cell in cells)
     before = {path: path.stat().st_mtime_ns for path in (out / "chains").rglob("*")}
-    assert command(*everything, *ONE_SEED, "--measure", "all", "--quiet").code == 0  # adds what is missing
+    assert command(*everything, "--seeds", "0", "--measure", "all", "--quiet").code == 0  # adds what is missing
     assert {path: path.stat().st_mtime_ns for path in (out / "chains").rglob("*")} == before
     assert (cells[0] / "steps.csv").exists()
 

@@ -51,7 +51,7 @@ def test_levels_are_those_whose_errors_a_cell_keeps(make, make_cell, steps, spac
     response = make(model=toy(T=1000), steps=steps, spacing=spacing, measure=())
     told = list(dict.fromkeys(told for told, _ in response.pairs))
     cell = make_cell(model=toy(T=1000), steps=steps, spacing=spacing)
-    assert told == [cell.levels()[steps - 1 - i] for i in cell.instruments().error_indices]
+    assert told == [cell.levels()[steps - 1 - i] for i in cell.instruments.error_indices]
     assert len(told) == min(steps, 20) == len(recorded_indices(steps)[1])
     every = levels("cosine", 1000, 1000)
     for s in told:

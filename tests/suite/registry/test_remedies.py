@@ -48,15 +48,12 @@ def test_every_suffix_goes_with_every_model(known, suffix):
 def test_suffixes_stand_in_a_row(known):
     model = known.model("edm-ts-es-dcw")
     assert ([remedy.kind for remedy in model.remedies], model.base) == (["time-shift", "epsilon-scaling", "dcw"], "edm")
-
-
-def test_the_longest_suffix_wins(known):
-    assert [remedy.kind for remedy in known.model("adm-ip-emu").remedies] == ["input-perturbation"]
-    assert known.model("adm-ip-emu").base == "adm"
+    longest = known.model("adm-ip-emu")  # wins over adm-ip
+    assert ([remedy.kind for remedy in longest.remedies], longest.base) == (["input-perturbation"], "adm")
 
 
 def test_every_kind_is_a_kind_or_one_of_its_variants():
-    assert set(KINDS) == {*VARIANTS, *(f"{kind}-{variant}" for kind in VARIANTS for variant in VARIANTS[kind])}
+    assert VARIANTS["dcw"] == ("reverse", "piecewise", "pixel")
     assert split_kind("dcw-pixel") == ("dcw", "pixel")
     assert split_kind("epsilon-scaling") == ("epsilon-scaling", "")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from refusals import refusal
 
-from bench.files.writing import write_json
+from bench.files.writing import write_array, write_json
 from bench.suite import plan
 from bench.suite.plan import Unit
 from bench.suite.settings import ConfigError
@@ -16,10 +16,6 @@ UNIT = Unit("free", 0, 12)
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "out")
-
-
-def no_partials(folder):
-    return not [path for path in folder.rglob("*") if "partial" in path.name]
 
 
 def test_nothing_is_made_before_something_is_written(store, make_cell):
@@ -40,7 +36,7 @@ def test_a_half_written_shard_is_not_one(store, make_cell, monkeypatch, module, 
             store.put_shard(make_cell(), UNIT, {"a": np.zeros(2)})
     assert not store.has_shard(make_cell(), UNIT)
     store.put_shard(make_cell(), UNIT, {"a": np.ones(2)})  # the leftover does not stand in the way
-    assert store.get_shard(make_cell(), UNIT)["a"].tolist() == [1, 1]
+    assert store.get_shard(make_cell(), UNIT.name)["a"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 rubbish", None])
@@ -76,10 +72,10 @@ def test_half_written_metrics_do_not_complete_a_cell(store, make_cell, text):
     assert not store.is_sampled(make_cell())
 
 
-def complete(store, cell):
+def complete(store, cell, **facts):
     store.put_arrays(cell, "samples.npz", {"arr_0": np.zeros((2, 4, 4, 3), np.uint8)})
-    store.put_array(cell, "kernel.npy", np.zeros((2, 2)))
-    store.finish(cell, {"scores": []})
+    write_array(store.folder(cell) / "kernel.npy", np.zeros((2, 2)))
+    store.finish(cell, {"scores": [], **facts})
 
 
 @pytest.mark.parametrize("name", ["samples.npz", "steps.csv", "moments.npz", "errors.npz"])
@@ -105,10 +101,8 @@ def test_without_file_sizes_a_cell_is_not_complete(store, make_cell):
 def test_scores_are_complete_by_themselves(store, make_cell):
     # A rescoring that was stopped has dropped kernel.npy: the images are still good, only the scores must be made anew.
     cell = make_cell()
-    store.put_arrays(cell, "samples.npz", {"arr_0": np.zeros((2, 4, 4, 3), np.uint8)})
-    store.put_array(cell, "kernel.npy", np.zeros((2, 2)))
     assert not store.is_scored(cell, "toy-1")
-    store.finish(cell, {"scores": [], "features": "toy-1"})
+    complete(store, cell, features="toy-1")
     assert store.is_scored(cell, "toy-1")
     assert not store.is_scored(cell, "toy-2")
     store.unscore(cell)
@@ -116,12 +110,14 @@ def test_scores_are_complete_by_themselves(store, make_cell):
     assert store.is_sampled(cell)
     assert not (store.folder(cell) / "kernel.npy").exists()
     assert set(store.metrics(cell)["files"]) == {"samples.npz"}
-    store.put_array(cell, "kernel.npy", np.zeros((2, 2)))  # of other features, whose scores were never finished
+    # Of other features, whose scores were never finished.
+    write_array(store.folder(cell) / "kernel.npy", np.zeros((2, 2)))
     assert not store.is_scored(cell, "toy-1")
 
 
 SETTINGS = [
     ({"samples": 13}, "samples"), ({"clip": False}, "clip"), ({"spacing": "ddim"}, "spacing"),
+    ({"precision": "bf16"}, "precision .'fp32', now 'bf16'.;"),
     ({"quantize": "floor"}, "quantize"), ({"data_hash": "other"}, "data"), ({"variance": "fixed-small"}, "variance"),
 ]  # fmt: skip
 

@@ -51,6 +51,7 @@ def test_the_unit_is_what_moves_images_by_a_tenth_of_their_spread():
 def test_no_image_is_sampled_twice_and_the_budget_is_kept(images, lowest):
     drawn = Drawn(lowest)
     found = drawn.fit(images)
+    assert Drawn(lowest).fit(images) == found  # a fit repeats
     counted = sum(stop - start for _, start, stop in drawn.asked)
     assert found.images == counted <= images
     assert counted > images - 3  # nothing is left but what does not fill three points
@@ -60,14 +61,12 @@ def test_no_image_is_sampled_twice_and_the_budget_is_kept(images, lowest):
         assert all(before[1] == after[0] for before, after in pairwise(ranges))
 
 
-def test_a_fit_repeats():
-    assert Drawn(1.04).fit() == Drawn(1.04).fit()
-
-
 def test_a_curve_that_is_flat_gives_1():
     found = Drawn(1.0, slope=0.0, noise=0.0).fit()
     assert found.b == 1.0
     assert found.slope == pytest.approx(0, abs=1e-9)  # equal features at all divisors
+    still = Drawn(1.0, slope=0.0, noise=0.0, acts=0.0).fit()
+    assert (still.unit, still.b) == (0.2, 1.0)  # what moves nothing has the largest unit
 
 
 def test_noise_alone_is_told_from_a_gain_by_the_slope():
@@ -106,11 +105,6 @@ def test_points_are_three_equal_steps_with_1_among_them():
         divisors = [b for b, _ in Drawn(lowest).fit().points]
         assert 1.0 in divisors
         assert np.diff(divisors) == pytest.approx(np.diff(divisors)[0], abs=1.5e-4)  # rounded to four digits
-
-
-def test_a_divisor_that_moves_nothing_has_the_largest_unit():
-    found = Drawn(1.0, slope=0.0, noise=0.0, acts=0.0).fit()
-    assert (found.unit, found.b) == (0.2, 1.0)
 
 
 def test_features_without_spread_are_left_out():

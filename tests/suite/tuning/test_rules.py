@@ -1,5 +1,6 @@
 import tomllib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -68,9 +69,8 @@ def test_constants_without_a_rule(fitted, constant):
 def test_a_divisor_is_fitted_on_reserved_noise_among_other_remedies(make_cell, make_context, shrink, monkeypatch):
     """The rule gets what a walk under any b ends in; here it is handed on and looked at."""
     given, seeds, calls = {}, [], []
-    monkeypatch.setattr(
-        fitting, "fit_divisor", lambda drawn, *about: given.update(drawn=drawn, about=about) or Fitted(7)
-    )
+    fitted = SimpleNamespace(b=7, vertex=1.0, slope=0.0, error=0.1, gain=0.0, unit=0.07, images=1400)
+    monkeypatch.setattr(fitting, "fit_divisor", lambda drawn, *about: given.update(drawn=drawn, about=about) or fitted)
     real = fitting.Noise
     monkeypatch.setattr(fitting, "Noise", lambda seed: seeds.append(seed) or real(seed))
     digits, cell = load("digits"), make_cell(measure=(), steps=3)
@@ -90,13 +90,6 @@ def test_a_divisor_is_fitted_on_reserved_noise_among_other_remedies(make_cell, m
     assert mean.shape == (cov.shape[0],)
     pixels = digits.part("train").double().numpy() / 127.5 - 1
     assert spread == pytest.approx(pixels.var(axis=0, ddof=1).mean() ** 0.5, rel=1e-7)  # to_unit is float32
-
-
-class Fitted:
-    vertex, slope, error, gain, unit, images = 1.0, 0.0, 0.1, 0.0, 0.07, 1400
-
-    def __init__(self, b):
-        self.b = b
 
 
 FINAL = '{ kind = "variance-normalisation", variant = "final" }'

@@ -2,12 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.suite.registry.embedded_models import WEIGHTS
+from bench.suite.registry.names import WEIGHTS
 from bench.suite.registry.registry import load_registry
 from bench.suite.registry.tuned_constant import TunedConstant, parse_tune, with_constant
 from bench.suite.settings import RESERVED_SEEDS, ConfigError
-from bench.suite.tuning.grid import choose
-from bench.suite.tuning.outcome import refuse_other, tuned_entry, write_chosen, write_entries
+from bench.suite.tuning.outcome import choose, refuse_other, tuned_entry, write_chosen, write_entries
 
 GRID = (0.9, 1.0, 1.1, 1.2, 1.3)
 
@@ -76,6 +75,7 @@ def test_the_span_turns_about_the_mean_divisor(known):
     for steps in (2, 11, 100):
         b, k = with_constant(model, "span", [0.04], "ddpm", [steps]).scale_at("ddpm", steps)
         assert (b, b + k * (steps - 1)) == (pytest.approx(1.0), pytest.approx(1.04))
+    assert with_constant(model, "span", [0.1], "ddpm", [1]).scale_at("ddpm", 1) == (1.02, 0.0)  # one step has none
 
 
 def test_other_constants_of_the_remedy_stay(known):
@@ -147,7 +147,7 @@ def test_an_entry_names_the_weights_that_were_tuned(known, tmp_path):
     model = known.model("adm-es", other).rescaled(1.02, None)
     read = written(tmp_path, model, [10])
     assert read.weights == other
-    assert read.weights_hash() != known.model("adm").weights_hash()
+    assert read.weights_hash != known.model("adm").weights_hash
 
 
 def test_a_network_without_a_plain_entry_cannot_be_based_on(tmp_path):
@@ -159,16 +159,6 @@ def test_a_network_without_a_plain_entry_cannot_be_based_on(tmp_path):
     for name, constant in (("mine", "low"), ("mine-tsr", "k"), ("on", "low"), ("on-tsr", "k")):
         with pytest.raises(ConfigError, match="has no entry without corrections"):
             TunedConstant(constant, (1.0, 2.0, 3.0)).prepared(known.model(name))
-
-
-def test_a_span_at_one_step_changes_nothing(known):
-    model = known.model("adm-es").rescaled(1.02, 0.0)
-    assert with_constant(model, "span", [0.1], "ddpm", [1]).scale_at("ddpm", 1) == (1.02, 0.0)
-
-
-def test_constants_at_their_step_counts_are_those_written(known):
-    model = with_constant(known.model("adm-ts"), "window", [59.7, 16.0, 0.0], "ddpm", [10, 20, 50])
-    assert [model.remedies[0].at("ddpm", n)["window"] for n in (10, 20, 50)] == [59.7, 16.0, 0.0]
 
 
 def choices(known, names, constant="b", grid=(1.0, 1.1, 1.2)):
