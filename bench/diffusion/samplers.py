@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -73,11 +74,10 @@ def walk(
     """
     stepper = _Stepper(denoiser, solver.begin(), draws, Purpose.ANCESTRAL, clip, correction or Correction(), cond)
     x = _in_dtype(x, solver)
-    for i, level, level_next in _indexed(levels):
+    for i, (level, level_next) in _indexed(levels):
         for step in stepper.steps(i, level, level_next, x, x0):
             yield step
-            x_next = step.x_next
-        x = x_next
+            x = step.x_next
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def teacher_forced(
         One step per network call.
     """
     correction = correction or Correction()
-    for i, level, level_next in _indexed(levels):
+    for i, (level, level_next) in _indexed(levels):
         if indices is None or i in indices:
             # Each step is a walk of its own: a multistep solver remembers nothing.
             stepper = _Stepper(denoiser, solver.begin(), draws, Purpose.FORCED_ANCESTRAL, clip, correction, cond)
@@ -118,11 +118,9 @@ def teacher_forced(
             yield from stepper.steps(i, level, level_next, _in_dtype(x, solver), x0)
 
 
-def _indexed(levels: Sequence[Level]) -> Iterator[tuple[int, Level, Level]]:
-    """Yield each step's index, start and target."""
-    count = len(levels) - 1
-    for position in range(count):
-        yield count - 1 - position, levels[position], levels[position + 1]
+def _indexed(levels: Sequence[Level]) -> Iterator[tuple[int, tuple[Level, Level]]]:
+    """Return each step's index, and its start and target."""
+    return zip(reversed(range(len(levels) - 1)), pairwise(levels), strict=True)
 
 
 def _in_dtype(x: Tensor, solver: Solver) -> Tensor:

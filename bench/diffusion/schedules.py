@@ -168,19 +168,16 @@ def respace(spec: int | str, T: int) -> NDArray[np.int64]:
     spacing, steps = parts[1], int(parts[2])
     if not 1 <= steps <= T:
         raise ValueError(f"steps must lie between 1 and {T}, the training length, not {steps}")
+    if steps == 1 and spacing != "ddim":  # published code keeps index 0 alone; a one-step sampler must start from noise
+        return np.array([T - 1])
     return _SPACINGS[spacing](steps, T)
 
 
 def _spread(steps: int, T: int) -> NDArray[np.int64]:
-    if steps == 1:  # the published code keeps index 0 alone; a one-step sampler must start from noise
-        return np.array([T - 1])
     stride = (T - 1) / (steps - 1)
     # The published code accumulates the stride; so does this, for the same rounding.
-    position, indices = 0.0, []
-    for _ in range(steps):
-        indices.append(round(position))
-        position += stride
-    return np.array(indices, dtype=np.int64)
+    positions = itertools.accumulate(itertools.repeat(stride, steps - 1), initial=0.0)
+    return np.array([round(position) for position in positions], dtype=np.int64)
 
 
 def _strided(steps: int, T: int) -> NDArray[np.int64]:
@@ -192,14 +189,10 @@ def _strided(steps: int, T: int) -> NDArray[np.int64]:
 
 
 def _leading(steps: int, T: int) -> NDArray[np.int64]:
-    if steps == 1:  # as in _spread
-        return np.array([T - 1])
     return np.arange(steps, dtype=np.int64) * (T // steps)
 
 
 def _linspace(steps: int, T: int) -> NDArray[np.int64]:
-    if steps == 1:  # as in _spread; diffusers keeps index 0 alone
-        return np.array([T - 1])
     return np.linspace(0, T - 1, steps).round().astype(np.int64)
 
 
@@ -226,10 +219,11 @@ def levels(schedule: str, T: int, spec: int | str) -> tuple[Level, ...]:
     return (*reversed(noisy), CLEAN)
 
 
-def _edm_sigma(u: float, low: float, high: float) -> float:
-    """Return the noise level at u in [0, 1], 0 the noisiest."""
+def _edm_sigmas(count: int, low: float, high: float, rounded: Callable[[float], float]) -> list[float]:
+    """Return noise levels, noisiest first; arguments as in edm_levels."""
+    low, high = max(_EDM_LOW, low) ** (1 / _EDM_RHO), min(_EDM_HIGH, high) ** (1 / _EDM_RHO)
     # Karras et al. 2022, eq. 5
-    return (high ** (1 / _EDM_RHO) + u * (low ** (1 / _EDM_RHO) - high ** (1 / _EDM_RHO))) ** _EDM_RHO
+    return [rounded((high + i / max(count - 1, 1) * (low - high)) ** _EDM_RHO) for i in range(count)]
 
 
 def edm_position(sigma: float) -> float:
@@ -254,8 +248,7 @@ def edm_levels(
     """
     if steps < 1:
         raise ValueError(f"a sampler needs at least one step, not {steps}")
-    low, high = max(_EDM_LOW, low), min(_EDM_HIGH, high)
-    sigmas = [rounded(_edm_sigma(i / max(steps - 1, 1), low, high)) for i in range(steps)]
+    sigmas = _edm_sigmas(steps, low, high, rounded)
     if any(a <= b for a, b in itertools.pairwise(sigmas)):
         raise ValueError(f"{steps} steps are more than this model has noise levels; use fewer")
     return (*(Level(edm_position(sigma), 1.0, sigma) for sigma in sigmas), CLEAN)
@@ -263,8 +256,7 @@ def edm_levels(
 
 def edm_grid(low: float = 0.0, high: float = math.inf, rounded: Callable[[float], float] = float) -> tuple[Level, ...]:
     """Return the levels that a network knows, noisiest first, at most 1000 of them; arguments as in edm_levels."""
-    low, high = max(_EDM_LOW, low), min(_EDM_HIGH, high)
-    sigmas = dict.fromkeys(rounded(_edm_sigma(i / (_EDM_T - 1), low, high)) for i in range(_EDM_T))
+    sigmas = dict.fromkeys(_edm_sigmas(_EDM_T, low, high, rounded))
     return tuple(Level(edm_position(sigma), 1.0, sigma) for sigma in sigmas)
 
 

@@ -5,6 +5,7 @@ the exact score of p(y | x_t) is the difference of the two Gaussians' scores.
 """
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -80,23 +81,20 @@ def end(denoiser, steps, solver, draws):
 EXACT = {"rtol": 0, "atol": 1e-9}
 
 
-@pytest.mark.parametrize("quadratic", [NONE, QUADRATIC], ids=["linear", "quadratic"])
-@pytest.mark.parametrize("solver", [DDIM(), DDIM(0.7), PosteriorMean()], ids=["ddim", "ddim-0.7", "mean"])
+@pytest.mark.parametrize(
+    ("solver", "quadratic"),
+    [*product([DDIM(), DDIM(0.7), PosteriorMean()], [NONE, QUADRATIC]), (Ancestral("exact"), NONE)],
+)
 def test_a_guided_walk_is_the_walk_of_the_reweighted_data(solver, quadratic):
-    """The score of the reweighted data is the sum of both scores, so only rounding is left, at any step count."""
+    """The score of the reweighted data is the sum of both scores, so only rounding is left, at any step count.
+
+    A linear log-probability leaves the covariance of Gaussian data, of the posterior too, as the exact variance needs.
+    """
     oracle = data()
     target = reweighted(oracle, LINEAR, quadratic)
     guided, plain = end(Guided(oracle, target), 20, solver, Stored()), end(target, 20, solver, Stored())
     torch.testing.assert_close(guided, plain, **EXACT)
     assert (plain - end(oracle, 20, solver, Stored())).abs().max() > 0.05  # it is another walk
-
-
-def test_ancestral_sampling_with_the_exact_variance_reaches_the_reweighted_data():
-    """A linear log-probability moves the mean of Gaussian data and leaves the covariance, of the posterior too."""
-    oracle = data()
-    target = reweighted(oracle, LINEAR, NONE)
-    guided = end(Guided(oracle, target), 20, Ancestral("exact"), Stored())
-    torch.testing.assert_close(guided, end(target, 20, Ancestral("exact"), Stored()), **EXACT)
 
 
 @pytest.mark.parametrize("variance", ["fixed-small", "fixed-large"])
@@ -153,9 +151,8 @@ def test_ddim_scales_eps_once():
     once = model.eps / b - here.sigma * model.score
     torch.testing.assert_close(step.x_next, moved(once), **STEP)
     assert (step.x_next - moved(once / b)).abs().max() > 0.01
-    torch.testing.assert_close(
-        step.eps_used, model.eps / b, **STEP
-    )  # the record's is the model's, not the classifier's
+    # The record's is the model's, not the classifier's.
+    torch.testing.assert_close(step.eps_used, model.eps / b, **STEP)
 
 
 def test_ddim_guides_after_clipping():

@@ -67,11 +67,6 @@ def test_learned_variance_interpolates_logarithms_unclamped(fraction):
     assert got.item() == pytest.approx(middle + fraction * half, rel=3e-7)
 
 
-def test_a_learned_variance_must_be_predicted():
-    with pytest.raises(ValueError, match="does not learn its variance"):
-        step_log_variance("learned", Posterior.between(*PAIRS[4]), prediction())
-
-
 def linear_map(q, cov, shape):
     """The matrix of sample_exact, column by column, [D, D] or [B, D, D]."""
     size = math.prod(shape)
@@ -95,8 +90,3 @@ def test_exact_draws_have_the_exact_covariance(pair, rank):
     torch.testing.assert_close(batched @ batched.mT, wanted, rtol=0, atol=1e-12)
     single = linear_map(q, cov[0], (1, 2, 3))
     torch.testing.assert_close((single @ single.mT)[0], wanted[0], rtol=0, atol=1e-12)
-
-
-def test_exact_variance_needs_a_covariance():
-    with pytest.raises(ValueError, match="closed-form denoiser"):
-        sample_exact(Posterior.between(*PAIRS[4]), prediction(), torch.zeros(1, 1, 1, 1))

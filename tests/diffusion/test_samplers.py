@@ -39,20 +39,17 @@ def test_trajectories_equal_the_published_ones(golden, replay, step_errors, sche
 
 @pytest.mark.parametrize("spec", [1, 2, 20, "ddim25"])
 def test_one_step_and_one_record_a_network_call(stand_in, spec):
+    """And nothing is computed before it is asked for."""
     net, walked = stand_in(True), levels("cosine", 1000, spec)
-    steps = list(walk(net, walked, prior(walked[0], DRAWS, SHAPE), Ancestral(), DRAWS))
+    walking = walk(net, walked, prior(walked[0], DRAWS, SHAPE), Ancestral(), DRAWS)
+    assert net.levels == []
+    steps = [next(walking)]
+    assert len(net.levels) == 1
+    steps += walking
     assert (net.levels, [step.i for step in steps]) == (list(walked[:-1]), list(reversed(range(len(walked) - 1))))
     assert [(step.level, step.level_next) for step in steps] == list(itertools.pairwise(walked))
     assert all(step.stage == 0 for step in steps)
     assert steps[-1].level_next == CLEAN
-
-
-def test_nothing_is_computed_before_it_is_asked_for(stand_in):
-    net = stand_in(False)
-    steps = walk(net, LEVELS, prior(LEVELS[0], DRAWS, SHAPE), DDIM(), DRAWS)
-    assert net.levels == []
-    next(steps)
-    assert len(net.levels) == 1
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -115,26 +112,14 @@ def test_teacher_forced_noise_is_its_own(stand_in):
     assert ratio[close].mean() > 1e-2
 
 
-def test_walks_leave_no_gradient():
-    weight = torch.ones((), requires_grad=True)
-
-    def net(x, level, cond=None):
-        return Prediction(weight * x, weight * x)
-
-    start = prior(LEVELS[0], DRAWS, SHAPE)
-    assert not any(step.x_next.requires_grad for step in walk(net, LEVELS, start, DDIM(), DRAWS))
-    assert not any(step.x_next.requires_grad for step in teacher_forced(net, LEVELS, REAL, DDIM(), DRAWS))
-
-
-@pytest.mark.parametrize("forced", [False, True])
-def test_conditioning_reaches_the_network(forced):
-    seen = []
+@pytest.mark.parametrize("run", [walk, teacher_forced])
+def test_conditioning_reaches_the_network_and_no_gradient_is_left(run):
+    seen, weight, labels = [], torch.ones((), requires_grad=True), torch.arange(4)
 
     def net(x, level, cond=None):
         seen.append(cond)
-        return Prediction(x, x)
+        return Prediction(weight * x, weight * x)
 
-    labels = torch.arange(4)
-    run = teacher_forced if forced else walk
-    assert len(list(run(net, LEVELS, REAL, DDIM(), DRAWS, cond=labels))) == 20
-    assert all(cond is labels for cond in seen)
+    steps = list(run(net, LEVELS, REAL, DDIM(), DRAWS, cond=labels))
+    assert not any(step.x_next.requires_grad for step in steps)
+    assert [cond is labels for cond in seen] == [True] * 20

@@ -43,16 +43,12 @@ class EpsilonScaling(Correction):
             )
         self._divisor = ByLevel([level.t for level in reversed(levels[:-1])], divisors)
 
-    def scaled(self, pred: Prediction, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """Return x0_hat of the scaled eps, and the scaled eps."""
-        divisor = self._divisor(level.t)
-        if isinstance(divisor, float) and divisor == 1.0:  # off: not even a rounding error
-            return pred.x0, pred.eps
-        return with_noise(pred, x, level, pred.eps / divisor)
-
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Return x0_hat of the scaled eps, and the scaled eps."""
-        return self.scaled(pred, x, call.level)
+        divisor = self._divisor(call.level.t)
+        if isinstance(divisor, float) and divisor == 1.0:  # off: not even a rounding error
+            return pred.x0, pred.eps
+        return with_noise(pred, x, call.level, pred.eps / divisor)
 
 
 class X0Scaling(EpsilonScaling):
@@ -63,7 +59,7 @@ class X0Scaling(EpsilonScaling):
 
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Return x0_hat of the scaled eps, and the raw eps; clipping that x0_hat moves it (LDM-ES clips none)."""
-        return self.scaled(pred, x, call.level)[0], pred.eps
+        return super().prediction(pred, x, call)[0], pred.eps
 
 
 class FirstCallScaling(EpsilonScaling):
@@ -71,7 +67,7 @@ class FirstCallScaling(EpsilonScaling):
 
     def prediction(self, pred: Prediction, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """Scale a step's first call only."""
-        return (pred.x0, pred.eps) if call.stage else self.scaled(pred, x, call.level)
+        return (pred.x0, pred.eps) if call.stage else super().prediction(pred, x, call)
 
 
 class VelocityScaling(EpsilonScaling):

@@ -57,19 +57,15 @@ class _LevelChoice(Correction):
         The variance is about the image's own mean, over channels and pixels, with n - 1 (``torch.var``, as in the
         published code). Of two equally near levels the less noisy is taken.
         """
-        table = self._table(choices, x)
+        key = (choices, x.dtype, x.device)
+        if key not in self._tables:  # a copy to the device would make every step wait for it
+            rows = [(level.t, level.alpha, level.sigma) for level in choices]
+            self._tables[key] = torch.tensor(rows, dtype=x.dtype, device=x.device)
+        table = self._tables[key]  # [K, 3]
         # |var(x) - sigma^2| of every image and level [B, K]
         apart = (x.flatten(1).var(1)[:, None] - table[:, 2].square()).abs()
         t, alpha, sigma = table[apart.argmin(1)].T.reshape(3, -1, 1, 1, 1)
         return batched(t, alpha, sigma)
-
-    def _table(self, choices: tuple[Level, ...], x: Tensor) -> Tensor:
-        """Return [K, 3] of t, alpha, sigma, cached: a copy to the device would make every step wait for it."""
-        key = (choices, x.dtype, x.device)
-        if key not in self._tables:
-            rows = [(level.t, level.alpha, level.sigma) for level in choices]
-            self._tables[key] = torch.tensor(rows, dtype=x.dtype, device=x.device)
-        return self._tables[key]
 
 
 class TimeShift(_LevelChoice):

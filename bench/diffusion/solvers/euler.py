@@ -40,17 +40,14 @@ class Churn:
     noise: float = 1.0
     rounded: Callable[[float], float] = float
 
-    def raised(self, level: Level) -> Level:
-        """Return the noisier level, at which the network is asked."""
+    def raised(self, level: Level) -> tuple[Level, float]:
+        """Return the noisier level, at which the network is asked, and the variance of the noise added to reach it."""
         if not self.least <= level.sigma <= self.most:
-            return level
+            return level, 0.0
         gamma = min(self.amount / self.steps, math.sqrt(2) - 1)  # algorithm 2, line 4
         sigma = self.rounded(level.sigma * (1 + gamma))
-        return replace(level, t=edm_position(sigma), sigma=sigma)
-
-    def added_variance(self, level: Level) -> float:
-        """Return the variance of the noise that is added at a level."""
-        return max(self.raised(level).sigma ** 2 - level.sigma**2, 0.0) * self.noise**2
+        added_variance = max(sigma**2 - level.sigma**2, 0.0) * self.noise**2
+        return replace(level, t=edm_position(sigma), sigma=sigma), added_variance
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,7 @@ class Euler(Solver):
 
     def churned(self, level: Level) -> tuple[Level, float]:
         """Return the level that a step starts from, and the variance of the noise added to the state to reach it."""
-        if self.churn is None:
-            return level, 0.0
-        return self.churn.raised(level), self.churn.added_variance(level)
+        return (level, 0.0) if self.churn is None else self.churn.raised(level)
 
     def update(self, x: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor) -> Tensor:
         """Move along eps to the next level.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -33,27 +33,40 @@ class _Multistep(Solver):
 
     def __init__(self) -> None:
         self._memory: list[tuple[float, Tensor]] = []  # (lambda, x0_hat), the latest first
-        self._reached: Tensor | None = None  # the state that the last step ended in
+        self._start: tuple[Level, Tensor] | None = None  # where the last step began, corrected
+        self._reached: Tensor | None = None  # the state that it ended in
 
     def begin(self) -> Solver:
         """Return a solver without memory."""
         return type(self)()
 
-    def _check(self, x: Tensor, pred: Prediction) -> None:
+    def update(self, x: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor) -> Tensor:
+        """Move to the next level, at last to x0_hat; a solver that corrects makes the state anew before.
+
+        Raises:
+            ValueError: guidance, levels of one an image, or a state that is not the solver's own.
+        """
         if pred.guidance is not None:
             raise ValueError(f"{type(self).__name__} knows no classifier guidance; use Ancestral or DDIM")
         if self._reached is not None and x is not self._reached:
             raise ValueError(f"{type(self).__name__} goes on from its own states; leave out remedies that move them")
+        now = _log_snr(level)
+        x = self._corrected(x, pred.x0, now, level)
+        self._start = (level, x)
+        self._memory = [(now, pred.x0), *self._memory[:1]]
+        self._reached = pred.x0 if level_next.is_clean else self._predicted(x, level, level_next)
+        return self._reached
 
-    def _predicted(self, x: Tensor, level: Level, level_next: Level, weight: Callable[[float], float]) -> Tensor:
-        """Return the second-order step from x in data prediction, of first order without an earlier x0_hat.
+    def _corrected(self, x: Tensor, x0: Tensor, now: float, level: Level) -> Tensor:
+        """Return the state at ``level``, whose lambda is ``now``, anew from the x0_hat predicted there."""
+        return x
 
-        Args:
-            x: state at ``level``.
-            level: where the step starts.
-            level_next: where it goes.
-            weight: of the change of x0_hat, as a function of h, the step in lambda.
-        """
+    @abstractmethod
+    def _weight(self, h: float) -> float:
+        """Return the weight of the change of x0_hat, for a step of h in lambda."""
+
+    def _predicted(self, x: Tensor, level: Level, level_next: Level) -> Tensor:
+        """Return the second-order step from x in data prediction, of first order without an earlier x0_hat."""
         now, x0 = self._memory[0]
         h = _log_snr(level_next) - now
         # x0_hat held over the step, DDIM's: x' = sigma' / sigma x + alpha' (1 - e^-h) x0_hat.
@@ -63,7 +76,7 @@ class _Multistep(Solver):
         earlier, x0_earlier = self._memory[1]
         # Half the difference of x0_hat over r = (lambda - lambda_earlier) / h, the length of the step before in h.
         change = h / (now - earlier) / 2 * (x0 - x0_earlier)
-        return x_next + level_next.alpha * weight(h) * change
+        return x_next + level_next.alpha * self._weight(h) * change
 
 
 class DPMSolverPP2M(_Multistep):
@@ -72,19 +85,8 @@ class DPMSolverPP2M(_Multistep):
     The first step is of first order, and the last, to the clean level, ends in x0_hat.
     """
 
-    def update(self, x: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor) -> Tensor:
-        """Move to the next level.
-
-        Raises:
-            ValueError: guidance, levels of one an image, or a state that is not the solver's own.
-        """
-        self._check(x, pred)
-        self._memory = [(_log_snr(level), pred.x0), *self._memory[:1]]
-        self._reached = pred.x0
-        if not level_next.is_clean:
-            # weight(h) = 1 - e^-h, that of x0_hat itself
-            self._reached = self._predicted(x, level, level_next, lambda h: -math.expm1(-h))
-        return self._reached
+    def _weight(self, h: float) -> float:
+        return -math.expm1(-h)  # 1 - e^-h, that of x0_hat itself
 
 
 class UniPC(_Multistep):
@@ -95,30 +97,14 @@ class UniPC(_Multistep):
     (alpha = 0), where h is infinite, is not corrected.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._start: tuple[Level, Tensor] | None = None  # where the last step began, corrected
+    def _weight(self, h: float) -> float:
+        return h  # B(h)
 
-    def update(self, x: Tensor, pred: Prediction, level: Level, level_next: Level, z: Tensor) -> Tensor:
-        """Correct the state with the new x0_hat, then predict the next one.
-
-        Raises:
-            ValueError: guidance, levels of one an image, or a state that is not the solver's own.
-        """
-        self._check(x, pred)
-        now = _log_snr(level)
-        if self._start is not None and math.isfinite(self._memory[0][0]):
-            x = self._corrected(pred.x0, now, level, *self._start)
-        self._memory = [(now, pred.x0), *self._memory[:1]]
-        self._start = (level, x)
-        self._reached = pred.x0
-        if not level_next.is_clean:
-            self._reached = self._predicted(x, level, level_next, lambda h: h)  # B(h) = h
-        return self._reached
-
-    def _corrected(self, x0: Tensor, now: float, level: Level, level_before: Level, x_before: Tensor) -> Tensor:
+    def _corrected(self, x: Tensor, x0: Tensor, now: float, level: Level) -> Tensor:
         """Return the state at ``level`` anew, from the one before it and the x0_hat at both ends (UniC-2, UniC-1)."""
-        before, x0_before = self._memory[0]
+        if self._start is None or math.isinf(self._memory[0][0]):
+            return x
+        (level_before, x_before), (before, x0_before) = self._start, self._memory[0]
         h = now - before
         change = x0 - x0_before
         # UniC-1: one difference, of weight 1/2.

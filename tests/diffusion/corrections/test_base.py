@@ -259,18 +259,22 @@ def test_levels_of_one_an_image_are_host_levels_image_by_image(kind, frame, solv
 
 NAN, INF, VP = math.nan, math.inf, FRAMES["vp"]
 IMPOSSIBLE = [
-    (lambda c: InputPerturbation(VP[1], c), [(-0.1,), (1e200,), (INF,), (NAN,)], "gamma must lie between 0 and"),
-    (lambda *c: TemporalRescaling(*c), [(0, 1), (-1, 1), (NAN, 1), (0.9, 0), (0.9, INF)], "must lie between"),
+    (partial(InputPerturbation, VP[1]), [(-0.1,), (1e200,), (INF,), (NAN,)], "gamma must lie between 0 and"),
+    (TemporalRescaling, [(0, 1), (-1, 1), (NAN, 1), (0.9, 0), (0.9, INF)], "must lie between"),
     *(
-        (partial(lambda kind, *c: kind(*VP, window=c[0], cutoff=c[1]), kind),
-         [(-1, 0), (NAN, 0), (INF, 0), (2, -1), (2, NAN)], "finite numbers of at least 0")
+        (partial(kind, *VP), [(-1, 0), (NAN, 0), (INF, 0), (2, -1), (2, NAN)], "finite numbers of at least 0")
         for kind in (TimeShift, ShiftedTarget)
     ),
-    (lambda v, c: VarianceNormalisation(VP[0], data_variance=v, cutoff=c),
-     [(-1, 0), (NAN, 0), (INF, 0), (1, -1), (1, NAN)], "finite and at least 0"),
+    (partial(VarianceNormalisation, VP[0]), [(-1, 0), (NAN, 0), (INF, 0), (1, -1), (1, NAN)], "finite and at least 0"),
     (lambda *r: X0StdMatching([*r]),
      [(), ((1, 0.5), (1, 0.6)), ((1, -0.5),), ((1, NAN),), ((NAN, 0.5),)], "pairs of a t and a std"),
     (FinalStd, [(-1,), (NAN,), (INF,)], "final std must be finite"),
+    (partial(EpsilonScaling, VP[0]),
+     [(0, 0), (-1, 0), (1, -0.3), (-0.1, 1), (INF, 0), (NAN, 0)], "must stay positive and finite"),
+    (partial(SigmaLying, VP[1]), [(1,), (-1,), (NAN,)], "d must lie between -1 and 1"),
+    (NoiseAwareness, [(-0.1,), (NAN,), (INF,)], r"at least 0.*0 switches it off"),
+    (NoiseScaling, [(0,), (-1,), (NAN,), (INF,)], "finite number above 0"),
+    (partial(PiecewiseCorrection, VP[0], 0.1, 0.2), [(NAN,), (INF,)], "threshold must be finite"),
     *(
         (partial(kind, VP[0]), [(INF,), (NAN,), *([(0.1, NAN)] if kind is DifferentialCorrection else [])],
          "must be finite")

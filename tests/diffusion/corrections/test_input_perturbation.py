@@ -8,9 +8,9 @@ import torch
 
 from bench.diffusion.corrections import EpsilonScaling, InOrder, InputPerturbation
 from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Draws, prior, walk
+from bench.diffusion.samplers import Draws, walk
 from bench.diffusion.schedules import edm_levels, edm_position, flow_grid, levels
-from bench.diffusion.solvers import DDIM, Ancestral, Euler
+from bench.diffusion.solvers import DDIM, Euler
 from bench.diffusion.types import CLEAN, Level, Prediction
 from bench.models.denoisers.oracles import GaussianOracle, MixtureOracle
 
@@ -184,14 +184,6 @@ def test_what_else_a_prediction_holds():
     assert pred.variance_fraction is network_said.variance_fraction
     assert pred.x0_cov is None
     assert torch.equal(pred.guidance, c * torch.ones_like(x))  # d/dx log p(y | c x) = c log p'(c x)
-
-
-def test_the_exact_variance_is_refused():
-    oracle = GaussianOracle(torched(images(1)[0]), torched(covariance(2)))
-    path = levels("cosine", 1000, 5)
-    x = prior(path[0], DRAWS, SHAPE)
-    with pytest.raises(ValueError, match="closed-form denoiser"):
-        next(walk(oracle, path, x, Ancestral("exact"), DRAWS, correction=InputPerturbation(VP, 0.1)))
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,6 @@ def test_two_steps_by_hand():
     assert float(x) == pytest.approx(by_hand, rel=1e-12)
 
 
-@pytest.mark.parametrize("w", [-0.1, float("nan"), float("inf")])
-def test_strengths_that_are_none(w):
-    with pytest.raises(ValueError, match=r"at least 0.*0 switches it off"):
-        NoiseAwareness(w)
-
-
 def test_at_0_the_network_is_asked_once():
     asked = []
     NoiseAwareness(0.0).ask(lambda x, level: asked.append(level) or network(x, level), MEAN[None], GRID[3])
