@@ -194,7 +194,7 @@ class Capture:
         k, frame = self._position, self.loop.frame
         output = output[:images]
         raw, plain = self._answers(output, images)
-        self.take(self.loop.step(k, frame.indices[k], x[:images], x_next[:images], output, plain, raw=raw))
+        self.take(self.loop.step(k, x[:images], x_next[:images], output, plain, raw=raw))
         self._calls.clear()
         self._position = (k + 1) % len(frame.calls)
         self.samples += images if not self._position else 0

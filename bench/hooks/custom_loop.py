@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.noise import Noise
+from bench.diffusion.samplers import Draws, teacher_forced
 from bench.diffusion.solvers import Solver
-from bench.diffusion.types import Level, Step
+from bench.diffusion.types import CLEAN, Level, Prediction, Step
 from bench.hooks.frames import KINDS, HookError, converted
 from bench.hooks.loops import Tape
 from bench.hooks.quality import Samples
@@ -20,7 +21,6 @@ from bench.hooks.updates import StepProducts, update_of
 from bench.runtime.errors import reason
 
 _ROUNDING = 1e-4  # of levels
-END = Level(-1, 1.0, 0.0)  # where the last step of a walk goes
 
 Network = Callable[[Tensor, Level], Tensor]  # a state and its level to an output of the loop's kind
 
@@ -117,7 +117,7 @@ class CustomLoop:
             self._products[number].add(reached, step.x, said.x0)
         if self._samples is not None and not number:
             self._samples.begin(step.x / step.level.sigma)
-        if self._samples is not None and level_next is END:
+        if self._samples is not None and level_next is CLEAN:
             self._samples.end(reached)
         self._number, self._pending = number + 1, None
 
@@ -131,7 +131,7 @@ class CustomLoop:
         step = self._pending
         if step is None:
             return
-        self._take(END, converted(self.kind, step.output, step.x, step.level).x0)
+        self._take(CLEAN, converted(self.kind, step.output, step.x, step.level).x0)
         if self._number != len(self.levels):
             raise HookError(f"a walk has {self._number} steps, the first had {len(self.levels)}; record whole loops")
         self.samples, self._number = self.samples + len(step.x), 0
@@ -140,24 +140,22 @@ class CustomLoop:
         """Return the solver that the whole walks took their steps by, or None and the reason."""
         return update_of(self.levels, self._products)
 
-    @torch.no_grad()
     def force(self, network: Network, tape: Tape, x0: Tensor, numbers: Tensor, seed: int, solver: Solver) -> None:
         """Ask a network about real noised data [B, C, H, W] at the loop's levels, take a step, and record that.
 
         Raises:
             HookError: the network returned something of another shape.
         """
-        noise, count = Noise(seed), len(self.levels)
-        for number, (level, level_next) in enumerate(zip(self.levels, (*self.levels[1:], END), strict=True)):
-            z = noise.normal(numbers, Purpose.FORCED, count - 1 - number, x0.shape[1:])
-            x = level.alpha * x0 + level.sigma * z
+
+        def denoiser(x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
             output = network(x, level)
             if not isinstance(output, Tensor) or output.shape != x.shape:
                 raise HookError("network= must return a tensor of its state's shape")
-            said = converted(self.kind, output.float(), x, level)
-            z = noise.normal(numbers, Purpose.FORCED_ANCESTRAL, count - 1 - number, x0.shape[1:])
-            x_next = solver.update(x, said, level, level_next, z)
-            tape.update(Step(number, 0, level, level_next, x, x_next, said, said.x0, said.eps, x0))
+            return converted(self.kind, output.float(), x, level)
+
+        draws = Draws(Noise(seed), numbers)
+        for step in teacher_forced(denoiser, (*self.levels, CLEAN), x0, solver, draws, clip=False):
+            tape.update(step)
 
 
 def _check(level: Level, kind: str, tensors: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -67,7 +68,7 @@ class Frame:
         """Return the most calls that a step makes."""
         return 1 + max(call.stage for call in self.calls)
 
-    @property
+    @cached_property
     def indices(self) -> tuple[int, ...]:
         """Return the solver index of each call: steps that remain, 0 for the last."""
         remaining = sum(call.completes for call in self.calls)
@@ -181,46 +182,34 @@ def _levels(times: tuple[float, ...], numbers: list[tuple[float, float]]) -> lis
     return [Level(t, *pair) for t, pair in zip((*times, _END), numbers, strict=False)]
 
 
-def _single(levels: list[Level]) -> tuple[Call, ...]:
-    return tuple(Call(0, level, level_next, True) for level, level_next in pairwise(levels))
-
-
 def _by_sigma(frame: Callable[[float], tuple[float, float]]) -> Callable[..., tuple[Call, ...]]:
     """Return the reader of schedulers with a sigma for each call and one at the end."""
 
     def calls(scheduler: Any, times: tuple[float, ...]) -> tuple[Call, ...]:
         chosen = _flowing if scheduler.config.get("use_flow_sigmas") else frame
-        return _single(_levels(times, [chosen(sigma) for sigma in scheduler.sigmas.tolist()]))
+        levels = _levels(times, [chosen(sigma) for sigma in scheduler.sigmas.tolist()])
+        return tuple(Call(0, level, level_next, True) for level, level_next in pairwise(levels))
 
     return calls
 
 
-def _corrected(frame: Callable[[float], tuple[float, float]]) -> Callable[..., tuple[Call, ...]]:
-    """Return the reader of Heun's schedulers: every level but the first and last stands there twice."""
+def _corrected(
+    frame: Callable[[float], tuple[float, float]], second: str = "sigmas"
+) -> Callable[..., tuple[Call, ...]]:
+    """Return the reader of schedulers whose calls alternate between a step's first and second stage; the last is alone.
+
+    Of Heun's every level but the first and last stands there twice; KDPM2's ``second`` stage stands between the levels.
+    """
 
     def calls(scheduler: Any, times: tuple[float, ...]) -> tuple[Call, ...]:
-        levels = _levels(times, [frame(sigma) for sigma in scheduler.sigmas.tolist()])
-        return _two_stages(levels, levels)
+        outer = _levels(times, [frame(sigma) for sigma in scheduler.sigmas.tolist()])
+        between = _levels(times, [frame(sigma) for sigma in getattr(scheduler, second).tolist()])
+        return tuple(
+            Call(1, between[k], outer[k + 1], True) if k % 2 else Call(0, level, between[k + 1], k == len(outer) - 2)
+            for k, level in enumerate(outer[:-1])
+        )
 
     return calls
-
-
-def _interpolated(scheduler: Any, times: tuple[float, ...]) -> tuple[Call, ...]:
-    """Return the calls of KDPM2, whose second stage stands between the levels."""
-    outer = _levels(times, [_exploding(sigma) for sigma in scheduler.sigmas.tolist()])
-    between = _levels(times, [_exploding(sigma) for sigma in scheduler.sigmas_interpol.tolist()])
-    return _two_stages(outer, between)
-
-
-def _two_stages(outer: list[Level], between: list[Level]) -> tuple[Call, ...]:
-    """Return alternating calls: at ``outer`` towards ``between``, then there towards ``outer``; the last is alone."""
-    calls = []
-    for k, level in enumerate(outer[:-1]):
-        if k % 2:
-            calls.append(Call(1, between[k], outer[k + 1], True))
-        else:
-            calls.append(Call(0, level, between[k + 1], k == len(outer) - 2))
-    return tuple(calls)
 
 
 def _training(scheduler: Any, t: float) -> Level:
@@ -239,10 +228,8 @@ def _training(scheduler: Any, t: float) -> Level:
 
 
 def _ddpm(scheduler: Any, times: tuple[float, ...]) -> tuple[Call, ...]:
-    following = [float(scheduler.previous_timestep(int(t))) for t in times]
-    return tuple(
-        Call(0, _training(scheduler, t), _training(scheduler, s), True) for t, s in zip(times, following, strict=True)
-    )
+    level, before = partial(_training, scheduler), scheduler.previous_timestep
+    return tuple(Call(0, level(t), level(float(before(int(t)))), True) for t in times)
 
 
 def _spacing(scheduler: Any) -> int:
@@ -285,7 +272,7 @@ SCHEDULERS: Mapping[str, Callable[[Any, tuple[float, ...]], tuple[Call, ...]]] =
     "EDMEulerScheduler": _by_sigma(_exploding),
     "EDMDPMSolverMultistepScheduler": _by_sigma(_exploding),
     "HeunDiscreteScheduler": _corrected(_exploding),
-    "KDPM2DiscreteScheduler": _interpolated,
+    "KDPM2DiscreteScheduler": _corrected(_exploding, "sigmas_interpol"),
     "FlowMatchEulerDiscreteScheduler": _by_sigma(_flowing),
     "FlowMatchHeunDiscreteScheduler": _corrected(_flowing),
 }

@@ -120,15 +120,16 @@ class Loop:
         The noise of a stochastic step is drawn from a generator whose seed is the call's position.
         """
         scheduler = restarted(self.scheduler, self.offset + start)
-        indices = self.frame.indices
         for k in range(start, len(self.frame.calls)):
             call, t = self.frame.calls[k], scheduler.timesteps[self.offset + k]
             output, plain = ask(x, scaled(scheduler, x, t) if self.scales else x, t, k)
             if k == start:
                 primed(scheduler, output)
-            generator = torch.Generator(x.device).manual_seed(_SEED + k)
-            x_next = stepped(scheduler, output, t, x, self.arguments, generator)
-            yield self.step(k, indices[k], x, x_next, output, plain, x0)
+            random = {"generator": torch.Generator(x.device).manual_seed(_SEED + k)}
+            if "generator" not in inspect.signature(scheduler.step).parameters:
+                random = {}
+            x_next = scheduler.step(output, t, x, return_dict=False, **random, **self.arguments)[0]
+            yield self.step(k, x, x_next, output, plain, x0)
             if single and call.completes:
                 return
             x = x_next
@@ -136,7 +137,6 @@ class Loop:
     def step(
         self,
         k: int,
-        i: int,
         x: Tensor,
         x_next: Tensor,
         output: Tensor,
@@ -148,7 +148,6 @@ class Loop:
 
         Args:
             k: position of the call in the frame.
-            i: its solver index.
             x: the state before.
             x_next: the state after.
             output: what the update got.
@@ -162,20 +161,13 @@ class Loop:
         if plain is not None:
             said = replace(said, plain=self.frame.prediction(plain.float(), x, call.level), calls=2)
         final = used(self.scheduler, given, x, call.level, self.arguments)
-        levels = (call.level, call.level_next)
-        return Step(i, call.stage, *levels, x, x_next, said, final.x0, final.eps, x0, call.completes)
+        place = (self.frame.indices[k], call.stage, call.level, call.level_next)
+        return Step(*place, x, x_next, said, final.x0, final.eps, x0, call.completes)
 
 
 def scaled(scheduler: Any, x: Tensor, t: Any) -> Tensor:
     """Return a state as a scheduler hands it to the network; flow matching hands it on as it is."""
     return scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-
-
-def stepped(scheduler: Any, output: Tensor, t: Any, x: Tensor, arguments: Mapping[str, Any], generator: Any) -> Tensor:
-    """Take a step of a scheduler; the generator is passed on where it takes one."""
-    random = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    result: Tensor = scheduler.step(output, t, x, return_dict=False, **random, **arguments)[0]
-    return result
 
 
 def force(loop: Loop, tape: Tape, x0: Tensor, ask: Ask, numbers: Tensor, seed: int, dtype: torch.dtype) -> None:
@@ -212,9 +204,11 @@ def exact_laws(images: Tensor) -> dict[str, ExactDenoiser]:
 
 
 def walk_exact(loop: Loop, law: ExactDenoiser, free: Tape, forced: Tape) -> None:
-    """Record an exact denoiser in the loop, free running and teacher forced; nothing is clipped."""
-    loop = replace(loop, scheduler=_unclipped(loop.scheduler))
-    frame = loop.frame
+    """Record an exact denoiser in the loop, free running and teacher forced; nothing is clipped nor thresholded."""
+    scheduler, frame = copy.deepcopy(loop.scheduler), loop.frame
+    unclipped = {name: False for name in ("clip_sample", "thresholding") if name in scheduler.config}
+    scheduler.register_to_config(**unclipped)
+    loop = replace(loop, scheduler=scheduler)
 
     def ask(x: Tensor, scaled: Tensor, t: Any, k: int) -> tuple[Tensor, None]:
         level = frame.calls[k].level
@@ -233,10 +227,3 @@ def walk_exact(loop: Loop, law: ExactDenoiser, free: Tape, forced: Tape) -> None
 def start_scale(scheduler: Any) -> float:
     """Return the factor of unit noise that pipelines start from."""
     return float(getattr(scheduler, "init_noise_sigma", 1.0))
-
-
-def _unclipped(scheduler: Any) -> Any:
-    """Return a copy of a scheduler that clips and thresholds nothing."""
-    fresh = copy.deepcopy(scheduler)
-    fresh.register_to_config(**{name: False for name in ("clip_sample", "thresholding") if name in fresh.config})
-    return fresh

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from bench.diffusion.solvers import DDIM, Solver
-from bench.diffusion.types import Level, Step
+from bench.diffusion.types import CLEAN, Level, Step
 from bench.hooks.capture import Capture
-from bench.hooks.custom_loop import END, CustomLoop, Network
+from bench.hooks.custom_loop import CustomLoop, Network
 from bench.hooks.frames import HookError
 from bench.hooks.loops import Loop, Tape, force, start_scale
 from bench.hooks.real_data import RealData
-from bench.hooks.results import LoopCell, Recorded, plain_settings, write_cell, write_exact, write_floors
+from bench.hooks.results import LoopCell, Recorded, plain_settings, write_cell, write_exact
 from bench.measure.instruments.gaussian import LARGEST
 from bench.measure.instruments.step_table import PixelStatistics
 from bench.runtime.errors import reason
@@ -76,12 +76,12 @@ def record(
     log = Log(real, out, forced, seed, name, network, exact, samples)
     if pipe is None:
         yield log
-        log.finish()
+        log.finish_own()
         return
     capture = Capture(pipe, log.begin, log.take)
     with capture.installed():
         yield log
-    log.finish(capture)
+    log.finish_pipeline(capture)
 
 
 class Log:
@@ -209,18 +209,12 @@ class Log:
         """
         self._own.callback(info)
 
-    def finish(self, capture: Capture | None = None) -> None:
+    def finish_pipeline(self, capture: Capture) -> None:
         """Ask the network about real data, make the table, and write it where it shall go; called at the block's end.
 
         Raises:
             HookError: no whole loop was recorded, or values are not finite.
         """
-        if capture is None:
-            self._finish_own()
-        else:
-            self._finish_pipeline(capture)
-
-    def _finish_pipeline(self, capture: Capture) -> None:
         loop = capture.check()
         self.samples = capture.samples
         self.guidance = float(torch.stack(capture.weights).mean()) if capture.weights else None
@@ -237,16 +231,19 @@ class Log:
         cell = self._cell(
             _NAME.sub("", scheduler), (*firsts, frame.calls[-1].level_next), asked, _DTYPES[capture.dtype], settings
         )
-        self._force(lambda x0, numbers, rows: self._force_pipeline(capture, loop, x0, numbers, rows))
+
+        def ask(real: RealData, tape: Tape, x0: Tensor, numbers: Tensor, rows: slice) -> None:
+            force(loop, tape, x0, capture.ask(real, rows, self.guidance), numbers, self.seed, capture.dtype)
+
+        self._force(ask)
         self._complete(cell, loop)
 
-    @torch.no_grad()
-    def _force_pipeline(self, capture: Capture, loop: Loop, x0: Tensor, numbers: Tensor, rows: slice) -> None:
-        assert self.real is not None  # its caller asked
-        ask = capture.ask(self.real, rows, self.guidance)
-        force(loop, self._tapes["forced-train"], x0, ask, numbers, self.seed, capture.dtype)
+    def finish_own(self) -> None:
+        """Do what :meth:`finish_pipeline` does, for a loop of one's own.
 
-    def _finish_own(self) -> None:
+        Raises:
+            HookError: no whole loop was recorded, or values are not finite.
+        """
         own = self._own
         if own.refused:
             return  # its error was told
@@ -262,20 +259,21 @@ class Log:
             self._note(f"no floors, and teacher-forced steps are DDIM's: {reason}")
         elif solver and self.out and self.exact and self.real and self.real.reference.law is None:
             self._note(f"no floors: the covariance of more than {LARGEST} values an image is not decomposed")
-        self._force(lambda x0, numbers, rows: self._force_own(x0, numbers, solver or DDIM()))
-        for tape in self._tapes.values():
-            tape.count_down()
+
+        def ask(real: RealData, tape: Tape, x0: Tensor, numbers: Tensor, rows: slice) -> None:
+            if self.network is None:
+                raise HookError("no network= was given to ask about real data")
+            own.force(self.network, tape, x0, numbers, self.seed, solver or DDIM())
+
+        self._force(ask)
+        self._tapes["free"].count_down()
         asked = {(len(own.levels) - 1 - number, 0): level for number, level in enumerate(own.levels)}
         settings = {"levels": [[level.t, level.alpha, level.sigma] for level in own.levels], "prediction": own.kind}
         update = {"update": None if solver is None else type(solver).__name__}
-        self._complete(self._cell("own", (*own.levels, END), asked, "fp32", {**settings, **update}), solver)
+        self._complete(self._cell("own", (*own.levels, CLEAN), asked, "fp32", {**settings, **update}), solver)
 
-    def _force_own(self, x0: Tensor, numbers: Tensor, solver: Solver) -> None:
-        if self.network is None:
-            raise HookError("no network= was given to ask about real data")
-        self._own.force(self.network, self._tapes["forced-train"], x0, numbers, self.seed, solver)
-
-    def _force(self, ask: Callable[[Tensor, Tensor, slice], None]) -> None:
+    @torch.no_grad()
+    def _force(self, ask: Callable[[RealData, Tape, Tensor, Tensor, slice], None]) -> None:
         """Show real images to a network in batches of the loop's size; where that cannot be, say why."""
         if self.real is None:
             self._note("without real= the free arm alone is recorded: no teacher-forced arm, no floors")
@@ -285,7 +283,7 @@ class Log:
             for first in range(0, self.forced, self._batch):
                 rows = slice(first, min(first + self._batch, self.forced))
                 numbers = 2 * torch.arange(rows.start, rows.stop, device=device)  # as the suite's training images draw
-                ask(self.real.images[rows].to(device), numbers, rows)
+                ask(self.real, self._tapes["forced-train"], self.real.images[rows].to(device), numbers, rows)
         except HookError as error:
             self._tapes.pop("forced-train")
             self._note(f"no teacher-forced arm: {error}")
@@ -326,12 +324,8 @@ class Log:
             self._note(f"this loop takes the place of another called {cell.name}; name= keeps both")
         with _named_out("give this loop a name= of its own, " if named else ""):
             write_cell(self.out, cell, Recorded(records, self._table, self.real, self._samples), facts)
-            if walked is None or self.real is None or not self.exact:
-                return
-            if isinstance(walked, Loop):
+            if walked is not None and self.real is not None and self.exact:
                 write_exact(self.out, cell, walked, self.real, indices, self._tapes["free"].centre.device)
-            else:
-                write_floors(self.out, cell, walked, self.real.reference)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from bench.measure.instruments.floors import GaussianFloors, band_energies
 from bench.measure.instruments.probes import WalkProbe
 from bench.measure.instruments.step_table import Row, to_table
 from bench.suite.cells.records import Records
-from bench.suite.cells.reference import Reference
 from bench.suite.cells.runner import score_features
 from bench.suite.experiments.experiment import RecordFolder
 from bench.suite.plan import RECORD_VERSION
@@ -57,7 +56,7 @@ class LoopCell:
     asked: Mapping[tuple[int, int], Level]
     data: str
     precision: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any]
     remembers_class = False
 
     @property
@@ -151,44 +150,38 @@ def _scored(store: Store, cell: LoopCell, recorded: Recorded) -> dict[str, Any]:
     return {"features": real.reference.key(), "scores": scores}
 
 
-def write_exact(out: Path, cell: LoopCell, loop: Loop, real: RealData, indices: Sequence[int], device: Any) -> None:
+def write_exact(
+    out: Path, cell: LoopCell, walked: Loop | Solver, real: RealData, indices: Sequence[int], device: Any
+) -> None:
     """Write what exact denoisers of the real data do in the loop, as ``exact/`` of the suite's own cells.
 
-    Their arms are ``gaussian`` and ``empirical``, with ``-forced`` for teacher forcing. All are walks of the user's
-    scheduler, not closed forms.
+    Their arms are ``gaussian`` and ``empirical``, with ``-forced`` for teacher forcing. In a pipeline's loop all are
+    walks of the user's scheduler, not closed forms. By the solver of a loop of one's own the Gaussian alone is walked,
+    in closed form where affordable.
     """
-    started, folder = time.perf_counter(), _exact_folder(out, cell)
+    started = time.perf_counter()
+    shared = {"model": cell.model, "sampler": SAMPLER, "steps": cell.steps, "data": cell.data}
+    settings = {"version": _EXACT_VERSION, **shared, **cell.settings}
+    folder = RecordFolder(out / "exact" / f"{cell.model}-{SAMPLER}-{cell.steps}", "exact", settings)
     if folder.complete_facts() is not None:  # of another seed
         return
     rows: list[Row] = []
-    spectra: dict[str, NDArray[Any]] = {"i": np.array(indices)}
-    centre = real.images.mean(0).to(device)
-    for name, law in exact_laws(real.images.to(device)).items():
-        tapes = {
-            arm: Tape(centre, arm != name, loop.frame.stages, indices) for arm in (name, f"{name}-forced")
-        }  # fmt: skip
-        walk_exact(loop, law, *tapes.values())
-        for arm, tape in tapes.items():
-            state = tape.state(indices, cell.steps)
-            rows += WalkProbe.result(arm, state, indices, cell.path, real.reference.statistics, calls=cell.asked)
-            spectra |= {f"{arm}/{band}": state[f"{band}/mean"] for band in _BANDS}
-    facts = {"network_calls": 0, "seconds": time.perf_counter() - started}
-    folder.write(to_table(rows).assign(note=""), {"spectra": spectra}, facts)
-
-
-def write_floors(out: Path, cell: LoopCell, solver: Solver, reference: Reference) -> None:
-    """Write what the exact denoiser of Gaussian data does in a loop of one's own, in closed form where affordable."""
-    started, folder, law = time.perf_counter(), _exact_folder(out, cell), reference.law
-    if law is None or folder.complete_facts() is not None:  # of another seed
+    spectra: dict[str, NDArray[Any]] = {}
+    reference = real.reference
+    if isinstance(walked, Loop):
+        centre = real.images.mean(0).to(device)
+        for name, law in exact_laws(real.images.to(device)).items():
+            free, forced = (Tape(centre, paired, walked.frame.stages, indices) for paired in (False, True))
+            walk_exact(walked, law, free, forced)
+            for arm, tape in ((name, free), (f"{name}-forced", forced)):
+                state = tape.state(indices, cell.steps)
+                rows += WalkProbe.result(arm, state, indices, cell.path, reference.statistics, calls=cell.asked)
+                spectra |= {f"{arm}/{band}": state[f"{band}/mean"] for band in _BANDS}
+    elif reference.law is not None:
+        energy = band_energies(reference.data.shape)
+        floors = GaussianFloors(reference.law, cell.path, indices, walked, energy=energy)
+        rows, spectra = floors.rows, floors.spectra()
+    else:
         return
-    indices, energy = range(cell.steps), band_energies(reference.data.shape)
-    floors = GaussianFloors(law, cell.path, indices, solver, energy=energy)
-    spectra = {"i": np.array(indices), **floors.spectra()}
     facts = {"network_calls": 0, "seconds": time.perf_counter() - started}
-    folder.write(to_table(floors.rows).assign(note=""), {"spectra": spectra}, facts)
-
-
-def _exact_folder(out: Path, cell: LoopCell) -> RecordFolder:
-    shared = {"model": cell.model, "sampler": SAMPLER, "steps": cell.steps, "data": cell.data}
-    settings = {"version": _EXACT_VERSION, **shared, **cell.settings}
-    return RecordFolder(out / "exact" / f"{cell.model}-{SAMPLER}-{cell.steps}", "exact", settings)
+    folder.write(to_table(rows).assign(note=""), {"spectra": {"i": np.array(indices), **spectra}}, facts)

@@ -97,10 +97,15 @@ class ExactNetwork(torch.nn.Module):
 
 
 class Pipeline:
-    """What a pipeline of diffusers does: scale, ask, step."""
+    """What a pipeline of diffusers does, with an exact network: scale, ask, step."""
 
-    def __init__(self, unet, scheduler):
-        self.unet, self.scheduler = unet, scheduler
+    def __init__(self, name, settings, steps=8):
+        self.scheduler = scheduler_of(name, settings, steps)
+        self.unet = ExactNetwork(self.scheduler)
+
+    def start(self, count, seed=0):
+        noise = torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+        return noise * float(getattr(self.scheduler, "init_noise_sigma", 1.0))
 
     @torch.no_grad()
     def __call__(self, x, steps=8, seed=0):

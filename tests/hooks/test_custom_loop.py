@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from exact_loops import MEAN, VARIANCE, ExactNetwork, Pipeline, gaussian_data, scheduler_of
+from exact_loops import MEAN, VARIANCE, Pipeline, gaussian_data, scheduler_of
 
 from bench.hooks import HookError, record
 
@@ -26,15 +26,10 @@ def assert_same(found, reference):
         np.testing.assert_allclose(both[name], both[f"{name}_other"], rtol=2e-3, atol=2e-4)
 
 
-@pytest.fixture
-def start():
-    return torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("kind", ["eps", "x0", "v"])
-def test_a_hand_written_ddim(start, kind):
-    scheduler = scheduler_of("DDIMScheduler", {}, 5)
-    pipe, real = Pipeline(ExactNetwork(scheduler), scheduler), gaussian_data()
+def test_a_hand_written_ddim(kind):
+    pipe, real = Pipeline("DDIMScheduler", {}, 5), gaussian_data()
+    start = pipe.start(32)
     with record(pipe, real=real, forced=20) as reference:
         pipe(start, steps=5)
     scheduler = scheduler_of("DDIMScheduler", {}, 5)
@@ -66,10 +61,9 @@ def sample_euler(model, x, sigmas, callback):
     return x
 
 
-def test_a_k_diffusion_sampler(start):
-    scheduler = scheduler_of("EulerDiscreteScheduler", {}, 5)
-    pipe, real = Pipeline(ExactNetwork(scheduler), scheduler), gaussian_data()
-    x = start * scheduler.init_noise_sigma
+def test_a_k_diffusion_sampler():
+    pipe, real = Pipeline("EulerDiscreteScheduler", {}, 5), gaussian_data()
+    x = pipe.start(32)
     with record(pipe, real=real, forced=20) as reference:
         for _ in range(2):
             pipe(x, steps=5)
@@ -79,16 +73,17 @@ def test_a_k_diffusion_sampler(start):
 
     with record(real=real, forced=20, network=lambda x, level: model(x, level.sigma)) as log:
         for _ in range(2):  # two batches
-            sample_euler(model, x, scheduler.sigmas, log.callback)
+            sample_euler(model, x, pipe.scheduler.sigmas, log.callback)
     assert log.samples == 64
     assert_same(log.table(), reference.table())
 
 
 def step(log, **changes):
-    x = torch.zeros(2, 1, 4, 4)
-    log.step(**{"t": 5, "alpha": 0.6, "sigma": 0.8, "x": x, "prediction": x.clone(), "x_next": x.clone(), **changes})
+    x, output, x_next = torch.zeros(3, 2, 1, 4, 4)
+    log.step(**{"t": 5, "alpha": 0.6, "sigma": 0.8, "x": x, "prediction": output, "x_next": x_next, **changes})
 
 
+ZERO = torch.zeros(2, 1, 4, 4)
 IMPOSSIBLE = [
     ({"prediction": torch.zeros(2, 3, 4, 4)}, r"prediction is \(2, 3, 4, 4\), x is \(2, 1, 4, 4\)"),
     ({"x_next": torch.zeros(2, 4)}, "x_next must be a float tensor"),
@@ -99,6 +94,7 @@ IMPOSSIBLE = [
     ({"alpha": 0.0}, "says nothing of the data"),
     ({"sigma": float("nan")}, "sigma > 0"),
     ({"t": torch.zeros(2)}, "must be numbers"),
+    ({"x": ZERO, "x_next": ZERO}, r"one tensor; give x as it was before the step: x.clone\(\)"),
 ]
 
 
@@ -109,21 +105,14 @@ def test_impossible_steps_are_one_line(changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_state_that_is_its_own_next_is_refused():
-    x = torch.zeros(2, 1, 4, 4)
-    with pytest.raises(HookError, match=r"one tensor; give x as it was before the step: x.clone\(\)"), record() as log:
-        step(log, x=x, x_next=x)
+def walks(log, *sigmas):
+    for sigma in sigmas:
+        step(log, alpha=(1 - sigma**2) ** 0.5, sigma=sigma)
 
 
 def test_walks_of_other_levels_are_refused():
-    with pytest.raises(HookError, match="another level than in the walk before"):
-        walks(0.8, 0.4, 0.7, 0.3)
-
-
-def walks(*sigmas):
-    with record() as log:
-        for sigma in sigmas:
-            step(log, alpha=(1 - sigma**2) ** 0.5, sigma=sigma)
+    with pytest.raises(HookError, match="another level than in the walk before"), record() as log:
+        walks(log, 0.8, 0.4, 0.7, 0.3)
 
 
 def test_a_callback_of_another_library():
@@ -133,7 +122,6 @@ def test_a_callback_of_another_library():
 
 def test_without_a_network_the_free_arm_is_alone_and_said_so():
     with record(real=torch.randn(8, 1, 4, 4)) as log:
-        for sigma in (0.8, 0.4):
-            step(log, alpha=(1 - sigma**2) ** 0.5, sigma=sigma)
+        walks(log, 0.8, 0.4)
     assert set(log.table()["arm"]) == {"free"}
     assert log.notes == ["no teacher-forced arm: no network= was given to ask about real data"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cases import at_first
-from exact_loops import SETTINGS, VARIANCE, ExactNetwork, Pipeline, gaussian_data, scheduler_of
+from exact_loops import SETTINGS, VARIANCE, Pipeline, gaussian_data, scheduler_of
 
 from analysis.records.load import load_results
 from bench.data import load, to_unit
@@ -46,10 +46,8 @@ def values(table, arm, quantity):
 @pytest.mark.parametrize(("name", "settings"), at_first(SETTINGS, 10), ids=LABELS)
 def test_an_exact_denoiser_in_every_scheduler(name, settings):
     """Levels and predictions are those of the network's own, norms and variances those of the loop's own states."""
-    scheduler = scheduler_of(name, settings)
-    pipe = Pipeline(ExactNetwork(scheduler), scheduler)
-    start = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    start = start * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    pipe = Pipeline(name, settings)
+    scheduler, start = pipe.scheduler, pipe.start(64)
     plain, states = pipe(start), pipe.states
     pipe.unet.answers = []
     with record(pipe, real=gaussian_data(), forced=100) as log:
@@ -86,15 +84,14 @@ DETERMINISTIC = [
 @pytest.mark.parametrize(("name", "settings"), DETERMINISTIC)
 def test_variances_follow_the_loops_linear_recursion(name, settings):
     """A deterministic loop of the exact denoiser maps every pixel by x -> slope x + offset, known from two starts."""
-    scheduler = scheduler_of(name, settings)
-    pipe = Pipeline(ExactNetwork(scheduler), scheduler)
+    pipe = Pipeline(name, settings)
     pipe(torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4).clone())
     maps = [(x[0, 0, 0, 0], x[1, 0, 0, 0] - x[0, 0, 0, 0]) for x in pipe.states[1:]]
-    start = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(2))
-    start = start * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    start = pipe.start(32, 2)
     with record(pipe) as log:
         pipe(start)
-    slopes = [float(slope) for (_, slope), call in zip(maps, frame_of(scheduler).calls, strict=True) if call.completes]
+    calls = frame_of(pipe.scheduler).calls
+    slopes = [float(slope) for (_, slope), call in zip(maps, calls, strict=True) if call.completes]
     expected = np.square(slopes) * float(start.double().var(0).mean())
     np.testing.assert_allclose(values(log.table(), "free", "var_marginal").to_numpy(), expected, rtol=2e-3, atol=1e-7)
 
@@ -231,18 +228,12 @@ def test_what_is_no_pipeline(pipe, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_pipeline_that_never_calls_its_scheduler(small_unet):
-    pipe = digits_pipe(small_unet)
-    with pytest.raises(HookError, match="never called step of its DDIMScheduler"), record(pipe):
-        pipe.unet(torch.zeros(1, 1, 8, 8), 0)
-    assert is_untouched(pipe)
-
-
 OTHER_LOOPS = [
     (lambda pipe: (sample(pipe, 3), sample(pipe, 5)), "two loops in the block have different levels"),
     (lambda pipe: (sample(pipe), broken_off(pipe)), "a loop ended after 1 of its 3 calls"),
     (lambda pipe: (broken_off(pipe), sample(pipe)), "a loop ended after 1 of its 3 calls"),
     (lambda pipe: replaced(pipe), "got another scheduler in the block"),
+    (lambda pipe: pipe.unet(torch.zeros(1, 1, 8, 8), 0), "never called step of its DDIMScheduler"),
 ]
 
 
@@ -267,17 +258,6 @@ def replaced(pipe):
     pipe.scheduler = diffusers.DDIMScheduler()
 
 
-def test_images_of_another_size(small_unet):
-    """The loop is whole and its images are the user's; the block ends in one line."""
-    pipe, images = digits_pipe(small_unet), []
-    expected = sample(pipe)
-    message = r"states are \(1, 8, 8\) and real images \(1, 4, 4\)"
-    with pytest.raises(HookError, match=message), record(pipe, real=torch.zeros(4, 1, 4, 4)):
-        images.append(sample(pipe))
-    assert torch.equal(images[0], expected)
-    assert is_untouched(pipe)
-
-
 NOT_REAL = [
     ("digits", "real images are str"),
     (torch.zeros(1, 1, 8, 8), "at least two"),
@@ -287,19 +267,16 @@ NOT_REAL = [
     ((torch.zeros(3, 1, 8, 8), torch.zeros(3)), "must map names"),
     ((torch.zeros(3, 1, 8, 8), {"class_labels": torch.zeros(2)}), "'class_labels' must be a tensor of 3 rows"),
 ]
+IMPOSSIBLE = [
+    *(({"real": real}, message) for real, message in NOT_REAL),
+    *(({name: value}, None) for name, value in (("forced", 1), ("forced", None), ("seed", -1), ("seed", "a"))),
+    *(({name: value}, None) for name, value in (("name", "a/b"), ("out", __file__))),
+]
 
 
-@pytest.mark.parametrize(("real", "message"), NOT_REAL)
-def test_what_are_no_real_images(small_unet, real, message):
-    with pytest.raises(UserError, match=message), record(digits_pipe(small_unet), real=real):
-        pass
-
-
-@pytest.mark.parametrize(
-    "options", [{"forced": 1}, {"forced": None}, {"seed": -1}, {"seed": "a"}, {"name": "a/b"}, {"out": __file__}]
-)
-def test_impossible_options(small_unet, options):
-    with pytest.raises(UserError) as error, record(digits_pipe(small_unet), **options):
+@pytest.mark.parametrize(("options", "message"), IMPOSSIBLE)
+def test_impossible_options(small_unet, options, message):
+    with pytest.raises(UserError, match=message) as error, record(digits_pipe(small_unet), **options):
         pass
     assert "\n" not in str(error.value)
 
@@ -331,19 +308,20 @@ def test_an_exception_in_the_middle_of_the_loop(small_unet, tmp_path):
     assert torch.equal(sample(pipe), expected)
 
 
-def test_a_mistake_of_the_recorder_never_breaks_the_loop(small_unet, monkeypatch):
-    pipe = digits_pipe(small_unet)
-    expected = sample(pipe)
-    monkeypatch.setattr("bench.hooks.loops.Tape.update", lambda *_: 1 / 0)
-    with pytest.raises(HookError, match="recording failed: division by zero"), record(pipe):
-        assert torch.equal(sample(pipe), expected)
+MISTAKES = [  # ours, a scheduler's that cannot be copied, and the user's
+    (lambda _, patch: patch.setattr("bench.hooks.loops.Tape.update", lambda *_: 1 / 0), "failed: division by zero"),
+    (lambda pipe, _: setattr(pipe.scheduler, "lock", threading.Lock()), "recording failed: cannot pickle"),
+    (lambda *_: {"real": torch.zeros(4, 1, 4, 4)}, r"states are \(1, 8, 8\) and real images \(1, 4, 4\)"),
+]
 
 
-def test_a_scheduler_that_cannot_be_copied_never_breaks_the_loop(small_unet):
+@pytest.mark.parametrize(("spoil", "message"), MISTAKES)
+def test_no_mistake_breaks_the_loop(small_unet, monkeypatch, spoil, message):
+    """The loop is whole and its images are the user's; the block ends in one line."""
     pipe = digits_pipe(small_unet)
     expected = sample(pipe)
-    pipe.scheduler.lock = threading.Lock()
-    with pytest.raises(HookError, match="recording failed: cannot pickle") as error, record(pipe):
+    options = spoil(pipe, monkeypatch) or {}
+    with pytest.raises(HookError, match=message) as error, record(pipe, **options):
         assert torch.equal(sample(pipe), expected)
     assert "\n" not in str(error.value)
     assert is_untouched(pipe)
@@ -396,12 +374,9 @@ def test_a_whole_block_in_inference_mode(small_unet):
     assert set(log.table()["arm"]) == {"free", "forced-train"}
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"), [s for s in SETTINGS if s != ("PNDMScheduler", {})]
-)  # its own least is 4
+@pytest.mark.parametrize(("name", "settings"), [s for s in SETTINGS if s != ("PNDMScheduler", {})])  # whose least is 4
 def test_a_loop_of_one_step(name, settings):
-    scheduler = scheduler_of(name, settings, 1)
-    pipe = Pipeline(ExactNetwork(scheduler), scheduler)
+    pipe = Pipeline(name, settings, 1)
     with record(pipe, real=gaussian_data(20), forced=4) as log:
         pipe(torch.randn(3, 1, 4, 4), steps=1)
     assert set(log.table()["arm"]) == {"free", "forced-train"}
@@ -485,7 +460,6 @@ def test_batches_are_one_record(small_unet):
 def test_a_remedy_in_the_users_loop_is_told_from_what_the_network_says(small_unet):
     """A scheduler that is given eps / 1.25: the norm before is the network's own, the norm after is a fifth less."""
     scheduler = scheduler_of("DDIMScheduler", {}, 3)
-
     with record(SimpleNamespace(unet=small_unet, scheduler=scheduler)) as log, torch.no_grad():
         x = torch.randn(4, 1, 8, 8)
         for t in scheduler.timesteps:
@@ -523,9 +497,11 @@ def test_the_forced_arm_asks_as_the_loop_asks(small_unet, scales):
     """Some pipelines never scale states as their scheduler asks; neither does the teacher-forced arm then."""
     scheduler = scheduler_of("EulerDiscreteScheduler", {}, 3)
     sizes = []
-    handle = small_unet.register_forward_hook(
-        lambda _, args, kwargs, out: size_of(sizes, args, kwargs), with_kwargs=True
-    )
+
+    def hear(_, args, kwargs, out):
+        sizes.append(float((args[0] if args else kwargs["sample"]).std()))
+
+    handle = small_unet.register_forward_hook(hear, with_kwargs=True)
     with record(SimpleNamespace(unet=small_unet, scheduler=scheduler), real=DIGITS, forced=8) as log, torch.no_grad():
         x = torch.randn(8, 1, 8, 8) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
@@ -534,8 +510,3 @@ def test_the_forced_arm_asks_as_the_loop_asks(small_unet, scales):
     handle.remove()
     assert not log.notes
     assert (sizes[0] > 10) == (sizes[3] > 10) == (not scales)  # the noisiest call of either arm
-
-
-def size_of(sizes, args, kwargs):
-    state = args[0] if args else kwargs["sample"]
-    sizes.append(float(state.std()))

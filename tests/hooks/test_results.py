@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from exact_loops import ExactNetwork, Pipeline, gaussian_data, scheduler_of
+from exact_loops import Pipeline, gaussian_data
 
 from analysis.comparison.pairs import pairs_table
 from analysis.records.arrays import cell_terms
@@ -30,11 +30,9 @@ LOOPS = {
 
 
 def recorded(out, name, noise=0, count=32, forced=32, **options):
-    scheduler = scheduler_of(*LOOPS[name], 5)
-    pipe = Pipeline(ExactNetwork(scheduler), scheduler)
-    start = torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(noise))
+    pipe = Pipeline(*LOOPS[name], 5)
     with record(pipe, real=gaussian_data(), out=out, forced=forced, **options) as log:
-        pipe(start * float(getattr(scheduler, "init_noise_sigma", 1)), steps=5)
+        pipe(pipe.start(count, noise), steps=5)
     return log
 
 
@@ -81,13 +79,16 @@ def test_the_analysis_draws_it(folder):
     assert (folder / "report.html").exists()
 
 
-def test_a_second_loop_of_the_same_name_and_settings_replaces_the_first(tmp_path):
+def test_a_second_loop_of_the_same_name_and_settings_replaces_the_first_and_others_are_refused(tmp_path):
     for _ in range(2):
         log = recorded(tmp_path / "out", "DDIM", exact=False)
     assert log.notes == ["this loop takes the place of another called DDIM-loop-5-seed0; name= keeps both"]
     with pytest.raises(HookError, match=r"made with another forced .* give this loop a name= of its own"):
         recorded(tmp_path / "out", "DDIM", exact=False, forced=8)
+    with pytest.raises(HookError, match=r"made with another samples .* choose another out="):  # no table can hold both
+        recorded(tmp_path / "out", "Heun", count=16)
     assert len(load_results(tmp_path / "out").cells) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cells"]  # without exact denoisers
 
 
 def test_two_schedulers_from_the_same_noise_are_a_pair_and_others_are_not(tmp_path):
@@ -133,26 +134,14 @@ def test_the_embedded_classifier_reads_the_very_images_that_the_pipeline_returns
     np.testing.assert_allclose(cell.arrays("influence.npz")["start"][8:], noise.flatten(1)[:, :4])
 
 
-def test_loops_that_no_table_can_hold_are_refused(tmp_path):
-    recorded(tmp_path / "out", "DDIM", exact=False)
-    with pytest.raises(HookError, match=r"made with another samples .* choose another out="):
-        recorded(tmp_path / "out", "Heun", count=16)
-
-
 def test_without_real_images_the_folder_has_a_table_alone(tmp_path):
-    scheduler = scheduler_of("DDIMScheduler", {}, 5)
-    pipe = Pipeline(ExactNetwork(scheduler), scheduler)
+    pipe = Pipeline(*LOOPS["DDIM"], 5)
     with record(pipe, out=tmp_path / "out", name="bare") as log:
-        pipe(torch.randn(8, 1, 4, 4), steps=5)
+        pipe(pipe.start(8), steps=5)
     cell = tmp_path / "out" / "cells" / "bare-loop-5-seed0"
     assert sorted(path.name for path in cell.iterdir()) == ["metrics.json", "steps.csv"]
     assert json.loads((cell / "metrics.json").read_text())["notes"] == log.notes
     regenerate(tmp_path / "out")
-
-
-def test_the_exact_denoisers_can_be_left_out(tmp_path):
-    recorded(tmp_path / "out", "DDIM", exact=False)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cells"]
 
 
 WEIGHT = 2.5
