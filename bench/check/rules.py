@@ -217,13 +217,11 @@ def _check_place(subject: Subject, place: tuple[str, str], findings: Findings) -
             off = states(place, subject.at(place[0], {**subject.typical, **subject.neutral}), oracle, range(_FEW))
     except CheckError:
         raise
-    except (ValueError, UserError) as error:
-        if "\n" in str(error) or not str(error):
-            findings.breaks("works or refuses", f"{name}: its reason is not one line")
-        findings.refusals[place] = reason(error)
-        return
     except Exception as error:  # a user's code may raise anything
-        findings.breaks("works or refuses", f"{name}: {type(error).__name__}: {reason(error)}")
+        if not isinstance(error, ValueError | UserError):
+            findings.breaks("works or refuses", f"{name}: {type(error).__name__}: {reason(error)}")
+        elif "\n" in str(error) or not str(error):
+            findings.breaks("works or refuses", f"{name}: its reason is not one line")
         findings.refusals[place] = reason(error)
         return
     if watched.touched:
