@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.diffusion.types import Step
 from bench.hooks.frames import Frame, HookError, check_scheduler, frame_of
-from bench.hooks.loops import Ask, Loop
+from bench.hooks.loops import Ask, Loop, Take, start_scale
 from bench.hooks.real_data import RealData, rows_of
 from bench.runtime.errors import reason
 
@@ -69,13 +68,14 @@ class Capture:
 
     Args:
         pipe: a diffusers pipeline.
-        take: is given each step with the timestep's position; ``begin`` before it, at the first step of a walk.
+        begin: is called before the first step, with the loop and its first state.
+        take: is called with each step, see :meth:`bench.hooks.record.Log.take`.
 
     Raises:
         HookError: no pipeline, a scheduler of another kind, or one that is recorded already.
     """
 
-    def __init__(self, pipe: Any, begin: Callable[[Loop, Tensor], None], take: Callable[[Step], None]) -> None:
+    def __init__(self, pipe: Any, begin: Callable[[Loop, Tensor], None], take: Take) -> None:
         network = next((getattr(pipe, name) for name in _NETWORKS if getattr(pipe, name, None) is not None), None)
         scheduler: Any = getattr(pipe, "scheduler", None)
         if not isinstance(network, nn.Module) or not hasattr(scheduler, "step"):
@@ -194,9 +194,10 @@ class Capture:
         k, frame = self._position, self.loop.frame
         output = output[:images]
         raw, plain = self._answers(output, images)
-        self.take(self.loop.step(k, x[:images], x_next[:images], output, plain, raw=raw))
-        self._calls.clear()
         self._position = (k + 1) % len(frame.calls)
+        scale = None if k else start_scale(self.loop.scheduler)
+        self.take(self.loop.step(k, x[:images], x_next[:images], output, plain, raw=raw), scale, not self._position)
+        self._calls.clear()
         self.samples += images if not self._position else 0
 
     def _begin_walk(self, output: Tensor, t: Any, x: Tensor, arguments: dict[str, Any]) -> None:

@@ -15,8 +15,7 @@ from bench.diffusion.samplers import Draws, teacher_forced
 from bench.diffusion.solvers import Solver
 from bench.diffusion.types import CLEAN, Level, Prediction, Step
 from bench.hooks.frames import KINDS, HookError, converted
-from bench.hooks.loops import Tape
-from bench.hooks.quality import Samples
+from bench.hooks.loops import Take, Tape
 from bench.hooks.updates import StepProducts, update_of
 from bench.runtime.errors import reason
 
@@ -39,26 +38,26 @@ class CustomLoop:
     """The steps of a loop of one's own.
 
     Args:
-        begin: called with the first state; returns the tape of the free arm.
-        samples: takes what walks begin and end with; None where nothing does.
+        begin: called with the first state.
+        take: called with each step, see :meth:`bench.hooks.record.Log.take`; steps are numbered from the first.
         reads_update: whether to read from the states by which update the loop takes its steps.
 
     Attributes:
         levels: of the steps, noisiest first.
-        kind: of the outputs.
+        kind: of the outputs, empty before the first step.
         samples: images of whole walks.
         refused: whether a step was refused; its error was told then.
     """
 
-    def __init__(self, begin: Callable[[Tensor], Tape], samples: Samples | None, reads_update: bool) -> None:
+    def __init__(self, begin: Callable[[Tensor], None], take: Take, reads_update: bool) -> None:
         self.levels: list[Level] = []
-        self.kind, self.samples, self.refused = "eps", 0, False
-        self._begin, self._samples, self._reads_update = begin, samples, reads_update
+        self.kind, self.samples, self.refused = "", 0, False
+        self._begin, self._take_step, self._reads_update = begin, take, reads_update
         self._products: list[StepProducts] = []
-        self._tape: Tape | None = None
         self._number = 0  # of the next step of the walk
         self._pending: _Pending | None = None
 
+    @torch.no_grad()
     def add(self, level: Level, x: Tensor, output: Tensor, x_next: Tensor | None, kind: str) -> None:
         """Finish the step before, whose next level is known now, and keep this one.
 
@@ -67,25 +66,22 @@ class CustomLoop:
         """
         try:
             _check(level, kind, {"x": x, "prediction": output, **({} if x_next is None else {"x_next": x_next})})
-            if self._tape is not None and kind != self.kind:
+            if self.kind and kind != self.kind:
                 raise HookError(f"kind is {kind!r}, in the steps before it was {self.kind!r}")
-            self._add(level, x, output, x_next, kind)
+            if not self.kind:
+                self._begin(x)
+                self.kind = kind
+            before = self._pending
+            if before is not None:
+                if level.sigma * before.level.alpha > before.level.sigma * level.alpha:  # noisier: a further walk
+                    self.end()
+                elif x.shape != before.x.shape:
+                    raise HookError(f"x is {tuple(x.shape)}, in the step before it was {tuple(before.x.shape)}")
+                else:
+                    self._take(level, x.float())
         except HookError:
             self.refused = True
             raise
-
-    @torch.no_grad()
-    def _add(self, level: Level, x: Tensor, output: Tensor, x_next: Tensor | None, kind: str) -> None:
-        if self._tape is None:
-            self._tape, self.kind = self._begin(x), kind
-        before = self._pending
-        if before is not None:
-            if level.sigma * before.level.alpha > before.level.sigma * level.alpha:  # noisier: a further walk
-                self.end()
-            elif x.shape != before.x.shape:
-                raise HookError(f"x is {tuple(x.shape)}, in the step before it was {tuple(before.x.shape)}")
-            else:
-                self._take(level, x.float())
         # Copies, since loops may work in place.
         state = None if x_next is None else x_next.detach().float().clone()
         self._pending = _Pending(level, x.detach().float().clone(), state, output.detach().float().clone())
@@ -103,22 +99,18 @@ class CustomLoop:
         """Record the step that waited for its next level."""
         step, number = self._pending, self._number
         assert step is not None  # its callers asked
-        assert self._tape is not None  # as above
         if not self.samples:
             self.levels.append(step.level)
         elif number >= len(self.levels) or self.levels[number] != step.level:
             raise HookError(f"step {number + 1} has another level than in the walk before; record each loop in a block")
         said = converted(self.kind, step.output, step.x, step.level)
         reached = x_next if step.x_next is None else step.x_next
-        self._tape.update(Step(number, 0, step.level, level_next, step.x, reached, said, said.x0, said.eps, None))
+        taken = Step(number, 0, step.level, level_next, step.x, reached, said, said.x0, said.eps, None)
+        self._take_step(taken, None if number else step.level.sigma, level_next is CLEAN)
         if self._reads_update:
             if number == len(self._products):
                 self._products.append(StepProducts())
             self._products[number].add(reached, step.x, said.x0)
-        if self._samples is not None and not number:
-            self._samples.begin(step.x / step.level.sigma)
-        if self._samples is not None and level_next is CLEAN:
-            self._samples.end(reached)
         self._number, self._pending = number + 1, None
 
     @torch.no_grad()

@@ -145,12 +145,11 @@ def used(scheduler: Any, prediction: Prediction, x: Tensor, level: Level, argume
 
 
 def frame_of(scheduler: Any) -> Frame:
-    """Return the frame of a scheduler whose timesteps are set.
+    """Return the frame of a scheduler that :func:`check_scheduler` lets through and whose timesteps are set.
 
     Raises:
-        HookError: another kind of scheduler or prediction.
+        HookError: its timesteps are another number than its calls.
     """
-    check_scheduler(scheduler)
     config = scheduler.config
     times = tuple(float(t) for t in scheduler.timesteps.tolist())
     calls = SCHEDULERS[type(scheduler).__name__](scheduler, times)

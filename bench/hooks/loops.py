@@ -30,6 +30,10 @@ from bench.measure.instruments.spectra import RadialBins
 # its output and, under guidance, the output without.
 Ask = Callable[[Tensor, Tensor, Any, int], tuple[Tensor, Tensor | None]]
 
+# What takes the steps of a free arm: a step, the scale of the noise that its walk begins with, None after the first
+# step, and whether it is the walk's last.
+Take = Callable[[Step, float | None, bool], None]
+
 _MANY, _FEW = 1024, 256  # walks of an exact denoiser: many at up to 20 steps, fewer beyond
 _FEWEST = 128  # of images of more values than _SMALL
 _SMALL = 768

@@ -21,7 +21,7 @@ from bench.diffusion.types import CLEAN, Level, Step
 from bench.hooks.capture import Capture
 from bench.hooks.custom_loop import CustomLoop, Network
 from bench.hooks.frames import HookError
-from bench.hooks.loops import Loop, Tape, force, start_scale
+from bench.hooks.loops import Loop, Tape, force
 from bench.hooks.real_data import RealData
 from bench.hooks.results import LoopCell, Recorded, plain_settings, write_cell, write_exact
 from bench.measure.instruments.gaussian import LARGEST
@@ -125,9 +125,8 @@ class Log:
         self.samples = 0
         self._started = time.perf_counter()
         self._tapes: dict[str, Tape] = {}
-        self._scale, self._first = 1.0, 0  # of the noise that a walk begins with; solver index of its first step
         self._batch = 1
-        self._own = CustomLoop(self._open, self._samples, self.real is not None)
+        self._own = CustomLoop(self._open, self.take, self.real is not None)
         self._table: pd.DataFrame | None = None
 
     def table(self) -> pd.DataFrame:
@@ -146,17 +145,22 @@ class Log:
         """Set up the free arm of a pipeline, at the first state x [B, C, H, W]."""
         steps = sum(call.completes for call in loop.frame.calls)
         self._open(x, loop.frame.stages, recorded_indices(steps)[0])
-        self._scale, self._first = start_scale(loop.scheduler), steps - 1
 
-    def take(self, step: Step) -> None:
-        """Take a step of the free arm."""
+    def take(self, step: Step, scale: float | None, ends: bool) -> None:
+        """Take a step of the free arm.
+
+        Args:
+            step: of one network call.
+            scale: of the noise that the step's walk begins with, None after its first call.
+            ends: whether it is the last call of its walk.
+        """
         self._tapes["free"].update(step)
-        if self._samples is not None and step.i == self._first and step.stage == 0:
-            self._samples.begin(step.x / self._scale)
-        if self._samples is not None and step.i == 0 and step.completes:
+        if self._samples is not None and scale is not None:
+            self._samples.begin(step.x / scale)
+        if self._samples is not None and ends:
             self._samples.end(step.x_next)
 
-    def _open(self, x: Tensor, stages: int = 1, chosen: list[int] | None = None) -> Tape:
+    def _open(self, x: Tensor, stages: int = 1, chosen: list[int] | None = None) -> None:
         self._batch = len(x)
         if self.real is not None and self.real.images.shape[1:] != x.shape[1:]:
             raise HookError(
@@ -170,7 +174,6 @@ class Log:
         self._tapes["free"] = Tape(centre, False, stages, chosen)
         if self.real is not None:
             self._tapes["forced-train"] = Tape(centre, True, stages, chosen)
-        return self._tapes["free"]
 
     def step(
         self, *, t: float, alpha: float, sigma: float, x: Tensor, prediction: Tensor, x_next: Tensor, kind: str = "eps"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 
 import diffusers
@@ -25,10 +26,6 @@ SETTINGS = [(name, {}) for name in SCHEDULERS] + [
     ("HeunDiscreteScheduler", {"prediction_type": "v_prediction"}),
     ("EDMEulerScheduler", {"prediction_type": "v_prediction"}),
 ]
-WITHOUT_GENERATOR = [  # in their step
-    "PNDMScheduler", "HeunDiscreteScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler",
-]  # fmt: skip
 MEAN, VARIANCE = 0.2, 0.3  # of the Gaussian data, each pixel independent
 
 
@@ -109,12 +106,12 @@ class Pipeline:
 
     @torch.no_grad()
     def __call__(self, x, steps=8, seed=0):
-        generator = torch.Generator().manual_seed(seed)
+        has_noise = "generator" in inspect.signature(self.scheduler.step).parameters
+        random = {"generator": torch.Generator().manual_seed(seed)} if has_noise else {}
         self.scheduler.set_timesteps(steps)
         self.states = [x]
         for t in self.scheduler.timesteps:
             output = self.unet(scaled(self.scheduler, x, t), t).sample
-            random = {} if type(self.scheduler).__name__ in WITHOUT_GENERATOR else {"generator": generator}
             x = self.scheduler.step(output, t, x, **random).prev_sample
             self.states.append(x)
         return x

@@ -8,7 +8,7 @@ import torch
 from exact_loops import FLOWS, SETTINGS, scheduler_of
 
 from bench.diffusion.types import Level, Prediction
-from bench.hooks.frames import HookError, converted, frame_of, restarted
+from bench.hooks.frames import HookError, check_scheduler, converted, frame_of, restarted
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers under numpy 2
 LABELS = [f"{name}-{'-'.join(map(str, settings.values()))}" for name, settings in SETTINGS]
@@ -72,12 +72,12 @@ def test_an_output_is_made_of_the_prediction_it_means(name, settings):
 
 def test_other_schedulers_are_refused_by_name():
     with pytest.raises(HookError, match="LCMScheduler is known; a description would need alpha and sigma"):
-        frame_of(diffusers.LCMScheduler())
+        check_scheduler(diffusers.LCMScheduler())
 
 
 def test_inverted_flows_are_refused():
     with pytest.raises(HookError, match="inverted sigmas"):
-        frame_of(diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
+        check_scheduler(diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
 
 
 def test_a_restarted_scheduler_leaves_the_other_alone():
