@@ -85,11 +85,7 @@ def subject_of(name: str, make: Any, given: Mapping[str, float], neutral: Mappin
             raise CheckError(f"{name} has no constant {constant!r}; it has {known}")
     typical = dict(getattr(make, "typical", {})) | dict(given)
     for constant, parameter in parameters.items():
-        if (
-            constant in own
-            or constant in typical
-            or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        ):
+        if constant in own | typical.keys() or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.default is parameter.empty:
             raise CheckError(f"{name} needs a value of {constant!r}; give --set {constant}=VALUE")
