@@ -2,16 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_walks import DRAWS, run
 
 from bench.diffusion.corrections import Correction, EpsilonScaling, FirstCallScaling, VelocityScaling, X0Scaling
-from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Draws, prior, walk
+from bench.diffusion.samplers import prior, walk
 from bench.diffusion.schedules import edm_levels, flow_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun, PosteriorMean
 from bench.diffusion.types import CLEAN, Call, Level, Prediction, batched
 
 LEVELS = levels("cosine", 1000, 20)
-DRAWS = Draws(Noise(0), torch.arange(3))
 START = prior(LEVELS[0], DRAWS, (1, 4, 4))
 SCALED = [(b, 0.0, clip, mode) for b in (1.017, 0.99) for clip in (0, 1) for mode in ("ddpm", "ddim0")]
 SCALED += [(1.0, 0.0025, 1, mode) for mode in ("ddpm", "ddim0")]
@@ -84,8 +83,7 @@ def half(x, level, cond=None):
 
 def by_hand(path, x, solver, correction, network=half):
     """Return the eps of each step's update and the state after it."""
-    start, draws = torch.full((1, 1, 1, 1), x, dtype=torch.float64), Draws(Noise(0), torch.arange(1))
-    steps = list(walk(network, path, start, solver, draws, clip=False, correction=correction))
+    steps = run(network, path, torch.full((1, 1, 1, 1), x, dtype=torch.float64), solver, correction)
     return [step.eps_used.item() for step in steps], [step.x_next.item() for step in steps]
 
 
@@ -112,7 +110,7 @@ def test_two_steps_by_hand(kind, constants, solver, eps, ends):
 
 def walked(stand_in, path, solver, correction):
     start = prior(path[0], DRAWS, (1, 4, 4))
-    return [step.x_next for step in walk(stand_in(True), path, start, solver, DRAWS, clip=False, correction=correction)]
+    return [step.x_next for step in run(stand_in(True), path, start, solver, correction)]
 
 
 VP, EDM = levels("cosine", 1000, 10), edm_levels(6)

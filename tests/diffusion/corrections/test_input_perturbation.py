@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_walks import run
 
 from bench.diffusion.corrections import EpsilonScaling, InOrder, InputPerturbation
-from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Draws, walk
 from bench.diffusion.schedules import edm_levels, edm_position, flow_grid, levels
 from bench.diffusion.solvers import DDIM, Euler
 from bench.diffusion.types import CLEAN, Level, Prediction
@@ -17,7 +16,6 @@ from bench.models.denoisers.oracles import GaussianOracle, MixtureOracle
 SHAPE = (1, 2, 3)
 VP, EDM = levels("cosine", 1000, 1000)[:-1], edm_levels(1000)[:-1]
 FRAMES = {"vp": VP, "edm": EDM, "flow": flow_grid()}
-DRAWS, DRAWS_OF_ONE = (Draws(Noise(0), torch.arange(count)) for count in (3, 1))
 
 
 def covariance(seed):
@@ -100,10 +98,8 @@ class Scripted:
 
 
 def scalars(path, grid, x, solver):
-    network = Scripted()
-    start = torch.full((1, 1, 1, 1), x, dtype=torch.float64)
-    correction = InputPerturbation(grid, gamma=0.75)  # s = 1.25
-    steps = list(walk(network, path, start, solver, DRAWS_OF_ONE, clip=False, correction=correction))
+    network, start = Scripted(), torch.full((1, 1, 1, 1), x, dtype=torch.float64)
+    steps = run(network, path, start, solver, InputPerturbation(grid, gamma=0.75))  # s = 1.25
     return network.asked, [step.x0_used.item() for step in steps], [step.x_next.item() for step in steps]
 
 
@@ -158,12 +154,10 @@ def test_ddpm_y_scaled_by_s_is_ip(frame):
     )
     oracle = GaussianOracle(torched(images(1)[0]), torched(covariance(2)))
     for level in path[::111]:
-        steps = [
-            next(walk(oracle, (level, CLEAN), x, DDIM(), DRAWS, clip=False, correction=correction))
-            for correction in (scaled, InputPerturbation(path, gamma))
-        ]
-        assert torch.equal(steps[0].eps_used, steps[1].eps_used)
-        assert torch.equal(steps[0].x0_used, steps[1].x0_used)
+        both = (scaled, InputPerturbation(path, gamma))
+        ours, theirs = (run(oracle, (level, CLEAN), x, DDIM(), correction)[0] for correction in both)
+        assert torch.equal(ours.eps_used, theirs.eps_used)
+        assert torch.equal(ours.x0_used, theirs.x0_used)
 
 
 def test_two_emulators_are_one_of_their_joint_strength():

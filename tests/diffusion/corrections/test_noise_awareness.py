@@ -5,10 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from small_walks import run
 
 from bench.diffusion.corrections import InOrder, InputPerturbation, NoiseAwareness, SigmaLying
-from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Draws, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.solvers import DDIM
 from bench.diffusion.types import NULL_TIME, Level, Prediction
@@ -29,11 +28,11 @@ def network(x, level, cond=None):
 def test_two_steps_by_hand():
     """Eps is (.1 + w (.1 - .05)) x: .2 x at w = 2."""
     x = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
-    draws, by_hand = Draws(Noise(0), torch.arange(1)), 2.0
+    by_hand = 2.0
     for level, after in pairwise(PATH):
         eps = 0.2 * by_hand
         by_hand = after.alpha * (by_hand - level.sigma * eps) / level.alpha + after.sigma * eps
-    for step in walk(network, PATH, x, DDIM(), draws, clip=False, correction=NoiseAwareness(2.0)):
+    for step in run(network, PATH, x, DDIM(), NoiseAwareness(2.0)):
         assert step.prediction.calls == 2
         assert torch.equal(step.prediction.plain.eps, 0.1 * step.x)
         assert torch.equal(step.prediction.variance_fraction, torch.zeros_like(x))

@@ -1,16 +1,15 @@
 """Noise scaling by hand, in random steps and in churn."""
 
 import torch
+from small_walks import DRAWS, run
 
 from bench.diffusion.corrections import InOrder, NoiseScaling
-from bench.diffusion.noise import Noise, Purpose
+from bench.diffusion.noise import Purpose
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.samplers import Draws, walk
 from bench.diffusion.schedules import levels
 from bench.diffusion.solvers import Ancestral, Churn, Heun
 from bench.diffusion.types import CLEAN, Level, Prediction
 
-DRAWS = Draws(Noise(0), torch.arange(3))
 X = torch.ones(3, 1, 2, 2, dtype=torch.float64)
 
 
@@ -21,7 +20,7 @@ def exact(x, level, cond=None):
 
 
 def walked(solver, path, correction):
-    return [step.x_next for step in walk(exact, path, X, solver, DRAWS, clip=False, correction=correction)]
+    return [step.x_next for step in run(exact, path, X, solver, correction)]
 
 
 def test_two_ancestral_steps():

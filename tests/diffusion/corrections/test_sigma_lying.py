@@ -2,19 +2,14 @@
 
 import pytest
 import torch
+from small_walks import run
 
+from bench.check.walks import FRAMES
 from bench.diffusion.corrections import SigmaLying
-from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Draws, walk
-from bench.diffusion.schedules import edm_grid, edm_levels, flow_grid, flow_levels, levels
+from bench.diffusion.schedules import edm_grid
 from bench.diffusion.solvers import DDIM
 from bench.diffusion.types import CLEAN, Level, Prediction
 
-FRAMES = {
-    "vp": (levels("linear", 1000, 10), levels("linear", 1000, 1000)[:-1]),
-    "edm": (edm_levels(10), edm_grid()),
-    "flow": (flow_levels("flow", 10), flow_grid()),
-}
 X = torch.linspace(-3, 3, 12, dtype=torch.float64).reshape(3, 1, 2, 2)
 
 
@@ -30,8 +25,7 @@ class Exact:
 
 
 def walked(denoiser, path, correction):
-    draws = Draws(Noise(0), torch.arange(3))
-    return [step.x_next for step in walk(denoiser, path, X, DDIM(), draws, clip=False, correction=correction)]
+    return [step.x_next for step in run(denoiser, path, X, DDIM(), correction)]
 
 
 def test_two_steps_by_hand():

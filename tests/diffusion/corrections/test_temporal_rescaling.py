@@ -4,10 +4,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from small_walks import run
 
 from bench.diffusion.corrections import InOrder, TemporalRescaling, X0Scaling
-from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Draws, walk
 from bench.diffusion.schedules import edm_levels, flow_levels, levels
 from bench.diffusion.solvers import DDIM
 from bench.diffusion.types import CLEAN, Call, Prediction
@@ -16,7 +15,6 @@ from bench.models.denoisers.oracles import GaussianOracle
 SHAPE = (1, 2, 2)
 SPREAD = 0.4
 VP, EDM, FLOW = levels("cosine", 1000, 12), edm_levels(12), flow_levels("flow", 12)
-DRAWS = Draws(Noise(0), torch.arange(3))
 MEAN = torch.tensor([[[0.3, -0.1], [0.2, 0.6]]], dtype=torch.float64)
 
 
@@ -44,11 +42,7 @@ def test_a_long_deterministic_walk_ends_at_the_variance_over_k():
     """
     path = levels("cosine", 1000, 1000)
     x = torch.stack([torch.full(SHAPE, value, dtype=torch.float64) for value in (0.0, 1.0)])
-    draws = Draws(Noise(0), torch.arange(2))
-    for step in walk(
-        isotropic(SPREAD**2), path, x, DDIM(), draws, clip=False, correction=TemporalRescaling(0.5, SPREAD)
-    ):
-        ends = step.x_next
+    ends = run(isotropic(SPREAD**2), path, x, DDIM(), TemporalRescaling(0.5, SPREAD))[-1].x_next
     gain = ends[1] - ends[0]
     torch.testing.assert_close(gain**2, torch.full(SHAPE, SPREAD**2 / 0.5, dtype=torch.float64), rtol=0.01, atol=0)
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from small_walks import run
 
 from bench.diffusion.corrections import (
     DifferentialCorrection,
@@ -13,9 +14,7 @@ from bench.diffusion.corrections import (
     PixelCorrection,
     ReverseStdCorrection,
 )
-from bench.diffusion.noise import Noise
 from bench.diffusion.posterior import Posterior
-from bench.diffusion.samplers import Draws, walk
 from bench.diffusion.schedules import edm_levels, levels
 from bench.diffusion.solvers import DDIM, Churn, Euler, Heun
 from bench.diffusion.types import CLEAN, Call, Level, Prediction
@@ -70,9 +69,7 @@ class Halves:
 
 def walked(path, x, solver, correction, denoiser=None):
     x = torch.tensor(x, dtype=torch.float64).reshape(1, 1, 2, 2)
-    draws = Draws(Noise(0), torch.arange(1))
-    steps = list(walk(denoiser or Halves(), path, x, solver, draws, clip=False, correction=correction))
-    return [step.x_next.flatten().tolist() for step in steps]
+    return [step.x_next.flatten().tolist() for step in run(denoiser or Halves(), path, x, solver, correction)]
 
 
 EDM_BY_HAND = (Level(2, 1.0, 4.0), Level(1, 1.0, 1.0), CLEAN)
