@@ -11,6 +11,7 @@ from bench.data import coloured, quantize
 from bench.measure.features.extractors import Extractor, moments_of, open_extractor
 from bench.measure.quality.scores import FeatureSet
 from bench.measure.quality.statistics import MomentStream
+from bench.suite.cells.reference import Reference
 
 _EMBEDDED = {(1, 8, 8): "digits", (3, 32, 32): "cifar10", (3, 16, 16): "cifar10-16"}  # classifiers by (C, H, W)
 _ROUNDING = 1e-3  # of pixels that were resized or scaled in half precision
@@ -42,13 +43,15 @@ class Samples:
     """What is left of the images that a loop makes: some numbers an image, and the images themselves on demand.
 
     Args:
-        extractor: of their features.
-        pictures: whether the images are pixels from -1 to 1, which are compared as uint8; latents stay as they are.
+        reference: what they are compared with, by its extractor. Where its pictures are uint8 the images are pixels
+            from -1 to 1, compared as uint8 too; latents stay as they are.
         kept: whether to hold the images too, so that memory grows with them.
     """
 
-    def __init__(self, extractor: Extractor, pictures: bool, kept: bool) -> None:
-        self.extractor, self.pictures, self.kept = extractor, pictures, kept
+    def __init__(self, reference: Reference, kept: bool) -> None:
+        assert reference.extractor is not None  # else nothing is compared
+        self.reference, self.extractor, self.kept = reference, reference.extractor, kept
+        self.pictures = not reference.pictures.images.is_floating_point()
         self._pooled: list[NDArray[np.float32]] = []
         self._spatial = MomentStream()
         self._starts: list[Tensor] = []

@@ -76,10 +76,7 @@ class RealData:
 
     def samples(self, kept: bool) -> Samples | None:
         """Return where the samples of a loop go, None where they are not compared; see :class:`Samples`."""
-        extractor = self.reference.extractor
-        if extractor is None:
-            return None
-        return Samples(extractor, not self.reference.pictures.images.is_floating_point(), kept)
+        return None if self.reference.extractor is None else Samples(self.reference, kept)
 
 
 def _images(data: Any) -> Tensor:

@@ -23,7 +23,7 @@ from bench.hooks.custom_loop import CustomLoop, Network
 from bench.hooks.frames import HookError
 from bench.hooks.loops import Loop, Tape, force
 from bench.hooks.real_data import RealData
-from bench.hooks.results import LoopCell, Recorded, plain_settings, write_cell, write_exact
+from bench.hooks.results import LoopCell, plain_settings, write_cell, write_exact
 from bench.measure.instruments.gaussian import LARGEST
 from bench.measure.instruments.step_table import PixelStatistics
 from bench.runtime.errors import reason
@@ -326,7 +326,7 @@ class Log:
         if named:
             self._note(f"this loop takes the place of another called {cell.name}; name= keeps both")
         with _named_out("give this loop a name= of its own, " if named else ""):
-            write_cell(self.out, cell, Recorded(records, self._table, self.real, self._samples), facts)
+            write_cell(self.out, cell, records, self._table, self._samples, facts)
             if walked is not None and self.real is not None and self.exact:
                 write_exact(self.out, cell, walked, self.real, indices, self._tapes["free"].centre.device)
 

@@ -96,30 +96,17 @@ def plain_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if not name.startswith("_")}
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What was recorded of a loop.
-
-    Attributes:
-        records: merged over its images.
-        table: per step.
-        real: the data, None where none were given.
-        samples: what is left of its images, None where they are compared with nothing.
-    """
-
-    records: Records
-    table: pd.DataFrame
-    real: RealData | None
-    samples: Samples | None
-
-
-def write_cell(out: Path, cell: LoopCell, recorded: Recorded, facts: Mapping[str, Any]) -> None:
+def write_cell(
+    out: Path, cell: LoopCell, records: Records, table: pd.DataFrame, samples: Samples | None, facts: Mapping[str, Any]
+) -> None:
     """Write a recorded loop as a complete cell, its samples scored against the real data.
 
     Args:
         out: the results folder.
         cell: which.
-        recorded: of the loop.
+        records: of the loop, merged over its images.
+        table: per step.
+        samples: what is left of its images, None where they are compared with nothing.
         facts: ``seconds`` and ``notes``.
 
     Raises:
@@ -130,24 +117,23 @@ def write_cell(out: Path, cell: LoopCell, recorded: Recorded, facts: Mapping[str
     store.check(cell)
     store.begin(cell)
     if cell.data:
-        store.put_arrays(cell, "moments.npz", recorded.records.moments())
-    write_atomic(store.folder(cell) / "steps.csv", lambda path: recorded.table.to_csv(path, index=False))
+        store.put_arrays(cell, "moments.npz", records.moments())
+    write_atomic(store.folder(cell) / "steps.csv", lambda path: table.to_csv(path, index=False))
     calls = len(cell.asked)
-    scores = {"features": "none", "scores": [], **_scored(store, cell, recorded)}
+    scores = {"features": "none", "scores": [], **_scored(store, cell, samples)}
     store.finish(cell, {"nfe": calls, "network_calls": calls * cell.samples, **scores, **facts})
 
 
-def _scored(store: Store, cell: LoopCell, recorded: Recorded) -> dict[str, Any]:
+def _scored(store: Store, cell: LoopCell, samples: Samples | None) -> dict[str, Any]:
     """Write the samples' features and return their scores, nothing where there is nothing to compare."""
-    real, samples = recorded.real, recorded.samples
-    if real is None or samples is None:
+    if samples is None:
         return {}
     images = samples.images()
     if images is not None:
         store.put_arrays(cell, "samples.npz", {"arr_0": images})
     others = {"start": samples.starts()}
-    scores = [asdict(row) for row in score_features(cell, real.reference, store, samples.features(), others)]
-    return {"features": real.reference.key(), "scores": scores}
+    scores = [asdict(row) for row in score_features(cell, samples.reference, store, samples.features(), others)]
+    return {"features": samples.reference.key(), "scores": scores}
 
 
 def write_exact(
