@@ -208,6 +208,13 @@ def sample(pipe, steps=3):
     return pipe(4, torch.Generator().manual_seed(0), num_inference_steps=steps, output_type="pt").images
 
 
+def recorded(pipe, **options):
+    """Return the log of a small loop, and its images."""
+    with record(pipe, **options) as log:
+        images = sample(pipe)
+    return log, images
+
+
 def is_untouched(pipe):
     own = {"step", "set_timesteps"} & pipe.scheduler.__dict__.keys()
     return not own and not pipe.unet._forward_hooks
@@ -286,9 +293,7 @@ def test_two_nested_recorders(small_unet):
     with pytest.raises(HookError, match="being recorded already"), record(pipe), record(pipe):
         pass
     assert is_untouched(pipe)
-    with record(pipe) as log:  # nothing is left of them
-        sample(pipe)
-    assert log.samples == 4
+    assert recorded(pipe)[0].samples == 4  # nothing is left of them
 
 
 def test_an_exception_in_the_middle_of_the_loop(small_unet, tmp_path):
@@ -368,9 +373,8 @@ def test_careless_users_have_their_images_and_a_whole_table(small_unet, way, tmp
 
 
 def test_a_whole_block_in_inference_mode(small_unet):
-    pipe = digits_pipe(small_unet)
-    with torch.inference_mode(), record(pipe, real=DIGITS, forced=4) as log:
-        sample(pipe)
+    with torch.inference_mode():
+        log, _ = recorded(digits_pipe(small_unet), real=DIGITS, forced=4)
     assert set(log.table()["arm"]) == {"free", "forced-train"}
 
 
@@ -404,17 +408,15 @@ class OneLayer(EpsOnly):
 @pytest.mark.parametrize("way", ["module", "in place"])
 def test_a_compiled_network(way):
     small_unet = OneLayer()
-    plain = digits_pipe(small_unet)
-    with record(plain, real=DIGITS, forced=8) as log:
-        sample(plain)
+    log, _ = recorded(digits_pipe(small_unet), real=DIGITS, forced=8)
     if way == "module":
         small_unet = torch.compile(small_unet, backend="eager")
     else:
         small_unet.compile(backend="eager")
     pipe = digits_pipe(small_unet)
     expected = sample(pipe)
-    with record(pipe, real=DIGITS, forced=8) as compiled:
-        assert torch.equal(sample(pipe), expected)
+    compiled, images = recorded(pipe, real=DIGITS, forced=8)
+    assert torch.equal(images, expected)
     assert_same(compiled.table(), log.table())
     assert not compiled.notes
 
@@ -422,13 +424,10 @@ def test_a_compiled_network(way):
 @pytest.mark.parametrize("dtype", at_first([torch.bfloat16, torch.float16], 1))
 def test_half_precision(small_unet, dtype):
     """A whole table, near that of float32, from states that stay in half precision."""
-    whole = digits_pipe(small_unet)
-    with record(whole, real=DIGITS, forced=16) as log:
-        sample(whole)
+    log, _ = recorded(digits_pipe(small_unet), real=DIGITS, forced=16)
     pipe = digits_pipe(small_unet.to(dtype))
     expected = sample(pipe)
-    with record(pipe, real=DIGITS, forced=16) as half:
-        found = sample(pipe)
+    half, found = recorded(pipe, real=DIGITS, forced=16)
     assert torch.equal(found, expected)
     assert found.dtype == dtype
     for arm in ("free", "forced-train"):
@@ -437,9 +436,7 @@ def test_half_precision(small_unet, dtype):
 
 
 def test_without_real_images_the_free_arm_is_alone_and_said_so(small_unet):
-    pipe = digits_pipe(small_unet)
-    with record(pipe) as log:
-        sample(pipe)
+    log, _ = recorded(digits_pipe(small_unet))
     assert set(log.table()["arm"]) == {"free"}
     assert not log.table()["value"].isna().any()
     assert "the free arm alone is recorded" in log.notes[0]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_walks import DRAWS, run
 
 from bench.diffusion.corrections import InOrder, ShiftedTarget, TimeShift
 from bench.diffusion.noise import Noise
@@ -15,7 +16,6 @@ from bench.models.denoisers.oracles import GaussianOracle
 
 COSINE, GRID = levels("cosine", 1000, 20), levels("cosine", 1000, 1000)[:-1]
 EDM, EDM_GRID = edm_levels(18), edm_grid()
-DRAWS = Draws(Noise(0), torch.arange(3))
 SHAPE = (2, 4, 4)
 ONE_CALL = [Ancestral("learned"), Ancestral("fixed-small"), Ancestral("fixed-large"), DDIM(), DDIM(0.5)]
 PATHS = [(solver, COSINE, GRID) for solver in ONE_CALL] + [(s, EDM, EDM_GRID) for s in (Euler(), Heun())]
@@ -54,10 +54,6 @@ def exactly_unit():
     return torch.tensor([1.0, -1.0]).repeat(32).reshape(1, 8, 8) * math.sqrt(63 / 64)
 
 
-def run(denoiser, path, x, solver, correction, draws=DRAWS, clip=True):
-    return list(walk(denoiser, path, x, solver, draws, clip=clip, correction=correction))
-
-
 def start(path, draws=DRAWS):
     return prior(path[0], draws, SHAPE)
 
@@ -74,7 +70,7 @@ def test_algorithm_3_by_hand():
     path, x0 = (TRIPLES[4], TRIPLES[2], CLEAN), image(1.0, -1.0, 0.75, -0.75)
     x0 = torch.cat([x0, x0 / 2])
     said = Constant()
-    steps = run(said, path, 0.28 * x0 + 0.96 * 0.4, DDIM(), TimeShift(path, TRIPLES, window=2, cutoff=3), clip=False)
+    steps = run(said, path, 0.28 * x0 + 0.96 * 0.4, DDIM(), TimeShift(path, TRIPLES, window=2, cutoff=3))
     torch.testing.assert_close(steps[0].x_next, 0.8 * x0 + 0.24, rtol=0, atol=1e-6)
     assert (said.t[0], said.t[1].flatten().tolist()) == (4, [3, 1])
     wanted = torch.stack([x0[0] * 4 / 3, (0.8 * x0[1] + 0.24 - 0.5 / 13) / 12 * 13])
@@ -85,7 +81,8 @@ def test_algorithm_3_by_hand():
 def test_algorithm_3_asks_where_the_step_before_stood(cutoff, moved):
     """t > t_c of the step that made the state: at t = 4 here, not at 2 where the state stands."""
     path, said = (TRIPLES[4], TRIPLES[2], CLEAN), Constant()
-    run(said, path, image(1.0, -1.0, 2.0, -2.0), DDIM(), TimeShift(path, TRIPLES, window=2, cutoff=cutoff))
+    shift = TimeShift(path, TRIPLES, window=2, cutoff=cutoff)
+    run(said, path, image(1.0, -1.0, 2.0, -2.0), DDIM(), shift, clip=True)
     assert isinstance(said.t[1], torch.Tensor) == moved
 
 
@@ -100,9 +97,7 @@ def test_the_released_code_by_hand():
     path, x0 = (TRIPLES[4], TRIPLES[3], TRIPLES[1], CLEAN), image(1.0, -1.0, 1.0, -1.0)
     x0 = torch.cat([x0, 0.4 * x0])
     said = Constant()
-    steps = run(
-        said, path, 0.28 * x0 + 0.96 * 0.4, DDIM(), ShiftedTarget(path, TRIPLES, window=2, cutoff=0), clip=False
-    )
+    steps = run(said, path, 0.28 * x0 + 0.96 * 0.4, DDIM(), ShiftedTarget(path, TRIPLES, window=2, cutoff=0))
     assert said.t == [4, 3, 1]
     torch.testing.assert_close(steps[0].x_next, 0.6 * x0 + 0.32, rtol=0, atol=1e-6)
     x0_hat = x0 + 0.4 / 3
@@ -201,7 +196,7 @@ def test_a_batch_is_its_images_one_by_one_with_host_levels(kind, solver, path, g
     200, of which 18 steps each lose a few roundings of 1e-16: 1e-11.
     """
     made = kind(path, grid, window=80, cutoff=300)
-    steps = [step for step in run(network, path, start(path), solver, made) if step.completes]
+    steps = [step for step in run(network, path, start(path), solver, made, clip=True) if step.completes]
     assert {step.x_next.dtype for step in steps} == {solver.dtype or torch.float32}
     got = torch.stack([step.x_next for step in steps])
     shifts = 0
@@ -228,7 +223,7 @@ def test_an_exact_walk_is_told_how_much_noise_it_has():
     """
     path = (*COSINE[8:12], CLEAN)
     x = path[0].sigma * torch.stack([v**0.5 * exactly_unit() for v in (0.96, 1.0, 1.03)])
-    steps = run(point_mass, path, x, DDIM(), TimeShift(path, GRID, window=100, cutoff=0), clip=False)
+    steps = run(point_mass, path, x, DDIM(), TimeShift(path, GRID, window=100, cutoff=0))
     first, second = (step.x_next.flatten(1).var(1) for step in steps[:2])
     torch.testing.assert_close(first / path[1].sigma ** 2, torch.tensor([0.96, 1.0, 1.03]), rtol=0, atol=1e-5)
     torch.testing.assert_close(second / path[2].sigma ** 2, torch.ones(3), rtol=0, atol=5e-3)
@@ -272,7 +267,7 @@ def test_churn_does_not_hide_which_step_it_is():
     _, call = made.before(x, Call(0, raised, path[7], True))
     assert isinstance(call.level.t, torch.Tensor)
     assert ((call.level.t - raised.t).abs() <= 15).all()
-    steps = run(network, path, start(path), churned, made)
+    steps = run(network, path, start(path), churned, made, clip=True)
     assert all(torch.isfinite(step.x_next).all() for step in steps)
 
 
@@ -280,7 +275,7 @@ def test_churn_does_not_hide_which_step_it_is():
 def test_two_shifts_do_not_go_together(kinds):
     both = InOrder([kind(COSINE, GRID, window=80, cutoff=0) for kind in kinds])
     with pytest.raises(ValueError, match="one time shift; remove the other"):
-        run(network, COSINE, start(COSINE), DDIM(), both)
+        run(network, COSINE, start(COSINE), DDIM(), both, clip=True)
 
 
 @pytest.mark.parametrize("kind", [TimeShift, ShiftedTarget])
@@ -288,7 +283,7 @@ def test_two_shifts_do_not_go_together(kinds):
 def test_any_number_of_steps(kind, steps):
     """One step has nothing to shift; all of them leave no level between two."""
     path, grid = levels("cosine", 50, steps), levels("cosine", 50, 50)[:-1]
-    walked = run(network, path, start(path), Ancestral(), kind(path, grid, window=10, cutoff=0))
+    walked = run(network, path, start(path), Ancestral(), kind(path, grid, window=10, cutoff=0), clip=True)
     assert torch.isfinite(walked[-1].x_next).all()
 
 

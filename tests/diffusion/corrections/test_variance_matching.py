@@ -3,16 +3,15 @@ import math
 
 import pytest
 import torch
+from small_walks import DRAWS, run
 
 from bench.diffusion.corrections import FinalStd, VarianceNormalisation, X0StdMatching, x0_std
-from bench.diffusion.noise import Noise
-from bench.diffusion.samplers import Draws, prior, walk
+from bench.diffusion.samplers import prior
 from bench.diffusion.schedules import edm_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun
 from bench.diffusion.types import CLEAN, Call, Level, Prediction
 
 COSINE, EDM = levels("cosine", 1000, 20), edm_levels(18)
-DRAWS = Draws(Noise(0), torch.arange(3))
 SHAPE = (2, 4, 4)
 PATHS = [(Ancestral(), COSINE), (Ancestral("fixed-large"), COSINE), (DDIM(), COSINE), (Euler(), EDM), (Heun(), EDM)]
 
@@ -25,12 +24,8 @@ def network(x, level, cond=None):
     return Prediction(eps, (x - level.sigma * eps) / level.alpha, torch.cos(x + level.t / 100))
 
 
-def run(path, x, solver, correction, draws=DRAWS, denoiser=network, clip=True):
-    return list(walk(denoiser, path, x, solver, draws, clip=clip, correction=correction))
-
-
-def start(path, draws=DRAWS):
-    return prior(path[0], draws, SHAPE)
+def start(path):
+    return prior(path[0], DRAWS, SHAPE)
 
 
 def variances(x):
@@ -42,7 +37,7 @@ def variances(x):
 def test_every_completed_step_has_the_variance_of_its_level(solver, path, data_variance):
     """But for the data. 32 numbers in float32 (VP), their variance in float64: 1e-6 relative."""
     made = VarianceNormalisation(path, data_variance=data_variance, cutoff=0)
-    steps, plain = run(path, start(path), solver, made), run(path, start(path), solver, None)
+    steps, plain = (run(network, path, start(path), solver, hooks, clip=True) for hooks in (made, None))
     for step in steps[:-1]:
         if step.completes:
             wanted = step.level_next.alpha**2 * data_variance + step.level_next.sigma**2
@@ -81,7 +76,7 @@ def test_every_x0_has_the_references_spread_and_its_own_mean(solver, path):
     Float32 (VP) rounds to 6e-8, of the mean too, which is kept and large where alpha is small: a few times that of the
     largest x0_hat, 1e-6, against spreads of .3 at the least.
     """
-    steps = run(path, start(path), solver, X0StdMatching(REFERENCE), clip=False)
+    steps = run(network, path, start(path), solver, X0StdMatching(REFERENCE))
     for step in steps:
         used, raw = step.x0_used, step.prediction.x0
         got = x0_std(Prediction(step.eps_used, used))
@@ -101,7 +96,7 @@ def size(x):
 @pytest.mark.parametrize(("solver", "path"), PATHS)
 def test_final_std_changes_the_images_alone(solver, path):
     """32 float32 numbers near 1: spread and mean to 1e-6."""
-    steps, plain = (run(path, start(path), solver, made) for made in (FinalStd(0.4), None))
+    steps, plain = (run(network, path, start(path), solver, made, clip=True) for made in (FinalStd(0.4), None))
     for ours, theirs in zip(steps[:-1], plain[:-1], strict=True):
         assert torch.equal(ours.x_next, theirs.x_next)
     got, was = steps[-1].x_next, plain[-1].x_next
