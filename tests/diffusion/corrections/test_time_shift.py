@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_walks import DRAWS, run
+from small_walks import DRAWS, SHAPE, network, run, start
 
 from bench.diffusion.corrections import InOrder, ShiftedTarget, TimeShift
 from bench.diffusion.noise import Noise
@@ -16,7 +16,6 @@ from bench.models.denoisers.oracles import GaussianOracle
 
 COSINE, GRID = levels("cosine", 1000, 20), levels("cosine", 1000, 1000)[:-1]
 EDM, EDM_GRID = edm_levels(18), edm_grid()
-SHAPE = (2, 4, 4)
 ONE_CALL = [Ancestral("learned"), Ancestral("fixed-small"), Ancestral("fixed-large"), DDIM(), DDIM(0.5)]
 PATHS = [(solver, COSINE, GRID) for solver in ONE_CALL] + [(s, EDM, EDM_GRID) for s in (Euler(), Heun())]
 WITHOUT_HEUN, CI = PATHS[:-1], PATHS[1:3]
@@ -38,13 +37,6 @@ class Constant:
         return Prediction(eps, (x - level.sigma * eps) / level.alpha)
 
 
-def network(x, level, cond=None):
-    """A closed form that takes levels of either kind; near 1 in size, where states are."""
-    t = torch.as_tensor(level.t, dtype=x.dtype)
-    eps = torch.tanh(0.9 * x / (level.alpha**2 + level.sigma**2) ** 0.5 + 0.2 * torch.sin(t / 50))
-    return Prediction(eps, (x - level.sigma * eps) / level.alpha, torch.cos(x + t / 100))
-
-
 def image(*values):
     return torch.tensor(values).reshape(1, 1, 2, 2)
 
@@ -52,10 +44,6 @@ def image(*values):
 def exactly_unit():
     """Pixels [1, 8, 8] of mean 0 and variance 1 (n - 1), half of them up and half down."""
     return torch.tensor([1.0, -1.0]).repeat(32).reshape(1, 8, 8) * math.sqrt(63 / 64)
-
-
-def start(path, draws=DRAWS):
-    return prior(path[0], draws, SHAPE)
 
 
 def test_algorithm_3_by_hand():

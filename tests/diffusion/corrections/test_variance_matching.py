@@ -1,31 +1,18 @@
 import itertools
-import math
 
 import pytest
 import torch
-from small_walks import DRAWS, run
+from small_walks import network, run, start
 
 from bench.diffusion.corrections import FinalStd, VarianceNormalisation, X0StdMatching, x0_std
-from bench.diffusion.samplers import prior
 from bench.diffusion.schedules import edm_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun
 from bench.diffusion.types import CLEAN, Call, Level, Prediction
 
 COSINE, EDM = levels("cosine", 1000, 20), edm_levels(18)
-SHAPE = (2, 4, 4)
 PATHS = [(Ancestral(), COSINE), (Ancestral("fixed-large"), COSINE), (DDIM(), COSINE), (Euler(), EDM), (Heun(), EDM)]
 
 ZERO = torch.zeros(1, 1, 2, 2)
-
-
-def network(x, level, cond=None):
-    """A closed form, near 1 in size where states are."""
-    eps = torch.tanh(0.9 * x / math.hypot(level.alpha, level.sigma) + 0.2 * math.sin(level.t / 50))
-    return Prediction(eps, (x - level.sigma * eps) / level.alpha, torch.cos(x + level.t / 100))
-
-
-def start(path):
-    return prior(path[0], DRAWS, SHAPE)
 
 
 def variances(x):
