@@ -22,7 +22,6 @@ from torch.nn.functional import avg_pool2d
 from analysis.comparison.paired_tests import (
     DETECTABLE,
     LEVEL,
-    Comparison,
     compare,
     compare_classes,
     compare_kernels,
@@ -49,6 +48,13 @@ from bench.runtime.signals import exit_with
 from bench.suite.cells.reference import Reference
 from bench.suite.registry.registry import load_registry
 
+# What a bias of size s does.
+KINDS = (
+    "scale",  # eps (1 + s)
+    "noise",  # x0_hat + s z, z standard normal, fresh at every call
+    "time",  # eps as it would be s T training steps on, towards noise
+    "low-pass",  # (1 - s) x0_hat + s (its mean over 3 x 3 pixels)
+)
 _LEVELS = 50  # of a walk with records of their own, at most
 _SIZES = (0.01, 0.02, 0.05, 0.1)
 _FEWEST = 3  # seeds of a t-test
@@ -67,52 +73,25 @@ class Biased:
     """
 
     def __init__(self, exact: Denoiser, kind: str, size: float, bars: NDArray[np.float64], seed: int) -> None:
-        self.exact, self.size, self.bars = exact, size, bars
-        self.change = KINDS[kind]
+        self.exact, self.kind, self.size, self.bars = exact, kind, size, bars
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
         """Return the biased prediction of x [B, C, H, W]."""
-        return self.change(self, x, level)
-
-
-def _scaled(biased: Biased, x: Tensor, level: Level) -> Prediction:
-    pred = biased.exact(x, level)
-    x0, eps = with_noise(pred, x, level, pred.eps * (1 + biased.size))
-    return Prediction(eps, x0, pred.variance_fraction)
-
-
-def _noisy(biased: Biased, x: Tensor, level: Level) -> Prediction:
-    pred = biased.exact(x, level)
-    noise = torch.randn(x.shape, generator=biased.generator).to(x)
-    return _of_data(pred, pred.x0 + biased.size * noise, x, level)
-
-
-def _shifted(biased: Biased, x: Tensor, level: Level) -> Prediction:
-    T = len(biased.bars)
-    t = min(int(level.t) + round(biased.size * T), T - 1)
-    pred = biased.exact(x, Level(t, math.sqrt(biased.bars[t]), math.sqrt(1 - biased.bars[t])))
-    x0, eps = with_noise(pred, x, level, pred.eps)
-    return Prediction(eps, x0, pred.variance_fraction)
-
-
-def _smooth(biased: Biased, x: Tensor, level: Level) -> Prediction:
-    pred = biased.exact(x, level)
-    blurred = avg_pool2d(pred.x0, 3, stride=1, padding=1, count_include_pad=False)
-    return _of_data(pred, pred.x0 + biased.size * (blurred - pred.x0), x, level)
-
-
-def _of_data(pred: Prediction, x0: Tensor, x: Tensor, level: Level) -> Prediction:
-    return Prediction((x - level.alpha * x0) / level.sigma, x0, pred.variance_fraction)
-
-
-# What a bias of size s does.
-KINDS: Mapping[str, Callable[[Biased, Tensor, Level], Prediction]] = {
-    "scale": _scaled,  # eps (1 + s)
-    "noise": _noisy,  # x0_hat + s z, z standard normal, fresh at every call
-    "time": _shifted,  # eps as it would be s T training steps on, towards noise
-    "low-pass": _smooth,  # (1 - s) x0_hat + s (its mean over 3 x 3 pixels)
-}
+        asked = level
+        if self.kind == "time":
+            t = min(int(level.t) + round(self.size * len(self.bars)), len(self.bars) - 1)
+            asked = Level(t, math.sqrt(self.bars[t]), math.sqrt(1 - self.bars[t]))
+        pred = self.exact(x, asked)
+        if self.kind in ("scale", "time"):
+            x0, eps = with_noise(pred, x, level, pred.eps * (1 + self.size) if self.kind == "scale" else pred.eps)
+            return Prediction(eps, x0, pred.variance_fraction)
+        if self.kind == "noise":
+            change = torch.randn(x.shape, generator=self.generator).to(x)
+        else:
+            change = avg_pool2d(pred.x0, 3, stride=1, padding=1, count_include_pad=False) - pred.x0
+        x0 = pred.x0 + self.size * change
+        return Prediction((x - level.alpha * x0) / level.sigma, x0, pred.variance_fraction)
 
 
 @dataclass(frozen=True)
@@ -253,7 +232,11 @@ def findings(biased: Sequence[Walked], unbiased: Sequence[Walked], samples: int)
         "at equal class shares": compare_stratified(first, second),
         "kernel distance": compare_kernels([(first[seed], second[seed]) for seed in first]),
     }
-    results = {name: _of_test(test, images) for name, test in tests.items() if test is not None}
+    results = {
+        name: Finding(test.delta, test.error, float(p_value(test.z)), images)
+        for name, test in tests.items()
+        if test is not None
+    }
     classes = compare_classes(first, second)
     if classes is not None:
         # The excess of a noncentral chi2 over its degrees of freedom grows with N: it estimates the noncentrality. The
@@ -268,25 +251,12 @@ def findings(biased: Sequence[Walked], unbiased: Sequence[Walked], samples: int)
     return results
 
 
-def _of_test(test: Comparison, images: int) -> Finding:
-    return Finding(test.delta, test.error, float(p_value(test.z)), images)
-
-
 def _of_seeds(differences: NDArray[np.float64], images: int) -> Finding:
     """Return the t-test of differences by seed."""
     n, effect = len(differences), float(differences.mean())
     error = float(differences.std(ddof=1)) / math.sqrt(n)
     p = 2 * float(stdtr(n - 1, -abs(effect) / error)) if error > 0 else 1.0
     return Finding(effect, error, p, images)
-
-
-def survey(trial: Trial, kinds: Sequence[str], sizes: Sequence[float]) -> dict[tuple[str, float], dict[str, Finding]]:
-    """Return what each instrument says of every bias."""
-    return {
-        (kind, size): findings(trial.walks(kind, size), trial.unbiased, trial.samples)
-        for kind in kinds
-        for size in sizes
-    }
 
 
 def seen_from(surveyed: Mapping[tuple[str, float], Mapping[str, Finding]], kind: str, instrument: str) -> str:
@@ -316,20 +286,19 @@ def _rounded(number: float) -> str:
     return f"{float(f'{number:.2g}'):,.0f}" if number >= 10 else "< 10"
 
 
-def repairs(trial: Trial, kinds: Sequence[str], size: float) -> Iterator[list[str]]:
+def repairs(trial: Trial, size: float) -> Iterator[list[str]]:
     """Yield what epsilon scaling leaves of each bias: rows of kind, divisor, and three instruments before and after.
 
     The divisor is the published one, the mean over levels of the model's own norm of eps, free running over teacher
     forced; for a scaled eps also the one that undoes it.
     """
-    unbiased = trial.unbiased
-    for kind in kinds:
+    for kind in KINDS:
         plain = trial.walks(kind, size)
         norms = float(np.mean([walked.numbers[_NORM] for walked in plain]))
         divisors = {"own norms": math.exp(norms)} | ({"the bias": 1 + size} if kind == "scale" else {})
-        before = findings(plain, unbiased, trial.samples)
+        before = findings(plain, trial.unbiased, trial.samples)
         for name, b in divisors.items():
-            after = findings(trial.walks(kind, size, b), unbiased, trial.samples)
+            after = findings(trial.walks(kind, size, b), trial.unbiased, trial.samples)
             cells = [f"{_told(before[measure])} / {_told(after[measure])}" for measure in _REPAIRED]
             yield [f"{kind} {_share(size)}", f"{b:.4f} ({name})", *cells]
 
@@ -349,14 +318,18 @@ def _line(cells: Sequence[str]) -> str:
 
 def _print(trial: Trial, sizes: Sequence[float]) -> None:
     """Print both tables of one step count in Markdown."""
-    surveyed = survey(trial, list(KINDS), sizes)
+    surveyed = {
+        (kind, size): findings(trial.walks(kind, size), trial.unbiased, trial.samples)
+        for kind in KINDS
+        for size in sizes
+    }
     names = list(dict.fromkeys(name for by_name in surveyed.values() for name in by_name))
     print(f"\n{trial.steps} steps, {trial.seeds} x {trial.samples} images:\n")
     print(_line(["instrument", *KINDS]) + "\n" + _line(["---"] * (1 + len(KINDS))))
     for name in names:
         print(_line([name, *(seen_from(surveyed, kind, name) for kind in KINDS)]), flush=True)
     print("\n" + _line(["bias", "divisor", *_REPAIRED]) + "\n" + _line(["---"] * (2 + len(_REPAIRED))))
-    for row in repairs(trial, list(KINDS), max(sizes)):
+    for row in repairs(trial, max(sizes)):
         print(_line(row), flush=True)
 
 
