@@ -18,7 +18,7 @@ from bench.diffusion.solvers import Solver
 from bench.diffusion.types import Level
 from bench.measure.instruments.gaussian import Energy, GaussianState, LinearGaussian
 from bench.measure.instruments.spectra import RadialBins, haar_energy
-from bench.measure.instruments.step_table import Row, delta_floor
+from bench.measure.instruments.step_table import Row, delta_floor, delta_rows, state_row
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -113,9 +113,10 @@ class GaussianFloors:
         if self.energy is not None:
             self._add_bands(f"{arm}/x0", i, self.law.denoised(state))
             self._add_bands(f"{arm}/state", i, reached)
-        yield _row(arm, i, state.level, "eps_rms", self.law.eps_energy(state) ** 0.5)
+        yield state_row(arm, i, state.level, None, "eps_rms", self.law.eps_energy(state) ** 0.5)
         if arm != "gaussian":  # from noise x is independent of x0
-            yield _row(arm, i, state.level, "x0_rmse", (self.law.error_energy(state) / len(state.mean)) ** 0.5)
+            error = (self.law.error_energy(state) / len(state.mean)) ** 0.5
+            yield state_row(arm, i, state.level, None, "x0_rmse", error)
         yield from self._state_rows(arm, i - 1, reached)
 
     def _add_bands(self, name: str, i: int, state: GaussianState) -> None:
@@ -126,26 +127,19 @@ class GaussianFloors:
 
     def _state_rows(self, arm: str, i: int, state: GaussianState) -> Iterator[Row]:
         level, marginal = state.level, float(state.variance.mean())
-        yield _row(arm, i, level, "var_marginal", marginal)
+        yield state_row(arm, i, level, None, "var_marginal", marginal)
         # The eigenvalues' mean is that of the pixels' variances.
         truth = level.alpha**2 * float(self.law.values.mean()) + level.sigma**2
         if truth > 0:
-            yield _row(arm, i, level, "variance_ratio", marginal / truth)
+            yield state_row(arm, i, level, None, "variance_ratio", marginal / truth)
         residual = self.law.residual_variance(state)
         if residual is None or self.law.squares is None:
             return
         residual = residual.clip(min=0)  # rounding, where a pixel is constant
         if arm != "gaussian":
-            yield _row(arm, i, level, "var_conditional", float(residual.mean()))
+            yield state_row(arm, i, level, None, "var_conditional", residual.mean())
         pred_std = float(np.sqrt(residual).mean())
-        yield _row(arm, i, level, "pred_std", pred_std)
-        yield _row(arm, i, level, "delta_t", (pred_std - level.sigma) ** 2)
-        if arm != "gaussian-forced":
-            floor = delta_floor(level, self.law.squares @ self.law.values)
-            yield _row(arm, i, level, "floor_std", floor)
-            yield _row(arm, i, level, "delta_t_floor", (floor - level.sigma) ** 2)
-            yield _row(arm, i, level, "excess_std", pred_std - floor)
-
-
-def _row(arm: str, i: int, level: Level, quantity: str, value: float) -> Row:
-    return Row(arm, i, 0, level.t, level.alpha, level.sigma, None, quantity, value)
+        yield state_row(arm, i, level, None, "pred_std", pred_std)
+        is_forced = arm == "gaussian-forced"
+        floor = None if is_forced else delta_floor(level, self.law.squares @ self.law.values)
+        yield from delta_rows(arm, i, level, None, pred_std, floor)

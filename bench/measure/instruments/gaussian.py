@@ -247,7 +247,8 @@ class LinearGaussian:
     def _ddim(self, state: GaussianState, level_next: Level, eta: float) -> GaussianState:
         level = state.level
         g, noise = self.gain(level), eta**2 * Posterior.between(level, level_next).small
-        x0_weight, x_weight = ddim_map(level, level_next, noise)
+        direction = max(level_next.sigma**2 - noise, 0.0) ** 0.5
+        x0_weight, x_weight = level_next.alpha - direction * level.alpha / level.sigma, direction / level.sigma
         offset = x0_weight * (1 - level.alpha * g) * self.mean  # x0_hat = g x + (1 - alpha g) mean
         return self._move(state, level_next, x0_weight * g + x_weight, offset, noise)
 
@@ -357,12 +358,6 @@ class LinearGaussian:
             total = total + energy(np.diag(np.sqrt(state.noise))).sum(0)
         mean_image = self.vectors @ state.mean
         return total + energy(mean_image[None])[0]
-
-
-def ddim_map(level: Level, level_next: Level, noise: float) -> tuple[float, float]:
-    """Return the weights of x0_hat and of x in a DDIM step whose noise has variance ``noise``."""
-    direction = max(level_next.sigma**2 - noise, 0.0) ** 0.5
-    return level_next.alpha - direction * level.alpha / level.sigma, direction / level.sigma
 
 
 def learned_fraction(alpha_bars: Matrix, t: int, posterior_variance: Matrix) -> Matrix:

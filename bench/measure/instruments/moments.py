@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -94,12 +94,7 @@ class PixelMoments:
     def of_training(cls, data: Dataset) -> PixelMoments:
         """Measure the training part in blocks, so that memory does not grow with its size."""
         blocks = torch.arange(data.count("train")).split(_BLOCK)
-        return cls.of_blocks(data.pick("train", rows) for rows in blocks)
-
-    @classmethod
-    def of_blocks(cls, blocks: Iterable[Tensor]) -> PixelMoments:
-        """Measure images block by block."""
-        return reduce(cls.merged, map(cls.of, blocks))
+        return reduce(cls.merged, (cls.of(data.pick("train", rows)) for rows in blocks))
 
     def merged(self, other: PixelMoments) -> PixelMoments:
         """Return the moments of both sets together (Chan, Golub & LeVeque 1983)."""

@@ -12,7 +12,8 @@ corrected state as the state. The numbers per image of its second call have rows
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from bench.measure.instruments.spectra import RadialBins, haar_energy
 from bench.measure.instruments.step_table import GUIDED_SCALARS, SCALARS, measured_rows
 
 Arrays = dict[str, NDArray[np.float64]]
+StepOrPrediction = TypeVar("StepOrPrediction", Step, Prediction)
 
 
 def spread_indices(steps: int, count: int) -> list[int]:
@@ -93,9 +95,17 @@ class WalkProbe:
         if row is None:
             return
         if step.stage == 0:  # of a Heun step the first call
-            self._add_call(row, step)
+            self.moments["eps"].add(row, step.prediction.eps)
+            if "fraction" in self.moments and step.prediction.variance_fraction is not None:
+                self.moments["fraction"].add(row, (step.prediction.variance_fraction + 1) / 2)
+            if step.x0 is not None:
+                self.moments["error"].add(row, step.x0_used - step.x0)
+            self._add_bands("x0", row, step.x0_used)
         if step.completes:  # of a Heun step the corrected state
-            self._add_state(row, step)
+            self.moments["state"].add(row, step.x_next)
+            if step.x0 is not None:
+                self.moments["residual"].add(row, step.x_next - step.level_next.alpha * step.x0)
+            self._add_bands("state", row, step.x_next)
 
     def _add_scalars(self, step: Step) -> None:
         x0_used = step.x0_used  # [B, C, H, W]
@@ -120,20 +130,6 @@ class WalkProbe:
             torch.zeros_like(x0[:, 0, 0, 0]) if step.x0 is None else _mean_square(x0 - step.x0),
         )
         self.moments["guided"].add(step.i + self.steps * step.stage, torch.stack(columns, dim=1))
-
-    def _add_call(self, row: int, step: Step) -> None:
-        self.moments["eps"].add(row, step.prediction.eps)
-        if "fraction" in self.moments and step.prediction.variance_fraction is not None:
-            self.moments["fraction"].add(row, (step.prediction.variance_fraction + 1) / 2)
-        if step.x0 is not None:
-            self.moments["error"].add(row, step.x0_used - step.x0)
-        self._add_bands("x0", row, step.x0_used)
-
-    def _add_state(self, row: int, step: Step) -> None:
-        self.moments["state"].add(row, step.x_next)
-        if step.x0 is not None:
-            self.moments["residual"].add(row, step.x_next - step.level_next.alpha * step.x0)
-        self._add_bands("state", row, step.x_next)
 
     def _add_bands(self, source: str, row: int, images: Tensor) -> None:
         self.moments[f"spectrum_{source}"].add(row, self.bins.density(images))
@@ -202,30 +198,18 @@ class Selected:
 
     def update(self, step: Step) -> None:
         """Pass the selected rows on, as views without a copy."""
-        rows = self.rows
-        self.probe.update(
-            replace(
-                step,
-                x=step.x[rows],
-                x_next=step.x_next[rows],
-                prediction=self._of_rows(step.prediction),
-                x0_used=step.x0_used[rows],
-                eps_used=step.eps_used[rows],
-                x0=None if step.x0 is None else step.x0[rows],
-            )
-        )
+        self.probe.update(self._of_rows(step))
 
-    def _of_rows(self, pred: Prediction) -> Prediction:
-        rows, cov = self.rows, pred.x0_cov
-        return replace(
-            pred,
-            eps=pred.eps[rows],
-            x0=pred.x0[rows],
-            variance_fraction=None if pred.variance_fraction is None else pred.variance_fraction[rows],
-            x0_cov=cov[rows] if cov is not None and cov.ndim == 3 else cov,  # an [D, D] one serves the whole batch
-            guidance=None if pred.guidance is None else pred.guidance[rows],
-            plain=None if pred.plain is None else self._of_rows(pred.plain),
-        )
+    def _of_rows(self, record: StepOrPrediction) -> StepOrPrediction:
+        """Return the record with the selected rows of its tensors, and of those of a prediction in it."""
+        chosen: dict[str, Any] = {}
+        for field in fields(record):
+            value = getattr(record, field.name)
+            if isinstance(value, Prediction):
+                chosen[field.name] = self._of_rows(value)
+            elif isinstance(value, Tensor) and (field.name, value.ndim) != ("x0_cov", 2):  # which serves all images
+                chosen[field.name] = value[self.rows]
+        return replace(record, **chosen)
 
 
 class FiniteWatch:

@@ -31,7 +31,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,7 +45,6 @@ Arrays = Mapping[str, NDArray[np.float64]]
 SCALARS = ("eps_norm", "eps_used_norm", "x0_norm", "clipped", "energy", "x0_mse")
 # The same of a walk under classifier-free guidance.
 GUIDED_SCALARS = ("plain_eps_norm", "plain_x0_norm", "guidance_norm", "plain_x0_mse")
-_OVER_FLOOR = ("floor_std", "delta_t_floor", "excess_std")
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,9 @@ def measured_rows(
     at = {len(levels) - 2 - position: level for position, level in enumerate(levels)}  # i -> level, -1 is clean
     knows_x0 = "residual/count" in record
     calls = call_levels(levels, solver) if calls is None else calls
-    yield from _scalar_rows(arm, record, calls, knows_x0)
+    yield from _call_rows(arm, record, "scalars", calls, knows_x0)
     if "guided/count" in record:
-        yield from _guided_rows(arm, record, calls, knows_x0)
+        yield from _call_rows(arm, record, "guided", calls, knows_x0)
     energy_spread = np.sqrt(Moments.variance(_moments(record, "scalars")))[:, SCALARS.index("energy")]
     made = record["scalars/count"].reshape(-1, len(levels) - 1) > 0  # [stages, steps]
     for row, i in enumerate(indices):
@@ -138,103 +136,80 @@ def measured_rows(
         if knows_x0:
             yield from _error_rows(arm, part, i, calls[i, 0])
         completing = i + (len(levels) - 1) * int(np.flatnonzero(made[:, i]).max(initial=0))
-        rows = _state_rows(arm, part, i - 1, at[i - 1], data, float(energy_spread[completing]))
-        yield from rows if forgets else (row for row in rows if row.quantity not in _OVER_FLOOR)
+        yield from _state_rows(arm, part, i - 1, at[i - 1], data, float(energy_spread[completing]), forgets)
 
 
 def _moments(record: Arrays, name: str) -> dict[str, NDArray[np.float64]]:
     return {key: record[f"{name}/{key}"] for key in ("count", "mean", "second")}
 
 
-def _scalar_rows(arm: str, record: Arrays, calls: Mapping[tuple[int, int], Level], knows_x0: bool) -> Iterator[Row]:
-    for row, call in _calls(record, "scalars", SCALARS, calls):
-        i, stage, level, n, mean, spread = call
-        for name in ("eps_norm", "eps_used_norm", "x0_norm", "clipped"):
-            yield _row(arm, i, level, n, name, mean[name], spread[name], stage)
-        rms = record["scalars/second"][row, SCALARS.index("eps_norm")] ** 0.5
-        yield _row(arm, i, level, n, "eps_rms", rms, stage=stage)
-        if knows_x0:
-            yield _root_row(arm, call, "x0_rmse", "x0_mse")
-
-
-def _guided_rows(arm: str, record: Arrays, calls: Mapping[tuple[int, int], Level], knows_x0: bool) -> Iterator[Row]:
-    for _, call in _calls(record, "guided", GUIDED_SCALARS, calls):
-        for name in ("plain_eps_norm", "plain_x0_norm", "guidance_norm"):
-            yield _row(arm, call.i, call.level, call.n, name, call.mean[name], call.spread[name], call.stage)
-        if knows_x0:
-            yield _root_row(arm, call, "plain_x0_rmse", "plain_x0_mse")
-
-
-class _NetworkCall(NamedTuple):
-    """Where a call stands, of how many images, and the means and spreads of its numbers."""
-
-    i: int
-    stage: int
-    level: Level
-    n: float
-    mean: dict[str, float]
-    spread: dict[str, float]
-
-
-def _calls(
-    record: Arrays, kind: str, names: Sequence[str], calls: Mapping[tuple[int, int], Level]
-) -> Iterator[tuple[int, _NetworkCall]]:
-    """Yield each recorded call with its row."""
+def _call_rows(
+    arm: str, record: Arrays, kind: str, calls: Mapping[tuple[int, int], Level], knows_x0: bool
+) -> Iterator[Row]:
+    """Yield the rows of each recorded call: those of ``scalars``, or of ``guided``."""
+    *names, square = SCALARS if kind == "scalars" else GUIDED_SCALARS
     moments = _moments(record, kind)
-    means, spreads = moments["mean"], np.sqrt(Moments.variance(moments))
+    spreads = np.sqrt(Moments.variance(moments))
     steps = 1 + max(i for i, _ in calls)
     for row in np.flatnonzero(moments["count"]).tolist():
         stage, i = divmod(row, steps)
-        mean, spread = (dict(zip(names, values[row].tolist(), strict=True)) for values in (means, spreads))
-        yield row, _NetworkCall(i, stage, calls[i, stage], moments["count"][row], mean, spread)
-
-
-def _root_row(arm: str, call: _NetworkCall, quantity: str, square: str) -> Row:
-    """Return the row of a root mean square, its spread by the delta method: d sqrt(m) = dm / (2 sqrt(m))."""
-    root = call.mean[square] ** 0.5
-    spread = call.spread[square] / (2 * root) if root else 0.0
-    return _row(arm, call.i, call.level, call.n, quantity, root, spread, call.stage)
-
-
-def _true_variance(level: Level, data: PixelStatistics) -> float:
-    return level.alpha**2 * float(data.variance.mean()) + level.sigma**2
+        level, n, (*mean, mean_square) = calls[i, stage], moments["count"][row], moments["mean"][row].tolist()
+        for name, value, spread in zip(names, mean, spreads[row], strict=False):
+            if name != "energy":  # the spread of another quantity
+                yield state_row(arm, i, level, n, name, value, spread, stage)
+        if kind == "scalars":
+            rms = moments["second"][row, SCALARS.index("eps_norm")] ** 0.5
+            yield state_row(arm, i, level, n, "eps_rms", rms, stage=stage)
+        if knows_x0:
+            # The spread of a root by the delta method: d sqrt(m) = dm / (2 sqrt(m)).
+            root = mean_square**0.5
+            spread = spreads[row, -1] / (2 * root) if root else 0.0
+            yield state_row(arm, i, level, n, square.replace("mse", "rmse"), root, spread, stage)
 
 
 def _error_rows(arm: str, part: Arrays, i: int, level: Level) -> Iterator[Row]:
     error = _moments(part, "error")
     n = error["count"][0]
     nu = np.sqrt(Moments.variance(error))
-    yield _row(arm, i, level, n, "x0_bias", error["mean"].mean(), error["mean"].std())
-    yield _row(arm, i, level, n, "x0_nu", nu.mean(), nu.std())
+    yield state_row(arm, i, level, n, "x0_bias", error["mean"].mean(), error["mean"].std())
+    yield state_row(arm, i, level, n, "x0_nu", nu.mean(), nu.std())
 
 
 def _state_rows(
-    arm: str, part: Arrays, i: int, level: Level, data: PixelStatistics, energy_spread: float
+    arm: str, part: Arrays, i: int, level: Level, data: PixelStatistics, energy_spread: float, forgets: bool
 ) -> Iterator[Row]:
     state = _moments(part, "state")
     n, variance = state["count"][0], Moments.variance(state)[0]
-    yield _row(arm, i, level, n, "var_marginal", variance.mean(), variance.std())
-    truth = _true_variance(level, data)  # mean over pixels of alpha^2 sigma_p^2 + sigma^2
+    yield state_row(arm, i, level, n, "var_marginal", variance.mean(), variance.std())
+    truth = level.alpha**2 * float(data.variance.mean()) + level.sigma**2  # mean over pixels
     if truth > 0:
-        yield _row(arm, i, level, n, "variance_ratio", variance.mean() / truth, energy_spread / truth)
+        yield state_row(arm, i, level, n, "variance_ratio", variance.mean() / truth, energy_spread / truth)
     if "residual/count" in part:
         residual = Moments.variance(_moments(part, "residual"))[0]
-        yield _row(arm, i, level, n, "var_conditional", residual.mean(), residual.std())
+        yield state_row(arm, i, level, n, "var_conditional", residual.mean(), residual.std())
         pred = np.sqrt(residual)
     else:
         # x is independent of x0: Var(x - alpha x0) = Var(x) + alpha^2 Var(x0).
         pred = np.sqrt(variance + level.alpha**2 * data.variance)
     pred_std = float(pred.mean())
-    yield _row(arm, i, level, n, "pred_std", pred_std, float(pred.std()))
-    yield _row(arm, i, level, n, "delta_t", (pred_std - level.sigma) ** 2)
-    if "forced" not in arm:
-        floor = delta_floor(level, data.variance)
-        yield _row(arm, i, level, n, "floor_std", floor)
-        yield _row(arm, i, level, n, "delta_t_floor", (floor - level.sigma) ** 2)
-        yield _row(arm, i, level, n, "excess_std", pred_std - floor)
+    yield state_row(arm, i, level, n, "pred_std", pred_std, pred.std())
+    floor = delta_floor(level, data.variance) if forgets and "forced" not in arm else None
+    yield from delta_rows(arm, i, level, n, pred_std, floor)
 
 
-def _row(
-    arm: str, i: int, level: Level, n: float, quantity: str, value: float, std: float = float("nan"), stage: int = 0
-) -> Row:
-    return Row(arm, i, stage, level.t, level.alpha, level.sigma, int(n), quantity, float(value), float(std))
+def delta_rows(arm: str, i: int, level: Level, n: float | None, pred_std: float, floor: float | None) -> Iterator[Row]:
+    """Yield the rows of ``delta_t`` and, where there is a floor of ``pred_std``, those of the floor and the excess."""
+    yield state_row(arm, i, level, n, "delta_t", (pred_std - level.sigma) ** 2)
+    if floor is not None:
+        yield state_row(arm, i, level, n, "floor_std", floor)
+        yield state_row(arm, i, level, n, "delta_t_floor", (floor - level.sigma) ** 2)
+        yield state_row(arm, i, level, n, "excess_std", pred_std - floor)
+
+
+def state_row(
+    arm: str, i: int, level: Level, n: float | None, quantity: str, value: float, std: float = float("nan"),
+    stage: int = 0,
+) -> Row:  # fmt: skip
+    """Return the row of a quantity of n images at a level; n is None where the value is exact."""
+    count = None if n is None else int(n)
+    return Row(arm, i, stage, level.t, level.alpha, level.sigma, count, quantity, float(value), float(std))
