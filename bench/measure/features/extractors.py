@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from bench.data import to_unit
 from bench.files.writing import sha256_of
 from bench.measure.features.classifier import CLASSIFIERS, load_classifier
-from bench.measure.features.latents import LatentFeatures
 from bench.runtime.errors import FeatureError
+from bench.runtime.progress import progress_bar
 
 Rows = NDArray[np.float32]
 INCEPTION_EXTRACTORS = ("inception", "clean-fid")
@@ -60,6 +60,21 @@ class ResizedFeatures(ClassifierFeatures):
         if images.shape[-2:] != _RESIZED:
             images = nn.functional.interpolate(to_unit(images), _RESIZED, mode="bilinear", antialias=True)
         return self.network.features(images)
+
+
+class MomentFeatures(nn.Module):
+    """Moments of latents, or of pixels that no classifier reads.
+
+    Means over 4x4 squares, and the standard deviation, of each channel: 17 numbers a channel. A Frechet distance on
+    them compares mean, covariance and spread at low resolution. It is no FID.
+    """
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (pooled [B, 17 C], spatial [B, C]), the latter the means alone, of float latents or uint8 pixels."""
+        images = to_unit(images)
+        squares = nn.functional.adaptive_avg_pool2d(images, _SQUARES).flatten(1)
+        spread = images.flatten(2).std(2)
+        return torch.cat([squares, spread], dim=1), images.flatten(2).mean(2)
 
 
 @dataclass(frozen=True)
@@ -113,12 +128,16 @@ class Extractor:
             )
 
     @torch.no_grad()
-    def stream(self, images: Tensor, batch: int = 256) -> Iterator[tuple[Rows, Rows]]:
+    def stream(
+        self, images: Tensor, batch: int = 256, name: str = "", quiet: bool = True
+    ) -> Iterator[tuple[Rows, Rows]]:
         """Yield (pooled [b, d], spatial [b, d']), float32 on the host, of images batch by batch.
 
         Args:
             images: uint8 [N, 1 or 3, H, W].
             batch: images a network call.
+            name: label of the progress bar.
+            quiet: no progress bar.
 
         Raises:
             FeatureError: images of a size it cannot read.
@@ -126,7 +145,7 @@ class Extractor:
         self.check(images.shape)
         weight = next(self.network.parameters(), None)
         device = images.device if weight is None else weight.device
-        for part in images.split(batch):
+        for part in progress_bar(images.split(batch), shown=not quiet, desc=name, unit="batch"):
             reads_grey = self.widths is None  # moments of any number of channels
             colour = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 and not reads_grey else part
             pooled, spatial = self.network(colour.to(device))
@@ -166,10 +185,10 @@ def open_extractor(
 def moments_of(what: str) -> Extractor:
     """Return the extractor of the own moments of ``latents`` or of ``pixels``; its scores are called after them."""
     metrics = _metric_names("", f"_{what.removesuffix('s')}_moments")
-    return Extractor(what, LatentFeatures(), metrics, "1", note=f"moments of the {what} themselves, no FID")
+    return Extractor(what, MomentFeatures(), metrics, "1", note=f"moments of the {what} themselves, no FID")
 
 
-_RESIZED = (32, 32)
+_RESIZED, _SQUARES = (32, 32), 4
 # Widths of pooled and spatial features, and the (height, width) of the images, None for any.
 _EMBEDDED: Mapping[str, tuple[tuple[int, int], tuple[int, int] | None]] = {
     "digits": ((64, 4 * 4 * 7), (8, 8)),
@@ -197,7 +216,7 @@ def _open_inception(name: str, given: Path | None, device: torch.device | str) -
 
     path = inception.inception_weights(given)
     kind = inception.InceptionFeatures if name == "inception" else inception.CleanInceptionFeatures
-    network = inception.open_network(kind, path, ["2048", "spatial"]).to(device)
+    network = inception.open_network(kind, path).to(device)
     digest = inception.sha256(path)
     suffix = "" if inception.is_published(digest) else "_inception"
     prefix, note = ("", "") if name == "inception" else ("clean_", "torch-fidelity's network, clean-fid's resizing")

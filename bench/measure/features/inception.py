@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from cleanfid.resize import build_resizer
 from torch import Tensor
-from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from bench.files.pickles import load_plain
@@ -26,34 +24,28 @@ from bench.runtime.errors import FeatureError, one_line, reason
 _FILE = URL_INCEPTION_V3.rsplit("/", 1)[-1]
 CHECKSUM = _FILE.removesuffix(".pth").rsplit("-", 1)[-1]  # first digits of its sha256
 _FLAG = "--inception-weights"
-_FLOATS = torch.float32
 
 
 class InceptionFeatures(FeatureExtractorInceptionV3):  # type: ignore[misc]  # torch-fidelity is not annotated
-    """torch-fidelity's Inception with a ``spatial`` layer: guided-diffusion's sFID features.
+    """torch-fidelity's Inception with a spatial layer: guided-diffusion's sFID features.
 
-    ``spatial`` is the first seven channels of ``mixed_6/conv`` after normalisation and rectification
-    (``Mixed_6d.branch1x1``), 17x17x7 flattened in height, width, channel order, [B, 2023].
+    The layer is the first seven channels of ``mixed_6/conv`` after normalisation and rectification
+    (``Mixed_6d.branch1x1``), 17x17x7 flattened in height, width, channel order.
     """
 
-    def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
-        """Build the network and hook its spatial layer."""
-        super().__init__(name, features_list, **settings)
-        self._requested = list(features_list)
+    def __init__(self, path: Path) -> None:
+        """Build the network from its weights and hook its spatial layer."""
+        super().__init__("inception", ["2048"], feature_extractor_weights_path=str(path))
         self._spatial = torch.empty(0)
         self.Mixed_6d.branch1x1.register_forward_hook(self._store_spatial)
 
     def _store_spatial(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._spatial = output[:, :7].movedim(1, -1).flatten(1).to(_FLOATS)
+        self._spatial = output[:, :7].movedim(1, -1).flatten(1).to(torch.float32)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the requested layers of uint8 images [B, 3, H, W]."""
-        # The parent stops after the last requested layer; 2048 comes after the spatial one.
-        self.features_list = [*(name for name in self._requested if name not in ("spatial", "2048")), "2048"]
-        layers = dict(zip(self.features_list, super().forward(images), strict=True))
-        self.features_list = self._requested
-        layers["spatial"] = self._spatial
-        return tuple(layers[name] for name in self._requested)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (pooled [B, 2048], spatial [B, 2023]) features of uint8 images [B, 3, H, W]."""
+        (pooled,) = super().forward(images)
+        return pooled, self._spatial
 
     def logits(self, pooled: Tensor) -> Tensor:
         """Return the graph's 1008 logits [B, 1008] of pooled features [B, 2048], both on the host.
@@ -63,54 +55,32 @@ class InceptionFeatures(FeatureExtractorInceptionV3):  # type: ignore[misc]  # t
         weight: Tensor = self.fc.weight
         return (pooled.to(weight.device) @ weight.T).cpu()
 
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """Name the layers."""
-        return (*FeatureExtractorInceptionV3.get_provided_features_list(), "spatial")
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Leave compilation off: the hook would break it."""
-        return False
-
 
 class CleanInceptionFeatures(InceptionFeatures):
-    """The same network behind clean-fid's resizing: layers ``2048`` and ``spatial``.
+    """The same network behind clean-fid's resizing.
 
     Images become 299x299 by Pillow's antialiased bicubic filter, each channel in floating point, without rounding
     (Parmar et al. 2022, cleanfid.resize mode ``clean``); inside the network nothing is resized any more.
     """
 
-    def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
+    def __init__(self, path: Path) -> None:
         """Build the network, and name its layers up to the pooled features in order."""
-        super().__init__(name, features_list, **settings)
+        super().__init__(path)
         # torch-fidelity declares its layers in the order it runs them; the last is the classifier.
         *self._layers, _ = self.children()
         self._resize = build_resizer("clean")
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the requested layers of uint8 images [B, 3, H, W]."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (pooled [B, 2048], spatial [B, 2023]) features of uint8 images [B, 3, H, W]."""
         x = (self.resized(images) - 128) / 128
         for layer in self._layers:
             x = layer(x)
-        layers = {"2048": x.flatten(1), "spatial": self._spatial}
-        return tuple(layers[name] for name in self._requested)
+        return x.flatten(1), self._spatial
 
     def resized(self, images: Tensor) -> Tensor:
         """Return float32 images [B, 3, 299, 299] in [0, 255], on the network's device, of uint8 ones."""
         rows = [self._resize(image) for image in images.movedim(1, -1).cpu().numpy()]
         return torch.from_numpy(np.stack(rows)).movedim(-1, 1).contiguous().to(self.fc.weight.device)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """Name the layers."""
-        return ("2048", "spatial")
-
-
-register_feature_extractor("exposure-bias-inception", InceptionFeatures)
-register_feature_extractor("exposure-bias-clean-fid", CleanInceptionFeatures)
-
-Network = TypeVar("Network", bound=InceptionFeatures)
 
 
 def inception_weights(given: Path | None) -> Path:
@@ -153,14 +123,14 @@ def sha256(path: Path) -> str:
         raise FeatureError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
 
 
-def open_network(kind: type[Network], path: Path, layers: list[str]) -> Network:
+def open_network(kind: type[InceptionFeatures], path: Path) -> InceptionFeatures:
     """Build a network from a file that :func:`inception_weights` returned.
 
     Raises:
         FeatureError: weights of another network, or weights that are not finite.
     """
     try:
-        network = kind("inception", layers, feature_extractor_weights_path=str(path))
+        network = kind(path)
     except (OSError, RuntimeError) as error:
         misfit = _first_misfit(error)
         raise FeatureError(

@@ -9,8 +9,6 @@ from bench.measure.features.inception import CleanInceptionFeatures, InceptionFe
 
 pytestmark = pytest.mark.slow  # Inception on a CPU
 
-LAYERS = ["2048", "spatial"]
-
 
 def pictures(count, height, width):
     generator = torch.Generator().manual_seed(0)
@@ -19,7 +17,7 @@ def pictures(count, height, width):
 
 @pytest.fixture(scope="module")
 def network(random_inception):
-    return open_network(CleanInceptionFeatures, random_inception, LAYERS)
+    return open_network(CleanInceptionFeatures, random_inception)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 32), (40, 30), (320, 310)])
@@ -61,14 +59,14 @@ def test_the_features_are_clean_fids_of_the_same_network(network, tmp_path):
 
 def test_at_299_pixels_both_ways_of_resizing_are_the_same_network(network, random_inception):
     images = pictures(2, 299, 299)
-    plain = open_network(InceptionFeatures, random_inception, LAYERS)
+    plain = open_network(InceptionFeatures, random_inception)
     for one, other in zip(network(images), plain(images), strict=True):
         assert torch.equal(one, other)
 
 
 def test_at_other_sizes_they_are_not(network, random_inception):
     images = pictures(2, 32, 32)
-    plain = open_network(InceptionFeatures, random_inception, LAYERS)
+    plain = open_network(InceptionFeatures, random_inception)
     assert not torch.allclose(network(images)[0], plain(images)[0], rtol=1e-2)
 
 
