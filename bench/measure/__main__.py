@@ -25,7 +25,7 @@ from bench.measure.quality.references import (
     open_sample_statistics,
     open_samples,
 )
-from bench.measure.quality.scores import SCORES_VERSION, FeatureSet, Score, collect, score, score_statistics
+from bench.measure.quality.scores import SCORES_VERSION, Score, collect, score, score_statistics
 from bench.measure.quality.statistics import ReferenceStatistics
 from bench.measure.quality.statistics_files import write_statistics
 from bench.runtime.devices import DEVICES, find_device, full_float32
@@ -108,7 +108,13 @@ def _score(args: argparse.Namespace) -> None:
         scores = tuple(score(features, reference.statistics, extractor, reference.statistics.name))
         if args.against is not None:
             others = open_samples(args.against, extractor, done)
-            test = _test(args, samples, others, features, reference.statistics, extractor)
+            if len(others.images) != len(samples.images):
+                raise FeatureError(
+                    f"{args.against} has {len(others.images)} images and {args.samples} {len(samples.images)}:"
+                    " distances depend on N; give as many of both"
+                )
+            rows = collect(extractor, others.images, others.name, args.batch_size, args.quiet)
+            test = paired_test(features.pooled, rows.pooled, reference.statistics, extractor)
     remarks = tuple(notes(samples, reference, extractor))
     if args.save_statistics is not None:
         pictures = reference.pictures
@@ -116,27 +122,11 @@ def _score(args: argparse.Namespace) -> None:
     if args.out is not None:
         facts = record(samples, reference, extractor, scores, remarks)
         write_json(args.out, facts | ({"against": str(args.against), "test": test} if test else {}))
-    print("\n".join([*as_table(scores), *_test_lines(test, args.against), *(f"note: {line}" for line in remarks)]))
-
-
-def _test(
-    args: argparse.Namespace, samples: ImageSet, others: ImageSet, features: FeatureSet,
-    reference: ReferenceStatistics, extractor: Extractor,
-) -> Mapping[str, Any]:  # fmt: skip
-    """Test which of two sets of images is closer to the reference."""
-    if len(others.images) != len(samples.images):
-        raise FeatureError(
-            f"{args.against} has {len(others.images)} images and {args.samples} {len(samples.images)}: distances"
-            " depend on N; give as many of both"
-        )
-    rows = collect(extractor, others.images, others.name, args.batch_size, args.quiet)
-    return paired_test(features.pooled, rows.pooled, reference, extractor)
-
-
-def _test_lines(test: Mapping[str, Any], other: Path) -> Iterator[str]:
+    lines = as_table(scores)
     if test:
         numbers = "{distance}: {delta:+.6g} ± {error:.2g}, z = {z:+.2f}, p = {p:.3g}".format(**test)
-        yield f"less that of {other}, paired by place: {numbers}"
+        lines.append(f"less that of {args.against}, paired by place: {numbers}")
+    print("\n".join([*lines, *(f"note: {line}" for line in remarks)]))
 
 
 def notes(samples: ImageSet | ReferenceStatistics, reference: Yardstick, extractor: Extractor) -> Iterator[str]:

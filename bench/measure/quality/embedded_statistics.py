@@ -22,7 +22,13 @@ from bench.files.writing import write_arrays
 from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.instruments.gaussian import LinearGaussian
 from bench.measure.instruments.moments import PixelMoments
-from bench.measure.quality.statistics import MomentStream, ReferenceStatistics, retained_name, summarise
+from bench.measure.quality.statistics import (
+    FeatureMoments,
+    MomentStream,
+    ReferenceStatistics,
+    retained_name,
+    summarise,
+)
 from bench.measure.quality.statistics_files import read_statistics, statistics_arrays
 from bench.runtime.errors import FeatureError, OneLineParser, UserError
 
@@ -158,12 +164,15 @@ def write_embedded(data: Dataset, extractor: Extractor, path: Path) -> None:
     write_arrays(path, arrays, compressed=True)
 
 
+def pixel_moments(data: Dataset) -> FeatureMoments:
+    """Return the moments of the training images' values, in the [-1, 1] scale."""
+    blocks = torch.arange(data.count("train")).split(_PIXEL_ROWS)
+    return MomentStream.of(to_unit(data.pick("train", rows)).flatten(1).numpy() for rows in blocks)
+
+
 def _covariance(data: Dataset) -> dict[str, NDArray[np.float32]]:
     """Return the lower triangle of the pixels' covariance, or of large images its eigenvalues and the rotated mean."""
-    stream = MomentStream()
-    for rows in torch.arange(data.count("train")).split(_PIXEL_ROWS):
-        stream.add(to_unit(data.pick("train", rows)).flatten(1).numpy())
-    moments = stream.result()
+    moments = pixel_moments(data)
     if len(moments.mean) <= _WHOLE:
         return {"pixels_triangle": moments.cov[np.tril_indices(len(moments.mean))].astype(np.float32)}
     law = LinearGaussian(moments.mean, moments.cov)

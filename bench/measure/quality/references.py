@@ -23,8 +23,6 @@ from bench.measure.quality.statistics_files import (
 )
 from bench.runtime.errors import FeatureError
 
-_AS_IS = Preprocessing()
-
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -138,7 +136,7 @@ def open_sample_statistics(path: Path, extractor: Extractor) -> ReferenceStatist
     return statistics
 
 
-def open_samples(path: Path, extractor: Extractor, preprocessing: Preprocessing = _AS_IS) -> ImageSet:
+def open_samples(path: Path, extractor: Extractor, preprocessing: Preprocessing) -> ImageSet:
     """Read samples from an npz (``arr_0`` uint8 NHWC), a folder or a zip of images; of labels nothing is read.
 
     Raises:
@@ -158,7 +156,7 @@ def open_samples(path: Path, extractor: Extractor, preprocessing: Preprocessing 
 
 
 def open_reference(
-    reference: str, extractor: Extractor, batch: int, quiet: bool, preprocessing: Preprocessing = _AS_IS
+    reference: str, extractor: Extractor, batch: int, quiet: bool, preprocessing: Preprocessing
 ) -> Yardstick:
     """Return a reference with its statistics, which are computed, or read from the cache or from the file itself.
 

@@ -17,11 +17,10 @@ from bench.measure.quality.influence import kernel_error, predicted_classes, str
 from bench.measure.quality.statistics import (
     FEWEST_COMPARED,
     FEWEST_SCORED,
-    RETAINED,
     FeatureMoments,
     MomentStream,
     ReferenceStatistics,
-    progress,
+    blocks_of,
 )
 
 Rows = NDArray[np.float32]
@@ -63,7 +62,7 @@ def collect(extractor: Extractor, images: Tensor, name: str, batch: int = 256, q
         quiet: no progress bar.
     """
     rows, moments = [], MomentStream()
-    for pooled, spatial in progress(extractor, images, name, batch, quiet):
+    for pooled, spatial in extractor.stream(images, batch, name, quiet):
         rows.append(pooled)
         moments.add(spatial)
     return FeatureSet(np.concatenate(rows), moments.result())
@@ -99,7 +98,8 @@ def score(
         yield _stratified(f"{names['frechet']}_strat", samples.pooled, reference, extractor)
     yield from _compared(samples.pooled, reference, extractor, note, distance.value is None)
     if extractor.logits is not None:
-        yield _inception_score(names["inception_score"], samples.pooled, extractor)
+        value = inception_score(samples.pooled, extractor.logits) if n > 1 else None  # of a single image it is always 1
+        yield Score(names["inception_score"], value, n, "none", "" if n > 1 else "needs 2 images")
 
 
 def score_statistics(samples: ReferenceStatistics, reference: ReferenceStatistics, extractor: Extractor) -> list[Score]:
@@ -166,27 +166,16 @@ def _compared(
     yield Score(names["recall"], prc[KEY_METRIC_RECALL], n, name)
 
 
-@torch.no_grad()
-def _inception_score(name: str, samples: Rows, extractor: Extractor) -> Score:
-    """Return the Inception score; it is empty for a single image, whose score is always 1."""
-    if len(samples) < 2:
-        return Score(name, None, len(samples), "none", "needs 2 images")
-    assert extractor.logits is not None  # its caller asked
-    return Score(name, inception_score(samples, extractor.logits), len(samples), "none")
-
-
-def frechet_score(
-    name: str, samples: Rows | FeatureMoments, reference: Rows | FeatureMoments, reference_name: str
-) -> Score:
-    """Return the Frechet distance between features [N, d] or their moments; it is empty where N does not exceed d.
+def frechet_score(name: str, samples: Rows | FeatureMoments, reference: FeatureMoments, reference_name: str) -> Score:
+    """Return the Frechet distance of features [N, d] or their moments; it is empty where N does not exceed d.
 
     A reference without a number of images is assumed to have enough.
     """
-    ours, theirs = _moments(samples), _moments(reference)
+    ours = samples if isinstance(samples, FeatureMoments) else MomentStream.of(blocks_of(samples))
     n = ours.n or 0
-    if reason := frechet_refusal(len(ours.mean), n, theirs.n):
+    if reason := frechet_refusal(len(ours.mean), n, reference.n):
         return Score(name, None, n, reference_name, reason)
-    value = frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)
+    value = frechet_distance(ours.mean, ours.cov, reference.mean, reference.cov)
     return Score(name, value, n, reference_name)
 
 
@@ -209,15 +198,6 @@ def comparison_refusal(n: int, references: int) -> str:
     if references < FEWEST_COMPARED:
         return f"needs {FEWEST_COMPARED} reference images, not {references}"
     return "" if n >= FEWEST_SCORED else f"needs {FEWEST_SCORED} samples, not {n}"
-
-
-def _moments(features: Rows | FeatureMoments) -> FeatureMoments:
-    if isinstance(features, FeatureMoments):
-        return features
-    stream = MomentStream()
-    for start in range(0, len(features), RETAINED):  # at most so many rows are copied to float64 at a time
-        stream.add(features[start : start + RETAINED])
-    return stream.result()
 
 
 def neighbour_ratio(samples: Tensor, train: Tensor, heldout: Tensor) -> Score:
@@ -258,6 +238,7 @@ def _nearest(samples: Tensor, images: Tensor) -> float:
     return nearest.sqrt().mean().item() / 127.5
 
 
+@torch.no_grad()
 def inception_score(pooled: NDArray[np.float32], logits: Callable[[Tensor], Tensor], split: int = _SPLIT) -> float:
     """Return the Inception score exp(mean KL(p(y | x) || p(y))), averaged over splits (Salimans et al. 2016).
 

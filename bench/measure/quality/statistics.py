@@ -17,7 +17,6 @@ from torch import Tensor
 
 from bench.measure.features.extractors import Extractor
 from bench.measure.quality.frechet import feature_moments
-from bench.runtime.progress import progress_bar
 
 Rows = NDArray[np.float32]
 RETAINED = 10_000
@@ -54,6 +53,14 @@ class MomentStream:
         self._batches: list[Rows] = []
         self._rows = 0
         self._merged: FeatureMoments | None = None
+
+    @classmethod
+    def of(cls, blocks: Iterable[Rows]) -> FeatureMoments:
+        """Return the moments of features that come in blocks [B, d], one at a time in memory."""
+        stream = cls()
+        for block in blocks:
+            stream.add(block)
+        return stream.result()
 
     def add(self, features: Rows) -> None:
         """Add features [B, d]."""
@@ -118,6 +125,11 @@ class ReferenceStatistics:
         return digest.hexdigest()[:16]
 
 
+def blocks_of(features: Rows) -> Iterable[Rows]:
+    """Return features [N, d] in blocks: at most 10,000 rows are copied to float64 at a time."""
+    return (features[start : start + RETAINED] for start in range(0, len(features), RETAINED))
+
+
 def thinned(n: int, most: int = RETAINED) -> NDArray[np.int64]:
     """Return the numbers of at most ``most`` of n rows, evenly spaced, both ends included."""
     return np.linspace(0, n - 1, min(n, most)).round().astype(np.int64)
@@ -142,7 +154,7 @@ def summarise(
     """
     numbers, start = thinned(len(images)), 0
     pooled_moments, spatial_moments, retained = MomentStream(), MomentStream(), []
-    for pooled, spatial in progress(extractor, images, name, batch, quiet):
+    for pooled, spatial in extractor.stream(images, batch, name, quiet):
         pooled_moments.add(pooled)
         spatial_moments.add(spatial)
         first, last = np.searchsorted(numbers, [start, start + len(pooled)])
@@ -156,9 +168,3 @@ def summarise(
         pooled=np.concatenate(retained),
         pooled_name=retained_name(name, len(images)),
     )
-
-
-def progress(extractor: Extractor, images: Tensor, name: str, batch: int, quiet: bool) -> Iterable[tuple[Rows, Rows]]:
-    """Return the batches of :meth:`Extractor.stream` behind a progress bar on stderr."""
-    batches = -(-len(images) // batch)
-    return progress_bar(extractor.stream(images, batch), shown=not quiet, desc=name, total=batches, unit="batch")

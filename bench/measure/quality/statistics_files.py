@@ -28,6 +28,7 @@ from bench.measure.quality.statistics import (
     FeatureMoments,
     MomentStream,
     ReferenceStatistics,
+    blocks_of,
     retained_name,
     summarise,
     thinned,
@@ -117,12 +118,9 @@ def _of_features(file: CheckedNpz, extractor: Extractor, name: str) -> Reference
             f"{file.path} holds {file.listed()}; a file of statistics has 'mu' [d] and 'sigma' [d, d]: write its mean"
             " and covariance with np.savez(FILE, mu=..., sigma=...)"
         )
-    rows, stream = _features(file, extractor), MomentStream()
-    for start in range(0, len(rows), RETAINED):
-        stream.add(rows[start : start + RETAINED])
-    name = f"{name} ({len(rows)})"
-    kept = rows[thinned(len(rows))]
-    return ReferenceStatistics(name, "", stream.result(), None, kept, retained_name(name, len(rows)))
+    rows = _features(file, extractor)
+    name, moments = f"{name} ({len(rows)})", MomentStream.of(blocks_of(rows))
+    return ReferenceStatistics(name, "", moments, None, rows[thinned(len(rows))], retained_name(name, len(rows)))
 
 
 def _features(file: CheckedNpz, extractor: Extractor) -> NDArray[np.float32]:

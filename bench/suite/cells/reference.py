@@ -7,18 +7,17 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
-import torch
 
-from bench.data import Dataset, to_unit
+from bench.data import Dataset
 from bench.diffusion.schedules import alpha_bars
 from bench.measure.features.extractors import Extractor
 from bench.measure.instruments.gaussian import LARGEST, LinearGaussian
 from bench.measure.instruments.moments import PixelMoments
 from bench.measure.instruments.step_table import PixelStatistics
-from bench.measure.quality.embedded_statistics import Unseen, embedded_statistics_of
+from bench.measure.quality.embedded_statistics import Unseen, embedded_statistics_of, pixel_moments
 from bench.measure.quality.references import Yardstick
 from bench.measure.quality.scores import SCORES_VERSION, Score, frechet_score
-from bench.measure.quality.statistics import MomentStream, ReferenceStatistics
+from bench.measure.quality.statistics import ReferenceStatistics
 from bench.measure.quality.statistics_files import cached_statistics, with_features
 
 _DRAWS = 500  # of exact samples: the mean is known to a twentieth of the spread
@@ -28,7 +27,6 @@ _QUANTILES = {"low": 0.025, "high": 0.975}
 _ENDINGS = ("exact", "exact_sd", "exact_low", "exact_high")
 _DRAW_SEED = 0
 _FEW = 4  # at most one in so many of the kept features is drawn, where not all are kept
-_PIXEL_ROWS = 2048  # images in float64 at a time
 
 
 class Reference:
@@ -169,8 +167,5 @@ class Reference:
             return None
         if isinstance(self.data, Unseen):
             return self.data.embedded.gaussian
-        stream = MomentStream()
-        for rows in torch.arange(self.data.count("train")).split(_PIXEL_ROWS):
-            stream.add(to_unit(self.data.pick("train", rows)).flatten(1).numpy())
-        moments = stream.result()
+        moments = pixel_moments(self.data)
         return LinearGaussian(moments.mean, moments.cov)
