@@ -170,12 +170,7 @@ def _members(path: Path, archive: zipfile.ZipFile, remarks: _Remarks) -> Iterato
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{where} is a link, which no zip of images needs; pack the image itself")
         refuse_large_file(where, info.file_size, info.compress_size)
-        yield _Member(name, where, info.compress_size, partial(_unpack, archive, info))
-
-
-def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    with archive.open(info) as file:
-        return file.read()
+        yield _Member(name, where, info.compress_size, partial(archive.read, info))
 
 
 def _sort_out(names: list[PurePosixPath]) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
@@ -235,14 +230,11 @@ def _label(value: Any) -> int:
 
 def _decoded(members: Iterable[_Member], remarks: _Remarks) -> Iterator[Picture]:
     for member in members:
-        picture = decode(member.where, _content(member), member.stored)
+        try:
+            content = member.read()
+        except Exception as error:  # on damaged bytes zipfile and zlib raise almost any kind
+            raise DataError(f"{member.where} cannot be decoded ({reason(error)}); remove it or get it again") from None
+        picture = decode(member.where, content, member.stored)
         remarks.pictures.update(picture.remarks)
         remarks.lossy |= {picture.lossy} - {""}
         yield picture
-
-
-def _content(member: _Member) -> bytes:
-    try:
-        return member.read()
-    except Exception as error:  # on damaged bytes zipfile and zlib raise almost any kind
-        raise DataError(f"{member.where} cannot be decoded ({reason(error)}); remove it or get it again") from None

@@ -75,27 +75,23 @@ def read_source(path: Path, options: ReadOptions) -> Pictures:
     Raises:
         DataError: nothing is there, or not what its name says.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries remark on damage that is either refused or not in the pixels
-        return _read(path, options)
-
-
-def _read(path: Path, options: ReadOptions) -> Pictures:
     status = _status(path)
     if status is None:
         raise DataError(f"{path} does not exist; check the path or --data-dir")
-    try:
-        if stat.S_ISDIR(status.st_mode):
-            return read_batch_folder(path, options) if is_batch_folder(path) else read_folder(path, options)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if not stat.S_ISREG(status.st_mode):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries remark on damage that is either refused or not in the pixels
+        try:
+            return _read(path, status.st_mode, options)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+
+def _read(path: Path, mode: int, options: ReadOptions) -> Pictures:
+    if stat.S_ISDIR(mode):
+        return read_batch_folder(path, options) if is_batch_folder(path) else read_folder(path, options)
+    if not stat.S_ISREG(mode):
         raise DataError(f"{path} is neither a file nor a folder; check the path or --data-dir")
-    try:
-        other = placeholder(path)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if other:
+    if other := placeholder(path):
         raise DataError(f"{path} {other}")
     if path.name.lower().endswith((".tar.gz", ".tgz")):
         return read_batch_tar(path, options)
@@ -108,11 +104,8 @@ def _read(path: Path, options: ReadOptions) -> Pictures:
 def _refuse_other_kinds(path: Path) -> None:
     """Refuse a file that is known and no source of images, by its first bytes."""
     refuse_npy(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(_TAR_MARK + len(_TAR))
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    with path.open("rb") as file:
+        start = file.read(_TAR_MARK + len(_TAR))
     kinds = [kind for mark, kind in _OTHER_KINDS.items() if start.startswith(mark)]
     if start[_TAR_MARK:] == _TAR:
         kinds = ["a tar archive; unpack it and give the folder"]
