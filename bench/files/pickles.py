@@ -14,12 +14,9 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, Any, cast
 
 from bench.runtime.errors import quoted
-
-if TYPE_CHECKING:
-    import torch
 
 _MOST_STEPS = 2**18  # a released EDM network has below 60,000, a batch of CIFAR-10 with numpy's numbers 221,000
 _MOST_ENTRIES = (
@@ -170,12 +167,11 @@ class UnfoldingError(ValueError):
     """An archive that ``torch.save`` does not write, compressed or with overlapping members: it could unfold."""
 
 
-def load_plain(path: Path, device: torch.device | str = "cpu", is_mapped: bool = False) -> Any:
-    """Read a file of ``torch.save``: plain tensors, and containers, numbers and texts around them.
+def load_plain(path: Path, is_mapped: bool = False) -> Any:
+    """Read a file of ``torch.save``: plain tensors on the host, and containers, numbers and texts around them.
 
     Args:
         path: the file.
-        device: where the tensors go.
         is_mapped: whether numbers are read only where they are asked for, as files from before torch 1.6 cannot be.
 
     Raises:
@@ -189,7 +185,7 @@ def load_plain(path: Path, device: torch.device | str = "cpu", is_mapped: bool =
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an odd file is refused in one line, or its oddity is not in the tensors
         is_mapped = is_mapped and zipfile.is_zipfile(path)
-        return torch.load(path, map_location=device, weights_only=True, mmap=is_mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
 
 
 def _unfolds(path: Path) -> bool:

@@ -353,9 +353,3 @@ def test_inception_scores_images_of_different_sizes(random_inception, tmp_path, 
         digest = hashlib.sha256(random_inception.read_bytes()).hexdigest()
         assert json.loads((tmp_path / "scores.json").read_text())["features"]["weights_sha256"] == digest
     assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 2
-
-
-def test_against_the_digits_their_own_features_are_the_default(tmp_path, capsys):
-    np.savez(tmp_path / "samples.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
-    assert main([str(tmp_path / "samples.npz"), "--reference", "digits", "--quiet"]) == 0
-    assert "fd_digits" in capsys.readouterr().out

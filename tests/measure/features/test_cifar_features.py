@@ -4,12 +4,9 @@ import torch
 from PIL import Image
 from refusals import outcome_of
 
-from analysis.records.load import frechet_name
 from bench.data import Dataset, stratified_split
 from bench.measure.features.classifier import CLASSIFIERS, accuracy, load_classifier, main, train_classifier
 from bench.measure.features.extractors import open_extractor
-from bench.measure.quality.scores import inception_score
-from bench.runtime.errors import FeatureError
 
 CIFAR = CLASSIFIERS["cifar10"]
 
@@ -57,30 +54,11 @@ def test_layers(name):
     torch.testing.assert_close(extractor.logits(torch.from_numpy(pooled)), network(pictures), rtol=1e-4, atol=1e-4)
 
 
-@both
-def test_scores_are_called_after_the_features(name):
-    extractor, suffix = open_extractor(name), name.replace("-", "_")
-    assert (extractor.metrics["frechet"], extractor.metrics["precision"]) == (f"fd_{suffix}", f"precision_{suffix}")
-    assert frechet_name(extractor.metrics.values()) == f"fd_{suffix}"
-
-
-@pytest.mark.parametrize(("name", "size"), [("cifar10", 16), ("cifar10-16", 32)])
-def test_images_of_another_size_are_refused(name, size):
-    with pytest.raises(FeatureError, match=f"--features {name} reads"):
-        open_extractor(name).extract(images(2, size=size))
-
-
 @every
 def test_grey_images_are_three_equal_channels(name):
     extractor, grey = open_extractor(name), images(4, size=SIZES[name])[:, :1]
     for one, other in zip(extractor.extract(grey), extractor.extract(grey.expand(-1, 3, -1, -1)), strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_its_inception_score_lies_between_one_and_ten():
-    extractor = open_extractor("cifar10")
-    value = inception_score(extractor.extract(images(20))[0], extractor.logits)
-    assert 1 <= value <= 10
 
 
 @pytest.mark.ci

@@ -6,6 +6,7 @@ import torch
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
+from analysis.records.load import frechet_name
 from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.quality import scores as scores_module
 from bench.measure.quality.frechet import feature_moments, frechet_distance
@@ -103,12 +104,11 @@ def test_precision_and_recall_point_the_right_way():
     assert wide["recall_x"].value > 0.9
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10"])
-def test_the_embedded_names(name):
-    names = {"frechet": "fd", "spatial": "sfd", "inception_score": "is"} | {
-        kind: kind for kind in ("kid", "precision", "recall")
-    }
-    assert dict(open_extractor(name).metrics) == {kind: f"{stem}_{name}" for kind, stem in names.items()}
+@pytest.mark.parametrize(("name", "suffix"), [("digits", "digits"), ("cifar10-16", "cifar10_16")])
+def test_the_embedded_names(name, suffix):
+    metrics, stems = open_extractor(name).metrics, ("fd", "sfd", "kid", "precision", "recall", "is")
+    assert dict(metrics) == {kind: f"{stem}_{suffix}" for kind, stem in zip(KINDS, stems, strict=True)}
+    assert frechet_name(metrics.values()) == f"fd_{suffix}"
 
 
 def test_the_spatial_side_may_be_given_by_its_moments():
