@@ -1,13 +1,12 @@
 """Small datasets in every format, as their publishers write them."""
 
-import io
+import gzip
 import pickle
 import struct
-import tarfile
 
 import numpy as np
+import pictures
 import pytest
-from PIL import Image
 
 from bench.data import DataError, Dataset, load, load_path
 
@@ -31,12 +30,7 @@ def images():
 def encoded():
     """A function that returns an image's bytes as a file of some format."""
 
-    def encode(image, kind="png"):
-        file = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, kind)
-        return file.getvalue()
-
-    return encode
+    return pictures.encoded
 
 
 @pytest.fixture
@@ -131,11 +125,4 @@ def batches():
 def packed():
     """A function that writes members by name into a tar.gz."""
 
-    def pack(path, members):
-        with tarfile.open(path, "w:gz", compresslevel=1) as archive:
-            for name, content in members.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-
-    return pack
+    return lambda path, members: path.write_bytes(gzip.compress(pictures.as_tar(members), 1))

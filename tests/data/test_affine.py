@@ -66,13 +66,9 @@ def test_variants_repeat_and_come_in_order(noise, monkeypatch):
     np.testing.assert_array_equal(affine_variants(noise, 12, seed=3), found)
 
 
-@pytest.fixture(scope="module")
-def data():
-    return load("digits-affine")
-
-
 @pytest.mark.ci
-def test_the_dataset(data):
+def test_the_dataset():
+    data = load("digits-affine")
     assert (data.name, data.shape, data.classes, data.preprocessing) == ("digits-affine", (1, 8, 8), 10, "affine")
     assert (data.count("train"), data.count("heldout")) == (120_000, 12_000)
     digits = load("digits")
@@ -83,16 +79,8 @@ def test_the_dataset(data):
         own, first = digits.part(part)[:300].float().flatten(1), data.part(part)[:300].float().flatten(1)
         apart = torch.cdist(first, own)
         assert ((apart <= apart.diagonal()[:, None]).double().mean(1)).median() < 0.02
-
-
-@pytest.mark.ci
-def test_the_dataset_is_the_one_that_embedded_weights_belong_to(data):
-    assert data.content_hash() == "30f46ba04bedf8ba"
-
-
-@pytest.mark.ci
-def test_no_image_is_twice_in_it(data):
-    assert len(data.images.flatten(1).unique(dim=0)) == 132_000
+    assert data.content_hash() == "30f46ba04bedf8ba"  # the one that embedded weights belong to
+    assert len(data.images.flatten(1).unique(dim=0)) == 132_000  # no image is twice in it
 
 
 def test_its_digits_can_be_preprocessed_and_held_out_otherwise(monkeypatch):

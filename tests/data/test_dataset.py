@@ -19,10 +19,7 @@ def test_the_digits(digits):
     assert (digits.images.dtype, digits.images.min(), digits.images.max()) == (torch.uint8, 0, 255)
     assert len(digits.images.unique()) == 17  # grey levels 0 to 16
     assert digits.labels.unique().tolist() == list(range(10))
-
-
-def test_the_digits_are_the_ones_that_embedded_weights_and_results_belong_to(digits):
-    assert digits.content_hash() == "d098b4f8d249af34"
+    assert digits.content_hash() == "d098b4f8d249af34"  # the ones that embedded weights and results belong to
 
 
 def test_the_digits_with_options(digits):
@@ -117,27 +114,14 @@ def test_the_labels_have_a_hash_of_their_own(digits):
     assert "_labels_hash" in vars(digits)  # kept
 
 
-def test_unit_range():
-    values = to_unit(torch.tensor([0, 255], dtype=torch.uint8))
-    assert (values.tolist(), values.dtype) == ([-1.0, 1.0], torch.float32)
-
-
-@pytest.mark.parametrize("mode", ["round", "floor"])
-def test_quantising_inverts_the_unit_range(mode):
+@pytest.mark.parametrize(("mode", "last"), [("round", 11), ("floor", 10)])
+def test_quantising_inverts_the_unit_range_and_clamps_what_is_outside(mode, last):
     every = torch.arange(256, dtype=torch.uint8)
+    unit = to_unit(every)
+    assert (unit[0], unit[-1], unit.dtype) == (-1.0, 1.0, torch.float32)
     # Half a level up, so that flooring is not at the mercy of a rounding.
-    x = to_unit(every) + (0.5 / 127.5 if mode == "floor" else 0)
-    assert torch.equal(quantize(x, mode), every)
-
-
-def test_rounding_modes():
-    x = torch.tensor([10.4, 10.6]) / 127.5 - 1
-    assert quantize(x).tolist() == [10, 11]
-    assert quantize(x, "floor").tolist() == [10, 10]
-
-
-@pytest.mark.parametrize("mode", ["round", "floor"])
-def test_values_outside_the_range_are_clamped_not_wrapped(mode):
+    assert torch.equal(quantize(unit + (0.5 / 127.5 if mode == "floor" else 0), mode), every)
+    assert quantize(torch.tensor([10.4, 10.6]) / 127.5 - 1, mode).tolist() == [10, last]
     assert quantize(torch.tensor([-3.0, -1.01, 1.01, 3.0]), mode).tolist() == [0, 0, 255, 255]
 
 

@@ -1,23 +1,17 @@
 """Single pictures: bits a channel, channels, loss told by content, and what a viewer shows otherwise."""
 
-import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
+from pictures import encoded
 from PIL import Image
 
 from bench.data import DataError, load
 from bench.data.decoder import decode
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-
-
-def encoded(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def read(content):

@@ -2,33 +2,15 @@
 
 import gzip
 import io
-import tarfile
 import zipfile
 
 import numpy as np
 import pytest
+from pictures import as_tar, zipped
 
 from bench.data import DataError, load_path
 
 ROUNDS = 50
-
-
-def as_zip(members, compression=zipfile.ZIP_STORED):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
-def as_tar(members):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return file.getvalue()
 
 
 @pytest.fixture
@@ -40,7 +22,8 @@ def sample(images, encoded, batches, python_batch, python_2_batch, binary_batch)
             return f"a.{kind}", encoded(images(1, 16)[0], kind), bytes
         if kind.startswith("zip"):
             members = {f"{k % 2}/{k}.png": encoded(image) for k, image in enumerate(images(3, 8))}
-            return "a.zip", as_zip(members, zipfile.ZIP_DEFLATED if "deflated" in kind else zipfile.ZIP_STORED), bytes
+            method = zipfile.ZIP_DEFLATED if "deflated" in kind else zipfile.ZIP_STORED
+            return "a.zip", zipped(io.BytesIO(), members, method).getvalue(), bytes
         if kind.startswith("npz"):
             file = io.BytesIO()
             save = np.savez_compressed if "deflated" in kind else np.savez

@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+from pictures import zipped
 from PIL import Image, PngImagePlugin
 
 from bench.data import Preprocessing, load, load_path
@@ -24,12 +25,6 @@ def write(root, files):
         path.write_bytes(content)
 
 
-def pack(path, files, compression=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-
-
 @pytest.fixture(params=["folder", "zip"])
 def source(request, tmp_path):
     """A function that writes files and returns the folder or the zip that holds them."""
@@ -38,8 +33,7 @@ def source(request, tmp_path):
         if request.param == "folder":
             write(tmp_path / "set", files)
             return tmp_path / "set"
-        pack(tmp_path / "set.zip", dict(reversed(files.items())))
-        return tmp_path / "set.zip"
+        return zipped(tmp_path / "set.zip", dict(reversed(files.items())))
 
     return written
 
@@ -119,7 +113,7 @@ def test_names_that_are_no_unicode(tmp_path, tree, refusal):
 
 
 def test_names_of_windows_in_a_zip(tmp_path, tree):
-    pack(tmp_path / "x.zip", tree("train\\a\\0.png", "train\\b\\0.png", "test\\a\\0.png"))
+    zipped(tmp_path / "x.zip", tree("train\\a\\0.png", "train\\b\\0.png", "test\\a\\0.png"))
     data = load_path("mine", tmp_path / "x.zip")
     assert (data.classes, data.heldout.sum()) == (2, 1)
 
@@ -174,7 +168,7 @@ def test_nvidias_archive_of_cifar10_has_fifty_chunks(tmp_path, images, encoded):
     files = dict.fromkeys(names, blank) | {
         "dataset.json": json.dumps({"labels": list(zip(names, labels.tolist(), strict=True))})
     }
-    pack(tmp_path / "cifar10-32x32.zip", files)
+    zipped(tmp_path / "cifar10-32x32.zip", files)
     data = load("cifar10", tmp_path)
     assert (data.labels.tolist(), data.name, data.note) == (labels.tolist(), "cifar10", "")
 
@@ -241,7 +235,7 @@ def test_links_in_a_zip(tmp_path, refusal):
     (tmp_path / "secret.png").write_bytes(b"secret")
     info = zipfile.ZipInfo("a.png")
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
-    pack(tmp_path / "x.zip", {info: str(tmp_path / "secret.png")})
+    zipped(tmp_path / "x.zip", {info: str(tmp_path / "secret.png")})
     assert "a.png is a link, which no zip of images needs" in refusal(tmp_path / "x.zip")
 
 
@@ -299,7 +293,7 @@ def test_colour_after_grey(source, images, encoded):
 
 def test_a_member_that_unfolds_to_far_more(tmp_path, tree, refusal):
     padded = tree("a")["a"] + bytes(2**24)
-    pack(tmp_path / "x.zip", {"a.png": padded}, zipfile.ZIP_DEFLATED)
+    zipped(tmp_path / "x.zip", {"a.png": padded}, zipfile.ZIP_DEFLATED)
     assert "x.zip: a.png unfolds to over 250 times" in refusal(tmp_path / "x.zip")
 
 
@@ -345,14 +339,14 @@ def test_zips_that_are_encrypted_or_strangely_compressed(tmp_path, images, tree,
     if name == "x.npz":
         np.savez_compressed(tmp_path / name, arr_0=images(3))
     else:
-        pack(tmp_path / name, tree("0.png", "1.png"), zipfile.ZIP_DEFLATED)
+        zipped(tmp_path / name, tree("0.png", "1.png"), zipfile.ZIP_DEFLATED)
     spoil(tmp_path / name, offset, value)
     assert words in refusal(tmp_path / name)
 
 
 def test_members_are_opened_one_at_a_time(tmp_path, tree, monkeypatch):
     """Whatever number of images there is, one file is open."""
-    pack(tmp_path / "set.zip", tree(*(f"{k}.png" for k in range(5))))
+    zipped(tmp_path / "set.zip", tree(*(f"{k}.png" for k in range(5))))
     open_now, most, opened = [], [], zipfile.ZipFile.open
 
     def spy(archive, *args, **options):
@@ -367,7 +361,7 @@ def test_members_are_opened_one_at_a_time(tmp_path, tree, monkeypatch):
 
 
 def test_folders_of_a_zip_are_no_images(tmp_path, tree):
-    pack(tmp_path / "x.zip", tree("a.png") | {"b.png/": b""})
+    zipped(tmp_path / "x.zip", tree("a.png") | {"b.png/": b""})
     assert len(load_path("mine", tmp_path / "x.zip").images) == 1
 
 

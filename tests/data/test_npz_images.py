@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.lib import format as npy
+from pictures import zipped
 from sklearn.datasets import load_sample_images
 
 from bench.data import Preprocessing, load, load_path
@@ -20,12 +21,6 @@ def header(shape, descr="|u1", fortran=False, version=(1, 0)):
     entries = {"descr": descr, "fortran_order": fortran, "shape": shape}
     (npy.write_array_header_1_0 if version == (1, 0) else npy.write_array_header_2_0)(file, entries)
     return file.getvalue()
-
-
-def write(path, members, compression=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
 
 
 LABELS = [
@@ -106,7 +101,7 @@ LYING = {
 
 @pytest.mark.parametrize(("content", "words"), LYING.values(), ids=LYING)
 def test_headers_that_lie(tmp_path, refusal, content, words):
-    write(tmp_path / "x.npz", {"arr_0.npy": content})
+    zipped(tmp_path / "x.npz", {"arr_0.npy": content})
     assert re.search(words, refusal(tmp_path / "x.npz"))
 
 

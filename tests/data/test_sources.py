@@ -2,28 +2,20 @@
 
 import gzip
 import pickle
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import class_folders, zipped
 
 from bench.data import DATASETS, load, load_path
 from bench.data.sources import PUBLISHED
 
-CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
 
 @pytest.fixture
-def classes(images, encoded):
+def classes(images):
     """A function that writes the ten classes, one image each."""
-
-    def write(root):
-        for name, image in zip(CIFAR_CLASSES, images(10), strict=True):
-            (root / name).mkdir(parents=True)
-            (root / name / "0.png").write_bytes(encoded(image))
-
-    return write
+    return lambda root: class_folders(root, images(10))
 
 
 def test_the_known_names():
@@ -43,9 +35,7 @@ def test_each_is_found_as_folder_zip_or_npz(tmp_path, images, encoded, name, kin
         np.savez(tmp_path / f"{name}.npz", arr_0=pixels)
         data_dir = tmp_path / f"{name}.npz" if "itself" in kind else tmp_path
     elif kind == "zip":
-        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
-            for k, image in enumerate(pixels):
-                archive.writestr(f"{k}.png", encoded(image))
+        zipped(tmp_path / f"{name}.zip", {f"{k}.png": encoded(image) for k, image in enumerate(pixels)})
     else:
         (tmp_path / name).mkdir()
         for k, image in enumerate(pixels):
@@ -156,6 +146,5 @@ def test_suffixes_in_capitals(tmp_path, images, encoded, name):
         with (tmp_path / name).open("wb") as file:
             np.savez(file, arr_0=images(3))
     else:
-        with zipfile.ZipFile(tmp_path / name, "w") as archive:
-            archive.writestr("0.PNG", encoded(images(1)[0]))
+        zipped(tmp_path / name, {"0.PNG": encoded(images(1)[0])})
     assert load_path("mine", tmp_path / name).shape == (3, 32, 32)

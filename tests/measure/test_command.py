@@ -73,13 +73,6 @@ def test_scores_against_the_digits(samples, heldout, capsys):
     assert float(found["fd_digits"][0]) == pytest.approx(wanted, rel=1e-5)  # six digits are printed
 
 
-def test_what_is_too_few_is_empty_with_the_reason(tmp_path, heldout, capsys):
-    measure(save(tmp_path / "few.npz", heldout[:64]), "--reference", "digits", *DIGITS)
-    value, _, reference = table(capsys)["fd_digits"]
-    assert value == "-"
-    assert reference == "digits-train (1442) [a covariance of 64 features needs 65 images, not 64]"
-
-
 def test_the_record_says_what_the_scores_depend_on(samples, tmp_path, capsys):
     out = tmp_path / "new" / "scores.json"
     assert measure(samples, "--reference", "digits", "--out", out, *DIGITS) == 0
@@ -214,27 +207,21 @@ def test_scores_on_a_gpu_are_those_on_the_host(samples, capsys):
 def test_two_sets_are_told_apart(samples, heldout, tmp_path, capsys):
     """Held-out digits against the same with noise: the plain ones are closer, by both signs of the difference."""
     noise = torch.randint(-60, 60, heldout.shape, generator=torch.Generator().manual_seed(0))
-    noisy = (heldout.int() + noise).clamp(0, 255)
-    paths = []
-    for name, images in (("plain", heldout), ("noisy", noisy.to(torch.uint8))):
-        paths.append(tmp_path / f"{name}.npz")
-        np.savez(paths[-1], arr_0=images.movedim(1, 3).expand(-1, -1, -1, 3).numpy())
-    tests = []
+    noisy = (heldout.int() + noise).clamp(0, 255).to(torch.uint8)
+    paths = [save(tmp_path / "plain.npz", heldout.expand(-1, 3, -1, -1)), save(tmp_path / "noisy.npz", noisy)]
+    tests, distances = [], []
     for first, second in (paths, paths[::-1]):
-        out = tmp_path / f"{first.stem}.json"
-        flags = ["--reference", "digits", "--against", str(second), "--out", str(out), "--quiet"]
-        assert main([str(first), *flags]) == 0
-        tests.append(json.loads(out.read_text())["test"])
+        out = tmp_path / "scores.json"
+        assert measure(first, "--reference", "digits", "--against", second, "--out", out, "--quiet") == 0
+        facts = json.loads(out.read_text())
+        tests.append(facts["test"])
+        distances += [row["value"] for row in facts["scores"] if row["metric"] == "fd_digits"]
         assert f"less that of {second}, paired by place: fd_digits: " in capsys.readouterr().out
     assert tests[0]["z"] == -tests[1]["z"] < -5
     assert tests[0]["p"] < 1e-6
-    scores = [json.loads((tmp_path / f"{path.stem}.json").read_text())["scores"] for path in paths]
-    distances = [next(row["value"] for row in rows if row["metric"] == "fd_digits") for rows in scores]
     assert tests[0]["delta"] == pytest.approx(distances[0] - distances[1])
-    few = tmp_path / "few.npz"
-    np.savez(few, arr_0=np.zeros((3, 8, 8, 3), np.uint8))
-    assert main([str(paths[0]), "--reference", "digits", "--against", str(few), "--quiet"]) == 2
-    assert "give as many of both" in capsys.readouterr().err
+    few = save(tmp_path / "few.npz", heldout[:3])
+    assert "give as many of both" in refused(capsys, paths[0], "--reference", "digits", "--against", few, *DIGITS)
 
 
 def test_samples_that_are_reference_images_are_counted(tmp_path, heldout, capsys):
@@ -276,13 +263,10 @@ def test_what_was_passed_over_is_told(tmp_path, heldout, capsys):
 
 
 def test_a_distance_of_small_photos_needs_no_download(tmp_path, capsys):
-    pixels = np.random.default_rng(0).integers(0, 256, (400, 16, 16, 3), dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", arr_0=pixels[:200])
-    np.savez(tmp_path / "b.npz", arr_0=pixels[200:])
-    assert (
-        measure(tmp_path / "a.npz", "--reference", tmp_path / "b.npz", "--features", "cifar10-resized", "--quiet") == 0
-    )
-    value, _, reference = table(capsys)["fd_cifar10_resized"]
+    pixels = torch.randint(0, 256, (400, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    first, second = save(tmp_path / "a.npz", pixels[:200]), save(tmp_path / "b.npz", pixels[200:])
+    rows = scored(capsys, first, "--reference", second, "--features", "cifar10-resized", "--quiet")
+    value, _, reference = rows["fd_cifar10_resized"]
     assert float(value) > 0
     assert reference == "b.npz (200); CIFAR-10's classifier on images resized to 32x32"
 
@@ -320,6 +304,7 @@ def test_a_wrong_command_line_is_one_line(args, capsys):
 def test_one_image_leaves_everything_empty(tmp_path, heldout, capsys):
     found = scored(capsys, save(tmp_path / "one.npz", heldout[:1]), "--reference", "digits", *DIGITS)
     assert {value for value, *_ in found.values()} == {"-"}
+    assert found["fd_digits"][2] == "digits-train (1442) [a covariance of 64 features needs 65 images, not 1]"
     found = scored(capsys, save(tmp_path / "all.npz", heldout), "--reference", tmp_path / "one.npz", *DIGITS)
     assert {name for name, (value, *_) in found.items() if value != "-"} == {"is_digits"}
 

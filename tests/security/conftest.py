@@ -1,6 +1,5 @@
 """Files of strangers through the real commands: one line, code 2, nothing run and nothing written."""
 
-import io
 import json
 import shutil
 import zipfile
@@ -11,7 +10,7 @@ import pytest
 import torch
 from edm_files import write_edm_pickle
 from hostile import touch
-from PIL import Image
+from pictures import encoded, zipped
 from refusals import outcome_of
 
 import run_bench
@@ -108,18 +107,10 @@ def sound(tmp_path_factory):
     diffusers.DDPMScheduler().save_pretrained(folder / "diffusers")
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
     np.savez(folder / "images.npz", arr_0=pixels, arr_1=[0, 1] * 3)
-    with zipfile.ZipFile(folder / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for k in range(len(pixels)):
-            archive.writestr(f"{k % 2}/{k}.png", encoded(pixels[k, ..., 0]))
+    files = {f"{k % 2}/{k}.png": encoded(image) for k, image in enumerate(pixels)}
+    zipped(folder / "images.zip", files, zipfile.ZIP_DEFLATED)
     np.savez(folder / "statistics.npz", mu=np.zeros(64), sigma=np.eye(64))
     return folder
-
-
-def encoded(pixels):
-    """Return an image's bytes as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
 
 
 @pytest.fixture

@@ -45,46 +45,11 @@ def relisted(cell, name):
         facts["files"].pop("steps.csv" if name == "steps.csv.gz" else name, None)
 
 
-def spoiled(name):
-    """Register how a cell's file is spoiled."""
-
-    def register(spoil):
-        def whole(cell, hostile):
-            spoil(cell / name, hostile)
-            if name != "metrics.json":
-                relisted(cell, name)
-
-        SPOILED[spoil.__name__.replace("_", " ")] = whole
-        return spoil
-
-    return register
-
-
-SPOILED = {}
-
-
-@spoiled("metrics.json")
-def nested_record(path, hostile):
-    path.write_text(NESTED)
-
-
-@spoiled("metrics.json")
-def record_that_leads_out(path, hostile):
+def lead_out(path, hostile):
     with edited(path) as facts:
         facts["cell"]["model"] = "../../m"
 
 
-@spoiled("metrics.json")
-def edited_record(path, hostile):
-    path.write_text(path.read_text().replace('"samples": 8', '"samples": 9'))
-
-
-@spoiled("moments.npz")
-def objects(path, hostile):
-    np.savez(path, i=np.array([hostile], dtype=object))
-
-
-@spoiled("steps.csv.gz")
 def bomb(path, hostile):
     (path.parent / "steps.csv").unlink()
     with gzip.open(path, "wb", compresslevel=1) as file:
@@ -92,17 +57,26 @@ def bomb(path, hostile):
             file.write(bytes(2**20))
 
 
-@spoiled("steps.csv")
-def other_table(path, hostile):
-    path.write_bytes(b"\xff\xfea,b\n1\n")
+SPOILED = {
+    "nested record": ("metrics.json", lambda path, hostile: path.write_text(NESTED)),
+    "record that leads out": ("metrics.json", lead_out),
+    "edited record": (
+        "metrics.json", lambda path, hostile: path.write_text(path.read_text().replace('"samples": 8', '"samples": 9'))
+    ),
+    "objects": ("moments.npz", lambda path, hostile: np.savez(path, i=np.array([hostile], dtype=object))),
+    "bomb": ("steps.csv.gz", bomb),
+    "other table": ("steps.csv", lambda path, hostile: path.write_bytes(b"\xff\xfea,b\n1\n")),
+}  # fmt: skip
 
 
 @pytest.mark.usefixtures("unrendered")
 def test_each_spoiled_cell_is_named_in_one_line_and_left_out(results, hostile, marker, call):
     cells = sorted((results / "cells").iterdir())
     assert len(cells) == len(SPOILED) + 1
-    for cell, spoil in zip(cells, SPOILED.values(), strict=False):
-        spoil(cell, hostile)
+    for cell, (name, spoil) in zip(cells, SPOILED.values(), strict=False):
+        spoil(cell / name, hostile)
+        if name != "metrics.json":
+            relisted(cell, name)
     outcome = call("analysis", results, "--quiet")
     assert (outcome.code, outcome.out) == (1, "")
     lines = outcome.err.splitlines()

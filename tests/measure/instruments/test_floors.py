@@ -216,9 +216,7 @@ def test_norms_of_cifar10_are_those_computed_elsewhere(mode, wanted):
     """The average over levels is the geometric mean, without the least noisy level, which has the clean one's step."""
     law = unseen("cifar10").embedded.gaussian
     for steps, percent in zip((10, 20, 50, 100), wanted, strict=True):
-        floors = GaussianFloors(law, levels("cosine", 1000, steps), range(1, steps), Ancestral(mode))
-        eps = {(row.arm, row.i): row.value for row in floors.rows if row.quantity == "eps_rms"}
-        ratios = [eps["gaussian", i] / eps["gaussian-forced", i] for i in range(1, steps)]
+        ratios = walk_ratios(law, levels("cosine", 1000, steps), Ancestral(mode))["eps_ratio"][1:]
         assert 100 * (math.exp(np.log(ratios).mean()) - 1) == pytest.approx(percent, abs=0.05)
 
 

@@ -192,15 +192,6 @@ def test_selected_knows_shared_from_batched_covariances(batched):
     assert seen.step.prediction.variance_fraction is None
 
 
-def test_a_padded_batch_counts_its_real_part_only():
-    step, padded = make_step(), WalkProbe(3, [], CENTRE, paired=False)
-    Selected(padded, slice(0, 4)).update(step)
-    assert padded.state()["scalars/count"][1] == 4
-    wanted = expected_scalars(step)["x0_norm"][:4].mean()
-    np.testing.assert_allclose(padded.state()["scalars/mean"][1, SCALARS.index("x0_norm")], wanted, **SINGLE)
-    assert not np.allclose(state_of(step)["scalars/mean"][1], padded.state()["scalars/mean"][1])
-
-
 @pytest.mark.parametrize(
     ("steps", "count", "expected"),
     [(5, 100, [0, 1, 2, 3, 4]), (1, 100, [0]), (11, 3, [0, 5, 10]), (1000, 2, [0, 999]), (4, 4, [0, 1, 2, 3])],

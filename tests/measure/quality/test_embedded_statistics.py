@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from pictures import class_folders
 from PIL import Image
 from refusals import outcome_of
 
@@ -107,13 +108,9 @@ def test_what_ships_is_cifar10_re_encoded(name):
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(embedded_statistics, "_covariance", lambda data: {})  # half a minute at this size
-    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    rng = np.random.default_rng(0)
-    for side in ("train", "test"):
-        for name in names:
-            folder = tmp_path / "cifar10" / side / name
-            folder.mkdir(parents=True)
-            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "0.png")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 10, 32, 32, 3), dtype=np.uint8)
+    for side, images in zip(("train", "test"), pixels, strict=True):
+        class_folders(tmp_path / "cifar10" / side, images)
     out = tmp_path / "out.npz"
     assert main(["--data-dir", str(tmp_path), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"

@@ -9,6 +9,7 @@ import pytest
 import refusals
 import torch
 from hostile import Call
+from pictures import zipped
 
 from bench.data import load
 from bench.measure.features.extractors import Extractor, open_extractor
@@ -220,12 +221,6 @@ def test_what_is_no_statistics_is_refused(tmp_path, arrays, message):
     assert refusal(tmp_path / "bad.npz", match=message)
 
 
-def archive(path, **members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in members.items():
-            file.writestr(f"{name}.npy", content)
-
-
 def npy(array, shape=None):
     """Return an npy file's bytes, whose header may declare another shape."""
     file = io.BytesIO()
@@ -237,12 +232,14 @@ def npy(array, shape=None):
 
 @pytest.mark.parametrize("shape", [(10**9, 10**9), (10**5, 10**5), (-5, 5), (5, 6)])
 def test_a_header_that_declares_another_size_is_refused_unread(tmp_path, shape):
-    archive(tmp_path / "bad.npz", mu=npy(np.zeros(5)), sigma=npy(EYE, shape))
+    members = {"mu.npy": npy(np.zeros(5)), "sigma.npy": npy(EYE, shape)}
+    zipped(tmp_path / "bad.npz", members, zipfile.ZIP_DEFLATED)
     assert "'sigma' is" in refusal(tmp_path / "bad.npz")
 
 
 def test_a_member_larger_than_it_declares_is_refused_unread(tmp_path):
-    archive(tmp_path / "bad.npz", mu=npy(np.zeros(5)), sigma=npy(EYE) + bytes(10**7))
+    members = {"mu.npy": npy(np.zeros(5)), "sigma.npy": npy(EYE) + bytes(10**7)}
+    zipped(tmp_path / "bad.npz", members, zipfile.ZIP_DEFLATED)
     assert "declares [5, 5] but holds" in refusal(tmp_path / "bad.npz")
 
 
