@@ -96,9 +96,8 @@ def _score(args: argparse.Namespace) -> None:
     extractor = open_extractor(args.features, args.inception_weights, device)
     assert extractor is not None  # the parser offers no 'none'
     done = Preprocessing(args.resize, args.crop, args.resize_filter)
-    samples: ImageSet | ReferenceStatistics | None
-    samples = None if args.against else open_sample_statistics(args.samples, extractor)
-    samples = samples or open_samples(args.samples, extractor, done)
+    statistics = None if args.against else open_sample_statistics(args.samples, extractor)
+    samples = statistics or open_samples(args.samples, extractor, done)
     reference = open_reference(args.reference, extractor, args.batch_size, args.quiet, done)
     test: Mapping[str, Any] = {}
     if isinstance(samples, ReferenceStatistics):

@@ -31,14 +31,22 @@ EXTRACTORS = ("digits", "cifar10", "cifar10-16", ANY_SIZE, *INCEPTION_EXTRACTORS
 
 
 class ClassifierFeatures(nn.Module):
-    """An embedded classifier's pooled features and its ``spatial`` map, flattened in height, width, channel order."""
+    """An embedded classifier's pooled features and its ``spatial`` map, flattened in height, width, channel order.
 
-    def __init__(self, dataset: str) -> None:
+    Args:
+        dataset: what the classifier was trained on.
+        resizes: whether images become 32x32 by bilinear interpolation, antialiased where that shrinks them, without
+            rounding; pictures that are not square are stretched. Images of 32x32 stay as they are.
+    """
+
+    def __init__(self, dataset: str, resizes: bool) -> None:
         super().__init__()
-        self.network = load_classifier(dataset)
+        self.network, self.resizes = load_classifier(dataset), resizes
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return (pooled, spatial) features of uint8 images [B, 3, H, W]."""
+        if self.resizes and images.shape[-2:] != _RESIZED:
+            images = nn.functional.interpolate(to_unit(images), _RESIZED, mode="bilinear", antialias=True)
         return self.network.features(images)
 
     def logits(self, pooled: Tensor) -> Tensor:
@@ -46,20 +54,6 @@ class ClassifierFeatures(nn.Module):
         device = next(self.network.parameters()).device
         logits: Tensor = self.network.head(pooled.to(device))
         return logits.cpu()
-
-
-class ResizedFeatures(ClassifierFeatures):
-    """An embedded classifier's features of images of any size.
-
-    They become 32x32 by bilinear interpolation, antialiased where that shrinks them, without rounding; pictures that
-    are not square are stretched. Images of 32x32 stay as they are.
-    """
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (pooled, spatial) features of uint8 images [B, 3, H, W]."""
-        if images.shape[-2:] != _RESIZED:
-            images = nn.functional.interpolate(to_unit(images), _RESIZED, mode="bilinear", antialias=True)
-        return self.network.features(images)
 
 
 class MomentFeatures(nn.Module):
@@ -205,7 +199,7 @@ def embedded_width(name: str) -> int:
 
 def _open_embedded(name: str, device: torch.device | str) -> Extractor:
     (widths, size), dataset = _EMBEDDED[name], "cifar10" if name == ANY_SIZE else name
-    network = (ResizedFeatures if name == ANY_SIZE else ClassifierFeatures)(dataset).to(device)
+    network = ClassifierFeatures(dataset, resizes=name == ANY_SIZE).to(device)
     digest, metrics = sha256_of(CLASSIFIERS[dataset].weights), _metric_names("", f"_{name.replace('-', '_')}")
     note = "CIFAR-10's classifier on images resized to 32x32" if name == ANY_SIZE else ""
     return Extractor(name, network, metrics, digest, widths, size, network.logits, note)

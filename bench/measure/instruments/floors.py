@@ -111,19 +111,15 @@ class GaussianFloors:
         """Yield the rows of one step: of the call at index i, and of the state it reached at i - 1."""
         state = self.law.churned(state, self.solver)
         if self.energy is not None:
-            self._add_bands(f"{arm}/x0", i, self.law.denoised(state))
-            self._add_bands(f"{arm}/state", i, reached)
+            for source, images in (("x0", self.law.denoised(state)), ("state", reached)):
+                energies = self.law.band_energy(images, self.energy)
+                if energies is not None:
+                    self.bands.setdefault(f"{arm}/{source}", {})[i] = energies
         yield state_row(arm, i, state.level, None, "eps_rms", self.law.eps_energy(state) ** 0.5)
         if arm != "gaussian":  # from noise x is independent of x0
             error = (self.law.error_energy(state) / len(state.mean)) ** 0.5
             yield state_row(arm, i, state.level, None, "x0_rmse", error)
         yield from self._state_rows(arm, i - 1, reached)
-
-    def _add_bands(self, name: str, i: int, state: GaussianState) -> None:
-        assert self.energy is not None  # its caller asked
-        energies = self.law.band_energy(state, self.energy)
-        if energies is not None:
-            self.bands.setdefault(name, {})[i] = energies
 
     def _state_rows(self, arm: str, i: int, state: GaussianState) -> Iterator[Row]:
         level, marginal = state.level, float(state.variance.mean())

@@ -191,15 +191,12 @@ class LinearGaussian:
             return state
         if state.inner is None or self.vectors is None or not follow:
             return replace(state, inner=None, noise=None)
-        roots = self._rounded(np.sqrt(state.noise)[:, None] * self.vectors)
+        # Beyond 768 values a full matrix is float32, with a relative error of 1e-6.
+        dtype: Any = np.float64 if len(self.mean) <= _ALWAYS else np.float32
+        roots = (np.sqrt(state.noise)[:, None] * self.vectors).astype(dtype)
         inner = roots.T @ roots  # V^T diag(noise) V
         inner += np.diag(state.inner) if state.inner.ndim == 1 else state.inner
         return replace(state, inner=inner, noise=None)
-
-    def _rounded(self, matrix: Matrix) -> Matrix:
-        """Return a full matrix in its precision: beyond 768 values float32, with a relative error of 1e-6."""
-        dtype: Any = np.float64 if len(self.mean) <= _ALWAYS else np.float32
-        return matrix.astype(dtype)
 
     @staticmethod
     def churned(state: GaussianState, solver: Solver) -> GaussianState:

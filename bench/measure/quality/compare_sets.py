@@ -10,16 +10,12 @@ from numpy.typing import NDArray
 from analysis.comparison.paired_tests import compare, p_value
 from analysis.records.arrays import CellTerms
 from bench.measure.features.extractors import Extractor
-from bench.measure.quality.influence import influence_arrays, stratified_terms
+from bench.measure.quality.influence import class_terms, influence_arrays
 from bench.measure.quality.scores import frechet_score
 from bench.measure.quality.statistics import ReferenceStatistics
 from bench.runtime.errors import FeatureError
 
 Rows = NDArray[np.float32]
-_TERMS = (
-    "frechet", "frechet_reference", "frechet_own", "kernel", "within", "kernel_reference", "stratified", "classes",
-    "reference_classes",
-)  # fmt: skip
 
 
 def cell_terms(features: Rows, reference: ReferenceStatistics, extractor: Extractor) -> CellTerms:
@@ -30,18 +26,11 @@ def cell_terms(features: Rows, reference: ReferenceStatistics, extractor: Extrac
         reference: what they are compared with.
         extractor: source of both.
     """
-    arrays = influence_arrays(features, reference, extractor)
-    stratified = None
-    if "stratified" in arrays:
-        counts = arrays["reference_classes"]
-        stratified = stratified_terms(features, arrays["classes"], counts / counts.sum(), reference.moments)
-    return CellTerms(
-        frechet_score("", features, reference.moments, "").value,
-        reference_n=reference.n,
-        pooled_n=None,  # all of them
-        stratified_distance=None if stratified is None else stratified.distance,
-        **{name: arrays.get(name) for name in _TERMS},
-    )
+    terms: dict[str, Any] = {**influence_arrays(features, reference, extractor), "reference_n": reference.n}
+    stratified = class_terms(features, reference, extractor)[2] if "stratified" in terms else None
+    if stratified is not None:
+        terms["stratified_distance"] = stratified.distance
+    return CellTerms(frechet_score("", features, reference.moments, "").value, **terms)
 
 
 def paired_test(first: Rows, second: Rows, reference: ReferenceStatistics, extractor: Extractor) -> dict[str, Any]:

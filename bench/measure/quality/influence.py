@@ -299,24 +299,29 @@ def influence_arrays(features: Rows, reference: ReferenceStatistics, extractor: 
         arrays["within"] = kernel.within.astype(np.float32)
         arrays["kernel_reference"] = kernel.reference.astype(np.float32)
     if extractor.embedded and len(reference.pooled):
-        arrays |= _class_arrays(features, reference, extractor)
+        classes, counts, stratified = class_terms(features, reference, extractor)
+        arrays |= {"classes": classes.astype(np.uint8), "reference_classes": counts}
+        if stratified is not None:
+            arrays["stratified"] = stratified.samples.astype(np.float32)
     return arrays
 
 
-def predicted_classes(features: Rows, extractor: Extractor) -> NDArray[np.int64]:
+def class_terms(
+    features: Rows, reference: ReferenceStatistics, extractor: Extractor
+) -> tuple[NDArray[np.int64], NDArray[np.int64], StratifiedTerms | None]:
+    """Return the samples' predicted classes [N], the counts [K] of the reference's, and the distance at its shares.
+
+    Args:
+        features: of the samples, [N, d].
+        reference: has features of single images.
+        extractor: an embedded classifier.
+    """
+    classes, counts = _predicted(features, extractor), np.bincount(_predicted(reference.pooled, extractor))
+    return classes, counts, stratified_terms(features, classes, counts / counts.sum(), reference.moments)
+
+
+def _predicted(features: Rows, extractor: Extractor) -> NDArray[np.int64]:
     """Return the class, [N] from 0, that a classifier with logits sees in each image of features [N, d]."""
     assert extractor.logits is not None  # every embedded classifier has them
     classes: NDArray[np.int64] = extractor.logits(torch.from_numpy(features)).argmax(dim=1).numpy()
     return classes
-
-
-def _class_arrays(features: Rows, reference: ReferenceStatistics, extractor: Extractor) -> dict[str, NDArray[Any]]:
-    classes, counts = (
-        predicted_classes(features, extractor),
-        np.bincount(predicted_classes(reference.pooled, extractor)),
-    )
-    arrays: dict[str, NDArray[Any]] = {"classes": classes.astype(np.uint8), "reference_classes": counts}
-    stratified = stratified_terms(features, classes, counts / counts.sum(), reference.moments)
-    if stratified is not None:
-        arrays["stratified"] = stratified.samples.astype(np.float32)
-    return arrays

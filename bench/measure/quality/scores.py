@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.measure.features.extractors import Extractor
 from bench.measure.quality.frechet import frechet_distance
-from bench.measure.quality.influence import kernel_error, predicted_classes, stratified_terms
+from bench.measure.quality.influence import class_terms, kernel_error
 from bench.measure.quality.statistics import (
     FEWEST_COMPARED,
     FEWEST_SCORED,
@@ -127,9 +127,7 @@ def _stratified(name: str, samples: Rows, reference: ReferenceStatistics, extrac
     n, label = len(samples), reference.pooled_name
     if not len(reference.pooled):
         return Score(name, None, n, label, "the reference has no images, whose classes could be counted")
-    counts = np.bincount(predicted_classes(reference.pooled, extractor))
-    classes = predicted_classes(samples, extractor)
-    terms = stratified_terms(samples, classes, counts / counts.sum(), reference.moments)
+    *_, terms = class_terms(samples, reference, extractor)
     if terms is None:
         return Score(name, None, n, label, f"needs more samples than {samples.shape[1]} features, and 5 of each class")
     return Score(name, terms.distance, n, label)
