@@ -15,6 +15,16 @@ def pictures(count, height, width):
     return torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
 
 
+def of_folder(folder, images, model):
+    """Return the features that clean-fid computes of the files of images with a model."""
+    for number, image in enumerate(images):
+        Image.fromarray(image.movedim(0, -1).numpy()).save(folder / f"{number}.png")
+    device = torch.device("cpu")
+    return fid.get_folder_features(
+        str(folder), model, num_workers=0, batch_size=2, device=device, mode="clean", verbose=False
+    )
+
+
 @pytest.fixture(scope="module")
 def network(random_inception):
     return open_network(CleanInceptionFeatures, random_inception)
@@ -22,18 +32,13 @@ def network(random_inception):
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 32), (40, 30), (320, 310)])
 def test_the_resizing_is_clean_fids_own_path(network, tmp_path, height, width):
-    images = pictures(2, height, width)
-    for number, image in enumerate(images):
-        Image.fromarray(image.movedim(0, -1).numpy()).save(tmp_path / f"{number}.png")
-    seen = []
+    images, seen = pictures(2, height, width), []
 
     def spy(batch):
         seen.append(batch.clone())
         return torch.zeros(len(batch), 1)
 
-    fid.get_folder_features(
-        str(tmp_path), spy, num_workers=0, batch_size=2, device=torch.device("cpu"), mode="clean", verbose=False
-    )
+    of_folder(tmp_path, images, spy)
     resized = network.resized(images)
     assert torch.equal(resized, torch.cat(seen))
     assert resized.dtype == torch.float32
@@ -42,8 +47,6 @@ def test_the_resizing_is_clean_fids_own_path(network, tmp_path, height, width):
 
 def test_the_features_are_clean_fids_of_the_same_network(network, tmp_path):
     images = pictures(2, 32, 32)
-    for number, image in enumerate(images):
-        Image.fromarray(image.movedim(0, -1).numpy()).save(tmp_path / f"{number}.png")
 
     def theirs(batch):
         x = (batch - 128) / 128
@@ -51,23 +54,15 @@ def test_the_features_are_clean_fids_of_the_same_network(network, tmp_path):
             x = layer(x)
         return x.flatten(1)
 
-    found = fid.get_folder_features(
-        str(tmp_path), theirs, num_workers=0, batch_size=2, device=torch.device("cpu"), mode="clean", verbose=False
-    )
-    np.testing.assert_array_equal(network(images)[0].numpy(), found)
+    np.testing.assert_array_equal(network(images)[0].numpy(), of_folder(tmp_path, images, theirs))
 
 
-def test_at_299_pixels_both_ways_of_resizing_are_the_same_network(network, random_inception):
-    images = pictures(2, 299, 299)
+def test_at_299_pixels_alone_both_ways_of_resizing_are_the_same_network(network, random_inception):
     plain = open_network(InceptionFeatures, random_inception)
-    for one, other in zip(network(images), plain(images), strict=True):
+    large, small = pictures(2, 299, 299), pictures(2, 32, 32)
+    for one, other in zip(network(large), plain(large), strict=True):
         assert torch.equal(one, other)
-
-
-def test_at_other_sizes_they_are_not(network, random_inception):
-    images = pictures(2, 32, 32)
-    plain = open_network(InceptionFeatures, random_inception)
-    assert not torch.allclose(network(images)[0], plain(images)[0], rtol=1e-2)
+    assert not torch.allclose(network(small)[0], plain(small)[0], rtol=1e-2)
 
 
 def test_the_extractor_reads_grey_images_and_says_what_it_is(random_inception):

@@ -31,10 +31,7 @@ def rows(count, width=5, centre=0.0, seed=0):
 
 
 def streamed(features, size):
-    stream = statistics.MomentStream()
-    for start in range(0, len(features), size):
-        stream.add(features[start : start + size])
-    return stream.result()
+    return statistics.MomentStream.of(features[start : start + size] for start in range(0, len(features), size))
 
 
 @pytest.mark.parametrize("size", [1, 100, 5000])
