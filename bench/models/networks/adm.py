@@ -7,6 +7,7 @@ arguments are checked in ``arguments.py`` and its parameter names translated in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -66,10 +67,10 @@ def adm_unet(config: Mapping[str, Any]) -> Any:
         num_class_embeds=config["num_classes"],
         dropout=config["dropout"],
     )
-    _set_heads(unet, config)
+    set_heads(unet, partial(heads, config))
     _upsample_contiguous(unet)
     if widths[0] != config["model_channels"]:
-        _set_time_width(unet, config["model_channels"])
+        set_time_width(unet, config["model_channels"])
     if config["null_time"]:
         unet.time_proj = _NullableTime(unet.time_proj, config["model_channels"])
     unet.register_to_config(guided_diffusion=config)
@@ -83,14 +84,14 @@ def without_weights(build: Callable[[], Any]) -> Any:
         return build()
 
 
-def _set_heads(unet: nn.Module, config: Mapping[str, Any]) -> None:
-    """Set the head count of every attention layer; diffusers only takes a width per head."""
+def set_heads(unet: nn.Module, heads_at: Callable[[int], int]) -> None:
+    """Set the head count of every attention layer, a function of its width; diffusers only takes a width per head."""
     from diffusers.models.attention_processor import Attention
 
     for module in unet.modules():
         if isinstance(module, Attention):
             width = module.to_q.out_features
-            module.heads = heads(config, width)
+            module.heads = heads_at(width)
             module.scale = (width // module.heads) ** -0.5
 
 
@@ -111,8 +112,8 @@ def _contiguous(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return inputs[0].contiguous(), *inputs[1:]
 
 
-def _set_time_width(unet: Any, width: int) -> None:
-    """Give the sinusoidal embedding ``model_channels`` entries where the first block is of another width."""
+def set_time_width(unet: Any, width: int) -> None:
+    """Give the sinusoidal embedding ``width`` entries; diffusers ties it to the first block's width."""
     from diffusers.models.embeddings import Timesteps
 
     unet.time_proj = Timesteps(width, True, 0)

@@ -10,21 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.models.networks.adm import set_heads, set_time_width
+from bench.models.networks.adm_keys import ENDS, PROJECTIONS, attention_shape, convolved, matrix
 from bench.models.networks.arguments import Shapes, complete_edm, groups_of, levels_of, shapes_of
 from bench.runtime.errors import CheckpointError
 
 _CHANNELS_PER_HEAD = 64  # EDM sets no other
 
-_RES = {
-    "norm0": "norm1",
-    "conv0": "conv1",
-    "affine": "time_emb_proj",
-    "norm1": "norm2",
-    "conv1": "conv2",
-    "skip": "conv_shortcut",
-}
-_ATTENTION = {"norm2": "group_norm", "proj": "to_out.0"}
-_PROJECTIONS = ("to_q", "to_k", "to_v")
+# The layers of a block and of its attention, our name to the published one.
+_RES = {"norm1": "norm0", "conv1": "conv0", "time_emb_proj": "affine", "norm2": "norm1", "conv2": "conv1"}
+_ATTENTION = {"group_norm": "norm2", "to_out.0": "proj", **dict.fromkeys(PROJECTIONS, "qkv")}
 
 
 class DhariwalUNet(nn.Module):
@@ -63,11 +58,9 @@ class DhariwalUNet(nn.Module):
 
 def _unet(config: Mapping[str, Any]) -> Any:
     import diffusers  # slow to import: only whoever needs a network pays
-    from diffusers.models.embeddings import Timesteps
 
     levels = levels_of(config)
     attended = [flag and _heads(width) > 0 for _, width, flag in levels]
-    hidden = config["model_channels"] * config["channel_mult_emb"]
     unet: Any = diffusers.UNet2DModel(
         sample_size=config["img_resolution"],
         in_channels=config["in_channels"],
@@ -84,13 +77,15 @@ def _unet(config: Mapping[str, Any]) -> Any:
         norm_num_groups=1,  # divides every width; the true count is set below
         attn_norm_num_groups=1,
         norm_eps=1e-5,
-        time_embedding_dim=hidden,
+        time_embedding_dim=config["model_channels"] * config["channel_mult_emb"],
         num_class_embeds=config["label_dim"] + 1 if config["label_dim"] else None,
         dropout=config["dropout"],
     )
-    unet.time_proj = Timesteps(config["model_channels"], True, 0)  # diffusers ties it to the first level's width
-    unet.time_embedding.linear_1 = nn.Linear(config["model_channels"], hidden)
-    _set_groups_and_heads(unet)
+    set_time_width(unet, config["model_channels"])
+    for module in unet.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = groups_of(module.num_channels)
+    set_heads(unet, _heads)
     return unet
 
 
@@ -102,44 +97,27 @@ def _heads(width: int) -> int:
     return heads
 
 
-def _set_groups_and_heads(unet: nn.Module) -> None:
-    """Set what EDM derives from each layer's width and diffusers takes once for all."""
-    from diffusers.models.attention_processor import Attention
-
-    for module in unet.modules():
-        if isinstance(module, nn.GroupNorm):
-            module.num_groups = groups_of(module.num_channels)
-        elif isinstance(module, Attention):
-            width = module.to_q.out_features
-            module.heads = _heads(width)
-            module.scale = (width // module.heads) ** -0.5
-
-
 def dhariwal_keys(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the name in :class:`DhariwalUNet` of every tensor, to its name in a released file.
 
     Several may share one: q, k and v are one tensor in the file.
     """
-    config = complete_edm("DhariwalUNet", config)
-    keys = {"class_embedding.weight": "map_label.weight"} if config["label_dim"] else {}
-    pairs = list(_plain_parts(config))
-    for source, target, attention, shortcut in _blocks(config):
-        inner = {k: v for k, v in _RES.items() if k != "skip" or shortcut}
-        pairs += [(f"{source}.{old}", f"{target}.{new}") for old, new in inner.items()]
-        if attention:
-            pairs += [(f"{source}.{old}", f"{attention}.{new}") for old, new in _ATTENTION.items()]
-            pairs += [(f"{source}.qkv", f"{attention}.{name}") for name in _PROJECTIONS]
-    keys |= {f"{target}.{end}": f"{source}.{end}" for source, target in pairs for end in ("weight", "bias")}
-    return {f"unet.{target}": source for target, source in keys.items()}
-
-
-def _plain_parts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     size = config["img_resolution"]
-    yield "map_layer0", "time_embedding.linear_1"
-    yield "map_layer1", "time_embedding.linear_2"
-    yield f"enc.{size}x{size}_conv", "conv_in"
-    yield "out_norm", "conv_norm_out"
-    yield "out_conv", "conv_out"
+    layers = {
+        "time_embedding.linear_1": "map_layer0",
+        "time_embedding.linear_2": "map_layer1",
+        "conv_in": f"enc.{size}x{size}_conv",
+        "conv_norm_out": "out_norm",
+        "conv_out": "out_conv",
+    }
+    for source, target, attention, shortcut in _blocks(config):
+        layers |= {f"{target}.{ours}": f"{source}.{theirs}" for ours, theirs in _RES.items()}
+        if shortcut:
+            layers[f"{target}.conv_shortcut"] = f"{source}.skip"
+        if attention:
+            layers |= {f"{attention}.{ours}": f"{source}.{theirs}" for ours, theirs in _ATTENTION.items()}
+    keys = {"unet.class_embedding.weight": "map_label.weight"} if config["label_dim"] else {}
+    return keys | {f"unet.{ours}.{end}": f"{theirs}.{end}" for ours, theirs in layers.items() for end in ENDS}
 
 
 def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None, bool]]:
@@ -172,28 +150,18 @@ def dhariwal_shapes(network: DhariwalUNet) -> Shapes:
     """Return name and shape of every tensor that a released file of this network holds."""
     config, sizes = network.config, shapes_of(network.state_dict())
     shapes = {source: _released_shape(target, sizes[target]) for target, source in dhariwal_keys(config).items()}
-    for block in _resampling_blocks(config):
-        shapes |= {f"{block}.{layer}.resample_filter": (1, 1, 2, 2) for layer in ("conv0", "skip")}
+    for (finer, _, _), (coarser, _, _) in pairwise(levels_of(config)):
+        for block in (f"enc.{coarser}x{coarser}_down", f"dec.{finer}x{finer}_up"):
+            shapes |= {f"{block}.{layer}.resample_filter": (1, 1, 2, 2) for layer in ("conv0", "skip")}
     if config["augment_dim"]:
         shapes["map_augment.weight"] = (config["model_channels"], config["augment_dim"])
     return shapes
 
 
 def _released_shape(target: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    *path, layer, end = target.split(".")
-    if layer == "class_embedding":
+    if "class_embedding" in target:
         return shape[1], shape[0] - 1
-    if "attentions" in path and layer != "group_norm":
-        rows = 3 * shape[0] if layer in _PROJECTIONS else shape[0]
-        return (rows, shape[1], 1, 1) if end == "weight" else (rows,)
-    return shape
-
-
-def _resampling_blocks(config: Mapping[str, Any]) -> Iterator[str]:
-    sizes = [size for size, _, _ in levels_of(config)]
-    for finer, coarser in pairwise(sizes):
-        yield f"enc.{coarser}x{coarser}_down"
-        yield f"dec.{finer}x{finer}_up"
+    return attention_shape(target, shape, (1, 1)) if convolved(target) else shape
 
 
 def dhariwal_state(network: DhariwalUNet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -217,10 +185,9 @@ def dhariwal_state(network: DhariwalUNet, tensors: Mapping[str, Tensor]) -> dict
 
 
 def _converted(target: str, tensor: Tensor) -> Tensor:
-    *path, layer, _ = target.split(".")
-    if layer == "class_embedding":
+    if "class_embedding" in target:
         return F.pad(tensor.T, (0, 0, 0, 1)).contiguous()
-    if "attentions" not in path:
+    if not convolved(target):
         return tensor
-    rows = tensor.flatten(1) if tensor.dim() > 1 else tensor
-    return rows[_PROJECTIONS.index(layer) :: 3].contiguous() if layer in _PROJECTIONS else rows
+    rows, layer = matrix(tensor), target.split(".")[-2]
+    return rows[PROJECTIONS.index(layer) :: 3].contiguous() if layer in PROJECTIONS else rows
