@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from bench.data import Dataset, quantize
 from bench.latent.inputs import LatentData
 from bench.models.checkpoints.diffusers_model import build_unet
 from bench.models.checkpoints.hub import Parts, read_json
-from bench.models.checkpoints.state_dicts import file_hash
+from bench.models.checkpoints.state_dicts import joint_hash
 from bench.runtime.errors import CheckpointError, quoted
 
 _BATCH = 8
@@ -35,7 +34,7 @@ class Decoder:
 
         parts, config = _read(path)
         settings = {key: value for key, value in config.items() if not key.startswith("_")}
-        self.network: Any = build_unet(diffusers.AutoencoderKL, settings, parts, torch.float32).to(device)
+        self.network: Any = build_unet(diffusers.AutoencoderKL, settings, parts).to(device)
         self.device = torch.device(device)
 
     def __call__(self, latents: Tensor, mode: str = "round") -> Tensor:
@@ -67,7 +66,7 @@ def check_decoder(path: Path, channels: int) -> None:
 def hash_decoder(path: Path) -> str:
     """Return a sha256 over the configuration and the weights, hexadecimal."""
     parts, _ = _read(path)
-    return hashlib.sha256("".join(map(file_hash, (parts.config, parts.weights))).encode()).hexdigest()
+    return joint_hash(parts.config, parts.weights)
 
 
 def _read(path: Path) -> tuple[Parts, dict[str, Any]]:

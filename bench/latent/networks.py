@@ -5,18 +5,16 @@ So the walk, guidance, labels of samples and the instruments are those of pixel 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from bench.latent.inputs import Conditioning, read_embeddings
 from bench.models.checkpoints.diffusers_model import build_unet, class_name, training_process
 from bench.models.checkpoints.hub import Parts, read_json
-from bench.models.checkpoints.state_dicts import file_hash
+from bench.models.checkpoints.state_dicts import joint_hash
 from bench.models.interface import Description, Output
 from bench.runtime.errors import CheckpointError, quoted
 
@@ -150,8 +148,7 @@ def hash_conditional(path: Path, description: Description) -> str:
         CheckpointError: a part is missing or unreadable.
     """
     parts, embeddings = description.content["parts"], description.content["embeddings"]
-    files = (parts.config, parts.scheduler, parts.weights, *([embeddings] if embeddings else []))
-    return hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
+    return joint_hash(*filter(None, (parts.config, parts.scheduler, parts.weights, embeddings)))
 
 
 def load_conditional(path: Path, description: Description) -> ConditionedNetwork:
@@ -165,5 +162,5 @@ def load_conditional(path: Path, description: Description) -> ConditionedNetwork
     ours = ("kind", "image_size", "num_classes")
     config = {key: value for key, value in description.network.items() if key not in ours}
     kind, parts = description.network["kind"], description.content["parts"]
-    network = build_unet(getattr(diffusers, kind), config, parts, torch.float32)
+    network = build_unet(getattr(diffusers, kind), config, parts)
     return ConditionedNetwork(network, kind, description.content["conditions"]).eval().requires_grad_(False)

@@ -93,14 +93,12 @@ class Accelerated:
         replays = _replays(x.device)
         if replays:
             torch.compiler.cudagraph_mark_step_begin()
+        # So one compilation serves levels of whole and of broken indices; our networks make float32 of t themselves.
+        t = t if isinstance(self.network, Adapted) else t.float()
         with self._context(x.device):
-            sample = self._compiled(x.contiguous(), self._index(t), labels).sample
+            sample = self._compiled(x.contiguous(), t, labels).sample
         # The next call of a CUDA graph writes where this one has written, and Heun's method looks back.
         return Output(sample.to(x.dtype, copy=replays))
-
-    def _index(self, t: Tensor) -> Tensor:
-        """Return t as every call passes it, so that one compilation serves levels of whole and of broken indices."""
-        return t if isinstance(self.network, Adapted) else t.float()  # which our networks make of it themselves
 
     def _context(self, device: torch.device) -> AbstractContextManager[object]:
         if self.precision == "bf16":

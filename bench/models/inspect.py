@@ -6,6 +6,7 @@ of :mod:`bench.models.denoisers.calibration` say which of them fit, the denoisin
 
 from __future__ import annotations
 
+import json
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from bench.models.checkpoints.formats import denoiser_of, describe, located, ope
 from bench.models.checkpoints.guided_diffusion import PRESETS, describe_entry, fitting_presets
 from bench.models.denoisers.calibration import LEVELS, MOST_IMAGES, Slope, slope_levels, slopes, worst
 from bench.models.denoisers.parameterization import CONVERSIONS, check_process
-from bench.models.denoisers.preconditioning import PRECONDITIONINGS, make_preconditioning
+from bench.models.denoisers.preconditioning import EdmDenoiser
 from bench.models.interface import Description
 from bench.models.networks.arguments import complete
 from bench.runtime.errors import CheckpointError, OneLineParser, UserError, quoted, reason
@@ -99,7 +100,6 @@ def _processes(description: Description) -> Iterator[Candidate]:
         for T in {1, 1000} - {description.T}:
             yield Candidate(f"T = {T}", replace(description, T=T))
         return
-    network = dict(description.network)
     yield Candidate("a flow", replace(description, schedule="flow", prediction="flow"))
     for prediction in CONVERSIONS:
         if prediction not in ("flow", description.prediction):
@@ -108,7 +108,7 @@ def _processes(description: Description) -> Iterator[Candidate]:
         if schedule != description.schedule:
             yield Candidate(f"schedule {schedule}", replace(description, schedule=schedule))
     for T in (500, 1000, 2000, 4000):
-        plain = {name: value for name, value in network.items() if name != "rescale_timesteps"}
+        plain = {name: value for name, value in description.network.items() if name != "rescale_timesteps"}
         if T != description.T or description.time_factor != 1:
             yield Candidate(f"T = {T}", replace(description, T=T, network=plain))
         if T != 1000 and (T != description.T or description.time_factor == 1):
@@ -122,10 +122,8 @@ def _attention(description: Description) -> Iterator[Candidate]:
     """Yield other orders and counts of attention heads, which shapes do not show."""
     network = dict(description.network)
     new = not network.get("use_new_attention_order", False)
-    words = "new" if new else "legacy"
-    yield Candidate(
-        f"{words} attention order", replace(description, network={**network, "use_new_attention_order": new})
-    )
+    other = replace(description, network={**network, "use_new_attention_order": new})
+    yield Candidate(f"{'new' if new else 'legacy'} attention order", other)
     counts = [{"num_head_channels": width} for width in (32, 64)]
     counts += [{"num_heads": count, "num_head_channels": -1} for count in (1, 2, 4, 8)]
     current = complete(network)
@@ -161,9 +159,7 @@ class Inspector:
         if self._network[1] != arguments:
             self._network = open_network(self.weights, about), arguments
         denoiser = denoiser_of(self._network[0], about, self.images.device)
-        preconditioning = None
-        if about.prediction in PRECONDITIONINGS:
-            preconditioning = make_preconditioning(about.prediction, about.network.get("preconditioning"))
+        preconditioning = denoiser.preconditioning if isinstance(denoiser, EdmDenoiser) else None
         images = (self.images + 1) / 2 if candidate.in_unit else self.images
         levels = slope_levels(about.schedule, about.T, preconditioning)
         labels = self.labels if about.classes else None
@@ -263,17 +259,12 @@ def _advice(candidate: Candidate) -> Iterator[str]:
     elif about.format != "guided":
         yield f"  the {about.format} file says otherwise; correct it where it comes from"
     else:
-        network = ", ".join(f"{key} = {_toml(value)}" for key, value in about.network.items() if value is not None)
+        # What JSON writes of numbers, lists and switches is TOML too.
+        network = ", ".join(f"{key} = {json.dumps(value)}" for key, value in about.network.items() if value is not None)
         yield f'  schedule = "{about.schedule}"'
         yield f"  T = {about.T}"
         yield f'  prediction = "{about.prediction}"'
         yield f"  network = {{ {network} }}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -288,8 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         weights, entry = (Path(args.file), None) if args.config is None else _entry(args.config, args.file)
-        folder = Path() if args.config is None else args.config.parent
-        weights, description = describe_file(weights, entry, folder)
+        weights, description = describe_file(weights, entry, Path() if args.config is None else args.config.parent)
         name, _, path = args.dataset.partition("=")
         data = load_path(name, Path(path).expanduser()) if path else load(name, args.data_dir)
         if data.shape[0] != description.channels:

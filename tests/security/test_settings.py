@@ -93,7 +93,7 @@ def filled(network, value):
 def guided(room, sound, bench_args, refused, monkeypatch):
     """A function of a classifier's file that asserts that a guided run refuses it."""
     network = {**NETWORK, "image_size": 8, "out_channels": 2}
-    small = replace(PRESETS["imagenet128"], name="d", network=network, classifier=CLASSIFIER)
+    small = replace(PRESETS["imagenet128"], network=network, classifier=CLASSIFIER)
     monkeypatch.setattr("bench.suite.registry.registry.PRESETS", {"d": small})
     torch.save(filled(adm_unet(network), 0.01), room / "in" / "m.pt")
     (room / "d.toml").write_text(f"[datasets.d]\npath = {json.dumps(str(sound / 'images.npz'))}\n")

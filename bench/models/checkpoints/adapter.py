@@ -6,7 +6,6 @@ a file is executed: it is the user's own program. How to write one is in ``docs/
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.models.checkpoints.state_dicts import file_hash
+from bench.models.checkpoints.state_dicts import file_hash, joint_hash
 from bench.models.denoisers.parameterization import check_process
 from bench.models.interface import Description, Output
 from bench.runtime.errors import CheckpointError, reason
@@ -170,7 +169,9 @@ def describe_adapter(entry: Mapping[str, Any], base: Path) -> Description:
     schedule, prediction = str(entry.get("schedule", "cosine")), str(entry.get("prediction", "eps"))
     T: Any = entry.get("T", 1000)
     for key in ("T", "in_channels", "image_size", "num_classes"):
-        _check_positive(spec, key, entry.get(key))
+        value = entry.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise CheckpointError(f"adapter {spec}: {key!r} must be a positive whole number, not {value!r}")
     if not isinstance(entry.get("learn_sigma", False), bool):
         raise CheckpointError(f"adapter {spec}: 'learn_sigma' must be true or false")
     try:
@@ -192,11 +193,6 @@ def describe_adapter(entry: Mapping[str, Any], base: Path) -> Description:
     network |= {"weights": str(weights)} if weights else {}
     network |= {"rescale_timesteps": True} if entry.get("rescale_timesteps") else {}
     return Description(network, schedule, T, {}, prediction, "python")
-
-
-def _check_positive(spec: str, key: str, value: Any) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise CheckpointError(f"adapter {spec}: {key!r} must be a positive whole number, not {value!r}")
 
 
 def _base(path: Path, spec: str) -> Path:
@@ -221,8 +217,7 @@ def hash_adapter(path: Path, description: Description) -> str:
         CheckpointError: a file is missing.
     """
     weights = _weights(path, description)
-    files = [path] if weights is None else [path, weights]
-    return hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
+    return joint_hash(*filter(None, (path, weights)))
 
 
 def load_adapter(path: Path, description: Description) -> Adapted:

@@ -6,20 +6,18 @@ and the network is checked against the file, without memory of its own, before a
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bench.diffusion.schedules import flow_shift, schedule_table, zero_snr
 from bench.models.checkpoints.hub import Parts, read_json
-from bench.models.checkpoints.state_dicts import file_hash, read_tensors
+from bench.models.checkpoints.state_dicts import joint_hash, read_tensors
 from bench.models.denoisers.parameterization import check_process
 from bench.models.interface import Description
 from bench.models.networks.adm import without_weights
@@ -84,12 +82,6 @@ def training_process(path: Path) -> tuple[str, int, str]:
     return schedule, T, prediction
 
 
-def _refuse_settings(path: Path, config: Mapping[str, Any], keys: Sequence[str]) -> None:
-    for key in keys:
-        if config.get(key):
-            raise CheckpointError(f"{path} sets {key!r}, which cannot be used; choose a model without it")
-
-
 def _training_length(path: Path, config: Mapping[str, Any]) -> int:
     T = config.get("num_train_timesteps")
     if not isinstance(T, int) or not 1 <= T <= _LONGEST_TRAINING:
@@ -99,7 +91,8 @@ def _training_length(path: Path, config: Mapping[str, Any]) -> int:
 
 def _flow(path: Path, config: Mapping[str, Any]) -> tuple[str, int, str]:
     """Return what :func:`training_process` does, of a flow."""
-    _refuse_settings(path, config, _OTHER_FLOWS)
+    if unusable := [key for key in _OTHER_FLOWS if config.get(key)]:
+        raise CheckpointError(f"{path} sets {unusable[0]!r}, which cannot be used; choose a model without it")
     shift = config.get("shift", 1.0)
     name = "flow" if shift == 1 else f"flow({shift!r})"
     try:
@@ -111,18 +104,16 @@ def _flow(path: Path, config: Mapping[str, Any]) -> tuple[str, int, str]:
 
 def _schedule(path: Path, kind: Any, start: Any, end: Any, T: int) -> str:
     if kind == "squaredcos_cap_v2":
-        name = "cosine"
-    elif kind not in ("linear", "scaled_linear", "sigmoid"):
+        return "cosine"
+    if kind not in ("linear", "scaled_linear", "sigmoid"):
         names = "linear, scaled_linear, sigmoid, squaredcos_cap_v2"
         raise CheckpointError(
             f"{path}: unknown beta_schedule {quoted(kind)}; known: {names}, others by their numbers, trained_betas"
         )
-    elif not all(isinstance(value, int | float) and math.isfinite(value) for value in (start, end)):
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (start, end)):
         raise CheckpointError(f"{path}: beta_start and beta_end must be numbers")
-    else:
-        is_ours = kind == "linear" and (start, end, T) == (1e-4, 0.02, 1000)
-        name = "linear" if is_ours else f"{kind}({float(start)!r},{float(end)!r})"
-    return name
+    is_ours = kind == "linear" and (start, end, T) == (1e-4, 0.02, 1000)
+    return "linear" if is_ours else f"{kind}({float(start)!r},{float(end)!r})"
 
 
 def _table(path: Path, trained: Any) -> str:
@@ -234,12 +225,7 @@ def load_diffusers(path: Path, description: Description) -> Any:
 
     ours = ("image_size", "num_classes")
     config = {key: value for key, value in description.network.items() if key not in ours}
-    return build_unet(diffusers.UNet2DModel, config, _parts(path, description), torch.float32)
-
-
-def _parts(path: Path, description: Description) -> Parts:
-    parts: Parts | None = description.content.get("parts")
-    return parts or Parts.of(path)
+    return build_unet(diffusers.UNet2DModel, config, description.content["parts"])
 
 
 def hash_diffusers(path: Path, description: Description) -> str:
@@ -248,19 +234,17 @@ def hash_diffusers(path: Path, description: Description) -> str:
     Raises:
         CheckpointError: a part is missing or unreadable.
     """
-    parts = _parts(path, description)
-    hashes = [file_hash(part) for part in (parts.config, parts.scheduler, parts.weights)]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    parts = description.content["parts"]
+    return joint_hash(parts.config, parts.scheduler, parts.weights)
 
 
-def build_unet(kind: type[Any], config: Mapping[str, Any], parts: Parts, dtype: torch.dtype) -> Any:
-    """Build a network of the library from a stranger's settings and weights, in evaluation mode, without gradients.
+def build_unet(kind: type[Any], config: Mapping[str, Any], parts: Parts) -> Any:
+    """Build a network of the library from a stranger's settings and weights, float32 in evaluation mode.
 
     Args:
         kind: the library's class.
         config: its constructor arguments.
         parts: where the weights are.
-        dtype: of the weights in memory.
 
     Raises:
         CheckpointError: as for :func:`load_diffusers`.
@@ -277,7 +261,7 @@ def build_unet(kind: type[Any], config: Mapping[str, Any], parts: Parts, dtype: 
     except Exception as error:  # on settings that do not fit together the library raises almost any kind
         raise CheckpointError(f"{parts.config} describes no network ({reason(error)})") from None
     misfit = f"{parts.weights} does not fit its config.json"
-    unet.load_state_dict(dict(read_tensors(parts.weights, unet.state_dict(), dtype, misfit, _renamed)), assign=True)
+    unet.load_state_dict(dict(read_tensors(parts.weights, unet.state_dict(), misfit, _renamed)), assign=True)
     if any(buffer.is_meta for buffer in unet.buffers()):  # computed on construction, so not in the file
         loaded, unet = unet.state_dict(), kind(**known)
         unet.load_state_dict(loaded, assign=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,7 @@ class Preset:
     """A kind of released checkpoint.
 
     Attributes:
-        name: what the command line calls it.
         network: the constructor arguments of guided-diffusion's ``UNetModel``.
-        files: the released files it reads, and whose.
         schedule: a name of :func:`bench.diffusion.schedules.betas`.
         T: training length.
         classifier: the arguments of the noisy classifier released with it
@@ -36,9 +34,7 @@ class Preset:
         guidance_scale: the strength the classifier was published with, or None.
     """
 
-    name: str
     network: Mapping[str, Any] = field(repr=False)
-    files: str
     schedule: str = "cosine"
     T: int = 1000
     classifier: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -63,6 +59,7 @@ _128 = _SHARED | {
     "image_size": 128, "model_channels": 256, "channel_mult": (1, 1, 2, 3, 4), "attention_resolutions": (4, 8, 16),
 }  # fmt: skip
 _CLASSES = {"num_classes": 1000}
+_OF_BOTH = ("image_size", "channel_mult", "attention_resolutions")  # of a network and a classifier of one size
 _CLASSIFIER = {
     "in_channels": 3, "out_channels": 1000, "model_channels": 128, "num_head_channels": 64, "pool": "attention",
     "resblock_updown": True, "use_scale_shift_norm": True,
@@ -78,55 +75,35 @@ _LSUN256 = {
     "learn_sigma": True, "channel_mult": (1, 1, 2, 2, 4, 4), "attention_resolutions": (16,),
 }  # fmt: skip
 
-_ALL = (
-    Preset("cifar10", _32, "CIFAR-10 of DDPM-IP (ADM-IP, ADM-baseline) and ADM-ES"),
-    Preset("imagenet32", _32, "ImageNet 32x32 of DDPM-IP (ADM-IP)"),
-    Preset("lsun-tower64", _64, "LSUN tower 64x64 of DDPM-IP (ADM-IP, ADM-baseline) and ADM-ES"),
-    Preset("celeba64", _64, "CelebA 64x64 of DDPM-IP (ADM-IP)"),
-    Preset(
-        "ffhq128",
-        _128 | _DEEP | {"num_head_channels": 64, "dropout": 0.1},
-        "FFHQ 128x128 of DDPM-IP (ADM-IP, ADM-baseline) and ADM-ES",
-    ),
-    Preset(
-        "imagenet64",
-        _64 | _CLASSES,
-        "OpenAI's 64x64_diffusion.pt and 64x64_classifier.pt",
-        classifier=_CLASSIFIER
-        | {k: _64[k] for k in ("image_size", "channel_mult", "attention_resolutions")}
-        | {"num_res_blocks": 4},
-        guidance_scale=1.0,
-    ),
-    Preset(
-        "imagenet128",
-        _128 | _CLASSES | {"num_res_blocks": 2, "num_heads": 4},  # the only one with the legacy attention order
-        "OpenAI's 128x128_diffusion.pt and 128x128_classifier.pt",
-        schedule="linear",
-        classifier=_CLASSIFIER
-        | {k: _128[k] for k in ("image_size", "channel_mult", "attention_resolutions")}
-        | {"num_res_blocks": 2},
+_64_CLASSIFIER = _CLASSIFIER | {k: _64[k] for k in _OF_BOTH} | {"num_res_blocks": 4}
+_128_CLASSIFIER = _CLASSIFIER | {k: _128[k] for k in _OF_BOTH} | {"num_res_blocks": 2}
+_PRESETS = {
+    "cifar10": Preset(_32),  # CIFAR-10 of DDPM-IP (ADM-IP, ADM-baseline) and ADM-ES
+    "imagenet32": Preset(_32),  # ImageNet 32x32 of DDPM-IP (ADM-IP)
+    "lsun-tower64": Preset(_64),  # LSUN tower 64x64 of DDPM-IP (ADM-IP, ADM-baseline) and ADM-ES
+    "celeba64": Preset(_64),  # CelebA 64x64 of DDPM-IP (ADM-IP)
+    # FFHQ 128x128 of DDPM-IP (ADM-IP, ADM-baseline) and ADM-ES
+    "ffhq128": Preset(_128 | _DEEP | {"num_head_channels": 64, "dropout": 0.1}),
+    # OpenAI's 64x64_diffusion.pt and 64x64_classifier.pt, 128x128_diffusion.pt and 128x128_classifier.pt
+    "imagenet64": Preset(_64 | _CLASSES, classifier=_64_CLASSIFIER, guidance_scale=1.0),
+    # The only one with the legacy attention order.
+    "imagenet128": Preset(
+        _128 | _CLASSES | {"num_res_blocks": 2, "num_heads": 4},
+        "linear",
+        classifier=_128_CLASSIFIER,
         guidance_scale=0.5,
     ),
-    Preset(
-        "iddpm-cifar10",
-        _IDDPM | {"image_size": 32, "channel_mult": (1, 2, 2, 2), "attention_resolutions": (2, 4), "dropout": 0.3},
-        "improved-diffusion's cifar10_uncond_50M_500K.pt and cifar10_uncond_vlb_50M_500K.pt",
-        T=4000,
+    # Improved-diffusion's cifar10_uncond_50M_500K.pt and cifar10_uncond_vlb_50M_500K.pt
+    "iddpm-cifar10": Preset(_IDDPM | {k: _32[k] for k in (*_OF_BOTH, "dropout")}, T=4000),
+    # Improved-diffusion's imagenet64_uncond_100M_1500K.pt and imagenet64_uncond_vlb_100M_1500K.pt
+    "iddpm-imagenet64": Preset(
+        _IDDPM | {"image_size": 64, "channel_mult": (1, 2, 3, 4), "attention_resolutions": (4, 8)}, T=4000
     ),
-    Preset(
-        "iddpm-imagenet64",
-        _IDDPM | {"image_size": 64, "channel_mult": (1, 2, 3, 4), "attention_resolutions": (4, 8)},
-        "improved-diffusion's imagenet64_uncond_100M_1500K.pt and imagenet64_uncond_vlb_100M_1500K.pt",
-        T=4000,
-    ),
-    Preset(
-        "iddpm-lsun256",
-        _LSUN256,
-        "improved-diffusion's lsun_uncond_100M_1200K_bs128.pt and lsun_uncond_100M_2400K_bs64.pt",
-        schedule="linear",
-    ),
-)
-PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})
+    # Improved-diffusion's lsun_uncond_100M_1200K_bs128.pt and lsun_uncond_100M_2400K_bs64.pt
+    "iddpm-lsun256": Preset(_LSUN256, "linear"),
+}
+PRESETS: Mapping[str, Preset] = MappingProxyType(_PRESETS)
+_NO_PRESET = "no preset fits it; describe its network (docs/checkpoints.md)"
 
 
 def describe_entry(entry: Mapping[str, Any], default: str | None = None) -> Description:
@@ -147,18 +124,15 @@ def describe_entry(entry: Mapping[str, Any], default: str | None = None) -> Desc
             raise CheckpointError(f"unknown preset {quoted(preset)}; choose {', '.join(PRESETS)}")
         if extra := [key for key in ("network", "schedule", "T", "rescale_timesteps") if key in entry]:
             raise CheckpointError(f"preset {preset!r} brings its own {extra[0]!r}; drop that, or 'preset'")
-        return _checked(replace(PRESETS[preset].description(), prediction=prediction))
-    if "network" not in entry:
+        description = replace(PRESETS[preset].description(), prediction=prediction)
+    elif "network" in entry:
+        network, schedule, T = dict(entry["network"]), str(entry.get("schedule", "cosine")), int(entry.get("T", 1000))
+        if entry.get("rescale_timesteps"):
+            network["rescale_timesteps"] = True
+        complete(network)
+        description = Description(network, schedule, T, prediction=prediction)
+    else:
         raise CheckpointError("it does not describe itself; give its entry 'preset' or 'network'")
-    network, schedule, T = dict(entry["network"]), str(entry.get("schedule", "cosine")), int(entry.get("T", 1000))
-    if entry.get("rescale_timesteps"):
-        network["rescale_timesteps"] = True
-    complete(network)
-    return _checked(Description(network, schedule, T, prediction=prediction))
-
-
-def _checked(description: Description) -> Description:
-    """Return a description whose schedule, T and prediction go together, refuse others."""
     try:
         check_process(description.schedule, description.T, description.prediction)
     except ValueError as error:
@@ -200,7 +174,9 @@ def _load(path: Path, build: Callable[[], Any]) -> Any:
         network = without_weights(build)
         check_fit(network, state)
     except MisfitError as error:
-        raise CheckpointError(f"{path} is of another architecture: {error}; {_advice(shapes_of(state))}") from None
+        fitting = " or ".join(presets_that_fit(shapes_of(state)))
+        advice = f"it fits preset {fitting}" if fitting else _NO_PRESET
+        raise CheckpointError(f"{path} is of another architecture: {error}; {advice}") from None
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     network.to_empty(device="cpu")
@@ -208,13 +184,6 @@ def _load(path: Path, build: Callable[[], Any]) -> Any:
     if not all_finite(network):
         raise not_finite(path)
     return network.eval().requires_grad_(False)
-
-
-def _advice(shapes: Shapes) -> str:
-    fitting = presets_that_fit(shapes)
-    if not fitting:
-        return "no preset fits it; describe its network (docs/checkpoints.md)"
-    return f"it fits preset {' or '.join(fitting)}"
 
 
 def fitting_presets(path: Path) -> list[str]:
@@ -228,24 +197,20 @@ def fitting_presets(path: Path) -> list[str]:
 
 def presets_that_fit(shapes: Shapes) -> list[str]:
     """Return the names of the presets whose network, or whose classifier (``NAME's classifier``), a file fits."""
-    return [name for name, build, config in _published() if _may_fit(shapes, config) and _fits(shapes, build)]
+    published = [(name, adm_unet, p.network) for name, p in PRESETS.items()]
+    published += [
+        (f"{name}'s classifier", classifier_network, p.classifier) for name, p in PRESETS.items() if p.classifier
+    ]
+    return [name for name, build, config in published if _fits(shapes, build, config)]
 
 
-def _published() -> Iterator[tuple[str, Callable[[], Any], Mapping[str, Any]]]:
-    for preset in PRESETS.values():
-        yield preset.name, partial(adm_unet, preset.network), preset.network
-        if preset.classifier is not None:
-            yield f"{preset.name}'s classifier", partial(classifier_network, preset.classifier), preset.classifier
-
-
-def _may_fit(shapes: Shapes, config: Mapping[str, Any]) -> bool:
-    """Tell from three tensors whether it is worth building the network."""
+def _fits(shapes: Shapes, build: Callable[[Mapping[str, Any]], Any], config: Mapping[str, Any]) -> bool:
+    """Tell whether shapes are those of a network, which is built only where three of its tensors have them."""
     width, classes = config["model_channels"], config.get("num_classes")
     same_width = shapes.get("time_embed.0.weight") == (4 * width, width)
     same_labels = shapes.get("label_emb.weight") == (None if classes is None else (classes, 4 * width))
-    return same_width and same_labels and ("output_blocks.0.0.in_layers.0.weight" in shapes) == ("pool" not in config)
-
-
-def _fits(shapes: Shapes, build: Callable[[], Any]) -> bool:
-    network = without_weights(build)
+    has_decoder = "output_blocks.0.0.in_layers.0.weight" in shapes
+    if not (same_width and same_labels) or has_decoder == ("pool" in config):
+        return False
+    network = without_weights(partial(build, config))
     return published_shapes(network.state_dict(), network.config["guided_diffusion"]) == shapes

@@ -194,21 +194,17 @@ def refuse_address(name: str) -> None:
 
 
 def resolve_hub(name: str) -> Path:
-    """Return the folder of a model: a path as it is, or where the hub's cache keeps an id like ``owner/model``.
+    """Return the folder where the hub's cache keeps a model, of an id like ``owner/model``.
 
     What the cache lacks is downloaded, JSON and safetensors only. ``owner/model@revision`` names a branch, tag or
     commit.
 
     Raises:
-        CheckpointError: neither a folder nor an id, or files are missing and cannot be downloaded; they are named.
+        CheckpointError: files are missing and cannot be downloaded; they are named.
     """
-    path = Path(name)
-    if name and path.exists():
-        return path
-    if not is_hub_id(name):
-        raise CheckpointError(f"cannot read the model {name!r}: no such folder, nor a hub id such as owner/model")
     from huggingface_hub import constants, list_repo_files, snapshot_download  # slow to import: only ids need it
 
+    path = Path(name)
     model, _, revision = name.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     for only_local in (True, False):

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 
 from bench.files.writing import write_bytes
@@ -22,12 +21,12 @@ from bench.runtime.errors import CheckpointError, UserError, reason
 _FORMAT = "exposure-bias-1"
 
 
-def save_network(path: Path, unet: Any, description: Description, dtype: torch.dtype = torch.float16) -> None:
-    """Write weights, by default in half precision, and description to a safetensors file, atomically.
+def save_network(path: Path, unet: Any, description: Description) -> None:
+    """Write weights in half precision and description to a safetensors file, atomically.
 
     The same weights and description give the same bytes.
     """
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in unet.state_dict().items()}
+    tensors = {name: tensor.half().contiguous() for name, tensor in unet.state_dict().items()}
     text = {
         "format": _FORMAT,
         "network": json.dumps(dict(description.network)),
@@ -86,6 +85,6 @@ def load_network(path: Path, description: Description) -> Any:
         unet = without_weights(lambda: adm_unet(description.network))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    tensors = dict(read_tensors(path, unet.state_dict(), torch.float32, f"{path} is of another architecture"))
+    tensors = dict(read_tensors(path, unet.state_dict(), f"{path} is of another architecture"))
     unet.to_empty(device="cpu").load_state_dict(tensors)  # memory, once the file is known to fit
     return unet.eval().requires_grad_(False)

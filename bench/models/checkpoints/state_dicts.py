@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 import zipfile
@@ -61,6 +62,15 @@ def file_hash(path: Path) -> str:
         return sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from None
+
+
+def joint_hash(*paths: Path) -> str:
+    """Return a sha256 over the hashes of several files in their order, hexadecimal.
+
+    Raises:
+        CheckpointError: as :func:`file_hash`.
+    """
+    return hashlib.sha256("".join(map(file_hash, paths)).encode()).hexdigest()
 
 
 def require_torch(path: Path) -> None:
@@ -267,14 +277,13 @@ def open_safetensors(path: Path) -> Any:
 
 
 def read_tensors(
-    path: Path, state: Mapping[str, Tensor], dtype: torch.dtype, misfit: str, name_of: Callable[[str], str] = str
+    path: Path, state: Mapping[str, Tensor], misfit: str, name_of: Callable[[str], str] = str
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a network from a safetensors file that holds them and no others.
+    """Yield every tensor of a network, as float32, from a safetensors file that holds them and no others.
 
     Args:
         path: the file.
         state: the network's state dict, which may be on ``meta``.
-        dtype: of what is returned.
         misfit: how a message begins where names or shapes differ.
         name_of: the name in the network of a name in the file.
 
@@ -295,7 +304,7 @@ def read_tensors(
             tensor = file.get_tensor(source)
             if kind := _unusual(tensor):
                 raise CheckpointError(f"{path}: {quoted(name)} is {kind}, not floating-point numbers; save it again")
-            tensor = tensor.to(dtype)
+            tensor = tensor.float()
             if not tensor.isfinite().all():
                 raise not_finite(path)
             yield name, tensor

@@ -63,7 +63,8 @@ class TimelessOracle(GaussianOracle):
 
     def __init__(self, mean: Tensor, cov: Tensor, grid: Sequence[Level]) -> None:
         super().__init__(mean, cov)
-        self.grid = [torch.tensor(row, dtype=torch.float64)[:, None] for row in _numbers(grid)]  # [L, 1] each
+        numbers = torch.tensor([(level.alpha, level.sigma) for level in grid], dtype=torch.float64)
+        self.grid = numbers[:, :, None].unbind(1)  # alpha and sigma, [L, 1] each
 
     def __call__(self, x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
         """Return the prediction of x [B, C, H, W] at its level, or, at a level with signal, without its time."""
@@ -78,10 +79,6 @@ class TimelessOracle(GaussianOracle):
         eps = (state * (share @ (sigma / total)) - mean * (share @ (alpha * sigma / total))) @ self.vectors.T
         eps = eps.reshape(x.shape)
         return Prediction(eps.to(x.dtype), ((x - level.sigma * eps) / level.alpha).to(x.dtype))
-
-
-def _numbers(levels: Sequence[Level]) -> tuple[list[float], list[float]]:
-    return [level.alpha for level in levels], [level.sigma for level in levels]
 
 
 class MixtureOracle:

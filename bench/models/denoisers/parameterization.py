@@ -11,32 +11,15 @@ from torch import Tensor
 from bench.diffusion.schedules import alpha_bars, flow_shift
 from bench.diffusion.types import Level, Prediction
 
-
-def _from_eps(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    return output, (x - level.sigma * output) / level.alpha
-
-
-def _from_v(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    return level.sigma * x + level.alpha * output, level.alpha * x - level.sigma * output
-
-
-def _from_flow(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    return x + level.alpha * output, x - level.sigma * output
-
-
-def _from_x0(output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    return (x - level.alpha * output) / level.sigma, output
-
-
 # By what a network predicts: its output to (eps, x0), of x = alpha x0 + sigma eps. ``v`` is alpha eps - sigma x0
 # (Salimans & Ho 2022, appendix D), which determines both only where alpha^2 + sigma^2 = 1. ``flow`` is the velocity
 # eps - x0, which does where alpha + sigma = 1. diffusers calls the four epsilon, v_prediction, sample and
 # flow_prediction.
 CONVERSIONS: Mapping[str, Callable[[Tensor, Tensor, Level], tuple[Tensor, Tensor]]] = {
-    "eps": _from_eps,
-    "v": _from_v,
-    "x0": _from_x0,
-    "flow": _from_flow,
+    "eps": lambda output, x, level: (output, (x - level.sigma * output) / level.alpha),
+    "v": lambda output, x, level: (level.sigma * x + level.alpha * output, level.alpha * x - level.sigma * output),
+    "x0": lambda output, x, level: ((x - level.alpha * output) / level.sigma, output),
+    "flow": lambda output, x, level: (x + level.alpha * output, x - level.sigma * output),
 }
 
 

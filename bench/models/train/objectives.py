@@ -56,22 +56,14 @@ class Process:
         return cls(*(column.to(device, torch.float32).reshape(-1, 1, 1, 1) for column in columns))
 
 
-def _linear(t: Tensor, T: int) -> Tensor:
-    return 0.01 + 0.99 * t / max(T - 1, 1)
-
-
-def _cosine(t: Tensor, T: int) -> Tensor:
-    return ((t / T + 0.008) / 1.008 * (math.pi / 2)).cos().square()
-
-
 # The share of gamma at indices t [B] of 0..T-1. The released code of the time-shift sampler's ADM version trains with a
 # gamma that depends on t; we know no paper on it. ``linear`` rises from .01 at t = 0 to 1 at T - 1, the noisiest.
 # ``cosine`` falls from 1 to 0: the code takes the cosine of t where t / T is meant, which would jump from index to
 # index, and has a cutoff, 0 by default, that switches the perturbation off at the noisiest indices.
 GAMMA_SCHEDULES: Mapping[str, Callable[[Tensor, int], Gamma]] = {
     "constant": lambda t, T: 1.0,
-    "linear": _linear,
-    "cosine": _cosine,
+    "linear": lambda t, T: 0.01 + 0.99 * t / max(T - 1, 1),
+    "cosine": lambda t, T: ((t / T + 0.008) / 1.008 * (math.pi / 2)).cos().square(),
 }
 
 
@@ -81,40 +73,22 @@ def gamma_at(schedule: str, gamma: float, t: Tensor, T: int) -> Gamma:
     return gamma * (share.reshape(-1, 1, 1, 1) if isinstance(share, Tensor) else share)
 
 
-def _inflation(gamma: Gamma) -> Gamma:
-    """Return s = sqrt(1 + gamma^2), the standard deviation of noise + gamma xi."""
-    return (1 + gamma.square()).sqrt() if isinstance(gamma, Tensor) else math.sqrt(1 + gamma**2)
-
-
-def _ddpm(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: Gamma) -> Pair:
-    return alpha * x0 + sigma * noise, noise
-
-
-def _ddpm_ip(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: Gamma) -> Pair:
-    return alpha * x0 + sigma * (noise + gamma * xi), noise
-
-
-def _ddpm_y(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: Gamma) -> Pair:
-    total = noise + gamma * xi
-    return alpha * x0 + sigma * total, total / _inflation(gamma)
-
-
-def _ip_equivalent(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor, xi: Tensor, gamma: Gamma) -> Pair:
-    s = _inflation(gamma)
-    return alpha * x0 + s * sigma * noise, noise / s
-
-
-OBJECTIVES: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Gamma], Pair]] = {
-    "ddpm": _ddpm,
-    "ddpm-ip": _ddpm_ip,
-    "ddpm-y": _ddpm_y,
-    "ip-equivalent": _ip_equivalent,
-}
+OBJECTIVES = ("ddpm", "ddpm-ip", "ddpm-y", "ip-equivalent")
 
 
 def make_pair(name: str, process: Process, x0: Tensor, t: Tensor, noise: Tensor, xi: Tensor, gamma: Gamma) -> Pair:
-    """Return (network input, target), both [B, C, H, W], for real images x0 in [-1, 1] at indices t [B]."""
-    return OBJECTIVES[name](x0, process.alpha[t], process.sigma[t], noise, xi, gamma)
+    """Return (network input, target), both [B, C, H, W], for real images x0 in [-1, 1] at indices t [B].
+
+    ``name`` is one of :data:`OBJECTIVES`.
+    """
+    signal, sigma = process.alpha[t] * x0, process.sigma[t]
+    if name == "ddpm":
+        return signal + sigma * noise, noise
+    s = (1 + gamma.square()).sqrt() if isinstance(gamma, Tensor) else math.sqrt(1 + gamma**2)
+    if name == "ip-equivalent":
+        return signal + s * sigma * noise, noise / s
+    total = noise + gamma * xi
+    return signal + sigma * total, noise if name == "ddpm-ip" else total / s
 
 
 def rectified(process: Process, eps: Tensor, y: Tensor, target: Tensor, t: Tensor, power: float) -> Pair:

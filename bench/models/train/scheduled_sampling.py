@@ -61,19 +61,13 @@ class Rollout:
     def make(cls, schedule: str, T: int, steps: int, stride: int, device: torch.device | str = "cpu") -> Rollout:
         """Build the steps of a named schedule's training process."""
         levels = [Level(t, math.sqrt(bar), math.sqrt(1 - bar)) for t, bar in enumerate(alpha_bars(schedule, T))]
-        rows = [(levels[min(t + stride, T - 1)], levels[t]) for t in range(T)]
-        q = [Posterior.between(level, level_next) for level, level_next in rows]
-        columns = (
-            [level_next.alpha for _, level_next in rows],
-            [level_next.sigma for _, level_next in rows],
-            [step.c1 for step in q],
-            [step.c2 for step in q],
-            [math.log(step.small or 1.0) for step in q],
-            [math.log(step.large or 1.0) for step in q],
-        )
-        return cls(
-            steps, stride, *(torch.tensor(c, dtype=torch.float32, device=device).reshape(-1, 1, 1, 1) for c in columns)
-        )
+        rows = []
+        for t, level in enumerate(levels):
+            q = Posterior.between(levels[min(t + stride, T - 1)], level)
+            logs = math.log(q.small or 1.0), math.log(q.large or 1.0)
+            rows.append((level.alpha, level.sigma, q.c1, q.c2, *logs))
+        columns = torch.tensor(rows, dtype=torch.float32, device=device).T.reshape(6, T, 1, 1, 1)
+        return cls(steps, stride, *columns)
 
     @torch.no_grad()
     def pair(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ class TrainingState:
             OSError: there is no room, or no permission; what was saved before is left.
             AgreedError: the same, where there are several replicas.
         """
-        window = self.replicas.sum(torch.stack(self.window)) if self.window else _NO_LOSSES
+        window = self.replicas.sum(torch.stack(self.window)) if self.window else torch.empty(0, len(LOSSES))
         with self.replicas.together():
             if self.replicas.leads:
                 state = {
@@ -134,7 +133,9 @@ class TrainingState:
             self._restore(state, path)
 
     def _restore(self, state: dict[str, Any], path: Path) -> None:
+        iteration = state["iteration"]
         try:
+            data, window = state["data"], state["window"]
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self._load_optimizer(state["optimizer"])
@@ -145,9 +146,8 @@ class TrainingState:
                 f"{path} belongs to another network (are the images' channels the same?); "
                 "delete it or choose another --out"
             ) from None
-        if state.get("data", self.data) != self.data:
+        if data != self.data:
             raise CheckpointError(f"{path} was written with other images; check --data-dir, or choose another --out")
-        iteration, window = state["iteration"], state.get("window", _NO_LOSSES)
         sound = all_finite(self.network) and all_finite(self.average) and _are_losses(window)
         if not (sound and 0 <= iteration <= self.recipe.iterations):
             raise CheckpointError(f"{path} is damaged: it holds what no training gives; delete it to start again")
@@ -167,9 +167,6 @@ class TrainingState:
                 raise ValueError("other shapes")
 
 
-_NO_LOSSES = torch.empty(0, len(LOSSES))
-
-
 def _write(path: Path, state: dict[str, Any]) -> None:
     def write(partial: Path) -> None:
         with partial.open("wb") as file:  # given a path, torch says of a full disk that a position is unexpected
@@ -186,19 +183,14 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
     try:
         state = load_plain(path)
-        written_by, iteration = _lasting(dict(state["recipe"]), recipe), int(state["iteration"])
+        written_by, iteration = dict(state["recipe"]), int(state["iteration"])
     except Exception as error:  # on damaged bytes torch's readers raise almost any kind
         kind = type(error).__name__
         raise CheckpointError(f"{path} cannot be resumed ({kind}); delete it to start again") from None
-    if written_by != _lasting(asdict(recipe), recipe):
+    lasting = {"iterations": recipe.iterations} if recipe.open_ended else {}
+    if written_by | lasting != asdict(recipe):
         raise CheckpointError(f"{path} was written by another recipe; delete it or choose another --out")
     return {**state, "iteration": iteration}
-
-
-def _lasting(fields: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Return what a resumed training must share with the one that was saved; later fields had their default."""
-    complete = asdict(Recipe("")) | dict(fields)
-    return {name: value for name, value in complete.items() if name != "iterations" or not recipe.open_ended}
 
 
 def _are_losses(window: Any) -> bool:

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,8 +50,7 @@ from bench.runtime.signals import Interrupted, Signals
 _SAVE_EVERY = 500
 
 
-@dataclass
-class Losses:
+class Losses(NamedTuple):
     """One iteration's losses as device scalars: squared error, bound in bits, gradient penalty.
 
     Each is the sum over this process's images divided by their number in the whole batch: the processes' losses add up
@@ -62,6 +60,25 @@ class Losses:
     mse: Tensor
     bound: Tensor
     penalty: Tensor
+
+
+@dataclass(frozen=True)
+class Shown:
+    """This process's part of a batch.
+
+    Attributes:
+        x0: real images in [-1, 1], [B, C, H, W].
+        numbers: their running numbers, int64 [B].
+        noise: unit normals like x0.
+        labels: classes int64 [B], the null class among them; None for a network without labels.
+        part: which images of the batch these are.
+    """
+
+    x0: Tensor
+    numbers: Tensor
+    noise: Tensor
+    labels: Tensor | None
+    part: Part
 
 
 class Trainer(TrainingState):
@@ -116,16 +133,13 @@ class Trainer(TrainingState):
 
         They are this replica's part of a batch of ``recipe.batch``; alone, a batch of any size.
         """
-        recipe, shape = self.recipe, x0.shape[1:]
+        recipe = self.recipe
         # Dropout masks, so that a resumed run repeats them; each replica has its own.
         torch.manual_seed(recipe.seed + self.iteration + (self.replicas.rank << 32))
-        noise = self.noise.normal(numbers, Purpose.TRAIN_NOISE, 0, shape)
+        noise = self.noise.normal(numbers, Purpose.TRAIN_NOISE, 0, x0.shape[1:])
         part = self.replicas.part(len(x0) if self.replicas.size == 1 else recipe.batch)
-        labels = self._with_null(labels, numbers)
-        if self.process is None:
-            losses = self._continuous(x0, numbers, noise, part, labels)
-        else:
-            losses = self._ddpm(self.process, x0, numbers, noise, part, labels)
+        shown = Shown(x0, numbers, noise, self._with_null(labels, numbers), part)
+        losses = self._continuous(shown) if self.process is None else self._ddpm(self.process, shown)
         # L_hybrid = L_simple + L_vlb, plus lambda_GP times the penalty.
         self._descend(losses.mse + losses.bound + recipe.gradient_penalty * losses.penalty)
         return losses
@@ -138,24 +152,22 @@ class Trainer(TrainingState):
         words = uniform_words(self.recipe.seed, numbers, Purpose.TRAIN_LABEL, 0, 1)[:, 0, 0]
         return torch.where(words < self.recipe.label_dropout * 2**32, null, labels)
 
-    def _continuous(self, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part, labels: Tensor | None) -> Losses:
-        network = partial(self.learn, labels=labels)
+    def _continuous(self, shown: Shown) -> Losses:
+        network, numbers = partial(self.learn, labels=shown.labels), shown.numbers
         if self.recipe.objective == "edm":
             level_noise = self.noise.normal(numbers, Purpose.TRAIN_INDEX, 0, (1,)).flatten()  # [B]
-            loss = edm_loss(network, x0, level_noise, noise)
+            loss = edm_loss(network, shown.x0, level_noise, shown.noise)
         else:
             t, label = self._uniform(numbers), None
             if self.recipe.slowed:
                 label, t = slowed(t, self._uniform(numbers, 1), self.recipe.slowed)
                 label = label.float()
-            loss = flow_loss(network, x0, t.float(), noise, label)
+            loss = flow_loss(network, shown.x0, t.float(), shown.noise, label)
         nothing = torch.zeros((), device=self.device)
-        return Losses(loss.sum() / part.total, nothing, nothing)
+        return Losses(loss.sum() / shown.part.total, nothing, nothing)
 
-    def _ddpm(
-        self, process: Process, x0: Tensor, numbers: Tensor, noise: Tensor, part: Part, labels: Tensor | None
-    ) -> Losses:
-        recipe, shape = self.recipe, x0.shape[1:]
+    def _ddpm(self, process: Process, shown: Shown) -> Losses:
+        recipe, numbers, labels, part = self.recipe, shown.numbers, shown.labels, shown.part
         t, weights = self._indices(numbers)  # [B], from 0
         # Of the whole batch, and of this part, how many inputs scheduled sampling replaces.
         share = replaced_share(recipe.scheduled_sampling, self.iteration, recipe.iterations)
@@ -165,9 +177,9 @@ class Trainer(TrainingState):
         if recipe.slowed:  # of indices: the label is told, and the input stands at a noisier index
             label, time = slowed(self._uniform(numbers), self._uniform(numbers, 1), recipe.slowed)
             t, t_input = (recipe.T * label).long(), (recipe.T * time).long()
-        y, target = self._pair(process, x0, t_input, numbers, noise, first, labels)
+        y, target = self._pair(process, shown, t_input, first)
         told = self._without_some(t, numbers)
-        mse, bound = hybrid_loss(process, self.learn(y, told, labels), y, target, x0, t)  # [B] each
+        mse, bound = hybrid_loss(process, self.learn(y, told, labels), y, target, shown.x0, t)  # [B] each
         if self.index_sampler is not None:
             self._remember(self.index_sampler, t, (mse + bound).detach(), part)
             mse, bound = weights * mse, weights * bound
@@ -176,7 +188,7 @@ class Trainer(TrainingState):
             penalised = max(1, part.total // 8)  # an unbiased estimate at a fraction of the cost
             few = slice(0, part.of_first(penalised))
             if few.stop:
-                probe = self.noise.normal(numbers[few], Purpose.TRAIN_PROBE, 0, shape)
+                probe = self.noise.normal(numbers[few], Purpose.TRAIN_PROBE, 0, y.shape[1:])
                 network = self._labelled(labels, few)
                 penalty = gradient_penalty(network, y[few], t[few], probe).sum() / penalised
         # The bound's posterior is that of x_t given x0, which the network's own states are not drawn from.
@@ -212,19 +224,10 @@ class Trainer(TrainingState):
         self.replicas.sum(both)
         sampler.add(both[0].long(), both[1])
 
-    def _pair(
-        self,
-        process: Process,
-        x0: Tensor,
-        t: Tensor,
-        numbers: Tensor,
-        noise: Tensor,
-        replaced: int,
-        labels: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return (network input, target) [B, C, H, W], the first ``replaced`` of them by scheduled sampling."""
-        recipe, shape = self.recipe, x0.shape[1:]
-        xi = self.noise.normal(numbers, Purpose.TRAIN_PERTURBATION, 0, shape)
+    def _pair(self, process: Process, shown: Shown, t: Tensor, replaced: int) -> tuple[Tensor, Tensor]:
+        """Return (network input, target) [B, C, H, W] at t [B], the first ``replaced`` by scheduled sampling."""
+        recipe, x0, noise, numbers, labels = self.recipe, shown.x0, shown.noise, shown.numbers, shown.labels
+        xi = self.noise.normal(numbers, Purpose.TRAIN_PERTURBATION, 0, x0.shape[1:])
         gamma = gamma_at(recipe.gamma_schedule, recipe.gamma, t, recipe.T)
         y, target = make_pair(recipe.objective, process, x0, t, noise, xi, gamma)
         if self.rollout is not None and replaced:
@@ -337,9 +340,7 @@ def _training_images(recipe: Recipe, data_dir: Path | None) -> tuple[Tensor, Ten
     return to_unit(data.part("train")), data.part_labels("train"), about
 
 
-def _description(
-    recipe: Recipe, channels: int, data: Mapping[str, str] = MappingProxyType({}), labels: Tensor | None = None
-) -> Description:
+def _description(recipe: Recipe, channels: int, data: Mapping[str, str], labels: Tensor | None) -> Description:
     sizes = {"in_channels": channels, "out_channels": channels if recipe.is_continuous else 2 * channels}
     prediction = recipe.objective if recipe.is_continuous else "eps"
     if recipe.label_dropout is not None and labels is not None:
@@ -354,10 +355,11 @@ def _windows(trainer: Trainer, batches: Batches, signals: Signals) -> Iterator[W
     """Train to the end, or to the iteration at which a replica received a signal; yield a window at a time."""
     recipe, start, started = trainer.recipe, trainer.iteration, perf_counter()
     while trainer.iteration < recipe.iterations and not trainer.replicas.largest(signals.received):
-        x0, numbers, labels = batches.at(trainer.iteration)
-        labels = labels if labels is None else labels.to(trainer.device)
-        losses = trainer.step(x0.to(trainer.device), numbers.to(trainer.device), labels)
-        trainer.window.append(torch.stack([losses.mse, losses.bound, losses.penalty]).detach())
+        x0, numbers, labels = (
+            part if part is None else part.to(trainer.device) for part in batches.at(trainer.iteration)
+        )
+        losses = trainer.step(x0, numbers, labels)
+        trainer.window.append(torch.stack(losses).detach())
         if trainer.iteration % LOG_EVERY == 0 or trainer.iteration == recipe.iterations:
             means = tuple(trainer.close_window())  # waits for the device
             speed = (trainer.iteration - start) * recipe.batch / (perf_counter() - started)

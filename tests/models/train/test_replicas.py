@@ -56,7 +56,7 @@ def flat(tensors):
 
 
 def beginning(recipe):
-    network = dict(_description(recipe, 1).network)
+    network = dict(_description(recipe, 1, {}, None).network)
     return flat(Trainer(recipe, network, torch.device("cpu")).network.state_dict().values())
 
 
