@@ -38,14 +38,11 @@ def require_file(path: Path) -> None:
         CheckpointError: no such file, a folder, one that may not be read, or what a download left in its place.
     """
     try:
-        if path.is_dir():
-            problem: str | None = "a folder, not a file"
-        elif not path.is_file():
-            problem = "no such file"
-        elif other := placeholder(path):
-            raise CheckpointError(f"{path} {other}")
-        else:
+        if path.is_file():
+            if other := placeholder(path):
+                raise CheckpointError(f"{path} {other}")
             return
+        problem: str | None = "a folder, not a file" if path.is_dir() else "no such file"
     except OSError as error:  # a folder on the way that may not be entered, or the file itself
         problem = error.strerror
     raise CheckpointError(f"cannot read the checkpoint {path}: {problem}; check the path")
@@ -148,19 +145,15 @@ def read_state(path: Path, is_mapped: bool = False) -> dict[str, Tensor]:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     """Return the error of a file that torch does not read, with the object that it refuses."""
     advice = "save it with torch.save(model.state_dict(), path)"
-    if not zipfile.is_zipfile(path) and _names_edm(path):
+    with path.open("rb") as file:
+        names_edm = _EDM_MODULE.encode() in file.read(_HEAD)
+    if names_edm and not zipfile.is_zipfile(path):
         return CheckpointError(f"{path} is an EDM pickle; rename it to {path.stem}.pkl")
     if not isinstance(error, pickle.UnpicklingError) or not (refused := _REFUSED_OBJECT.search(str(error))):
         return CheckpointError(f"{path} is truncated or not a file of plain tensors; {advice}")
     if refused[1].startswith(_EDM_MODULE):
         return CheckpointError(f"{path} is EDM's training state; give the network-snapshot-*.pkl beside it")
     return CheckpointError(f"{path} is not a file of plain tensors: it holds {quoted(refused[1])}; {advice}")
-
-
-def _names_edm(path: Path) -> bool:
-    """Tell whether a pickle begins with an object of EDM's."""
-    with path.open("rb") as file:
-        return _EDM_MODULE.encode() in file.read(_HEAD)
 
 
 def _is_state(value: Any) -> bool:

@@ -7,7 +7,7 @@ float64; predictions come back in the state's dtype.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class MixtureOracle:
         share = (share + self.log_weights).softmax(dim=1)  # [B, K]
         x0s = torch.stack([pred.x0.flatten(1) for pred in within], dim=1)  # [B, K, D]
         epss = torch.stack([pred.eps.flatten(1) for pred in within], dim=1)
-        covs = torch.stack([_cov(pred) for pred in within])  # [K, D, D] or [K, B, D, D]
+        covs = torch.stack([cast("Tensor", pred.x0_cov) for pred in within])  # [K, D, D] or [K, B, D, D]
         x0 = (share[..., None] * x0s).sum(1)
         eps = (share[..., None] * epss).sum(1)
         apart = x0s - x0[:, None]
@@ -117,12 +117,6 @@ class MixtureOracle:
         centred = (x.flatten(1) - alpha * part.mean.flatten()) @ part.vectors
         return -0.5 * (centred.square() / total + total.log()).sum(1)
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw images, float64 [count, C, H, W]."""
-        chosen = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
-        drawn = torch.stack([part.sample(count, generator) for part in self.parts])
-        return drawn[chosen, torch.arange(count)]
-
 
 def _factors(level: Level) -> tuple[Any, Any]:
     """Return alpha and sigma: host floats, or float64 [B, 1] where images have levels of their own."""
@@ -130,8 +124,3 @@ def _factors(level: Level) -> tuple[Any, Any]:
     if isinstance(numbers[0], Tensor):
         return numbers[0].double().flatten(1), numbers[1].double().flatten(1)
     return numbers
-
-
-def _cov(pred: Prediction) -> Tensor:
-    assert pred.x0_cov is not None  # a GaussianOracle always knows it
-    return pred.x0_cov

@@ -22,10 +22,11 @@ from bench.models.denoisers.parameterization import per_image
 
 _TINY, _HUGE = 1e-12, 1e12  # bounds on constants, which a file may set
 _MOST_LEVELS = 100_000  # a bound on iDDPM's table, whose length a file may name
-_RANGES = {  # of the constants that are not just above 0, in words
-    "M": f"an integer from 2 to {_MOST_LEVELS}",
-    "sigma_min": "a finite number of at least 0",
-    "sigma_max": "a number above 0",
+_ABOVE_0 = ("a finite number above 0", _TINY, _HUGE)
+_RANGES = {  # of the other constants, in words, with their bounds
+    "M": (f"an integer from 2 to {_MOST_LEVELS}", 2, _MOST_LEVELS),
+    "sigma_min": ("a finite number of at least 0", 0.0, _HUGE),
+    "sigma_max": ("a number above 0", _TINY, math.inf),
 }
 
 
@@ -207,8 +208,9 @@ def make_preconditioning(name: str, settings: Mapping[str, Any] | None = None) -
     for constant, value in settings.items():
         if constant not in constants:
             raise ValueError(f"preconditioning {name!r} has no constant {constant!r}; known: {', '.join(constants)}")
-        if not _is_possible(constant, value):
-            needed = _RANGES.get(constant, "a finite number above 0")
+        needed, least, most = _RANGES.get(constant, _ABOVE_0)
+        is_number = isinstance(value, int if constant == "M" else int | float) and not isinstance(value, bool)
+        if not is_number or not least <= value <= most:
             raise ValueError(f"preconditioning {name!r}: {constant} must be {needed}")
     preconditioning: Preconditioning = PRECONDITIONINGS[name](**settings)
     try:
@@ -218,16 +220,6 @@ def make_preconditioning(name: str, settings: Mapping[str, Any] | None = None) -
     if not has_levels:
         raise ValueError(f"preconditioning {name!r}: its constants leave no range of noise levels")
     return preconditioning
-
-
-def _is_possible(constant: str, value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    if constant == "M":
-        return isinstance(value, int) and 2 <= value <= _MOST_LEVELS
-    least = 0.0 if constant == "sigma_min" else _TINY
-    most = math.inf if constant == "sigma_max" else _HUGE
-    return least <= value <= most
 
 
 class EdmDenoiser:

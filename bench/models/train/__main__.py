@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.runtime.distributed import AgreedError, PeerError
-from bench.runtime.errors import UserError, reason
+from bench.runtime.errors import OneLineParser, UserError, one_line, reason
 from bench.runtime.signals import Interrupted, Signals, end_at_once, exit_with, say_interrupted
 
 if __name__ == "__main__":
@@ -28,7 +28,6 @@ from bench.models.train.recipes import RECIPES
 from bench.models.train.replicas import Replicas, joined
 from bench.models.train.trainer import train
 from bench.runtime.devices import keep_freed_memory
-from bench.runtime.errors import OneLineParser, one_line
 from bench.runtime.tensorboard import require_tensorboard
 
 _CHANGEABLE = (

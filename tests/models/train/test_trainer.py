@@ -107,18 +107,6 @@ def test_a_training_whose_steps_depend_on_its_length_does_not_go_on(tmp_path, im
         train(short("adm", 2, **changes), tmp_path, CPU, True, images)
 
 
-def test_a_training_saved_before_a_field_existed_goes_on(tmp_path, images, interrupted):
-    recipe = short("adm", decay="constant")
-    interrupted(recipe, tmp_path / "torn", CPU, True, images)
-    state = torch.load(tmp_path / "torn" / "resume.pt")
-    del state["recipe"]["index_sampling"], state["recipe"]["dropout"]
-    torch.save(state, tmp_path / "torn" / "resume.pt")
-    with pytest.raises(CheckpointError, match="another recipe"):
-        train(dataclasses.replace(recipe, dropout=0.1), tmp_path / "torn", CPU, True, images)
-    resumed, whole = (train(recipe, tmp_path / name, CPU, True, images) for name in ("torn", "whole"))
-    assert resumed.read_bytes() == whole.read_bytes()
-
-
 def test_a_damaged_history_of_losses_is_refused(tmp_path, images):
     recipe = short("adm", 1, **HISTORY)
     train(recipe, tmp_path, CPU, True, images)
