@@ -95,14 +95,6 @@ def test_a_file_is_parsed_once_to_be_described_and_loaded(tmp_path, monkeypatch)
     assert parsed == [path, path]
 
 
-@pytest.mark.parametrize("architecture", ["SongUNet", "DhariwalUNet"])
-def test_half_precision_weights_become_float32(tmp_path, architecture):
-    path = tmp_path / "net.pkl"
-    write_edm_pickle(path, architecture, dtype=torch.float16)
-    network, _ = read(path)
-    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
-
-
 TOLD = [
     ("EDMPrecond", {"sigma_data": 1.0, "sigma_max": 50.0}), ("VPPrecond", {"beta_d": 10.0, "M": 500}),
     ("VEPrecond", {"sigma_min": 0.01}), ("iDDPMPrecond", {"C_2": 0.01}),

@@ -1,9 +1,6 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from edm_files import write_edm_pickle
 
 from bench.models.checkpoints import formats
 from bench.models.checkpoints.formats import located
@@ -72,27 +69,3 @@ def test_an_address_of_the_web_says_what_to_write_instead(resolved, address, adv
 def test_paths_that_look_like_addresses_are_paths(resolved, tmp_path, name):
     (tmp_path / "hf.co/owner/name").mkdir(parents=True)
     assert located(Path(name)) == Path(name)
-
-
-FIRST_TO_IMPORT = """
-import sys, torch
-from pathlib import Path
-from bench.models.checkpoints.formats import describe, open_network
-assert "diffusers.models.unets.unet_2d" not in sys.modules
-path = Path(sys.argv[1])
-open_network(path, describe(path))
-tables = [
-    f"{name}.{key}" for name, module in list(sys.modules.items()) if name.split(".")[0] in ("diffusers", "transformers")
-    for key, value in vars(module).items() if isinstance(value, torch.Tensor) and value.is_meta
-]
-assert not tables, tables
-"""
-
-
-@pytest.mark.slow
-def test_libraries_are_not_imported_where_tensors_have_no_data(tmp_path):
-    """The network is first built on ``meta``; a library imported there would keep tables without data for good."""
-    write_edm_pickle(tmp_path / "net.pkl", "DhariwalUNet")
-    command = [sys.executable, "-c", FIRST_TO_IMPORT, str(tmp_path / "net.pkl")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr

@@ -1,5 +1,4 @@
 import argparse
-import io
 import json
 import math
 from fractions import Fraction
@@ -150,11 +149,6 @@ def test_a_network_far_too_large_is_refused_before_anything_is_allocated(path):
     assert "is of another architecture" in refusal(load_guided, path, Description({**SMALL, "model_channels": 2**18}))
 
 
-def test_hostile_names_stay_on_one_line(path):
-    released(path, adm_unet, SMALL, **{"x\n" * 1000: torch.zeros(1), "\x1b[2J": torch.zeros(1)})
-    assert "which it should not" in refusal(load_guided, path, Description(SMALL))
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_published_pickles_load(tmp_path, adm_16px, published_weights, zipped):
     """A guided-diffusion file, of either torch format, gives the published network (tolerance: test_adm.py)."""
@@ -163,17 +157,6 @@ def test_published_pickles_load(tmp_path, adm_16px, published_weights, zipped):
     loaded = load_guided(path, Description(adm_16px["config"]))
     output = loaded(torch.tensor(adm_16px["x"]), torch.tensor(adm_16px["t"])).sample.numpy()
     assert np.abs(output - adm_16px["output"]).max() < 1e-5 * np.abs(adm_16px["output"]).max()
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_truncated_pickles_are_refused(tmp_path, zipped):
-    """At every length: torch's readers raise IndexError, struct.error and more on the way."""
-    buffer, path = io.BytesIO(), tmp_path / "model.pt"
-    torch.save({"weight": torch.zeros(3)}, buffer, _use_new_zipfile_serialization=zipped)
-    data = buffer.getvalue()
-    for start in [data[:size] for size in range(0, len(data), 7)] + [b"version https://git-lfs.github.com/spec/v1"]:
-        path.write_bytes(start)
-        assert path.name in refusal(load_guided, path, Description(SMALL))
 
 
 GOOD, RAW = ({"a.weight": torch.full((2, 1), float(k)), "b.bias": torch.full((3,), float(k))} for k in (1, 0))
@@ -312,12 +295,9 @@ def constructed(flags):
     return {key: value for key, value in arguments.items() if value is not False}
 
 
-def test_every_released_checkpoint_has_a_preset():
-    assert set(PRESETS) == set(COMMANDS)
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_presets_are_the_published_commands(name):
+    assert set(PRESETS) == set(COMMANDS)
     assert PRESETS[name].network == constructed(COMMANDS[name])
 
 

@@ -77,11 +77,6 @@ def test_scale_zero_is_the_plain_denoiser_and_asks_no_classifier():
     assert classifier.times == []
 
 
-def test_labels_are_required():
-    with pytest.raises(ValueError, match="needs the labels to guide to"):
-        GuidedDenoiser(data(), Quadratic(), 1.0)(torch.zeros(2, *SHAPE), LEVEL)
-
-
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
 def test_scales_that_are_no_numbers_are_refused(scale):
     with pytest.raises(ValueError, match="must be a finite number"):
@@ -188,6 +183,12 @@ class Conditional:
 LABELS = torch.tensor([0, 2])
 
 
+def test_labels_are_required():
+    for guided in (GuidedDenoiser(data(), Quadratic(), 1.0), ClassifierFreeDenoiser(data(), ClassifierFree(2.0, 3))):
+        with pytest.raises(ValueError, match="needs the labels to guide to"):
+            guided(torch.zeros(2, *SHAPE), LEVEL)
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
 def test_guided_gaussians_are_gaussians_about_another_mean(scale):
     """Classes of one covariance: null + W (plain - null) is the exact denoiser about null mean + W (mean - null mean).
@@ -244,8 +245,3 @@ def test_the_interval_is_of_the_noise_over_the_signal(low, high, alpha, sigma, c
     if alpha:
         pred = ClassifierFreeDenoiser(Conditional(), guidance)(torch.zeros(2, *SHAPE), level, LABELS)
         assert (pred.calls, pred.plain is None) == (calls, calls == 1)
-
-
-def test_classifier_free_guidance_needs_labels():
-    with pytest.raises(ValueError, match="labels"):
-        ClassifierFreeDenoiser(Conditional(), ClassifierFree(2.0, 3))(torch.zeros(2, *SHAPE), LEVEL)

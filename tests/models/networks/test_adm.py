@@ -9,7 +9,6 @@ from diffusers.models.upsampling import Upsample2D
 from refusals import refusal
 
 from bench.models.networks.adm import adm_unet, load_guided_diffusion
-from bench.models.networks.adm_keys import guided_keys
 from bench.runtime.errors import CheckpointError
 
 SMALL = {"image_size": 8, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 1), "in_channels": 1}
@@ -76,15 +75,6 @@ def test_the_attention_order_matters(variants, published_weights, name):
     x = np.random.RandomState(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
     got = run(other, published_weights(variant["shapes"]), x, [0.0, 3.25, 999.0])
     assert relative_error(got, variant["output"]) > 100 * TOLERANCE
-
-
-def test_half_precision_weights_load_as_float32(adm_16px, published_weights):
-    half = {key: tensor.half() for key, tensor in published_weights(adm_16px["shapes"]).items()}
-    network = adm_unet(adm_16px["config"])
-    load_guided_diffusion(network, half)
-    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
-    renamed = guided_keys(half, network.config["guided_diffusion"])
-    assert all(torch.equal(tensor, renamed[key].float()) for key, tensor in network.state_dict().items())
 
 
 @pytest.mark.parametrize("learn_sigma", [False, True])
@@ -177,11 +167,8 @@ DAMAGES = {
     "missing": (lambda state: state.pop("out.2.bias"), "lacks 'out.2.bias'"),
     "missing attention": (lambda state: state.pop(ATTENTION), f"lacks '{ATTENTION}'"),
     "missing skip": (lambda state: pop_skip(state), "lacks 'input_blocks.3.0.skip_connection.weight', 'input_blocks"),
-    "left over": (lambda state: state.update(extra=torch.zeros(1)), "has 'extra' which it should not"),
     "another shape": (lambda state: state.update({"out.2.bias": torch.zeros(5)}), "'out.2.bias' is (5) and not (6)"),
-    "another rank": (lambda state: state.update({"out.2.weight": torch.zeros(6)}), "is (6) and not (6, 32, 3, 3)"),
     "attention shape": (lambda state: state.update({ATTENTION: torch.zeros(7, 64, 1)}), "is (7, 64, 1) and not (192"),
-    "attention rank": (lambda state: state.update({ATTENTION: torch.zeros(192)}), "is (192) and not (192, 64, 1)"),
     "attention scalar": (lambda state: state.update({ATTENTION: torch.zeros(())}), "is () and not (192, 64, 1)"),
     "projection shape": (
         lambda state: state.update({"middle_block.1.proj_out.bias": torch.zeros(3)}),
@@ -195,14 +182,15 @@ def pop_skip(state):
         del state[f"input_blocks.3.0.skip_connection.{suffix}"]
 
 
-@pytest.mark.parametrize("new_order", [True, False])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoints_are_refused(adm_16px, published_weights, damage, new_order):
+def test_damaged_checkpoints_are_refused_and_leave_the_network(adm_16px, published_weights, damage):
     act, message = DAMAGES[damage]
     state = published_weights(adm_16px["shapes"])
     act(state)
-    network = adm_unet({**adm_16px["config"], "use_new_attention_order": new_order})
+    network = adm_unet(adm_16px["config"])
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     assert message in refusal(CheckpointError, load_guided_diffusion, network, state)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
 
 
 def test_missing_and_unwanted_labels_are_refused_in_words():
@@ -212,26 +200,6 @@ def test_missing_and_unwanted_labels_are_refused_in_words():
         adm_unet({**SMALL, "num_classes": 3})(x, t)
     with pytest.raises(ValueError, match="class conditioning"):
         adm_unet(SMALL)(x, t, torch.tensor([0, 1]))
-
-
-def test_labels_matter(variants, published_weights):
-    """Another label is another function, and each image has its own."""
-    variant = variants["class-conditional"]
-    x = np.repeat(np.random.RandomState(0).standard_normal((1, 3, 8, 8)).astype(np.float32), 2, axis=0)
-    weights = published_weights(variant["shapes"])
-    got = run(variant["config"], weights, x, [500.0, 500.0], torch.tensor([1, 2]))
-    swapped = run(variant["config"], weights, x, [500.0, 500.0], torch.tensor([2, 1]))
-    assert relative_error(got[1], got[0]) > 100 * TOLERANCE
-    assert relative_error(swapped[::-1], got) < TOLERANCE
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"channel_mult": (1, 1)}, {"attention_resolutions": (1,)}, {"use_scale_shift_norm": False}, {"num_res_blocks": 2}],
-)
-def test_a_checkpoint_of_another_architecture_is_refused(adm_16px, published_weights, change):
-    with pytest.raises(CheckpointError):
-        load_guided_diffusion(adm_unet({**adm_16px["config"], **change}), published_weights(adm_16px["shapes"]))
 
 
 @pytest.mark.slow  # a process that imports everything anew
@@ -247,13 +215,3 @@ assert not [table for table in tables if type(table) is torch.Tensor and table.d
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0
-
-
-def test_a_refused_checkpoint_leaves_the_network(adm_16px, published_weights):
-    network = adm_unet(adm_16px["config"])
-    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    state = published_weights(adm_16px["shapes"])
-    state["out.2.bias"] = torch.zeros(5)
-    with pytest.raises(CheckpointError):
-        load_guided_diffusion(network, state)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())

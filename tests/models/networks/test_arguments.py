@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from refusals import refusal
 
-from bench.models.networks.arguments import complete_edm, groups_of, levels_of, misfit, named, shapes_of
+from bench.models.networks.arguments import complete_edm, groups_of, levels_of, misfit, named
 from bench.runtime.errors import CheckpointError, quoted
 
 SIZES = {"img_resolution": 32, "in_channels": 3, "out_channels": 3}
@@ -97,7 +96,3 @@ def test_names_from_a_file_stay_short_and_on_one_line():
     assert said.isprintable()
     assert len(said) < 200
     assert quoted("plain") == "'plain'"
-
-
-def test_shapes_are_those_of_the_tensors():
-    assert shapes_of({"a": torch.zeros(2, 3), "b": torch.zeros(())}) == {"a": (2, 3), "b": ()}

@@ -72,38 +72,21 @@ def test_constants_are_those_of_the_schedule(schedule):
 FORMULAS = {
     "ddpm": lambda signal, sigma, e, xi, g: (signal + sigma * e, e),
     "ddpm-ip": lambda signal, sigma, e, xi, g: (signal + sigma * (e + g * xi), e),
-    "ddpm-y": lambda signal, sigma, e, xi, g: (signal + sigma * (e + g * xi), (e + g * xi) / math.hypot(1, g)),
-    "ip-equivalent": lambda signal, sigma, e, xi, g: (signal + math.hypot(1, g) * sigma * e, e / math.hypot(1, g)),
+    "ddpm-y": lambda signal, sigma, e, xi, g: (signal + sigma * (e + g * xi), (e + g * xi) / (1 + g**2) ** 0.5),
+    "ip-equivalent": lambda signal, sigma, e, xi, g: (signal + (1 + g**2) ** 0.5 * sigma * e, e / (1 + g**2) ** 0.5),
 }
 
 
-def test_every_objective_has_a_formula():
-    assert set(FORMULAS) == set(OBJECTIVES)
-
-
-@pytest.mark.parametrize("name", FORMULAS)
-@pytest.mark.parametrize("gamma", [0.0, *GAMMAS])
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("gamma", [0.0, *GAMMAS, torch.tensor([0.0, 0.1, 0.7]).double().reshape(-1, 1, 1, 1)])
 def test_pairs_are_the_formulas(name, gamma):
-    """alpha and sigma are float32 (6e-8 relative) on values below 10: 1e-6."""
+    """Of one gamma, or of one an image. alpha and sigma are float32 (6e-8 relative) on values below 10: 1e-6."""
     t, bar = torch.tensor([0, 300, 999]), torch.from_numpy(alpha_bars("cosine", 1000))
     x0, noise, xi = (draw(3, 2, 4, 4, seed=s) for s in range(3))
     alpha, sigma = bar[t].sqrt().reshape(-1, 1, 1, 1), (1 - bar[t]).sqrt().reshape(-1, 1, 1, 1)
     expected = FORMULAS[name](alpha * x0, sigma, noise, xi, gamma)
     for got, wanted in zip(make_pair(name, PROCESS, x0, t, noise, xi, gamma), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", FORMULAS)
-def test_every_image_may_have_a_gamma_of_its_own(name):
-    """alpha and sigma are float32 (6e-8 relative) on values below 10: 1e-6."""
-    t, gamma = torch.tensor([0, 300, 999]), torch.tensor([0.0, 0.1, 0.7], dtype=torch.float64).reshape(-1, 1, 1, 1)
-    x0, noise, xi = (draw(3, 2, 4, 4, seed=s) for s in range(3))
-    whole = make_pair(name, PROCESS, x0, t, noise, xi, gamma)
-    for k in range(3):
-        part = slice(k, k + 1)
-        alone = make_pair(name, PROCESS, x0[part], t[part], noise[part], xi[part], gamma[k].item())
-        for got, wanted in zip(whole, alone, strict=True):
-            torch.testing.assert_close(got[part], wanted, rtol=0, atol=1e-6)
 
 
 def test_the_linear_gamma_is_that_of_the_released_code():
@@ -288,24 +271,18 @@ def bin_probabilities(mean, raw):
     return (-bound * math.log(2)).exp()
 
 
-@pytest.mark.parametrize("mean", [-1.3, -1.0, -0.996, -0.123, 0.0, 0.5, 1.0, 1.3])
+@pytest.mark.parametrize("mean", [-1.3, -1.0, -0.996, 0.1, 1.3])
 @pytest.mark.parametrize("raw", [-1.0, 0.0, 1.0, 9.0])
-def test_the_decoder_is_a_distribution_over_the_grey_levels(mean, raw):
-    """Neighbouring bins share their edge, so masses telescope to 1; each of 256 may be lifted to the floor 1e-12."""
-    assert bin_probabilities(mean, raw).sum().item() == pytest.approx(1, abs=3e-10)
-
-
-@pytest.mark.parametrize("raw", [-1.0, 1.0, 9.0])
-def test_the_decoder_integrates_the_gaussian_over_each_bin(raw):
+def test_the_decoder_integrates_the_gaussian_over_each_bin(mean, raw):
     """Against torch.distributions, whose erf agrees to 1e-16 absolutely; the floor is 1e-12."""
     process = wide(PROCESS)
     fraction = (raw + 1) / 2
     log_variance = (fraction * process.log_beta[0] + (1 - fraction) * process.log_btil[0]).item()
-    gaussian = Normal(torch.tensor(0.1, dtype=torch.float64), math.exp(0.5 * log_variance))
+    gaussian = Normal(torch.tensor(mean, dtype=torch.float64), math.exp(0.5 * log_variance))
     edges = (torch.arange(255, dtype=torch.float64) + 0.5) / 127.5 - 1
     below = gaussian.cdf(edges)
     mass = torch.cat([below[:1], below.diff(), 1 - below[-1:]])  # the outer bins are open
-    torch.testing.assert_close(bin_probabilities(0.1, raw), mass, rtol=0, atol=2e-12)
+    torch.testing.assert_close(bin_probabilities(mean, raw), mass, rtol=0, atol=2e-12)
 
 
 def linear_network(matrix):
@@ -365,16 +342,6 @@ def test_edm_loss_is_the_weighted_error_of_the_denoiser():
         weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
         # Both are float64; 1 / (sigma c_out) cancels where sigma is small, at most 1e2 roundings here.
         assert found[k].item() == pytest.approx((weight * (denoised - x0[k]) ** 2).mean().item(), rel=1e-10)
-
-
-def test_edm_loss_of_the_exact_denoiser_of_gaussian_data():
-    """x0 ~ N(0, .25): D = c_skip y exactly, so F = 0 and the loss is that of the target, whose variance is 1."""
-    n = 20_000
-    g = torch.Generator().manual_seed(1)
-    x0, noise = (torch.randn(n, 1, 4, 4, generator=g) for _ in range(2))
-    loss = edm_loss(lambda x, c_noise: torch.zeros_like(x), 0.5 * x0, torch.randn(n, generator=g), noise)
-    # The mean of 16 n squares of unit normals has standard error sqrt(2 / (16 n)) = .0025; five of them.
-    assert loss.mean().item() == pytest.approx(1, abs=0.0125)
 
 
 def test_flow_loss_of_the_exact_denoiser_of_gaussian_data():

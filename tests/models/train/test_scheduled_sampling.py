@@ -36,36 +36,6 @@ def test_the_share_rises_linearly_from_nothing():
     assert replaced_share(0.5, 0, 1) == 0
 
 
-def test_two_steps_by_hand():
-    """One pixel x0 = .5 on three indices with beta = (.1, .3, .5), so abar = (.9, .63, .315); no noise in the start.
-
-    Ho et al. 2020, eq. 7 (t from 1 there), and the variance between beta-tilde and beta, twice:
-    beta-tilde_2 = .5 * .37 / .685 and beta-tilde_1 = .3 * .1 / .37. Float32 numbers of order 1 over a dozen operations
-    and a division by sigma_0 = .316: 4e-6.
-    """
-    said = {2: (0.2, -0.5), 1: (-0.3, 0.4)}  # index -> eps, and the raw variance fraction: v = .25 and .7
-    seen = []
-
-    def network(x, t):
-        seen.append((x.item(), t.item()))
-        return torch.tensor(said[t.item()]).reshape(1, 2, 1, 1)
-
-    z_1, z_2 = (Noise(0).normal(torch.tensor([0]), Purpose.TRAIN_ROLLOUT, k, (1,)).item() for k in (1, 2))
-    x_2 = math.sqrt(0.315) * 0.5
-    x0_hat = (x_2 - math.sqrt(0.685) * 0.2) / math.sqrt(0.315)
-    mean = math.sqrt(0.63) * 0.5 / 0.685 * x0_hat + math.sqrt(0.5) * 0.37 / 0.685 * x_2
-    x_1 = mean + math.sqrt(0.5**0.25 * (0.5 * 0.37 / 0.685) ** 0.75) * z_1
-    x0_hat = max(-1.0, min(1.0, (x_1 + math.sqrt(0.37) * 0.3) / math.sqrt(0.63)))
-    mean = math.sqrt(0.9) * 0.3 / 0.37 * x0_hat + math.sqrt(0.7) * 0.1 / 0.37 * x_1
-    x_0 = mean + math.sqrt(0.3**0.7 * (0.3 * 0.1 / 0.37) ** 0.3) * z_2
-    target = (x_0 - math.sqrt(0.9) * 0.5) / math.sqrt(0.1)
-
-    rollout, x0 = Rollout.make("linear(0.1,0.5)", 3, steps=2, stride=1), torch.full((1, 1, 1, 1), 0.5)
-    found = rollout.pair(network, x0, torch.tensor([0]), torch.zeros_like(x0), draws(1))
-    assert ([part.item() for part in found], [t for _, t in seen]) == (pytest.approx([x_0, target], abs=4e-6), [2, 1])
-    assert [x for x, _ in seen] == pytest.approx([x_2, x_1], abs=1e-6)
-
-
 def wavy(x, t):
     """A smooth stand-in: eps and the variance fraction as functions of state and index."""
     return torch.cat([torch.sin(3 * x + t.reshape(-1, 1, 1, 1)), torch.cos(x)], dim=1)

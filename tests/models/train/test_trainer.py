@@ -107,17 +107,6 @@ def test_a_training_whose_steps_depend_on_its_length_does_not_go_on(tmp_path, im
         train(short("adm", 2, **changes), tmp_path, CPU, True, images)
 
 
-def test_a_damaged_history_of_losses_is_refused(tmp_path, images):
-    recipe = short("adm", 1, **HISTORY)
-    train(recipe, tmp_path, CPU, True, images)
-    damaged = torch.load(tmp_path / "resume.pt")
-    assert damaged["index_sampler"]["counts"].sum() > 0
-    damaged["index_sampler"]["losses"][0] = float("nan")
-    torch.save(damaged, tmp_path / "resume.pt")
-    with pytest.raises(CheckpointError):
-        train(recipe, tmp_path, CPU, True, images)
-
-
 def test_until_its_history_is_full_indices_are_the_uniform_ones(images):
     plain, weighted = (
         Trainer(short("adm", **more), NETWORK, CPU) for more in ({}, {"index_sampling": "loss-second-moment"})
