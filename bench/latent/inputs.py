@@ -63,8 +63,7 @@ def read_latents(path: Path) -> LatentData:
         DataError: fewer than two latents, or conditions that do not go with them.
     """
     with CheckedNpz(path) as file:
-        _require(file, "latents")
-        latents = torch.from_numpy(file.read("latents", lambda s: _fits(path, s, 4), "[N, C, h, w]")).float()
+        latents = _floats(file, "latents", "N, C, h, w")
         count = len(latents)
         cond = torch.zeros(count, dtype=torch.int64)
         if "cond" in file.names:
@@ -73,18 +72,15 @@ def read_latents(path: Path) -> LatentData:
         raise DataError(f"{path} needs at least two latents of at least 2x2, not {list(latents.shape)}")
     if int(cond.min()) < 0:
         raise DataError(f"{path}: 'cond' must count the rows of the embeddings from 0, not from {int(cond.min())}")
-    _warn(path, float(latents.double().std()))
-    # Latents of one file have the same statistics under any name, so all files are called alike.
-    return LatentData("latents", latents, cond, torch.zeros(count, dtype=torch.bool))
-
-
-def _warn(path: Path, std: float) -> None:
+    std = float(latents.double().std())
     if speaks() and not _USUAL_STD[0] < std < _USUAL_STD[1]:
         print(
             f"warning: the latents of {path} have standard deviation {std:.3g}, far from 1; were they multiplied by the"
             " scaling factor of their autoencoder?",
             file=sys.stderr,
         )
+    # Latents of one file have the same statistics under any name, so all files are called alike.
+    return LatentData("latents", latents, cond, torch.zeros(count, dtype=torch.bool))
 
 
 def read_embeddings(path: Path) -> tuple[Conditioning, bool]:
@@ -95,20 +91,15 @@ def read_embeddings(path: Path) -> tuple[Conditioning, bool]:
         CheckpointError: arrays that do not go together.
     """
     with CheckedNpz(path) as file:
-        _require(file, "embeddings")
-        table = {"embeddings": _floats(file, "embeddings", 3)}
-        table |= {name: _floats(file, name, 2) for name in ("text_embeds", "time_ids") if name in file.names}
-        has_null = "negative_embeddings" in file.names
-        if has_null:
-            for name in ("embeddings", "text_embeds"):
+        table = {"embeddings": _floats(file, "embeddings", "M, L, D")}
+        table |= {name: _floats(file, name, "M, L") for name in ("text_embeds", "time_ids") if name in file.names}
+        if has_null := "negative_embeddings" in file.names:
+            for name, axes in (("embeddings", "M, L, D"), ("text_embeds", "M, L")):
                 if name in table:
-                    _require(file, f"negative_{name}")
-                    table[name] = _with_null(
-                        path, name, table[name], _floats(file, f"negative_{name}", table[name].ndim)
-                    )
+                    table[name] = _with_null(path, name, table[name], _floats(file, f"negative_{name}", axes))
     ids = table.get("time_ids")
-    if ids is not None and len(ids) == len(table["embeddings"]) - has_null > 1:
-        table["time_ids"] = torch.cat([ids, ids[:1]]) if has_null else ids
+    if has_null and ids is not None and len(ids) == len(table["embeddings"]) - 1 > 1:
+        table["time_ids"] = torch.cat([ids, ids[:1]])
     try:
         return Conditioning(table.pop("embeddings"), table or None), has_null
     except ValueError as error:
@@ -124,14 +115,12 @@ def _with_null(path: Path, name: str, rows: Tensor, null: Tensor) -> Tensor:
     return torch.cat([rows, null[:1]])
 
 
-def _require(file: CheckedNpz, name: str) -> None:
+def _floats(file: CheckedNpz, name: str, axes: str) -> Tensor:
+    """Return an array with axes such as ``M, L, D``, which the file must have, as float32."""
     if name not in file.names:
         raise DataError(f"{file.path} has no array {name!r}; see docs/latent.md")
-
-
-def _floats(file: CheckedNpz, name: str, dims: int) -> Tensor:
-    words = "[" + ", ".join("MLD"[:dims]) + "]"
-    return torch.from_numpy(file.read(name, lambda s: _fits(file.path, s, dims), words)).float()
+    dims = len(axes.split(", "))
+    return torch.from_numpy(file.read(name, lambda shape: _fits(file.path, shape, dims), f"[{axes}]")).float()
 
 
 def _fits(path: Path, shape: Shape, dims: int) -> bool:

@@ -141,14 +141,16 @@ def describe_diffusers(path: Path) -> Description:
     _refuse_latent(path, parts, config)
     schedule, T, prediction = training_process(parts.scheduler)
     network = {key: value for key, value in config.items() if not key.startswith("_")}
-    _check_channels(parts, network)
+    scheduler = read_json(parts.scheduler)
+    _check_channels(parts, network, scheduler.get("variance_type"))
     size = network.get("sample_size")
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
     network["image_size"] = size if isinstance(size, int) else None
     network["num_classes"] = network.get("num_class_embeds")
-    scheduler = read_json(parts.scheduler)
-    if unused := _unused(scheduler):
+    # What differs from what a run does by itself.
+    usual = {"thresholding": False, "clip_sample": True, "clip_sample_range": 1.0, "timestep_spacing": "leading"}
+    if unused := [f"{key} {quoted(scheduler[key])}" for key in usual if scheduler.get(key, usual[key]) != usual[key]]:
         note(f"{parts.scheduler}: how the library would sample is not used: {', '.join(unused)}")
     return Description(network, schedule, T, {}, prediction, "diffusers", {"parts": parts}, _variance(scheduler))
 
@@ -182,13 +184,7 @@ def _variance(scheduler: Mapping[str, Any]) -> str | None:
     return next((f"fixed-{size}" for size in ("small", "large") if kind.startswith(f"fixed_{size}")), None)
 
 
-def _unused(scheduler: Mapping[str, Any]) -> list[str]:
-    """Name the settings of sampling that differ from what a run does by itself."""
-    usual = {"thresholding": False, "clip_sample": True, "clip_sample_range": 1.0, "timestep_spacing": "leading"}
-    return [f"{key} {quoted(scheduler[key])}" for key in usual if scheduler.get(key, usual[key]) != usual[key]]
-
-
-def _check_channels(parts: Parts, network: dict[str, Any]) -> None:
+def _check_channels(parts: Parts, network: dict[str, Any], variance: Any) -> None:
     """Fill in the library's defaults of the channels and refuse outputs that are not images, or images twice."""
     channels, outputs = (network.setdefault(key, 3) for key in ("in_channels", "out_channels"))
     if not all(isinstance(value, int) and value > 0 for value in (channels, outputs)):
@@ -201,7 +197,6 @@ def _check_channels(parts: Parts, network: dict[str, Any]) -> None:
         raise CheckpointError(f"{parts.config}: out_channels must be in_channels, {channels}, or twice that")
     if network.get("class_embed_type") is not None:
         raise CheckpointError(f"{parts.config} sets 'class_embed_type', which cannot be used; class labels can")
-    variance = read_json(parts.scheduler).get("variance_type")
     learned = outputs == 2 * channels
     if learned and variance not in (None, "learned_range"):
         raise CheckpointError(

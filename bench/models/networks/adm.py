@@ -6,7 +6,7 @@ arguments are checked in ``arguments.py`` and its parameter names translated in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -33,39 +33,21 @@ def adm_unet(config: Mapping[str, Any]) -> Any:
     Raises:
         CheckpointError: an unknown argument, or a network diffusers cannot express (``conv_resample=False``).
     """
-    import diffusers  # slow to import: only whoever needs a network pays
-
     config = complete(config)
     widths = widths_of(config)
-    factors = [2**level for level in range(len(widths))]
-    attended = [factor in config["attention_resolutions"] for factor in factors]
-    plain = (
-        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-        if config["resblock_updown"]
-        else ("DownBlock2D", "UpBlock2D")
-    )
-    resample = "resnet" if config["resblock_updown"] else "conv"
-    unet: Any = diffusers.UNet2DModel(
+    unet = library_unet(
+        config,
+        widths,
+        [2**level in config["attention_resolutions"] for level in range(len(widths))],
+        is_residual=config["resblock_updown"],
         sample_size=config["image_size"],
-        in_channels=config["in_channels"],
-        out_channels=config["out_channels"],
         layers_per_block=config["num_res_blocks"],
-        block_out_channels=widths,
-        down_block_types=tuple("AttnDownBlock2D" if a else plain[0] for a in attended),
-        up_block_types=tuple("AttnUpBlock2D" if a else plain[1] for a in reversed(attended)),
-        downsample_type=resample,
-        upsample_type=resample,
-        downsample_padding=1,
         attention_head_dim=GROUPS,  # divides every width; the true head count is set below
         resnet_time_scale_shift="scale_shift" if config["use_scale_shift_norm"] else "default",
         norm_num_groups=GROUPS,
         attn_norm_num_groups=GROUPS,
-        norm_eps=1e-5,
-        freq_shift=0,
-        flip_sin_to_cos=True,
         time_embedding_dim=4 * config["model_channels"],
         num_class_embeds=config["num_classes"],
-        dropout=config["dropout"],
     )
     set_heads(unet, partial(heads, config))
     _upsample_contiguous(unet)
@@ -75,6 +57,35 @@ def adm_unet(config: Mapping[str, Any]) -> Any:
         unet.time_proj = _NullableTime(unet.time_proj, config["model_channels"])
     unet.register_to_config(guided_diffusion=config)
     return unet
+
+
+def library_unet(
+    config: Mapping[str, Any], widths: Sequence[int], attended: Sequence[bool], *, is_residual: bool, **settings: Any
+) -> Any:
+    """Build the library's U-Net, with what ADM's and EDM's have in common.
+
+    Args:
+        config: has the ``in_channels``, ``out_channels`` and ``dropout``.
+        widths: channels of each level, finest first.
+        attended: which levels have attention.
+        is_residual: whether levels without it resample in residual blocks, not by a convolution.
+        settings: other arguments of the library's class.
+    """
+    import diffusers  # slow to import: only whoever needs a network pays
+
+    plain, resample = ("Resnet{}sampleBlock2D", "resnet") if is_residual else ("{}Block2D", "conv")
+    return diffusers.UNet2DModel(
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        block_out_channels=tuple(widths),
+        down_block_types=tuple("AttnDownBlock2D" if a else plain.format("Down") for a in attended),
+        up_block_types=tuple("AttnUpBlock2D" if a else plain.format("Up") for a in reversed(attended)),
+        downsample_type=resample,
+        upsample_type=resample,
+        norm_eps=1e-5,
+        dropout=config["dropout"],
+        **settings,
+    )
 
 
 def without_weights(build: Callable[[], Any]) -> Any:

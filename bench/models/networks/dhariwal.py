@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.models.networks.adm import set_heads, set_time_width
+from bench.models.networks.adm import library_unet, set_heads, set_time_width
 from bench.models.networks.adm_keys import ENDS, PROJECTIONS, attention_shape, convolved, matrix
 from bench.models.networks.arguments import Shapes, complete_edm, groups_of, levels_of, shapes_of
 from bench.runtime.errors import CheckpointError
@@ -57,29 +57,21 @@ class DhariwalUNet(nn.Module):
 
 
 def _unet(config: Mapping[str, Any]) -> Any:
-    import diffusers  # slow to import: only whoever needs a network pays
-
     levels = levels_of(config)
-    attended = [flag and _heads(width) > 0 for _, width, flag in levels]
-    unet: Any = diffusers.UNet2DModel(
+    unet = library_unet(
+        config,
+        [width for _, width, _ in levels],
+        [flag and _heads(width) > 0 for _, width, flag in levels],
+        is_residual=True,
         sample_size=config["img_resolution"],
-        in_channels=config["in_channels"],
-        out_channels=config["out_channels"],
         layers_per_block=config["num_blocks"],
-        block_out_channels=tuple(width for _, width, _ in levels),
-        down_block_types=tuple("AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attended),
-        up_block_types=tuple("AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attended)),
-        downsample_type="resnet",
-        upsample_type="resnet",
         attention_head_dim=None,  # one head; the true count is set below
         add_attention=_heads(levels[-1][1]) > 0,
         resnet_time_scale_shift="scale_shift",
         norm_num_groups=1,  # divides every width; the true count is set below
         attn_norm_num_groups=1,
-        norm_eps=1e-5,
         time_embedding_dim=config["model_channels"] * config["channel_mult_emb"],
         num_class_embeds=config["label_dim"] + 1 if config["label_dim"] else None,
-        dropout=config["dropout"],
     )
     set_time_width(unet, config["model_channels"])
     for module in unet.modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.files.pickles import load_plain
-from bench.files.writing import write_atomic
+from bench.files.writing import write_bytes
 from bench.models.checkpoints.native import load_network, read_description, save_network
 from bench.models.checkpoints.state_dicts import all_finite
 from bench.models.interface import Description
@@ -168,12 +169,10 @@ class TrainingState:
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:  # given a path, torch says of a full disk that a position is unexpected
-            torch.save(state, file)
-
+    content = io.BytesIO()
+    torch.save(state, content)
     try:
-        write_atomic(path, write)
+        write_bytes(path, content.getbuffer())
     except OSError as error:
         raise OSError(
             f"{path} cannot be saved ({reason(error)}); the same command goes on from the last save"
