@@ -34,11 +34,8 @@ _PATTERNS = [
 
 def is_inside(path: Path) -> bool:
     """Tell whether a file is a part of a diffusers model, by its name and what lies beside it."""
-    if path.name in (_INDEX, _SCHEDULER):
-        return path.is_file()
-    return (
-        path.is_file() and (path.name == _CONFIG or path.name.startswith(_STEM)) and (path.parent / _CONFIG).is_file()
-    )
+    is_weights = path.name.startswith(_STEM) and (path.parent / _CONFIG).is_file()
+    return path.is_file() and (path.name in (_INDEX, _SCHEDULER, _CONFIG) or is_weights)
 
 
 @dataclass(frozen=True)
@@ -207,9 +204,7 @@ def resolve_hub(name: str) -> Path:
     path = Path(name)
     model, _, revision = name.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
-    for only_local in (True, False):
-        if constants.HF_HUB_OFFLINE and not only_local:
-            continue
+    for only_local in (True,) if constants.HF_HUB_OFFLINE else (True, False):
         try:
             path = Path(snapshot_download(model, allow_patterns=_PATTERNS, local_files_only=only_local, **options))
         except Exception:  # by cause: errors of its own, of its network client, OSError, ValueError

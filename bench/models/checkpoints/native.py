@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save
 
 from bench.files.writing import write_bytes
-from bench.models.checkpoints.state_dicts import open_safetensors, read_tensors, require_file
+from bench.models.checkpoints.state_dicts import open_safetensors, read_tensors
 from bench.models.denoisers.parameterization import check_process
 from bench.models.denoisers.preconditioning import PRECONDITIONINGS
 from bench.models.interface import Description
@@ -80,7 +80,6 @@ def load_network(path: Path, description: Description) -> Any:
     Raises:
         CheckpointError: missing, truncated, of another architecture, not plain tensors, or not finite.
     """
-    require_file(path)
     try:
         unet = without_weights(lambda: adm_unet(description.network))
     except CheckpointError as error:

@@ -164,10 +164,12 @@ def _check_together(full: Mapping[str, Any]) -> None:
             raise CheckpointError("U-Net argument 'num_heads' must be a positive integer unless 'num_head_channels' is")
         if full["num_heads_upsample"] not in (-1, full["num_heads"]):
             raise CheckpointError("U-Net argument 'num_heads_upsample' must be -1: both directions have the same heads")
-    for width in widths_of(full):
+    widths = widths_of(full)
+    for width in widths:
         if width < 1 or width % GROUPS:
             raise CheckpointError(f"U-Net width {width} is not a multiple of {GROUPS}, the number of norm groups")
-    for width in attended_widths(full):
+    attended = {w for level, w in enumerate(widths) if 2**level in full["attention_resolutions"]}
+    for width in {*attended, widths[-1]}:  # the middle has attention, too
         if width % (full["num_heads"] if full["num_head_channels"] == -1 else full["num_head_channels"]):
             raise CheckpointError(f"U-Net width {width} cannot be split into attention heads as configured")
 
@@ -178,12 +180,6 @@ GROUPS = 32  # of every GroupNorm of guided-diffusion
 def widths_of(config: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the channels of each level of ``UNetModel``, finest first."""
     return tuple(int(mult * config["model_channels"]) for mult in config["channel_mult"])
-
-
-def attended_widths(config: Mapping[str, Any]) -> set[int]:
-    """Return the widths that attention has: those of the attended levels and of the middle."""
-    widths = widths_of(config)
-    return {widths[-1]} | {w for level, w in enumerate(widths) if 2**level in config["attention_resolutions"]}
 
 
 def heads(config: Mapping[str, Any], width: int) -> int:
