@@ -286,8 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise CheckpointError(
                 f"{weights} takes {description.channels} channels, {args.dataset} has {data.shape[0]}; see --dataset"
             )
-        count = data.count("train")
-        rows = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
+        rows = torch.randperm(data.count("train"), generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
         images = to_unit(data.pick("train", rows))
         print(
             f"{weights}: format {description.format}, prediction {description.prediction}, schedule"

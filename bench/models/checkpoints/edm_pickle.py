@@ -27,7 +27,6 @@ _ZIP = b"PK\x03\x04"  # begins a file of torch.save
 _HEAD = 2**22  # bytes of a file that hold the source code of its networks
 # The paper that the source code of EDM2's networks names (Karras et al. 2024).
 _EDM2 = b"Analyzing and Improving the Training Dynamics of Diffusion Models"
-_MOST_SIZES = 64  # torch's own limit
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 
 
@@ -65,13 +64,6 @@ class _Dict(dict[Any, Any]):
 
     def __setstate__(self, state: Any) -> None:
         """Drop what is not an item."""
-
-
-class _Size(_Inert):
-    def __new__(cls, sizes: Any = None, *rest: Any) -> Any:
-        """Return a plain tuple in the place of torch's, if it can be one."""
-        fits = isinstance(sizes, tuple | list) and len(sizes) <= _MOST_SIZES and all(type(n) is int for n in sizes)
-        return tuple(sizes) if fits else super().__new__(cls)
 
 
 class _NumpyType(_Inert):
@@ -175,7 +167,7 @@ def _allowed() -> Mapping[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_tensor_v2"): StoredTensor,
         ("torch._utils", "_rebuild_parameter"): _Parameter,
         ("torch.storage", "_load_from_bytes"): _Storage,
-        ("torch", "Size"): _Size,
+        ("torch", "Size"): _Inert,  # of attributes; tensors have plain tuples
         ("torch", "device"): _Inert,
         ("numpy", "dtype"): _NumpyType,
         ("numpy", "ndarray"): _Inert,

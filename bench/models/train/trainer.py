@@ -355,10 +355,9 @@ def _windows(trainer: Trainer, batches: Batches, signals: Signals) -> Iterator[W
     """Train to the end, or to the iteration at which a replica received a signal; yield a window at a time."""
     recipe, start, started = trainer.recipe, trainer.iteration, perf_counter()
     while trainer.iteration < recipe.iterations and not trainer.replicas.largest(signals.received):
-        x0, numbers, labels = (
-            part if part is None else part.to(trainer.device) for part in batches.at(trainer.iteration)
-        )
-        losses = trainer.step(x0, numbers, labels)
+        x0, numbers, labels = batches.at(trainer.iteration)
+        labels = labels if labels is None else labels.to(trainer.device)
+        losses = trainer.step(x0.to(trainer.device), numbers.to(trainer.device), labels)
         trainer.window.append(torch.stack(losses).detach())
         if trainer.iteration % LOG_EVERY == 0 or trainer.iteration == recipe.iterations:
             means = tuple(trainer.close_window())  # waits for the device
