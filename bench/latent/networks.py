@@ -18,7 +18,6 @@ from bench.models.checkpoints.state_dicts import joint_hash
 from bench.models.interface import Description, Output
 from bench.runtime.errors import CheckpointError, quoted
 
-FORMAT = "conditional"
 _LABELS = "class_labels"
 
 
@@ -110,7 +109,7 @@ def describe_conditional(path: Path, embeddings: Path | None) -> tuple[Descripti
     size = network.get("sample_size")
     network |= {"kind": kind, "image_size": size if isinstance(size, int) else None, "num_classes": rows}
     content = {"parts": parts, "conditions": conditions, "embeddings": embeddings}
-    return Description(network, schedule, T, {}, prediction, FORMAT, content), null
+    return Description(network, schedule, T, {}, prediction, "conditional", content), null
 
 
 def _kind(parts: Parts, config: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.files.pickles import UnsafePickleError, restricted_load
-from bench.models.checkpoints.state_dicts import require_file
+from bench.models.checkpoints.state_dicts import Inert, require_file
 from bench.runtime.errors import CheckpointError, quoted
 
 _MOST_MODULES = 20_000
@@ -30,23 +30,7 @@ _EDM2 = b"Analyzing and Improving the Training Dynamics of Diffusion Models"
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 
 
-class _Inert:
-    """Stands for a class or function of the file: takes any arguments and state, and does nothing with them.
-
-    Whatever a file names is such a class, so that a hostile one can neither call anything real nor, through a
-    ``__setstate__`` of its own, change it.
-    """
-
-    state: Any = None
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class StoredObject(_Inert):
+class StoredObject(Inert):
     """A persistent object; its ``class_name`` is "" where the file has no text, ``state`` may be anything."""
 
     def __init__(self, meta: Any = None, *rest: Any) -> None:
@@ -66,7 +50,7 @@ class _Dict(dict[Any, Any]):
         """Drop what is not an item."""
 
 
-class _NumpyType(_Inert):
+class _NumpyType(Inert):
     def read(self, data: Any) -> Any:
         """Return the number in a few little-endian bytes, or None where it is none."""
         code = self.args[0] if self.args else None
@@ -76,14 +60,14 @@ class _NumpyType(_Inert):
         return np.frombuffer(data, np.dtype(code).newbyteorder("<"))[0].item()
 
 
-class _NumpyScalar(_Inert):
+class _NumpyScalar(Inert):
     def __new__(cls, kind: Any = None, data: Any = None, *rest: Any) -> Any:
         """Return a plain number in the place of numpy's, if it is one."""
         number = kind.read(data) if isinstance(kind, _NumpyType) else None
         return super().__new__(cls) if number is None else number
 
 
-class _Storage(_Inert):
+class _Storage(Inert):
     @cached_property
     def values(self) -> Tensor:
         """Return the stored numbers, [n], on the CPU."""
@@ -100,7 +84,7 @@ class _Storage(_Inert):
             raise CheckpointError("it holds a tensor whose numbers cannot be read") from None
 
 
-class StoredTensor(_Inert):
+class StoredTensor(Inert):
     """A tensor of the file, not yet decoded: (storage, offset, size, stride, ...), of any types."""
 
     def count(self) -> int:
@@ -134,7 +118,7 @@ class StoredTensor(_Inert):
         return torch.as_strided(values, size, stride, offset).float().contiguous()
 
 
-class _Parameter(_Inert):
+class _Parameter(Inert):
     def __new__(cls, data: Any = None, *rest: Any) -> Any:
         """Return the tensor itself."""
         return data if isinstance(data, StoredTensor) else super().__new__(cls)
@@ -145,10 +129,10 @@ def _allowed() -> Mapping[tuple[str, str], Any]:
     numpy = {
         (f"numpy.{core}.multiarray", name): stand_in
         for core in ("core", "_core")
-        for name, stand_in in (("scalar", _NumpyScalar), ("_reconstruct", _Inert))
+        for name, stand_in in (("scalar", _NumpyScalar), ("_reconstruct", Inert))
     }
     modules = {
-        (f"torch.nn.modules.{file}", name): _Inert
+        (f"torch.nn.modules.{file}", name): Inert
         for file, name in (
             ("container", "ModuleDict"),
             ("container", "ModuleList"),
@@ -167,12 +151,12 @@ def _allowed() -> Mapping[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_tensor_v2"): StoredTensor,
         ("torch._utils", "_rebuild_parameter"): _Parameter,
         ("torch.storage", "_load_from_bytes"): _Storage,
-        ("torch", "Size"): _Inert,  # of attributes; tensors have plain tuples
-        ("torch", "device"): _Inert,
+        ("torch", "Size"): Inert,  # of attributes; tensors have plain tuples
+        ("torch", "device"): Inert,
         ("numpy", "dtype"): _NumpyType,
-        ("numpy", "ndarray"): _Inert,
+        ("numpy", "ndarray"): Inert,
         ("collections", "OrderedDict"): _Dict,
-        ("builtins", "set"): _Inert,
+        ("builtins", "set"): Inert,
         **numpy,
         **modules,
     }
@@ -233,7 +217,7 @@ def stored_tensors(module: StoredObject) -> dict[str, StoredTensor]:
         if not pending:
             return tensors
         prefix, module = pending.pop()
-        state = module.state if isinstance(module, _Inert) else None
+        state = module.state if isinstance(module, Inert) else None
         if not isinstance(state, dict):
             raise CheckpointError(f"{quoted(prefix.rstrip('.'))} in it is not a module")
         for name, value in _items(state, "_parameters") + _items(state, "_buffers"):

@@ -84,20 +84,25 @@ def require_torch(path: Path) -> None:
             )
 
 
-class _Inert:
-    """Stands for an object beside the tensors of a file: it takes any arguments and state, and does nothing."""
+class Inert:
+    """Stands for a class or function of a file: takes any arguments and state, and does nothing with them.
 
-    def __new__(cls, *args: Any) -> Any:
-        """Ignore the arguments."""
-        return super().__new__(cls)
+    Whatever a file names is such a class, so that a hostile one can neither call anything real nor, through a
+    ``__setstate__`` of its own, change it.
+    """
+
+    state: Any = None
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore the state."""
+        self.state = state
 
 
 # What training programs save beside the weights: their options, and counts that are numpy's.
 _INERT: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (type(name.replace("_core", "core").replace("core.multiarray._reconstruct", "ndarray"), (_Inert,), {}), name)
+    (type(name.replace("_core", "core").replace("core.multiarray._reconstruct", "ndarray"), (Inert,), {}), name)
     for name in (
         "argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "pathlib.WindowsPath", "numpy.dtype",
         "numpy.ndarray", "_codecs.encode",
