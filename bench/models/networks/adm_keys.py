@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from bench.models.networks.arguments import Shapes, heads, widths_of
+from bench.models.networks.arguments import Shapes, heads
 
 PROJECTIONS = ("to_q", "to_k", "to_v")  # of an attention layer; released files have them as one tensor
 
@@ -24,12 +24,12 @@ _RES = {
     "time_emb_proj": "emb_layers.1",
     "norm2": "out_layers.0",
     "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",  # where the width changes
 }
 _ATTENTION = {"group_norm": "norm", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "to_out.0": "proj_out"}
 _POOL = ("positional_embedding", "qkv_proj.weight", "qkv_proj.bias", "c_proj.weight", "c_proj.bias")
 _TENSORS: Mapping[str, Mapping[str, str]] = {
-    "pair": {end: end for end in ENDS},  # a convolution, norm or linear layer
-    "embedding": {"weight": "weight"},
+    "pair": {end: end for end in ENDS},  # a convolution, norm, linear layer or, without bias, embedding
     "time": {"null": "null"},
     "res": {f"{ours}.{end}": f"{theirs}.{end}" for ours, theirs in _RES.items() for end in ENDS},
     "attention": {f"{ours}.{end}": f"{theirs}.{end}" for ours, theirs in _ATTENTION.items() for end in ENDS},
@@ -39,73 +39,46 @@ _Part: TypeAlias = tuple[str, str, str]  # a block's published name, ours, and i
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[_Part]:
-    """Walk the published network in the order of its file and name each block in both networks."""
-    yield from _encoder(config)
-    if "pool" in config:
-        yield "out.0", "norm", "pair"
-        yield ("out.2", "pool", "pool") if config["pool"] == "attention" else ("out.3", "pool.1", "pair")
-    else:
-        yield from _decoder(config)
-
-
-def _encoder(config: Mapping[str, Any]) -> Iterator[_Part]:
-    widths = (widths_of(config)[0], *widths_of(config))  # the first convolution already has the first level's
+    """Walk the published network in the order of its file and name each block, those that it may have among them."""
     yield "time_embed.0", "time_embedding.linear_1", "pair"
     yield "time_embed.2", "time_embedding.linear_2", "pair"
-    if config["null_time"]:
-        yield "time_embed", "time_proj", "time"
-    if config["num_classes"] is not None:
-        yield "label_emb", "class_embedding", "embedding"
+    yield "time_embed", "time_proj", "time"
+    yield "label_emb", "class_embedding", "pair"
     yield "input_blocks.0.0", "conv_in", "pair"
-    count, levels = 1, len(config["channel_mult"])
+    levels, blocks, is_residual = len(config["channel_mult"]), config["num_res_blocks"], config["resblock_updown"]
+    count = 1
     for level in range(levels):
-        for block in range(config["num_res_blocks"]):
-            widened = block == 0 and widths[level] != widths[level + 1]
-            yield from _residual(f"input_blocks.{count}.0", f"down_blocks.{level}.resnets.{block}", widened)
-            if 2**level in config["attention_resolutions"]:
-                yield f"input_blocks.{count}.1", f"down_blocks.{level}.attentions.{block}", "attention"
+        for block in range(blocks):
+            yield f"input_blocks.{count}.0", f"down_blocks.{level}.resnets.{block}", "res"
+            yield f"input_blocks.{count}.1", f"down_blocks.{level}.attentions.{block}", "attention"
             count += 1
-        if level < levels - 1:
-            old, new, kind = ("", "", "res") if config["resblock_updown"] else (".op", ".conv", "pair")
-            yield f"input_blocks.{count}.0{old}", f"down_blocks.{level}.downsamplers.0{new}", kind
-            count += 1
+        old, new, kind = ("", "", "res") if is_residual else (".op", ".conv", "pair")
+        yield f"input_blocks.{count}.0{old}", f"down_blocks.{level}.downsamplers.0{new}", kind
+        count += 1
     yield "middle_block.0", "mid_block.resnets.0", "res"
     yield "middle_block.1", "mid_block.attentions.0", "attention"
     yield "middle_block.2", "mid_block.resnets.1", "res"
-
-
-def _decoder(config: Mapping[str, Any]) -> Iterator[_Part]:
-    count, blocks = 0, config["num_res_blocks"]
-    for up, level in enumerate(reversed(range(len(config["channel_mult"])))):
-        attended = 2**level in config["attention_resolutions"]
+    if "pool" in config:
+        yield "out.0", "norm", "pair"
+        yield ("out.2", "pool", "pool") if config["pool"] == "attention" else ("out.3", "pool.1", "pair")
+        return
+    for up in range(levels):
+        child = 2 if 2 ** (levels - 1 - up) in config["attention_resolutions"] else 1  # what comes after attention
         for block in range(blocks + 1):
-            # What comes from the encoder is stacked on what comes from below, so every block narrows.
-            yield from _residual(f"output_blocks.{count}.0", f"up_blocks.{up}.resnets.{block}", True)
-            if attended:
-                yield f"output_blocks.{count}.1", f"up_blocks.{up}.attentions.{block}", "attention"
-            if block == blocks and level > 0:
-                suffix, kind = ("", "res") if config["resblock_updown"] else (".conv", "pair")
-                child = 2 if attended else 1
-                yield f"output_blocks.{count}.{child}{suffix}", f"up_blocks.{up}.upsamplers.0{suffix}", kind
-            count += 1
+            count = up * (blocks + 1) + block
+            yield f"output_blocks.{count}.0", f"up_blocks.{up}.resnets.{block}", "res"
+            yield f"output_blocks.{count}.1", f"up_blocks.{up}.attentions.{block}", "attention"
+        suffix, kind = ("", "res") if is_residual else (".conv", "pair")
+        yield f"output_blocks.{count}.{child}{suffix}", f"up_blocks.{up}.upsamplers.0{suffix}", kind
     yield "out.0", "conv_norm_out", "pair"
     yield "out.2", "conv_out", "pair"
 
 
-def _residual(source: str, target: str, changes_width: bool) -> Iterator[_Part]:
-    """Name a residual block, whose shortcut is a convolution where the width changes."""
-    yield source, target, "res"
-    if changes_width:
-        yield f"{source}.skip_connection", f"{target}.conv_shortcut", "pair"
-
-
-def _keys(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the name of every tensor of ours, to its published one; q, k and v of an attention layer share one."""
-    return {
-        f"{target}.{ours}": f"{source}.{theirs}"
-        for source, target, kind in _parts(config)
-        for ours, theirs in _TENSORS[kind].items()
-    }
+def _keys(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield every tensor that a network may have, our name and the published one; q, k and v share one."""
+    for source, target, kind in _parts(config):
+        for ours, theirs in _TENSORS[kind].items():
+            yield f"{target}.{ours}", f"{source}.{theirs}"
 
 
 def convolved(target: str) -> bool:
@@ -139,9 +112,10 @@ def published_shapes(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
         config: the completed arguments (:func:`bench.models.networks.arguments.complete`) it was built from.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    for target, source in _keys(config).items():
-        shape = tuple(state[target].shape)
-        shapes[source] = attention_shape(target, shape, (1,)) if convolved(target) else shape
+    for target, source in _keys(config):
+        if target in state:
+            shape = tuple(state[target].shape)
+            shapes[source] = attention_shape(target, shape, (1,)) if convolved(target) else shape
     return shapes
 
 
@@ -152,7 +126,8 @@ def guided_keys(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[
         state: published names to tensors; no tensor is copied, but q, k and v in the legacy order.
         config: the completed arguments the network was built from.
     """
-    return {target: _converted(target, state[source], config) for target, source in _keys(config).items()}
+    pairs = [(target, source) for target, source in _keys(config) if source in state]
+    return {target: _converted(target, state[source], config) for target, source in pairs}
 
 
 def _converted(target: str, tensor: Tensor, config: Mapping[str, Any]) -> Tensor:

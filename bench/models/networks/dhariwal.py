@@ -18,7 +18,14 @@ from bench.runtime.errors import CheckpointError
 _CHANNELS_PER_HEAD = 64  # EDM sets no other
 
 # The layers of a block and of its attention, our name to the published one.
-_RES = {"norm1": "norm0", "conv1": "conv0", "time_emb_proj": "affine", "norm2": "norm1", "conv2": "conv1"}
+_RES = {
+    "norm1": "norm0",
+    "conv1": "conv0",
+    "time_emb_proj": "affine",
+    "norm2": "norm1",
+    "conv2": "conv1",
+    "conv_shortcut": "skip",
+}
 _ATTENTION = {"group_norm": "norm2", "to_out.0": "proj", **dict.fromkeys(PROJECTIONS, "qkv")}
 
 
@@ -89,59 +96,50 @@ def _heads(width: int) -> int:
     return heads
 
 
-def dhariwal_keys(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the name in :class:`DhariwalUNet` of every tensor, to its name in a released file.
+def dhariwal_keys(network: DhariwalUNet) -> dict[str, str]:
+    """Return the name in a network of every tensor, to its name in a released file.
 
     Several may share one: q, k and v are one tensor in the file.
     """
-    size = config["img_resolution"]
+    size = network.config["img_resolution"]
     layers = {
+        "class_embedding": "map_label",
         "time_embedding.linear_1": "map_layer0",
         "time_embedding.linear_2": "map_layer1",
         "conv_in": f"enc.{size}x{size}_conv",
         "conv_norm_out": "out_norm",
         "conv_out": "out_conv",
     }
-    for source, target, attention, shortcut in _blocks(config):
+    for source, target in _blocks(network.config):
+        attention = target.replace("resnets", "attentions")
         layers |= {f"{target}.{ours}": f"{source}.{theirs}" for ours, theirs in _RES.items()}
-        if shortcut:
-            layers[f"{target}.conv_shortcut"] = f"{source}.skip"
-        if attention:
-            layers |= {f"{attention}.{ours}": f"{source}.{theirs}" for ours, theirs in _ATTENTION.items()}
-    keys = {"unet.class_embedding.weight": "map_label.weight"} if config["label_dim"] else {}
-    return keys | {f"unet.{ours}.{end}": f"{theirs}.{end}" for ours, theirs in layers.items() for end in ENDS}
+        layers |= {f"{attention}.{ours}": f"{source}.{theirs}" for ours, theirs in _ATTENTION.items()}
+    pairs = [(f"unet.{ours}.{end}", f"{theirs}.{end}") for ours, theirs in layers.items() for end in ENDS]
+    names = network.state_dict().keys()  # a block need not have attention, nor a shortcut with weights
+    return {ours: theirs for ours, theirs in pairs if ours in names}
 
 
-def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None, bool]]:
-    """Yield each block: its name in the file and here, its attention's name, whether its shortcut has weights."""
-    levels = levels_of(config)
-    width = levels[0][1]
-    skips = [width]
-    for level, (size, out, flag) in enumerate(levels):
+def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each residual block: its name in the file, where its attention is a part of it, and its name here."""
+    sizes = [size for size, _, _ in levels_of(config)]
+    for level, size in enumerate(sizes):
         if level > 0:
-            yield f"enc.{size}x{size}_down", f"down_blocks.{level - 1}.downsamplers.0", None, False
-            skips.append(width)
+            yield f"enc.{size}x{size}_down", f"down_blocks.{level - 1}.downsamplers.0"
         for i in range(config["num_blocks"]):
-            attention = f"down_blocks.{level}.attentions.{i}" if flag and _heads(out) else None
-            yield f"enc.{size}x{size}_block{i}", f"down_blocks.{level}.resnets.{i}", attention, width != out
-            width = out
-            skips.append(width)
-    size = levels[-1][0]
-    yield f"dec.{size}x{size}_in0", "mid_block.resnets.0", "mid_block.attentions.0" if _heads(width) else None, False
-    yield f"dec.{size}x{size}_in1", "mid_block.resnets.1", None, False
-    for up, (size, out, flag) in enumerate(reversed(levels)):
+            yield f"enc.{size}x{size}_block{i}", f"down_blocks.{level}.resnets.{i}"
+    for i in range(2):
+        yield f"dec.{sizes[-1]}x{sizes[-1]}_in{i}", f"mid_block.resnets.{i}"
+    for up, size in enumerate(reversed(sizes)):
         if up > 0:
-            yield f"dec.{size}x{size}_up", f"up_blocks.{up - 1}.upsamplers.0", None, False
+            yield f"dec.{size}x{size}_up", f"up_blocks.{up - 1}.upsamplers.0"
         for i in range(config["num_blocks"] + 1):
-            attention = f"up_blocks.{up}.attentions.{i}" if flag and _heads(out) else None
-            yield f"dec.{size}x{size}_block{i}", f"up_blocks.{up}.resnets.{i}", attention, width + skips.pop() != out
-            width = out
+            yield f"dec.{size}x{size}_block{i}", f"up_blocks.{up}.resnets.{i}"
 
 
 def dhariwal_shapes(network: DhariwalUNet) -> Shapes:
     """Return name and shape of every tensor that a released file of this network holds."""
     config, sizes = network.config, shapes_of(network.state_dict())
-    shapes = {source: _released_shape(target, sizes[target]) for target, source in dhariwal_keys(config).items()}
+    shapes = {source: _released_shape(target, sizes[target]) for target, source in dhariwal_keys(network).items()}
     for (finer, _, _), (coarser, _, _) in pairwise(levels_of(config)):
         for block in (f"enc.{coarser}x{coarser}_down", f"dec.{finer}x{finer}_up"):
             shapes |= {f"{block}.{layer}.resample_filter": (1, 1, 2, 2) for layer in ("conv0", "skip")}
@@ -173,7 +171,7 @@ def dhariwal_state(network: DhariwalUNet, tensors: Mapping[str, Tensor]) -> dict
     filters = [tensor for name, tensor in tensors.items() if name.endswith(".resample_filter")]
     if any(bool((tensor != 0.25).any()) for tensor in filters):
         raise CheckpointError("its DhariwalUNet resamples with a filter that no released one has")
-    return {target: _converted(target, tensors[source]) for target, source in dhariwal_keys(network.config).items()}
+    return {target: _converted(target, tensors[source]) for target, source in dhariwal_keys(network).items()}
 
 
 def _converted(target: str, tensor: Tensor) -> Tensor:
