@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.published.protocol import PublishedRow, our_protocols, published_rows
-from analysis.records.load import Results, ResultsError, coverage_name, load_results, main_metric
+from analysis.records.load import Results, ResultsError, load_results, main_metric, score_name
 
 # Settings, what moves a distance most first, with what is known of it.
 _EFFECTS: Mapping[str, str] = {
@@ -125,7 +125,7 @@ def _counterpart(results: Results, metric: str, published: str) -> str | None:
     if published == "sFID":
         spatial = metric.replace("clean_", "clean_s") if metric.startswith("clean_") else f"s{metric}"
         return spatial if spatial in names else None
-    return coverage_name(names, published.lower())
+    return score_name(names, published.lower())
 
 
 def _compared(results: Results, rows: Sequence[PublishedRow], metric: str | None) -> Iterator[str]:

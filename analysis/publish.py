@@ -24,10 +24,17 @@ from numpy.typing import NDArray
 from analysis.normality.error_normality import TESTS, tested_levels
 from analysis.output.selection import shown
 from analysis.quality.training import training_logs
-from analysis.records.arrays import LEVEL_ARRAYS, MOMENT_ARRAYS, is_analysed
 from analysis.records.checks import checksum
 from analysis.records.files import ARCHIVE, CHECKSUM, RUN, Place, file_hash, read_bytes, read_json, read_table
-from analysis.records.load import CellRecord, Results, ResultsError, load_results
+from analysis.records.load import (
+    LEVEL_ARRAYS,
+    MOMENT_ARRAYS,
+    CellRecord,
+    Results,
+    ResultsError,
+    is_analysed,
+    load_results,
+)
 
 _STEP_LEVELS = 20
 _BAND_LEVELS = 8
@@ -54,22 +61,14 @@ def publish(source: Path, target: Path) -> Results:
     target.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target / ARCHIVE, "w") as archive:
         for name, content in sorted(_records(results)):
-            _add(archive, name, content)
+            archive.writestr(zipfile.ZipInfo(name, _DATE), content, zipfile.ZIP_LZMA)
     for recipe, path in training_logs(source).items():
         (target / "training" / recipe).mkdir(parents=True)
         shutil.copy(path, target / "training" / recipe / path.name)
-    _seal(results.run, target)
-    return results
-
-
-def _seal(run: Mapping[str, Any], target: Path) -> None:
-    """Write ``run.json`` of the copy: the run's, if it has one, with the sha256 of the archive."""
-    text = json.dumps({**run, CHECKSUM: file_hash(target / ARCHIVE)}, indent=1)
+    # The run's account, if it has one, with the sha256 of the archive.
+    text = json.dumps({**results.run, CHECKSUM: file_hash(target / ARCHIVE)}, indent=1)
     (target / RUN).write_text(text + "\n")
-
-
-def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    archive.writestr(zipfile.ZipInfo(name, _DATE), content, zipfile.ZIP_LZMA)
+    return results
 
 
 def _records(results: Results) -> Iterator[tuple[str, bytes]]:
@@ -86,11 +85,9 @@ def _records(results: Results) -> Iterator[tuple[str, bytes]]:
             raise ResultsError(f"{record.folder} is damaged (no {error})") from None
 
     for folder, files in results.each(copy):
-        for name, content in files.items():
-            yield f"cells/{folder}/{name}", content
+        yield from ((f"cells/{folder}/{name}", content) for name, content in files.items())
     for place in results.folder("exact"):
-        for name, content in _exact_files(place).items():
-            yield f"exact/{place.name}/{name}", content
+        yield from ((f"exact/{place.name}/{name}", content) for name, content in _exact_files(place).items())
     for experiment in _EXPERIMENTS:
         yield from _tree(results.folder(experiment), experiment)
 
@@ -107,17 +104,15 @@ def _tree(places: list[Any], folder: str) -> Iterator[tuple[str, bytes]]:
 def _cell_files(record: CellRecord, pictured: bool) -> dict[str, bytes]:
     """Return what stays of a cell, by file name."""
     files: dict[str, bytes] = {}
-    steps, terms, moments = record.steps(), record.array("kernel.npy"), record.arrays("moments.npz", is_analysed)
-    if steps is not None:
+    if (steps := record.steps()) is not None:
         files["steps.csv"] = _few_steps(steps).to_csv(index=False, float_format="%.5g").encode()
-    if terms is not None:
+    if (terms := record.array("kernel.npy")) is not None:
         buffer = io.BytesIO()
         np.save(buffer, terms.astype(np.float32))  # their small differences are read: not rounded
         files["kernel.npy"] = buffer.getvalue()
-    influence = record.arrays("influence.npz")
-    if influence is not None:
+    if (influence := record.arrays("influence.npz")) is not None:
         files["influence.npz"] = _npz(_few_terms(influence))
-    if moments is not None:
+    if (moments := record.arrays("moments.npz", is_analysed)) is not None:
         files["moments.npz"] = _npz(_few_moments(moments))
     if pictured:
         files |= _pictures(record)
@@ -160,16 +155,14 @@ def _rounded(array: NDArray[Any], bits: int = _BITS) -> NDArray[Any]:
 def _pictures(record: CellRecord) -> dict[str, bytes]:
     """Return a few samples, the single errors at the levels that figures show, and the tests at all levels."""
     files: dict[str, bytes] = {}
-    samples, errors = record.arrays("samples.npz"), record.arrays("errors.npz")
-    if samples is not None:
-        labels = {"arr_1": samples["arr_1"][:_SAMPLES]} if "arr_1" in samples else {}
-        files["samples.npz"] = _npz({"arr_0": samples["arr_0"][:_SAMPLES], **labels})
-    if errors is not None:
+    if (samples := record.arrays("samples.npz")) is not None:
+        names = ["arr_0", *(name for name in samples if name == "arr_1")]  # which are labels
+        files["samples.npz"] = _npz({name: samples[name][:_SAMPLES] for name in names})
+    if (errors := record.arrays("errors.npz")) is not None:
         levels = shown(range(len(errors["i"])))
         few = {name: array[levels] if name in ("errors", "i", "t") else array for name, array in errors.items()}
         files["errors.npz"] = _npz({**few, "errors": few["errors"].astype(np.float16)})
-        tests = tested_levels(record)
-        if tests is not None:
+        if (tests := tested_levels(record)) is not None:
             files[TESTS] = tests.to_csv(index=False, float_format="%.12g").encode()  # since they are averaged
     return files
 
@@ -203,9 +196,8 @@ def _few_terms(influence: Mapping[str, NDArray[Any]]) -> Arrays:
     few, n = dict(influence), len(influence.get("kernel_reference", ()))
     if n > _REFERENCE:
         few["pooled_n"] = np.array(n)
-    for name in ("frechet_reference", "kernel_reference"):
-        if name in few:
-            few[name] = _rounded(few[name][:: -(-len(few[name]) // _REFERENCE) or 1], _COARSE)
+    for name in few.keys() & {"frechet_reference", "kernel_reference"}:
+        few[name] = _rounded(few[name][:: -(-len(few[name]) // _REFERENCE) or 1], _COARSE)
     bits = {"mean": 23, "covariance": 23}
     return {name: _rounded(array, bits.get(name, _BITS)) for name, array in few.items()}
 

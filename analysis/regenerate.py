@@ -13,23 +13,19 @@ from pathlib import Path
 from types import ModuleType
 
 from analysis.comparison import mitigations, pairs, trainings
-from analysis.exposure_bias import chains, norms, quality_correlation, response, variance, x0_error
-from analysis.exposure_bias import delta_t as delta
-from analysis.normality import error_normality as normality
-from analysis.normality import error_shape
+from analysis.exposure_bias import chains, delta_t, norms, quality_correlation, response, variance, x0_error
+from analysis.normality import error_normality, error_shape
 from analysis.output.entries import Output
 from analysis.output.style import pdf_too
-from analysis.quality import acceleration, excess, samples, scores, training, tuning
-from analysis.quality import main_table as quality
+from analysis.quality import acceleration, excess, main_table, samples, scores, training, tuning
 from analysis.records.files import reopen
 from analysis.records.load import Results, load_results
 from analysis.report.html import write_report
-from analysis.spectra import haar
-from analysis.spectra import radial as spectra
+from analysis.spectra import haar, radial
 
 # In the order of the report.
 ANALYSES = (
-    quality,
+    main_table,
     excess,
     scores,
     samples,
@@ -40,12 +36,12 @@ ANALYSES = (
     acceleration,
     training,
     variance,
-    delta,
+    delta_t,
     norms,
     x0_error,
     error_shape,
-    normality,
-    spectra,
+    error_normality,
+    radial,
     haar,
     chains,
     response,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.comparison.trainings import training_of
-from analysis.records.load import Results
+from analysis.records.load import Results, one_line
 
 _SHORT = 4  # entries of a constant that is a list; longer ones are counted
 
@@ -36,7 +36,7 @@ def find_remedies(results: Results) -> list[Remedy]:
         if record.cell["model"] not in results.misfits:
             cells.setdefault(str(record.cell["model"]), []).append(record.cell)
     weights = {model: records[0].get("weights") for model, records in cells.items()}
-    plain = [model for model, records in cells.items() if not any(_corrects(cell) for cell in records)]
+    plain = [model for model, records in cells.items() if not any(corrects(cell) for cell in records)]
     remedies = []
     for model in cells:
         if "@" in model:  # a value that --tune tried, on noise that no comparison may use
@@ -58,7 +58,8 @@ def _baseline(model: str, plain: Sequence[str], weights: Mapping[str, Any]) -> s
     return min(begin, key=len, default=None)
 
 
-def _corrects(cell: Mapping[str, Any]) -> bool:
+def corrects(cell: Mapping[str, Any]) -> bool:
+    """Tell whether a cell's walk is not the sampler's own."""
     return bool(cell.get("remedies")) or _scaling(cell) != (1.0, 0.0)
 
 
@@ -72,8 +73,7 @@ def corrections(cell: Mapping[str, Any]) -> str:
     if not listed:
         b, k = _scaling(cell)
         listed = [{"kind": "epsilon-scaling", "b": b} | ({"k": k} if k else {})] if (b, k) != (1.0, 0.0) else []
-    text = ", ".join(map(_correction, listed if isinstance(listed, list) else [listed]))
-    return "".join(character if character.isprintable() else " " for character in text)
+    return one_line(", ".join(map(_correction, listed if isinstance(listed, list) else [listed])))
 
 
 def _correction(entry: object) -> str:

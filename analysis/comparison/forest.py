@@ -43,44 +43,37 @@ def draw_mitigations(table: pd.DataFrame, metric: str, folder: Path) -> list[Pat
     table = table[table["ratio"].notna() & (table["ratio"] > 0)]
     if not len(table):
         return []
-    samplers = list(dict.fromkeys(table["sampler"]))
-    counts = {sampler: _counts(table[table["sampler"] == sampler]) for sampler in samplers}
-    models = {sampler: set(table.loc[table["sampler"] == sampler, "model"]) for sampler in samplers}
-    names = {s: {model: label for model, label in _rows(table).items() if model in models[s]} for s in samplers}
-    heights = [_HEAD + _ROW * len(names[sampler]) for sampler in samplers]
-    columns = max(map(len, counts.values()))
-    with panels(len(samplers), columns, gridspec_kw={"height_ratios": heights}) as (figure, axes):
+    labels, walks = _labels(table), dict(iter(table.groupby("sampler", sort=False)))
+    counts = [shown(sorted(int(steps) for steps in walk["steps"].unique()), _PANELS) for walk in walks.values()]
+    names = [{m: label for m, label in labels.items() if (walk["model"] == m).any()} for walk in walks.values()]
+    heights = [_HEAD + _ROW * len(models) for models in names]
+    columns = max(map(len, counts))
+    with panels(len(walks), columns, gridspec_kw={"height_ratios": heights}) as (figure, axes):
         figure.set_size_inches(7.0 if columns > 1 else _NARROW, 0.4 + sum(heights))
-        for row, sampler in zip(axes, samplers, strict=True):
-            chosen = table[(table["sampler"] == sampler) & table["steps"].isin(counts[sampler])]
+        for row, (sampler, walk), models, several in zip(axes, walks.items(), names, counts, strict=True):
+            chosen = walk[walk["steps"].isin(several)]
             low, high = _limits(chosen)
-            for axis, steps in zip(row, counts[sampler], strict=False):
+            for axis, steps in zip(row, several, strict=False):
                 _scale(axis, low, high, columns > 3)
-                _draw(axis, chosen[chosen["steps"] == steps], names[sampler])
+                _draw(axis, chosen[chosen["steps"] == steps], models)
                 axis.set_title(f"{steps} steps")
                 if axis is not row[0]:
                     axis.tick_params(labelleft=False)
             row[0].set_ylabel(sampler)
-            for axis in row[len(counts[sampler]) :]:
+            for axis in row[len(several) :]:
                 axis.set_visible(False)
         figure.supxlabel(f"{metric} over the baseline's (left of 1 is better)", fontsize=8)
         _key(figure, table)
         return save(figure, folder, "mitigations")
 
 
-def _counts(table: pd.DataFrame) -> list[int]:
-    return shown(sorted(int(steps) for steps in table["steps"].unique()), _PANELS)
-
-
-def _rows(table: pd.DataFrame) -> dict[str, str]:
+def _labels(table: pd.DataFrame) -> dict[str, str]:
     """Return model and label from top to bottom: by baseline and kind, those that are best on average first."""
     several = table["baseline"].nunique() > 1
     means = table.assign(log=np.log(table["ratio"])).groupby(["baseline", "kind", "model"])["log"].mean()
     keys = means.reset_index().sort_values(["baseline", "kind", "log"])[["model", "baseline"]]
-    return {
-        model: f"{model} / {baseline}" if several else model
-        for model, baseline in keys.itertuples(index=False, name=None)
-    }
+    rows = keys.itertuples(index=False, name=None)
+    return {model: f"{model} / {baseline}" if several else model for model, baseline in rows}
 
 
 def _limits(table: pd.DataFrame) -> tuple[float, float]:
@@ -147,13 +140,14 @@ def _key(figure: Figure, table: pd.DataFrame) -> None:
         for verdict, colour in _PAINT.items()
         if (table["verdict"] == verdict).any()
     ]
+    style: dict[str, Any] = {"color": "black", "markerfacecolor": "white", "linestyle": "", "markersize": 4.5}
     words = {"sampling": "training-free", "training": "other weights"}
-    handles += [_grey(mark, "white", words[kind]) for kind, mark in _MARKS.items() if (table["kind"] == kind).any()]
+    handles += [
+        Line2D([], [], marker=mark, label=words[kind], **style)
+        for kind, mark in _MARKS.items()
+        if (table["kind"] == kind).any()
+    ]
     columns = len(handles) if figure.get_figwidth() > _NARROW else 3
     figure.legend(
         handles=handles, loc="outside upper center", ncols=columns, frameon=False, columnspacing=1.0, handletextpad=0.3
     )
-
-
-def _grey(mark: str, face: str, label: str) -> Line2D:
-    return Line2D([], [], color="black", marker=mark, markerfacecolor=face, linestyle="", markersize=4.5, label=label)

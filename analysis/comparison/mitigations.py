@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
@@ -22,7 +22,7 @@ from analysis.comparison.baselines import Remedy, corrections, find_remedies
 from analysis.comparison.forest import draw_mitigations
 from analysis.comparison.paired_tests import CRITICAL, DETECTABLE, Comparison, compare, holm, p_value, rank_intervals
 from analysis.comparison.ties import DECIDED, exact_means, untested, verdicts
-from analysis.output.entries import Output, TableEntry
+from analysis.output.entries import Entry, Output
 from analysis.output.text import latex, markdown
 from analysis.records.arrays import Row, Terms, cell_terms
 from analysis.records.load import CellRecord, Results, main_metric
@@ -70,12 +70,9 @@ class _Records:
 
     def compared(self, model: str, other: str, place: Place) -> Comparison | None:
         """Return the paired test of two models, None where they share no seeds."""
-        by_row, seeds = self.terms.get(place[1], {}), self.shared(model, other, place)
-        first, second = (by_row.get((name, place[0]), {}) for name in (model, other))
-        return compare(
-            {seed: first[seed] for seed in seeds if seed in first},
-            {seed: second[seed] for seed in seeds if seed in second},
-        )
+        seeds = self.shared(model, other, place)
+        both = (self.terms.get(place[1], {}).get((name, place[0]), {}) for name in (model, other))
+        return compare(*({seed: terms[seed] for seed in seeds if seed in terms} for terms in both))
 
     def values(self, model: str, place: Place, seeds: Sequence[int]) -> NDArray[np.float64]:
         """Return the Frechet distances of seeds, NaN where there is none."""
@@ -97,7 +94,7 @@ def _read(results: Results) -> _Records:
         (str(sampler), str(model), int(steps), int(seed)): float(value)
         for sampler, model, steps, seed, value in chosen[[*_CELL, "value"]].itertuples(index=False, name=None)
     }
-    return _Records(cells, cell_terms(results), scores, _measures(results.steps))
+    return _Records(cells, results.once(cell_terms), scores, _measures(results.steps))
 
 
 def _measures(steps: pd.DataFrame) -> Measures:
@@ -149,24 +146,20 @@ def mitigations_table(results: Results) -> pd.DataFrame:
     table["excess"] = table["farthest"] - table["steps"].map(exact)
     table["verdict"] = np.where(table["p"].notna(), verdicts(table), "")
     table = table.drop(columns="farthest")
-    places = list(dict.fromkeys(table["sampler"]))
-    order = table.assign(place=table["sampler"].map(places.index)).sort_values(
-        ["place", "steps", "value"], kind="stable"
-    )
-    columns = [*_COLUMNS, *(name for name in table if name not in _COLUMNS)]
-    whole = {"rank_low": "Int64", "rank_high": "Int64"}
-    return order[columns].reset_index(drop=True).astype(whole)
+    table["place"] = pd.factorize(table["sampler"])[0]
+    order = table.sort_values(["place", "steps", "value"], kind="stable", ignore_index=True).drop(columns="place")
+    columns = [*_COLUMNS, *(name for name in order if name not in _COLUMNS)]
+    return order[columns].astype({"rank_low": "Int64", "rank_high": "Int64"})
 
 
 def _against(records: _Records, remedy: Remedy, place: Place) -> dict[str, Any]:
     """Return a remedy's row, without its rank."""
     seeds = records.shared(remedy.model, remedy.baseline, place)
     cells, other = (records.cells[name, place] for name in (remedy.model, remedy.baseline))
-    named = {"model": remedy.model, "kind": remedy.kind, "baseline": remedy.baseline}
     quality = _quality(records.values(remedy.model, place, seeds), records.values(remedy.baseline, place, seeds))
     comparison = records.compared(remedy.model, remedy.baseline, place)
     return {
-        **_begin(place, named, cells[seeds[0]]),
+        **_begin(place, remedy, cells[seeds[0]]),
         **quality,
         **_ratio_interval(comparison, quality["baseline_value"]),
         **_tested(comparison),
@@ -180,7 +173,7 @@ def _alone(records: _Records, model: str, place: Place) -> dict[str, Any]:
     cells = records.cells[model, place]
     values = records.values(model, place, sorted(cells))
     return {
-        **_begin(place, {"model": model, "kind": "baseline", "baseline": ""}, next(iter(cells.values()))),
+        **_begin(place, Remedy(model, "", "baseline"), next(iter(cells.values()))),
         **_quality(values, np.full(len(values), math.nan)),
         **_tested(None),
         **_cost([(cells[seed].facts, {}) for seed in cells]),
@@ -188,8 +181,8 @@ def _alone(records: _Records, model: str, place: Place) -> dict[str, Any]:
     }
 
 
-def _begin(place: Place, named: Mapping[str, str], record: CellRecord) -> dict[str, Any]:
-    return {"sampler": place[0], "steps": place[1], **named, "corrections": corrections(record.cell)}
+def _begin(place: Place, remedy: Remedy, record: CellRecord) -> dict[str, Any]:
+    return {"sampler": place[0], "steps": place[1], **asdict(remedy), "corrections": corrections(record.cell)}
 
 
 def _quality(values: NDArray[np.float64], others: NDArray[np.float64]) -> dict[str, Any]:
@@ -202,16 +195,15 @@ def _quality(values: NDArray[np.float64], others: NDArray[np.float64]) -> dict[s
     treated, other = values[both], others[both]
     mean, base = (float(array.mean()) if len(array) else math.nan for array in (treated, other))
     ratio = mean / base if base > 0 else math.nan
-    wide = math.inf
+    low = high = math.nan
     if len(treated) > 2 and ratio > 0:
         error = (treated - ratio * other).std(ddof=1) / math.sqrt(len(treated)) / mean
         wide = float(stdtrit(len(treated) - 1, 0.975) * error)
-    bounds = (ratio * math.exp(-wide), ratio * math.exp(min(wide, 700.0))) if math.isfinite(wide) else (math.nan,) * 2
+        low, high = ratio * math.exp(-wide), ratio * math.exp(min(wide, 700.0))
     return {
-        "seeds": len(values),
-        **{"value": mean, "sd": _spread(treated), "baseline_value": base, "baseline_sd": _spread(other)},
-        **{"ratio": ratio, "ratio_low": bounds[0], "ratio_high": bounds[1]},
-    }
+        "seeds": len(values), "value": mean, "sd": _spread(treated), "baseline_value": base,
+        "baseline_sd": _spread(other), "ratio": ratio, "ratio_low": low, "ratio_high": high,
+    }  # fmt: skip
 
 
 def _ratio_interval(comparison: Comparison | None, base: float) -> dict[str, Any]:
@@ -229,28 +221,28 @@ def _spread(values: NDArray[np.float64]) -> float:
 
 def _tested(comparison: Comparison | None) -> dict[str, Any]:
     if comparison is None:
-        empty = dict.fromkeys(("delta", "error", "z", "p", "detectable", "farthest"), math.nan)
-        return {**empty, "distance": ""}
-    numbers = {
+        return {**dict.fromkeys(("delta", "error", "z", "p", "detectable", "farthest"), math.nan), "distance": ""}
+    return {
         "delta": comparison.delta,
         "error": comparison.error,
         "z": comparison.z,
         "p": float(p_value(comparison.z)),
         "detectable": DETECTABLE * comparison.error,
         "farthest": comparison.farthest,
+        "distance": comparison.distance,
     }
-    return {**numbers, "distance": comparison.distance}
 
 
 def _cost(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
     """Return network calls an image and, over the baseline's: those, the time a call takes, and the time."""
     first, other = pairs[0]
-    ratios = {
-        "calls_ratio": first["nfe"] / other["nfe"] if other else math.nan,
-        "call_time_ratio": _median([_call_time(a) / _call_time(b) for a, b in pairs]),
-        "time_ratio": _median([_positive(a, "seconds") / _positive(b, "seconds") for a, b in pairs]),
+    times = {
+        "call_time_ratio": [_call_time(a) / _call_time(b) for a, b in pairs],
+        "time_ratio": [_positive(a, "seconds") / _positive(b, "seconds") for a, b in pairs],
     }
-    return {"nfe": first["nfe"], **ratios}
+    calls_ratio = first["nfe"] / other["nfe"] if other else math.nan
+    medians = {name: float(pd.Series(values).median()) for name, values in times.items()}
+    return {"nfe": first["nfe"], "calls_ratio": calls_ratio, **medians}
 
 
 def _call_time(facts: Mapping[str, Any]) -> float:
@@ -259,14 +251,9 @@ def _call_time(facts: Mapping[str, Any]) -> float:
 
 def _positive(facts: Mapping[str, Any], name: str) -> float:
     """Return a positive number of ``metrics.json``, NaN where there is none."""
-    value = facts.get(name)
-    is_positive = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-    return float(value) if is_positive and value is not None else math.nan
-
-
-def _median(values: Sequence[float]) -> float:
-    numbers = [value for value in values if value == value]
-    return float(np.median(numbers)) if numbers else math.nan
+    value: Any = facts.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < value < math.inf else math.nan
 
 
 def _bias(measures: Measures, place: Place, seeds: Sequence[int], model: str, baseline: str | None) -> dict[str, float]:
@@ -300,24 +287,21 @@ def condensed(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return the table with a column a question: which remedy, how good, told apart, at which cost, biased how much."""
     rows = []
     for row in table.to_dict("records"):
-        rows.append(
-            {
-                "sampler": row["sampler"],
-                "steps": row["steps"],
-                "model": row["model"],
-                "kind": row["kind"],
-                "baseline": row["baseline"] or "-",
-                metric: _with_spread(row["value"], row["sd"]),
-                "baseline's": _with_spread(row["baseline_value"], row["baseline_sd"]),
-                "ratio": _interval(row["ratio"], row["ratio_low"], row["ratio_high"]),
-                "z": _number(row["z"], ".2f"),
-                "verdict": _verdict(row),
-                "rank": _rank(row),
-                "calls": _number(row["calls_ratio"], ".3g"),
-                "time": _number(row["time_ratio"], ".3g"),
-                **{name: _change(row, name) for name in _bias_names(table)},
-            }
-        )
+        low, high = row["ratio_low"], row["ratio_high"]
+        short = {name: row[name] for name in ("sampler", "steps", "model", "kind")} | {
+            "baseline": row["baseline"] or "-",
+            metric: _with_spread(row["value"], row["sd"]),
+            "baseline's": _with_spread(row["baseline_value"], row["baseline_sd"]),
+            "ratio": _number(row["ratio"], ".3f") + ("" if math.isnan(low) else f" ({low:.3f} to {high:.3f})"),
+            "z": _number(row["z"], ".2f"),
+            "verdict": _verdict(row),
+            "rank": _rank(row["rank_low"], row["rank_high"]),
+            "calls": _number(row["calls_ratio"], ".3g"),
+            "time": _number(row["time_ratio"], ".3g"),
+        }
+        for name in _bias_names(table):
+            short[name] = " / ".join(_number(row[f"{name}_{end}"], ".3f") for end in ("before", "after"))
+        rows.append(short)
     return pd.DataFrame(rows)
 
 
@@ -336,19 +320,10 @@ def _with_spread(mean: float, sd: float) -> str:
     return _number(mean, ".3f") + ("" if math.isnan(sd) else f" ± {sd:.3f}")
 
 
-def _interval(value: float, low: float, high: float) -> str:
-    return _number(value, ".3f") + ("" if math.isnan(low) else f" ({low:.3f} to {high:.3f})")
-
-
-def _rank(row: Mapping[Hashable, Any]) -> str:
-    low, high = row["rank_low"], row["rank_high"]
+def _rank(low: Any, high: Any) -> str:
     if pd.isna(low):
         return "-"
     return f"{low}" if low == high else f"{low} to {high}"
-
-
-def _change(row: Mapping[Hashable, Any], name: str) -> str:
-    return f"{_number(row[f'{name}_before'], '.3f')} / {_number(row[f'{name}_after'], '.3f')}"
 
 
 def _captions(table: pd.DataFrame, metric: str, account: str) -> tuple[str, str]:
@@ -390,4 +365,4 @@ def analyse(results: Results, out: Output) -> None:
     out.text("mitigations.csv", table.to_csv(index=False, float_format="%.6g"))
     out.text("mitigations.md", f"{caption}\n\n{markdown(short)}")
     out.text("mitigations.tex", f"% {caption}\n{latex(short)}")
-    out.entries.append(TableEntry("mitigations", _SECTION, "Every remedy against its baseline", caption, short))
+    out.entries.append(Entry("mitigations", _SECTION, "Every remedy against its baseline", caption, short))

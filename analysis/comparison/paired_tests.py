@@ -21,6 +21,7 @@ the level. Levels and power are simulated in ``benchmarks/significance.py``.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -95,8 +96,7 @@ def _compare_frechet(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison
     sides = [[x - y] if a.shares_noise(b) else [x, y] for (a, b), (x, y) in zip(pairs, both, strict=True)]
     error = _frechet_error(sides, _of_reference(firsts, seconds))
     first, second = map(float, np.mean(distances, axis=0))
-    paired = _are_paired(pairs)
-    return Comparison(first - second, error, len(pairs), paired=paired, farthest=max(first, second))
+    return Comparison(first - second, error, len(pairs), "frechet", _are_paired(pairs), max(first, second))
 
 
 def compare_kernels(pairs: Sequence[tuple[CellTerms, CellTerms]]) -> Comparison | None:
@@ -282,9 +282,9 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
     """
     values = np.asarray(p, dtype=float)
     adjusted = np.full(len(values), np.nan)
-    order = [position for position in np.argsort(values, kind="stable") if values[position] == values[position]]
+    order = np.argsort(values, kind="stable")[: np.count_nonzero(values == values)]  # NaN is sorted last
     scaled = values[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1) if order else scaled
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
     return adjusted
 
 
@@ -306,13 +306,8 @@ def rank_intervals(names: Sequence[str], z: Mapping[tuple[str, str], float]) -> 
     adjusted = holm(p_value([z[pair] for pair in pairs]))
     certain = [pair if z[pair] < 0 else pair[::-1] for pair, p in zip(pairs, adjusted, strict=True) if p < LEVEL]
     compared = [name for name in names if any(name in pair for pair in pairs)]
-    rows = {
-        name: {
-            "low": 1 + sum(greater == name for _, greater in certain),
-            "high": len(compared) - sum(smaller == name for smaller, _ in certain),
-        }
-        for name in compared
-    }
+    below, above = Counter(greater for _, greater in certain), Counter(smaller for smaller, _ in certain)
+    rows = {name: (1 + below[name], len(compared) - above[name]) for name in compared}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["low", "high"])
 
 

@@ -28,7 +28,7 @@ from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of
 from analysis.output.style import panels, save
 from analysis.records.arrays import CellTerms, cell_terms
-from analysis.records.load import Results, coverage_name, main_metric
+from analysis.records.load import Results, main_metric, score_name
 
 _SECTION = "Comparison"
 _ACROSS = 4  # triangles in a row
@@ -62,7 +62,7 @@ def pairs_table(results: Results) -> pd.DataFrame:
         differs: which of ``plain``, ``stratified`` and ``classes`` differ, each corrected over its column.
     """
     rows, exact = [], exact_means(results.metrics, main_metric(results.metrics))
-    for steps, terms in sorted(cell_terms(results).items()):
+    for steps, terms in sorted(results.once(cell_terms).items()):
         for (other, sampler), (model, model_sampler) in combinations(terms, 2):
             first, second = terms[model, model_sampler], terms[other, sampler]
             comparable = model_sampler == sampler and not results.misfits.keys() & {model, other}
@@ -120,7 +120,7 @@ def classes_table(results: Results) -> pd.DataFrame:
         most, least: the class with the largest and the smallest share over the data's, and that ratio.
     """
     rows = []
-    for steps, terms in sorted(cell_terms(results).items()):
+    for steps, terms in sorted(results.once(cell_terms).items()):
         for (model, sampler), cells in terms.items():
             classes = [cell.classes for cell in cells.values() if cell.classes is not None]
             reference = next((c.reference_classes for c in cells.values() if c.reference_classes is not None), None)
@@ -162,7 +162,7 @@ def coverage_table(results: Results) -> pd.DataFrame:
     ``verdict`` of the model, for which more is better.
     """
     metrics = results.metrics
-    names = [coverage_name(metrics["metric"].unique(), kind) for kind in ("precision", "recall")]
+    names = [score_name(metrics["metric"].unique(), kind) for kind in ("precision", "recall")]
     scores = metrics[metrics["metric"].isin([name for name in names if name]) & metrics["value"].notna()]
     rows = []
     for (metric, sampler, steps), group in scores.groupby(["metric", "sampler", "steps"], sort=True):
@@ -240,11 +240,6 @@ def noise_sentence(table: pd.DataFrame) -> str:
     )
 
 
-def _listed(table: pd.DataFrame) -> str:
-    """Return the distances that decided, e.g. ``frechet`` or ``frechet, kernel``."""
-    return ", ".join(dict.fromkeys(table["distance"]))
-
-
 def analyse(results: Results, out: Output) -> None:
     """Write and draw every pairwise comparison."""
     table, coverage, account = results.once(pairs_table), coverage_table(results), results.account()
@@ -257,8 +252,9 @@ def analyse(results: Results, out: Output) -> None:
             f" the data's; p_holm: corrected over all rows. {classes_sentence(table, classes)} {account}.",
         )  # fmt: skip
     if len(table):
+        distances = ", ".join(table["distance"].unique())
         caption = (
-            f"Difference of distances ({_listed(table)}) on shared seeds, model less other, in standard errors"
+            f"Difference of distances ({distances}) on shared seeds, model less other, in standard errors"
             f" (z). p_holm is corrected for the {len(table)} comparisons of the table: a win or loss has p_holm < .05."
             f" detectable: the difference seen with a chance of 80 % before correction; {UNTESTABLE}: that is more than"
             f" the farther model's excess over an exact sampler at this N. {untested(table) or 'None is'}."

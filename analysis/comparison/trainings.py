@@ -21,7 +21,7 @@ from analysis.comparison.paired_tests import holm
 from analysis.comparison.ties import DECIDED, exact_means, untested, verdicts
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler
-from analysis.output.style import dodged, line_key, line_panels, points, save, step_axis
+from analysis.output.style import dodged, label_panels, line_key, line_panels, points, save, step_axis
 from analysis.records.load import Results, main_metric
 
 _SECTION = "Comparison"
@@ -52,10 +52,14 @@ def welch(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str, 
     if not error:
         return row
     freedom = float(parts.sum() ** 2 / (parts**2 / (len(first) - 1, len(second) - 1)).sum())
+    return row | {"freedom": freedom} | _student(delta, error, freedom)
+
+
+def _student(delta: float, error: float, freedom: float) -> dict[str, float]:
+    """Return t of a difference with its two-sided p, and what would have been seen with a chance of 80 %."""
     t = delta / error
-    low, high = (float(stdtrit(freedom, q)) for q in (1 - 0.05 / 2, _POWER))
-    p = 2 * float(stdtr(freedom, -abs(t)))
-    return row | {"freedom": freedom, "t": t, "p": p, "detectable": (low + high) * error}
+    seen = sum(float(stdtrit(freedom, q)) for q in (1 - 0.05 / 2, _POWER)) * error
+    return {"t": t, "p": 2 * float(stdtr(freedom, -abs(t))), "detectable": seen}
 
 
 def paired(differences: NDArray[np.float64]) -> dict[str, float]:
@@ -66,10 +70,8 @@ def paired(differences: NDArray[np.float64]) -> dict[str, float]:
     error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
     if not error:
         return {}
-    freedom, t = len(differences) - 1, float(differences.mean()) / error
-    seen = sum(float(stdtrit(freedom, q)) for q in (1 - 0.05 / 2, _POWER)) * error
-    p = 2 * float(stdtr(freedom, -abs(t)))
-    return {"paired_error": error, "paired_t": t, "paired_p": p, "paired_detectable": seen}
+    row = {"error": error} | _student(float(differences.mean()), error, len(differences) - 1)
+    return {f"paired_{name}": value for name, value in row.items()}
 
 
 def trainings_table(results: Results) -> pd.DataFrame:
@@ -189,7 +191,7 @@ def draw_trainings(table: pd.DataFrame, metric: str, values: pd.DataFrame, folde
                 axis.scatter(at, dots["value"], s=9, facecolors="none", edgecolors=row.paint[recipe], linewidths=0.7)
             step_axis(axis, steps)
             axis.set_ylabel(f"{metric}\n(lower is better)")
-            axis.set_xlabel("sampling steps" if row is rows[-1] else "")
+        label_panels(rows, along="sampling steps")
         line_key(figure, rows, {})
         return save(figure, folder, "trainings")
 

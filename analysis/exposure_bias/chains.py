@@ -16,18 +16,17 @@ from numpy.typing import NDArray
 
 from analysis.output.entries import Output
 from analysis.output.selection import models_of
-from analysis.output.style import line_key, line_panels, panels, save
+from analysis.output.style import label_panels, line_key, line_panels, panels, save
 from analysis.records.experiments import read_pictures, read_records
 from analysis.records.load import Results
 
 _SECTION = "Chains"
 _METHODS = {"mean": "posterior mean, no noise", "ddim": "DDIM", "ancestral": "ancestral"}
-_EXACT = {
-    "mean": ("exact-gaussian-mean",),
-    "ddim": ("exact-gaussian-ddim",),
-    "ancestral": ("exact-gaussian", "exact-empirical"),
+_EXACT = {  # with their line styles
+    "mean": {"exact-gaussian-mean": "--"},
+    "ddim": {"exact-gaussian-ddim": "--"},
+    "ancestral": {"exact-gaussian": "--", "exact-empirical": ":"},
 }
-_EXACT_LINES = {"exact-empirical": ":"}
 _PICTURES = 8
 
 
@@ -52,22 +51,18 @@ def draw_chains(table: pd.DataFrame, folder: Path) -> list[Path]:
     metric = next((q for q in chains["quantity"].unique() if q not in ("l1", "rmse")), None)
     scored = metric is not None and chains.loc[chains["quantity"] == metric, "value"].notna().any()
     quantities = ["l1", str(metric)] if scored else ["l1"]
+    table = table.assign(t=table["start"])
     with line_panels(models_of(chains), len(_METHODS), quantities, main="l1") as (figure, rows):
         for row in rows:
-            measured = chains[chains["quantity"] == row.quantity].assign(t=lambda rows: rows["start"])
+            measured = table[table["quantity"] == row.quantity].sort_values("t", kind="stable")
             for axis, method in zip(row.axes, _METHODS, strict=True):
-                _baselines(axis, table[table["quantity"] == row.quantity], method)
-                for model in row.paint:
-                    line = measured[(measured["model"] == model) & (measured["method"] == method)]
-                    row.band(axis, model, line.sort_values("t"))
+                _baselines(axis, measured, method)
+                row.bands(axis, (measured[measured["method"] == method], "-"))
             row.axes[0].set_ylabel(f"{'L1 error' if row.quantity == 'l1' else metric} of the\nreconstructions")
             if row.quantity != "l1":
                 row.axes[0].set_yscale("log")  # chains without noise end far off
                 row.axes[0].minorticks_off()
-        for axis, title in zip(rows[0].axes, _METHODS.values(), strict=True):
-            axis.set_title(title)
-        for axis in rows[-1].axes:
-            axis.set_xlabel("chain length L")
+        label_panels(rows, _METHODS.values(), "chain length L")
         styles = {"exact, Gaussian data": ("--", "black"), "exact, training images": (":", "black")}
         line_key(figure, rows, styles | ({"as many real images": ("-.", "0.5")} if len(quantities) > 1 else {}))
         return save(figure, folder, "chain_error")
@@ -75,9 +70,9 @@ def draw_chains(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 def _baselines(axis: Axes, table: pd.DataFrame, method: str) -> None:
     """Draw what exact samplers do, and real images where the quantity is a distance between sets."""
-    for name in _EXACT[method]:
-        line = table[table["method"] == name].sort_values("start")
-        axis.plot(line["start"], line["value"], color="black", linestyle=_EXACT_LINES.get(name, "--"))
+    for name, style in _EXACT[method].items():
+        line = table[table["method"] == name]
+        axis.plot(line["start"], line["value"], color="black", linestyle=style)
     real = table.loc[table["method"] == "real", "value"]
     if real.notna().any():
         axis.axhline(real.mean(), color="0.5", linestyle="-.", linewidth=0.8)  # the same images for every model
@@ -98,27 +93,24 @@ def draw_pictures(results: Results, records: pd.DataFrame, folder: Path) -> list
                 rows[f"{method}, L = {start}"] = pictures["reconstruction"][:_PICTURES]
     if not rows:
         return []
-    with panels(1, 1) as (figure, axes):
+    with panels(1, 1) as (figure, [[axis]]):
         figure.set_size_inches(3.9, 0.3 + 0.37 * len(rows))
-        axes[0, 0].imshow(_grid(list(rows.values())), interpolation="nearest")
+        axis.imshow(_grid(list(rows.values())), interpolation="nearest")
         height = next(iter(rows.values())).shape[1] + 1
-        axes[0, 0].set_yticks([height * k + height / 2 - 1 for k in range(len(rows))], list(rows))
-        axes[0, 0].set_xticks([])
-        axes[0, 0].grid(False)
-        axes[0, 0].spines[:].set_visible(False)
-        axes[0, 0].tick_params(length=0)
-        axes[0, 0].set_title(f"{model}, seed {seed}")
+        axis.set_yticks([height * k + height / 2 - 1 for k in range(len(rows))], list(rows))
+        axis.set(xticks=[], title=f"{model}, seed {seed}")
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
         return save(figure, folder, "chain_pictures")
 
 
 def _grid(rows: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Lay rows of images [K, H, W, C] out with white lines between; grey ones become three equal channels."""
-    strips = []
-    for images in rows:
-        colour = np.repeat(images, 4 - images.shape[3], axis=3)[..., :3]
-        padded = np.pad(colour, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)
-        strips.append(np.concatenate(list(padded), axis=1))
-    return np.concatenate(strips, axis=0)
+    grid = np.stack(rows)
+    grid = np.repeat(grid, 4 - grid.shape[4], axis=4)[..., :3]
+    grid = np.pad(grid, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)
+    return np.block([[[image] for image in row] for row in grid])
 
 
 def analyse(results: Results, out: Output) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
@@ -45,7 +44,7 @@ def draw_delta(steps: pd.DataFrame, folder: Path) -> list[Path]:
                 exact = floor[floor["steps"] == count].drop_duplicates("t")
                 for model in row.paint:
                     line = measured[(measured["steps"] == count) & (measured["model"] == model)]
-                    axis.plot(line["t"], line["value"], color=row.paint[model], linewidth=row.width(model))
+                    row.line(axis, model, line["t"], line["value"])
                 axis.plot(exact["t"], exact["value"], color="black", linestyle="--")
             row.axes[0].set_ylabel(r"published $\delta_t$")
         label_levels(rows, counts, sampler)
@@ -111,16 +110,12 @@ def draw_single_step(table: pd.DataFrame, folder: Path) -> list[Path]:
                 reference(axis, 0)
             row.axes[0].set_ylabel(_ROWS[row.quantity])
         label_levels(rows, counts, sampler)
-        _scale(rows[0].axes[0], table)
+        # Linear around 0 and logarithmic beyond, because the gap spans decades towards the clean level.
+        rows[0].axes[0].set_yscale("symlog", linthresh=0.01)
+        rows[0].axes[0].set_ylim(bottom=min(-0.01, float(table["conditional"].min()) * 1.2))
         exact_key = {f"exact denoiser, Gaussian data ({sampler})": ("--", "black")}
         line_key(figure, rows, exact_key if _has_exact(table) else {})
         return save(figure, folder, "single_step_variance")
-
-
-def _scale(axis: Axes, table: pd.DataFrame) -> None:
-    """Scale linearly around 0 and logarithmically beyond, because the gap spans decades towards the clean level."""
-    axis.set_yscale("symlog", linthresh=0.01)
-    axis.set_ylim(bottom=min(-0.01, float(table["conditional"].min()) * 1.2))
 
 
 def analyse(results: Results, out: Output) -> None:

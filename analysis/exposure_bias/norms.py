@@ -10,10 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.output.entries import Output
-from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
+from analysis.output.selection import EXACT, exact_values, first_sampler, models_of, over_seeds, step_counts, thinned
 from analysis.output.style import (
     ARM_LINES,
-    EXACT,
     EXACT_KEY,
     RECORDED,
     RECORDED_KEY,
@@ -67,11 +66,12 @@ def norm_table(steps: pd.DataFrame, recorded: pd.DataFrame | None = None) -> pd.
 
 def _exact_ratios(steps: pd.DataFrame) -> pd.DataFrame:
     """Return the ratio of norms that exact denoisers show on the same levels, a column ``exact_...`` a stand-in."""
-    norms = over_seeds(steps, "eps_rms", [arm for law in EXACT for arm in (law, f"{law}-forced")])
-    wide = norms.pivot(index=_KEYS[:-1], columns="arm", values="value")
-    wide = wide.reindex(columns=[arm for law in EXACT for arm in (law, f"{law}-forced")]).dropna(how="all", axis=1)
-    ratios = {f"exact_{law}": wide[law] / wide[f"{law}-forced"] for law in EXACT if f"{law}-forced" in wide}
-    return pd.DataFrame(ratios, index=wide.index).reset_index()
+    free, forced = (
+        exact_values(over_seeds(steps, "eps_rms", [f"{law}{end}" for law in EXACT]), _KEYS[:-1]).set_index(_KEYS[:-1])
+        for end in ("", "-forced")
+    )
+    laws = [f"exact_{law}" for law in EXACT if f"exact_{law}" in forced]
+    return (free / forced)[laws].reset_index()
 
 
 def _arm(norms: pd.DataFrame, arm: str, name: str) -> pd.DataFrame:
@@ -81,11 +81,8 @@ def _arm(norms: pd.DataFrame, arm: str, name: str) -> pd.DataFrame:
 
 def scaled_models(results: Results) -> list[str]:
     """Return the models whose cells scale eps, in the order of the run."""
-    scaled = [
-        r.cell["model"]
-        for r in results.cells
-        if (r.cell.get("eps_scale", 1.0), r.cell.get("eps_slope", 0.0)) != (1.0, 0.0)
-    ]
+    cells = [record.cell for record in results.cells]
+    scaled = [c["model"] for c in cells if (c.get("eps_scale", 1.0), c.get("eps_slope", 0.0)) != (1.0, 0.0)]
     return list(dict.fromkeys(scaled))
 
 
@@ -100,7 +97,8 @@ def draw_eps_norm(steps: pd.DataFrame, ratios: pd.DataFrame, folder: Path) -> li
         for row in rows:
             for axis, count in zip(row.axes, counts, strict=True):
                 if row.quantity == "norm":
-                    _norms(row, axis, norms[norms["steps"] == count])
+                    lines = norms[norms["steps"] == count]
+                    row.bands(axis, *((lines[lines["arm"] == arm], ARM_LINES[arm]) for arm in ("free", "forced-train")))
                 else:
                     _ratios(row, axis, ratios[ratios["steps"] == count], {"ratio_train": "-", "ratio_heldout": ":"})
         _finish(rows, counts, sampler, ratios, ("ratio_train", "ratio_heldout"))
@@ -114,12 +112,6 @@ def draw_eps_norm(steps: pd.DataFrame, ratios: pd.DataFrame, folder: Path) -> li
         exact = EXACT_KEY if any(str(name).startswith("exact_") for name in ratios) else {}
         line_key(figure, rows, styles | exact | (RECORDED_KEY if "recorded" in ratios else {}))
         return save(figure, folder, "eps_norm")
-
-
-def _norms(row: LineRow, axis: Axes, norms: pd.DataFrame) -> None:
-    for model in row.paint:
-        for arm in ("free", "forced-train"):
-            row.band(axis, model, norms[(norms["model"] == model) & (norms["arm"] == arm)], ARM_LINES[arm])
 
 
 def _ratios(row: LineRow, axis: Axes, ratios: pd.DataFrame, styles: Mapping[str, str]) -> None:

@@ -62,7 +62,8 @@ def _measures(steps: pd.DataFrame) -> pd.DataFrame:
     eps, ratio, excess = of("free", "eps_norm"), of("free", "variance_ratio"), of("free", "excess_std")
     edm = samplers.map(lambda name: is_edm(str(name))).to_numpy(dtype=bool)
     excess = excess.where(~edm, excess / of("free", "floor_std"))
-    train, heldout = (_log(eps / of(f"forced-{part}", "eps_norm")) for part in ("train", "heldout"))
+    over = (eps / of(f"forced-{part}", "eps_norm") for part in ("train", "heldout"))
+    train, heldout = (ratio.where(ratio > 0).map(math.log) for ratio in over)
     error = of("forced-heldout", "x0_rmse")
     measures = {
         "eps_gap": mean(train.abs()),
@@ -82,19 +83,15 @@ def _measures(steps: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(measures)
 
 
-def _log(ratio: pd.Series) -> pd.Series:
-    return ratio.where(ratio > 0).map(math.log)
-
-
 def diagnostics_table(results: Results) -> pd.DataFrame:
     """Return one row a cell: its measures (see :data:`DEFINITIONS`) and its Frechet distance ``fd``."""
     steps, metrics = results.steps, results.metrics.astype({"value": float})
     metric = main_metric(metrics)
     if not len(steps) or metric is None:
         return pd.DataFrame()
-    cells = steps[_CELL].drop_duplicates().merge(_measures(steps).reset_index(), on=_CELL)
     scores = metrics.pivot_table(index=_CELL, columns="metric", values="value").reindex(columns=["nn_ratio", metric])
-    return cells.merge(scores.rename(columns={metric: "fd"}).reset_index(), on=_CELL)
+    cells = steps[_CELL].drop_duplicates().merge(_measures(steps), on=_CELL)
+    return cells.merge(scores.rename(columns={metric: "fd"}), on=_CELL)
 
 
 def _spearman(x: pd.Series, y: pd.Series) -> float:
@@ -145,15 +142,11 @@ def draw_diagnostics(table: pd.DataFrame, correlations: pd.DataFrame, metric: st
     with panels(-(-len(chosen) // columns), columns, sharey=True) as (figure, axes):
         for axis, (_, row) in zip(axes.flat, chosen.iterrows(), strict=False):
             for (model, steps), points in table.groupby(["model", "steps"], sort=False):
-                shade, mark = shades[int(str(steps))], marks[str(model)]
+                x, shade, mark = points[row["measure"]], shades[int(str(steps))], marks[str(model)]
                 size = 14 if len(mark) == 1 else 30  # numbers are finer than shapes
-                axis.scatter(
-                    points[row["measure"]], points["fd"], s=size, color=shade, marker=mark, linewidths=0, alpha=0.8
-                )
+                axis.scatter(x, points["fd"], s=size, color=shade, marker=mark, linewidths=0, alpha=0.8)
             axis.set_xlabel(row["measure"])
-            rho = [
-                "-" if pd.isna(row[column]) else f"{row[column]:.2f}" for column in ("rho", "rho_within", "rho_models")
-            ]
+            rho = ("-" if pd.isna(value) else f"{value:.2f}" for value in row[["rho", "rho_within", "rho_models"]])
             axis.set_title("rho {} ({}, {})".format(*rho))
         for axis in axes.flat[len(chosen) :]:
             axis.set_visible(False)
@@ -166,17 +159,9 @@ def draw_diagnostics(table: pd.DataFrame, correlations: pd.DataFrame, metric: st
 def _legend(figure: Figure, marks: Mapping[str, str], shades: Mapping[int, Any]) -> None:
     entries = [("black", mark, model) for model, mark in marks.items()]
     entries += [(shade, "s", f"{steps} steps") for steps, shade in shades.items()]
+    style: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0}
     handles = [
-        Line2D(
-            [],
-            [],
-            color=colour,
-            marker=mark,
-            label=label,
-            linestyle="",
-            markersize=4 if len(mark) == 1 else 8,
-            markeredgewidth=0,
-        )
+        Line2D([], [], color=colour, marker=mark, label=label, markersize=4 if len(mark) == 1 else 8, **style)
         for colour, mark, label in entries
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False)

@@ -108,14 +108,12 @@ def draw_response(response: pd.DataFrame, folder: Path) -> list[Path]:
 
 def draw_effective(table: pd.DataFrame, folder: Path) -> list[Path]:
     """The shift t_eff - t along sampling, a panel a step count."""
-    table, sampler = first_sampler(table)
+    table, sampler = first_sampler(table.assign(value=table["shift"]).sort_values("t", kind="stable"))
     counts = step_counts(table)
     with line_panels(models_of(table), len(counts)) as (figure, rows):
         for row in rows:
             for axis, count in zip(row.axes, counts, strict=True):
-                for model in row.paint:
-                    line = table[(table["steps"] == count) & (table["model"] == model)].sort_values("t")
-                    row.band(axis, model, line.assign(value=line["shift"]))
+                row.bands(axis, (table[table["steps"] == count], "-"))
                 reference(axis, 0)
             row.axes[0].set_ylabel(f"effective t - t ({sampler})")
         label_levels(rows, counts)

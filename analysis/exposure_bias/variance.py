@@ -12,9 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.output.entries import Output
-from analysis.output.selection import first_sampler, models_of, over_seeds, step_counts, thinned
+from analysis.output.selection import EXACT, exact_values, first_sampler, models_of, over_seeds, step_counts, thinned
 from analysis.output.style import (
-    EXACT,
     EXACT_KEY,
     RECORDED,
     RECORDED_KEY,
@@ -45,14 +44,13 @@ def variance_table(steps: pd.DataFrame, recorded: pd.DataFrame | None = None) ->
     """
     table = over_seeds(steps, "variance_ratio", _ARMS)
     free = table[table["arm"] == "free"].rename(columns={"value": "ratio"})
-    exact = table[table["arm"].isin(EXACT)].pivot(index=[*_KEYS, "i"], columns="arm", values="value")
-    exact.columns = [f"exact_{law}" for law in exact.columns]
-    joined = free.merge(exact.reset_index(), on=[*_KEYS, "i"], how="left")
+    exact = exact_values(table, [*_KEYS, "i"])
+    joined = free.merge(exact, on=[*_KEYS, "i"], how="left")
     floor = joined["exact_gaussian"] if "exact_gaussian" in joined else float("nan")
     joined["few_steps"] = floor - 1
     joined["network"] = joined["ratio"] - floor
     joined["z"] = joined["network"] / joined["error"]
-    columns = [*_KEYS, "i", "t", "n", "ratio", "error", "few_steps", "network", "z", *exact.columns]
+    columns = [*_KEYS, "i", "t", "n", "ratio", "error", "few_steps", "network", "z", *exact.columns[len(_KEYS) + 1 :]]
     if recorded is None or not len(recorded):
         return joined[columns]
     own = recorded.assign(i=recorded["i"] - 1, recorded=recorded["variance_ratio"])  # a state stands one level on
@@ -75,7 +73,7 @@ def draw_variance_gap(steps: pd.DataFrame, folder: Path, recorded: pd.DataFrame 
         for row in rows:
             for axis, count in zip(row.axes, counts, strict=True):
                 table = tables[row.quantity][tables[row.quantity]["steps"] == count]
-                exact_band(axis, _exact(table))
+                exact_band(axis, exact_values(table, ["t"]))
                 for model in row.paint:
                     row.band(axis, model, table[(table["model"] == model) & (table["arm"] == "free")])
                     if row.quantity == "ratio" and "recorded" in own:
@@ -89,12 +87,6 @@ def draw_variance_gap(steps: pd.DataFrame, folder: Path, recorded: pd.DataFrame 
         styles = EXACT_KEY if steps["arm"].isin(EXACT).any() else {}
         line_key(figure, rows, styles | (RECORDED_KEY if "recorded" in own else {}))
         return save(figure, folder, "variance_gap")
-
-
-def _exact(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what exact denoisers show by t, a column ``exact_...`` a stand-in; it is the same for all models."""
-    exact = table[table["arm"].isin(EXACT)].drop_duplicates(["t", "arm"])
-    return exact.astype({"arm": str}).pivot(index="t", columns="arm", values="value").add_prefix("exact_").reset_index()
 
 
 def _excess(steps: pd.DataFrame, sampler: str) -> pd.DataFrame:
@@ -121,8 +113,7 @@ def draw_variance_parts(table: pd.DataFrame, folder: Path) -> list[Path]:
                     exact_band(axis, lines, less=1)
                     continue
                 exact_band(axis, lines, less=lines["exact_gaussian"])
-                for model in row.paint:
-                    row.band(axis, model, lines[lines["model"] == model].rename(columns={"network": "value"}))
+                row.bands(axis, (lines.rename(columns={"network": "value"}), "-"))
         label_levels(rows, counts, sampler)
         for row in rows:
             few = row.quantity == "few steps"

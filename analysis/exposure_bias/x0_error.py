@@ -15,23 +15,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.output.entries import Output
-from analysis.output.selection import models_of, most_steps, over_seeds, shown, thinned
+from analysis.output.selection import EXACT, exact_values, models_of, most_steps, over_seeds, shown, thinned
 from analysis.output.style import (
-    EXACT,
     EXACT_KEY,
     exact_band,
     is_edm,
+    label_walk,
     level_name,
-    level_symbol,
     line_key,
     line_panels,
-    noisy_left,
     panels,
     reference,
     save,
 )
 from analysis.output.text import clips, used_x0
-from analysis.records.arrays import Arrays, moments
 from analysis.records.load import CellRecord, Results, ResultsError
 
 _SECTION = "Prediction error"
@@ -69,10 +66,7 @@ def error_table(steps: pd.DataFrame) -> pd.DataFrame:
 
 def _exact(steps: pd.DataFrame) -> pd.DataFrame:
     """Return the RMSE of exact denoisers at single steps, a column ``exact_<law>`` a law."""
-    rmse = over_seeds(steps, "x0_rmse", [f"{law}-forced" for law in EXACT]).astype({"arm": str})
-    wide = rmse.pivot(index=_LEVEL, columns="arm", values="value")
-    wide.columns = [f"exact_{arm.removesuffix('-forced')}" for arm in wide.columns]
-    return wide.reset_index()
+    return exact_values(over_seeds(steps, "x0_rmse", [f"{law}-forced" for law in EXACT]), _LEVEL)
 
 
 def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
@@ -80,50 +74,44 @@ def draw_x0_error(steps: pd.DataFrame, folder: Path) -> list[Path]:
     steps, sampler, count = most_steps(steps)
     exact = _exact(steps)
     with line_panels(models_of(steps), len(_PANELS), sharey="col") as (figure, rows):
-        for column, (quantity, label, arms) in enumerate(_PANELS):
+        for column, (quantity, _, arms) in enumerate(_PANELS):
             table = over_seeds(steps, quantity, arms)
             if quantity == "x0_bias":
                 table["error"] = float("nan")  # its std is that over pixels
             for row in rows:
-                for model in row.paint:
-                    for arm, style in zip(arms, ("-", "--"), strict=True):
-                        line = table[(table["model"] == model) & (table["arm"] == arm)]
-                        row.band(row.axes[column], model, line, style)
-                if quantity == "x0_rmse":
-                    exact_band(row.axes[column], exact)
-            rows[0].axes[column].set_title(label)
+                lines = [(table[table["arm"] == arm], style) for arm, style in zip(arms, ("-", "--"), strict=True)]
+                row.bands(row.axes[column], *lines)
         for row in rows:
+            exact_band(row.axes[0], exact)
             row.axes[0].set_ylim(bottom=0)
             reference(row.axes[1], 0)
-        for axis in rows[-1].axes:
-            axis.set_xlabel(f"{level_symbol(sampler)} (levels of {count} steps)")
-        noisy_left(rows[0].axes[0], sampler)
+        label_walk(rows, [label for _, label, _ in _PANELS], sampler, count)
         colour = list(rows[0].paint.values())[-1]  # of the baseline: black is for exact denoisers
         styles = {"training images": ("-", colour), "held out; right: free running": ("--", colour)}
         line_key(figure, rows, styles | (EXACT_KEY if len(exact) else {}))
         return save(figure, folder, "x0_error")
 
 
-def _cell_variance(record: CellRecord, arrays: Arrays) -> tuple[Walk, dict[float, Floats]] | None:
+def _cell_variance(record: CellRecord) -> tuple[Walk, dict[float, Floats]] | None:
     """Return a cell's error variance over training images by t, [C, H, W]; None where nothing was measured.
 
     With mean m and second moment q over n images: (q - m^2) n / (n - 1).
     """
+    arrays = record.moments
     t = arrays.get("t")
     if t is None or not t.size or not any(name.startswith("forced-train/") for name in arrays):
         return None
     count, mean, second = (np.asarray(arrays.get(name)) for name in _MOMENTS)
     sound = t.shape == count.shape == mean.shape[:1] and mean.ndim == 4 and mean.shape == second.shape
-    sound &= all(array.dtype.kind in "iuf" for array in (t, count, mean, second))
-    if not sound or not all(np.isfinite(array).all() for array in (t, count, mean, second)):
+    if not sound or not all(a.dtype.kind in "iuf" and np.isfinite(a).all() for a in (t, count, mean, second)):
         raise ResultsError(
             f"{record.folder / 'moments.npz'} is damaged (forced-train/error is not count, mean and second of finite"
             " levels x C x H x W); delete the cell and run again"
         )
     n = np.maximum(count, 2)[:, None, None, None]
     variance = (second - mean**2).clip(min=0) * n / (n - 1)
-    cell = record.cell
-    return (cell["model"], cell["sampler"], cell["steps"]), dict(zip(t.astype(float).tolist(), variance, strict=True))
+    model, sampler, steps, _ = record.key().values()
+    return (model, sampler, steps), dict(zip(t.astype(float).tolist(), variance, strict=True))
 
 
 def pixel_spread(results: Results) -> dict[Walk, dict[float, Floats]]:
@@ -132,8 +120,7 @@ def pixel_spread(results: Results) -> dict[Walk, dict[float, Floats]]:
     Each seed's variance is unbiased, so their mean is, whether or not seeds share images.
     """
     by_walk: dict[Walk, dict[float, list[Floats]]] = {}
-    arrays = moments(results)
-    for walk, levels in results.each(lambda record: _cell_variance(record, arrays.get(record.folder.name, {}))):
+    for walk, levels in results.each(_cell_variance):
         for t, variance in levels.items():
             seeds = by_walk.setdefault(walk, {}).setdefault(t, [])
             if seeds and seeds[0].shape != variance.shape:
@@ -192,18 +179,14 @@ def draw_nu(table: pd.DataFrame, folder: Path) -> list[Path]:
                 for model, line in lines.items():
                     over = baseline["nu"].where(baseline["nu"] > 0) if row.quantity == "ratio" else 1
                     value = (line["nu"] / over).dropna()
-                    axis.plot(value.index, value, color=row.paint[model], linewidth=row.width(model))
+                    row.line(axis, model, value.index, value)
                 if row.quantity == "nu":
                     low, high = (baseline[name].to_numpy(dtype=float) for name in ("pixel_min", "pixel_max"))
                     axis.fill_between(baseline.index, low, high, color=row.paint[models[0]], alpha=0.18, linewidth=0)
             row.axes[0].set_ylabel(r"$\nu_t$" if row.quantity == "nu" else f"$\\nu_t$ / {models[0]}")
         if rows[0].quantity == "nu":
             rows[0].axes[0].set_ylim(0, None)
-        for axis, arm in zip(rows[0].axes, arms, strict=True):
-            axis.set_title(_PARTS[arm])
-        for axis in rows[-1].axes:
-            axis.set_xlabel(f"{level_symbol(sampler)} (levels of {steps} steps)")
-        noisy_left(rows[0].axes[0], sampler)
+        label_walk(rows, [_PARTS[arm] for arm in arms], sampler, steps)
         line_key(figure, rows, {})
         return save(figure, folder, "error_nu")
 

@@ -109,7 +109,7 @@ def draw_normality(table: pd.DataFrame, power: pd.DataFrame, folder: Path) -> li
                 axis.axhline(LEVEL if quantity == "rejected" else 0, color="0.5", linewidth=0.8, linestyle="--")
                 for model in row.paint:
                     line = table[table["model"] == model].sort_values("t")
-                    axis.plot(line["t"], line[quantity], color=row.paint[model], linewidth=row.width(model))
+                    row.line(axis, model, line["t"], line[quantity])
                 axis.set_xlabel(f"{level_symbol(sampler)} ({steps} steps)" if row is rows[-1] else "")
                 noisy_left(axis, sampler)
                 if quantity in RATES:

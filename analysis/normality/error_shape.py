@@ -18,7 +18,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from analysis.output.entries import Output
 from analysis.output.selection import most_steps, shown
-from analysis.output.style import colours, key, level_name, line_key, line_panels, panels, save
+from analysis.output.style import colours, key, label_panels, level_name, line_key, line_panels, panels, save
 from analysis.output.text import used_x0
 from analysis.records.arrays import single_errors
 from analysis.records.load import CellRecord, Results
@@ -43,18 +43,17 @@ def kept_by_model(results: Results) -> tuple[dict[str, Levels], str, int]:
         return {}, "", 0
     _, sampler, steps = most_steps(cells)
 
-    def read(record: CellRecord) -> tuple[str, Levels] | None:
+    def read(record: CellRecord) -> tuple[str, dict[float, Floats]] | None:
         is_chosen = (record.cell["sampler"], record.cell["steps"]) == (sampler, steps)
         single = single_errors(record) if is_chosen else None
         if single is None:
             return None
-        chosen = shown(range(len(single.t)))
-        return record.cell["model"], {float(single.t[row]): [single.errors[row]] for row in chosen}
+        return record.cell["model"], {float(single.t[row]): single.errors[row] for row in shown(range(len(single.t)))}
 
     by_model: dict[str, Levels] = {}
     for model, levels in results.each(read):
         for t, errors in levels.items():
-            by_model.setdefault(model, {}).setdefault(t, []).extend(errors)
+            by_model.setdefault(model, {}).setdefault(t, []).append(errors)
     return by_model, sampler, steps
 
 
@@ -139,13 +138,10 @@ def draw_quantiles(table: pd.DataFrame, sampler: str, folder: Path) -> list[Path
         for row in rows:
             for axis, t in zip(row.axes, times, strict=True):
                 axis.axline((0, 0), slope=1, color="0.5", linewidth=0.8, linestyle="--")
-                for model in row.paint:
-                    line = table[(table["model"] == model) & (table["t"] == t)]
-                    points = pd.DataFrame({"t": line["normal"], "value": line["error"], "error": line["se"]})
-                    row.band(axis, model, points)
+                line = table[table["t"] == t]
+                row.bands(axis, (line.assign(t=line["normal"], value=line["error"], error=line["se"]), "-"))
             row.axes[0].set_ylabel("quantile of\nthe error")
-        for axis, t in zip(rows[0].axes, times, strict=True):
-            axis.set_title(level_name(t, sampler))
+        label_panels(rows, [level_name(t, sampler) for t in times])
         figure.supxlabel("quantile of normal errors", fontsize=8)
         line_key(figure, rows, {"normal": ("--", "0.5")})
         return save(figure, folder, "error_quantiles")

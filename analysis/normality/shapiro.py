@@ -77,9 +77,7 @@ def _weights(n: int) -> Floats:
             fixed = 2
         rest = length - 2 * float((scores[:fixed] ** 2).sum())
         weights[fixed:] = -scores[fixed:] / np.sqrt(rest / (1 - 2 * float((weights[:fixed] ** 2).sum())))
-    full = np.zeros(n)
-    full[:half], full[n - half :] = -weights, weights[::-1]
-    return full
+    return np.concatenate([-weights, np.zeros(n % 2), weights[::-1]])
 
 
 def _statistic(rows: Floats, weights: Floats) -> Floats:
@@ -117,13 +115,10 @@ def _significance(statistic: Floats, n: int) -> Floats:
 
 def benjamini_hochberg(p: Floats, alpha: float = LEVEL) -> NDArray[np.bool_]:
     """Mark the rejections among p [m] that keep the false discovery rate at alpha (Benjamini & Hochberg 1995)."""
-    if not len(p):
-        return np.zeros(0, dtype=bool)
     order = np.argsort(p)
     passes = p[order] <= alpha * np.arange(1, len(p) + 1) / len(p)
-    last = int(np.max(np.flatnonzero(passes), initial=-1))
     rejected = np.zeros(len(p), dtype=bool)
-    rejected[order[: last + 1]] = True
+    rejected[order[: np.max(np.flatnonzero(passes), initial=-1) + 1]] = True
     return rejected
 
 
@@ -136,7 +131,9 @@ def level_statistics(errors: Floats) -> dict[str, float]:
     """
     pixels = errors.reshape(len(errors), -1).T
     tested = pixels[np.ptp(pixels, axis=1) > 0]
-    drawn = _drawn(tested)
+    drawn = tested  # for each pixel on its own, where there are more than the published number
+    if len(errors) > _PUBLISHED:
+        drawn = np.random.default_rng(_SEED).permuted(tested, axis=1)[:, :_PUBLISHED]
     counts = {"n": len(errors), "n_published": drawn.shape[1], "pixels": len(tested)}
     result = counts | {"constant_pixels": len(pixels) - len(tested)}
     drawn = drawn[np.ptp(drawn, axis=1) > 0]  # few distinct values may leave a draw without range
@@ -149,13 +146,6 @@ def level_statistics(errors: Floats) -> dict[str, float]:
         "mean_w": float(statistic.mean()),
         "excess_kurtosis": float(_kurtosis(tested).mean()),
     }
-
-
-def _drawn(pixels: Floats) -> Floats:
-    """Draw the published number of images for each pixel [pixels, images] on its own, all where there are no more."""
-    if pixels.shape[1] <= _PUBLISHED:
-        return pixels
-    return np.random.default_rng(_SEED).permuted(pixels, axis=1)[:, :_PUBLISHED]
 
 
 def _kurtosis(pixels: Floats) -> Floats:
@@ -171,8 +161,7 @@ def power_table(*sizes: int) -> pd.DataFrame:
     """Return the share of samples of each size that the test rejects, for distributions of known shape (seeded)."""
     rows = []
     for n in sorted(set(sizes)):
-        rng = np.random.default_rng(_SEED)
-        shape = (_DRAWS, n)
+        rng, shape = np.random.default_rng(_SEED), (_DRAWS, n)
         normal = rng.standard_normal(shape)
         samples = {
             "normal": normal,

@@ -16,28 +16,21 @@ from analysis.records.load import ResultsError
 
 _READABLE = 80  # rows: longer tables are for machines, as CSV alone
 _WRITTEN = "written.json"
-_FOLDERS, _FILES = ("tables", "figures"), (_WRITTEN, "report.html")
+_OURS = ("tables", "figures", _WRITTEN, "report.html")  # what is written into a results folder
 
 
 @dataclass(frozen=True)
-class FigureEntry:
-    """A figure: file name without suffix, section, title, and a caption with formula, N, seeds and how to read it."""
+class Entry:
+    """A figure, or a table with its contents: file name without suffix, section, title, and caption.
+
+    The caption has formula, N, seeds and how to read it.
+    """
 
     name: str
     section: str
     title: str
     caption: str
-
-
-@dataclass(frozen=True)
-class TableEntry:
-    """A table: file name without suffix, section, title, caption and contents."""
-
-    name: str
-    section: str
-    title: str
-    caption: str
-    frame: pd.DataFrame
+    frame: pd.DataFrame | None = None  # of a table
 
 
 class Output:
@@ -52,18 +45,14 @@ class Output:
 
     def __init__(self, root: Path) -> None:
         self.root, self.tables, self.figures = root, root / "tables", root / "figures"
-        self.entries: list[FigureEntry | TableEntry] = []
+        self.entries: list[Entry] = []
         self._written: list[Path] = []
-        self._refuse_links()
+        for folder in (self.root, self.tables, self.figures):  # through links, files of others would be overwritten
+            for path in sorted(folder.glob("*")):
+                if path.is_symlink() and (folder != self.root or path.name in _OURS):
+                    raise ResultsError(f"{path} is a link, and nothing is written through it; delete it")
         for folder in (self.tables, self.figures):
             folder.mkdir(exist_ok=True)
-
-    def _refuse_links(self) -> None:
-        """Refuse links in the places of what is written, through which files of others would be overwritten."""
-        for folder in (self.root, self.tables, self.figures):
-            for path in sorted(folder.glob("*")):
-                if path.is_symlink() and (folder != self.root or path.name in (*_FOLDERS, *_FILES)):
-                    raise ResultsError(f"{path} is a link, and nothing is written through it; delete it")
 
     def table(self, section: str, name: str, frame: pd.DataFrame, title: str, caption: str) -> None:
         """Write a table as CSV (six digits), short ones as Markdown and LaTeX (booktabs) too; nothing if empty.
@@ -78,7 +67,7 @@ class Output:
             about = f"{caption} {repeated}".strip()
             self.text(f"{name}.md", f"{about}\n\n{markdown(readable)}")
             self.text(f"{name}.tex", f"% {about}\n{latex(readable)}")
-        self.entries.append(TableEntry(name, section, title, caption, frame))
+        self.entries.append(Entry(name, section, title, caption, frame))
 
     def text(self, name: str, text: str) -> None:
         """Write a file of ``tables/``."""
@@ -89,7 +78,7 @@ class Output:
         """Enter a figure that was drawn into ``figures/``, one path a format; nothing if there was none to draw."""
         if paths:
             self._written += paths
-            self.entries.append(FigureEntry(paths[0].stem, section, title, caption))
+            self.entries.append(Entry(paths[0].stem, section, title, caption))
 
     def join(self, other: Output) -> None:
         """Take over what was put into the same folder by way of another output."""

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 _PANELS = 4  # drawn side by side
+EXACT = ("gaussian", "mixture", "empirical")  # stand-ins for the data's law, whose exact denoisers walk the same levels
 
 
 def first_sampler(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -60,6 +61,18 @@ def over_seeds(steps: pd.DataFrame, quantity: str, arms: Sequence[str]) -> pd.Da
     ).reset_index()
     result["error"] = result["std"] / np.sqrt(result["n"].where(result["n"] > 0))
     return result.sort_values("t", kind="stable")  # models keep the order of the run
+
+
+def exact_values(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Return what exact denoisers show at each place, a column ``exact_<law>`` for each stand-in that was walked.
+
+    Args:
+        table: of ``over_seeds``; arms of other names than the stand-ins', free running or forced, are passed over.
+        keys: columns that name a place, where all rows of one stand-in say the same.
+    """
+    laws = table["arm"].astype(str).str.removesuffix("-forced")
+    exact = table.assign(law="exact_" + laws)[laws.isin(EXACT)].drop_duplicates([*keys, "law"])
+    return exact.pivot(index=keys, columns="law", values="value").rename_axis(columns=None).reset_index()
 
 
 def thinned(table: pd.DataFrame, most: int = 20) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from analysis.output.selection import EXACT
 from analysis.output.writing import replacing
 
 # Okabe & Ito 2008, without black (kept for exact references) and yellow (too pale on white).
@@ -36,8 +37,6 @@ _TICKS_A_SIDE = 4  # intervals between them, at most
 _CLEAR = 1.6  # ratio of step counts whose labels do not touch
 ARM_LINES = {"free": "-", "forced-train": "--", "forced-heldout": ":", "paired": "-."}
 
-# Stand-ins for the data's law, whose exact denoisers are walked on the same levels.
-EXACT = ("gaussian", "mixture", "empirical")
 # Gaussian data with the network's own variance, in the model's colour.
 RECORDED: dict[str, Any] = {"linestyle": (0, (6, 1.5, 1, 1.5, 1, 1.5)), "linewidth": 0.9}
 RECORDED_KEY = {"Gaussian data, network's variance": (RECORDED["linestyle"], "0.35")}
@@ -120,6 +119,16 @@ class LineRow:
         """Draw a model's value along t with its band of two standard errors."""
         band(axis, table, self.paint[model], style, self.width(model))
 
+    def bands(self, axis: Axes, *tables: tuple[pd.DataFrame, str]) -> None:
+        """Draw what tables say of each model of the row, with their line styles, along t with its band."""
+        for model in self.paint:
+            for table, style in tables:
+                self.band(axis, model, table[table["model"] == model], style)
+
+    def line(self, axis: Axes, model: str, x: pd.Series | pd.Index, y: pd.Series) -> None:
+        """Draw a model's values without a band."""
+        axis.plot(x, y, color=self.paint[model], linewidth=self.width(model))
+
 
 @contextmanager
 def line_panels(
@@ -167,12 +176,23 @@ def points(
     )  # fmt: skip
 
 
+def label_panels(rows: Sequence[LineRow], titles: Iterable[str] = (), along: str = "") -> None:
+    """Title the columns, and name the horizontal axis below the lowest panels."""
+    for axis, title in zip(rows[0].axes, titles, strict=False):
+        axis.set_title(title)
+    for axis in rows[-1].axes:
+        axis.set_xlabel(along)
+
+
 def label_levels(rows: Sequence[LineRow], counts: Sequence[int], sampler: str = "") -> None:
     """Title the columns with their step counts, and name the axis of levels, along which the noise falls."""
-    for axis, count in zip(rows[0].axes, counts, strict=True):
-        axis.set_title(f"{count} steps")
-    for axis in rows[-1].axes:
-        axis.set_xlabel(level_symbol(sampler))
+    label_panels(rows, [f"{count} steps" for count in counts], level_symbol(sampler))
+    noisy_left(rows[0].axes[0], sampler)
+
+
+def label_walk(rows: Sequence[LineRow], titles: Iterable[str], sampler: str, steps: int) -> None:
+    """Title the columns, and name the axis of the levels of one walk, along which the noise falls."""
+    label_panels(rows, titles, f"{level_symbol(sampler)} (levels of {steps} steps)")
     noisy_left(rows[0].axes[0], sampler)
 
 
@@ -203,7 +223,6 @@ def step_axis(axis: Axes, steps: Sequence[int]) -> None:
     axis.set_xscale("log")
     axis.set_xticks(list(steps), [str(count) if count in labelled else "" for count in steps])
     axis.minorticks_off()
-    axis.set_xlabel("sampling steps")
 
 
 def dodged(steps: Sequence[int], position: int, number: int) -> list[float]:

@@ -50,7 +50,6 @@ def delta_table() -> pd.DataFrame:
     alpha_bar = cosine_alpha_bar(table["t"].to_numpy())
     sigma = np.sqrt(1 - alpha_bar)
     floor_std = table["floor_pred_std"]
-    excess = sigma + np.sqrt(table["value"]) - floor_std
     return pd.DataFrame(
         {
             "timestep": table["timestep"],
@@ -60,7 +59,7 @@ def delta_table() -> pd.DataFrame:
             "delta_t_floor": (floor_std - sigma) ** 2,
             "floor_std": floor_std,
             "floor_std_of_mean": floor_of_mean(alpha_bar),
-            "excess_std": excess,
+            "excess_std": sigma + np.sqrt(table["value"]) - floor_std,
             "source": table["source"],
         }
     )

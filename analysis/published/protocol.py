@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -90,22 +90,6 @@ def stated(table: str, row: Mapping[str, Any]) -> dict[str, object]:
     return settings
 
 
-def _protocol(table: str, row: Mapping[str, Any]) -> Protocol | None:
-    """Return how a row was computed, None where not all of it is stated."""
-    settings = stated(table, row)
-    if any(name not in settings for name in _FIELDS):
-        return None
-    return Protocol(**{name: settings[name] for name in _FIELDS})  # type: ignore[arg-type]
-
-
-def comparable(ours: Protocol, published: Protocol | None) -> bool:
-    """Tell whether a published number may stand beside ours: everything that moves a Frechet distance must agree.
-
-    Our digits never are: no paper has them, and features of another network give another distance.
-    """
-    return published is not None and ours == published
-
-
 @dataclass(frozen=True)
 class PublishedRow:
     """A published number: model, length of its training if stated, sampling steps, value, source, settings."""
@@ -172,21 +156,24 @@ def our_protocols(results: Results, metric: str) -> list[Protocol]:
 def overlay(results: Results, metric: str) -> pd.DataFrame:
     """Return the published rows that may be drawn among the folder's own, at step counts that it has.
 
+    Everything that moves a Frechet distance must be stated, and be as it is here. Our digits have no such row: no paper
+    has them, and features of another network give another distance.
+
     Columns model, sampler, steps, value, source; empty in most folders.
     """
-    rows = pd.DataFrame(_drawn(results, metric), columns=["model", "sampler", "steps", "value", "source"])
-    # The papers repeat a few numbers from table to table, some under another name.
-    return rows.drop_duplicates(["model", "steps", "value"], ignore_index=True)
-
-
-def _drawn(results: Results, metric: str) -> Iterator[tuple[object, ...]]:
     ours, counts = our_protocols(results, metric), {record.cell["steps"] for record in results.cells}
+    rows = []
     for table in _DRAWN:
         for row in load_published(table).to_dict("records"):
-            theirs = _protocol(table, {str(key): value for key, value in row.items()})
-            if row["steps"] in counts and theirs and any(comparable(one, theirs) for one in ours):
+            settings = stated(table, {str(key): value for key, value in row.items()})
+            # What is not stated equals nothing of ours.
+            theirs = Protocol(**{name: settings.get(name, ...) for name in _FIELDS})  # type: ignore[arg-type]
+            if row["steps"] in counts and theirs in ours:
                 name = _MODELS.get(row["model"], row["model"])
-                yield name, theirs.sampler, row["steps"], row["value"], row["source"]
+                rows.append((name, theirs.sampler, row["steps"], row["value"], row["source"]))
+    drawn = pd.DataFrame(rows, columns=["model", "sampler", "steps", "value", "source"])
+    # The papers repeat a few numbers from table to table, some under another name.
+    return drawn.drop_duplicates(["model", "steps", "value"], ignore_index=True)
 
 
 def _labelled(results: Results) -> dict[str, bool]:

@@ -14,17 +14,12 @@ import pandas as pd
 
 from analysis.comparison.paired_tests import CRITICAL, compare
 from analysis.output.entries import Output
-from analysis.records.arrays import Row, Terms, cell_terms
+from analysis.records.arrays import Terms, cell_terms
 from analysis.records.load import Results, main_metric
 
 _SECTION = "Acceleration"
 _BASELINE = "adm"
 _SPEEDS = {"mean": "mean", "low": "certain", "high": "possible"}  # of a speed-up: of which steps
-
-
-def baseline_of(models: list[str]) -> str:
-    """Return the model that others are held against: ``adm`` where it was run, else the first."""
-    return _BASELINE if _BASELINE in models else models[0]
 
 
 def acceleration_table(results: Results) -> pd.DataFrame:
@@ -36,48 +31,40 @@ def acceleration_table(results: Results) -> pd.DataFrame:
     """
     metrics = results.metrics
     scores = metrics[(metrics["metric"] == main_metric(metrics)) & metrics["value"].notna()].astype({"value": float})
-    terms = cell_terms(results)
+    terms = results.once(cell_terms)
     rows = []
     for sampler, group in scores.groupby("sampler", sort=False):
-        means = _complete(group)
+        groups = group.groupby(["model", "steps"], sort=False)["value"].agg(["mean", "size"])
+        # Where all seeds were run, for seeds differ more than step counts.
+        means = groups.loc[groups["size"] == groups["size"].max(), "mean"]
         models = [str(model) for model in means.index.unique("model")]
-        baseline = baseline_of(models)
+        baseline = _BASELINE if _BASELINE in models else models[0]
         best = means[baseline]
         target, goal = float(best.min()), int(best.idxmin())
         for model in models:
             by_steps = means[model].sort_index()
-            rows_compared = (model, str(sampler)), (baseline, str(sampler))
-            reached = _by_mean(by_steps, target) | _by_interval(by_steps, terms, *rows_compared, goal)
-            speeds = {name: goal / reached[f"steps_{of}"] for name, of in _SPEEDS.items()}
+            cells = {steps: terms.get(int(steps), {}).get((model, str(sampler)), {}) for steps in by_steps.index}
+            reached = _by_mean(by_steps, target)
+            reached |= _by_interval(cells, terms.get(goal, {}).get((baseline, str(sampler)), {}))
             row = {"sampler": sampler, "model": model, "baseline": baseline, "target": target, "target_steps": goal}
-            rows.append(row | reached | {f"speed_up_{name}": value for name, value in speeds.items()})
+            speeds = {f"speed_up_{name}": goal / reached[f"steps_{of}"] for name, of in _SPEEDS.items()}
+            rows.append(row | reached | speeds)
     whole = {f"steps_{of}": "Int64" for of in _SPEEDS.values()}
     return pd.DataFrame(rows).astype(whole) if rows else pd.DataFrame()
 
 
-def _complete(scores: pd.DataFrame) -> pd.Series:
-    """Return the mean over seeds by model and steps, where all seeds were run; seeds differ more than step counts."""
-    groups = scores.groupby(["model", "steps"], sort=False)["value"].agg(["mean", "size"])
-    return groups.loc[groups["size"] == groups["size"].max(), "mean"]
-
-
 def _by_mean(by_steps: pd.Series, target: float) -> dict[str, float]:
     """Return the fewest steps whose mean is no larger than the target, and that mean."""
-    reaching = by_steps[by_steps <= target]
-    return {
-        "steps_mean": float(reaching.index[0]) if len(reaching) else float("nan"),
-        "fd_mean": float(reaching.iloc[0]) if len(reaching) else float("nan"),
-    }
+    for steps, mean in by_steps[by_steps <= target].items():
+        return {"steps_mean": float(str(steps)), "fd_mean": float(mean)}
+    return {"steps_mean": float("nan"), "fd_mean": float("nan")}
 
 
-def _by_interval(
-    by_steps: pd.Series, terms: Mapping[int, Mapping[Row, Terms]], model: Row, baseline: Row, goal: int
-) -> dict[str, float]:
+def _by_interval(cells: Mapping[int, Terms], best: Terms) -> dict[str, float]:
     """Return the fewest steps whose difference to the baseline's best may be 0 or less, and those that surely are."""
     reached = dict.fromkeys(("steps_possible", "delta", "delta_low", "delta_high", "steps_certain"), float("nan"))
-    for steps in by_steps.index:
-        first, second = terms.get(int(steps), {}).get(model), terms.get(goal, {}).get(baseline)
-        comparison = compare(first, second) if first and second else None
+    for steps, terms in cells.items():
+        comparison = compare(terms, best)
         if comparison is None:
             continue
         half = CRITICAL * comparison.error

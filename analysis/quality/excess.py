@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.output.entries import Output, TableEntry
+from analysis.output.entries import Entry, Output
 from analysis.quality.main_table import QualityTable, quality_table
 from analysis.records.load import Results
 
@@ -21,17 +21,15 @@ def excess_table(quality: QualityTable) -> pd.DataFrame:
     distance, empty where no influence functions were recorded; that of the exact sampler's mean, from 500 draws, is
     small beside it. Empty where no exact sampler was scored.
     """
-    rows = []
-    for _, row in quality.table.iterrows():
-        for steps, (exact, _) in quality.exact.items():
-            distance = row[f"{steps}"]
-            if not pd.isna(distance):
-                rows.append(
-                    {"sampler": row["sampler"], "model": row["model"], "steps": steps, "distance": distance}
-                    | {"exact": exact, "excess": distance - exact, "error": row[f"{steps}_error"]}
-                    | {"ratio": distance / exact}
-                )
-    return pd.DataFrame(rows)
+    rows = [
+        (row["sampler"], row["model"], steps, row[f"{steps}"], exact, row[f"{steps}_error"])
+        for row in quality.table.to_dict("records")
+        for steps, (exact, _) in quality.exact.items()
+        if not pd.isna(row[f"{steps}"])
+    ]
+    table = pd.DataFrame(rows, columns=["sampler", "model", "steps", "distance", "exact", "error"])
+    table.insert(5, "excess", table["distance"] - table["exact"])
+    return table.assign(ratio=table["distance"] / table["exact"])
 
 
 def analyse(results: Results, out: Output) -> None:
@@ -40,4 +38,4 @@ def analyse(results: Results, out: Output) -> None:
     table = pd.DataFrame() if quality is None else excess_table(quality)
     if len(table):
         out.text("excess.csv", table.to_csv(index=False))
-        out.entries.append(TableEntry("excess", "Quality", "Distance beyond an exact sampler's", _CAPTION, table))
+        out.entries.append(Entry("excess", "Quality", "Distance beyond an exact sampler's", _CAPTION, table))

@@ -15,9 +15,9 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 from analysis.comparison.paired_tests import distance_error
 from analysis.comparison.pairs import noise_sentence, pairs_table
 from analysis.comparison.ties import DECIDED, exact_distances
-from analysis.output.entries import Output, TableEntry
+from analysis.output.entries import Entry, Output
 from analysis.output.selection import models_of
-from analysis.output.style import LineRow, dodged, line_key, line_panels, markers, points, save, step_axis
+from analysis.output.style import LineRow, dodged, label_panels, line_key, line_panels, markers, points, save, step_axis
 from analysis.output.text import latex_text, markdown_row
 from analysis.published.protocol import overlay
 from analysis.records.arrays import Row, cell_terms
@@ -53,9 +53,26 @@ class QualityTable:
     exact: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     misfits: Mapping[str, str] = field(default_factory=dict)
 
-    def label(self, row: pd.Series) -> str:
-        """Return the name of a row's model, with a mark where its description does not fit."""
-        return f"{row['model']}{_MARK if row['model'] in self.misfits else ''}"
+    @property
+    def header(self) -> list[str]:
+        """Return the heads of the columns that people read."""
+        return ["model", "sampler", *(f"{steps} steps" for steps in self.steps)]
+
+    def rows(self, best: str = "{}", other: str = "{}") -> list[list[str]]:
+        """Return the table as texts; models are marked where their description does not fit.
+
+        Args:
+            best: the form of an entry that is not told from the best of its column, e.g. ``**{}**``.
+            other: that of the others.
+        """
+        return [
+            [
+                f"{row['model']}{_MARK if row['model'] in self.misfits else ''}",
+                row["sampler"],
+                *((best if row[f"{s}_best"] else other).format(self.entry(row, s)) for s in self.steps),
+            ]
+            for _, row in self.table.iterrows()
+        ]
 
     def entry(self, row: pd.Series, steps: int) -> str:
         """Return one entry as text, without emphasis."""
@@ -86,67 +103,42 @@ class QualityTable:
 
         An exact sampler, where it was scored; then network calls, one row where all samplers agree, else one each.
         """
-        exact = [["exact sampler", "", *(self._exact_entry(steps) for steps in self.steps)]] if self.exact else []
-        return exact + self._calls()
-
-    def _exact_entry(self, steps: int) -> str:
-        return "{:.3f} ± {:.3f}".format(*self.exact[steps]) if steps in self.exact else "-"
-
-    def _calls(self) -> list[list[str]]:
+        exact = {steps: "{:.3f} ± {:.3f}".format(*numbers) for steps, numbers in self.exact.items()}
+        feet = [["exact sampler", "", *(exact.get(steps, "-") for steps in self.steps)]] if exact else []
         by_sampler = {
             sampler: tuple(self.nfe.get((sampler, steps), "-") for steps in self.steps)
             for sampler in dict.fromkeys(sampler for sampler, _ in self.nfe)
         }
         if len(set(by_sampler.values())) == 1:
-            return [["NFE", "", *next(iter(by_sampler.values()))]]
-        return [["NFE", sampler, *calls] for sampler, calls in by_sampler.items()]
+            by_sampler = {"": next(iter(by_sampler.values()))}
+        return [*feet, *(["NFE", sampler, *calls] for sampler, calls in by_sampler.items())]
 
     def markdown(self) -> str:
         """Return the table in Markdown, bold for every entry not told from the best."""
-        header = ["model", "sampler", *(f"{steps} steps" for steps in self.steps)]
-        lines = [self.caption, "", markdown_row(header), markdown_row(["---"] * len(header))]
-        for _, row in self.table.iterrows():
-            cells = [f"**{self.entry(row, s)}**" if row[f"{s}_best"] else self.entry(row, s) for s in self.steps]
-            lines.append(markdown_row([self.label(row), row["sampler"], *cells]))
-        lines += [markdown_row(row) for row in self.feet()]
-        return "\n".join(lines) + "\n"
+        rows = [self.header, ["---"] * len(self.header), *self.rows("**{}**"), *self.feet()]
+        return "\n".join([self.caption, "", *map(markdown_row, rows)]) + "\n"
 
     def latex(self) -> str:
         """Return the table in LaTeX (booktabs)."""
         columns = "ll" + "r" * len(self.steps)
         lines = ["% " + self.caption, rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-        lines += ["model & sampler & " + " & ".join(f"{steps} steps" for steps in self.steps) + r" \\", r"\midrule"]
-        for _, row in self.table.iterrows():
-            cells = []
-            for steps in self.steps:
-                text = self.entry(row, steps).replace("±", r"$\pm$")
-                cells.append(rf"\textbf{{{text}}}" if row[f"{steps}_best"] else text)
-            lines.append(" & ".join([latex_text(self.label(row)), latex_text(row["sampler"]), *cells]) + r" \\")
-        feet = [" & ".join(row).replace("±", r"$\pm$") + r" \\" for row in self.feet()]
-        return "\n".join([*lines, r"\midrule", *feet, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        lines += [" & ".join(self.header) + r" \\", r"\midrule"]
+        names = [map(latex_text, row[:2]) for row in self.rows()]
+        rows = [[*texts, *row[2:]] for texts, row in zip(names, self.rows(r"\textbf{{{}}}"), strict=True)]
+        body, feet = ([" & ".join(row).replace("±", r"$\pm$") + r" \\" for row in part] for part in (rows, self.feet()))
+        return "\n".join([*lines, *body, r"\midrule", *feet, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _beaten(pairs: pd.DataFrame) -> set[tuple[Row, int]]:
-    """Return (model, sampler) and steps of what another model of its sampler beats, after Holm's correction."""
-    return {
-        ((str(pair["model"] if pair["verdict"] == "loss" else pair["other"]), str(pair["sampler"])), int(pair["steps"]))
-        for _, pair in pairs.iterrows()
-        if pair["verdict"] in DECIDED
-    }
-
-
-def _compared(pairs: pd.DataFrame) -> set[tuple[Row, int]]:
-    """Return (model, sampler) and steps of what was compared with any other model."""
-    return {
-        ((str(pair[side]), str(pair["sampler"])), int(pair["steps"]))
-        for _, pair in pairs.iterrows()
-        for side in ("model", "other")
-    }
-
-
-def _row(key: object) -> Row:
-    assert isinstance(key, tuple)  # groups by two columns
-    return str(key[0]), str(key[1])
+def _unbeaten(pairs: pd.DataFrame) -> set[tuple[Row, int]]:
+    """Return (model, sampler) and steps of what was compared, and beaten by no model after Holm's correction."""
+    compared: set[tuple[Row, int]] = set()
+    beaten: set[tuple[Row, int]] = set()
+    for pair in pairs.to_dict("records"):
+        model, other = (((str(pair[side]), str(pair["sampler"])), int(pair["steps"])) for side in ("model", "other"))
+        compared |= {model, other}
+        if pair["verdict"] in DECIDED:
+            beaten.add(model if pair["verdict"] == "loss" else other)
+    return compared - beaten
 
 
 def quality_table(results: Results) -> QualityTable | None:
@@ -157,22 +149,19 @@ def quality_table(results: Results) -> QualityTable | None:
         return None
     scores = metrics[(metrics["metric"] == metric)].astype({"value": float})
     steps = sorted(int(value) for value in scores["steps"].unique())
-    terms, pairs = cell_terms(results), results.once(pairs_table)
-    compared, beaten = _compared(pairs), _beaten(pairs)
+    terms, pairs = results.once(cell_terms), results.once(pairs_table)
+    unbeaten = _unbeaten(pairs)
     rows: dict[Row, dict[str, object]] = {}
     for row in scores[["model", "sampler"]].drop_duplicates().itertuples(index=False, name=None):
         rows[row] = {"model": row[0], "sampler": row[1], "metric": metric}
     for count in steps:
-        statistics = (
-            scores[scores["steps"] == count].groupby(["model", "sampler"])["value"].agg(["mean", "std", "count"])
-        )
-        means = {_row(key): float(value) for key, value in statistics["mean"].items() if value == value}
+        statistics = scores[scores["steps"] == count].groupby(["model", "sampler"])["value"].agg(["mean", "std"])
         for row, entry in rows.items():
-            entry[f"{count}"] = means.get(row, float("nan"))
-            entry[f"{count}_sd"] = statistics["std"].get(row)
+            mean = float(statistics["mean"].get(row, float("nan")))
+            entry[f"{count}"], entry[f"{count}_sd"] = mean, statistics["std"].get(row)
             error = distance_error(terms.get(count, {}).get(row, {}))
             entry[f"{count}_error"] = _kernel_error(metrics, metric, row, count) if error is None else error
-            entry[f"{count}_best"] = row in means and (row, count) in compared - beaten
+            entry[f"{count}_best"] = mean == mean and (row, count) in unbeaten
     calls = scores.groupby(["sampler", "steps"])["nfe"].agg(["min", "max"])
     nfe = {
         (str(sampler), int(count)): f"{least}" if least == most else f"{least} to {most}"
@@ -180,7 +169,10 @@ def quality_table(results: Results) -> QualityTable | None:
     }
     exact = exact_distances(metrics, metric)
     quality = QualityTable(metric, "", pd.DataFrame(rows.values()), steps, nfe, exact, results.misfits)
-    caption = _caption(metric, scores, len(rows), quality.spread_name) + _yardstick(exact) + noise_sentence(pairs)
+    caption = _caption(metric, scores, len(rows), quality.spread_name)
+    if exact:
+        caption += " Exact sampler: as many images drawn at random from the data, mean ± std over draws."
+    caption += noise_sentence(pairs)
     if results.misfits:
         caption += f"{_MARK}: the description does not fit the network, and no comparison has it."
     return replace(quality, caption=caption + (_stands_in(metrics) if quality.is_kernel else ""))
@@ -200,24 +192,18 @@ def _stands_in(metrics: pd.DataFrame) -> str:
     return f" It stands in for {name}: {reasons.iloc[0]}." if len(reasons) else ""
 
 
-def _yardstick(exact: Mapping[int, tuple[float, float]]) -> str:
-    if not exact:
-        return ""
-    return " Exact sampler: as many images drawn at random from the data, mean ± std over draws."
-
-
 def errors_of(results: Results) -> pd.Series:
     """Return the standard error of each cell's Frechet distance, in the rows of ``results.metrics``; else NaN."""
-    terms, metric = cell_terms(results), main_metric(results.metrics)
-    errors = []
+    terms, metric = results.once(cell_terms), main_metric(results.metrics)
+    errors = pd.Series(float("nan"), index=results.metrics.index, dtype=float)
     if metric == kid_name([metric or ""]):
-        return pd.Series(float("nan"), index=results.metrics.index, dtype=float)  # its error is a score of its own
-    columns = results.metrics[["steps", "model", "sampler", "seed", "metric"]]
-    for steps, model, sampler, seed, name in columns.itertuples(index=False, name=None):
+        return errors  # that of a kernel distance is a score of its own
+    scored = results.metrics.loc[results.metrics["metric"] == metric, ["steps", "model", "sampler", "seed"]]
+    for place, steps, model, sampler, seed in scored.itertuples(name=None):
         cell = terms.get(steps, {}).get((model, sampler), {}).get(seed)
-        error = distance_error({seed: cell}) if name == metric and cell is not None else None
-        errors.append(float("nan") if error is None else error)
-    return pd.Series(errors, index=results.metrics.index, dtype=float)
+        error = None if cell is None else distance_error({seed: cell})
+        errors[place] = float("nan") if error is None else error
+    return errors
 
 
 def _caption(metric: str, scores: pd.DataFrame, rows: int, spread_name: str) -> str:
@@ -260,12 +246,9 @@ def draw_quality(quality: QualityTable, folder: Path, published: pd.DataFrame | 
                 if published is not None:
                     _draw_published(axis, published[published["sampler"] == sampler])
                 step_axis(axis, quality.steps)
-                axis.set_xlabel("sampling steps" if row is rows[-1] else "")
             row.axes[0].set_ylabel(f"{quality.metric}\n(lower is better)")
         _show_curves(rows[0].axes[0], quality)
-        if len(samplers) > 1:
-            for axis, sampler in zip(rows[0].axes, samplers, strict=True):
-                axis.set_title(sampler)
+        label_panels(rows, samplers if len(samplers) > 1 else (), "sampling steps")
         floor = rows[0].axes[0].get_ylim()[0]
         is_seen = any(mean > floor for mean, _ in quality.exact.values())
         line_key(figure, rows, {"exact sampler": ("-.", "0.5")} if is_seen else {})
@@ -279,7 +262,7 @@ def _draw_exact(axis: Axes, quality: QualityTable) -> None:
     if not quality.exact:
         return
     steps = sorted(quality.exact)
-    means, spreads = (np.array([quality.exact[count][which] for count in steps]) for which in (0, 1))
+    means, spreads = np.array([quality.exact[count] for count in steps]).T
     if len(set(quality.exact.values())) == 1:  # one N: over the whole width
         axis.axhspan(means[0] - spreads[0], means[0] + spreads[0], color="0.5", alpha=0.15, linewidth=0)
         axis.axhline(means[0], color="0.5", linestyle="-.", linewidth=0.8)
@@ -342,12 +325,9 @@ def analyse(results: Results, out: Output) -> None:
     out.text("fid_vs_steps.csv", quality.table.to_csv(index=False))
     out.text("fid_vs_steps.md", quality.markdown())
     out.text("fid_vs_steps.tex", quality.latex())
-    labels = [quality.label(row) for _, row in quality.table.iterrows()]
-    shown = quality.table[["model", "sampler"]].assign(model=labels)
-    for steps in quality.steps:
-        shown[f"{steps} steps"] = [quality.entry(row, steps) for _, row in quality.table.iterrows()]
     title = f"{'Kernel' if quality.is_kernel else 'Frechet'} distance against steps"
-    out.entries.append(TableEntry("fid_vs_steps", _SECTION, title, quality.caption, shown))
+    shown = pd.DataFrame(quality.rows(), columns=quality.header)
+    out.entries.append(Entry("fid_vs_steps", _SECTION, title, quality.caption, shown))
     if quality.table[[f"{steps}" for steps in quality.steps]].isna().all(axis=None):
         return
     published = overlay(results, quality.metric)

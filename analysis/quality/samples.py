@@ -25,16 +25,17 @@ def draw_samples(results: Results, folder: Path, count: int = 16) -> list[Path]:
     by_model: dict[str, dict[int, NDArray[np.uint8]]] = {}
     for cell, images in records:
         if cell["seed"] == seed and cell["sampler"] == sampler:
-            by_model.setdefault(cell["model"], {})[cell["steps"]] = images
-    shared = set.intersection(*(set(by_steps) for by_steps in by_model.values()))
-    if not shared:
+            by_model.setdefault(cell["model"], {})[cell["steps"]] = images[:count]
+    steps = max(set.intersection(*map(set, by_model.values())), default=None)
+    if steps is None:
         return []
-    steps = max(shared)
     rows = {model: by_steps[steps] for model, by_steps in by_model.items()}
     with panels(len(rows), 1) as (figure, axes):
         figure.set_size_inches(7.0, 0.4 + 0.5 * len(rows))
         for axis, (model, images) in zip(axes[:, 0], rows.items(), strict=True):
-            axis.imshow(_strip(images[:count]), interpolation="nearest", aspect="equal")
+            # Side by side with a white line between.
+            padded = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
+            axis.imshow(np.concatenate(list(padded), axis=1), interpolation="nearest", aspect="equal")
             axis.set_ylabel(model, rotation=0, ha="right", va="center")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
@@ -53,12 +54,6 @@ def _samples(record: CellRecord) -> tuple[dict[str, Any], NDArray[np.uint8]] | N
     if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size or images.dtype != np.uint8:
         raise ResultsError(f"{record.folder / 'samples.npz'} does not hold uint8 images; delete the cell and run again")
     return record.cell, images
-
-
-def _strip(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay images [K, H, W, 3] side by side with a white line between."""
-    padded = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
-    return np.concatenate(list(padded), axis=1)
 
 
 def analyse(results: Results, out: Output) -> None:

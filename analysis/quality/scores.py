@@ -8,8 +8,8 @@ import pandas as pd
 
 from analysis.output.entries import Output
 from analysis.output.selection import first_sampler, models_of
-from analysis.output.style import dodged, line_key, line_panels, points, save, step_axis
-from analysis.records.load import Results, coverage_name, inception_score_name
+from analysis.output.style import dodged, label_panels, line_key, line_panels, points, save, step_axis
+from analysis.records.load import Results, score_name
 
 _SECTION = "Quality"
 _COVERAGE = ("precision", "recall")
@@ -30,7 +30,7 @@ def score_table(metrics: pd.DataFrame) -> pd.DataFrame:
 def _columns(table: pd.DataFrame) -> dict[str, str]:
     """Return the metrics that precision and recall go by in this folder, e.g. ``precision_digits``."""
     names = [str(name) for name in table["metric"].unique()]
-    columns = {kind: coverage_name(names, kind) for kind in _COVERAGE}
+    columns = {kind: score_name(names, kind) for kind in _COVERAGE}
     return {kind: name for kind, name in columns.items() if name is not None}
 
 
@@ -46,10 +46,8 @@ def draw_coverage(table: pd.DataFrame, folder: Path) -> list[Path]:
                     x = dodged(line["steps"].tolist(), position, len(row.paint))
                     points(row, axis, model, x, line["mean"].tolist(), line["sd"].tolist())
                 step_axis(axis, steps)
-                axis.set_xlabel("sampling steps" if row is rows[-1] else "")
             row.axes[0].set_ylabel("share\n(higher is better)")
-        for axis, kind in zip(rows[0].axes, names, strict=True):
-            axis.set_title(kind)
+        label_panels(rows, names, "sampling steps")
         line_key(figure, rows, {})
         return save(figure, folder, "precision_recall")
 
@@ -59,7 +57,7 @@ def analyse(results: Results, out: Output) -> None:
     table = score_table(results.metrics)
     if not len(table):
         return
-    inception = inception_score_name(str(name) for name in table["metric"].unique())
+    inception = score_name((str(name) for name in table["metric"].unique()), "is")
     caption = (
         "Mean and standard deviation over seeds of every score. Distances: lower is better; precision and recall (k"
         f" = 3 neighbours in feature space, all samples){f' and {inception}' if inception else ''}: higher is better;"

@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from analysis.comparison.baselines import corrects
 from analysis.comparison.trainings import training_of
 from analysis.output.entries import Output
-from analysis.output.style import line_key, line_panels, points, save
-from analysis.records.files import read_table
+from analysis.output.style import label_panels, line_key, line_panels, points, save
+from analysis.records.files import MOST_COUNTED, read_table
 from analysis.records.load import CellRecord, Results, main_metric
 
 _SECTION = "Training"
 _LOSSES = {"mse": "squared error of eps", "bound": "variational bound (bits)"}
 _COLUMNS = ("iteration", "images", *_LOSSES)
 _WINDOWS = 5  # of the log, over which a curve is smoothed
-_MOST = 10**12  # images
 _GAMMA = 0.1  # of the recipes with input perturbation
 # What a recipe's target has in squared error that no network can predict: gamma^2 / (1 + gamma^2).
 _CONSTANTS = {"adm-ip": _GAMMA**2 / (1 + _GAMMA**2)}
@@ -57,15 +57,9 @@ def _seen(record: CellRecord) -> tuple[str, int] | None:
     if not isinstance(training, dict):
         return None
     recipe, images = training.get("recipe"), training.get("images")
-    if isinstance(recipe, str) and isinstance(images, int) and 0 < images < _MOST:
+    if isinstance(recipe, str) and isinstance(images, int) and 0 < images < MOST_COUNTED:
         return recipe, images
     return None
-
-
-def _is_plain(record: CellRecord) -> bool:
-    """Tell whether a cell's walk is the sampler's own, without remedies."""
-    cell = record.cell
-    return (cell.get("eps_scale", 1), cell.get("eps_slope", 0)) == (1, 0) and "remedies" not in cell
 
 
 def lengths_table(results: Results) -> pd.DataFrame:
@@ -75,7 +69,7 @@ def lengths_table(results: Results) -> pd.DataFrame:
     """
     metrics = results.metrics
     scores = metrics[metrics["metric"] == main_metric(metrics)].astype({"value": float})
-    treated = {record.cell["model"] for record in results.cells if not _is_plain(record)}
+    treated = {record.cell["model"] for record in results.cells if corrects(record.cell)}
     lengths_seen = {record.cell["model"]: length for record in results.cells if (length := _seen(record)) is not None}
     scores = scores[scores["model"].isin(set(lengths_seen) - treated) & scores["value"].notna()]
     if not len(scores):
@@ -97,12 +91,10 @@ def draw_losses(losses: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
             for axis, (name, text) in zip(row.axes, _LOSSES.items(), strict=True):
                 for recipe in row.paint:
                     smooth = losses[recipe][name].rolling(_WINDOWS, min_periods=1).mean()
-                    images, value = losses[recipe]["images"], smooth.where(smooth > 0)
-                    axis.plot(images, value, color=row.paint[recipe], linewidth=row.width(recipe))
+                    row.line(axis, recipe, losses[recipe]["images"], smooth.where(smooth > 0))
                 axis.set_yscale("log")
                 axis.set_ylabel(text)
-        for axis in rows[-1].axes:
-            axis.set_xlabel("training images seen")
+        label_panels(rows, along="training images seen")
         line_key(figure, rows, {})
         return save(figure, folder, "training_loss")
 
@@ -120,8 +112,7 @@ def draw_lengths(table: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
                 if len(walks) > 1:
                     axis.set_title("{}, {} steps".format(*walk))
             row.axes[0].set_ylabel(f"{metric}\n(lower is better)")
-        for axis in rows[-1].axes:
-            axis.set_xlabel("training images seen")
+        label_panels(rows, along="training images seen")
         line_key(figure, rows, {})
         return save(figure, folder, "training_length")
 

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.output.entries import Output
 from analysis.output.style import colours, panels, save
-from analysis.records.files import Place, read_table
+from analysis.records.files import LARGEST, MOST_COUNTED, Place, read_table
 from analysis.records.load import Results
 
 _SECTION = "Tuning"
@@ -29,8 +29,6 @@ _CURVE = ["model", "sampler", "steps", "parameter"]
 _TEXTS = dict.fromkeys(("model", "sampler", "parameter", "metric"), str)
 _COLUMNS = [*_CURVE, "value", "seed", "n", "metric", "distance"]
 _WHOLE = ("steps", "seed", "n")
-_MOST = 10**12  # of anything counted
-_LARGEST = 1e100  # of anything measured; squares of it are still finite
 _CURVE_COLOUR, _CHOSEN_COLOUR = colours(["curve", "chosen"]).values()
 
 
@@ -51,8 +49,10 @@ def read_curves(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _read_curve(path: Place) -> pd.DataFrame:
     table = _checked(path, _COLUMNS)
     name = "-".join(str(part) for part in table[_CURVE].iloc[0])
-    if (table[_CURVE] != table[_CURVE].iloc[0]).any(axis=None) or name != path.stem:
-        raise ValueError(f"it is the record of {name}" if name != path.stem else "it holds several curves")
+    if name != path.stem:
+        raise ValueError(f"it is the record of {name}")
+    if (table[_CURVE] != table[_CURVE].iloc[0]).any(axis=None):
+        raise ValueError("it holds several curves")
     if table.duplicated(["value", "seed", "metric"]).any():
         raise ValueError("it has the same row twice")
     if table["distance"].isna().all():
@@ -100,9 +100,9 @@ def _column(column: pd.Series, name: str) -> pd.Series:
     sound = column.map(lambda text: bool(text) and str(text).isprintable())
     if name not in _TEXTS:
         column, empty = pd.to_numeric(column, errors="coerce").astype(float), column.isna()
-        sound = column.abs() < _LARGEST
+        sound = column.abs() < LARGEST
         if name in _WHOLE:
-            sound &= (column >= (name != "seed")) & (column % 1 == 0) & (column <= _MOST)
+            sound &= (column >= (name != "seed")) & (column % 1 == 0) & (column <= MOST_COUNTED)
         sound |= (name == "distance") & empty
     if not sound.all():
         raise ValueError(f"row {int(np.flatnonzero(~sound)[0]) + 2} has no sound {name}")
@@ -157,17 +157,11 @@ def draw_tuning(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 def _draw(axis: Axes, curve: pd.DataFrame) -> None:
     first = curve.iloc[0]
-    error = 2 * curve["difference_error"]
-    axis.plot(curve["value"], curve["distance"], color=_CURVE_COLOUR, marker="o", markersize=2.5)
+    value, distance, error = (curve[name] for name in ("value", "distance", "difference_error"))
+    axis.plot(value, distance, color=_CURVE_COLOUR, marker="o", markersize=2.5)
     if error.notna().any():
-        axis.fill_between(
-            curve["value"],
-            curve["distance"] - error,
-            curve["distance"] + error,
-            color=_CURVE_COLOUR,
-            alpha=0.18,
-            linewidth=0,
-        )
+        low, high = distance - 2 * error, distance + 2 * error
+        axis.fill_between(value, low, high, color=_CURVE_COLOUR, alpha=0.18, linewidth=0)
     best = curve[curve["best"] == "yes"]
     axis.plot(best["value"], best["distance"], color=_CURVE_COLOUR, marker="o", markerfacecolor="white", markersize=5)
     title = f"{first['model']}\n{first['sampler']}, {first['steps']} steps"
@@ -181,13 +175,13 @@ def _draw(axis: Axes, curve: pd.DataFrame) -> None:
 
 def _key(figure: Figure, table: pd.DataFrame) -> None:
     """Explain marks and lines, of those that occur."""
-    entries: list[dict[str, Any]] = [
-        {"color": _CURVE_COLOUR, "marker": "o", "markersize": 2.5, "label": "mean over seeds"},
-        {"color": _CURVE_COLOUR, "marker": "o", "markerfacecolor": "white", "linestyle": "", "label": "lowest"},
+    mark: dict[str, Any] = {"color": _CURVE_COLOUR, "marker": "o"}
+    handles = [
+        Line2D([], [], **mark, markersize=2.5, label="mean over seeds"),
+        Line2D([], [], **mark, markerfacecolor="white", linestyle="", label="lowest"),
     ]
     if table["chosen"].notna().any():
-        entries.append({"color": _CHOSEN_COLOUR, "linestyle": "--", "label": "the value taken"})
-    handles = [Line2D([], [], **entry) for entry in entries]
+        handles.append(Line2D([], [], color=_CHOSEN_COLOUR, linestyle="--", label="the value taken"))
     columns = len(handles) if figure.get_figwidth() > 4 else 2
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
 
@@ -198,15 +192,9 @@ def analyse(results: Results, out: Output) -> None:
     if not len(curves):
         return
     table = tuning_table(curves, chosen)
-    caption = _caption(table)
-    out.figure(_SECTION, draw_tuning(table, out.figures), "Tuned constants", caption)
-    out.table(_SECTION, "tuning", table, "Every value of the tuned constants", caption)
-
-
-def _caption(table: pd.DataFrame) -> str:
     sizes, seeds = ("/".join(str(n) for n in sorted(table[name].unique())) for name in ("n", "seeds"))
     metrics = ", ".join(table["metric"].unique())
-    return (
+    caption = (
         f"{metrics} over the values of a constant: mean over seeds, lower is better. Band: two standard errors of the"
         " difference from the value with the lowest mean (open circle, where it is 0), paired over the seeds that both"
         " have, since all values see the same noise; how far the curve as a whole may lie higher or lower is no part of"
@@ -214,3 +202,5 @@ def _caption(table: pd.DataFrame) -> str:
         f" it. The lowest of many means is lower than what it will be on other seeds. N = {sizes} samples a seed,"
         f" {seeds} seeds a value."
     )
+    out.figure(_SECTION, draw_tuning(table, out.figures), "Tuned constants", caption)
+    out.table(_SECTION, "tuning", table, "Every value of the tuned constants", caption)

@@ -14,13 +14,6 @@ from analysis.records.load import CellRecord, Results, ResultsError, frechet_nam
 
 _SAME_NOISE = 0.02  # differences of unit noise that was multiplied by a level in half precision
 _FEWEST = 4  # images: below that neither a kurtosis nor a test says anything
-# Of ``moments.npz``: one entry a level, and what is read of the arms.
-LEVEL_ARRAYS = ("i", "t", "alpha_next", "sigma_next")
-MOMENT_ARRAYS = (
-    "free/spectrum_", "free/haar_", "forced-train/spectrum_x0", "forced-train/haar_x0", "forced-train/error/",
-    "recorded/",
-)  # fmt: skip
-
 Floats = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 Row = tuple[str, str]  # model, sampler
@@ -51,9 +44,8 @@ def single_errors(record: CellRecord) -> SingleErrors | None:
     errors, i, t = (arrays.get(name) for name in ("errors", "i", "t"))
     if errors is None or i is None or t is None:
         return None
-    numbers = all(array.dtype.kind in "iuf" for array in (errors, i, t))
-    levels = errors.shape[:1]
-    if not numbers or errors.ndim != 5 or not levels == i.shape == t.shape or not _finite(errors, i, t):
+    sound = errors.ndim == 5 and errors.shape[:1] == i.shape == t.shape
+    if not sound or not all(array.dtype.kind in "iuf" and np.isfinite(array).all() for array in (errors, i, t)):
         raise ResultsError(
             f"{record.folder / 'errors.npz'} is damaged (errors is not levels x images x C x H x W finite numbers with"
             " an i and a t for each level); delete the cell and run again"
@@ -61,10 +53,6 @@ def single_errors(record: CellRecord) -> SingleErrors | None:
     if errors.shape[1] < _FEWEST or not errors.size:
         return None
     return SingleErrors(-errors.astype(np.float64), i.astype(np.int64), t.astype(np.float64))
-
-
-def _finite(*arrays: NDArray[np.generic]) -> bool:
-    return all(bool(np.isfinite(array).all()) for array in arrays)
 
 
 @dataclass(frozen=True)
@@ -124,10 +112,6 @@ Terms = Mapping[int, CellTerms]  # by seed
 
 def cell_terms(results: Results) -> dict[int, dict[Row, dict[int, CellTerms]]]:
     """Return the terms of every cell that has any, by steps, (model, sampler) and seed."""
-    return results.once(_cell_terms)
-
-
-def _cell_terms(results: Results) -> dict[int, dict[Row, dict[int, CellTerms]]]:
     terms: dict[int, dict[Row, dict[int, CellTerms]]] = {}
     for cell, one in results.each(_terms):
         terms.setdefault(cell["steps"], {}).setdefault((cell["model"], cell["sampler"]), {})[cell["seed"]] = one
@@ -136,15 +120,12 @@ def _cell_terms(results: Results) -> dict[int, dict[Row, dict[int, CellTerms]]]:
 
 def is_noise_shared(results: Results) -> bool:
     """Tell whether the first samples of all models of a seed and step count are known to begin from the same noise."""
-    by_steps = cell_terms(results).values()
-    cells = [
-        [terms[seed] for terms in models.values() if seed in terms] for models in by_steps for seed in _seeds(models)
-    ]
-    return all(alike[0].shares_noise(cell) for alike in cells for cell in alike)
-
-
-def _seeds(models: Mapping[Row, Terms]) -> set[int]:
-    return {seed for terms in models.values() for seed in terms}
+    for models in results.once(cell_terms).values():
+        for seed in set().union(*models.values()):
+            first, *others = (terms[seed] for terms in models.values() if seed in terms)
+            if not all(first.shares_noise(cell) for cell in others):
+                return False
+    return True
 
 
 def _terms(record: CellRecord) -> tuple[dict[str, Any], CellTerms] | None:
@@ -153,7 +134,7 @@ def _terms(record: CellRecord) -> tuple[dict[str, Any], CellTerms] | None:
     if kernel is None and not {"frechet", "start"} & arrays.keys():
         return None
     scores = {score["metric"]: score["value"] for score in record.facts["scores"]}
-    name, metric = "influence.npz", frechet_name(scores)
+    name, metric, start = "influence.npz", frechet_name(scores), arrays.get("start")
     n, pooled_n = (int(arrays[part]) if part in arrays else None for part in ("reference_n", "pooled_n"))
     terms = CellTerms(
         scores.get(metric),
@@ -165,11 +146,11 @@ def _terms(record: CellRecord) -> tuple[dict[str, Any], CellTerms] | None:
         kernel_reference=_reference(record, arrays.get("kernel_reference")),
         pooled_n=pooled_n,
         stratified_distance=scores.get(f"{metric}_strat"),
-        start=None if arrays.get("start") is None else _matrix(record, name, arrays["start"]),
-        **{
-            part: _columns(record, name, arrays.get(part), 0)
-            for part in ("frechet_own", "stratified", "classes", "reference_classes")
-        },
+        frechet_own=_columns(record, name, arrays.get("frechet_own"), 0),
+        stratified=_columns(record, name, arrays.get("stratified"), 0),
+        classes=_columns(record, name, arrays.get("classes"), 0),
+        reference_classes=_columns(record, name, arrays.get("reference_classes"), 0),
+        start=_columns(record, name, start, start.shape[1] if start is not None and start.ndim == 2 else 1),
     )
     return record.cell, terms
 
@@ -179,10 +160,6 @@ def _reference(record: CellRecord, array: NDArray[Any] | None) -> Floats | None:
     if array is not None and array.ndim == 1:
         array = np.stack([array, array], axis=1)
     return np.empty((0, 2)) if array is not None and not array.size else _columns(record, "influence.npz", array, 2)
-
-
-def _matrix(record: CellRecord, file: str, array: NDArray[Any]) -> Floats | None:
-    return _columns(record, file, array, array.shape[-1] if array.ndim == 2 else 1)
 
 
 def _columns(record: CellRecord, file: str, array: NDArray[Any] | None, columns: int) -> Floats | None:
@@ -196,24 +173,6 @@ def _columns(record: CellRecord, file: str, array: NDArray[Any] | None, columns:
     return array.astype(np.float64)
 
 
-def is_analysed(name: str) -> bool:
-    """Tell whether an analysis reads an array of ``moments.npz``."""
-    return name in LEVEL_ARRAYS or name.startswith(("data/", *MOMENT_ARRAYS))
-
-
-def moments(results: Results) -> dict[str, Arrays]:
-    """Return the analysed arrays of ``moments.npz`` by the name of a cell's folder; each file is unpacked once."""
-    return results.once(_moments)
-
-
-def _moments(results: Results) -> dict[str, Arrays]:
-    def read(record: CellRecord) -> tuple[str, Arrays] | None:
-        arrays = record.arrays("moments.npz", is_analysed)
-        return None if arrays is None else (record.folder.name, arrays)
-
-    return dict(results.each(read))
-
-
 def recorded_ratios(results: Results) -> pd.DataFrame:
     """Return the floors that a network's own variance gives, mean over seeds; empty where none was recorded.
 
@@ -224,15 +183,15 @@ def recorded_ratios(results: Results) -> pd.DataFrame:
         eps_ratio: of the norm of eps, free running over real noised data.
         variance_ratio: of the state reached from there.
     """
-    read, tables = moments(results), []
-    for record in results.cells:
-        arrays = read.get(record.folder.name, {})
-        columns = {name: arrays.get(f"recorded/{name}") for name in ("eps_ratio", "variance_ratio")}
-        if "i" in arrays and all(column is not None for column in columns.values()):
-            levels = arrays.get("recorded/i", arrays["i"])  # a published copy has bands at fewer levels
-            tables.append(pd.DataFrame({**record.key(), "i": levels, **columns}))
-    keys = ["sampler", "model", "steps", "i"]
-    if not tables:
-        return pd.DataFrame(columns=[*keys, "eps_ratio", "variance_ratio"])
-    joined = pd.concat(tables, ignore_index=True)
-    return joined.groupby(keys, sort=False)[["eps_ratio", "variance_ratio"]].mean().reset_index()
+    keys, ratios = ["sampler", "model", "steps", "i"], ["eps_ratio", "variance_ratio"]
+
+    def read(record: CellRecord) -> pd.DataFrame | None:
+        arrays = record.moments
+        if not {"i", *(f"recorded/{name}" for name in ratios)} <= arrays.keys():
+            return None
+        levels = arrays.get("recorded/i", arrays["i"])  # a published copy has bands at fewer levels
+        return pd.DataFrame({**record.key(), "i": levels, **{name: arrays[f"recorded/{name}"] for name in ratios}})
+
+    if not (tables := results.each(read)):
+        return pd.DataFrame(columns=[*keys, *ratios])
+    return pd.concat(tables, ignore_index=True).groupby(keys, sort=False)[ratios].mean().reset_index()

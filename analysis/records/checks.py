@@ -6,24 +6,19 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.records.files import Place, size_of
+from analysis.records.files import LARGEST, MOST_COUNTED, Place, size_of
 
 RECORD_VERSION = 2  # of the records this package reads; bench.suite.plan writes them
 # Of models and folders, as bench.suite.settings has it; a grid's model ends in @constant=value.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(@[A-Za-z_]+=[0-9.e+-]+)?")
 _KINDS = {"model": str, "sampler": str, "steps": int, "seed": int, "samples": int}
-_SHARED = ("spacing", "clip", "quantize", "precision", "samples", "data")  # what cells of one folder agree in
 _COLUMNS = ("arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std")
-_MOST = 10**12  # of anything counted
-_LARGEST = 1e100  # of anything measured; squares of it are still finite
-
-
 _USUAL_FRAMES = {"euler": "edm", "heun": "edm", "sde": "flow"}  # of samplers; of the others variance preserving
 
 
@@ -47,11 +42,11 @@ def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
     if cell.get("version") != RECORD_VERSION:
         raise ValueError(f"it was recorded by version {cell.get('version')} of the suite, this is {RECORD_VERSION}")
     for name, kind in _KINDS.items():
-        if not isinstance(cell[name], kind) or isinstance(cell[name], bool):
+        if type(cell[name]) is not kind:
             raise ValueError(f"{name} is {cell[name]!r}")
         if kind is str and not NAME.fullmatch(cell[name]):
             raise ValueError(f"{name} is {cell[name]!r:.100}, which is no name")
-        if kind is int and not (name != "seed") <= cell[name] <= _MOST:
+        if kind is int and not (name != "seed") <= cell[name] <= MOST_COUNTED:
             raise ValueError(f"{name} is {cell[name]!r:.20}")
     expected = "{model}-{sampler}-{steps}-seed{seed}".format(**cell)
     if folder.name != expected:
@@ -67,9 +62,9 @@ def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
         raise ValueError(f"nfe is {facts['nfe']!r} at {cell['steps']} steps of {cell['sampler']}")
     for score in facts["scores"]:
         _check_score(score)
-    twice = [name for name, count in Counter(score["metric"] for score in facts["scores"]).items() if count > 1]
-    if twice:
-        raise ValueError(f"{twice[0]} is there twice")
+    for metric, count in Counter(score["metric"] for score in facts["scores"]).items():
+        if count > 1:
+            raise ValueError(f"{metric} is there twice")
     check_files(folder, facts["files"])
 
 
@@ -115,9 +110,9 @@ def _check_score(score: Mapping[str, Any]) -> None:
     value, n = score["value"], score["n"]
     if not all(isinstance(score[name], str) for name in ("metric", "reference")):
         raise ValueError("a score has no metric or no reference")
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= _MOST:
+    if type(n) is not int or not 1 <= n <= MOST_COUNTED:
         raise ValueError(f"{score['metric']} was computed from {n!r:.20} samples")
-    if value is not None and (isinstance(value, bool) or not abs(value) < _LARGEST):
+    if value is not None and (isinstance(value, bool) or not abs(value) < LARGEST):
         raise ValueError(f"{score['metric']} is {value!r:.20}")
 
 
@@ -137,7 +132,7 @@ def check_steps(table: pd.DataFrame, steps: int) -> None:
     given = table[["i", "stage", "t", "alpha", "sigma", "value", "n", "std"]]
     numeric = all(pd.api.types.is_numeric_dtype(kind) for kind in given.dtypes)
     numbers = (given if numeric else given.apply(pd.to_numeric, errors="coerce")).to_numpy(dtype=float)
-    wrong = ~(np.abs(numbers) < _LARGEST)
+    wrong = ~(np.abs(numbers) < LARGEST)
     wrong[:, -3:] &= given[["value", "n", "std"]].notna().to_numpy()
     wrong |= table[["arm", "quantity"]].isna().any(axis=1).to_numpy()[:, None]
     if wrong.any():
@@ -149,9 +144,3 @@ def check_steps(table: pd.DataFrame, steps: int) -> None:
         raise ValueError(f"it has steps that a walk of {steps} does not have")
     if table.duplicated(["arm", "quantity", "i", "stage"]).any():
         raise ValueError("it has the same row twice")
-
-
-def settings(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the settings that most cells share, which all cells of a folder must have."""
-    shared = Counter(json.dumps({name: cell.get(name) for name in _SHARED}) for cell in cells)
-    return dict(json.loads(shared.most_common(1)[0][0])) if cells else {}

@@ -30,7 +30,7 @@ def read_records(places: Iterable[Any], kind: str, problem: Callable[[str], None
         kind: ``chain`` or ``response``, after which the file that completes a record is named.
         problem: is told what is wrong.
     """
-    tables = _each(places, kind, problem, lambda path: _read(path, kind))
+    tables = _each(places, kind, problem, lambda path: _table(path, kind))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -101,7 +101,7 @@ def _each(places: Iterable[Any], kind: str, problem: Callable[[str], None], read
 
 def _facts(path: Place, kind: str) -> Mapping[str, Any]:
     """Return what a record says that it is, after checking it and its files."""
-    facts: dict[str, Any] = read_json(path / f"{kind}.json")
+    facts: dict[str, dict[str, Any]] = read_json(path / f"{kind}.json")
     version = facts[kind]["version"]
     if version != _VERSIONS[kind]:
         raise ValueError(f"it was recorded by version {version} of the suite, this is {_VERSIONS[kind]}")
@@ -110,21 +110,21 @@ def _facts(path: Place, kind: str) -> Mapping[str, Any]:
         raise ValueError("its folder has a name that no run gives")
     check_key(facts["key"], facts[kind])
     check_files(path, facts["files"])
-    description: dict[str, Any] = facts[kind]
-    return description
+    return facts[kind]
 
 
-def _read(path: Place, kind: str) -> pd.DataFrame:
+def _table(path: Place, kind: str) -> pd.DataFrame:
+    """Return the table of a record, after checking both."""
     _facts(path, kind)
     table = read_table(path / "record.csv", dtype=dict.fromkeys(_TEXTS, str))
     filled, others = _COLUMNS[kind]
     missing = [name for name in (*filled, *others) if name not in table]
     if missing or not len(table) or table[list(filled)].isna().any(axis=None):
         raise ValueError(f"record.csv has no {missing[0]!r}" if missing else "record.csv has empty entries")
-    strange = [name for name in table["model"].unique() if not NAME.fullmatch(name)]
-    if strange:
-        raise ValueError(f"record.csv has a model {strange[0]!r:.100}, which is no name")
-    numbers = table.drop(columns=[name for name in _TEXTS if name in table])
+    for name in table["model"].unique():
+        if not NAME.fullmatch(name):
+            raise ValueError(f"record.csv has a model {name!r:.100}, which is no name")
+    numbers = table.drop(columns=list(_TEXTS), errors="ignore")
     wrong = [name for name, kind in numbers.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     if wrong or np.isinf(numbers.to_numpy(dtype=float)).any():
         raise ValueError("record.csv holds something that is not a finite number")
@@ -136,18 +136,16 @@ def read_pictures(places: Iterable[Any], name: str, problem: Callable[[str], Non
 
     Damaged ones are a problem.
     """
-    path = next((place for place in places if place.name == name), None)
-    if path is None or not (path / "pictures.npz").exists():
+    path = next((place / "pictures.npz" for place in places if place.name == name), None)
+    if path is None or not path.exists():
         return None
     try:
-        pictures = read_npz(path / "pictures.npz")
+        pictures = read_npz(path)
+        images = [pictures.get(name, np.empty(0)) for name in ("original", "reconstruction")]
+        sound = images[0].ndim == 4 and images[0].size and images[0].shape[3] in (1, 3)
+        if not (sound and all(i.dtype == np.uint8 and i.shape == images[0].shape for i in images)):
+            raise ValueError("it does not hold two rows of images")
+        return pictures
     except (OSError, ValueError) as error:
-        problem(f"{path / 'pictures.npz'} is damaged ({error}); delete its folder and run again")
+        problem(f"{path} is damaged ({error}); delete its folder and run again")
         return None
-    images = [pictures.get(name, np.empty(0)) for name in ("original", "reconstruction")]
-    sound = images[0].ndim == 4 and images[0].size and images[0].shape[3] in (1, 3)
-    if not (sound and all(i.dtype == np.uint8 and i.shape == images[0].shape for i in images)):
-        reason = "it does not hold two rows of images"
-        problem(f"{path / 'pictures.npz'} is damaged ({reason}); delete its folder and run again")
-        return None
-    return pictures

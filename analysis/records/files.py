@@ -11,7 +11,8 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,10 +26,25 @@ CHECKSUM = "records_sha256"  # of the archive, in run.json
 _MOST = 2**28  # bytes of a file without its packing that are harmless, however small the file
 _SHARE = 250  # unpacked bytes for a byte on disk; records have below 30
 _LARGEST_JSON = 2**24
-_LARGEST = 1e100  # of anything measured; squares of it are still finite
+LARGEST = 1e100  # of anything measured; squares of it are still finite
+MOST_COUNTED = 10**12  # of anything counted
 _WIDE = (np.float64, np.longdouble)  # the others cannot hold it
 
 Place = Path | zipfile.Path  # of a file or folder
+
+
+@contextmanager
+def _refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors into ``ValueError`` with their first line, without the quotes that some kinds put around it.
+
+    Args:
+        kinds: of errors; on damaged bytes numpy, pandas and zipfile raise almost any, ``MemoryError`` included.
+    """
+    try:
+        yield
+    except kinds as error:
+        text = str(error.args[0]) if len(error.args) == 1 else str(error)
+        raise ValueError((text.strip().splitlines() or [type(error).__name__])[0]) from None
 
 
 def open_records(root: Path) -> Place:
@@ -36,13 +52,11 @@ def open_records(root: Path) -> Place:
     path = root / ARCHIVE
     if (root / "cells").is_dir() or not path.is_file():
         return root
-    try:
+    with _refusing(Exception):
         _check_archive(root)
         archive = zipfile.ZipFile(path)
-        _refuse_unfolding(sum(member.file_size for member in archive.infolist()), path.stat().st_size)
+        _refuse_unfolding(archive, path.stat().st_size)
         return zipfile.Path(archive)
-    except Exception as error:  # on damaged bytes zipfile raises almost any kind
-        raise ValueError(_reason(error)) from None
 
 
 def reopen(records: Place | None) -> None:
@@ -88,14 +102,11 @@ def size_of(place: Place) -> int:
     return place.root.getinfo(place.at).file_size if isinstance(place, zipfile.Path) else place.stat().st_size
 
 
-def read_bytes(place: Place, most: int | None = None) -> bytes:
-    """Return what a file holds, at most so many bytes."""
-    try:
-        with place.open("rb") as file:
-            return bytes(file.read(-1 if most is None else most))
+def read_bytes(place: Place, most: int = -1) -> bytes:
+    """Return what a file holds, at most so many bytes; all of it where that is negative."""
     # RuntimeError is zipfile's word for members that are encrypted, or packed in a way that it does not know.
-    except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:
-        raise ValueError(_reason(error)) from None
+    with _refusing(zipfile.BadZipFile, EOFError, RuntimeError, zlib.error), place.open("rb") as file:
+        return bytes(file.read(most))
 
 
 def _seekable(place: Place) -> IO[bytes]:
@@ -116,56 +127,39 @@ def read_json(place: Place) -> Any:
 
 def read_npz(place: Place, chosen: Callable[[str], bool] | None = None) -> dict[str, NDArray[Any]]:
     """Return the arrays of an npz file by name, all or those whose names are chosen."""
-    with _seekable(place) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                _refuse_unfolding(sum(member.file_size for member in archive.infolist()), size_of(place))
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as content:
-                arrays = {str(key): content[key] for key in content.files if chosen is None or chosen(key)}
-            for key, array in arrays.items():
-                if array.dtype in _WIDE and (np.abs(array[np.isfinite(array)]) > _LARGEST).any():
-                    raise ValueError(f"{key} holds numbers beyond {_LARGEST:g}")
-            return arrays
-        except Exception as error:  # on damaged bytes numpy and zipfile raise almost any kind, MemoryError included
-            raise ValueError(_reason(error)) from None
+    with _seekable(place) as file, _refusing(Exception):
+        with zipfile.ZipFile(file) as archive:
+            _refuse_unfolding(archive, size_of(place))
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {str(key): content[key] for key in content.files if chosen is None or chosen(key)}
+        for key, array in arrays.items():
+            if array.dtype in _WIDE and (np.abs(array[np.isfinite(array)]) > LARGEST).any():
+                raise ValueError(f"{key} holds numbers beyond {LARGEST:g}")
+        return arrays
 
 
 def npz_names(place: Place) -> list[str]:
     """Return the names of an npz file's arrays, by its index alone."""
-    with _seekable(place) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                return [name.removesuffix(".npy") for name in archive.namelist()]
-        except Exception as error:  # as above
-            raise ValueError(_reason(error)) from None
+    with _seekable(place) as file, _refusing(Exception), zipfile.ZipFile(file) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def read_npy(place: Place) -> NDArray[Any]:
     """Return the array of an npy file."""
     content = read_bytes(place)
-    try:
+    with _refusing(Exception):
         array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
         return array[...]  # fails for an npz, which numpy would open as well
-    except Exception as error:  # as above
-        raise ValueError(_reason(error)) from None
 
 
 def read_table(place: Place, **options: Any) -> pd.DataFrame:
     """Return the table of a CSV file; the options are those of ``pandas.read_csv``."""
     content = read_bytes(place)
-    try:
+    with _refusing(Exception):
         return pd.read_csv(io.BytesIO(content), **options)
-    except Exception as error:  # on damaged bytes pandas raises almost any kind
-        raise ValueError(_reason(error)) from None
 
 
-def _refuse_unfolding(size: int, packed: int) -> None:
-    if size > max(_MOST, _SHARE * packed):
+def _refuse_unfolding(archive: zipfile.ZipFile, packed: int) -> None:
+    if sum(member.file_size for member in archive.infolist()) > max(_MOST, _SHARE * packed):
         raise ValueError(f"it unfolds to over {_SHARE} times its size")
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error without the quotes that some kinds put around it."""
-    text = str(error.args[0]) if len(error.args) == 1 else str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +14,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.records.checks import check_facts, check_steps, settings, walk_name
+from analysis.records.checks import check_facts, check_steps, walk_name
 from analysis.records.experiments import read_exact, read_misfits
 from analysis.records.files import (
     ARCHIVE,
@@ -30,6 +32,13 @@ from analysis.records.run_record import read_run
 
 T = TypeVar("T")
 _KEY = ("model", "sampler", "steps", "seed")
+# Of ``moments.npz``: one entry a level, and what is read of the arms.
+LEVEL_ARRAYS = ("i", "t", "alpha_next", "sigma_next")
+MOMENT_ARRAYS = (
+    "free/spectrum_", "free/haar_", "forced-train/spectrum_x0", "forced-train/haar_x0", "forced-train/error/",
+    "recorded/",
+)  # fmt: skip
+_SHARED = ("spacing", "clip", "quantize", "precision", "samples", "data")  # what cells of one folder agree in
 _CLOSED_FORM = "gaussian"  # begins the arms of exact samplers that are formulas; others are walks
 _EXTRAPOLATED = "_inf"  # ends a score of older records that is computed no more
 # Endings of scores that belong to a distance.
@@ -61,19 +70,14 @@ class CellRecord:
         Raises:
             ResultsError: the table is damaged.
         """
-        path = self.folder / "steps.csv"
-        if not path.exists():
-            return None
-        try:
-            self._refuse_changed(path)
+
+        def read(path: Place) -> pd.DataFrame:
             table = read_table(path)
             check_steps(table, self.cell["steps"])
             table = table.astype({"t": float, "n": float, "value": float, "std": float})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).strip()  # pandas ends its lines
-            raise ResultsError(f"{path} is damaged ({reason}); delete the cell and run again") from None
-        table = table[table["stage"] == 0].reset_index(drop=True)
-        return table.assign(**self.key())
+            return table[table["stage"] == 0].reset_index(drop=True).assign(**self.key())
+
+        return self._read("steps.csv", read)
 
     def array(self, name: str) -> NDArray[Any] | None:
         """Return the array of an npy file, or None where there is none.
@@ -91,6 +95,15 @@ class CellRecord:
         """
         return self._read(name, lambda path: read_npz(path, chosen))
 
+    @cached_property
+    def moments(self) -> dict[str, NDArray[Any]]:
+        """The analysed arrays of ``moments.npz``, empty where there is none; the file is unpacked once.
+
+        Raises:
+            ResultsError: the file is damaged.
+        """
+        return self.arrays("moments.npz", is_analysed) or {}
+
     def array_names(self, name: str) -> list[str] | None:
         """Return the names of an npz file's arrays without unpacking them, or None where there is none.
 
@@ -106,8 +119,9 @@ class CellRecord:
         try:
             self._refuse_changed(path)
             return read(path)
-        except (OSError, ValueError) as error:
-            raise ResultsError(f"{path} is damaged ({error}); delete the cell and run again") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).strip()  # pandas ends its lines
+            raise ResultsError(f"{path} is damaged ({reason}); delete the cell and run again") from None
 
     def _refuse_changed(self, path: Place) -> None:
         """Refuse a file whose sha256 is not that of the record, which a published copy's archive has in its place."""
@@ -178,7 +192,7 @@ class Results:
 
     def problem(self, line: str) -> None:
         """Note what is wrong, once, on one line."""
-        line = _one_line(line)
+        line = one_line(line)
         if line not in self.problems:
             self.problems.append(line)
 
@@ -230,18 +244,20 @@ def load_results(root: Path) -> Results:
     try:
         records = open_records(root)
     except (OSError, ValueError) as error:
-        raise ResultsError(_one_line(f"{root / ARCHIVE} is damaged ({error}); fetch it again")) from None
+        raise ResultsError(one_line(f"{root / ARCHIVE} is damaged ({error}); fetch it again")) from None
     if not (records / "cells").is_dir():
         raise ResultsError(f"{root} is not a results folder (no cells/ and no {ARCHIVE} in it)")
     try:
         run = read_run(root)
     except ValueError as error:
-        raise ResultsError(_one_line(str(error))) from None
+        raise ResultsError(one_line(str(error))) from None
     cells: list[CellRecord] = []
     problems: list[str] = []
     for folder in (place for place in children(records / "cells") if place.is_dir()):
         try:
-            cells.append(_read_cell(folder))
+            facts = read_json(folder / "metrics.json")
+            check_facts(folder, facts)
+            cells.append(CellRecord(folder, {**facts["cell"], "sampler": walk_name(facts["cell"])}, facts))
         except FileNotFoundError:
             problems.append(f"{folder} is incomplete and left out; run again to finish it")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -250,35 +266,26 @@ def load_results(root: Path) -> Results:
     cells = _alike(cells, problems)
     if not cells:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ResultsError(_one_line(f"{root} holds no complete cell" + (f": {problems[0]}{more}" if problems else "")))
+        raise ResultsError(one_line(f"{root} holds no complete cell" + (f": {problems[0]}{more}" if problems else "")))
     order = {name: position for position, name in enumerate(run.get("configuration", {}).get("models", ()))}
-    cells.sort(
-        key=lambda r: (
-            r.cell["sampler"] != "ddpm",
-            r.cell["sampler"],
-            order.get(r.cell["model"], -1),  # there before the last run, which did not name it
-            r.cell["steps"],
-            r.cell["seed"],
-        )
-    )
-    return Results(root, cells, [_one_line(problem) for problem in problems], records, run)
+
+    def place(record: CellRecord) -> tuple[Any, ...]:
+        model, sampler, steps, seed = record.key().values()
+        # A model that the last run did not name was there before it.
+        return sampler != "ddpm", sampler, order.get(model, -1), steps, seed
+
+    return Results(root, sorted(cells, key=place), [one_line(problem) for problem in problems], records, run)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Return text that a terminal shows on one line, whatever folders and files are called."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _read_cell(folder: Place) -> CellRecord:
-    """Read and check a cell's ``metrics.json``; any error says that the cell is damaged."""
-    facts = read_json(folder / "metrics.json")
-    check_facts(folder, facts)
-    return CellRecord(folder, {**facts["cell"], "sampler": walk_name(facts["cell"])}, facts)
-
-
 def _alike(cells: list[CellRecord], problems: list[str]) -> list[CellRecord]:
     """Keep the cells that share the settings of most; they alone may stand in one table."""
-    shared, alike = settings([record.cell for record in cells]), []
+    settings = Counter(json.dumps({name: record.cell.get(name) for name in _SHARED}) for record in cells)
+    shared, alike = json.loads(settings.most_common(1)[0][0]) if cells else {}, []
     for record in cells:
         other = [name for name, value in shared.items() if record.cell.get(name) != value]
         if other:
@@ -288,26 +295,25 @@ def _alike(cells: list[CellRecord], problems: list[str]) -> list[CellRecord]:
     return alike
 
 
+def is_analysed(name: str) -> bool:
+    """Tell whether an analysis reads an array of ``moments.npz``."""
+    return name in LEVEL_ARRAYS or name.startswith(("data/", *MOMENT_ARRAYS))
+
+
 def frechet_name(names: Iterable[str]) -> str | None:
     """Return the Frechet distance on pooled features, the plain one; None where there is none."""
     plain = (name for name in names if not name.endswith(_DERIVED))
     return next((name for name in plain if re.fullmatch(r"(clean_)?(fid|fd_\w+)", name)), None)
 
 
-def coverage_name(names: Iterable[str], kind: str) -> str | None:
-    """Return what ``precision`` or ``recall`` goes by, None where there is none."""
+def score_name(names: Iterable[str], kind: str) -> str | None:
+    """Return what ``precision``, ``recall``, ``is`` (the Inception score) or ``kid`` goes by, None without any."""
     return next((name for name in names if re.fullmatch(rf"(clean_)?{kind}(_\w+)?", name)), None)
 
 
-def inception_score_name(names: Iterable[str]) -> str | None:
-    """Return what the Inception score goes by, None where there is none."""
-    return next((name for name in names if re.fullmatch(r"(clean_)?is(_\w+)?", name)), None)
-
-
 def kid_name(names: Iterable[str]) -> str | None:
-    """Return what the kernel distance goes by, None where there is none."""
-    plain = (name for name in names if not name.endswith("_error"))
-    return next((name for name in plain if re.fullmatch(r"(clean_)?kid(_\w+)?", name)), None)
+    """Return what the kernel distance goes by, its error being a score of its own; None where there is none."""
+    return score_name((name for name in names if not name.endswith("_error")), "kid")
 
 
 def main_metric(metrics: pd.DataFrame) -> str | None:

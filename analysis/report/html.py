@@ -18,7 +18,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from string import Template
 from typing import Any
 
-from analysis.output.entries import FigureEntry, Output, TableEntry
+import pandas as pd
+
+from analysis.output.entries import Entry, Output
 from analysis.output.text import entry, without_constants
 from analysis.output.writing import write_text
 from analysis.quality.main_table import QualityTable, quality_table
@@ -48,18 +50,19 @@ def write_report(results: Results, out: Output) -> Path:
 
 def build_report(results: Results, out: Output) -> str:
     """Return the report of what analyses entered into ``out``, as HTML."""
-    sections: dict[str, list[FigureEntry | TableEntry]] = {name: [] for name in _FIRST}
+    sections: dict[str, list[Entry]] = {name: [] for name in _FIRST}
     for item in out.entries:
         if item.name != _MAIN:
             sections.setdefault(item.section, []).append(item)
     sections = {name: items for name, items in sections.items() if items}
-    main_figures = [item for item in out.entries if isinstance(item, FigureEntry) and item.name == _MAIN]
+    main_figures = [item for item in out.entries if item.frame is None and item.name == _MAIN]
     names = {"main-table": "Main table", **{_anchor(name): name for name in sections}}
     names |= {"how-to-read": "How to read this", "made-with": "How this was made"}
+    models = _unique(results, "model")
     template = Template(files("analysis.report").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
         pictures="'self' file:" if _is_published(out) else "data:",  # what the page may load
-        title=escape(f"Exposure bias: {_models(results)}"),
+        title=escape(f"Exposure bias: {', '.join(models) if len(models) <= _NAMED else f'{len(models)} models'}"),
         summary=escape(_summary(results)),
         verdict="\n".join(f"<li>{escape(sentence)}</li>" for sentence in verdict(results)),
         problems="\n".join(filter(None, (_misfits(results), _problems(results)))),
@@ -74,16 +77,10 @@ def _unique(results: Results, name: str) -> list[str]:
     return [str(value) for value in dict.fromkeys(record.cell[name] for record in results.cells)]
 
 
-def _models(results: Results) -> str:
-    names = _unique(results, "model")
-    return ", ".join(names) if len(names) <= _NAMED else f"{len(names)} models"
-
-
 def _summary(results: Results) -> str:
-    samplers, steps = _unique(results, "sampler"), sorted({record.cell["steps"] for record in results.cells})
-    counts = ", ".join(map(str, steps))
-    models = ", ".join(_unique(results, "model"))
-    return f"{models}; {', '.join(samplers)} at {counts} steps; {results.account()}."
+    models, samplers = (", ".join(_unique(results, name)) for name in ("model", "sampler"))
+    counts = ", ".join(sorted(_unique(results, "steps"), key=int))
+    return f"{models}; {samplers} at {counts} steps; {results.account()}."
 
 
 def _anchor(section: str) -> str:
@@ -92,28 +89,32 @@ def _anchor(section: str) -> str:
 
 def _misfits(results: Results) -> str:
     """Return a box that names models whose description does not fit; nothing where all do."""
-    if not results.misfits:
-        return ""
-    items = "\n".join(f"<li>{escape(model)}: {escape(text)}</li>" for model, text in results.misfits.items())
-    return (
-        '<section class="problems" aria-labelledby="misfits">\n'
-        '<h2 id="misfits">What does not fit its description</h2>\n'
-        f"<ul>\n{items}\n</ul>\n<p>The slope is that of the true noise on the predicted one, and 1 for every network"
+    return _box(
+        "misfits", "What does not fit its description", [f"{model}: {text}" for model, text in results.misfits.items()],
+        "The slope is that of the true noise on the predicted one, and 1 for every network"
         " that is rightly described. Prediction, schedule, T, rescale_timesteps or the range of the images may be"
-        " another, which <code>python -m bench.models.inspect</code> tells. No comparison below has these models.</p>\n"
-        "</section>"
-    )
+        " another, which <code>python -m bench.models.inspect</code> tells. No comparison below has these models.",
+    )  # fmt: skip
 
 
 def _problems(results: Results) -> str:
     """Return a box that names what could not be read, relative to the folder; nothing where all is sound."""
-    if not results.problems:
-        return ""
-    lines = (line.replace(f"{results.root}{os.sep}", "") for line in results.problems)
+    lines = [line.replace(f"{results.root}{os.sep}", "") for line in results.problems]
+    return _box(
+        "problems", "What was left out, and why", lines, "Everything below is drawn from the records that are sound."
+    )
+
+
+def _box(anchor: str, title: str, lines: Sequence[str], text: str) -> str:
+    """Return a list of what is wrong, and below it a text, which may be HTML; nothing without lines."""
     items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
     return (
-        '<section class="problems" aria-labelledby="problems">\n<h2 id="problems">What was left out, and why</h2>\n'
-        f"<ul>\n{items}\n</ul>\n<p>Everything below is drawn from the records that are sound.</p>\n</section>"
+        (
+            f'<section class="problems" aria-labelledby="{anchor}">\n<h2 id="{anchor}">{title}</h2>\n'
+            f"<ul>\n{items}\n</ul>\n<p>{text}</p>\n</section>"
+        )
+        if lines
+        else ""
     )
 
 
@@ -121,14 +122,10 @@ def _main_table(quality: QualityTable | None) -> str:
     """Return the table of Frechet distances, bold for every entry not told from the best of its column."""
     if quality is None:
         return "<p>No Frechet distance was computed.</p>"
-    header = ["model", "sampler", *(f"{steps} steps" for steps in quality.steps)]
-    rows = []
-    for _, row in quality.table.iterrows():
-        texts = [(quality.entry(row, steps), bool(row[f"{steps}_best"])) for steps in quality.steps]
-        entries = [f"<b>{escape(text)}</b>" if best else escape(text) for text, best in texts]
-        rows.append([escape(quality.label(row)), escape(row["sampler"]), *entries])
+    # Entries are numbers, or a dash: nothing in them is markup.
+    rows = [[escape(model), escape(sampler), *entries] for model, sampler, *entries in quality.rows("<b>{}</b>")]
     kinds = ["", "", *("number" for _ in quality.steps)]
-    table = _table("Main table", header, rows, kinds, quality.feet())
+    table = _table("Main table", quality.header, rows, kinds, quality.feet())
     return f'<p class="caption">{escape(quality.caption)}</p>\n{table}'
 
 
@@ -163,27 +160,24 @@ def _row(cells: Sequence[str], kinds: Sequence[str]) -> str:
     return f'<tr><th scope="row"{first[1]}>{first[0]}</th>{body}</tr>'
 
 
-def _section(name: str, items: Sequence[FigureEntry | TableEntry], out: Output) -> str:
+def _section(name: str, items: Sequence[Entry], out: Output) -> str:
     """Return one section: of the first ones the leading figure, and folded the rest; the others folded whole."""
-    figures = [item for item in items if isinstance(item, FigureEntry)]
+    figures = [item for item in items if item.frame is None]
     pointers = {item.caption: f"See the figure “{item.title}”." for item in figures}
     leading = figures[:1] if name in _FIRST else []
-    rest = [item for item in items if item not in leading]
+    rest = [item for item in items if not any(item is figure for figure in leading)]
     parts = [_figure(item, out) for item in leading]
     if rest:
         titles = ", ".join(dict.fromkeys(escape(item.title) for item in rest))
         folded = "\n".join(
-            _figure(item, out)
-            if isinstance(item, FigureEntry)
-            else _tabled(item, pointers.get(item.caption, item.caption))
-            for item in rest
+            _figure(item, out) if item.frame is None else _tabled(item, item.frame, pointers) for item in rest
         )
         parts.append(f"<details>\n<summary>{titles}</summary>\n{folded}\n</details>")
     anchor, body = _anchor(name), "\n".join(parts)
     return f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{escape(name)}</h2>\n{body}\n</section>'
 
 
-def _figure(item: FigureEntry, out: Output) -> str:
+def _figure(item: Entry, out: Output) -> str:
     title, caption, path = escape(item.title), escape(item.caption), out.figures / f"{item.name}.png"
     try:
         content = path.read_bytes()
@@ -203,23 +197,22 @@ def _is_published(out: Output) -> bool:
     return (out.root / ARCHIVE).is_file()
 
 
-def _tabled(item: TableEntry, caption: str) -> str:
+def _tabled(item: Entry, frame: pd.DataFrame, pointers: Mapping[str, str]) -> str:
     """Return a short table, or the name of the file that holds a long one.
 
-    Columns without an entry are left out, and those with one entry throughout are told below the caption.
+    Columns without an entry are left out, and those with one entry throughout are told below the caption, in whose
+    place stands the pointer to a figure that has the same.
     """
-    title, frame = f"<h3>{escape(item.title)}</h3>", item.frame
-    text = f'<p class="caption">{escape(caption)}</p>'
+    title = f"<h3>{escape(item.title)}</h3>"
+    text = f'<p class="caption">{escape(pointers.get(item.caption, item.caption))}</p>'
     if len(frame) > _INLINE:
-        name = f"tables/{item.name}.csv"
-        return f"{title}\n{text}\n<p>{len(frame)} rows, in <code>{escape(name)}</code>.</p>"
+        return f"{title}\n{text}\n<p>{len(frame)} rows, in <code>tables/{escape(item.name)}.csv</code>.</p>"
     readable, repeated = without_constants(frame)
     columns = {str(name): [entry(value) for value in readable[name]] for name in readable.columns}
     if repeated:
         text += f'\n<p class="caption">{escape(repeated)}</p>'
-    rows = list(zip(*columns.values(), strict=True))
-    kinds = [_kind(cells) for cells in columns.values()]
-    table = _table(item.title, list(columns), [[escape(cell) for cell in row] for row in rows], kinds)
+    rows = [[escape(cell) for cell in row] for row in zip(*columns.values(), strict=True)]
+    table = _table(item.title, list(columns), rows, [_kind(cells) for cells in columns.values()])
     if len(rows) > _OPEN:
         table = f"<details>\n<summary>{len(rows)} rows</summary>\n{table}\n</details>"
     return f"{title}\n{text}\n{table}"
@@ -239,9 +232,7 @@ def _configuration(run: Mapping[str, Any]) -> str:
         return "<p>Not known: there is no <code>run.json</code>.</p>"
     parts = []
     for heading, rows in sections.items():
-        lines = "\n".join(
-            f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows
-        )
+        lines = "\n".join(_row([escape(text) for text in row], ["", ""]) for row in rows)
         parts.append(f'<h3>{heading}</h3>\n<table class="settings"><tbody>\n{lines}\n</tbody></table>')
     return "<details>\n<summary>Full configuration and environment</summary>\n" + "\n".join(parts) + "\n</details>"
 
@@ -258,14 +249,12 @@ def list_configuration(run: Mapping[str, Any]) -> dict[str, list[tuple[str, str]
 
 def without_paths(text: str) -> str:
     """Return text with absolute paths, also those after ``=`` and ``,``, cut to their last part."""
-    return "".join(_last(part) for part in _JOINTS.split(text))
 
+    def last(part: str) -> str:
+        paths = (PurePosixPath(part), PureWindowsPath(part))
+        return next((path.name for path in paths if path.is_absolute() or part.startswith("~")), part)
 
-def _last(part: str) -> str:
-    for path in (PurePosixPath(part), PureWindowsPath(part)):
-        if path.is_absolute() or part.startswith("~"):
-            return path.name
-    return part
+    return "".join(map(last, _JOINTS.split(text)))
 
 
 def _scrubbed(value: Any) -> Any:

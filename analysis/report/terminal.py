@@ -5,8 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-import pandas as pd
-
 from analysis.comparison.pairs import pairs_table
 from analysis.quality.main_table import QualityTable, quality_table
 from analysis.records.load import Results
@@ -26,22 +24,14 @@ def terminal_summary(results: Results, width: int) -> str:
     quality = results.once(quality_table)
     if quality is None:
         return ""
-    rows = [[quality.label(row), str(row["sampler"]), *_entries(quality, row)] for _, row in quality.table.iterrows()]
-    rows += quality.feet()
-    header = ["model", "sampler", *(f"{steps} steps" for steps in quality.steps)]
-    caption = quality.caption.replace("Bold:", "*:")
-    paragraphs = [textwrap.fill(caption, width), *_blocks([header, *rows], width), *_loops(results)]
-    paragraphs += _reasons(results, quality, width)
-    return "\n\n".join(paragraphs)
-
-
-def _entries(quality: QualityTable, row: pd.Series) -> list[str]:
-    return [f"{quality.entry(row, steps)}{'*' if row[f'{steps}_best'] else ' '}" for steps in quality.steps]
+    rows = [quality.header, *quality.rows("{}*", "{} "), *quality.feet()]
+    caption = textwrap.fill(quality.caption.replace("Bold:", "*:"), width)
+    return "\n\n".join([caption, *_blocks(rows, width), *_loops(results), *_reasons(results, quality, width)])
 
 
 def _blocks(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Return aligned tables, each with the first two columns and as many of the others as fit."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = sum(widths[:2]) + len(_GAP)
     blocks: list[list[int]] = []
     room = 0
@@ -51,12 +41,12 @@ def _blocks(rows: Sequence[Sequence[str]], width: int) -> list[str]:
             blocks.append([])
             room = max(width - left, 0) - widths[column] - len(_GAP)
         blocks[-1].append(column)
-    return ["\n".join(_line(row, widths, columns) for row in rows) for columns in blocks]
 
+    def line(row: Sequence[str], columns: Sequence[int]) -> str:
+        cells = [row[column].ljust(widths[column]) for column in (0, 1)]
+        return _GAP.join([*cells, *(row[column].rjust(widths[column]) for column in columns)]).rstrip()
 
-def _line(row: Sequence[str], widths: Sequence[int], columns: Sequence[int]) -> str:
-    cells = [row[column].ljust(widths[column]) for column in (0, 1)]
-    return _GAP.join([*cells, *(row[column].rjust(widths[column]) for column in columns)]).rstrip()
+    return ["\n".join(line(row, columns) for row in rows) for columns in blocks]
 
 
 def _loops(results: Results) -> list[str]:

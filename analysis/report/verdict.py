@@ -244,8 +244,8 @@ def variance_sentence(finding: Walks | None, sampler: str) -> str:
     high, low = (sum(level.outside == side for level in finding.tested) for side in (1, -1))
     return (
         f"The variance of the finished samples lies outside the range of the exact denoisers on the same levels by more"
-        f" than two standard errors in {_share(high + low, len(finding.tested), 'pair')} of model and step count, above"
-        f" it in {high} and below in {low}: {end}."
+        f" than two standard errors in {high + low} of {_count(len(finding.tested), 'pair')} of model and step count,"
+        f" above it in {high} and below in {low}: {end}."
     )
 
 
@@ -267,17 +267,13 @@ def norm_sentence(finding: Walks | None, sampler: str) -> str:
 def _quoted(finding: Walks) -> tuple[str, str]:
     """Return the first model, and its values at the fewest and the most steps as text."""
     model, levels = next(iter(finding.levels.items()))
-    return model, _listed([_level(level) for level in (levels[:1] if len(levels) == 1 else [levels[0], levels[-1]])])
+    return model, _listed([_level(level) for level in (levels[0], *levels[1:][-1:])])
 
 
 def _level(level: Level) -> str:
     band = f" ± {_BAND * level.error:.3f}" if np.isfinite(level.error) else ""
-    if np.isnan(level.low):
-        exact = ""
-    elif level.high - level.low < 0.0005:
-        exact = f" (exact: {level.low:.3f})"
-    else:
-        exact = f" (exact: {level.low:.3f} to {level.high:.3f})"
+    wide = f" to {level.high:.3f}" if level.high - level.low >= 0.0005 else ""
+    exact = "" if np.isnan(level.low) else f" (exact: {level.low:.3f}{wide})"
     return f"{level.value:.3f}{band} at {level.steps} steps{exact}"
 
 
@@ -319,7 +315,3 @@ def _listed(names: Sequence[str]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _share(part: int, whole: int, noun: str) -> str:
-    return f"{part} of {_count(whole, noun)}"

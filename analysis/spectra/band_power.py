@@ -22,9 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis.output.selection import models_of
-from analysis.output.style import EXACT, EXACT_KEY, LineRow, exact_band, line_key, line_panels, reference
-from analysis.records.arrays import Arrays, moments
+from analysis.output.selection import EXACT, models_of
+from analysis.output.style import EXACT_KEY, LineRow, exact_band, label_panels, line_key, line_panels, reference
 from analysis.records.experiments import read_exact_spectra
 from analysis.records.load import CellRecord, Results, ResultsError
 
@@ -59,8 +58,7 @@ def band_table(results: Results, kind: str) -> pd.DataFrame:
         results: the results folder.
         kind: ``spectrum`` or ``haar``; bands are numbered as recorded.
     """
-    arrays = moments(results)
-    cells = results.each(lambda record: _cell(record, arrays.get(record.folder.name, {}), kind))
+    cells = results.each(lambda record: _cell(record, kind))
     if not cells:
         return pd.DataFrame()
     pooled = _pooled(pd.concat(cells, ignore_index=True))
@@ -101,8 +99,9 @@ def _exact(results: Results, kind: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _cell(record: CellRecord, arrays: Arrays, kind: str) -> pd.DataFrame | None:
+def _cell(record: CellRecord, kind: str) -> pd.DataFrame | None:
     """Return a cell's counts, means and second moments, one row a level and band; None where nothing was measured."""
+    arrays = record.moments
     i, data = (arrays.get(name) for name in ("i", f"data/{kind}"))
     if i is None or data is None or not i.size:
         return None
@@ -192,8 +191,7 @@ def ratio_panels(
             for axis, part in zip(row.axes, chosen.values(), strict=True):
                 ratio_lines(row, axis, table[part], row.quantity, along)
             row.axes[0].set_ylabel(labels[row.quantity].replace(": ", ":\n"))  # one line runs into the next row's
-        for axis, title in zip(rows[0].axes, chosen, strict=True):
-            axis.set_title(title)
+        label_panels(rows, chosen)
         line_key(figure, rows, exact_key(table))
         yield figure, rows
 
@@ -210,12 +208,9 @@ def ratio_lines(row: LineRow, axis: Axes, table: pd.DataFrame, quantity: str, al
         quantity: ``state`` or ``x0_hat``.
         along: the column of the horizontal axis.
     """
-    baseline = list(row.paint)[-1]
-    for model in row.paint:
-        line = table[table["model"] == model].sort_values(along)
-        error = line[f"{quantity}_log_ratio_se"] if model == baseline else np.nan
-        value = line[f"{quantity}_log_ratio"]
-        row.band(axis, model, pd.DataFrame({"t": line[along], "value": value, "error": error}))
+    table = table.sort_values(along, kind="stable")
+    error = table[f"{quantity}_log_ratio_se"].where(table["model"] == list(row.paint)[-1])
+    row.bands(axis, (table.assign(t=table[along], value=table[f"{quantity}_log_ratio"], error=error), "-"))
     exact = table.drop_duplicates(along)
     laws = {f"exact_{law}": exact[f"{quantity}_exact_{law}"] for law in EXACT if f"{quantity}_exact_{law}" in exact}
     if laws:

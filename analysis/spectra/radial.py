@@ -14,6 +14,7 @@ from analysis.output.selection import first_sampler, models_of, most_steps, show
 from analysis.output.style import (
     LineRow,
     is_edm,
+    label_panels,
     level_name,
     level_symbol,
     line_key,
@@ -103,8 +104,7 @@ def draw_samples(table: pd.DataFrame, folder: Path) -> list[Path]:
                     axis.sharey(rows[0].axes[1])
                     axis.tick_params(labelleft=axis is row.axes[1])
             row.axes[1].set_ylabel("log(samples / data)")
-        for axis, count in zip(rows[0].axes, [counts[-1], *counts], strict=True):
-            axis.set_title(f"{count} steps")
+        label_panels(rows, [f"{count} steps" for count in (counts[-1], *counts)])
         rows[0].axes[1].autoscale(axis="y")  # over all that share it now
         figure.supxlabel("radial frequency", fontsize=8)
         line_key(figure, rows, {"data": (":", "black"), **exact_key(table)})
@@ -115,7 +115,7 @@ def _powers(row: LineRow, axis: Axes, done: pd.DataFrame) -> None:
     """Draw mean power of samples and data along frequency."""
     for model in row.paint:
         line = done[done["model"] == model].sort_values("frequency")
-        axis.plot(line["frequency"], line["state"], color=row.paint[model], linewidth=row.width(model))
+        row.line(axis, model, line["frequency"], line["state"])
     data = line["state"] / np.exp(line["state_log_ratio"])
     axis.plot(line["frequency"], data, color="black", linestyle=":")
     axis.set_yscale("log")

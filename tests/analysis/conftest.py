@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from records import edited
-from synthetic_results import cell_facts, run_record, score
+from synthetic_results import make_cell, run_record, score
 
 from analysis.output import style
 from bench.diffusion.noise import Noise
@@ -49,15 +49,10 @@ class Folder:
 
     def cell(self, model="adm", steps=10, seed=0, value=1.0, sampler="ddpm", terms=None, probes=True, n=20):
         """Add a complete cell and return its folder."""
-        folder = self.root / "cells" / f"{model}-{sampler}-{steps}-seed{seed}"
-        folder.mkdir(parents=True)
         scores = [score("nn_ratio", 0.9, n), score("fd_toy", value, n, "" if value else "too few images")]
-        facts = cell_facts(model, sampler, steps, seed, n) | {"scores": scores}
-        (folder / "metrics.json").write_text(json.dumps(facts))
         images = np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
-        np.savez(folder / "samples.npz", arr_0=images)
-        if terms is not None:
-            np.save(folder / "kernel.npy", terms)
+        arrays = {"samples": {"arr_0": images}} | ({} if terms is None else {"kernel": terms})
+        folder = make_cell(self.root, model, seed, sampler, steps, n, scores, **arrays)
         if probes:
             step_rows(steps, 0.01 * seed).to_csv(folder / "steps.csv", index=False)
         return folder

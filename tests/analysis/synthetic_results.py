@@ -38,10 +38,10 @@ def run_record(configuration=None, **changes):
     } | changes  # fmt: skip
 
 
-def make_cell(root, model, seed=0, sampler="ddpm", steps=4, **arrays):
+def make_cell(root, model, seed=0, sampler="ddpm", steps=4, n=50, scores=(), **arrays):
     folder = root / "cells" / f"{model}-{sampler}-{steps}-seed{seed}"
     folder.mkdir(parents=True)
-    facts = cell_facts(model, sampler, steps, seed, n=50) | {"scores": []}
+    facts = cell_facts(model, sampler, steps, seed, n) | {"scores": list(scores)}
     (folder / "metrics.json").write_text(json.dumps(facts))
     for name, content in arrays.items():
         if name == "kernel":

@@ -17,6 +17,7 @@ ANALYSES = [name for name in NAMES if hasattr(import_module(name), "analyse")]
 @pytest.mark.parametrize("name", ANALYSES)
 def test_nothing_is_made_of_nothing(tmp_path, name):
     make_cell(tmp_path, "adm")
+    (tmp_path / "tuning").mkdir()
     results, out = load_results(tmp_path), Output(tmp_path)
     import_module(name).analyse(results, out)
     assert (out.entries, results.problems) == ([], [])

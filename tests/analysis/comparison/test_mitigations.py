@@ -172,19 +172,14 @@ def test_exposure_bias_before_and_after(folder, cell):
         assert row[f"{name}_after"] == pytest.approx(cells.loc["adm-es", name])
 
 
-def test_without_held_out_images_training_images_serve(folder, cell):
-    for model, more in {"adm": {}, "adm-es": ES}.items():
-        table = steps_of(1.5)
-        table[table["arm"] != "forced-heldout"].to_csv(cell(model, steps=3, **more) / "steps.csv", index=False)
-    assert rows(folder).loc["ddpm", 3, "adm-es"]["eps_gap_signed_after"] == pytest.approx(math.log(3))
-
-
-def test_without_steps_the_bias_stays_empty(folder, cell):
+def test_bias_without_held_out_images_where_training_images_serve_and_without_steps(folder, cell):
     cell("adm", steps=3)
-    steps_of(1.0).to_csv(cell("adm-es", steps=3, **ES) / "steps.csv", index=False)
+    table = steps_of(1.0)
+    table[table["arm"] != "forced-heldout"].to_csv(cell("adm-es", steps=3, **ES) / "steps.csv", index=False)
     row = rows(folder).loc["ddpm", 3, "adm-es"]
     assert math.isnan(row["variance_network_before"])
     assert row["variance_network_after"] == pytest.approx(0.5 / 3)
+    assert row["eps_gap_signed_after"] == pytest.approx(math.log(2))
 
 
 def test_everything_is_written(folder, cell):

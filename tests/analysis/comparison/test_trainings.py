@@ -75,20 +75,16 @@ def test_fewer_than_three_a_side_is_one_training(folder):
     assert trainings_sentence(table).startswith("1 of 1 comparisons hold in one training only")
 
 
-def test_noise_is_no_difference_of_recipes(folder):
-    """Trainings of one law: a test over samples of these would reject, with errors of .006 beside a spread of .1."""
-    table = trainings_table(made(folder, {"adm": 3, "adm-ip": 3}))
-    assert set(table["verdict"]) == {"", "tie"}
-    assert "No recipe differs from another over trainings" in trainings_sentence(table)
-
-
 def test_without_a_second_training_there_is_no_table(folder):
     assert trainings_table(made(folder, {"adm": 1, "adm-ip": 1})).empty
 
 
-def test_table_and_figure_are_written(folder):
+def test_noise_is_no_difference_of_recipes(folder):
+    """Trainings of one law: a test over samples of these would reject, with errors of .006 beside a spread of .1."""
     results, out = made(folder, {"adm": 3, "adm-ip": 3}), Output(folder.root)
     analyse(results, out)
+    assert set(out.entries[0].frame["verdict"]) == {"", "tie"}
+    assert "No recipe differs from another over trainings" in out.entries[0].caption
     assert [entry.name for entry in out.entries] == ["trainings", "trainings"]
     assert_figures(sorted(out.figures.glob("*"), reverse=True), "trainings")
     assert (out.tables / "trainings.csv").exists()

@@ -31,16 +31,10 @@ def baselines(seed):
         for method, n, std in (("exact-empirical", 50, 0.1), ("exact-gaussian", np.nan, np.nan))
         for start in STARTS
     ]  # fmt: skip
-    real = {
-        "model": "data",
-        "method": "real",
-        "start": np.nan,
-        "t": np.nan,
-        "seed": seed,
-        "n": 50,
-        "quantity": "fd_toy",
-    }
-    rows.append({**real, "value": 0.5, "std": np.nan, "reference": "toy-train", "note": "held-out images"})
+    rows.append(
+        {"model": "data", "method": "real", "start": np.nan, "t": np.nan, "seed": seed, "n": 50, "quantity": "fd_toy",
+         "value": 0.5, "std": np.nan, "reference": "toy-train", "note": "held-out images"}
+    )  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -111,6 +111,9 @@ def test_rank_correlation_by_hand():
     row = table.iloc[0]
     assert (row["rho"], row["rho_settings"], row["rho_within"], row["rho_models"]) == pytest.approx((0.8,) * 4)
     assert (row["cells"], row["settings"]) == (4, 4)
+    assert len(correlation_table(cells([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]))) == 0  # too few
+    table = cells([0.1, 3.0, 2.0, 9.0], [1.0, 2.0, 3.0, 4.0]).assign(clipped=[4.0, 3.0, 2.0, 1.0])
+    assert correlation_table(table)["measure"].tolist() == ["clipped", "eps_gap"]  # the strongest come first
 
 
 def test_the_step_count_is_told_from_the_rest():
@@ -128,15 +131,6 @@ def test_the_seed_is_told_from_the_model():
     row = correlation_table(table).iloc[0]
     assert row["rho_within"] > 0.5
     assert (row["rho_models"], row["rho_settings"], row["settings"]) == (pytest.approx(-1), pytest.approx(-1), 4)
-
-
-def test_few_cells_have_no_correlation():
-    assert len(correlation_table(cells([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]))) == 0
-
-
-def test_the_strongest_come_first():
-    table = cells([0.1, 3.0, 2.0, 9.0], [1.0, 2.0, 3.0, 4.0]).assign(clipped=[4.0, 3.0, 2.0, 1.0])
-    assert correlation_table(table)["measure"].tolist() == ["clipped", "eps_gap"]
 
 
 @pytest.fixture

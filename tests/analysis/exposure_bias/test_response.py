@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.exposure_bias.response import analyse, draw_effective, draw_response, effective_table, invert
+from analysis.exposure_bias.response import analyse, effective_table, invert
 from analysis.output.entries import Output
 from analysis.records.load import load_results
 
@@ -62,12 +62,6 @@ def test_levels_that_were_not_asked_are_left_out():
     assert table["t"].tolist() == [250]
 
 
-def test_figures_are_drawn(tmp_path):
-    response, steps = curves([250, 500, 750]), sampled([250, 500, 750], 5.0)
-    paths = draw_response(response, tmp_path) + draw_effective(effective_table(response, steps), tmp_path)
-    assert [path.name for path in paths] == ["response.png", "effective_timestep.png"]
-
-
 def test_the_analysis_reads_records_and_writes_its_table(folder, make_record):
     cell = folder.cell("adm", 10)
     steps = pd.read_csv(cell / "steps.csv")
@@ -77,5 +71,6 @@ def test_the_analysis_reads_records_and_writes_its_table(folder, make_record):
     results = load_results(folder.root)
     analyse(results, out)
     assert (results.problems, {entry.name for entry in out.entries}) == ([], {"response", "effective_timestep"})
+    assert {path.name for path in out.figures.iterdir()} == {"response.png", "effective_timestep.png"}
     written = pd.read_csv(folder.root / "tables" / "effective_timestep.csv")
     assert set(written["t"]) <= set(levels)

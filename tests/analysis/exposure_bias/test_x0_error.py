@@ -50,11 +50,16 @@ def nu_error(images=IMAGES, pixels=16):
     return np.sqrt(1 + SHAPE.var()) / np.sqrt(2 * (images - 1) * pixels)
 
 
-def test_nu_is_recovered_with_its_range_over_pixels(tmp_path):
+def test_nu_is_recovered_with_its_range_over_pixels_and_a_map_of_variances_pooled_over_seeds(tmp_path):
     for seed in (0, 1):
         add(tmp_path, "adm", seed)
     results = load_results(tmp_path)
-    table = nu_table(results.steps, pixel_spread(results)).set_index(["arm", "t"])
+    ((walk, levels),) = pixel_spread(results).items()
+    assert walk == ("adm", "ddpm", 3)
+    wanted = np.sqrt(np.mean([errors_of(seed).var(1, ddof=1) for seed in (0, 1)], axis=0))
+    # Moments against centred squares, in float64: the square of a mean is at most 1e-2 of the variance.
+    assert np.allclose([levels[t] for t in TIMES], wanted, rtol=1e-12)
+    table = nu_table(results.steps, {walk: levels}).set_index(["arm", "t"])
     trained = table.loc["forced-train"].sort_index()
     assert (np.abs(trained["nu"] / NU - 1) < 4 * nu_error() / np.sqrt(2)).all()
     # The extreme pixels are half and one and a half of nu; each is known to 1 / sqrt(2 * 798), of sixteen.
@@ -64,16 +69,6 @@ def test_nu_is_recovered_with_its_range_over_pixels(tmp_path):
     assert (trained["seeds"] == 2).all()
     assert (trained["n"] == IMAGES).all()
     assert table.loc["forced-heldout"]["pixel_min"].isna().all()
-
-
-def test_the_map_pools_variances_over_seeds(tmp_path):
-    for seed in (0, 1):
-        add(tmp_path, "adm", seed)
-    ((walk, levels),) = pixel_spread(load_results(tmp_path)).items()
-    assert walk == ("adm", "ddpm", 3)
-    wanted = np.sqrt(np.mean([errors_of(seed).var(1, ddof=1) for seed in (0, 1)], axis=0))
-    # Moments against centred squares, in float64: the square of a mean is at most 1e-2 of the variance.
-    assert np.allclose([levels[t] for t in TIMES], wanted, rtol=1e-12)
 
 
 def test_gamma_is_half_the_mean_of_nu_at_the_most_steps(tmp_path):

@@ -53,6 +53,9 @@ def test_laplace_errors_are_found_out_as_often_as_the_power_says(tmp_path):
     power = power_table(100, 300).set_index(["n", "distribution"])["rejected"]
     published, full = power[100, "Laplace"], power[300, "Laplace"]
     assert full > 0.99 > 0.9 > published  # about .80
+    # Shares of 2000 draws: standard error at most .011.
+    assert abs(power[100, "normal"] - 0.05) < 0.02
+    assert power[100, "normal"] < power[100, "logistic"] < published
     # Shares of 64 pixels; that of the power table is known to .009 and adds nothing here.
     assert (np.abs(table["rejected"] - published) < 4 * share_error(published)).all()
     assert (table["rejected_fdr"] > 1 - 4 * share_error(full) - 0.03).all()
@@ -75,26 +78,14 @@ def test_kurtosis_is_scipys_unbiased_one():
     assert level_statistics(errors)["excess_kurtosis"] == pytest.approx(wanted, rel=1e-12)
 
 
-def test_constant_pixels_are_left_out_and_counted():
-    errors = np.random.default_rng(0).standard_normal((50, 1, 2, 2))
-    errors[:, 0, 0, 0] = 0.25
-    found = level_statistics(errors)
-    assert (found["pixels"], found["constant_pixels"]) == (3, 1)
-    assert np.isnan(level_statistics(np.zeros((50, 1, 2, 2)))["rejected"])
-
-
-def test_a_draw_without_range_is_left_out():
-    errors = np.zeros((5000, 1, 1, 2))
+def test_constant_pixels_and_draws_without_range_are_left_out_and_counted():
+    errors = np.zeros((6000, 1, 1, 3))  # more images than the test is defined for
     errors[0, 0, 0, 0] = 1.0  # one image in fifty draws of a hundred holds it
-    errors[:, 0, 0, 1] = np.random.default_rng(0).laplace(size=5000)
+    errors[:, 0, 0, 1] = np.random.default_rng(0).laplace(size=6000)
     found = level_statistics(errors)
-    assert (found["pixels"], found["rejected_fdr"]) == (2, 1.0)
+    assert (found["n"], found["pixels"], found["constant_pixels"], found["rejected_fdr"]) == (6000, 2, 1, 1.0)
     assert found["rejected"] in (0.0, 1.0)  # of one pixel, not of two
-
-
-def test_more_images_than_the_test_is_defined_for():
-    errors = np.random.default_rng(0).standard_normal((6000, 1, 1, 2))
-    assert level_statistics(errors)["n"] == 6000
+    assert np.isnan(level_statistics(np.zeros((50, 1, 2, 2)))["rejected"])
 
 
 def test_benjamini_hochberg_on_the_authors_own_example():
@@ -105,13 +96,6 @@ def test_benjamini_hochberg_on_the_authors_own_example():
     ]  # fmt: skip
     assert benjamini_hochberg(np.array(p)).tolist() == [True] * 4 + [False] * 11
     assert not len(benjamini_hochberg(np.zeros(0)))
-
-
-def test_power_table_knows_normal_from_heavy_tails():
-    table = power_table(50).set_index("distribution")["rejected"]
-    # Shares of 2000 draws: standard error at most .011.
-    assert abs(table["normal"] - 0.05) < 0.02
-    assert table["normal"] < table["logistic"] < table["Laplace"]
 
 
 def test_seeds_that_share_images_are_averaged_not_pooled(tmp_path):

@@ -49,21 +49,23 @@ def test_ticks_stand_where_their_sigma_is():
     ("module", "draw"), [(variance, variance.draw_variance_gap), (x0_error, x0_error.draw_x0_error)]
 )
 def test_figures_along_the_walk_name_its_levels(folder, monkeypatch, module, draw, sampler):
-    folder.cell(sampler=sampler)
-    steps = load_results(folder.root).steps
-    floor = steps[steps["quantity"] == "excess_std"].assign(quantity="floor_std", value=0.5)
     drawn = drawn_texts(monkeypatch, module)
-    draw(pd.concat([steps, floor], ignore_index=True), folder.root)
+    draw(with_floor(folder, sampler), folder.root)
     labels = {text.split(" (levels")[0] for text in drawn[0]}
     assert style.level_symbol(sampler) in labels
     assert style.level_symbol("heun" if sampler == "ddpm" else "ddpm") not in labels
 
 
-def test_excess_is_relative_on_edm_levels(folder):
-    folder.cell(sampler="heun")
+def with_floor(folder, sampler):
+    """Return the steps of a cell, with a floor of .5 for pred_std."""
+    folder.cell(sampler=sampler)
     steps = load_results(folder.root).steps
     floor = steps[steps["quantity"] == "excess_std"].assign(quantity="floor_std", value=0.5)
-    both = pd.concat([steps, floor], ignore_index=True)
+    return pd.concat([steps, floor], ignore_index=True)
+
+
+def test_excess_is_relative_on_edm_levels(folder):
+    both = with_floor(folder, "heun")
     plain, relative = variance._excess(both, "ddpm"), variance._excess(both, "heun")
     np.testing.assert_allclose(relative["value"], 2 * plain["value"])
 
@@ -101,6 +103,7 @@ def test_bars_of_models_lie_apart():
 def test_no_two_models_look_alike(number):
     models = [f"model{k}" for k in range(number)]
     assert len(set(style.markers(models).values())) == number
+    assert len(set(style.colours(models).values())) == min(number, 8)
     with style.line_panels(models, 2) as (_, rows):
         for row in rows:
             assert len(set(row.paint.values())) == len(row.paint) <= 4

@@ -62,11 +62,9 @@ def test_a_perfect_sampler_shows_the_floor(exact_steps):
     assert (abs(wide["pred_std"] / wide["floor_std"] - 1) < 4 * 0.011).all()
 
 
-def test_delta_figure(tmp_path):
-    assert_figures(delta_t.draw_published_delta(delta_t.delta_table(), tmp_path), "published_delta_t")
-
-
-def test_the_caption_gives_the_share():
-    text = delta_t.caption(delta_t.delta_table())
+def test_the_caption_of_the_figure_gives_the_share(tmp_path):
+    table = delta_t.delta_table()
+    assert_figures(delta_t.draw_published_delta(table, tmp_path), "published_delta_t")
+    text = delta_t.caption(table)
     assert "the floor is 90 to 102 % of it" in text
     assert "-0.0041 to +0.0028" in text

@@ -10,7 +10,6 @@ from analysis.comparison.baselines import find_remedies
 from analysis.comparison.pairs import pairs_table
 from analysis.output.entries import Output
 from analysis.quality.main_table import errors_of, quality_table
-from analysis.records.arrays import cell_terms
 from analysis.records.load import Results, load_results, main_metric
 from analysis.report.html import build_report
 from analysis.report.verdict import quality, quality_sentence
@@ -26,44 +25,42 @@ def bold(quality, steps):
 
 
 def test_values_by_model_and_steps(folder):
-    folder.cell("adm", 10, value=1.5)
+    folder.cell("adm", 10, value=None)
     folder.cell("adm", 20, value=1.25)
     folder.cell("ip", 10, value=0.5)
     quality = table_of(folder)
     assert (quality.metric, list(quality.steps)) == ("fd_toy", [10, 20])
     assert dict(quality.nfe) == {("ddpm", 10): "10", ("ddpm", 20): "20"}
     table = quality.table.set_index("model")
-    assert (table.loc["adm", "10"], table.loc["adm", "20"], table.loc["ip", "10"]) == (1.5, 1.25, 0.5)
-    assert math.isnan(table.loc["ip", "20"])
-    assert math.isnan(table.loc["adm", "10_sd"])
+    assert (table.loc["adm", "20"], table.loc["ip", "10"]) == (1.25, 0.5)
+    assert table.loc[["adm", "ip"], ["10", "20"]].isna().to_numpy().tolist() == [[True, False], [False, True]]
+    assert math.isnan(table.loc["adm", "20_sd"])
+    # Scores that are empty are dashes.
+    assert "| adm | ddpm | - | 1.250 |" in quality.markdown()
+    assert "| ip | ddpm | 0.500 | - |" in quality.markdown()
 
 
-def test_nothing_is_bold_without_a_test(folder):
-    folder.cell("a", value=1.0)
-    folder.cell("b", value=1.0001)
-    assert bold(table_of(folder), 10) == set()
+# By model: distance, level of its terms or None without any, and seed.
+TESTED = [
+    ({"adm": (2.0, 1.0, 0)}, set()),  # a model alone is not called the best
+    ({"a": (1.0, None, 0), "b": (1.0001, None, 0)}, set()),
+    (
+        {"best": (1.0, 1.0, 0), "close": (1.1, 1.001, 0), "worse": (1.2, 2.0, 0), "untested": (1, None, 0)},
+        {"best", "close"},
+    ),
+    ({"far": (1.0, 1.0, 0), "near": (0.9, 0.1, 0), "as-near": (0.9, 0.1, 0)}, {"near", "as-near"}),
+    ({"a": (1.0, 1.0, 0), "b": (1.1, 1.0, 1)}, set()),  # other seeds cannot be compared
+]
 
 
-def test_what_cannot_be_told_from_the_best_is_bold(folder, terms):
-    best = terms(1.0, seed=0)
-    folder.cell("best", value=1.0, terms=best)
-    folder.cell("close", value=1.1, terms=terms(1.001, seed=1))
-    folder.cell("worse", value=1.2, terms=terms(2.0, seed=2))
-    folder.cell("untested", value=1.05)
-    assert bold(table_of(folder), 10) == {"best", "close"}
-
-
-def test_what_another_beats_is_not_bold(folder, terms):
-    folder.cell("far", value=1.0, terms=terms(1.0, seed=0))
-    folder.cell("near", value=0.9, terms=terms(0.1, seed=1))
-    folder.cell("as-near", value=0.9, terms=terms(0.1, seed=2))
-    assert bold(table_of(folder), 10) == {"near", "as-near"}
-
-
-def test_other_seeds_cannot_be_compared(folder, terms):
-    folder.cell("a", value=1.0, seed=0, terms=terms(1.0))
-    folder.cell("b", value=1.1, seed=1, terms=terms(1.0))
-    assert bold(table_of(folder), 10) == set()
+@pytest.mark.parametrize(("models", "names"), TESTED)
+def test_what_was_tested_and_is_not_beaten_is_bold(folder, terms, models, names):
+    for position, (model, (value, level, seed)) in enumerate(models.items()):
+        own = None if level is None else terms(level, seed=position)
+        folder.cell(model, value=value, seed=seed, terms=own)
+    quality = table_of(folder)
+    assert bold(quality, 10) == names
+    assert ("**" in quality.markdown()) == bool(names)
 
 
 def test_each_column_has_its_own_best(folder, terms):
@@ -97,36 +94,6 @@ def test_several_seeds_give_mean_and_spread(folder):
     assert quality.entry(row, 10) == "2.333 ± 1.528"
     assert "mean ± std over 3 seeds" in quality.caption
     assert "2.333 $\\pm$ 1.528" in quality.latex()
-
-
-def test_samplers_are_rows_of_their_own(folder):
-    folder.cell("adm", 10, value=1.0)
-    folder.cell("adm", 10, value=0.5, sampler="ddim")
-    quality = table_of(folder)
-    assert quality.table[["model", "sampler"]].to_numpy().tolist() == [["adm", "ddpm"], ["adm", "ddim"]]
-
-
-def test_scores_that_are_empty_are_dashes(folder):
-    folder.cell("adm", 10, value=None)
-    folder.cell("adm", 20, value=2.0)
-    folder.cell("ip", 20, value=3.0)
-    quality = table_of(folder)
-    assert quality.entry(quality.table.iloc[0], 10) == "-"
-    assert "| adm | ddpm | - | 2.000 |" in quality.markdown()
-    assert "| ip | ddpm | - | 3.000 |" in quality.markdown()
-
-
-def test_a_model_alone_is_not_called_the_best(folder):
-    folder.cell("adm", 10, value=2.0)
-    assert bold(table_of(folder), 10) == set()
-    assert "**" not in table_of(folder).markdown()
-
-
-def test_nothing_scored_gives_no_table(folder):
-    cell = folder.cell()
-    text = (cell / "metrics.json").read_text().replace("fd_toy", "other")
-    (cell / "metrics.json").write_text(text)
-    assert table_of(folder) is None
 
 
 @pytest.mark.parametrize(
@@ -169,11 +136,12 @@ def test_caption_says_what_was_measured(folder):
     assert "paired" not in alone
 
 
-def test_network_calls_are_told_by_sampler_where_they_differ(folder):
+def test_samplers_are_rows_of_their_own_and_network_calls_are_told_by_sampler_where_they_differ(folder):
     for sampler in ("heun", "euler"):
         for steps in (7, 11):
             folder.cell("edm", steps, sampler=sampler)
     quality = table_of(folder)
+    assert quality.table[["model", "sampler"]].to_numpy().tolist() == [["edm", "euler"], ["edm", "heun"]]
     assert sorted(quality.feet()) == [["NFE", "euler", "7", "11"], ["NFE", "heun", "13", "21"]]
     assert quality.markdown().splitlines()[-2:] == ["| NFE | euler | 7 | 11 |", "| NFE | heun | 13 | 21 |"]
 
@@ -208,14 +176,6 @@ def test_latex_is_well_formed(grid):
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {1 + len(grid.steps)}
     assert r"adm & ddpm & \textbf{0.300} & \textbf{0.300} \\" in text
     assert r"a\_b-c.d\_e & ddpm & 0.900" in text
-
-
-def test_cell_terms_by_steps_row_and_seed(folder, terms):
-    folder.cell("a", 10, 0, terms=terms(1.0))
-    folder.cell("a", 10, 5, terms=terms(2.0))
-    folder.cell("b", 20, 0)
-    found = cell_terms(load_results(folder.root))
-    assert (list(found), set(found[10]["a", "ddpm"])) == ([10], {0, 5})
 
 
 def test_a_model_whose_description_does_not_fit_is_marked_and_never_best(folder, terms, monkeypatch):

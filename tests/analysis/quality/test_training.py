@@ -3,7 +3,6 @@ import pytest
 from records import edited
 
 from analysis.output.entries import Output
-from analysis.quality import training
 from analysis.quality.training import analyse, lengths_table, read_losses
 from analysis.records.load import load_results
 
@@ -35,12 +34,6 @@ def test_distances_by_recipe_and_images(folder, trained):
     assert table["std"].tolist() == pytest.approx([0.5**0.5] * 2)
 
 
-def test_a_folder_of_one_length_has_no_table(folder, trained):
-    trained("adm", "adm", 200, 2.0)
-    folder.cell("stranger", 100, probes=False)
-    assert lengths_table(load_results(folder.root)).empty
-
-
 @pytest.mark.parametrize("told", [None, [], {"recipe": 3}, {"images": 0}, {"images": "many"}])
 def test_records_that_do_not_say_are_passed_over(folder, trained, told):
     trained("adm", "adm", 200, 2.0)
@@ -49,20 +42,14 @@ def test_records_that_do_not_say_are_passed_over(folder, trained, told):
     assert lengths_table(load_results(folder.root)).empty
 
 
-def test_remedies_are_no_training(folder, trained, monkeypatch):
+@pytest.mark.parametrize("change", [{"eps_scale": 1.01}, {"eps_slope": 1e-4}, {"remedies": [{"kind": "time-shift"}]}])
+def test_remedies_are_no_training(folder, trained, change):
     trained("adm", "adm", 200, 2.0)
     trained("early", "adm", 100, 4.0)
-    monkeypatch.setattr(training, "_is_plain", lambda record: record.cell["model"] == "adm")
-    assert lengths_table(load_results(folder.root)).empty
-
-
-def test_a_scaled_cell_is_not_plain(folder):
-    folder.cell("adm", 100, probes=False)
-    (record,) = load_results(folder.root).cells
-    assert training._is_plain(record)
-    for change in ({"eps_scale": 1.01}, {"eps_slope": 1e-4}, {"remedies": [{"kind": "time-shift"}]}):
-        record.cell.update({"eps_scale": 1.0, "eps_slope": 0.0} | change)
-        assert not training._is_plain(record)
+    results = load_results(folder.root)
+    assert not lengths_table(results).empty
+    results.cells[1].cell.update(change)
+    assert lengths_table(results).empty
 
 
 def write_log(root, recipe, text):

@@ -6,10 +6,9 @@ import pytest
 from cases import at_first
 from synthetic_results import assert_figures, drawn_texts
 
-from analysis.output.entries import Output
 from analysis.quality import tuning
 from analysis.quality.tuning import draw_tuning, read_curves, tuning_table
-from analysis.records.load import Results, load_results
+from analysis.records.load import Results
 from analysis.regenerate import regenerate
 
 VALUES = {0.99: [3.0, 5.0], 1.0: [1.0, 2.0], 1.01: [1.5, 2.1]}  # distances of two seeds
@@ -63,19 +62,13 @@ def test_differences_are_over_shared_seeds(tmp_path):
     assert (row["difference"], row["difference_error"], row["seeds"]) == (2.0, 1.0, 2)
 
 
-def test_one_seed_has_no_error(tmp_path):
-    curve(tmp_path, {1.0: [1.0], 1.1: [2.0]})
-    choose(tmp_path)
-    table, _ = read(tmp_path)
-    assert table["difference_error"].isna().all()
-    assert_figures(draw_tuning(table, tmp_path / "figures"), "tuning")
-
-
-def test_distances_that_could_not_be_computed_are_left_out(tmp_path):
+def test_distances_that_could_not_be_computed_are_left_out_and_one_seed_has_no_error(tmp_path):
     curve(tmp_path, {1.0: [1.0, math.nan], 1.1: [2.0, 4.0], 1.2: [math.nan, math.nan]})
     choose(tmp_path)
     table, problems = read(tmp_path)
     assert (table["value"].tolist(), table["seeds"].tolist(), problems) == ([1.0, 1.1], [1, 2], [])
+    assert table["difference_error"].isna().all()
+    assert_figures(draw_tuning(table, tmp_path / "figures"), "tuning")
 
 
 def test_curves_are_sorted_by_steps_as_numbers(tmp_path):
@@ -171,13 +164,3 @@ def test_everything_is_written(folder):
     text = (folder.root / "tables" / "tuning.md").read_text()
     assert "two standard errors of the difference" in text
     assert "N = 64 samples a seed, 2 seeds a value" in text
-
-
-@pytest.mark.parametrize("made", [False, True])
-def test_nothing_is_written_without_curves(folder, made):
-    folder.cell(probes=False)
-    if made:
-        (folder.root / "tuning").mkdir()
-    out, results = Output(folder.root), load_results(folder.root)
-    tuning.analyse(results, out)
-    assert (out.entries, results.problems) == ([], [])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from records import edited
 
-from analysis.records.load import ResultsError, coverage_name, frechet_name, inception_score_name, load_results
+from analysis.records.load import ResultsError, frechet_name, load_results, score_name
 from bench.files.writing import sha256_of, write_record
 from bench.measure.features.extractors import _metric_names
 from bench.suite.settings import short_hash
@@ -40,7 +40,7 @@ def test_a_folder_without_results(tmp_path):
 
 
 def test_a_folder_without_a_complete_cell(folder):
-    (folder.root / "cells" / "adm-ddpm-10-seed0").mkdir(parents=True)
+    (folder.root / "cells" / "adm-ddpm-10-seed0" / "shard-free-0-8").mkdir(parents=True)
     with pytest.raises(ResultsError, match=r"no complete cell: .*adm-ddpm-10-seed0 is incomplete"):
         load_results(folder.root)
 
@@ -55,12 +55,6 @@ def test_complete_cells_are_read(folder):
         {"model": "adm", "sampler": "ddpm", "steps": 20, "seed": 1},
     ]
     assert results.cells[0].facts == json.loads((first / "metrics.json").read_text())
-
-
-def test_an_incomplete_cell_is_named_and_left_out(folder):
-    folder.cell()
-    (folder.root / "cells" / "adm-ddpm-20-seed0" / "shard-free-0-8").mkdir(parents=True)
-    assert "adm-ddpm-20-seed0 is incomplete" in left_out(folder)
 
 
 BAD_FACTS = {
@@ -110,21 +104,14 @@ def test_a_cell_whose_files_changed_is_left_out(folder, terms, name, damage):
     assert f"bad-ddpm-10-seed0 is damaged and left out ({name} is missing or has been changed)" in left_out(folder)
 
 
-def test_models_come_in_the_order_of_the_run_after_those_that_were_there_before(folder):
-    for model in ("a", "b", "c"):
+def test_models_come_by_name_or_in_the_order_of_the_run_after_those_that_were_there_before(folder):
+    for model in ("b", "a", "c"):
         folder.cell(model, 10)
         folder.cell(model, 5)
-    folder.order("c", "a")
-    cells = load_results(folder.root).cells
-    assert [(r.cell["model"], r.cell["steps"]) for r in cells] == [
-        ("b", 5), ("b", 10), ("c", 5), ("c", 10), ("a", 5), ("a", 10),
-    ]  # fmt: skip
-
-
-def test_without_a_run_file_models_stand_by_name(folder):
-    folder.cell("b")
-    folder.cell("a")
-    assert [record.cell["model"] for record in load_results(folder.root).cells] == ["a", "b"]
+    for order in ("abc", "bca"):
+        cells = load_results(folder.root).cells
+        assert [(r.cell["model"], r.cell["steps"]) for r in cells] == [(m, steps) for m in order for steps in (5, 10)]
+        folder.order("c", "a")
 
 
 def test_files_of_the_same_size_with_other_content_are_named(folder):
@@ -161,37 +148,24 @@ def test_metrics_are_long(folder):
 
 
 def test_steps_carry_the_cells_key(folder):
+    folder.cell("ip", 5, 0, probes=False)
+    assert len(load_results(folder.root).steps) == 0
     folder.cell("adm", 3, 0)
     folder.cell("adm", 3, 1)
-    folder.cell("ip", 5, 0, probes=False)
     table = load_results(folder.root).steps
     assert (set(table["seed"]), set(table["model"]), set(table["steps"])) == ({0, 1}, {"adm"}, {3})
 
 
-def test_without_probes_there_are_no_steps(folder):
-    folder.cell(probes=False)
-    results = load_results(folder.root)
-    assert results.cells[0].steps() is None
-    assert len(results.steps) == 0
-
-
-@pytest.mark.parametrize(
-    "text", ["", "a,b\n1,2\n", "arm,i,t,value\nfree,x,1,2\n", '"open quote', STEPS.replace("0.1", "wide")]
-)
-def test_a_damaged_step_table_is_named(folder, text):
-    cell = folder.cell()
-    (cell / "steps.csv").write_text(text)
-    with pytest.raises(ResultsError, match=r"steps\.csv is damaged .* delete the cell") as caught:
-        load_results(folder.root).cells[0].steps()
-    assert str(cell) in str(caught.value)
-
-
-def test_arrays(folder, terms):
-    folder.cell(terms=terms(1.0))
+def test_arrays_are_unpacked_all_or_chosen(folder, terms):
+    cell = folder.cell(terms=terms(1.0))
+    np.savez(cell / "moments.npz", a=np.arange(3), i=np.arange(4))
     record = load_results(folder.root).cells[0]
     np.testing.assert_array_equal(record.array("kernel.npy"), terms(1.0))
     assert record.arrays("samples.npz")["arr_0"].shape == (20, 8, 8, 3)
     assert record.arrays("features.npz") is None
+    assert list(record.arrays("moments.npz", lambda name: name == "a")) == ["a"]
+    assert list(record.moments) == ["i"]
+    assert record.array_names("moments.npz") == ["a", "i"]
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 half", b"\x93NUMPY\x01\x00"])
@@ -201,14 +175,6 @@ def test_damaged_arrays_are_named(folder, name, read, content):
     (cell / name).write_bytes(content)
     with pytest.raises(ResultsError, match=f"{name} is damaged"):
         getattr(load_results(folder.root).cells[0], read)(name)
-
-
-def test_chosen_arrays_alone_are_unpacked(folder):
-    cell = folder.cell()
-    np.savez(cell / "moments.npz", a=np.arange(3), b=np.arange(4))
-    record = load_results(folder.root).cells[0]
-    assert list(record.arrays("moments.npz", lambda name: name == "b")) == ["b"]
-    assert record.array_names("moments.npz") == ["a", "b"]
 
 
 def test_a_table_that_several_analyses_read_is_made_once(folder):
@@ -263,68 +229,51 @@ def test_rows_of_a_correcting_call_are_left_out(folder):
     assert loaded["value"].max() < 9e9
 
 
-def assert_steps_left_out(folder):
-    results = load_results(folder.root)
-    assert set(results.steps["model"]) == {"adm"}
-    (problem,) = results.problems
-    assert "bad-ddpm-10-seed0" in problem
-    assert problem.isprintable()
-
-
 STEP_DAMAGE = {
+    **dict.fromkeys(["", "a,b\n1,2\n", "arm,i,t,value\nfree,x,1,2\n", '"open quote', STEPS.replace("0.1", "wide")]),
+    **dict.fromkeys([STEPS.splitlines()[0] + "\n", STEPS + "1," * 20 + "\n"]),
     "n a word": ("n", "many"), "n infinite": ("n", "inf"), "std infinite": ("std", "-inf"), "no arm": ("arm", ""),
     "half a step": ("i", "1.5"), "stage a word": ("stage", "x"), "too large": ("value", "1e300"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("column", "text"), STEP_DAMAGE.values(), ids=STEP_DAMAGE)
-def test_a_damaged_step_is_named_and_its_cell_left_out(folder, column, text):
+@pytest.mark.parametrize(("text", "entry"), STEP_DAMAGE.items())
+def test_a_damaged_step_table_is_named_and_its_cell_left_out(folder, text, entry):
     folder.cell()
     bad = folder.cell("bad")
-    table = pd.read_csv(bad / "steps.csv", dtype=str, keep_default_na=False)
-    table.loc[3, column] = text
-    table.to_csv(bad / "steps.csv", index=False)
-    assert_steps_left_out(folder)
-
-
-@pytest.mark.parametrize("lines", [1, 3])
-def test_a_steps_table_of_other_lines_is_one_line_of_warning(folder, lines):
-    folder.cell()
-    bad = folder.cell("bad")
-    (bad / "steps.csv").write_text(STEPS.splitlines()[0] + "\n" if lines == 1 else STEPS + "1," * 20 + "\n")
-    assert_steps_left_out(folder)
+    if entry:
+        table = pd.read_csv(bad / "steps.csv", dtype=str, keep_default_na=False)
+        table.loc[3, entry[0]] = entry[1]
+        text = table.to_csv(index=False)
+    (bad / "steps.csv").write_text(text)
+    results = load_results(folder.root)
+    assert set(results.steps["model"]) == {"adm"}
+    (problem,) = results.problems
+    assert f"{bad}/steps.csv is damaged (" in problem
+    assert problem.endswith("delete the cell and run again")
+    assert problem.isprintable()
 
 
 KINDS = [("", ""), ("", "_inception"), ("clean_", ""), ("clean_", "_inception"), ("", "_digits"), ("", "_cifar10")]
 
 
-def scored(prefix, suffix):
-    """Every score a cell has, in the suite's order."""
-    names = _metric_names(prefix, suffix)
-    frechet = names["frechet"]
-    derived = [f"{frechet}{ending}" for ending in ("_inf", "_exact", "_exact_sd")]
-    return names, ["nn_ratio", *derived, names["spatial"], frechet, *(v for k, v in names.items() if k != "frechet")]
-
-
 @pytest.mark.parametrize(("prefix", "suffix"), KINDS)
 def test_every_name_of_the_suite_is_known(prefix, suffix):
-    names, present = scored(prefix, suffix)
+    names = _metric_names(prefix, suffix)
+    derived = [f"{names['frechet']}{ending}" for ending in ("_inf", "_exact", "_exact_sd")]
+    present = ["nn_ratio", *derived, names["spatial"], *names.values()]
     assert frechet_name(present) == names["frechet"]
-    assert coverage_name(present, "precision") == names["precision"]
-    assert coverage_name(present, "recall") == names["recall"]
-    assert inception_score_name(present) == names["inception_score"]
-
-
-@pytest.mark.parametrize(("prefix", "suffix"), KINDS)
-def test_only_published_weights_make_a_fid(prefix, suffix):
-    assert ("fid" in frechet_name(scored(prefix, suffix)[1])) == (not suffix)
+    assert ("fid" in names["frechet"]) == (not suffix)  # only published weights make one
+    assert score_name(present, "precision") == names["precision"]
+    assert score_name(present, "recall") == names["recall"]
+    assert score_name(present, "is") == names["inception_score"]
 
 
 def test_nothing_is_made_of_other_scores():
     others = ["nn_ratio", "sfid", "kid", "fid_inf", "sfd_digits", "clean_sfid"]
     assert frechet_name(others) is None
-    assert coverage_name(others, "recall") is None
-    assert inception_score_name(others) is None
+    assert score_name(others, "recall") is None
+    assert score_name(others, "is") is None
 
 
 @pytest.mark.parametrize("kind", ["edited", "renamed"])

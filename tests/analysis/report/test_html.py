@@ -76,11 +76,19 @@ def page(results, out):
 
 
 def test_everything_stands_in_the_order_of_the_analyses(results, out):
-    headings = page(results, out).texts("h1", "h2", "h3")
-    assert headings == [
+    found = page(results, out)
+    assert found.texts("h1", "h2", "h3") == [
         "Exposure bias: adm, ip", "Verdict", "Main table", "Norms", "A curve", "Short", "Spectra", "Long",
         "How to read this", "How this was made",
     ]  # fmt: skip
+    anchors = [attributes["href"].removeprefix("#") for attributes, _ in found.all("a")]
+    assert anchors == [attributes["id"] for attributes, text in found.all("h2") if text != "Verdict"]
+    assert found.texts("li")[:3] == verdict(results)
+    assert "adm, ip; ddpm at 5, 20 steps; N = 20 samples a seed, 1 seed (0)." in found.texts("p")
+    # Short tables are shown and long ones named.
+    assert [attributes.get("class") for attributes, text in found.all("td") if text == "1.235"] == ["number"]
+    assert "41 rows, in tables/long.csv." in found.texts("p")
+    assert found.texts("p").count("Of many rows.") == 1
 
 
 def test_leading_figures_come_first_and_the_rest_is_folded(results, out):
@@ -99,18 +107,6 @@ def test_columns_that_say_nothing_are_left_out(results, out):
     found = page(results, out)
     assert found.texts("th")[-4:] == ["model", "z", "a", "b"]
     assert "In every row: n 20." in found.texts("p")
-
-
-def test_the_verdict_is_that_of_the_numbers(results, out):
-    found = page(results, out)
-    assert found.texts("li")[:3] == verdict(results)
-    assert "adm, ip; ddpm at 5, 20 steps; N = 20 samples a seed, 1 seed (0)." in found.texts("p")
-
-
-def test_contents_lead_to_every_section(results, out):
-    found = page(results, out)
-    anchors = [attributes["href"].removeprefix("#") for attributes, _ in found.all("a")]
-    assert anchors == [attributes["id"] for attributes, text in found.all("h2") if text != "Verdict"]
 
 
 def test_the_main_table_with_its_best_in_bold(results, out, terms):
@@ -156,23 +152,12 @@ def test_a_figure_that_cannot_be_read_is_named(results, out, content):
     assert "figures/curve.png cannot be read." in found.texts("p")
 
 
-def test_short_tables_are_shown_and_long_ones_named(results, out):
-    found = page(results, out)
-    assert [attributes.get("class") for attributes, text in found.all("td") if text == "1.235"] == ["number"]
-    assert "41 rows, in tables/long.csv." in found.texts("p")
-    assert found.texts("p").count("Of many rows.") == 1
-
-
-def test_a_table_with_a_figures_caption_points_there(results, out):
+def test_a_table_with_a_figures_caption_points_there_from_its_section(results, out):
     out.table("Norms", "again", pd.DataFrame({"z": [1]}), "Again", "Its caption, a < b. N = 20.")
     found = page(results, out)
     assert found.texts("figcaption") == ["Its caption, a < b. N = 20."]
     assert found.texts("p").count("See the figure “A curve”.") == 1
-
-
-def test_a_section_entered_twice_is_one(results, out):
-    out.table("Norms", "again", pd.DataFrame({"z": [1]}), "Again", "")
-    assert page(results, out).texts("h2", "h3")[2:7] == ["Norms", "A curve", "Short", "Again", "Spectra"]
+    assert found.texts("h2", "h3")[2:7] == ["Norms", "A curve", "Short", "Again", "Spectra"]
 
 
 def test_nothing_is_loaded_from_elsewhere(results, out):
@@ -214,31 +199,27 @@ def test_names_are_never_markup(folder):
 
 
 def test_problems_are_shown_without_the_folders_path(results, out):
+    assert "What was left out, and why" not in page(results, out).texts("h2")
     results.problem(f"{results.root / 'cells' / 'half'} is incomplete and left out; run again to finish it")
     text = build_report(results, out)
     assert "cells/half is incomplete and left out; run again to finish it" in Page(text).texts("li")
     assert str(results.root) not in text
 
 
-def test_a_sound_folder_shows_no_problems(results, out):
-    assert "What was left out, and why" not in page(results, out).texts("h2")
+COMMAND = ["/suite/run_bench.py", "--out", "/mine/runs/first", "--models", "adm,mine=/mine/w.pt"]
 
 
-def test_the_settings_are_folded_away(out, folder):
-    command = ["/suite/run_bench.py", "--out", "/mine/runs/first", "--models", "adm,mine=/mine/w.pt"]
-    (folder.root / "run.json").write_text(json.dumps(run_record({"steps": [5, 20]}, command=command)))
+def test_the_settings_are_folded_away_or_said_to_be_unknown(results, out, folder):
+    found = page(results, out)
+    assert "Not known: there is no run.json." in found.texts("p")
+    assert "Full configuration and environment" not in found.texts("summary")
+    (folder.root / "run.json").write_text(json.dumps(run_record({"steps": [5, 20]}, command=COMMAND)))
     text = build_report(load_results(folder.root), out)
     found = Page(text)
     assert "steps[5, 20]" in found.texts("details")[-1].replace("\n", "")
     assert "run_bench.py --out first --models adm,mine=w.pt" in found.texts("td")
     assert "/mine" not in text
     assert "/suite" not in text
-
-
-def test_a_folder_without_a_record_of_the_run_says_so(results, out):
-    found = page(results, out)
-    assert "Not known: there is no run.json." in found.texts("p")
-    assert "Full configuration and environment" not in found.texts("summary")
 
 
 def test_a_report_is_replaced_whole(results, out, monkeypatch):
@@ -267,18 +248,11 @@ def test_regenerate_writes_the_report(folder):
     assert path.stat().st_size < 15e6 * len(drawn) / 20
 
 
-RECORD = {
-    "configuration": {"models": {"adm": {"eps": [[1.0, 0.0]], "weights": "/mine/w.pt"}}, "steps": [5, 20]},
-    "command": ["/suite/run_bench.py", "--out", "/mine/runs/first", "--models", "adm,mine=/mine/w.pt"],
-    "packages": {"numpy": "2.4"},
-    "device": "cpu",
-    "end": None,
-}
-
-
 def test_the_settings_are_listed_without_paths():
+    settings = {"models": {"adm": {"eps": [[1.0, 0.0]], "weights": "/mine/w.pt"}}, "steps": [5, 20]}
+    record = {"configuration": settings, "command": COMMAND, "packages": {"numpy": "2.4"}, "device": "cpu", "end": None}
     command = "run_bench.py --out first --models adm,mine=w.pt"
-    assert list_configuration(RECORD) == {
+    assert list_configuration(record) == {
         "Configuration": [("models.adm.eps", "[[1.0, 0.0]]"), ("models.adm.weights", "w.pt"), ("steps", "[5, 20]")],
         "Environment": [("command", command), ("packages.numpy", "2.4"), ("device", "cpu")],
     }
@@ -293,7 +267,3 @@ def test_the_settings_are_listed_without_paths():
 )  # fmt: skip
 def test_paths_are_cut_to_their_last_part(text, expected):
     assert without_paths(text) == expected
-
-
-def test_no_record_lists_nothing():
-    assert list_configuration({}) == {}

@@ -32,27 +32,6 @@ def energy(images):
     return np.stack([haar_energy(torch.tensor(level[:, None])).numpy() for level in images])
 
 
-def test_white_noise_has_energy_one_in_every_band(tmp_path):
-    make_cell(
-        tmp_path, "adm", moments=band_arrays("haar", {"free/state": energy(images_of(np.ones(4), 0))}, np.ones(4))
-    )
-    table = haar_table(load_results(tmp_path))
-    assert table["band"].tolist() == BANDS
-    assert (table["state_log_ratio"].abs() < 4 * table["state_log_ratio_se"]).all()
-    # Means of 400 images x 16 squares of variance 2: standard error sqrt(2 / 6400) = .0177, itself known to about 4 %.
-    assert np.allclose(table["state_log_ratio_se"], 0.0177, rtol=0.16)
-
-
-def test_noised_images_have_the_closed_form(tmp_path):
-    alpha, sigma, stds = np.array([1.0, 0.6]), np.array([0.0, 0.8]), np.array([1.4, 0.7, 0.5, 0.2])
-    x0, noise = (np.concatenate([images_of(s, seed) for seed in range(2)]) for s in (stds, np.ones(4)))
-    state = alpha[:, None, None, None] * x0 + sigma[:, None, None, None] * noise[::-1]
-    make_cell(tmp_path, "adm", moments=band_arrays("haar", {"free/state": energy(state)}, stds**2, alpha, sigma))
-    table = haar_table(load_results(tmp_path))
-    assert (table["state_log_ratio"].abs() < 4 * table["state_log_ratio_se"]).all()
-    assert table["state_log_ratio_se"].max() < 0.02  # so that a missing alpha^2 or sigma^2 would show
-
-
 @pytest.mark.parametrize("band", range(4))
 def test_energy_removed_from_a_band_is_recovered(tmp_path, band):
     stds = np.ones(4)
@@ -61,6 +40,9 @@ def test_energy_removed_from_a_band_is_recovered(tmp_path, band):
     powers = {name: energy(images_of(s, 10 * band + seed)) for seed, (name, s) in enumerate(arms.items())}
     make_cell(tmp_path, "adm", moments=band_arrays("haar", powers, np.ones(4)))
     table = haar_table(load_results(tmp_path))
+    assert table["band"].tolist() == BANDS
+    # Means of 400 images x 16 squares of variance 2: standard error sqrt(2 / 6400) = .0177, itself known to about 4 %.
+    assert np.allclose(table["state_log_ratio_se"], 0.0177, rtol=0.16)
     injected = np.where(np.arange(4) == band, np.log(0.9), 0)
     assert (np.abs(table["state_log_ratio"] - injected) < 4 * table["state_log_ratio_se"]).all()
     assert (np.abs(table["x0_hat_log_ratio"] + injected) < 4 * table["x0_hat_log_ratio_se"]).all()

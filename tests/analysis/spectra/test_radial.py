@@ -143,13 +143,16 @@ def test_figures_show_eight_models(tmp_path, monkeypatch):
     assert all(set(models) <= set(said) for said in drawn)
 
 
-@pytest.mark.parametrize("levels", [1, 2])
-def test_figures_of_very_few_steps(tmp_path, monkeypatch, levels):
+@pytest.mark.parametrize("levels", [1, 2, 50])
+def test_figures_of_very_few_steps_and_the_table_of_many(tmp_path, monkeypatch, levels):
     rng = np.random.default_rng(0)
     make_cell(tmp_path, "adm", steps=levels, moments=spectra_of(1 + rng.random((levels, 20, 3)), levels))
-    results, drawn = load_results(tmp_path), drawn_texts(monkeypatch, spectra)
-    analyse(results, Output(tmp_path))
+    results, out, drawn = load_results(tmp_path), Output(tmp_path), drawn_texts(monkeypatch, spectra)
+    analyse(results, out)
     assert (len(drawn), results.problems) == (4, [])
+    table = out.entries[0].frame
+    assert len(table) == min(levels, 12) * 3
+    assert {0, levels - 1} <= set(table["i"])  # the last among them
 
 
 def test_heat_greys_what_is_within_two_standard_errors(tmp_path, monkeypatch):
@@ -175,16 +178,6 @@ def test_figures_take_the_ancestral_sampler_then_the_most_steps(tmp_path, monkey
         assert not any(f"{counts['ddim']} steps" in text for text in said)
     assert sum(f"t (levels of {counts['ddpm']} steps)" in said for said in drawn) == 2
     assert {"2 steps", f"{counts['ddpm']} steps"} <= set(drawn[0])
-
-
-def test_the_table_keeps_twelve_levels_of_a_walk_the_last_among_them(tmp_path, monkeypatch):
-    make_cell(tmp_path, "adm", moments=spectra_of(np.ones((50, 20, 3)), 50))
-    drawn_texts(monkeypatch, spectra)
-    out = Output(tmp_path)
-    analyse(load_results(tmp_path), out)
-    table = out.entries[0].frame
-    assert len(table) == 12 * 3
-    assert {0, 49} <= set(table["i"])
 
 
 def test_exact_denoisers_stand_beside_the_models(tmp_path, make_record):
