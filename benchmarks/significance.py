@@ -109,7 +109,7 @@ def _terms(rows: Floats, reference: ReferenceStatistics) -> CellTerms:
     assert frechet is not None  # N is above 2 d
     return CellTerms(
         distance, frechet.samples, frechet.reference, reference.n, kernel.by_sample(), kernel.within, kernel.reference,
-        frechet_own=frechet.own,
+        frechet_self=frechet.self_influence,
     )  # fmt: skip
 
 

@@ -230,8 +230,9 @@ def _influences(cells: Sequence[CellTerms]) -> list[Floats] | None:
     halves = [cell.frechet for cell in cells if cell.frechet is not None]
     if not halves or len(halves) < len(cells):
         return None
-    own = [cell.frechet_own for cell in cells if cell.frechet_own is not None]
-    parts = own if len(own) == len(cells) else [np.zeros(len(half)) for half in halves]
+    parts = [cell.frechet_self for cell in cells if cell.frechet_self is not None]
+    if len(parts) < len(cells):
+        parts = [np.zeros(len(half)) for half in halves]
     both = zip(halves, parts, strict=True)
     return [np.column_stack([half.mean(axis=1), half - part[:, None]]) for half, part in both]
 

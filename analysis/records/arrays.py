@@ -64,7 +64,7 @@ class CellTerms:
         frechet: its influence function [N, 2], with the moments of the even and of the odd samples.
         frechet_reference: its influence function [M, 2] over kept reference images, likewise; empty where there are
             none. The columns are equal in records that did not tell halves apart, which errs on the safe side.
-        frechet_own: [N], half of what each sample's own weight adds to its influence; None in records without it.
+        frechet_self: [N], half of what each sample's own weight adds to its influence; None in records without it.
         reference_n: number of reference images; None where nobody states it.
         kernel: [N, 2], each sample's mean kernel with the other samples and with the reference.
         within: [N, 2], the former over even and over odd partners.
@@ -92,7 +92,7 @@ class CellTerms:
     classes: Floats | None = None
     reference_classes: Floats | None = None
     start: Floats | None = None
-    frechet_own: Floats | None = None
+    frechet_self: Floats | None = None
 
     @property
     def samples(self) -> int:
@@ -146,7 +146,7 @@ def _terms(record: CellRecord) -> tuple[dict[str, Any], CellTerms] | None:
         kernel_reference=_reference(record, arrays.get("kernel_reference")),
         pooled_n=pooled_n,
         stratified_distance=scores.get(f"{metric}_strat"),
-        frechet_own=_columns(record, name, arrays.get("frechet_own"), 0),
+        frechet_self=_columns(record, name, arrays.get("frechet_self"), 0),
         stratified=_columns(record, name, arrays.get("stratified"), 0),
         classes=_columns(record, name, arrays.get("classes"), 0),
         reference_classes=_columns(record, name, arrays.get("reference_classes"), 0),

@@ -102,7 +102,7 @@ def test_two_schedulers_from_the_same_noise_are_a_pair_and_others_are_not(tmp_pa
     for (model, other), error in pairs["error"].items():
         ours, theirs = terms[model][0], terms[other][0]
         same = pairs.loc[(model, other), "noise"] == "same"
-        (phi, own), (other_phi, other_own) = ((one.frechet, one.frechet_own[:, None]) for one in (ours, theirs))
+        (phi, own), (other_phi, other_own) = ((one.frechet, one.frechet_self[:, None]) for one in (ours, theirs))
         sides = [(phi - other_phi, own - other_own)] if same else [(phi, own), (other_phi, other_own)]
         psi = ours.frechet_reference - theirs.frechet_reference
         samples = sum(side.mean(1).var(ddof=1) for side, _ in sides) / 64

@@ -40,12 +40,12 @@ class FrechetTerms:
     Attributes:
         samples: [N, 2], of each sample, with the moments of the even and of the odd samples (tangents).
         reference: [M, 2], of each kept reference image, likewise; empty where the reference has none.
-        own: [N], half of what each sample's own weight adds to its influence.
+        self_influence: [N], half of what each sample's own weight adds to its influence.
     """
 
     samples: Floats
     reference: Floats
-    own: Floats
+    self_influence: Floats
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def frechet_terms(features: Rows, reference: ReferenceStatistics) -> FrechetTerm
     samples = _tangents(*phi)
     for half in (0, 1):
         samples[half::2] -= samples[half::2].mean(axis=0)  # a half fits its own samples better: no part of the error
-    return FrechetTerms(samples, _tangents(*psi), _own_parts(a, roots[0]))
+    return FrechetTerms(samples, _tangents(*psi), _self_influences(a, roots[0]))
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _tangents(up: Floats, down: Floats) -> Floats:
     return np.stack([middle + slope, middle - slope], axis=1)
 
 
-def _own_parts(rows: Floats, root: Floats) -> Floats:
+def _self_influences(rows: Floats, root: Floats) -> Floats:
     """Return half of what the own weight of each row [n, d] adds to its influence, with R the root of a target."""
     centred = rows - rows.mean(axis=0)
     values, vectors = np.linalg.eigh(root @ (centred.T @ centred / (len(rows) - 1)) @ root)
@@ -278,7 +278,7 @@ def influence_arrays(features: Rows, reference: ReferenceStatistics, extractor: 
         extractor: gave both.
 
     Returns:
-        frechet [N, 2], frechet_reference [M, 2], frechet_own [N]: :class:`FrechetTerms`, absent where N / 2 <= d.
+        frechet [N, 2], frechet_reference [M, 2], frechet_self [N]: :class:`FrechetTerms`, absent where N / 2 <= d.
         reference_n: number of reference images, absent where nobody states it.
         kernel [N, 2] in double precision, within [N, 2], kernel_reference [M, 2]: :class:`KernelTerms`, absent where
             the reference has too few images to compare with.
@@ -292,7 +292,7 @@ def influence_arrays(features: Rows, reference: ReferenceStatistics, extractor: 
     if terms is not None:
         arrays["frechet"] = terms.samples.astype(np.float32)
         arrays["frechet_reference"] = terms.reference.astype(np.float32)
-        arrays["frechet_own"] = terms.own.astype(np.float32)
+        arrays["frechet_self"] = terms.self_influence.astype(np.float32)
     if reference.comparable and len(features) > 1:
         kernel = kernel_terms(features, reference.pooled)
         arrays["kernel"] = kernel.by_sample()  # its mean is the distance: differences are small against it

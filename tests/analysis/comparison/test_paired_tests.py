@@ -136,10 +136,12 @@ def test_two_distances_by_hand():
 
 
 def test_the_own_part_of_samples_is_taken_off_where_both_records_have_it():
-    a, b = (replace(frechet(1.0, seed), frechet_own=np.random.default_rng(seed + 9).normal(size=50)) for seed in (1, 2))
-    d, psi, own = a.frechet - b.frechet, a.frechet_reference - b.frechet_reference, a.frechet_own - b.frechet_own
+    a, b = (
+        replace(frechet(1.0, seed), frechet_self=np.random.default_rng(seed + 9).normal(size=50)) for seed in (1, 2)
+    )
+    d, psi, own = a.frechet - b.frechet, a.frechet_reference - b.frechet_reference, a.frechet_self - b.frechet_self
     assert compare({0: a}, {0: b}).error == pytest.approx(math.sqrt(by_hand([d], psi, 300, own[:, None])))
-    assert compare({0: a}, {0: replace(b, frechet_own=None)}).error == pytest.approx(math.sqrt(by_hand([d], psi, 300)))
+    assert compare({0: a}, {0: replace(b, frechet_self=None)}).error == pytest.approx(math.sqrt(by_hand([d], psi, 300)))
 
 
 def test_what_halves_of_samples_do_not_show_the_reference_does():

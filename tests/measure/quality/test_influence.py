@@ -101,7 +101,7 @@ def test_a_one_dimensional_distance_has_its_closed_form():
     found = terms.samples.mean(axis=1)
     for half in (slice(0, None, 2), slice(1, None, 2)):
         np.testing.assert_allclose(found[half], wanted[half] - wanted[half].mean(), atol=0.01)
-    np.testing.assert_allclose(terms.own, (s_r * x**4)[:, 0] / (4 * N * s**3), rtol=1e-5)
+    np.testing.assert_allclose(terms.self_influence, (s_r * x**4)[:, 0] / (4 * N * s**3), rtol=1e-5)
 
 
 def test_without_a_sample_the_distance_is_another_by_its_influence_less_its_own_part():
@@ -110,7 +110,7 @@ def test_without_a_sample_the_distance_is_another_by_its_influence_less_its_own_
     theirs, terms = feature_moments(r), frechet_terms(a, reference_of(r))
     every = frechet_distance(*feature_moments(a), *theirs)
     lost = [399 * (every - frechet_distance(*feature_moments(np.delete(a, i, axis=0)), *theirs)) for i in range(60)]
-    lost, phi, own = np.array(lost), terms.samples.mean(axis=1)[:60], terms.own[:60]
+    lost, phi, own = np.array(lost), terms.samples.mean(axis=1)[:60], terms.self_influence[:60]
     errors = [(lost - value).std() for value in (phi, phi - own, phi - 2 * own)]
     assert errors[1] < 0.3 * min(errors[0], errors[2])
 
@@ -129,7 +129,7 @@ def test_a_dead_feature_changes_nothing(rows):
     plain, padded = frechet_terms(a, reference_of(r)), frechet_terms(wide[0], reference_of(wide[1]))
     np.testing.assert_allclose(padded.samples, plain.samples, atol=1e-10)
     np.testing.assert_allclose(padded.reference, plain.reference, atol=1e-10)
-    np.testing.assert_allclose(padded.own, plain.own, atol=1e-10)
+    np.testing.assert_allclose(padded.self_influence, plain.self_influence, atol=1e-10)
 
 
 @pytest.mark.parametrize("count", [40, 41, 300])
