@@ -46,22 +46,19 @@ path = "random.npz"
 
 def memory(setting: Setting) -> Iterator[Comparison]:
     """Compare the peaks at both sizes, and by how much they grow from one to the other."""
-    peaks = {
-        (who, count): _peak(who, count, setting.size, _STEPS) for count in setting.counts for who in ("ours", "stored")
-    }
     few, many = setting.counts
     what, peer = f"{setting.size}x{setting.size}x3, {_STEPS} steps", "the papers' stored states"
-    for count in setting.counts:
-        pair = (peaks["ours", count], peaks["stored", count])
+    peaks = [(_peak("ours", count, setting.size), _peak("stored", count, setting.size)) for count in setting.counts]
+    for count, pair in zip(setting.counts, peaks, strict=True):
         yield ratios("memory", f"peak, {count} samples, {what}", peer, [pair], setting, unit="MiB")
-    growth = tuple(max(peaks[who, many] - peaks[who, few], 0.1) for who in ("ours", "stored"))
+    ours, stored = (max(more - less, 0.1) for less, more in zip(*peaks, strict=True))
     images = (many - few) * 3 * setting.size**2 / 2**20
     name = f"growth, {few} to {many} samples ({images:.1f} MiB are the images themselves), {what}"
-    yield ratios("memory", name, peer, [(growth[0], growth[1])], setting, unit="MiB")
+    yield ratios("memory", name, peer, [(ours, stored)], setting, unit="MiB")
 
 
-def _peak(who: str, count: int, size: int, steps: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.memory.peak", who, str(count), str(size), str(steps)]
+def _peak(who: str, count: int, size: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.memory.peak", who, str(count), str(size), str(_STEPS)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
     return float(done.stdout.splitlines()[-1])
 
@@ -76,8 +73,7 @@ def _ours(count: int, size: int, steps: int, folder: Path) -> None:
     np.savez(folder / "random.npz", arr_0=pictures)
     files = f"--config {folder}/stand_in.toml --data-dir {folder} --out {folder}/run --quiet"
     what = f"--models stand-in --dataset random --features none --batch-size {_BATCH}"
-    numbers = f"--samples {count} --steps {steps}"
-    code = run(" ".join((files, what, numbers)).split())[0]
+    code, _ = run(f"{files} {what} --samples {count} --steps {steps}".split())
     if code:
         raise SystemExit(code)
 
@@ -110,12 +106,12 @@ def _peak_mib() -> float:
 def main(argv: Sequence[str]) -> None:
     """Run one procedure and print its peak."""
     who, *numbers = argv
-    with tempfile.TemporaryDirectory() as folder:
-        count, size, steps = map(int, numbers)
-        if who == "ours":
+    count, size, steps = map(int, numbers)
+    if who == "ours":
+        with tempfile.TemporaryDirectory() as folder:
             _ours(count, size, steps, Path(folder))
-        else:
-            _stored(count, size, steps)
+    else:
+        _stored(count, size, steps)
     print(f"{_peak_mib():.1f}")
 
 

@@ -27,10 +27,7 @@ class StoredStates:
 
 
 def _by_pixel(states: NDArray[np.float32]) -> NDArray[np.float64]:
-    _, channels, height, width = states.shape
-    found = np.empty((channels, height, width))
-    for c in range(channels):
-        for h in range(height):
-            for w in range(width):
-                found[c, h, w] = np.std(states[:, c, h, w])
+    found = np.empty(states.shape[1:])
+    for c, h, w in np.ndindex(found.shape):
+        found[c, h, w] = np.std(states[:, c, h, w])
     return found

@@ -14,6 +14,7 @@ import argparse
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -167,11 +168,10 @@ def compare(
 
 
 def _settings(args: argparse.Namespace) -> Iterator[Setting]:
-    for model in args.models.split(","):
-        for sampler in args.samplers.split(","):
-            for variance in args.variance.split(",") if sampler == "ddpm" else [""]:
-                for steps in args.steps.split(","):
-                    yield Setting(model, sampler, variance, int(steps))
+    for model, sampler in product(args.models.split(","), args.samplers.split(",")):
+        variances = args.variance.split(",") if sampler == "ddpm" else [""]
+        for variance, steps in product(variances, args.steps.split(",")):
+            yield Setting(model, sampler, variance, int(steps))
 
 
 def _line(row: Outcome) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from bench.diffusion.samplers import Draws, prior, teacher_forced, walk
 from bench.diffusion.schedules import edm_levels, levels
 from bench.diffusion.solvers import DDIM, Ancestral, Euler, Heun, Solver
 from bench.diffusion.types import Denoiser, Level, Prediction
+from bench.files.writing import write_atomic
 from bench.measure.features.extractors import Extractor, open_extractor
 from bench.measure.quality.frechet import feature_moments, frechet_distance
 from bench.models.checkpoints.formats import denoiser_of, open_network
@@ -34,8 +36,7 @@ _BATCH = 256
 NUDGE = math.log(1.1)  # of log(sigma / alpha), where the response of eps to the level is measured
 
 
-@dataclass(frozen=True)
-class Walked:
+class Walked(NamedTuple):
     """Images of one divisor: final states [N, C, H, W], their features [N, d], raw eps norms of first calls [N, steps].
 
     Columns of ``norms`` are in the order of the walk, the noisiest first.
@@ -47,12 +48,7 @@ class Walked:
 
     def part(self, start: int, stop: int) -> Walked:
         """Return images [start, stop)."""
-        return Walked(self.final[start:stop], self.features[start:stop], self.norms[start:stop])
-
-    def joined(self, more: Walked) -> Walked:
-        """Return these images and more."""
-        pairs = ((self.final, more.final), (self.features, more.features), (self.norms, more.norms))
-        return Walked(*(np.concatenate(pair) for pair in pairs))
+        return Walked(*(rows[start:stop] for rows in self))
 
 
 @dataclass(frozen=True)
@@ -92,19 +88,19 @@ def opened(model: str, compiled: bool) -> tuple[Description, Denoiser]:
     found = load_registry((), "digits").model(model)
     denoiser = denoiser_of(open_network(found.weights, found.description), found.description, torch.device("cpu"))
     if compiled and isinstance(denoiser, NetworkDenoiser):
-        denoiser.network = _Compiled(denoiser.network)
+        denoiser.network = _compiled(denoiser.network)
     return found.description, denoiser
 
 
-class _Compiled:
-    """A compiled network that sees batches of one size, the last images of a smaller one being repeated."""
+def _compiled(network: Any) -> Callable[..., Any]:
+    """Return a compiled network that sees batches of one size, the last image of a smaller one being repeated."""
+    compiled = torch.compile(lambda x, t: network(x, t, return_dict=False)[0], dynamic=False)
 
-    def __init__(self, network: Any) -> None:
-        self.network = torch.compile(lambda x, t: network(x, t, return_dict=False)[0], dynamic=False)
-
-    def __call__(self, x: Tensor, t: Tensor, _: Tensor | None = None) -> Any:
+    def call(x: Tensor, t: Tensor, _: Tensor | None = None) -> Any:
         rows = torch.arange(_BATCH).clamp(max=len(x) - 1)
-        return SimpleNamespace(sample=self.network(x[rows], t[rows])[: len(x)])
+        return SimpleNamespace(sample=compiled(x[rows], t[rows])[: len(x)])
+
+    return call
 
 
 class Walks:
@@ -146,12 +142,11 @@ class Walks:
         """Return images [0, stop) under divisor b, walking those that are not known yet."""
         known = self._known.get(b) or self._remembered(b)
         have = 0 if known is None else len(known.final)
-        if have < stop:
+        if known is None or have < stop:
             parts = [self._walk(b, k, min(k + _BATCH, stop)) for k in range(have, stop, _BATCH)]
-            for part in parts:
-                known = part if known is None else known.joined(part)
-            self._remember(b, known)
-        assert known is not None
+            known = Walked(*map(np.concatenate, zip(*([] if known is None else [known]), *parts, strict=True)))
+            if self.folder is not None:
+                write_atomic(self._file(self.folder, b), partial(np.savez, **known._asdict()))
         self._known[b] = known
         return known.part(0, stop)
 
@@ -167,22 +162,14 @@ class Walks:
         features = self.yardstick.extractor.extract(quantize(x.float()))[0]
         return Walked(x.float().numpy(), features, torch.stack(norms, 1).numpy())
 
-    def _file(self, b: float) -> Path | None:
-        return None if self.folder is None else self.folder / f"{self.setting.name}-seed{self.seed}-b{b:.5f}.npz"
+    def _file(self, folder: Path, b: float) -> Path:
+        return folder / f"{self.setting.name}-seed{self.seed}-b{b:.5f}.npz"
 
     def _remembered(self, b: float) -> Walked | None:
-        file = self._file(b)
-        if file is None or not file.exists():
+        if self.folder is None or not self._file(self.folder, b).exists():
             return None
-        with np.load(file) as kept:
-            return Walked(kept["final"], kept["features"], kept["norms"])
-
-    def _remember(self, b: float, walked: Walked | None) -> None:
-        file = self._file(b)
-        if file is not None and walked is not None:
-            beside = file.with_suffix(".part.npz")
-            np.savez(beside, final=walked.final, features=walked.features, norms=walked.norms)
-            beside.replace(file)
+        with np.load(self._file(self.folder, b)) as kept:
+            return Walked(**kept)
 
     def forced(self, images: int, nudge: float = 0.0) -> Rows:
         """Return raw eps norms [images, steps] on real noised images, the network told the walk's levels.
@@ -193,20 +180,14 @@ class Walks:
         """
         x0 = to_unit(self.yardstick.train[:images])
         draws = Draws(Noise(self.seed), torch.arange(images))
-        denoiser = self.denoiser if not nudge else self._told_otherwise(nudge)
-        steps = teacher_forced(denoiser, self._nudged(nudge), x0, Ancestral("fixed-small"), draws)
-        return torch.stack([s.prediction.eps.flatten(1).norm(dim=1) for s in steps], 1).numpy()
-
-    def _nudged(self, nudge: float) -> tuple[Level, ...]:
-        return (*(_moved(level, nudge) for level in self.path[:-1]), self.path[-1])
-
-    def _told_otherwise(self, nudge: float) -> Denoiser:
-        told = dict(zip(self._nudged(nudge), self.path, strict=True))
+        nudged = (*(_moved(level, nudge) for level in self.path[:-1]), self.path[-1])
+        told = dict(zip(nudged, self.path if nudge else nudged, strict=True))
 
         def denoiser(x: Tensor, level: Level, cond: Tensor | None = None) -> Prediction:
             return self.denoiser(x, told[level], cond)
 
-        return denoiser
+        steps = teacher_forced(denoiser, nudged, x0, Ancestral("fixed-small"), draws)
+        return torch.stack([s.prediction.eps.flatten(1).norm(dim=1) for s in steps], 1).numpy()
 
 
 def _moved(level: Level, nudge: float) -> Level:
