@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import binom
 
 from bench.files.writing import write_atomic
 
@@ -120,12 +120,10 @@ def ratios(
     """Return the row of (ours, theirs) pairs, at least one."""
     each = [theirs / ours for ours, theirs in measured]
     ours, theirs = (statistics.median(side) for side in zip(*measured, strict=True))
-    about = (len(measured), torch.get_num_threads(), _device(setting.device), torch.__version__)
+    device = setting.device.type
+    device = torch.cuda.get_device_name(setting.device) if device == "cuda" else device
+    about = (len(measured), torch.get_num_threads(), device, torch.__version__)
     return Comparison(part, name, peer, ours, theirs, unit, statistics.median(each), min(each), max(each), goal, *about)
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def compare(
@@ -175,9 +173,8 @@ def compare(
 def _with_interval(row: Comparison, measured: Sequence[tuple[float, float]]) -> Comparison:
     """Return a row whose low and high are the 95 % interval of the median, by order statistics (exact at any law)."""
     each, n = sorted(theirs / ours for ours, theirs in measured), len(measured)
-    below = [sum(math.comb(n, k) for k in range(rank + 1)) / 2**n for rank in range(n)]  # P(at most rank are below)
-    rank = sum(chance <= 0.025 for chance in below)
-    return replace(row, low=each[max(rank - 1, 0)], high=each[-max(rank, 1)])
+    rank = max(int(binom.ppf(0.025, n, 0.5)), 1)  # the pairs below the median are binomial
+    return replace(row, low=each[rank - 1], high=each[-rank])
 
 
 def write_csv(path: Path, rows: Iterable[Comparison]) -> None:
@@ -207,10 +204,8 @@ def read_csv(path: Path) -> list[Comparison]:
         return [_row(entries) for entries in csv.DictReader(file)]
 
 
-def _row(entries: dict[str, str]) -> Comparison:
+def _row(entries: Mapping[str, Any]) -> Comparison:
     numbers = {name: float(entries[name]) for name in ("ours", "theirs", "ratio", "low", "high")}
     counts = {name: int(entries[name]) for name in ("pairs", "threads")}
-    texts = {name: entries[name] for name in ("part", "name", "peer", "unit", "device", "torch")}
     goal = float(entries["goal"]) if entries["goal"] else None
-    values: dict[str, Any] = {**numbers, **counts, **texts, "goal": goal}
-    return Comparison(**values)
+    return Comparison(**{**entries, **numbers, **counts, "goal": goal})

@@ -51,11 +51,7 @@ def filled(text: str, path: Path) -> str:
 def fill() -> None:
     """Rewrite the document."""
     text = filled(DOCUMENT.read_text(), PUBLISHED)
-
-    def write(path: Path) -> None:
-        path.write_text(text)
-
-    write_atomic(DOCUMENT, write)
+    write_atomic(DOCUMENT, lambda path: path.write_text(text))
 
 
 if __name__ == "__main__":

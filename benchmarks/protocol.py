@@ -38,13 +38,10 @@ DATASETS: Mapping[str, tuple[str, tuple[int, int]]] = {
     "ImageNet 64x64": ("imagenet64", (1_281_167, 0)),
     "FFHQ 128x128": ("ffhq128", (70_000, 0)),
 }
-
-
-def networks() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name and guided-diffusion arguments of the networks, small to large."""
-    yield "digits 8x8 (embedded)", DIGITS_NETWORK
-    for name in ("cifar10", "imagenet64", "ffhq128"):
-        yield f"{name} (published ADM)", PRESETS[name].network
+# By name, guided-diffusion's arguments of networks, small to large.
+NETWORKS: Mapping[str, Mapping[str, Any]] = {"digits 8x8 (embedded)": DIGITS_NETWORK} | {
+    f"{name} (published ADM)": PRESETS[name].network for name in ("cifar10", "imagenet64", "ffhq128")
+}
 
 
 def _build(config: Mapping[str, Any]) -> Any:
@@ -64,11 +61,6 @@ def flops(config: Mapping[str, Any], batch: int = 1) -> int:
     return int(counter.get_total_flops())
 
 
-def parameters(config: Mapping[str, Any]) -> int:
-    """Return how many weights a network has."""
-    return sum(weight.numel() for weight in _build(config).parameters())
-
-
 def calls(preset: str, parts: tuple[int, int], steps: int, samples: int = SAMPLES) -> tuple[int, int]:
     """Return one cell's network calls for (the samples, the instruments), as the suite plans them."""
     description = PRESETS[preset].description()
@@ -79,8 +71,9 @@ def calls(preset: str, parts: tuple[int, int], steps: int, samples: int = SAMPLE
 def network_table() -> Iterator[str]:
     """Yield a table of the networks."""
     yield "| network | weights | FLOPs a call, one image |\n|---|---|---|"
-    for name, config in networks():
-        yield f"| {name} | {parameters(config) / 1e6:.2f} M | {flops(config) / 1e9:.4g} G |"
+    for name, config in NETWORKS.items():
+        weights = sum(weight.numel() for weight in _build(config).parameters())
+        yield f"| {name} | {weights / 1e6:.2f} M | {flops(config) / 1e9:.4g} G |"
 
 
 def growth() -> Iterator[str]:

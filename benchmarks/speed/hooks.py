@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -24,12 +25,12 @@ def hooks(setting: Setting) -> Iterator[Comparison]:
     pairs of short loops say more in the same time than a few of long ones, and more of what a loop costs once.
     """
     clock = time.process_time if setting.device.type == "cpu" else time.perf_counter
-    for width in setting.widths:
-        subject = images(width, setting.size, max(1, setting.batch // _SMALLER), setting.steps, setting.device)
+    largest = max(setting.widths)
+    for subject in images(replace(setting, batch=max(1, setting.batch // _SMALLER))):
         yield compare(
             "hooks", f"ddim, {subject.name}", "not recorded", loop(subject, True), loop(subject, False), setting,
-            pairs=_MORE * setting.pairs, images=subject.batch, goal=1 / _COST if width == max(setting.widths) else None,
-            clock=clock,
+            pairs=_MORE * setting.pairs, images=subject.batch, clock=clock,
+            goal=1 / _COST if subject.config["model_channels"] == largest else None,
         )  # fmt: skip
 
 

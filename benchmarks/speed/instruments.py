@@ -17,9 +17,9 @@ _COST = 1.03
 
 def instruments(setting: Setting) -> Iterator[Comparison]:
     """Compare walks of every network, the embedded one included; a ratio of .97 says that instruments cost 3 %."""
-    subjects = [images(width, setting.size, setting.batch, setting.steps, setting.device) for width in setting.widths]
-    for subject in (*subjects, digits(setting.steps, setting.device)):
-        goal = 1 / _COST if subject in subjects else None
+    embedded = digits(setting)
+    for subject in (*images(setting), embedded):
+        goal = None if subject is embedded else 1 / _COST
         peers: dict[str, tuple[Make, float | None]] = {
             "no instruments": (partial(ours, subject, "ddpm", instruments=False), goal),
             "network calls alone": (partial(bare, subject), None),

@@ -26,52 +26,38 @@ def contestant(make: Make, setting: Setting) -> Iterator[Callable[[], object]]:
     if not setting.isolated:
         yield make()
         return
-    process = _Isolated(make, setting.device)
+    context = get_context("spawn")
+    pipe, other = context.Pipe()
+    process = context.Process(target=_serve, args=(other, make, torch.get_num_threads(), str(setting.device)))
+    process.start()
+    other.close()
+
+    def ask() -> None:  # which costs a tenth of a millisecond
+        pipe.send(True)
+        failure = pipe.recv()
+        if failure is not None:
+            raise CompileError(failure)
+
     try:
-        yield process
+        yield ask
     finally:
-        process.close()
-
-
-class _Isolated:
-    """A call that another process makes when it is asked to; asking costs a tenth of a millisecond."""
-
-    def __init__(self, make: Make, device: torch.device) -> None:
-        context = get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, make, torch.get_num_threads(), str(device)))
-        self._process.start()
-        other.close()
-        self._is_ready = False
-
-    def __call__(self) -> None:
-        if not self._is_ready:
-            failure = self._pipe.recv()
-            if failure is not None:
-                raise CompileError(failure)
-            self._is_ready = True
-        self._pipe.send(True)
-        self._pipe.recv()
-
-    def close(self) -> None:
-        """Let the process end by itself, and end it where it does not."""
         with suppress(OSError):  # it may have ended already
-            self._pipe.send(False)
-        self._process.join(_PATIENCE)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
+            pipe.send(False)
+        process.join(_PATIENCE)
+        process.kill()  # where it does not end by itself
+        process.join()
 
 
 def _serve(pipe: Connection, make: Make, threads: int, device: str) -> None:
+    """Build a call, then make it whenever asked to; answer with what keeps it from being built, None if nothing."""
     torch.set_num_threads(threads)
+    call, failure = None, None
     try:
         call = make()
     except CompileError as error:
-        pipe.send(str(error))
-        return
-    pipe.send(None)
+        failure = str(error)
     while pipe.recv():
-        call()
-        wait(torch.device(device))
-        pipe.send(None)
+        if call is not None:
+            call()
+            wait(torch.device(device))
+        pipe.send(failure)

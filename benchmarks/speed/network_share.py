@@ -18,22 +18,10 @@ _BETWEEN = "Python between operators"
 _SHOWN = 8
 
 
-class _Named:
-    """A network whose calls the profiler knows by name."""
-
-    def __init__(self, network: Any) -> None:
-        self.network = network
-
-    def __call__(self, *given: Any) -> Any:
-        with record_function(_NETWORK):
-            return self.network(*given)
-
-
 def share(setting: Setting) -> Iterator[Comparison]:
     """Yield the network's part of the instrumented walk's time, of the device's where it is a GPU; print the rest."""
-    subjects = [images(width, setting.size, setting.batch, setting.steps, setting.device) for width in setting.widths]
-    for subject in (*subjects, digits(setting.steps, setting.device)):
-        walk = Walk(subject, network=_Named(subject.network))
+    for subject in (*images(setting), digits(setting)):
+        walk = Walk(subject, network=record_function(_NETWORK)(subject.network.__call__))
         walk()
         times = [_times(walk, subject) for _ in range(setting.pairs)]
         scale = 1e-3 / subject.batch  # microseconds a walk to milliseconds an image

@@ -10,7 +10,6 @@ import importlib.util
 import itertools
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -27,12 +26,11 @@ from benchmarks.speed.walks import SCHEDULE, Subject
 Images = NDArray[np.float32]
 
 
-def _call(pipeline: Any, subject: Subject, around: Callable[[], AbstractContextManager[object]], how: Any) -> Images:
-    with around():
-        found: Images = pipeline(
-            batch_size=subject.batch, num_inference_steps=subject.steps, output_type="np", **how
-        ).images
-    return found
+def _call(pipeline: Any, subject: Subject, autocast: bool = False, **how: bool) -> Images:
+    with torch.autocast(subject.device.type, torch.bfloat16, enabled=autocast):
+        output = pipeline(batch_size=subject.batch, num_inference_steps=subject.steps, output_type="np", **how)
+    images: Images = output.images
+    return images
 
 
 def ddpm_pipeline(subject: Subject, *, autocast: bool = False, compiled: bool = False) -> Callable[[], Images]:
@@ -51,19 +49,17 @@ def ddpm_pipeline(subject: Subject, *, autocast: bool = False, compiled: bool = 
     if compiled:
         how: dict[str, Any] = {"mode": "reduce-overhead"} if subject.device.type == "cuda" else {}
         pipeline.unet = torch.compile(pipeline.unet, dynamic=False, **how)
-    around = partial(torch.autocast, subject.device.type, torch.bfloat16) if autocast else nullcontext
-    return partial(_call, pipeline, subject, around, {})
+    return partial(_call, pipeline, subject, autocast)
 
 
 def ddim_pipeline(subject: Subject) -> Callable[[], Images]:
     """Return ``diffusers.DDIMPipeline``, deterministic; eps is made anew from the clipped x0, as ours is."""
     import diffusers
 
-    pipeline: Any = diffusers.DDIMPipeline(
-        unet=subject.network, scheduler=diffusers.DDIMScheduler(beta_schedule=SCHEDULE)
-    )
+    scheduler = diffusers.DDIMScheduler(beta_schedule=SCHEDULE)
+    pipeline: Any = diffusers.DDIMPipeline(unet=subject.network, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    return partial(_call, pipeline, subject, nullcontext, {"use_clipped_model_output": True})
+    return partial(_call, pipeline, subject, use_clipped_model_output=True)
 
 
 def has_k_diffusion() -> bool:

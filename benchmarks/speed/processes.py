@@ -29,15 +29,7 @@ def _run(processes: int, count: int) -> None:
     """Run the suite in a fresh folder, one thread a process."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            *launcher,
-            "run_bench.py",
-            *_FLAGS,
-            "--samples",
-            str(count),
-            "--out",
-            f"{folder}/run",
-        ]
+        flags = (*_FLAGS, "--samples", str(count), "--out", f"{folder}/run")
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *launcher, "run_bench.py", *flags]
         subprocess.run(command, check=True, cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL)

@@ -10,15 +10,10 @@ from bench.models.acceleration import CompileError
 from benchmarks.comparison import Comparison, Setting, compare
 from benchmarks.speed.isolated import Make, contestant
 from benchmarks.speed.peers import by_hand, ddim_pipeline, ddpm_pipeline, has_k_diffusion, k_sampler
-from benchmarks.speed.walks import Subject, images, ours
+from benchmarks.speed.walks import images, ours
 
 # mode, its precision, whether compiled, the ratio to aim at
 _MODES = (("compiled", "fp32", True, 1.1), ("bf16", "bf16", False, 1.5), ("bf16 compiled", "bf16", True, None))
-
-
-def _subjects(setting: Setting) -> Iterator[Subject]:
-    for width in setting.widths:
-        yield images(width, setting.size, setting.batch, setting.steps, setting.device)
 
 
 def sampling(setting: Setting) -> Iterator[Comparison]:
@@ -26,7 +21,7 @@ def sampling(setting: Setting) -> Iterator[Comparison]:
     goal = 2.0 if setting.device.type == "cuda" else 1.0
     if not has_k_diffusion():
         print("k-diffusion is not installed, so it is left out (docs/performance.md)", file=sys.stderr)
-    for subject in _subjects(setting):
+    for subject in images(setting):
         rounds: list[tuple[str, str, Make, Make, float | None]] = [
             ("ddpm", "diffusers.DDPMPipeline", partial(ours, subject, "ddpm"), partial(ddpm_pipeline, subject), goal),
             ("ddim", "diffusers.DDIMPipeline", partial(ours, subject, "ddim"), partial(ddim_pipeline, subject), goal),
@@ -41,7 +36,7 @@ def sampling(setting: Setting) -> Iterator[Comparison]:
 
 def modes(setting: Setting) -> Iterator[Comparison]:
     """Compare lower precision and compiled networks with the pipeline as it comes, and with it in the same mode."""
-    for subject in _subjects(setting):
+    for subject in images(setting):
         for mode, precision, compiles, goal in _MODES:
             mine = partial(ours, subject, "ddpm", precision=precision, compiled=compiles)
             peers: dict[str, tuple[Make, float | None]] = {"eager fp32": (partial(ddpm_pipeline, subject), goal)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bench.data import Dataset
 from bench.diffusion.schedules import levels
@@ -28,6 +27,7 @@ from bench.suite.cells.walks import CellWalks, WalkContext
 from bench.suite.plan import Cell, Unit
 from bench.suite.registry.model import Model
 from bench.suite.settings import SamplerConfig
+from benchmarks.comparison import Setting
 
 SCHEDULE = "linear"
 _T = 1000
@@ -71,24 +71,21 @@ class Subject:
         return levels(SCHEDULE, _T, f"ddim{self.steps}")
 
 
-def images(width: int, size: int, batch: int, steps: int, device: torch.device) -> Subject:
-    """Return an ADM network for RGB images of a size at a width, without a learned variance."""
-    config = {
-        **DIGITS_NETWORK,
-        "image_size": size,
-        "in_channels": 3,
-        "out_channels": 3,
-        "model_channels": width,
-        "channel_mult": (1, 2, 2, 2),
-        "attention_resolutions": (2, 4),
-    }
-    return Subject(f"{size}x{size}x3, width {width}, batch {batch}", config, batch, steps, device)
+def images(setting: Setting) -> Iterator[Subject]:
+    """Yield an ADM network for RGB images at each width of a setting, without a learned variance."""
+    size, batch = setting.size, setting.batch
+    shapes = {"image_size": size, "in_channels": 3, "out_channels": 3}
+    blocks = {"channel_mult": (1, 2, 2, 2), "attention_resolutions": (2, 4)}
+    for width in setting.widths:
+        config = {**DIGITS_NETWORK, **shapes, **blocks, "model_channels": width}
+        name = f"{size}x{size}x3, width {width}, batch {batch}"
+        yield Subject(name, config, batch, setting.steps, setting.device)
 
 
-def digits(steps: int, device: torch.device) -> Subject:
+def digits(setting: Setting) -> Subject:
     """Return the network of the embedded family, at the suite's internal batch."""
     config = {**DIGITS_NETWORK, "out_channels": 1}
-    return Subject("digits network, 8x8x1, batch 128", config, 128, steps, device)
+    return Subject("digits network, 8x8x1, batch 128", config, 128, setting.steps, setting.device)
 
 
 class Walk:
@@ -119,11 +116,12 @@ class Walk:
         measure = ("steps",) if instruments else ()
         cell = Cell(about, config, subject.steps, 0, subject.batch, measure, "none", (1, 0), "none")
         asked = network or subject.network
-        denoiser = NetworkDenoiser(_Single(asked) if sampler in _EDM_SOLVERS else asked)
+        if sampler in _EDM_SOLVERS:  # EDM's preconditioning shows states of float64 to a network of float32
+            asked = lambda x, *given, network=asked: network(x.float(), *given)  # noqa: E731
+        denoiser = NetworkDenoiser(asked)
         reference = Reference(_nothing(subject), None)
-        self.arms = CellWalks(
-            cell, WalkContext(lambda model: denoiser, reference, subject.device, subject.batch, _unheard)
-        )
+        context = WalkContext(lambda model: denoiser, reference, subject.device, subject.batch, lambda calls: None)
+        self.arms = CellWalks(cell, context)
         if sampler in _EDM_SOLVERS:  # the suite gives them to EDM models alone; k-diffusion to any
             self.arms.solver = _EDM_SOLVERS[sampler]
 
@@ -131,16 +129,6 @@ class Walk:
         """Return the samples, uint8 [B, H, W, C]."""
         samples: NDArray[np.uint8] = self.arms.compute(Unit("free", 0, self.subject.batch))["samples"]
         return samples
-
-
-class _Single:
-    """A float32 network under states of float64, as EDM's preconditioning shows it to them."""
-
-    def __init__(self, network: Callable[..., Any]) -> None:
-        self.network = network
-
-    def __call__(self, x: Tensor, *given: Any) -> Any:
-        return self.network(x.float(), *given)
 
 
 def ours(
@@ -170,7 +158,3 @@ def _nothing(subject: Subject) -> Dataset:
     """Return two black images: walks from noise see none, but the suite asks for shape and mean."""
     black = torch.zeros((2, *subject.shape), dtype=torch.uint8)
     return Dataset("none", black, torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool))
-
-
-def _unheard(calls: int) -> None:
-    """Take the news of network calls made."""

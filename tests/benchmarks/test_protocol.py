@@ -31,12 +31,9 @@ def operations_by_hand(network, *given):
     return total
 
 
-def test_operations_are_those_of_a_real_call():
+def test_operations_are_those_of_a_real_call_and_grow_with_the_batch_and_the_pixels():
     network = adm_unet(DIGITS_NETWORK).eval()
     assert protocol.flops(DIGITS_NETWORK, 3) == operations_by_hand(network, torch.zeros(3, 1, 8, 8), torch.zeros(3))
-
-
-def test_operations_grow_with_the_batch_and_the_pixels():
     one = protocol.flops(DIGITS_NETWORK)
     assert protocol.flops(DIGITS_NETWORK, 4) == 4 * one
     # Attention grows faster than the pixels, what is done once an image (the time embedding) not at all.
@@ -49,16 +46,19 @@ def test_calls_are_samples_times_steps_and_a_share():
     assert 0.1 < instruments / samples < 0.2
 
 
-def test_days_are_work_over_rate(monkeypatch):
+@pytest.fixture
+def cifar10(monkeypatch):
     monkeypatch.setattr(protocol, "DATASETS", {"CIFAR-10": protocol.DATASETS["CIFAR-10"]})
+
+
+def test_days_are_work_over_rate(cifar10):
     slow, fast = (list(protocol.protocol(rate))[-1].split("|") for rate in (1e12, 4e12))
     assert [float(a) for a in slow[5:8]] == pytest.approx([4 * float(b) for b in fast[5:8]], rel=0.01)
     assert float(slow[5]) == pytest.approx(8 * float(slow[6]), rel=0.01)
 
 
-def test_the_command_prints_them(monkeypatch, capsys):
-    monkeypatch.setattr(protocol, "networks", lambda: iter([("digits", DIGITS_NETWORK)]))
-    monkeypatch.setattr(protocol, "DATASETS", {"CIFAR-10": protocol.DATASETS["CIFAR-10"]})
+def test_the_command_prints_them(cifar10, monkeypatch, capsys):
+    monkeypatch.setattr(protocol, "NETWORKS", {"digits": DIGITS_NETWORK})
     protocol.main(["--rate", "1e12"])
     assert capsys.readouterr().out.count("CIFAR-10") == 1
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -16,14 +17,15 @@ from benchmarks.speed.network_share import share
 from benchmarks.speed.processes import processes
 from benchmarks.speed.training import training
 
-STEPS, BATCH, SIZE = 2, 2, 8
+STEPS, BATCH, SIZE = 2, 2, 8  # of the tiny setting
 # Images of 8 bits: float32 sums in another order may round to the next grey level.
 ONE_LEVEL = 1
 
 
 @pytest.fixture
-def subject():
-    return walks.images(32, SIZE, BATCH, STEPS, torch.device("cpu"))
+def subject(tiny):
+    (subject,) = walks.images(tiny)
+    return subject
 
 
 @pytest.fixture
@@ -66,33 +68,23 @@ def test_k_diffusion_makes_our_images(subject, shared_noise, solver):
     assert np.abs(ours - theirs).max() <= ONE_LEVEL
 
 
-@pytest.mark.parametrize(
-    ("sampler", "calls"), [("ddpm", STEPS), ("ddim", STEPS), ("euler", STEPS), ("heun", 2 * STEPS - 1)]
-)
-def test_both_sides_ask_the_network_equally_often(subject, sampler, calls):
-    asked, forward = [], subject.network.forward
-
-    def counting(x, *given, **named):
-        asked.append(len(x))
-        return forward(x, *given, **named)
-
-    subject.network.forward = counting
-    theirs = {"ddpm": peers.ddpm_pipeline, "ddim": peers.ddim_pipeline}
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "euler", "heun"])
+def test_both_sides_ask_the_network_equally_often(subject, sampler):
+    asked, calls = [], 2 * STEPS - 1 if sampler == "heun" else STEPS
+    subject.network.register_forward_pre_hook(lambda network, given: asked.append(len(given[0])))
+    makers = {"ddpm": [peers.ddpm_pipeline], "ddim": [peers.ddim_pipeline]}
     if peers.has_k_diffusion():
-        theirs |= {name: partial(peers.k_sampler, name=f"sample_{name}") for name in ("euler", "heun")}
-    for make in (partial(walks.Walk, sampler=sampler), *([theirs[sampler]] if sampler in theirs else [])):
+        makers |= {name: [partial(peers.k_sampler, name=f"sample_{name}")] for name in ("euler", "heun")}
+    for make in (partial(walks.Walk, sampler=sampler), *makers.get(sampler, [])):
         asked.clear()
         make(subject)()
         assert asked == [BATCH] * calls
 
 
-def test_instruments_change_no_image(subject):
-    assert np.array_equal(walks.Walk(subject)(), walks.Walk(subject, instruments=False)())
-
-
-def test_instruments_are_the_suites(subject):
-    assert walks.Walk(subject).arms._probes(paired=False)
-    assert not walks.Walk(subject, instruments=False).arms._probes(paired=False)
+def test_instruments_are_the_suites_and_change_no_image(subject):
+    watched, plain = walks.Walk(subject), walks.Walk(subject, instruments=False)
+    assert [bool(walk.arms._probes(paired=False)) for walk in (watched, plain)] == [True, False]
+    assert np.array_equal(watched(), plain())
 
 
 def test_every_sampler_gives_a_row(tiny):
@@ -109,9 +101,6 @@ def test_without_k_diffusion_the_others_are_measured(tiny, monkeypatch, capsys):
 
 
 def test_without_a_compiler_bf16_is_measured(tiny, monkeypatch, capsys):
-    def refuse(*_):
-        raise CompileError("no compiler")
-
     monkeypatch.setattr("bench.models.acceleration.Accelerated.compile", refuse)
     rows = list(sampling.modes(tiny))
     assert [row.name.split(",")[0] for row in rows] == ["ddpm bf16"]
@@ -134,14 +123,22 @@ def test_instruments_give_a_row_each(tiny):
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_makes_the_call(tiny):
-    subject = walks.images(32, SIZE, BATCH, STEPS, tiny.device)
+def test_a_process_of_its_own_makes_the_call(tiny, subject):
     with contestant(partial(walks.ours, subject, "ddpm"), replace(tiny, isolated=True)) as call:
         call()
         call()
-        process = call._process
-        assert process.is_alive()
+        (process,) = active_children()
     assert not process.is_alive()
+
+
+def refuse(*_):
+    raise CompileError("no compiler")
+
+
+@pytest.mark.slow
+def test_what_a_process_of_its_own_cannot_build_is_told_here(tiny):
+    with contestant(refuse, replace(tiny, isolated=True)) as call, pytest.raises(CompileError, match="no compiler"):
+        call()
 
 
 @pytest.mark.ci
