@@ -35,17 +35,21 @@ def program(name):
     return module
 
 
+def adapted(name):
+    """Return the description and the denoiser of an entry of ``adapter.toml``."""
+    entry = tomllib.loads((EXAMPLES / "adapter.toml").read_text())["models"][name]
+    description = describe_adapter(entry, EXAMPLES)
+    network = load_adapter(adapter_file(entry["adapter"], EXAMPLES), description)
+    return description, NetworkDenoiser(network, description.prediction)
+
+
 def test_the_adapter_draws_pixels_of_the_digits_mean_and_variance():
     """A hundred DDIM steps of the exact denoiser of independent Gaussian pixels; the steps alone lose below 5 %.
 
     Of 2000 samples the mean over 64 pixels is off by .6 / sqrt(2000) / 8 = .002, the variance's by
     sqrt(2 / 2000) / 8 = 0.4 % for equal pixels, about twice that for these; 7 % and .01 are allowed.
     """
-    entry = tomllib.loads((EXAMPLES / "adapter.toml").read_text())["models"]["pixelwise"]
-    description = describe_adapter(entry, EXAMPLES)
-    denoiser = NetworkDenoiser(
-        load_adapter(adapter_file(entry["adapter"], EXAMPLES), description), description.prediction
-    )
+    description, denoiser = adapted("pixelwise")
     path, draws = levels(description.schedule, description.T, 100), Draws(Noise(0), torch.arange(2000))
     steps = list(walk(denoiser, path, prior(path[0], draws, (1, 8, 8)), DDIM(), draws, clip=False))
     drawn, real = steps[-1].x_next, to_unit(load("digits").part("train"))
@@ -57,14 +61,10 @@ def test_a_denoiser_that_is_told_sigma_is_asked_at_the_walks_levels():
     """Both are the posterior mean of the same pixels, one by alpha_bar, one by sigma; float32 differs by 1e-5."""
     pixels = to_unit(load("digits").part("train"))
     mean, variance = pixels.mean(0), pixels.var(0)
-    entry = tomllib.loads((EXAMPLES / "adapter.toml").read_text())["models"]["karras"]
-    description = describe_adapter(entry, EXAMPLES)
-    network = load_adapter(adapter_file(entry["adapter"], EXAMPLES), description)
-    denoiser = NetworkDenoiser(network, description.prediction)
+    noise = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    description, denoiser = adapted("karras")
     for level in levels(description.schedule, description.T, 7)[:-1]:
-        x = level.alpha * pixels[:16] + level.sigma * torch.randn(
-            16, 1, 8, 8, generator=torch.Generator().manual_seed(0)
-        )
+        x = level.alpha * pixels[:16] + level.sigma * noise
         gain = level.alpha * variance / (level.alpha**2 * variance + level.sigma**2)
         expected = mean + gain * (x - level.alpha * mean)
         assert torch.allclose(denoiser(x, level).x0, expected, atol=1e-5)

@@ -27,9 +27,13 @@ from bench.suite.registry.registry import load_registry
 HALF = 898
 
 
+def embedded(name: str, dataset: str = "digits") -> NetworkDenoiser:
+    model = load_registry((), dataset).model(name)
+    return NetworkDenoiser(load_network(model.weights, model.description))
+
+
 def sample(name: str, steps: int, count: int, seed: int) -> torch.Tensor:
-    model = load_registry((), "digits").model(name)
-    denoiser, path = NetworkDenoiser(load_network(model.weights, model.description)), levels("cosine", 1000, steps)
+    denoiser, path = embedded(name), levels("cosine", 1000, steps)
     images = []
     for numbers in torch.arange(count).split(128):
         draws = Draws(Noise(seed), numbers)
@@ -129,12 +133,11 @@ def test_the_cifar10_family_predicts_noise_it_has_not_seen():
 
     Training ended at a mean squared error of about .06 over all indices; pictures this smooth are easier.
     """
-    model, level = load_registry((), "cifar10").model("adm"), levels("cosine", 1000, 3)[1]  # t = 500
+    denoiser, level = embedded("adm", "cifar10"), levels("cosine", 1000, 3)[1]  # t = 500
     g = torch.Generator().manual_seed(0)
     colour = torch.rand(4, 3, 1, 1, generator=g) * 2 - 1
     x0 = colour * torch.linspace(0.2, 1, 32).reshape(1, 1, 1, 32).expand(4, 3, 32, 32)
     noise = torch.randn(4, 3, 32, 32, generator=g)
-    denoiser = NetworkDenoiser(load_network(model.weights, model.description))
     with torch.no_grad():
         eps = denoiser(level.alpha * x0 + level.sigma * noise, level).eps
     assert (eps - noise).square().mean() < 0.1
@@ -143,10 +146,8 @@ def test_the_cifar10_family_predicts_noise_it_has_not_seen():
 @pytest.mark.parametrize(("scale", "least", "most"), [(0.0, 0, 15), (1.0, 46, 50), (3.0, 46, 50)])
 def test_the_conditional_model_draws_the_class_that_it_is_told(scale, least, most):
     """Unconditional, 5 of 50 are right by chance and more than 15 with probability 2e-5; told, nearly all are."""
-    model, path = load_registry((), "digits").model("adm-cond"), levels("cosine", 1000, 10)
-    network = NetworkDenoiser(load_network(model.weights, model.description))
-    rows, extractor = torch.arange(50), open_extractor("digits")
-    denoiser, draws = ClassifierFreeDenoiser(network, ClassifierFree(scale, 10)), Draws(Noise(5), rows)
+    path, rows, extractor = levels("cosine", 1000, 10), torch.arange(50), open_extractor("digits")
+    denoiser, draws = ClassifierFreeDenoiser(embedded("adm-cond"), ClassifierFree(scale, 10)), Draws(Noise(5), rows)
     start = prior(path[0], draws, (1, 8, 8))
     *_, last = walk(denoiser, path, start, Ancestral("learned"), draws, cond=rows % 10)
     features = extractor.extract(quantize(last.x_next))[0]
