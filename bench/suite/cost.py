@@ -26,6 +26,7 @@ from bench.suite.registry.model import Model
 from bench.suite.run import Run, notes
 from bench.suite.run_record import RunRecord
 from bench.suite.settings import short_hash
+from bench.suite.store.resume import extended, is_sampled, is_scored
 
 _COMPILE_FROM = 600.0  # seconds of uncompiled network calls an architecture: see settle_compiling
 _GAIN = 1.3  # an uncompiled call takes so many times as long as a compiled one; 1.17 to 1.45 on two CPU cores
@@ -113,8 +114,8 @@ def network_calls(run: Run, only_left: bool) -> Counter[str]:
         only_left: leave out what was done before.
     """
     batch, calls = run.config.request.batch, Counter[str]()
-    for cell in map(run.store.extended, run.cells):
-        if only_left and run.store.is_sampled(cell):
+    for cell in (extended(run.store, cell) for cell in run.cells):
+        if only_left and is_sampled(run.store, cell):
             continue
         for unit in cell.units(batch):
             if not (only_left and run.store.has_shard(cell, unit)):
@@ -141,7 +142,7 @@ class Timing:
         longest = max((cell for cell in self.run.cells if cell.model.name == name), key=lambda cell: cell.steps)
         key = architecture(longest.model)
         if key not in self._prices:
-            self._prices[key] = seconds_a_call(self.run, self.run.store.extended(longest), self.reference)
+            self._prices[key] = seconds_a_call(self.run, extended(self.run.store, longest), self.reference)
         return self._prices[key]
 
 
@@ -237,7 +238,7 @@ def _sampling_seconds(run: Run, reference: Reference, processes: int) -> float:
 
 def _feature_seconds(run: Run, reference: Reference) -> float:
     """Return the seconds of the features of all samples that are not scored."""
-    unscored = sum(not run.store.is_scored(cell, reference.key()) for cell in run.cells)
+    unscored = sum(not is_scored(run.store, cell, reference.key()) for cell in run.cells)
     extractor: Extractor | None = reference.extractor
     if extractor is None or not unscored:
         return 0.0
@@ -302,7 +303,7 @@ def _plan(run: Run) -> Iterator[str]:
     for cell in run.cells:
         costs = cell.cost()
         total, instruments = total + sum(costs), instruments + costs[1]
-        state = "done" if run.store.is_sampled(run.store.extended(cell)) else "to do"
+        state = "done" if is_sampled(run.store, extended(run.store, cell)) else "to do"
         yield f"  {cell.name:<32} {sum(costs):>12,} network calls  {state}{_treatment(cell)}"
     for line in dict.fromkeys(extra.line for extra in run.extras):
         extras = [extra for extra in run.extras if extra.line == line]

@@ -22,6 +22,7 @@ from bench.suite.processes.ranks import Team
 from bench.suite.run import Run, notes
 from bench.suite.run_record import RunRecord
 from bench.suite.settings import ConfigError
+from bench.suite.store.resume import extended, is_damaged, is_sampled, is_scored
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def execute(run: Run, team: Team, quiet: bool = False) -> Outcome:
         run.store.check_features(run.cells, reference.features_key())
     if team.leads:
         lines = [] if quiet else list(notes(run, reference))
-        if damaged := [cell.name for cell in run.cells if run.store.is_damaged(cell)]:
+        if damaged := [cell.name for cell in run.cells if is_damaged(run.store, cell)]:
             lines.append(f"damaged or edited, and computed again: {', '.join(damaged)}")
         for line in lines:
             print(f"note: {one_line(line)}", file=sys.stderr)
@@ -108,7 +109,7 @@ def complete(run: Run) -> list[str]:
     batch, missing = run.config.request.batch, list[str]()
     for cell in run.cells:
         if not _is_done(run, reference, cell):
-            units = list(run.store.extended(cell).units(batch))
+            units = list(extended(run.store, cell).units(batch))
             there = sum(run.store.has_shard(cell, unit) for unit in units) if run.store.is_open(cell) else 0
             missing.append(f"{cell.name} has {there} of its {len(units)} units")
     features = reference.features_key()
@@ -144,7 +145,7 @@ def _warn(lines: Sequence[str]) -> None:
 
 
 def _is_done(run: Run, reference: Reference, cell: Cell) -> bool:
-    return run.store.is_sampled(cell) and run.store.is_scored(cell, reference.key())
+    return is_sampled(run.store, cell) and is_scored(run.store, cell, reference.key())
 
 
 def _is_complete(run: Run, reference: Reference) -> bool:
@@ -168,8 +169,8 @@ def _calls(run: Run, reference: Reference) -> tuple[int, int]:
     """Return the network calls of what is not complete, and how many of them were made before; of a share, its part."""
     share, store = run.config.request.share, run.store
     part = slice(None) if share is None else slice(share.index, None, share.count)
-    cells = [store.extended(cell) for cell in run.cells]
-    sampled = {cell.name for cell in cells if store.is_sampled(cell)}
+    cells = [extended(store, cell) for cell in run.cells]
+    sampled = {cell.name for cell in cells if is_sampled(store, cell)}
     jobs = [(cell, unit) for cell in cells for unit in cell.units(run.config.request.batch)][part]
     costs = [(store.has_shard(cell, unit), cell.unit_cost(unit)) for cell, unit in jobs if cell.name not in sampled]
     extras = sum(extra.remaining(run.out, reference.features_key()) for extra in run.extras[part])

@@ -17,6 +17,7 @@ from bench.suite.processes.locks import Claims
 from bench.suite.processes.progress import Progress
 from bench.suite.processes.ranks import Team
 from bench.suite.run import Run
+from bench.suite.store.resume import extended, is_sampled, is_scored
 
 
 class Finisher:
@@ -82,7 +83,7 @@ class Execution:
 
     def __init__(self, run: Run, reference: Reference, team: Team, progress: Progress, claims: Claims) -> None:
         self.run, self.reference, self.team, self.progress, self.claims = run, reference, team, progress, claims
-        self.store, self.cells = run.store, [run.store.extended(cell) for cell in run.cells]
+        self.store, self.cells = run.store, [extended(run.store, cell) for cell in run.cells]
         self.context = run.context(reference, progress.calls)
         self.failures: dict[str, str] = {}
         self._finisher = Finisher(run.config.overlaps)
@@ -97,7 +98,7 @@ class Execution:
                 if alone:
                     drop_partials(self.run.out)
                 for cell in self.cells:
-                    if not self.store.is_sampled(cell):
+                    if not is_sampled(self.store, cell):
                         self.store.begin(cell)
                     elif alone:  # of a process that died while it completed the cell
                         self.store.close(cell)
@@ -167,7 +168,7 @@ class Execution:
         """Score complete cells anew that have other features than those wanted, or lost their scores."""
         for number in self.team.take("scores", len(self.cells)):
             cell = self.cells[number]
-            if not self.store.is_sampled(cell) or self.store.is_scored(cell, self.reference.key()):
+            if not is_sampled(self.store, cell) or is_scored(self.store, cell, self.reference.key()):
                 continue
             found = self.store.metrics(cell) or {}
             facts: dict[str, Any] = {name: found[name] for name in ("network_calls", "seconds", "nfe") if name in found}

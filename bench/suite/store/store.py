@@ -11,7 +11,6 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +19,12 @@ from numpy.typing import NDArray
 
 from bench.files.writing import read_record, sha256_of, unchanged, write_arrays, write_record
 from bench.suite.plan import Cell, Unit
-from bench.suite.settings import IN_CELLS, NEUTRAL_SETTINGS, ConfigError
+from bench.suite.settings import NEUTRAL_SETTINGS, ConfigError
 from bench.suite.store.shards import DamagedShard, read_shard, write_shard
 
 ARCHIVE = "records.zip"  # of a published run, which analysis.publish writes
-_SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
-_SCORED = ("features.npz", "kernel.npy", "influence.npz")
+SAMPLED = ("samples.npz", "steps.csv", "moments.npz", "errors.npz")
+SCORED = ("features.npz", "kernel.npy", "influence.npz")
 _SHARED = ("version", "spacing", "clip", "quantize", "precision", "samples", "data")
 _SAMPLING = (
     "eta", "variance", "churn", "s_min", "s_max", "s_noise", "classifier", "classifier_scale",
@@ -116,35 +115,7 @@ class Store:
         write_record(path, metrics)
         self._records.pop(path, None)  # its time of change may be that of the file before
 
-    def is_sampled(self, cell: Cell) -> bool:
-        """Tell whether the cell's sampling is complete, whatever features it was scored with."""
-        metrics = self.metrics(cell)
-        if metrics is None or not self._intact(cell, metrics, _SAMPLED):
-            return False
-        return metrics.get("key") == self.extended(cell).key() and set(cell.measure) <= set(self._measured(cell))
-
-    def extended(self, cell: Cell) -> Cell:
-        """Return the cell with the measurements that its folder has already, so that measuring more loses none."""
-        return replace(cell, measure=tuple(name for name in IN_CELLS if name in (*cell.measure, *self._measured(cell))))
-
-    def _measured(self, cell: Cell) -> list[str]:
-        description = (self.metrics(cell) or {}).get("cell")
-        names = description.get("measure") if isinstance(description, dict) else None
-        return names if isinstance(names, list) else []
-
-    def is_scored(self, cell: Cell, features: str) -> bool:
-        """Tell whether a sampled cell's scores are those of these features, and their files are there."""
-        metrics = self.metrics(cell) or {}
-        return metrics.get("features") == features and self._intact(cell, metrics, _SCORED)
-
-    def is_damaged(self, cell: Cell) -> bool:
-        """Tell whether a cell was complete and a file of it is not as it was written any more."""
-        if not (self.folder(cell) / "metrics.json").exists():
-            return False
-        metrics = self.metrics(cell)
-        return metrics is None or not self._intact(cell, metrics, _SAMPLED + _SCORED)
-
-    def _intact(self, cell: Described, metrics: Mapping[str, Any], names: Sequence[str]) -> bool:
+    def is_intact(self, cell: Described, metrics: Mapping[str, Any], names: Sequence[str]) -> bool:
         """Tell whether these files of a complete cell are still as they were written."""
         sizes, sums = metrics.get("files"), metrics.get("sha256")
         if not isinstance(sizes, dict) or not isinstance(sums, dict):
@@ -265,7 +236,7 @@ class Store:
     def finish(self, cell: Described, metrics: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, which completes the cell, and drop its shards."""
         folder = self.folder(cell)
-        paths = [folder / name for name in _SAMPLED + _SCORED if (folder / name).exists()]
+        paths = [folder / name for name in SAMPLED + SCORED if (folder / name).exists()]
         files = {path.name: path.stat().st_size for path in paths}
         sums = {path.name: self._sha256(path) for path in paths}
         record = {"key": cell.key(), "cell": cell.description(), "files": files, "sha256": sums, **metrics}
@@ -285,7 +256,7 @@ class Store:
         metrics = self.metrics(cell)
         if metrics is not None:
             sizes = metrics.get("files")
-            files = {name: size for name, size in sizes.items() if name in _SAMPLED} if isinstance(sizes, dict) else {}
+            files = {name: size for name, size in sizes.items() if name in SAMPLED} if isinstance(sizes, dict) else {}
             self._write_metrics(cell, {**metrics, "files": files, "features": None, "scores": []})
-        for name in _SCORED:
+        for name in SCORED:
             (self.folder(cell) / name).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from bench.measure.quality.scores import SCORES_VERSION
 from bench.suite import plan
 from bench.suite.cells.runner import CellRunner
 from bench.suite.cells.walks import RunError
+from bench.suite.store.resume import extended, is_sampled
 from bench.suite.store.store import Store
 
 STEP_COLUMNS = ["arm", "i", "stage", "t", "alpha", "sigma", "n", "quantity", "value", "std"]
@@ -223,9 +224,9 @@ def test_a_measurement_alone_gives_what_it_gives_among_others(make_cell, run_cel
 def test_measuring_more_keeps_what_was_measured(make_cell, run_cell, shrink):
     store = run_cell(first := make_cell(measure=("normality",)), shrink())
     second = make_cell(measure=("steps",))
-    assert not store.is_sampled(second)
-    assert store.extended(second).measure == ("steps", "normality")
-    run_cell(store.extended(second), shrink())
-    assert store.is_sampled(first)
-    assert store.is_sampled(second)
+    assert not is_sampled(store, second)
+    assert extended(store, second).measure == ("steps", "normality")
+    run_cell(extended(store, second), shrink())
+    assert is_sampled(store, first)
+    assert is_sampled(store, second)
     assert {"errors.npz", "steps.csv"} <= {path.name for path in store.folder(second).iterdir()}

@@ -8,6 +8,7 @@ from bench.files.writing import write_array, write_json
 from bench.suite import plan
 from bench.suite.plan import Unit
 from bench.suite.settings import ConfigError
+from bench.suite.store.resume import is_sampled, is_scored
 from bench.suite.store.store import Store
 
 UNIT = Unit("free", 0, 12)
@@ -56,9 +57,9 @@ def test_metrics_complete_a_cell_and_drop_its_shards(store, make_cell):
     cell = make_cell()
     store.begin(cell)
     store.put_shard(cell, UNIT, {"a": np.zeros(2)})
-    assert not store.is_sampled(cell)
+    assert not is_sampled(store, cell)
     store.finish(cell, {"scores": []})
-    assert store.is_sampled(cell)
+    assert is_sampled(store, cell)
     assert [path.name for path in store.folder(cell).iterdir()] == ["metrics.json"]
     found = store.metrics(cell)
     assert (found["key"], found["cell"]["model"], found["scores"]) == (cell.key(), "toy", [])
@@ -69,7 +70,7 @@ def test_half_written_metrics_do_not_complete_a_cell(store, make_cell, text):
     store.begin(make_cell())
     (store.folder(make_cell()) / "metrics.json").write_text(text)
     assert store.metrics(make_cell()) is None
-    assert not store.is_sampled(make_cell())
+    assert not is_sampled(store, make_cell())
 
 
 def complete(store, cell, **facts):
@@ -85,34 +86,34 @@ def test_any_file_of_the_sampling_counts(store, make_cell, name):
     (store.folder(cell) / name).write_text("content")
     store.finish(cell, {"scores": []})
     assert store.metrics(cell)["files"] == {name: 7}
-    assert store.is_sampled(cell)
+    assert is_sampled(store, cell)
     for spoil in (lambda path: path.write_text("Content"), lambda path: path.write_text("contents"), os.remove):
         spoil(store.folder(cell) / name)
-        assert not store.is_sampled(cell)
+        assert not is_sampled(store, cell)
 
 
 def test_without_file_sizes_a_cell_is_not_complete(store, make_cell):
     complete(store, make_cell())
     for files in (None, ["samples.npz"]):
         write_json(store.folder(make_cell()) / "metrics.json", {**store.metrics(make_cell()), "files": files})
-        assert not store.is_sampled(make_cell())
+        assert not is_sampled(store, make_cell())
 
 
 def test_scores_are_complete_by_themselves(store, make_cell):
     # A rescoring that was stopped has dropped kernel.npy: the images are still good, only the scores must be made anew.
     cell = make_cell()
-    assert not store.is_scored(cell, "toy-1")
+    assert not is_scored(store, cell, "toy-1")
     complete(store, cell, features="toy-1")
-    assert store.is_scored(cell, "toy-1")
-    assert not store.is_scored(cell, "toy-2")
+    assert is_scored(store, cell, "toy-1")
+    assert not is_scored(store, cell, "toy-2")
     store.unscore(cell)
-    assert not store.is_scored(cell, "toy-1")
-    assert store.is_sampled(cell)
+    assert not is_scored(store, cell, "toy-1")
+    assert is_sampled(store, cell)
     assert not (store.folder(cell) / "kernel.npy").exists()
     assert set(store.metrics(cell)["files"]) == {"samples.npz"}
     # Of other features, whose scores were never finished.
     write_array(store.folder(cell) / "kernel.npy", np.zeros((2, 2)))
-    assert not store.is_scored(cell, "toy-1")
+    assert not is_scored(store, cell, "toy-1")
 
 
 SETTINGS = [
@@ -132,7 +133,7 @@ def test_cells_of_one_folder_share_their_settings(store, make_cell, change, name
         complete(store, make_cell(steps=7))
     store.check(make_cell(steps=steps))
     other = make_cell(steps=steps, **change)
-    assert not store.is_sampled(other)
+    assert not is_sampled(store, other)
     assert refusal(ConfigError, store.check, other, match=f"another {name} .*choose another --out")
 
 
@@ -160,4 +161,4 @@ def test_seeds_probes_and_damaged_cells_stand_in_no_others_way(store, make_cell)
         (store.root / "cells" / "other" / "metrics.json").write_text(text)
         for cell in (make_cell(seed=1), make_cell(steps=9, measure=()), make_cell()):
             store.check(cell)
-        assert store.is_sampled(make_cell())  # and looking changed nothing
+        assert is_sampled(store, make_cell())  # and looking changed nothing
