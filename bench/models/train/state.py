@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.files.pickles import load_plain
-from bench.files.writing import write_bytes
+from bench.files.writing import write_atomic
 from bench.models.checkpoints.native import load_network, read_description, save_network
 from bench.models.checkpoints.state_dicts import all_finite
 from bench.models.interface import Description
@@ -169,10 +168,12 @@ class TrainingState:
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    content = io.BytesIO()
-    torch.save(state, content)
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:  # given a path, torch says of a full disk that a position is unexpected
+            torch.save(state, file)
+
     try:
-        write_bytes(path, content.getbuffer())
+        write_atomic(path, write)
     except OSError as error:
         raise OSError(
             f"{path} cannot be saved ({reason(error)}); the same command goes on from the last save"
