@@ -241,7 +241,8 @@ def _cost(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[
         "time_ratio": [_positive(a, "seconds") / _positive(b, "seconds") for a, b in pairs],
     }
     calls_ratio = first["nfe"] / other["nfe"] if other else math.nan
-    medians = {name: float(pd.Series(values).median()) for name, values in times.items()}
+    numbers = {name: [value for value in values if not math.isnan(value)] for name, values in times.items()}
+    medians = {name: float(np.median(values)) if values else math.nan for name, values in numbers.items()}
     return {"nfe": first["nfe"], "calls_ratio": calls_ratio, **medians}
 
 
